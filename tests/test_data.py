@@ -1,0 +1,509 @@
+"""Data sets: every kind of source gives the right pictures and labels; batches are pure functions of their step."""
+
+import gzip
+import io
+import os
+import random
+import struct
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqtok.data import ArrayData, Batches, Dataset, Shapes, convert, noise, open_data, split, whole
+from vqtok.errors import InputError
+
+
+def png(value: int, width: int = 6, height: int = 4) -> bytes:
+    """A picture of one color that `red` finds again."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (value, 0, 255 - value)).save(file, "PNG")
+    return file.getvalue()
+
+
+def red(data: Dataset) -> list[int]:
+    return [int(data.picture(i)[0, 0, 0]) for i in range(len(data))]
+
+
+def targets(data: Dataset) -> list[int]:
+    return [data.label(i) for i in range(len(data))]
+
+
+def write_tree(root: Path, names: dict[str, int]) -> Path:
+    for name, value in names.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(value))
+    return root
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:     # type: ignore[call-overload]
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def cifar_batch(values: list[int]) -> bytes:
+    """Records whose label is the value modulo 10; red is the value, green its row, blue its column."""
+    rows, columns = np.mgrid[:32, :32].astype(np.uint8)
+    planes = [np.concatenate([np.full(1024, v, np.uint8), rows.ravel(), columns.ravel()]) for v in values]
+    return b"".join(bytes([v % 10]) + p.tobytes() for v, p in zip(values, planes, strict=True))
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+
+
+# Folders, zips, tars
+
+def test_folder_of_pictures(tmp_path: Path) -> None:
+    data = open_data(write_tree(tmp_path, {"b.png": 2, "a.png": 1, ".hidden.png": 9, "sub/c.png": 3}))
+    assert red(data) == [1, 2, 3]
+    assert data.labels == ()
+    assert targets(data) == [-1] * 3
+    assert data.picture(0).shape == (4, 6, 3)
+    assert data.picture(0).dtype == np.uint8
+    assert "3 pictures" in data.summary
+
+
+def test_subfolders_are_labels(tmp_path: Path) -> None:
+    data = open_data(write_tree(tmp_path, {"dog/1.png": 20, "cat/x/1.png": 10, "cat/2.png": 11}))
+    assert data.labels == ("cat", "dog")
+    assert list(zip(red(data), targets(data), strict=True)) == [(11, 0), (10, 0), (20, 1)]
+
+
+def test_train_and_test_folders(tmp_path: Path) -> None:
+    names = {"train/cat/1.png": 1, "train/dog/1.png": 2, "val/cat/1.png": 3, "test/dog/1.png": 4}
+    train, test = (open_data(write_tree(tmp_path / "d", names), s) for s in ("train", "test"))
+    assert (red(train), train.labels, targets(train)) == ([1, 2], ("cat", "dog"), [0, 1])
+    assert sorted(red(test)) == [3, 4]
+    whole_set = open_data(write_tree(tmp_path / "e", {"cat/1.png": 1, "test/1.png": 2}), "test")
+    assert whole_set.labels == ("cat", "test"), "a lone folder named test is a label"
+    with pytest.raises(InputError, match="no test pictures"):
+        open_data(write_tree(tmp_path / "f", {"train/1.png": 1}), "test")
+
+
+def test_links_that_loop(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"a/1.png": 1})
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    assert red(open_data(tmp_path)) == [1]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "self").symlink_to(empty)
+    with pytest.raises(InputError, match="holds no pictures"):
+        open_data(empty)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_archive(tmp_path: Path, kind: str) -> None:
+    members = {"./set/b/1.png": png(1), "./set/a/2.png": png(2)}
+    members |= {"./set/notes.txt": b"x", "__MACOSX/._1.png": b"x", "set/._x.png": b"x"}
+    path = (write_zip if kind == "zip" else write_tar)(tmp_path / f"x.{kind}", members)
+    data = open_data(path)
+    assert data.labels == ("a", "b")
+    assert sorted(zip(red(data), targets(data), strict=True)) == [(1, 1), (2, 0)]
+
+
+def test_shards_by_split(tmp_path: Path) -> None:
+    for n, name in enumerate(["train-000", "train-001", "val-000"]):
+        write_tar(tmp_path / f"{name}.tar", {"0.png": png(10 * n), "1.png": png(10 * n + 1)})
+    (tmp_path / "index.jsonl").write_text("{}")
+    assert red(open_data(tmp_path, "train")) == [0, 1, 10, 11]
+    assert red(open_data(tmp_path, "test")) == [20, 21]
+    assert red(open_data(tmp_path / "train-001.tar")) == [10, 11]
+    assert red(open_data(tmp_path / "*-000.tar", "test")) == [0, 1, 20, 21], "what is named is used as it is"
+    assert red(open_data([tmp_path / "val-000.tar"])) == [20, 21]
+    (tmp_path / "val-000.tar").unlink()
+    with pytest.raises(InputError, match="no test pictures"):
+        open_data(tmp_path, "test")
+
+
+def test_shards_without_split_names(tmp_path: Path) -> None:
+    for n in range(2):
+        write_tar(tmp_path / f"{n}.tar", {"0.png": png(n)})
+    assert red(open_data(tmp_path, "train")) == red(open_data(tmp_path, "test")) == [0, 1]
+
+
+def test_globs_and_single_pictures(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"a/1.png": 1, "b/2.png": 2})
+    assert red(open_data(str(tmp_path / "*" / "*.png"))) == [1, 2]
+    assert red(open_data(tmp_path / "a" / "1.png")) == [1]
+
+
+# Arrays
+
+def test_cifar_binaries(tmp_path: Path) -> None:
+    for n in (1, 2):
+        (tmp_path / f"data_batch_{n}.bin").write_bytes(cifar_batch([10 * n + 3, 10 * n + 4]))
+    (tmp_path / "test_batch.bin").write_bytes(cifar_batch([99]))
+    (tmp_path / "batches.meta.txt").write_text("plane car bird cat deer dog frog horse ship truck\n\n")
+    data = open_data(tmp_path)
+    assert (red(data), targets(data), data.labels[3]) == ([13, 14, 23, 24], [3, 4, 3, 4], "cat")
+    assert data.picture(0)[5, 7].tolist() == [13, 5, 7], "planes become channels, rows stay rows"
+    assert red(open_data(tmp_path, "test")) == [99]
+    assert red(open_data(tmp_path / "data_batch_2.bin", "test")) == [23, 24]
+
+
+def test_cifar_archive(tmp_path: Path) -> None:
+    folder = "cifar-10-batches-bin/"
+    members = {folder + "data_batch_2.bin": cifar_batch([2]), folder + "data_batch_1.bin": cifar_batch([1])}
+    members |= {folder + "test_batch.bin": cifar_batch([7]), folder + "batches.meta.txt": b"a b c d e f g h i j\n"}
+    path = write_tar(tmp_path / "cifar-10-binary.tar.gz", members, "w:gz")
+    data = open_data(path)
+    assert (red(data), targets(data), data.labels[1]) == ([1, 2], [1, 2], "b")
+    assert red(open_data(path, "test")) == [7]
+    path = write_tar(tmp_path / "cifar-10-python.tar.gz", {"cifar-10-batches-py/batches.meta": b"\x80\x04"}, "w:gz")
+    with pytest.raises(InputError, match="pickles"):
+        open_data(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx(tmp_path: Path, packed: bool) -> None:
+    pictures = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+    files = {"train-images-idx3-ubyte": pictures, "train-labels-idx1-ubyte": np.array([1, 0])}
+    files |= {"t10k-images-idx3-ubyte": pictures[:1] + 100, "t10k-labels-idx1-ubyte": np.array([2])}
+    for name, array in files.items():
+        (tmp_path / (name + ".gz" * packed)).write_bytes(gzip.compress(idx(array)) if packed else idx(array))
+    data = open_data(tmp_path)
+    assert (len(data), data.channels, targets(data), data.labels) == (2, 1, [1, 0], ("0", "1"))
+    assert (data.picture(1)[..., 0] == pictures[1]).all()
+    test = open_data(tmp_path, "test")
+    assert (red(test), targets(test)) == ([100], [2])
+    assert red(open_data(tmp_path / ("t10k-images-idx3-ubyte" + ".gz" * packed))) == [100]
+    (tmp_path / "outer").mkdir()
+    (tmp_path / "letters-train-images-idx3-ubyte").write_bytes(idx(pictures))
+    with pytest.raises(InputError, match="2 IDX files"):
+        open_data(tmp_path)
+
+
+def test_arrays(tmp_path: Path, rng: np.random.Generator) -> None:
+    pictures = rng.integers(0, 256, (5, 4, 6, 3), np.uint8)
+    np.save(tmp_path / "x.npy", pictures)
+    np.save(tmp_path / "f.npy", np.asfortranarray(pictures))
+    np.savez_compressed(tmp_path / "plain.npz", images=pictures, labels=np.array([[0], [1], [2], [1], [0]], np.int32))
+    np.savez(tmp_path / "parts.npz", x_train=pictures[:3], y_train=[1, 1, 0], x_test=pictures[3:], y_test=[0, 1])
+    np.savez(tmp_path / "other.npz", note=np.zeros(3), stuff=pictures)
+    np.savez(tmp_path / "grey.npz", pictures[..., 0])
+    for name in ("x.npy", "f.npy", "plain.npz", "other.npz"):
+        data = open_data(tmp_path / name)
+        assert all((data.picture(i) == pictures[i]).all() for i in range(5)), name
+    assert targets(open_data(tmp_path / "plain.npz")) == [0, 1, 2, 1, 0]
+    test = open_data(tmp_path / "parts.npz", "test")
+    assert (test.picture(0) == pictures[3]).all()
+    assert targets(test) == [0, 1]
+    grey = open_data(tmp_path / "grey.npz")
+    assert grey.channels == 1
+    assert (grey.picture(2)[..., 0] == pictures[2, :, :, 0]).all()
+
+
+# Bad input
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
+
+
+HUGE = "{'descr': '|u1', 'fortran_order': False, 'shape': (1048576, 1024, 1024, 1)}"
+BAD_FILES = {
+    "missing": (None, "there is no"),
+    "empty.tar": (b"", "is empty"),
+    "text.txt": (b"hello" * 200, "no kind of data set"),
+    "noise.zip": (b"PK\3\4" + bytes(range(256)), "damaged zip"),
+    "x.tar.gz": (gzip.compress(b"x" * 2000), "is compressed"),
+    "cut.tar": (b"a.png".ljust(257, b"\0") + b"ustar" + b"x" * 10, "no whole tar"),
+    "short.bin": (b"\1" * 3000, "no batch of CIFAR-10"),
+    "label.bin": (b"\xff" * 3073, "label 255"),
+    "huge.npy": (npy(HUGE), "damaged"),
+    "float.npy": (npy(HUGE.replace("|u1", "<f4")), "float32, not uint8"),
+    "object.npy": (npy(HUGE.replace("|u1", "|O")), "Python objects"),
+    "flat.npy": (npy(HUGE.replace("(1048576, 1024, 1024, 1)", "(4, 4)"), bytes(16)), r"shape \(4, 4\)"),
+    "first.npy": (npy(HUGE.replace("(1048576, 1024, 1024, 1)", "(1, 3, 8, 8)"), bytes(192)), "8 channels"),
+    "bad.npy": (npy("{'descr': import os}"), "bad .npy header"),
+    "cut-images-idx3-ubyte": (gzip.compress(idx(np.zeros((2, 4, 4)))[:-1]), "ends after 31 of 32"),
+    "none-images-idx3-ubyte": (idx(np.zeros((0, 4, 4))), "shape"),
+    "bomb-images-idx3-ubyte.gz": (gzip.compress(b"\0\0\x08\x03" + b"\0\xff\xff\xff" * 3), "asks for"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file(tmp_path: Path, name: str) -> None:
+    content, message = BAD_FILES[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        open_data(tmp_path / name)
+    assert caught.value.fix
+    assert name in str(caught.value).replace(tmp_path.name, name)
+
+
+def test_npz_that_asks_for_a_terabyte(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x.npz", {"images.npy": npy(HUGE)})
+    assert path.stat().st_size < 300
+    with pytest.raises(InputError, match="asks for"):
+        open_data(path)
+
+
+def test_npz_labels_must_match(tmp_path: Path) -> None:
+    pictures = np.zeros((3, 4, 4), np.uint8)
+    for labels, message in (([0, 1], "2 labels"), ([0, 1, -1], "from -1"), ([0.0, 1.0, 2.0], "whole numbers")):
+        np.savez(tmp_path / "x.npz", images=pictures, labels=np.array(labels))
+        with pytest.raises(InputError, match=message):
+            open_data(tmp_path / "x.npz")
+
+
+def test_folder_without_pictures(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match="holds no pictures"):
+        open_data(tmp_path)
+    with pytest.raises(InputError, match=r"holds no pictures|matches|match"):
+        open_data(tmp_path / "*.tar")
+    write_tar(tmp_path / "x.tar", {"notes.txt": b"x"})
+    with pytest.raises(InputError, match="holds no pictures"):
+        open_data(tmp_path / "x.tar")
+
+
+def test_bad_pictures_are_skipped_and_counted(tmp_path: Path) -> None:
+    write_tree(tmp_path, {f"{i}.png": i for i in range(8)})
+    (tmp_path / "0.png").write_bytes(b"")
+    (tmp_path / "5.png").write_bytes(png(5)[:40])
+    data = open_data(tmp_path)
+    with pytest.raises(InputError, match=r"5\.png"):
+        data.picture(5)
+    batches = Batches(data, np.arange(8), batch=16, size=4)
+    shown = batches.batch(0).pixels[:, 0, 0, 0].tolist()
+    assert set(shown) <= {1, 2, 3, 4, 6, 7}
+    assert len(shown) == 16
+    assert Batches(open_data(tmp_path), np.arange(8), 16, 4).batch(0).pixels[:, 0, 0, 0].tolist() == shown
+    assert data.skipped == 2
+    with pytest.raises(InputError, match="cannot be read"):
+        Batches(data, np.array([0, 5]), 4, 4).batch(0)
+
+
+def test_labels_follow_replaced_pictures(tmp_path: Path) -> None:
+    write_tree(tmp_path, {f"{'even' if i % 2 == 0 else 'odd'}/{i}.png": i for i in range(8)})
+    (tmp_path / "even" / "2.png").write_bytes(b"")
+    data = open_data(tmp_path)
+    pixels, labels = Batches(data, np.arange(8), batch=64, size=4).batch(0)
+    assert data.skipped == 1
+    assert (pixels[:, 0, 0, 0] % 2 == labels).all()
+
+
+def test_all_pictures_bad(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="none of the 3 pictures"):
+        open_data(tmp_path)
+
+
+FUZZ = int(os.environ.get("VQTOK_FUZZ", "120"))     # mutations of each file
+
+
+def mutations(data: bytes, n: int) -> Iterator[bytes]:
+    draw = random.Random(1)
+    for _ in range(n):
+        changed = bytearray(data[: draw.randrange(1, len(data))] if draw.random() < 0.3 else data)
+        for _ in range(draw.randrange(1, 4)):
+            changed[draw.randrange(len(changed))] = draw.randrange(256)
+        yield bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.npz", "x.npy", "a-images-idx3-ubyte", "cifar.tar.gz"])
+def test_damage_raises_input_error_only(tmp_path: Path, name: str) -> None:
+    pictures = np.zeros((2, 4, 4, 3), np.uint8)
+    path = tmp_path / name
+    {
+        "x.zip": lambda: write_zip(path, {"a.png": png(1), "b.png": png(2)}),
+        "x.tar": lambda: write_tar(path, {"a.png": png(1), "b" * 200 + ".png": png(2)}),
+        "x.npz": lambda: np.savez_compressed(path, images=pictures, labels=np.array([0, 1])),
+        "x.npy": lambda: np.save(path, pictures),
+        "a-images-idx3-ubyte": lambda: path.write_bytes(idx(pictures[..., 0])),
+        "cifar.tar.gz": lambda: write_tar(path, {"data_batch_1.bin": cifar_batch([1])}, "w:gz"),
+    }[name]()
+    for changed in mutations(path.read_bytes(), FUZZ):
+        path.write_bytes(changed)
+        with suppress(InputError):
+            data = open_data(path)
+            assert all(data.picture(i).ndim == 3 for i in range(len(data)))
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions bind neither root nor Windows")
+def test_no_permission(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", {"a.png": png(1)})
+    path.chmod(0)
+    with pytest.raises(InputError, match="Permission denied"):
+        open_data(path)
+
+
+# Shapes
+
+def test_shapes_are_the_same_everywhere() -> None:
+    shapes = Shapes()
+    assert (len(shapes), shapes.picture(0).shape, len(shapes.labels)) == (20000, (32, 32, 3), 6)
+    some = np.array([19999, 3, 3, 500])
+    block = shapes.pictures(some)
+    assert all((shapes.picture(int(i)) == block[j]).all() for j, i in enumerate(some))
+    assert [shapes.label(i) for i in range(12)] == [3, 4, 4, 5, 1, 4, 3, 4, 4, 3, 1, 1], "a bundled recipe's data must not move"
+    assert shapes.picture(0)[16, ::8].mean(1).round().tolist() == pytest.approx(SHAPE_ROW, abs=1)
+    with pytest.raises(IndexError):
+        shapes.picture(20000)
+
+
+SHAPE_ROW = [68, 170, 77, 65]
+
+
+def test_shapes_vary_and_show_their_label() -> None:
+    shapes = Shapes(600)
+    counts = Counter(targets(shapes))
+    assert len(counts) == 6
+    assert min(counts.values()) > 60
+    block = shapes.pictures(np.arange(600))
+    assert len({p.tobytes() for p in block}) == 600
+    assert block.reshape(600, -1).std(1).min() > 8, "each picture has something on it"
+    rings, circles = (block[np.array(targets(shapes)) == shapes.labels.index(k)] for k in ("ring", "circle"))
+    assert rings.std((1, 2)).mean() < circles.std((1, 2)).mean(), "a ring covers less than a disk"
+
+
+def test_test_shapes_are_not_training_shapes() -> None:
+    train, test = open_data(None), open_data(None, "test")
+    seen = {train.picture(i).tobytes() for i in range(200)}
+    assert not seen & {test.picture(i).tobytes() for i in range(200)}
+
+
+# Split and batches
+
+def numbered(n: int, H: int = 4, W: int = 4) -> ArrayData:
+    """Picture i is i everywhere, so a batch tells what it holds."""
+    pixels = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, H, W, 1))
+    return ArrayData("numbered", pixels, np.arange(n) % 3, ["a", "b", "c"])
+
+
+def test_split() -> None:
+    data = numbered(200)
+    train, validation = split(data, 0.1, 256, seed=4)
+    assert len(validation) == 20
+    assert sorted([*train, *validation]) == list(range(200))
+    assert (split(data, 0.1, 256, seed=4)[1] == validation).all()
+    assert (split(data, 0.1, 256, seed=5)[1] != validation).any()
+    assert len(split(data, 0.1, 7, seed=4)[1]) == 7
+    assert len(split(data, 0.0, 7, seed=4)[1]) == 0
+    assert [len(part) for part in split(numbered(2), 0.5, 256, 0)] == [1, 1]
+    assert [len(part) for part in split(numbered(1), 0.02, 256, 0)] == [1, 1]
+
+
+def test_each_epoch_shows_each_picture_once() -> None:
+    indices = np.arange(0, 100, 2)
+    batches = Batches(numbered(100), indices, batch=8, size=4, channels=1)
+    shown = np.concatenate([batches.batch(step).pixels[:, 0, 0, 0] for step in range(25)])     # 200 positions: 4 epochs
+    epochs = shown.reshape(4, 50)
+    assert all(sorted(epoch) == indices.tolist() for epoch in epochs.tolist())
+    assert (epochs[0] != epochs[1]).any(), "each epoch has its own order"
+
+
+def test_labels_go_with_pictures() -> None:
+    pixels, labels = Batches(numbered(100), np.arange(100), 32, 4, channels=1).batch(3)
+    assert pixels.shape == (32, 1, 4, 4)
+    assert labels.dtype == np.int64
+    assert (pixels[:, 0, 0, 0] % 3 == labels).all()
+
+
+def gradient(H: int, W: int, n: int = 6) -> ArrayData:
+    """Red is the row, green the column, blue the picture: a crop tells where it was cut."""
+    pixels = np.zeros((n, H, W, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.mgrid[:H, :W]
+    pixels[..., 2] = np.arange(n)[:, None, None]
+    return ArrayData("gradient", pixels)
+
+
+def test_crops_keep_pixels_and_reach_every_place() -> None:
+    pixels = Batches(gradient(10, 14), np.arange(6), 600, 8).batch(0).pixels.astype(int)     # (B, 3, 8, 8)
+    assert (pixels[:, 0, :, :] - pixels[:, 0, :1, :1] == np.arange(8)[:, None]).all(), "no resampling, height is height"
+    assert (pixels[:, 1, :, :] - pixels[:, 1, :1, :1] == np.arange(8)).all()
+    assert {(p[0, 0, 0], p[1, 0, 0]) for p in pixels} == {(y, x) for y in range(3) for x in range(7)}
+
+
+def test_scale_and_flip() -> None:
+    data = gradient(32, 40)
+    plain = Batches(data, np.arange(6), 200, 8, min_scale=0.25).batch(0).pixels.astype(int)
+    span = plain[:, 1, 4, 7] - plain[:, 1, 4, 0]
+    assert span.min() < 9
+    assert span.max() > 22, "crops of 8 to 32 pixels a side"
+    flipped = Batches(data, np.arange(6), 200, 8, flip=True, min_scale=0.25).batch(0).pixels.astype(int)
+    mirrored = (flipped[:, 1, 4, 0] > flipped[:, 1, 4, 7])
+    assert 60 < mirrored.sum() < 140
+    assert (flipped[mirrored] == plain[mirrored, :, :, ::-1]).all()
+    assert (flipped[~mirrored] == plain[~mirrored]).all()
+
+
+def test_small_pictures_are_enlarged() -> None:
+    for H, W in ((1, 1), (3, 5), (50, 2)):
+        assert Batches(gradient(H, W), np.arange(6), 4, 16).batch(0).pixels.shape == (4, 3, 16, 16)
+
+
+def test_batch_is_a_pure_function_of_its_step() -> None:
+    def make(seed: int = 3) -> Batches:
+        return Batches(gradient(12, 12), np.arange(6), 16, 8, seed, flip=True, min_scale=0.7)
+
+    straight = [make().batch(step).pixels for step in range(6)]
+    resumed = make()
+    assert all((resumed.batch(step).pixels == straight[step]).all() for step in (5, 2, 4, 2))
+    assert (make(4).batch(0).pixels != straight[0]).any()
+    for workers in (1, 3):
+        ahead = [b.pixels for b in make().prefetch(2, 6, workers)]
+        assert len(ahead) == 4
+        assert all((a == b).all() for a, b in zip(ahead, straight[2:], strict=True))
+
+
+def test_prefetch_ends_and_passes_errors_on() -> None:
+    class Broken(ArrayData):
+        def pictures(self, indices: np.ndarray) -> np.ndarray:
+            raise InputError("gone", "mount it")
+
+    with pytest.raises(InputError, match="gone"):
+        next(Batches(Broken("x", np.zeros((4, 8, 8, 3), np.uint8)), np.arange(4), 2, 8).prefetch(0))
+    endless = Batches(gradient(8, 8), np.arange(6), 4, 8).prefetch(10)
+    assert next(endless).pixels.shape == (4, 3, 8, 8)
+    endless.close()     # type: ignore[attr-defined]
+
+
+def test_channels() -> None:
+    color = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [7, 7, 7]]], np.uint8)
+    expected = np.asarray(Image.fromarray(color).convert("L"))
+    assert (convert(color, 1)[..., 0] == expected).all()
+    assert (convert(convert(color, 1), 3)[..., 1] == expected).all()
+    assert whole(numbered(3), 2, 3).shape == (4, 4, 3)
+    assert Batches(gradient(8, 8), np.arange(6), 4, 8, channels=1).batch(0).pixels.shape == (4, 1, 8, 8)
+
+
+def test_noise_is_fixed_and_even() -> None:
+    assert noise.bits(0, 0, np.arange(3)).tolist() == NOISE, "or old runs no longer resume"
+    values = noise.uniform(7, 2, np.arange(20000))
+    assert values.min() >= 0
+    assert values.max() < 1
+    assert abs(values.mean() - 0.5) < 0.01
+    assert abs(values.std() - 12**-0.5) < 0.01
+    for other in (noise.uniform(7, 3, np.arange(20000)), noise.uniform(8, 2, np.arange(20000)), np.roll(values, 1)):
+        assert abs(np.corrcoef(values, other)[0, 1]) < 0.03
+    assert sorted(noise.permutation(1, 2, 1000).tolist()) == list(range(1000))
+
+
+NOISE = [2558736989570252433, 3400964856525257824, 12865742008072950574]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,217 @@
+"""Holds DESIGN.md's order of modules, and what STYLE.md forbids everywhere, by reading the source of every module."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vqtok
+
+ROOT = Path(vqtok.__file__).parent
+LAYERS = (
+    "errors", "files", "config", "images", "entropy", "codes", "weights", "metrics", "report",
+    "quantizers", "vqvae", "losses", "priors", "data", "codec", "train", "cli",
+    "__init__", "__main__",     # the two doors: the library's names (on first use) and `python -m vqtok`
+)
+LATER = ("entropy",)    # has its place, but is not written yet; this line goes when it is
+WITHOUT_TORCH = LAYERS[:LAYERS.index("quantizers")]
+PACKAGES = ("data", "priors", "quantizers", "cli")
+PRINTERS = ("cli", "__main__")
+PRINTS = ("print", "input", "typer.echo", "typer.secho", "rich.print", "traceback.print_exc")
+PRINTING_MODULES = ("rich.console", "rich.progress", "rich.live", "rich.print", "typer", "sys.stdout", "sys.stderr")
+PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imports(tree: ast.AST, package: str = "vqtok") -> Iterator[tuple[int, str]]:
+    """(line, full dotted name) of everything imported, at the top or inside a function; `package` resolves relative imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parent = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            base = ".".join(filter(None, (parent, node.module)))
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def layer_faults(source: str, name: str, package: str = "vqtok") -> list[str]:
+    """Imports that do not go up (within a package they may go anywhere), and torch where it must not be."""
+    faults = []
+    for line, target in imports(ast.parse(source), package):
+        root, _, rest = target.partition(".")
+        if root == "vqtok" and rest != "__version__":
+            other = rest.split(".")[0]
+            other = other if other in LAYERS else "__init__"
+            inside = other == name and package != "vqtok"
+            if not inside and LAYERS.index(other) >= LAYERS.index(name):
+                faults.append(f"{line}: {name} imports {target}")
+        if name in WITHOUT_TORCH and (root in ("torch", "torchvision") or target.startswith("safetensors.torch")):
+            faults.append(f"{line}: {name} imports {target}")
+    return faults
+
+
+def dotted(node: ast.AST) -> str:
+    """`np.load` for that expression; an empty string for what is no plain name."""
+    if isinstance(node, ast.Attribute):
+        base = dotted(node.value)
+        return f"{base}.{node.attr}" if base else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def printing_faults(source: str) -> list[str]:
+    tree, faults = ast.parse(source), []
+    for node in ast.walk(tree):
+        name = dotted(node.func) if isinstance(node, ast.Call) else dotted(node)
+        if isinstance(node, ast.Call) and name in PRINTS:
+            faults.append(f"{node.lineno}: {name}()")
+        elif isinstance(node, ast.Attribute) and name.startswith(("sys.stdout", "sys.stderr", "sys.__std")):
+            faults.append(f"{node.lineno}: {name}")
+    printing = tuple(f"{module}." for module in PRINTING_MODULES)
+    return faults + [f"{line}: imports {name}" for line, name in imports(tree) if f"{name}.".startswith(printing)]
+
+
+def execution_faults(source: str) -> list[str]:
+    """What could run code from a file, or hide an import from this test."""
+    tree, faults = ast.parse(source), []
+    for line, name in imports(tree):
+        if name.split(".")[0] in PICKLES or name in ("torch.load", "torch.save", "torch.hub", "torch.package"):
+            faults.append(f"{line}: imports {name}")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name, options = dotted(node.func), {option.arg: option.value for option in node.keywords}
+        if name in ("eval", "exec", "__import__", "torch.load", "torch.save", "torch.jit.load") or name.startswith("torch.hub."):
+            faults.append(f"{node.lineno}: {name}()")
+        allowed = options.get("allow_pickle")
+        if (name in ("np.load", "numpy.load") or allowed is not None) and not (
+            isinstance(allowed, ast.Constant) and allowed.value is False
+        ):
+            faults.append(f"{node.lineno}: {name}() without allow_pickle=False")
+    return faults
+
+
+def source_of(path: Path) -> tuple[str, str]:
+    """The text, and the package its relative imports start from."""
+    return path.read_text(encoding="utf-8"), ".".join(("vqtok", *path.relative_to(ROOT).parts[:-1]))
+
+
+def test_the_package_holds_exactly_the_layers():
+    assert {layer(path) for path in FILES} == set(LAYERS) - set(LATER)
+    folders = {path.parent for path in FILES}
+    assert set(PACKAGES) <= {folder.name for folder in folders}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+    assert [folder for folder in folders if folder.with_suffix(".py").exists()] == []   # one would hide the other
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_module_keeps_the_rules(path: Path):
+    source, package = source_of(path)
+    assert layer_faults(source, layer(path), package) == []
+    assert execution_faults(source) == []
+    if layer(path) not in PRINTERS:
+        assert printing_faults(source) == []
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after the statement."""
+    code = f"{statement}\nimport sys, json; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    return set(json.loads(done.stdout))
+
+
+def test_reading_and_checking_codes_start_without_torch():
+    loaded = loaded_by("import vqtok, vqtok.config, vqtok.codes, vqtok.weights, vqtok.metrics")
+    assert {"vqtok.codes", "vqtok.metrics"} <= loaded
+    assert "torch" not in loaded
+
+
+def test_every_layer_above_the_networks_starts_without_torch():
+    names = [f"vqtok.{name}" for name in WITHOUT_TORCH if name not in LATER]
+    loaded = loaded_by(f"import {', '.join(names)}")
+    assert set(names) <= loaded
+    assert "torch" not in loaded
+
+
+def test_the_command_line_starts_without_torch():
+    loaded = loaded_by("import vqtok.cli")
+    assert "vqtok.cli" in loaded
+    assert "torch" not in loaded
+
+
+def test_names_of_the_library_come_on_first_use():
+    loaded = loaded_by("import vqtok; vqtok.read_codes, vqtok.VqtokError")
+    assert "vqtok.codes" in loaded
+    assert "torch" not in loaded
+
+
+@pytest.mark.parametrize(("name", "source"), [
+    ("codes", "from vqtok.errors import FormatError\nimport numpy"),
+    ("codec", "from vqtok import __version__, weights"),
+    ("data", "from vqtok.data.shapes import Shapes\nimport torch"),
+    ("data", "from . import shapes\nfrom .shapes import Shapes"),
+    ("cli", "def run():\n    from vqtok.codec import load"),
+    ("__main__", "from vqtok.cli import main"),
+    ("weights", "import safetensors.numpy"),
+])
+def test_layer_rule_allows(name: str, source: str):
+    assert layer_faults(source, name, f"vqtok.{name}" if name in PACKAGES else "vqtok") == []
+
+
+@pytest.mark.parametrize(("name", "source"), [
+    ("codes", "from vqtok.weights import Weights"),
+    ("codes", "import vqtok.weights"),
+    ("codes", "from vqtok import weights"),
+    ("codes", "from . import weights"),
+    ("codes", "from .weights import Weights"),
+    ("codes", "def read():\n    from vqtok.codec import load"),
+    ("codes", "import vqtok.codes"),
+    ("codes", "import vqtok"),
+    ("codec", "from vqtok import load"),
+    ("quantizers", "from vqtok.vqvae import VQVAE"),
+    ("quantizers", "from ..vqvae import VQVAE"),
+    ("train", "from vqtok.cli import main"),
+    ("metrics", "import torch"),
+    ("report", "from torch import Tensor"),
+    ("weights", "def load():\n    import torch.nn.functional as F"),
+    ("weights", "from safetensors.torch import load_file"),
+    ("weights", "from safetensors import torch"),
+])
+def test_layer_rule_finds(name: str, source: str):
+    assert layer_faults(source, name, f"vqtok.{name}" if name in PACKAGES else "vqtok") != []
+
+
+@pytest.mark.parametrize("source", [
+    "print('x')", "def f():\n    print()", "import sys\nsys.stderr.write('x')", "import sys\nsys.stdout.buffer",
+    "from sys import stdout", "import typer", "from rich import print", "from rich.console import Console",
+    "import rich\nrich.print('x')",
+])
+def test_printing_is_found(source: str):
+    assert printing_faults(source) != []
+
+
+@pytest.mark.parametrize("source", ["import sys\nsys.stdin.buffer.read()", "from rich.table import Table", "report.print = 1"])
+def test_what_does_not_print_is_allowed(source: str):
+    assert printing_faults(source) == []
+
+
+@pytest.mark.parametrize("source", [
+    "import pickle", "from pickle import loads", "import marshal", "eval('1')", "exec('1')", "__import__('os')",
+    "torch.load('x')", "torch.save({}, 'x')", "from torch import load", "torch.hub.load('x', 'y')",
+    "np.load('x')", "np.load('x', allow_pickle=True)", "np.load('x', allow_pickle=flag)",
+    "np.lib.format.read_array(f, allow_pickle=True)",
+])
+def test_running_code_from_files_is_found(source: str):
+    assert execution_faults(source) != []
+
+
+@pytest.mark.parametrize("source", ["model.eval()", "np.load('x', allow_pickle=False)", "torch.compile(model)", "'pickle'"])
+def test_what_runs_nothing_is_allowed(source: str):
+    assert execution_faults(source) == []

@@ -1,0 +1,150 @@
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from vqtok import report
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def flat(H: int, W: int, color: tuple[int, ...]) -> np.ndarray:
+    return np.full((H, W, len(color)), color, np.uint8)
+
+
+def box(picture: np.ndarray, color: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """(top, left, H, W) of the rectangle of that color; fails where the pixels of that color are no full rectangle."""
+    rows, columns = np.nonzero((picture == color).all(axis=2))
+    top, left, H, W = rows.min(), columns.min(), np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert len(rows) == H * W
+    return int(top), int(left), int(H), int(W)
+
+
+def test_sheet_of_equal_pictures_fills_row_by_row():
+    got = report.sheet([flat(2, 3, RED), flat(2, 3, GREEN), flat(2, 3, BLUE)], columns=2, gap=1)
+    assert got.shape == (7, 9, 3)
+    assert got.dtype == np.uint8
+    assert [box(got, color) for color in (RED, GREEN, BLUE)] == [(1, 1, 2, 3), (1, 5, 2, 3), (4, 1, 2, 3)]
+    assert (got == 255).all(axis=2).sum() == 7 * 9 - 3 * 6      # all else is background
+
+
+def test_sheet_centers_mixed_sizes_and_turns_grey_to_color():
+    got = report.sheet([flat(2, 6, RED), flat(8, 2, GREEN), flat(4, 4, (9,))], columns=2, gap=2, background=(1, 2, 3))
+    assert got.shape == (2 + 8 + 2 + 4 + 2, 2 + 6 + 2 + 2 + 2, 3)
+    assert box(got, RED) == (5, 2, 2, 6)
+    assert box(got, GREEN) == (2, 10, 8, 2)
+    assert box(got, (9, 9, 9)) == (12, 3, 4, 4)
+    assert tuple(got[0, 0]) == (1, 2, 3)
+
+
+def test_sheet_has_no_more_columns_than_pictures():
+    assert report.sheet([flat(4, 4, RED)], columns=8, gap=0).shape == (4, 4, 3)
+
+
+def test_sheet_enlarges_by_repeating_pixels():
+    picture = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)
+    got = report.sheet([picture], columns=1, gap=0, scale=3)
+    assert (got == np.kron(picture, np.ones((3, 3, 1), np.uint8))).all()
+
+
+def test_sheet_leaves_its_pictures_alone():
+    picture = flat(4, 4, RED)
+    got = report.sheet([picture], columns=1, gap=0)
+    got[:] = 0
+    assert (picture == RED).all()
+
+
+def ink(picture: np.ndarray, background: tuple[int, int, int]) -> int:
+    return int((picture != background).any(axis=2).sum())
+
+
+@pytest.mark.parametrize("background", [(255, 255, 255), (0, 0, 0), (250, 240, 10)])
+def test_labels_show_under_their_pictures(background: tuple[int, int, int]):
+    bare, labeled = (
+        report.sheet([flat(20, 90, RED), flat(20, 90, BLUE)], 2, labels, background=background)
+        for labels in (None, ["airplane", ""])
+    )
+    assert labeled.shape[0] > bare.shape[0]
+    assert labeled.shape[1] == bare.shape[1]
+    assert box(labeled, RED)[:2] == (4, 4)
+    under, right = labeled[24:, :98], labeled[24:, 98:]
+    assert ink(under, background) > 50
+    assert ink(right, background) == 0
+    assert abs(under.astype(int) - background).max() > 120     # readable, not grey on grey
+
+
+def test_a_label_widens_a_narrow_picture_up_to_a_limit():
+    names = ["automobile", "a-very-long-file-name-" * 400]
+    short, long = (report.sheet([flat(1, 1, RED)], 1, [name], gap=0) for name in names)
+    assert 30 < short.shape[1] < report.LABEL_WIDTH
+    assert report.LABEL_WIDTH - 20 < long.shape[1] <= report.LABEL_WIDTH
+    assert box(long, RED)[2:] == (1, 1)
+
+
+@pytest.mark.parametrize("label", ["Katze 猫", "line\nbreak\ttab", "bad \udcff byte", "\x1b[31mred\x00", "👍🏽", ""])
+def test_any_label_can_be_drawn(label: str):
+    one_line = report.sheet([flat(8, 80, RED)], 1, ["x"])
+    assert report.sheet([flat(8, 80, RED)], 1, [label]).shape == one_line.shape
+
+
+def test_side_by_side_keeps_pairs_in_rows():
+    rows = [[flat(5, 70, RED), flat(5, 70, GREEN)], [flat(9, 70, BLUE), flat(9, 70, (7,))]]
+    got = report.side_by_side(rows, gap=2)
+    assert got.shape == (2 + 5 + 2 + 9 + 2, 2 + 70 + 2 + 70 + 2, 3)
+    assert [box(got, color)[:2] for color in (RED, GREEN, BLUE, (7, 7, 7))] == [(2, 2), (2, 74), (9, 2), (9, 74)]
+
+
+def test_side_by_side_headings_stand_over_their_columns():
+    rows = [[flat(5, 90, RED), flat(5, 90, GREEN)]] * 2
+    bare, headed = report.side_by_side(rows), report.side_by_side(rows, ["original", "reconstruction"])
+    assert headed.shape == (bare.shape[0] + report.LINE_HEIGHT + 4, bare.shape[1], 3)
+    assert (headed[-bare.shape[0]:] == bare).all()
+    above = headed[:report.LINE_HEIGHT + 4]
+    assert ink(above[:, 98:], report.WHITE) > ink(above[:, :98], report.WHITE) > 50
+
+
+def test_side_by_side_enlarges():
+    got = report.side_by_side([[flat(2, 2, RED), flat(2, 2, BLUE)]], scale=4)
+    assert box(got, BLUE)[2:] == (8, 8)
+
+
+def test_markdown_exactly():
+    rows = [("vqtok", "31.20", "a|b"), ("JPEG", "9.05", None), ("", None, "two\nlines")]
+    assert report.markdown(("codec", "PSNR", "note"), rows) == (
+        "| codec |  PSNR | note      |\n"
+        "| ----- | ----: | --------- |\n"
+        "| vqtok | 31.20 | a\\|b      |\n"
+        "| JPEG  |  9.05 |           |\n"
+        "|       |       | two lines |\n"
+    )
+
+
+@pytest.mark.parametrize(("cells", "right"), [
+    (["31.2 dB", "-0.5", "1,650", "inf", ""], True), (["8x8", "tiny"], False), (["photo"], False), ([""], False),
+    ([3, 2.5], True),
+])
+def test_columns_of_numbers_are_aligned_right(cells: list[object], right: bool):
+    rule = report.markdown(["x"], [[cell] for cell in cells]).splitlines()[1]
+    assert rule.endswith(": |") == right
+    assert (report.rich_table(["x"], [[cell] for cell in cells]).columns[0].justify == "right") == right
+
+
+def test_tables_without_rows():
+    assert report.markdown(["model", "K"], []) == "| model | K   |\n| ----- | --- |\n"
+    assert report.rich_table(["model"], []).row_count == 0
+
+
+def test_a_short_row_is_a_bug():
+    for make in (report.markdown, report.rich_table):
+        with pytest.raises(AssertionError):
+            make(["a", "b"], [["1"]])
+
+
+def test_rich_table_shows_names_as_they_are():
+    out = io.StringIO()
+    table = report.rich_table(["file", "[b]PSNR[/b]"], [["[red]a[/red].png", 31.5], ["\x1b[2J.png", None]], title="[i]models[/i]")
+    Console(file=out, width=100, force_terminal=False).print(table)
+    text = out.getvalue()
+    assert all(part in text for part in ("[red]a[/red].png", "[b]PSNR[/b]", "[i]models[/i]", "31.5"))
+    assert "\x1b" not in text

@@ -1,0 +1,38 @@
+"""Pictures to tokens and back.
+
+>>> import vqtok
+>>> model = vqtok.load("photo")
+>>> codes = model.encode("photo.jpg")
+>>> picture = model.decode(codes)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Codes", "Model", "VqtokError", "__version__", "load", "read_codes", "write_codes"]
+
+if TYPE_CHECKING:
+    from vqtok.codec import Model, load
+    from vqtok.codes import Codes
+    from vqtok.codes import read as read_codes
+    from vqtok.codes import write as write_codes
+    from vqtok.errors import VqtokError
+
+_HOMES = {
+    "Codes": ("vqtok.codes", "Codes"),
+    "Model": ("vqtok.codec", "Model"),
+    "VqtokError": ("vqtok.errors", "VqtokError"),
+    "load": ("vqtok.codec", "load"),
+    "read_codes": ("vqtok.codes", "read"),
+    "write_codes": ("vqtok.codes", "write"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: `vqtok --help` and reading a codes file start without torch (2 to 5 s)."""
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vqtok' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,6 @@
+"""`python -m vqtok` and the `vqtok` command."""
+
+from vqtok.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Settings as frozen dataclasses: defaults < preset < TOML recipe < flags. Each class checks its own values."""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_type_hints
+
+from vqtok.errors import FormatError, InputError, UsageError
+
+LIKELIHOODS = ("mse", "l1", "bce", "logistic")
+QUANTIZERS = ("ema", "vq")
+T = TypeVar("T")
+
+
+def _check(ok: bool, message: str, fix: str) -> None:
+    if not ok:
+        raise UsageError(message, fix)
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    _check(low <= value <= high, f"{name} is {value}, outside [{low}, {high}]", f"choose a value from {low} to {high}")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The network that turns pictures into indices and back; with the tensors, all that decoding needs."""
+
+    channels: int = 3                   # of the pictures: 1 or 3
+    downsample: int = 8                 # f: pixels per code along each axis
+    fold: int = 4                       # pixels per side folded into channels before the first convolution
+    width: int = 128                    # channels at the finest stage, doubled once at coarser ones
+    encoder_blocks: int = 2             # residual blocks at each stage
+    decoder_blocks: int = 4
+    quantizer: str = "ema"
+    codebook_size: int = 1024           # K
+    code_dim: int = 8                   # D
+    levels: int = 1                     # L
+    normalize: bool = True              # codes and vectors on the unit sphere (Yu et al. 2022, arXiv 2110.04627)
+    beta: float = 0.25                  # weight of the commitment term
+    decay: float = 0.99                 # of the moving averages of the codebook
+    restart: float = 0.1                # restart a code used less than this part of the mean use; 0 never
+    likelihood: str = "mse"
+
+    def __post_init__(self) -> None:
+        _check(self.channels in (1, 3), f"channels is {self.channels}", "choose 1 (grey) or 3 (colour)")
+        _check(self.downsample in (2, 4, 8, 16), f"downsample is {self.downsample}", "choose 2, 4, 8 or 16")
+        _check(
+            self.fold in (1, 2, 4) and self.fold <= self.downsample,
+            f"fold is {self.fold} at downsample {self.downsample}",
+            "choose 1, 2 or 4, at most downsample",
+        )
+        _check_range("codebook size", self.codebook_size, 2, 65536)
+        _check_range("code dimension", self.code_dim, 1, 1024)
+        _check_range("width", self.width, 4, 2048)
+        _check_range("encoder blocks", self.encoder_blocks, 0, 64)
+        _check_range("decoder blocks", self.decoder_blocks, 0, 64)
+        _check_range("beta", self.beta, 0.1, 2.0)
+        _check_range("decay", self.decay, 0.0, 0.9999)
+        _check_range("restart", self.restart, 0.0, 1.0)
+        _check(self.levels == 1, f"levels is {self.levels}", "this version knows one level")
+        _check(
+            not (self.normalize and self.code_dim == 1),
+            "code dimension 1 leaves two points on the unit sphere",
+            "use a code dimension of 2 or more, or --no-normalize",
+        )
+        _check_choice("quantizer", self.quantizer, QUANTIZERS)
+        _check_choice("likelihood", self.likelihood, LIKELIHOODS)
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The gated PixelCNN over index grids."""
+
+    codebook_size: int = 1024           # K, the tokenizer's
+    levels: int = 1                     # L, the tokenizer's
+    width: int = 128
+    layers: int = 10
+    kernel: int = 5                     # of the vertical stack; odd
+    dropout: float = 0.1
+    labels: tuple[str, ...] = ()        # class names; none: unconditional
+
+    def __post_init__(self) -> None:
+        _check_range("codebook size", self.codebook_size, 2, 65536)
+        _check_range("levels", self.levels, 1, 64)
+        _check_range("prior width", self.width, 4, 2048)
+        _check_range("prior layers", self.layers, 1, 64)
+        _check(self.kernel in (3, 5, 7, 9), f"prior kernel is {self.kernel}", "choose 3, 5, 7 or 9")
+        _check_range("prior dropout", self.dropout, 0.0, 0.9)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How one network is trained; the tokenizer and the prior each have one."""
+
+    steps: int = 1000
+    batch: int = 16
+    learning_rate: float = 1e-3
+    warmup: int = 100                   # steps of linear rise
+    clip: float = 1.0                   # largest gradient norm
+    validate_every: int = 250
+
+    def __post_init__(self) -> None:
+        _check_range("steps", self.steps, 1, 10**9)
+        _check_range("batch", self.batch, 1, 65536)
+        _check(0 < self.learning_rate <= 1, f"learning rate is {self.learning_rate}", "choose a value in (0, 1]")
+        _check_range("warmup", self.warmup, 0, 10**9)
+        _check(self.clip > 0, f"clip is {self.clip}", "choose a value above 0")
+        _check_range("validate every", self.validate_every, 1, 10**9)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How pictures become batches."""
+
+    size: int = 128                     # side of the training crops, in pixels
+    min_scale: float = 1.0              # crops are taken from the picture shrunk by a factor from here to 1
+    flip: bool = True
+    prior_size: int = 256               # side of the windows the prior learns from, in pixels of the picture
+    validation: float = 0.02            # part of the pictures set aside
+    validation_max: int = 256
+
+    def __post_init__(self) -> None:
+        _check_range("size", self.size, 2, 4096)
+        _check_range("prior size", self.prior_size, 2, 4096)
+        _check(0 < self.min_scale <= 1, f"min scale is {self.min_scale}", "choose a value in (0, 1]")
+        _check_range("validation part", self.validation, 0.0, 0.5)
+        _check_range("validation max", self.validation_max, 1, 10**6)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a training run is, apart from its data: same recipe, same seed, same machine, same weights."""
+
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer_training: StageConfig = field(default_factory=StageConfig)
+    prior_training: StageConfig = field(default_factory=StageConfig)
+    seed: int = 0
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        _check_range("seed", self.seed, 0, 2**31 - 1)
+        _check_choice("precision", self.precision, ("fp32", "bf16"))
+        _check(
+            self.data.size % self.tokenizer.downsample == 0,
+            f"size {self.data.size} is no multiple of downsample {self.tokenizer.downsample}",
+            "choose a multiple",
+        )
+
+    def override(self, values: Mapping[str, Any], origin: str = "recipe") -> Self:
+        """A copy with the given values, nested as in the TOML file. Unknown keys raise UsageError and name the nearest one."""
+        return _override(self, values, origin)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _check(value in choices, f"{name} {value!r} is not known", f"choose one of {', '.join(choices)}")
+
+
+def _override(config: Any, values: Mapping[str, Any], origin: str) -> Any:
+    types, changes = get_type_hints(type(config)), {}
+    for key, value in values.items():
+        if key not in types:
+            near = difflib.get_close_matches(key, types, n=1, cutoff=0.0)
+            raise UsageError(f"{origin} has the unknown key {key!r}", f"did you mean {near[0]!r}?")
+        old = getattr(config, key)
+        if hasattr(old, "__dataclass_fields__"):
+            _check(isinstance(value, Mapping), f"{origin}: {key} is not a table", f"write it as [{key}]")
+            changes[key] = _override(old, value, origin)
+        else:
+            changes[key] = _convert(key, value, types[key], origin)
+    return replace(config, **changes)
+
+
+def _convert(key: str, value: Any, kind: Any, origin: str) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    _check(type(value) is kind or (kind == tuple[str, ...] and isinstance(value, tuple)),
+           f"{origin}: {key} is {value!r}", f"write a value of type {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def from_dict(kind: type[T], values: Any, origin: str) -> T:
+    """A config dataclass from a file's JSON; raises FormatError where keys, types or values are wrong."""
+    names = {f.name for f in fields(kind)}     # type: ignore[arg-type]
+    if not isinstance(values, dict) or set(values) != names:
+        raise FormatError(f"{origin} holds no valid {kind.__name__}", "the file is damaged, or written by a newer vqtok")
+    try:
+        return _override(kind(), values, origin)
+    except UsageError as error:
+        raise FormatError(f"{origin}: {error}", "the file is damaged, or written by a newer vqtok") from None
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The nested values of a TOML recipe, unchecked: `Recipe.override` checks them."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}", "give the path of a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}", "mend the line it names") from None
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """{"prior": {"width": 192}} from "prior.width=192"; the value is written as in TOML, a bare word counts as a string."""
+    key, equals, value = text.partition("=")
+    try:
+        if not equals:
+            raise ValueError
+        try:
+            return tomllib.loads(f"{key} = {value}")
+        except tomllib.TOMLDecodeError:
+            return tomllib.loads(f"{key} = {json.dumps(value.strip())}")
+    except ValueError:      # TOMLDecodeError is one
+        raise UsageError(f"{text!r} is no setting", "write it like prior.width=192") from None
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from '90', '90s', '10m', '2h' or '1h30m'."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not match or not text.strip():
+        raise UsageError(f"{text!r} is no duration", "write it like 90s, 10m or 1h30m")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe as a TOML file that `read_recipe` and `Recipe.override` turn into an equal one."""
+    values = recipe.to_dict()
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for table, entries in values.items():
+        if isinstance(entries, dict):
+            lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in entries.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value)    # numbers, strings, booleans and lists of strings are written alike in JSON and TOML
+
+
+PRESETS: dict[str, Recipe] = {
+    # Small enough for a laptop's CPU: a working model of 32x32 pictures in minutes.
+    "tiny": Recipe(
+        tokenizer=TokenizerConfig(downsample=4, width=64, encoder_blocks=1, decoder_blocks=2, codebook_size=128),
+        prior=PriorConfig(codebook_size=128, width=64, layers=6),
+        data=DataConfig(size=32, prior_size=32, flip=False),
+        tokenizer_training=StageConfig(steps=2000, batch=64, validate_every=250),
+        prior_training=StageConfig(steps=1500, batch=64, validate_every=250),
+    ),
+    # CIFAR-10 and other 32x32 pictures: 8x8 grid of 512 codes.
+    "cifar": Recipe(
+        tokenizer=TokenizerConfig(downsample=4, width=128, encoder_blocks=3, decoder_blocks=6, codebook_size=512),
+        prior=PriorConfig(codebook_size=512, width=128, layers=12, dropout=0.2),
+        data=DataConfig(size=32, prior_size=32),
+        tokenizer_training=StageConfig(steps=12000, batch=64, validate_every=500),
+        prior_training=StageConfig(steps=12000, batch=64, validate_every=500),
+        precision="bf16",
+    ),
+    # Photographs of any size, f8.
+    "photo": Recipe(
+        tokenizer=TokenizerConfig(downsample=8, width=96, encoder_blocks=2, decoder_blocks=3, codebook_size=4096, likelihood="l1"),
+        prior=PriorConfig(codebook_size=4096, width=128, layers=12),
+        data=DataConfig(size=128, min_scale=0.5),
+        tokenizer_training=StageConfig(steps=100000, batch=16, validate_every=500),
+        prior_training=StageConfig(steps=20000, batch=8, validate_every=500),
+        precision="bf16",
+    ),
+}

@@ -1,0 +1,176 @@
+"""What a data set is, and its two kinds: pixels in memory, and picture files decoded one at a time."""
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from vqtok import images
+from vqtok.errors import InputError, VqtokError
+
+Split = Literal["train", "test"]
+
+
+class Dataset(Protocol):
+    """Pictures that can be asked for by number, from any thread."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes; empty when the pictures have none."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """1 or 3: of what `picture` returns."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """One clause for a person: how many pictures, how large, how many labels."""
+        ...
+
+    @property
+    def skipped(self) -> int:
+        """How many pictures proved unreadable so far."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def picture(self, index: int) -> np.ndarray:
+        """uint8 (H, W, C); raises InputError when this one cannot be read."""
+        ...
+
+    def label(self, index: int) -> int:
+        """Position in `labels`; -1 when there are none."""
+        ...
+
+
+class ArrayData:
+    """Pictures of one size, in memory or memory-mapped: pixels uint8 (N, H, W, C), targets int64 (N,) or None."""
+
+    skipped = 0
+
+    def __init__(self, name: str, pixels: np.ndarray, targets: np.ndarray | None = None, labels: Sequence[str] = ()) -> None:
+        assert pixels.dtype == np.uint8
+        assert pixels.ndim == 4
+        assert pixels.shape[3] in (1, 3)
+        assert targets is None or targets.shape == pixels.shape[:1]
+        self.name, self.labels = name, tuple(labels)
+        self._pixels, self._targets = pixels, targets if self.labels else None
+        self.channels = int(pixels.shape[3])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of every picture."""
+        return self._pixels.shape[1], self._pixels.shape[2]
+
+    @property
+    def summary(self) -> str:
+        H, W = self.size
+        return f"{_count(len(self))} of {W}x{H}{_labelled(self.labels)} from {self.name}"
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def picture(self, index: int) -> np.ndarray:
+        return np.array(self._pixels[index])
+
+    def pictures(self, indices: np.ndarray) -> np.ndarray:
+        """Many at once: uint8 (n, H, W, C)."""
+        return np.array(self._pixels[indices])
+
+    def label(self, index: int) -> int:
+        return -1 if self._targets is None else int(self._targets[index])
+
+
+class PictureFiles:
+    """Encoded pictures, decoded when asked for. `fetch` gives a picture's path or bytes, and is safe to call from threads."""
+
+    channels = 3
+
+    def __init__(
+        self,
+        name: str,
+        names: Sequence[str],
+        fetch: Callable[[int], Path | bytes],
+        targets: Sequence[int] = (),
+        labels: Sequence[str] = (),
+    ) -> None:
+        self.name, self.labels = name, tuple(labels)
+        self._names, self._fetch, self._targets = names, fetch, targets
+        self._bad: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def summary(self) -> str:
+        return f"{_count(len(self))}{_labelled(self.labels)} from {self.name}"
+
+    @property
+    def skipped(self) -> int:
+        return len(self._bad)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def picture(self, index: int) -> np.ndarray:
+        if index in self._bad:
+            raise self._error(index)
+        try:
+            return decode(self._fetch(index), self.channels)
+        except VqtokError as error:
+            with self._lock:
+                self._bad[index] = str(error)
+            raise self._error(index) from None
+
+    def label(self, index: int) -> int:
+        return self._targets[index] if self._targets else -1
+
+    def check(self) -> None:
+        """Raises InputError when no picture at all can be read; looks no further than the first good one."""
+        for index in range(len(self)):
+            with suppress(InputError):
+                self.picture(index)
+                return
+        raise InputError(
+            f"none of the {_count(len(self))} in {self.name} can be read; the first: {self._error(0)}",
+            "check that the files are whole and are pictures",
+        )
+
+    def _error(self, index: int) -> InputError:
+        reason = self._bad[index]
+        name = self._names[index]
+        return InputError(reason if Path(name).name in reason else f"{name}: {reason}", "replace or remove the file")
+
+
+def decode(source: Path | bytes, channels: int) -> np.ndarray:
+    """The one place where data sets decode a picture: uint8 (H, W, C)."""
+    return images.read(source, channels).pixels
+
+
+def convert(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """(..., 1|3) to (..., channels): grey is repeated, colour becomes luma (ITU-R BT.601, as Pillow does it)."""
+    if pixels.shape[-1] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=-1)
+    weights = np.array([19595, 38470, 7471], np.uint32)     # 0.299, 0.587, 0.114 in 1/65536
+    return ((pixels.astype(np.uint32) @ weights + 32768) >> 16).astype(np.uint8)[..., None]
+
+
+def whole(dataset: Dataset, index: int, channels: int) -> np.ndarray:
+    """A picture as training and evaluation see it, uncropped: uint8 (H, W, channels)."""
+    return convert(dataset.picture(index), channels)
+
+
+def _count(n: int) -> str:
+    return "1 picture" if n == 1 else f"{n:,} pictures"
+
+
+def _labelled(labels: Sequence[str]) -> str:
+    return f" with {len(labels)} labels" if labels else ""

@@ -1,0 +1,306 @@
+"""Which files go in, what comes out is called, and writes that happen whole or not at all."""
+
+import errno
+import io
+import os
+import re
+import secrets
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import BinaryIO
+
+from vqtok.errors import InputError, OutputError, UsageError
+
+STDIO = Path("-")
+_CHUNK = 1 << 20
+_ELSEWHERE = "choose another place with -o"
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", "free some space, or choose another disk with -o"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another disk with -o"),
+    errno.EACCES: ("permission denied", "choose a folder you may write to with -o"),
+    errno.EPERM: ("permission denied", "choose a folder you may write to with -o"),
+    errno.EROFS: ("the file system is read-only", _ELSEWHERE),
+    errno.EISDIR: ("it is a folder", "give the name of a file"),
+    errno.ENOTDIR: ("a part of its path is a file, not a folder", _ELSEWHERE),
+    errno.EEXIST: ("a part of its path is a file, not a folder", _ELSEWHERE),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter name with -o"),
+    errno.EFBIG: ("the file system takes no file this large", _ELSEWHERE),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input: where it lies, and its path below the folder or glob that named it (what `-o DIR` mirrors)."""
+
+    path: Path | None                   # None: standard input
+    relative: Path
+
+    def __str__(self) -> str:
+        return "standard input" if self.path is None else str(self.path)
+
+
+def expand(inputs: Sequence[str], suffixes: frozenset[str]) -> list[Source]:
+    """The files that names, folders, globs and '-' stand for: in the order given, sorted within each, each file once.
+
+    A named file counts whatever its suffix; in folders, and for globs that end in '*', only `suffixes` (lower case, with
+    the dot). Hidden files are skipped; linked folders are followed, each folder once. Where several folders are given,
+    `relative` begins with the folder's name, so that equal names in two of them stay apart.
+
+    Raises InputError when nothing is found. Beside inputs that are found, one that is not stays in the list as it is:
+    reading it then reports it, and the rest of the batch goes on.
+    """
+    several = sum(os.path.isdir(name) for name in inputs) > 1
+    found, lost = [], []
+    for name in inputs:
+        sources = _expand_one(name, suffixes, several)
+        lost += [] if sources else [name]
+        found += sources or [Source(Path(name), Path(Path(name).name or name))]
+    if len(lost) == len(inputs):
+        raise _nothing(lost)
+    once: dict[str | None, Source] = {}
+    for source in found:
+        once.setdefault(os.path.abspath(source.path) if source.path else None, source)
+    return list(once.values())
+
+
+def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Source]:
+    path = Path(name)
+    if name == "-":
+        return [Source(None, Path("stdin"))]
+    if os.path.isdir(name):
+        base = Path(os.path.basename(os.path.abspath(name))) if several else Path()
+        return [Source(p, base / p.relative_to(path)) for p in _files(path) if _counts(p, suffixes)]
+    if os.path.exists(name):
+        return [Source(path, Path(path.name))]
+    magic = next((i for i, part in enumerate(path.parts) if _is_magic(part)), None)
+    if magic is None:
+        return []
+    root, parts = Path(*path.parts[:magic]), path.parts[magic:]
+    matches = sorted(set(_match(root, parts)))
+    return [Source(p, p.relative_to(root)) for p in matches if not name.endswith("*") or _counts(p, suffixes)]
+
+
+def _nothing(lost: Sequence[str]) -> InputError:
+    if not lost:
+        return InputError("no input is given", "name files, folders or globs, or - for standard input")
+    first, more = lost[0], f" (nor in {len(lost) - 1} more)" if len(lost) > 1 else ""
+    if os.path.isdir(first):
+        return InputError(f"no usable file is in the folder {first}{more}", "name a folder that holds some, or name the files")
+    if _is_magic(first):
+        return InputError(f"no file matches {first}{more}", "check the pattern")
+    return InputError(f"{first} does not exist{more}", "check the name")
+
+
+def _is_magic(text: str) -> bool:
+    return any(c in text for c in "*?[")
+
+
+def _counts(path: Path, suffixes: frozenset[str]) -> bool:
+    """Whether a file found in a folder is wanted. A folder in place of a file could not be listed: reading it says so."""
+    return path.suffix.lower() in suffixes or os.path.isdir(path)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]] | None:
+    """The visible entries of a folder, sorted; None when it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError:
+        return None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()     # DirEntry raises on a link to itself
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]] | None]]:
+    """A folder and all below it with their entries, each real folder once: a loop of links ends."""
+    seen, waiting = set(), [root]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        entries = _entries(folder)
+        yield folder, entries
+        waiting += [folder / e.name for e in reversed(entries or []) if _is_folder(e)]
+
+
+def _files(root: Path) -> list[Path]:
+    """All visible files below a folder, sorted; broken links and folders that cannot be listed stand for themselves."""
+    found = []
+    for folder, entries in _folders(root):
+        if entries is None:
+            found.append(folder)
+        for entry in entries or []:
+            broken = entry.is_symlink() and not os.path.exists(entry)
+            if broken or os.path.isfile(entry):     # no pipes or devices: reading one could wait for ever
+                found.append(folder / entry.name)
+    return sorted(found)
+
+
+def _match(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    """The files below a folder that match the parts of a glob. Written here because `glob` follows loops of links."""
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        for below, _ in _folders(folder):
+            yield from _match(below, rest or ("*",))
+        return
+    for name in _names(folder, part) if _is_magic(part) else [part]:
+        path = folder / name
+        if rest and os.path.isdir(path):
+            yield from _match(path, rest)
+        elif not rest and os.path.isfile(path):
+            yield path
+
+
+def _names(folder: Path, part: str) -> list[str]:
+    """The names in a folder that match one part of a glob; hidden ones only where the part itself begins with a dot."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return sorted(n for n in names if fnmatchcase(n, part) and (part.startswith(".") or not n.startswith(".")))
+
+
+def output_path(source: Source, suffix: str, out: Path | None, many: bool) -> Path:
+    """Where the result of `source` goes: img.png -> img.npz beside it; below `out` when that is a folder; else `out` itself.
+
+    `out` is a file when there is one input and `out` ends in a file suffix (and is no folder). `Path("-")` is standard
+    output: for `-o -`, and for standard input without -o. Raises UsageError when many results would go to one file.
+    """
+    if out is None:
+        return STDIO if source.path is None else source.path.with_suffix(suffix)
+    if out == STDIO or (not os.path.isdir(out) and (os.path.exists(out) or re.fullmatch(r"\.[A-Za-z]\w*", out.suffix))):
+        if not many:
+            return out
+        if out == STDIO or os.path.exists(out) or out.suffix.lower() == Path("x" + suffix).suffix:
+            raise UsageError(f"several results do not go into one file ({out})", "give a folder: -o DIR")
+    return out / source.relative.with_suffix(suffix)
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Raises OutputError when `path` exists and may not be replaced: before the work, not after it."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        mode = None
+    if mode is not None and stat.S_ISDIR(mode):
+        raise OutputError(f"cannot write {path}: it is a folder", "give the name of a file")
+    if mode is not None and not stat.S_ISREG(mode):
+        # Renaming over /dev/null as root would take it away from the whole machine.
+        raise OutputError(f"cannot write {path}: it is not an ordinary file", "give a file name, or - for standard output")
+    if not force and os.path.lexists(path):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> OutputError:
+    return OutputError(f"{path} exists", "use -f/--force to replace it, or choose another name with -o")
+
+
+@contextmanager
+def atomic(path: Path, force: bool = False) -> Iterator[Path]:
+    """Gives a temporary name beside `path`; when the block ends well, its content becomes `path` in one step.
+
+    The temporary file exists (empty), is hidden and has the suffix of `path`. It is removed when the block fails, and
+    `path` is then as it was. Missing folders are made. Every OSError, of the block too, becomes an OutputError; so does
+    an existing `path` without `force`, even one that appeared meanwhile. A link is written through, not replaced.
+    """
+    check_free(path, force)
+    target = Path(os.path.realpath(path)) if os.path.islink(path) else path
+    temporary = target.with_name(f".vqtok-{secrets.token_hex(6)}{target.suffix[:16]}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            yield temporary
+            _sync(temporary, os.O_RDWR)
+            _publish(temporary, target, force)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        with suppress(OSError):     # not every system can sync a folder, and the file is already whole
+            _sync(target.parent, os.O_RDONLY)
+    except OSError as error:
+        what, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
+        raise OutputError(f"cannot write {path}: {what}", fix) from None
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _publish(temporary: Path, target: Path, force: bool) -> None:
+    """Gives the finished file its name. Without `force` a link takes the name: unlike a rename it never replaces a file."""
+    if not force:
+        try:
+            os.link(temporary, target)
+            return
+        except OSError:     # taken, or a disk without links (FAT): try to reserve the name, then rename over our own file
+            try:
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            except FileExistsError:
+                raise _taken(target) from None
+    os.replace(temporary, target)
+
+
+def write_bytes(path: Path, data: bytes, force: bool = False) -> None:
+    """Writes the file whole or not at all; errors as `atomic`."""
+    with atomic(path, force) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The whole file. Raises InputError when it is missing, refused, a folder, or larger than `limit` bytes."""
+    try:
+        with open(path, "rb") as file:
+            return _read(file, limit, str(path))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist", "check the name") from None
+    except IsADirectoryError:
+        if not os.access(path, os.R_OK):
+            raise InputError(f"cannot read the folder {path}: permission denied", "allow reading it: chmod u+rx") from None
+        raise InputError(f"{path} is a folder, and a file is needed", "name a file in it") from None
+    except PermissionError:
+        raise InputError(f"cannot read {path}: permission denied", "allow reading it: chmod u+r") from None
+    except (OSError, ValueError) as error:     # ValueError: a NUL in the name
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(f"cannot read {path}: {reason}", "check the name and the disk") from None
+
+
+def read_stdin(limit: int) -> bytes:
+    """All of standard input. Raises InputError when it is a terminal, cannot be read, or exceeds `limit` bytes."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError("standard input is a terminal", "pipe a file into the command, or name a file in place of -")
+    try:
+        return _read(sys.stdin.buffer, limit, "standard input")
+    except OSError as error:
+        raise InputError(f"cannot read standard input: {error.strerror or error}", "name a file in place of -") from None
+
+
+def _read(stream: BinaryIO, limit: int, name: str) -> bytes:
+    """Reads in pieces: pipes do not know their size, and read(limit) would reserve all of `limit` at once."""
+    data = io.BytesIO()
+    while piece := stream.read(min(_CHUNK, limit + 1 - data.tell())):
+        data.write(piece)
+        if data.tell() > limit:
+            raise InputError(f"{name} is larger than {human_bytes(limit)}", "give a smaller file")
+    return data.getvalue()
+
+
+def human_bytes(n: int) -> str:
+    """'812 B', '3.4 kB', '56 MB': powers of 1000, two digits where there is a fraction."""
+    size, units = float(n), ["B", "kB", "MB", "GB", "TB", "PB"]
+    while size >= 999.5 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.1f} {units[0]}" if units[0] != "B" and size < 9.95 else f"{size:.0f} {units[0]}"

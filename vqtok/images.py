@@ -1,0 +1,349 @@
+"""Picture file <-> uint8 array (H, W, C): orientation, transparency, odd color modes, padding."""
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageColor, UnidentifiedImageError
+
+from vqtok.errors import InputError, OutputError, UsageError
+from vqtok.files import read_bytes, write_bytes
+
+MAX_PIXELS = 200_000_000            # 600 MB as an array; a header that asks for more is refused before decoding
+MAX_BYTES = 2 << 30                 # of a picture file
+IMAGE_SUFFIXES = frozenset({
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".qoi", ".mpo",
+})
+Color = tuple[int, int, int]
+WHITE: Color = (255, 255, 255)
+
+# A fixed list: Pillow would otherwise hand EPS to Ghostscript, and take noise for formats without a signature.
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "QOI")
+_SIGNATURES = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|....ftypavi[fs]|BM|GIF8|II\*\0|MM\0\*|P[1-6]\s|\0\0\0\x0cjP  |qoif", re.DOTALL
+)
+_ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {     # EXIF tag 0x0112
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: x[::-1].swapaxes(0, 1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: x[:, ::-1].swapaxes(0, 1),
+}
+_SAVE: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".avif": ("AVIF", {"quality": 95, "subsampling": "4:4:4"}),
+    ".bmp": ("BMP", {}),
+    ".tif": ("TIFF", {"compression": "tiff_deflate"}),
+    ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture and what had to be done to it."""
+
+    pixels: np.ndarray                  # uint8 (H, W, C), C 1 or 3, contiguous
+    notes: tuple[str, ...] = ()         # what the user should know: "transparency laid over white"
+    source_bytes: int = 0               # size of the file it came from; 0 for arrays
+
+
+def read(source: Path | bytes, channels: int = 3, background: Color = WHITE) -> Picture:
+    """A picture file, by path or content, as uint8 (H, W, channels); channels is 1 or 3.
+
+    EXIF orientation is applied, color profiles are converted to sRGB, transparency is laid over `background`, 16-bit and
+    float values are scaled to 8 bits, an animation gives its first frame. Raises InputError for whatever cannot be read.
+    """
+    data = source if isinstance(source, bytes) else read_bytes(source, MAX_BYTES)
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    if not data:
+        raise InputError(f"{name} is empty (0 bytes)", "give a picture file")
+    with _guard(name, data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        frames = _first_frame(image)
+        pixels, notes = _decode(image, name, channels, background)
+    return Picture(pixels, frames + notes, len(data))
+
+
+def from_any(image: Any, channels: int = 3, background: Color = WHITE) -> Picture:
+    """A path, file content, PIL image, Picture or uint8 array (H, W), (H, W, 1|3|4) as Picture with `channels` channels.
+
+    An animated PIL image gives the frame it stands at. Raises InputError for what is none of these.
+    """
+    if isinstance(image, str | Path):
+        return read(Path(image), channels, background)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return read(bytes(image), channels, background)
+    size = image.source_bytes if isinstance(image, Picture) else 0
+    notes = image.notes if isinstance(image, Picture) else ()
+    array = image.pixels if isinstance(image, Picture) else image
+    if isinstance(array, np.ndarray):
+        array = Image.fromarray(_checked(array))
+    if not isinstance(array, Image.Image):
+        raise InputError(f"a {type(image).__name__} is no picture", "give a path, bytes, a PIL image or a uint8 array (H, W, C)")
+    with _guard("the picture"):
+        pixels, more = _decode(array, "the picture", channels, background)
+    return Picture(pixels, notes + more, size)
+
+
+def _checked(array: np.ndarray) -> np.ndarray:
+    """The array as PIL takes it: uint8 (H, W) or (H, W, 3|4)."""
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise InputError(
+            f"an array of {array.dtype} {array.shape} is no picture", "give uint8 of shape (H, W) or (H, W, C), C 1, 3 or 4"
+        )
+    return np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array)
+
+
+class _Quiet:
+    """While any thread decodes, PIL's warnings are ignored and its limit is ours; the last to leave restores both.
+
+    Both are settings of the whole process, so `warnings.catch_warnings` in each of several threads would restore them
+    in the wrong order.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users > 1:
+                return
+            self._caught, self._limit = warnings.catch_warnings(), Image.MAX_IMAGE_PIXELS
+            self._caught.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+            Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2     # PIL warns above its limit and raises above twice its limit
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                Image.MAX_IMAGE_PIXELS = self._limit
+                self._caught.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
+@contextmanager
+def _guard(name: str, data: bytes | None = None) -> Iterator[None]:
+    """Turns whatever PIL raises into an InputError. Damaged files make it raise about any exception, hence the wide net."""
+    try:
+        with _quiet:
+            yield
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(name) from None
+    except UnidentifiedImageError:
+        if data is not None and _SIGNATURES.match(data):
+            raise InputError(f"{name} is damaged or cut off: its header cannot be read", "get the file again") from None
+        raise InputError(f"{name} is not a picture", "give a PNG, JPEG, WebP, AVIF, GIF, TIFF, BMP or PPM file") from None
+    except MemoryError:
+        raise InputError(f"{name} does not fit into memory", "shrink the picture first") from None
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{name} is damaged or cut off: {reason}", "get the file again, or save it as PNG") from None
+
+
+def _too_large(name: str) -> InputError:
+    return InputError(f"{name} claims more than {MAX_PIXELS // 10**6} million pixels", "shrink or cut up the picture first")
+
+
+def _first_frame(image: Image.Image) -> tuple[str, ...]:
+    """The note on further frames, of which an opened file stands at the first."""
+    frames = getattr(image, "n_frames", 1)
+    if frames == 1 or image.format == "MPO":     # MPO: a JPEG of a phone with a preview or depth map behind it
+        return ()
+    return (f"first of {frames} {'pages' if image.format == 'TIFF' else 'frames'}",)
+
+
+def _decode(image: Image.Image, name: str, channels: int, background: Color) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Pixels (H, W, channels) and notes of an opened image."""
+    assert channels in (1, 3), channels
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(name)
+    if image.width * image.height == 0:
+        raise InputError(f"{name} has no pixels", "give a picture of at least 1x1")
+    notes: list[str] = []
+    image.load()
+    orientation = _orientation(image)       # after load: for some formats PIL applies it then, and drops the tag
+    profile = image.info.get("icc_profile")
+    image = _to_8_bit(image, notes)
+    image, alpha = _split_alpha(image)
+    image = _to_srgb(image, profile, notes)
+    image = _lay_over(image, alpha, background, notes)
+    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))      # (H, W) or (H, W, 3)
+    if channels == 1 and image.mode == "RGB" and (np.asarray(image) != pixels[..., None]).any():
+        notes.append("color dropped")
+    pixels = _ORIENTATIONS.get(orientation, lambda x: x)(pixels)
+    return np.array(pixels, order="C").reshape(*pixels.shape[:2], channels), tuple(notes)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) when there is none or it cannot be parsed."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:     # parsing damaged EXIF raises struct, type, value, ... errors; the pixels are still good
+        return 1
+
+
+def _to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Gray modes of 16 or 32 bits or float as mode L; PIL's own conversion would clip them at 255."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image)      # (H, W) of uint16, int32 or float32
+    is_float = values.dtype.kind == "f"
+    if is_float:
+        values = np.nan_to_num(values, nan=0.0)
+    low, high = values.min().item(), values.max().item()
+    if is_float and low >= 0 and high <= 255:
+        notes.append("float values turned into 8 bits")
+        scaled = values * (255.0 if high <= 1 else 1.0)
+    elif not is_float and low >= 0 and high <= 65535:
+        notes.append("16-bit values reduced to 8 bits")
+        scaled = values // 256      # as PIL does with 16-bit colors
+    else:
+        notes.append(f"values from {low:g} to {high:g} scaled to 8 bits")
+        scaled = (values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-30))
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The image in L, RGB, CMYK or LAB, and its transparency (mode L, 255 opaque) where it has some."""
+    if not image.has_transparency_data:
+        return image if image.mode in ("L", "RGB", "CMYK", "LAB") else image.convert("RGB"), None
+    image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    alpha = image.getchannel("A")
+    return image.convert("RGB"), alpha if alpha.getextrema() != (255, 255) else None
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+    """The image in L or RGB, colors as sRGB; a profile that is broken, or of another kind of color, counts as none."""
+    transform = _transform(profile or b"", image.mode) if profile or image.mode == "LAB" else None
+    if transform is not None:
+        from PIL import ImageCms
+
+        notes.append("colors converted to sRGB")
+        converted = ImageCms.applyTransform(image, transform)
+        assert converted is not None    # None only for work in place
+        return converted.convert("L") if image.mode == "L" else converted
+    if image.mode == "CMYK":
+        notes.append("CMYK turned into RGB without a color profile")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+@lru_cache(maxsize=16)
+def _transform(profile: bytes, mode: str) -> Any | None:
+    """PIL's transform from a color profile to sRGB; None when it changes nothing, is broken, or PIL has no ImageCms.
+
+    Whether the profile is sRGB is seen by what it does to 4913 colors: descriptions are not to be trusted.
+    """
+    try:
+        from PIL import ImageCms
+
+        given = ImageCms.createProfile("LAB") if mode == "LAB" else ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(given, ImageCms.createProfile("sRGB"), mode, "RGB")
+        if mode in ("L", "RGB"):
+            axis = np.linspace(0, 255, 17).astype(np.uint8)
+            cube = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(17, -1, 3)      # (17, 289, 3)
+            probe = Image.fromarray(cube).convert(mode)
+            after = np.asarray(ImageCms.applyTransform(probe, transform), dtype=int)
+            if np.abs(after - np.asarray(probe.convert("RGB"), dtype=int)).max() <= 2:
+                return None
+        return transform
+    except Exception:     # a broken profile, of a kind unknown to littlecms, or for another mode
+        return None
+
+
+def _lay_over(image: Image.Image, alpha: Image.Image | None, background: Color, notes: list[str]) -> Image.Image:
+    if alpha is None:
+        return image
+    notes.append(f"transparency laid over {_color_name(background)}")
+    canvas = Image.new("RGB", image.size, background)
+    canvas.paste(image, mask=alpha)
+    return canvas
+
+
+def _color_name(color: Color) -> str:
+    names = {WHITE: "white", (0, 0, 0): "black"}
+    return names.get(color, "#{:02x}{:02x}{:02x}".format(*color))
+
+
+def parse_color(text: str) -> Color:
+    """(red, green, blue) from '#fff', '#ffffff', a CSS name or 'r,g,b'. Raises UsageError."""
+    parts = re.fullmatch(r"\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*", text)
+    try:
+        color = tuple(map(int, parts.groups())) if parts else ImageColor.getrgb(text.strip())
+    except ValueError:
+        color = ()
+    if len(color) != 3 or max(color) > 255:
+        raise UsageError(f"{text!r} is no color", "write it like white, #ffffff or 255,255,255")
+    return color[0], color[1], color[2]
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """The content of a PNG file; pixels are uint8 (H, W), (H, W, 1) or (H, W, 3)."""
+    return _encode(pixels, ".png")
+
+
+def write(path: Path, pixels: np.ndarray, force: bool = False) -> None:
+    """Writes uint8 (H, W, 1|3) in the format that the suffix names: lossless, or at high quality for JPEG and AVIF.
+
+    Raises UsageError for an unknown suffix, OutputError when the format cannot hold the size or the file cannot be written.
+    """
+    check_suffix(path)
+    try:
+        data = _encode(pixels, path.suffix.lower())
+    except (OSError, ValueError, KeyError, SystemError) as error:     # KeyError: this Pillow has no such encoder
+        H, W = pixels.shape[:2]
+        message = f"cannot write {path}: {path.suffix[1:].upper()} does not take {W}x{H} pixels ({error})"
+        raise OutputError(message, "write a .png") from None
+    write_bytes(path, data, force)
+
+
+def check_suffix(path: Path) -> None:
+    """Raises UsageError when `write` knows no format for the suffix: before the work, not after it."""
+    if path.suffix.lower() not in _SAVE:
+        raise UsageError(f"cannot write {path}: unknown picture format {path.suffix!r}", f"use one of {' '.join(_SAVE)}")
+
+
+def _encode(pixels: np.ndarray, suffix: str) -> bytes:
+    kind, options = _SAVE[suffix]
+    file = io.BytesIO()
+    with _quiet:
+        Image.fromarray(_checked(pixels)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def pad(pixels: np.ndarray, multiple: int) -> np.ndarray:
+    """Repeats the last row and column of (H, W, C) until H and W are multiples; any size from 1x1 on."""
+    H, W = pixels.shape[:2]
+    return np.pad(pixels, ((0, -H % multiple), (0, -W % multiple), (0, 0)), mode="edge")
+
+
+def crop(pixels: np.ndarray, H: int, W: int) -> np.ndarray:
+    """The top left (H, W, C) of the pixels, a view: takes back `pad`."""
+    assert pixels.shape[0] >= H > 0 < W <= pixels.shape[1], (pixels.shape, H, W)
+    return pixels[:H, :W]
+
+
+def fit(pixels: np.ndarray, H: int, W: int) -> np.ndarray:
+    """uint8 (H, W, C) resized from any size: Lanczos, after a box filter where it shrinks more than threefold."""
+    if pixels.shape[:2] == (H, W):
+        return pixels
+    image = Image.fromarray(_checked(pixels)).resize((W, H), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return np.array(image).reshape(H, W, pixels.shape[2])

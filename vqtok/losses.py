@@ -1,0 +1,96 @@
+"""Reconstruction likelihoods: what the decoder's output says about a picture, and how wrong that is.
+
+Pictures are floats in [-1, 1], (B, C, H, W). Each likelihood gives a loss for training and a mean for showing. Each also learns
+one scale per channel of a discretized logistic around that mean, so that bits per dimension are real numbers for every model.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtok.config import TokenizerConfig
+
+# Variance of CIFAR-10's training pixels in [0, 1] (van den Oord's notebook divides by it too), and the mean distance of the same
+# pixels from their median: with them a loss of 1 means "no better than a grey picture", whatever the likelihood.
+PIXEL_VARIANCE = 0.0633
+PIXEL_DEVIATION = 0.21
+HALF_BIN = 1 / 255      # half the distance of two grey levels in [-1, 1]
+
+
+def discretized_logistic(mean: Tensor, log_scale: Tensor, picture: Tensor) -> Tensor:
+    """-log p in nats of each pixel value, the logistic density integrated over its bin (Salimans et al. 2017, eq. 2).
+
+    mean and picture are (B, C, H, W), log_scale (C,). The lowest and highest value take the tails.
+    """
+    scale = torch.exp(-log_scale)[:, None, None]
+    centered = picture - mean
+    upper, lower = (centered + HALF_BIN) * scale, (centered - HALF_BIN) * scale
+    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), exact and stable in float32
+    inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
+    nll = torch.where(picture < -1 + HALF_BIN, F.logsigmoid(upper), inside)
+    return -torch.where(picture > 1 - HALF_BIN, F.logsigmoid(-lower), nll)
+
+
+class Likelihood(nn.Module):
+    """p(x | z_q) for decoder outputs (B, C, H, W) and pictures (B, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.full((channels,), math.log(0.1)))
+
+    def mean(self, output: Tensor) -> Tensor:
+        """The picture to show, in [-1, 1]."""
+        return output.clamp(-1, 1)
+
+    def nll(self, output: Tensor, picture: Tensor) -> Tensor:
+        """-log p in nats per dimension, a scalar; over log 2 it is bits per dimension."""
+        return discretized_logistic(self.mean(output), self.log_scale, picture).mean()
+
+    def forward(self, output: Tensor, picture: Tensor) -> Tensor:
+        """The training loss, a scalar. Only the scale learns from the likelihood: the term has the value 0."""
+        nll = self.nll(output.detach(), picture)
+        return self.error(output, picture) + nll - nll.detach()
+
+    def error(self, output: Tensor, picture: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class MeanSquared(Likelihood):
+    """A Gaussian of fixed variance."""
+
+    def error(self, output: Tensor, picture: Tensor) -> Tensor:
+        return F.mse_loss(output, picture) / (4 * PIXEL_VARIANCE)       # 4: [-1, 1] is twice as wide as [0, 1]
+
+
+class MeanAbsolute(Likelihood):
+    """A Laplace distribution of fixed scale."""
+
+    def error(self, output: Tensor, picture: Tensor) -> Tensor:
+        return F.l1_loss(output, picture) / (2 * PIXEL_DEVIATION)
+
+
+class Bernoulli(Likelihood):
+    """Binary cross-entropy in nats per dimension; outputs are logits."""
+
+    def mean(self, output: Tensor) -> Tensor:
+        return 2 * torch.sigmoid(output) - 1
+
+    def error(self, output: Tensor, picture: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(output, (picture + 1) / 2)
+
+
+class Logistic(Likelihood):
+    """Discretized logistic; network and scale both learn from it."""
+
+    def forward(self, output: Tensor, picture: Tensor) -> Tensor:
+        return discretized_logistic(output, self.log_scale, picture).mean()
+
+
+_CLASSES = {"mse": MeanSquared, "l1": MeanAbsolute, "bce": Bernoulli, "logistic": Logistic}
+
+
+def build(config: TokenizerConfig) -> Likelihood:
+    """The likelihood that a tokenizer's config names."""
+    return _CLASSES[config.likelihood](config.channels)

@@ -1,0 +1,46 @@
+"""The protocol that encoder, decoder and training know of a quantizer."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a quantizer makes of the encoder's vectors."""
+
+    vectors: Tensor     # (B, D, h, w), with the gradient passed straight through
+    indices: Tensor     # (B, L, h, w), int64
+    loss: Tensor        # scalar: the codebook and commitment terms
+
+
+class Quantizer(nn.Module, ABC):
+    """Replaces vectors by entries of L codebooks of K entries.
+
+    The training loop calls `learn` after each optimizer step. What it draws comes from torch's global generator, which the loop
+    seeds anew at every step. State that only training needs lives in a submodule called `average`.
+    """
+
+    codebook_size: int
+    levels: int
+
+    @abstractmethod
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantizes z (B, D, h, w); gradients pass straight through (van den Oord et al. 2017, section 3.2)."""
+
+    @abstractmethod
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Vectors (B, D, h, w) for indices (B, L, h, w)."""
+
+    @abstractmethod
+    def needs_vectors(self) -> bool:
+        """Whether `initialize` is still to be called before training."""
+
+    @abstractmethod
+    def initialize(self, vectors: Tensor) -> None:
+        """Sets the codebook from encoder outputs (N, D), N of 20,000 or more."""
+
+    @abstractmethod
+    def learn(self) -> int:
+        """Moves the codebook by what the last forward saw: averages, and dead codes onto live vectors. Returns how many were dead."""

@@ -1,0 +1,291 @@
+"""The one training loop, for tokenizer and prior: schedule, checkpoints, resume, log.jsonl."""
+
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vqtok import files, images
+from vqtok.config import StageConfig
+from vqtok.errors import TrainingError
+from vqtok.train import state
+from vqtok.weights import Weights
+from vqtok.weights import save as save_weights
+
+SAVE_SECONDS = 120      # a killed run loses two minutes at most
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step gave."""
+
+    loss: Tensor                        # scalar, to be minimized
+    metrics: dict[str, Tensor]          # scalars to be averaged over the window
+    indices: Tensor | None = None       # codes chosen, to be counted
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the validation pictures gave."""
+
+    score: float                        # lower is better: chooses the best weights
+    metrics: dict[str, float]
+    sheet: np.ndarray | None = None     # uint8 (H, W, C)
+
+
+class Task(ABC):
+    """A network, its batches, and how well it does."""
+
+    name: str
+    network: nn.Module
+    codes: int = 1                      # K: size of the histogram of chosen codes
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Runs once before the first step of a new run."""
+
+    @abstractmethod
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
+        """The batch of each step from start to stop; a pure function of the step."""
+
+    @abstractmethod
+    def forward(self, batch: Any) -> Step: ...
+
+    def after_step(self) -> dict[str, float]:
+        """Runs after the optimizer's step; what it returns is added up over the window."""
+        return {}
+
+    @abstractmethod
+    def validate(self) -> Validation: ...
+
+    def summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
+        """Further figures of the window since the last validation, and one plain sentence about them ('' for none)."""
+        return {}, ""
+
+    @abstractmethod
+    def release(self, record: dict[str, Any]) -> Weights:
+        """The weights file for the network as it is now."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a progress line shows."""
+
+    stage: str
+    step: int
+    steps: int
+    pictures_per_second: float
+    seconds_left: float
+    metrics: dict[str, float]
+
+
+class Listener(Protocol):
+    """Hears what training has to say; the command line prints it."""
+
+    def status(self, status: Status) -> None:
+        """After each step."""
+        ...
+
+    def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
+        """After each validation; `line` is what went to log.jsonl."""
+        ...
+
+    def note(self, text: str) -> None:
+        """When something is worth a sentence."""
+        ...
+
+
+class Silent:
+    """The listener that says nothing."""
+
+    def status(self, status: Status) -> None:
+        pass
+
+    def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@dataclass
+class Stop:
+    """Why and when to stop early. Signal handlers set `signal`."""
+
+    deadline: float = math.inf          # time.monotonic()
+    signal: int = 0
+
+    @property
+    def due(self) -> bool:
+        return bool(self.signal) or time.monotonic() >= self.deadline
+
+
+@dataclass
+class Run:
+    """What both stages share."""
+
+    folder: Path
+    seed: int
+    device: torch.device
+    precision: str = "fp32"
+    stop: Stop = field(default_factory=Stop)
+    listener: Listener = field(default_factory=Silent)
+
+
+def learning_rate(config: StageConfig, step: int) -> float:
+    """Linear rise over `warmup` steps, then half a cosine down to 0 at `steps`."""
+    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def train(task: Task, config: StageConfig, run: Run, resume: bool) -> bool:
+    """Trains until `config.steps` are done or `run.stop` says so; returns whether the stage is finished.
+
+    Writes NAME.safetensors (best by validation) and NAME.state.safetensors (to resume) in the run's folder. Raises TrainingError
+    when the loss or the gradient stops being finite; the files of the last good step stay.
+    """
+    return _Trainer(task, config, run).train(resume)
+
+
+class _Trainer:
+    def __init__(self, task: Task, config: StageConfig, run: Run) -> None:
+        self.task, self.config, self.run = task, config, run
+        self.state_path = run.folder / f"{task.name}.state.safetensors"
+        self.best_path = run.folder / f"{task.name}.safetensors"
+        self.progress = state.Progress()
+        self.counts = torch.zeros(task.codes, dtype=torch.int64, device=run.device)
+        parameters = [p for p in task.network.parameters() if p.requires_grad]
+        self.parameters = parameters
+        self.optimizer = torch.optim.AdamW(
+            parameters, config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=run.device.type in ("cpu", "cuda")
+        )
+
+    def train(self, resume: bool) -> bool:
+        if resume and self.state_path.exists():
+            self.progress = state.load(self.state_path, self.task.network, self.optimizer, self.counts)
+            _cut_log(self.run.folder / "log.jsonl", self.task.name, self.progress.step)
+        else:
+            torch.manual_seed(_mix(self.run.seed, 0))
+            self.task.prepare()
+        if self.progress.step < self.config.steps:
+            self._loop()
+        return self.progress.step >= self.config.steps
+
+    def _loop(self) -> None:
+        progress, config = self.progress, self.config
+        first, started, saved = progress.step, time.monotonic(), time.monotonic()
+        before = progress.seconds
+        self.task.network.train()
+        for batch in self.task.batches(first, config.steps):
+            if self.run.stop.due:
+                break
+            self._step(batch)
+            now = time.monotonic()
+            progress.seconds = before + now - started
+            rate = (progress.step - first) / max(now - started, 1e-9)
+            if progress.step % config.validate_every == 0 or progress.step == config.steps:
+                self._validate(rate)
+                self._save()
+                saved = time.monotonic()
+            elif now - saved > SAVE_SECONDS:
+                self._save()
+                saved = time.monotonic()
+            self._report(rate)
+        self._save()
+
+    def _step(self, batch: Any) -> None:
+        step = self.progress.step
+        torch.manual_seed(_mix(self.run.seed, step + 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
+            result = self.task.forward(batch)
+        result.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        loss = float(result.loss.detach())
+        if not math.isfinite(loss) or not math.isfinite(float(norm)):
+            raise TrainingError(
+                f"{self.task.name}: the loss is {loss:g} and the gradient norm {float(norm):g} at step {step + 1}",
+                "the last good checkpoint is kept: start anew with a lower --learning-rate",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        metrics = {name: float(value.detach()) for name, value in result.metrics.items()}
+        figures = {"loss": loss} | metrics | self.task.after_step()
+        window = self.progress.window
+        for name, value in {**figures, "steps": 1}.items():
+            window[name] = window.get(name, 0) + value
+        if result.indices is not None:
+            self.counts += torch.bincount(result.indices.flatten(), minlength=len(self.counts))
+
+    def _means(self) -> dict[str, float]:
+        window = self.progress.window
+        steps = max(window.get("steps", 1), 1)
+        return {name: value / steps for name, value in window.items() if name != "steps"}
+
+    def _report(self, rate: float) -> None:
+        left = (self.config.steps - self.progress.step) / rate
+        extra, _ = self.task.summary(self.progress.window, self.counts)
+        self.run.listener.status(
+            Status(
+                self.task.name, self.progress.step, self.config.steps, rate * self.config.batch, left, self._means() | extra
+            )
+        )
+
+    def _validate(self, rate: float) -> None:
+        progress, task = self.progress, self.task
+        task.network.eval()
+        with torch.no_grad():
+            validation = task.validate()
+        task.network.train()
+        extra, sentence = task.summary(progress.window, self.counts)
+        line = {
+            "stage": task.name, "step": progress.step, **self._means(), **extra,
+            **{f"val_{name}": value for name, value in validation.metrics.items()},
+            "learning_rate": learning_rate(self.config, progress.step - 1),
+            "seconds": round(progress.seconds, 1), "pictures_per_second": round(rate * self.config.batch, 1),
+        }
+        if progress.best is None or validation.score < progress.best:
+            progress.best, progress.best_step = validation.score, progress.step
+            save_weights(self.best_path, task.release({"step": progress.step, "seconds": round(progress.seconds, 1),
+                                                       "metrics": validation.metrics}), force=True)
+        progress.window = {}
+        self.counts.zero_()
+        with (self.run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        if validation.sheet is not None:
+            images.write(self.run.folder / f"{task.name}-{progress.step:06d}.png", validation.sheet, force=True)
+        self.run.listener.validated(task.name, line, sentence)
+
+    def _save(self) -> None:
+        state.save(self.state_path, self.task.network, self.optimizer, self.counts, self.progress)
+
+
+def _mix(seed: int, step: int) -> int:
+    """One seed for torch from the run's seed and the step."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _cut_log(path: Path, stage: str, step: int) -> None:
+    """Drops the lines of steps that the resumed run will do again."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _keeps(line, stage, step)]
+        files.write_bytes(path, "".join(line + "\n" for line in kept).encode(), force=True)
+
+
+def _keeps(line: str, stage: str, step: int) -> bool:
+    try:
+        entry = json.loads(line)
+        return entry["stage"] != stage or entry["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False        # a line cut short by kill -9

@@ -1,0 +1,120 @@
+"""Encoder, decoder, and the VQ-VAE around a quantizer (van den Oord et al. 2017, arXiv 1711.00937).
+
+No normalization over space and no attention: each output depends on a bounded neighborhood, so that a picture of any size can be
+encoded whole or in tiles with the same result.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtok import losses, quantizers
+from vqtok.config import TokenizerConfig
+from vqtok.quantizers import Quantized
+
+
+@dataclass(frozen=True)
+class Output:
+    """One training step's view of a batch."""
+
+    reconstruction: Tensor      # (B, C, H, W) in [-1, 1]
+    indices: Tensor             # (B, L, h, w)
+    loss: Tensor                # scalar: reconstruction + codebook + commitment
+
+
+def to_float(pictures: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) -> float in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
+
+
+def to_uint8(pictures: Tensor) -> Tensor:
+    """Float in [-1, 1] -> uint8, rounded to the nearest grey level."""
+    return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(conv(silu(x)))), (B, C, H, W) -> (B, C, H, W); it starts as the identity, its last convolution being zero."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)        # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+def _widths(config: TokenizerConfig) -> list[int]:
+    """Channels of each stage, finest (1/fold of the picture) to coarsest (1/f)."""
+    stages = int(math.log2(config.downsample // config.fold)) + 1
+    return [config.width * min(2**stage, 2) for stage in range(stages)]
+
+
+class Encoder(nn.Sequential):
+    """Pictures (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f).
+
+    Folds `fold` x `fold` pixels into channels first: most of the cost of a tokenizer lies at full resolution.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        widths = _widths(config)
+        layers: list[nn.Module] = [
+            nn.PixelUnshuffle(config.fold),
+            nn.Conv2d(config.channels * config.fold**2, widths[0], 3, padding=1),
+        ]
+        for stage, width in enumerate(widths):
+            if stage:
+                layers.append(nn.Conv2d(widths[stage - 1], width, 4, stride=2, padding=1))
+            layers += [ResidualBlock(width) for _ in range(config.encoder_blocks)]
+        super().__init__(*layers, nn.SiLU(), nn.Conv2d(widths[-1], config.code_dim, 1))
+
+
+class Decoder(nn.Sequential):
+    """Vectors (B, D, h, w) -> what the likelihood needs, (B, C, h*f, w*f)."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        widths = _widths(config)
+        layers: list[nn.Module] = [nn.Conv2d(config.code_dim, widths[-1], 3, padding=1)]
+        for stage in reversed(range(len(widths))):
+            layers += [ResidualBlock(widths[stage]) for _ in range(config.decoder_blocks)]
+            if stage:
+                layers += [nn.Conv2d(widths[stage], 4 * widths[stage - 1], 3, padding=1), nn.PixelShuffle(2)]
+        last = nn.Conv2d(widths[0], config.channels * config.fold**2, 3, padding=1)
+        super().__init__(*layers, nn.SiLU(), last, nn.PixelShuffle(config.fold))
+
+
+class VQVAE(nn.Module):
+    """Encoder, quantizer, decoder and likelihood in one."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = quantizers.build(config)
+        self.decoder = Decoder(config)
+        self.likelihood = losses.build(config)
+
+    def forward(self, pictures: Tensor) -> Output:
+        """pictures (B, C, H, W) in [-1, 1], H and W multiples of f."""
+        quantized: Quantized = self.quantizer(self.encoder(pictures))
+        output = self.decoder(quantized.vectors).float()
+        loss = self.likelihood(output, pictures) + quantized.loss
+        return Output(self.likelihood.mean(output), quantized.indices, loss)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Indices (B, L, h, w) of pictures (B, C, H, W) in [-1, 1], H and W multiples of f."""
+        return self.quantizer(self.encoder(pictures)).indices
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Pictures (B, C, h*f, w*f) in [-1, 1] from indices (B, L, h, w)."""
+        return self.likelihood.mean(self.decoder(self.quantizer.lookup(indices)).float())
+
+    def release_state(self) -> dict[str, Tensor]:
+        """The tensors that encoding and decoding need, without the training state of the quantizer."""
+        return {name: value for name, value in self.state_dict().items() if ".average." not in name}
+

@@ -1,0 +1,308 @@
+"""Config and tensors <-> .safetensors; where models are found, and by which fingerprint they are known.
+
+A weights file is a safetensors file whose metadata has the one key "vqtok": one JSON object in ASCII, keys sorted: "format" (1),
+"kind" ("tokenizer", "prior" or "state"), "config" (it rebuilds the network) and "record" (data, steps, seed, figures, version).
+One key only, because safetensors shuffles several, and equal models would get different bytes.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vqtok import files
+from vqtok.codes import named, parse_meta
+from vqtok.errors import FormatError, InputError, ModelError, VqtokError
+
+FORMAT = 1
+KINDS = ("tokenizer", "prior", "state")
+SUFFIX = ".safetensors"
+DEFAULT_MODEL = "photo"
+HEADER_LIMIT = 16 << 20     # bytes of JSON: some 150,000 tensors
+FILE_LIMIT = 64 << 30       # bytes; the file is held in memory while it is read
+_META_KEY = "vqtok"
+_COPY_AGAIN = "copy or download the file again"
+_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "|b1",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1",
+}   # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, and what they are: meta has the keys kind, config and record, and format once it was in a file."""
+
+    tensors: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.meta["config"]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self.meta["record"]
+
+
+def save(path: Path, weights: Weights, force: bool = True) -> None:
+    """Writes a weights file in one step; equal weights give equal bytes.
+
+    OutputError where the path cannot be written. ValueError where meta holds NaN or infinity: JSON has no word for them.
+    """
+    meta = {"format": FORMAT, **weights.meta}
+    assert meta["format"] == FORMAT, meta["format"]
+    assert meta.get("kind") in KINDS, meta.get("kind")
+    assert _has_parts(meta), "meta lacks config or record"
+    text = json.dumps(meta, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    tensors = {name: _plain(weights.tensors[name]) for name in sorted(weights.tensors)}
+    files.write_bytes(path, safetensors.numpy.save(tensors, {_META_KEY: text}), force)
+
+
+def load(path: Path, kind: str) -> Weights:
+    """Reads a weights file of one kind. Nothing is executed; arrays are writable, bfloat16 comes as float32.
+
+    InputError: not readable. FormatError: damaged, truncated, a pickle, not vqtok's, of a newer format, or of another kind.
+    """
+    data = files.read_bytes(path, FILE_LIMIT)
+    meta = _parse_header(data[8 : 8 + _header_size(data[:9], len(data), path)], path)
+    _check_kind(meta, kind, path)
+    try:
+        views = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
+        raise FormatError(f"{path} is damaged or truncated ({error})", _COPY_AGAIN) from None
+    return Weights({name: _array(view, f"{path}: {name}") for name, view in sorted(views)}, meta)
+
+
+def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """The metadata alone: reads the header, not the tensors. Errors as `load`; kind None takes any."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+            file.seek(8)
+            header = file.read(_header_size(start, os.fstat(file.fileno()).st_size, path))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", "check the path and its permissions") from None
+    meta = _parse_header(header, path)
+    _check_kind(meta, kind, path)
+    return meta
+
+
+def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
+    """Eight hex digits of SHA-256 over the tensors in name order: name, dtype, shape, and bytes in C order, little-endian."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = _plain(tensors[name])
+        shape = ",".join(map(str, array.shape))
+        digest.update(f"{name}\0{array.dtype.name}\0{shape}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:8]
+
+
+def tokenizer_fingerprint(path: Path) -> str:
+    """Fingerprint of a tokenizer file; reads all of it, 0.1 s for 32 MB. Errors as `load`."""
+    return fingerprint(load(path, "tokenizer").tensors)
+
+
+def check(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], origin: object) -> None:
+    """Passes when the tensors are the expected ones: none missing or extra, each of its shape, all finite.
+
+    shapes comes from the network that the config describes. Else FormatError, which names the first wrong tensor.
+    """
+    for name in sorted(shapes):
+        if name not in tensors:
+            raise FormatError(f"{origin} lacks the tensor {name}", _COPY_AGAIN)
+        if tuple(tensors[name].shape) != tuple(shapes[name]):
+            found, wanted = tuple(tensors[name].shape), tuple(shapes[name])
+            raise FormatError(f"{origin}: tensor {name} has the shape {found}, its config asks for {wanted}", _COPY_AGAIN)
+        if tensors[name].dtype.kind == "f" and not np.isfinite(tensors[name]).all():
+            raise FormatError(f"{origin}: tensor {name} holds NaN or infinity", "use weights saved before training went wrong")
+    for name in sorted(set(tensors) - set(shapes)):
+        raise FormatError(f"{origin} has the unknown tensor {name}", "it may be of a newer vqtok: upgrade vqtok")
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """The array in C order and little-endian; 0-d stays 0-d."""
+    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def _array(view: Mapping[str, Any], origin: str) -> np.ndarray:
+    """A writable array of this machine's byte order from what safetensors found."""
+    dtype = "<u2" if view["dtype"] == "BF16" else _DTYPES.get(view["dtype"])
+    if dtype is None:
+        raise FormatError(f"{origin} is of type {view['dtype']}, which vqtok does not read", "save it as float32 or float16")
+    try:
+        array = np.frombuffer(bytearray(view["data"]), dtype).reshape(view["shape"])
+    except (ValueError, OverflowError):     # a shape such as (2^63, 0), which holds nothing and yet fits no array
+        raise FormatError(f"{origin} has the shape {view['shape']}", _COPY_AGAIN) from None
+    if view["dtype"] == "BF16":             # the upper half of a float32; numpy has no such type
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array if sys.byteorder == "little" else array.astype(array.dtype.newbyteorder("="))
+
+
+def _header_size(start: bytes, size: int, path: Path) -> int:
+    """Bytes of JSON that follow the first eight; start is the first nine bytes of a file of the given size."""
+    if len(start) < 9 or start[8:] != b"{":
+        if start[:4] == b"PK\3\4" or start[:1] == b"\x80":      # torch.save writes a zip, and wrote a bare pickle before 1.6
+            raise FormatError(
+                f"{path} looks like a pickle, not a safetensors file",
+                "vqtok reads no pickles, they can run code; give a file that vqtok wrote",
+            )
+        what = "is truncated" if 0 < len(start) < 9 else "is empty" if not start else "is not a safetensors file"
+        raise FormatError(f"{path} {what}", "give a weights file that vqtok wrote")
+    length = int.from_bytes(start[:8], "little")
+    if length > min(HEADER_LIMIT, size - 8):
+        raise FormatError(f"{path} is damaged or truncated (header of {length} bytes)", _COPY_AGAIN)
+    return length
+
+
+def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
+    """The checked metadata in a safetensors header, which is JSON that starts with a brace."""
+    try:
+        metadata = json.loads(header.decode("utf-8")).get("__metadata__")
+    except (ValueError, RecursionError):
+        raise FormatError(f"{path} has a damaged header", _COPY_AGAIN) from None
+    text = metadata.get(_META_KEY) if isinstance(metadata, dict) else None
+    if not isinstance(text, str):
+        raise FormatError(f"{path} is a safetensors file, but not a vqtok file", "give a weights file that vqtok wrote")
+    with named(path):
+        meta = parse_meta(text)
+    if not _has_parts(meta):
+        raise FormatError(f"{path}: the metadata is damaged", _COPY_AGAIN)
+    return meta
+
+
+def _has_parts(meta: Mapping[str, Any]) -> bool:
+    return isinstance(meta.get("config"), dict) and isinstance(meta.get("record"), dict)
+
+
+def _check_kind(meta: Mapping[str, Any], kind: str | None, path: Path) -> None:
+    found = meta.get("kind")
+    if found not in KINDS:
+        raise FormatError(f"{path} is of the unknown kind {str(found)[:40]!r}", "upgrade vqtok")
+    if kind not in (None, found):
+        raise FormatError(f"{path} is a {found} file, not a {kind} file", f"give a {kind} file")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk. path is its folder, or a single tokenizer file that has no prior."""
+
+    name: str
+    path: Path
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path if self.path.suffix == SUFFIX else self.path / f"tokenizer{SUFFIX}"
+
+    @property
+    def prior(self) -> Path | None:
+        return self._part(f"prior{SUFFIX}")
+
+    @property
+    def card(self) -> Path | None:
+        return self._part("README.md")
+
+    def _part(self, name: str) -> Path | None:
+        path = self.path / name
+        return path if os.path.isfile(path) else None
+
+
+def bundled() -> Path:
+    """The folder of the models that come with vqtok: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "models"
+    return inside if inside.is_dir() else package.parent / "models"
+
+
+def search_path() -> list[Path]:
+    """Folders that hold models, first to last: those in VQTOK_MODELS, then the bundled one."""
+    entries = os.environ.get("VQTOK_MODELS", "").split(os.pathsep)
+    return [Path(os.path.expanduser(entry)) for entry in entries if entry] + [bundled()]
+
+
+def models() -> list[ModelFolder]:
+    """All models in the search path, by name; of two with one name, the first found."""
+    found: dict[str, ModelFolder] = {}
+    for model in _all_models():
+        found.setdefault(model.name, model)
+    return [found[name] for name in sorted(found)]
+
+
+def find(name_or_path: str | None = None) -> ModelFolder:
+    """The model of that name in the search path, or else at that path; None means VQTOK_MODEL, or photo.
+
+    A path is that of a model folder or of a .safetensors file. ModelError where there is no such model.
+    """
+    wanted = name_or_path or os.environ.get("VQTOK_MODEL") or DEFAULT_MODEL
+    known = {model.name: model for model in models()}
+    if wanted in known:
+        return known[wanted]
+    path = Path(os.path.expanduser(wanted))     # Path.expanduser raises on "~nobody"
+    model = _at(path)
+    if model is None:
+        what = f"{wanted} holds no tokenizer{SUFFIX}" if os.path.exists(path) else f"there is no model {wanted!r}"
+        raise ModelError(what, _suggest(wanted, list(known)))
+    return model
+
+
+def find_by_fingerprint(name: str, fingerprint: str) -> ModelFolder:
+    """The model that a codes file names. ModelError where no model in the search path has that tokenizer.
+
+    The name comes from a file that may be hostile: it is compared with names, never used as a path.
+    """
+    here = None
+    for model in sorted(_all_models(), key=lambda model: model.name != name):     # models of that name first
+        try:
+            found = tokenizer_fingerprint(model.tokenizer)
+        except VqtokError:      # one damaged model must not hide the others
+            found = "damaged"
+        if found == fingerprint:
+            return model
+        if model.name == name:
+            here = here or found
+    state = f"the model {name} here is {here}" if here else "no model here has that fingerprint"
+    raise ModelError(
+        f"the codes were made with model {name} ({fingerprint}); {state}",
+        "give its folder with --model, or put it in a folder that VQTOK_MODELS names",
+    )
+
+
+def _all_models() -> Iterator[ModelFolder]:
+    """Models in the order of the search path; an entry may hold models or be one."""
+    for entry in search_path():
+        try:
+            paths = [entry, *sorted(entry.iterdir())]
+        except OSError:     # gone, or not ours to read: the other entries still count
+            continue
+        for path in filter(os.path.isdir, paths):       # a loose file is a model only for those who name it
+            model = _at(path)
+            if model is not None:
+                yield model
+
+
+def _at(path: Path) -> ModelFolder | None:
+    """The model at a folder, or at a .safetensors file; None where there is none."""
+    if path.name == f"tokenizer{SUFFIX}":
+        path = path.parent
+    single = path.suffix == SUFFIX
+    if not os.path.isfile(path if single else path / f"tokenizer{SUFFIX}"):    # Path.is_file raises where a folder refuses
+        return None
+    name = path.stem if single else path.resolve().name
+    return ModelFolder("".join(c if c.isprintable() else "_" for c in name), path)
+
+
+def _suggest(wanted: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(wanted, known, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"choose one of {', '.join(known)}, or give the path of a model folder" if known else "give the path of a model folder"
