@@ -14,12 +14,12 @@ import vqtok
 ROOT = Path(vqtok.__file__).parent
 LAYERS = (
     "errors", "files", "config", "images", "entropy", "codes", "weights", "metrics", "report",
-    "quantizers", "vqvae", "losses", "priors", "data", "codec", "train", "cli",
+    "quantizers", "losses", "vqvae", "priors", "data", "codec", "evaluate", "train", "cli",
     "__init__", "__main__",     # the two doors: the library's names (on first use) and `python -m vqtok`
 )
 LATER = ("entropy",)    # has its place, but is not written yet; this line goes when it is
 WITHOUT_TORCH = LAYERS[:LAYERS.index("quantizers")]
-PACKAGES = ("data", "priors", "quantizers", "cli")
+PACKAGES = ("data", "priors", "quantizers", "train", "cli")
 PRINTERS = ("cli", "__main__")
 PRINTS = ("print", "input", "typer.echo", "typer.secho", "rich.print", "traceback.print_exc")
 PRINTING_MODULES = ("rich.console", "rich.progress", "rich.live", "rich.print", "typer", "sys.stdout", "sys.stderr")

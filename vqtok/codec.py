@@ -18,7 +18,7 @@ from torch import Tensor
 from vqtok import config, images, weights
 from vqtok.codes import Codes, index_dtype
 from vqtok.config import PriorConfig, TokenizerConfig
-from vqtok.errors import ModelError, UsageError
+from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.priors import PixelCNN, sample
 from vqtok.vqvae import VQVAE, to_float, to_uint8
 
@@ -119,6 +119,14 @@ class Model:
         """The classes that `sample` can be asked for; none for an unconditional prior."""
         return self.prior.config.labels
 
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """(H, W) in pixels of the windows that the prior has learned from: what `sample` draws unless it is told a size."""
+        grid = self._prior[1].get("grid")
+        if not isinstance(grid, list) or len(grid) != 2 or not all(type(side) is int for side in grid):
+            raise FormatError(f"{self.folder.prior} does not say which grid it has learned", "ask for a size: --size 256")
+        return grid[0] * self.config.downsample, grid[1] * self.config.downsample
+
     def encode(self, image: Any, background: images.Color = images.WHITE) -> Codes:
         """The codes of one picture: a path, bytes, a PIL image, or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
 
@@ -128,8 +136,10 @@ class Model:
         return self.encode_batch([pixels])
 
     def encode_batch(self, pictures: list[np.ndarray]) -> Codes:
-        """The codes of pictures uint8 (H, W, C) whose sizes fill the same grid."""
+        """The codes of pictures uint8 (H, W, C), with the model's C, whose sizes fill the same grid; UsageError where they do not."""
         f = self.config.downsample
+        if len({(-(-p.shape[0] // f), -(-p.shape[1] // f)) for p in pictures}) != 1:
+            raise UsageError(f"these {len(pictures)} pictures do not fill one grid", "encode pictures of different sizes one by one")
         padded = np.stack([images.pad(p, f) for p in pictures]).transpose(0, 3, 1, 2)      # (n, C, h*f, w*f)
         x = to_float(torch.from_numpy(np.ascontiguousarray(padded)).to(self.device))
         with torch.inference_mode(), self._autocast():
@@ -145,16 +155,21 @@ class Model:
     def decode_all(self, codes: Codes) -> list[np.ndarray]:
         """Each picture in the codes, uint8 (H, W, C)."""
         self._check(codes)
-        return [
-            images.crop(self._picture(codes.indices[i : i + 1]), *size)     # one at a time: memory for one, whatever n
-            for i, size in enumerate(codes.sizes)
-        ]
+        return [self.to_picture(self.output(codes, i)) for i in range(len(codes))]      # one at a time: memory for one, whatever n
 
-    def _picture(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 (h*f, w*f, C) from (1, L, h, w)."""
+    def output(self, codes: Codes, i: int) -> Tensor:
+        """What the decoder says of picture i: the likelihood's float32 parameters (1, C, H, W), at the picture's own size."""
+        height, width = codes.sizes[i]
+        indices = torch.from_numpy(codes.indices[i : i + 1].astype(np.int64)).to(self.device)
         with torch.inference_mode(), self._autocast():
-            decoded = self.network.decode(torch.from_numpy(indices.astype(np.int64)).to(self.device))
-        return to_uint8(decoded)[0].permute(1, 2, 0).cpu().numpy()
+            output = self.network.decoder(self.network.quantizer.lookup(indices))
+        return output.float()[:, :, :height, :width]
+
+    def to_picture(self, output: Tensor) -> np.ndarray:
+        """The picture to show for a decoder's output (1, C, H, W): uint8 (H, W, C)."""
+        with torch.inference_mode():
+            decoded = to_uint8(self.network.likelihood.mean(output))
+        return decoded[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
     def sample(self, n: int = 1, size: tuple[int, int] | None = None, **options: Any) -> list[np.ndarray]:
         """n new pictures, uint8 (H, W, C); options as in `sample_codes`."""
@@ -174,12 +189,12 @@ class Model:
     ) -> Codes:
         """Codes of n new pictures of size (H, W), by default the size that the prior has learned.
 
-        label is one of `labels` or its number, None takes all in turn; temperature 0 takes the likeliest index everywhere; top_k and top_p keep the
-        likeliest indices alone. On one machine's CPU the seed decides everything. progress gets rows done and rows in all.
+        label is one of `labels` or its number, None takes all in turn; temperature 0 takes the likeliest index everywhere;
+        top_k and top_p keep the likeliest indices alone. On one machine's CPU the seed decides everything. progress gets rows
+        done and rows in all.
         """
         f = self.config.downsample
-        grid = self._prior[1].get("grid", [32, 32])
-        height, width = size or (grid[0] * f, grid[1] * f)
+        height, width = size or self.native_size
         if not (0 < height <= 8192 and 0 < width <= 8192 and n > 0):
             raise UsageError(f"cannot sample {n} pictures of {width}x{height}", "ask for one or more, of 1 to 8192 pixels a side")
         indices = sample(
@@ -192,16 +207,20 @@ class Model:
         """Codes of n pictures that keep a part of a picture and invent the rest.
 
         keep is SIDE:PART, as in "top:0.5", with SIDE one of top, bottom, left, right. The prior reads rows from the top: it
-        cannot look ahead at a part kept at the bottom or right. Options as in `sample_codes`, without size.
+        cannot look ahead at a part kept at the bottom or right. Options as in `sample_codes`, without size; without a label the
+        prior goes by the picture alone.
         """
         self._check(codes)
+        if len(codes) != 1:
+            raise UsageError(f"these codes hold {len(codes)} pictures", "complete them one by one")
         _, L, h, w = codes.indices.shape
         rows, columns = kept_part(keep, h, w)
         known = torch.full((n, L, h, w), -1)
-        known[:, :, rows, columns] = torch.from_numpy(codes.indices[:1].astype(np.int64))[:, :, rows, columns]
-        options["labels"] = self._labels(options.pop("label", None), n)
+        known[:, :, rows, columns] = torch.from_numpy(codes.indices.astype(np.int64))[:, :, rows, columns]
+        label = options.pop("label", None)
+        options["labels"] = None if label is None else self._labels(label, n)
         indices = sample(self.prior, n, h, w, known=known, **options)
-        return self._codes(indices, codes.sizes[:1] * n)
+        return self._codes(indices, codes.sizes * n)
 
     def _labels(self, label: str | int | None, n: int) -> Tensor | None:
         """Class numbers (n,): one class for all, or all classes in turn; None where there are no classes and none is asked for."""
@@ -236,7 +255,7 @@ class Model:
 
 
 def kept_part(keep: str, h: int, w: int) -> tuple[slice, slice]:
-    """Rows and columns of an h x w grid that SIDE:PART keeps, at least one code; UsageError where it is neither."""
+    """Rows and columns of an h x w grid that SIDE:PART keeps: at least one, and never all. Raises UsageError."""
     side, _, number = keep.partition(":")
     try:
         part = float(number)
@@ -244,11 +263,14 @@ def kept_part(keep: str, h: int, w: int) -> tuple[slice, slice]:
         part = -1.0
     if side not in SIDES or not 0 < part < 1:
         raise UsageError(f"cannot keep {keep!r}", "write it like top:0.5; sides are top, bottom, left and right")
-    rows, columns = max(1, round(part * h)), max(1, round(part * w))
+    length = h if side in ("top", "bottom") else w
+    if length == 1:
+        raise UsageError(f"nothing is left to invent: the grid is {h} high and {w} wide", "complete a larger picture, or keep another side")
+    count = min(max(1, round(part * length)), length - 1)
     whole = slice(None)
     return {
-        "top": (slice(0, rows), whole),
-        "bottom": (slice(h - rows, h), whole),
-        "left": (whole, slice(0, columns)),
-        "right": (whole, slice(w - columns, w)),
+        "top": (slice(0, count), whole),
+        "bottom": (slice(h - count, h), whole),
+        "left": (whole, slice(0, count)),
+        "right": (whole, slice(w - count, w)),
     }[side]

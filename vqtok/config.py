@@ -2,8 +2,11 @@
 
 import difflib
 import json
+import math
 import re
+import reprlib
 import tomllib
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -13,6 +16,7 @@ from vqtok.errors import FormatError, InputError, UsageError
 
 LIKELIHOODS = ("mse", "l1", "bce", "logistic")
 QUANTIZERS = ("ema", "vq")
+TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes", tuple[str, ...]: "a list of texts"}
 T = TypeVar("T")
 
 
@@ -46,7 +50,7 @@ class TokenizerConfig:
     likelihood: str = "mse"
 
     def __post_init__(self) -> None:
-        _check(self.channels in (1, 3), f"channels is {self.channels}", "choose 1 (grey) or 3 (colour)")
+        _check(self.channels in (1, 3), f"channels is {self.channels}", "choose 1 (gray) or 3 (color)")
         _check(self.downsample in (2, 4, 8, 16), f"downsample is {self.downsample}", "choose 2, 4, 8 or 16")
         _check(
             self.fold in (1, 2, 4) and self.fold <= self.downsample,
@@ -79,7 +83,7 @@ class PriorConfig:
     levels: int = 1                     # L, the tokenizer's
     width: int = 128
     layers: int = 10
-    kernel: int = 5                     # of the vertical stack; odd
+    kernel: int = 3                     # columns of the vertical stack; odd. 5 takes 2.5 times the weights
     dropout: float = 0.1
     labels: tuple[str, ...] = ()        # class names; none: unconditional
 
@@ -90,6 +94,9 @@ class PriorConfig:
         _check_range("prior layers", self.layers, 1, 64)
         _check(self.kernel in (3, 5, 7, 9), f"prior kernel is {self.kernel}", "choose 3, 5, 7 or 9")
         _check_range("prior dropout", self.dropout, 0.0, 0.9)
+        # They come from folder names, are printed, and go into TOML, which holds neither kind: Cc control, Cs stray surrogate.
+        bad = [label for label in self.labels if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in label)]
+        _check(not bad, f"the label {bad[:1]} holds control characters, or is not UTF-8", "rename the folder it comes from")
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ class Recipe:
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _check(value in choices, f"{name} {value!r} is not known", f"choose one of {', '.join(choices)}")
+    _check(value in choices, f"{name} {reprlib.repr(value)} is not known", f"choose one of {', '.join(choices)}")
 
 
 def _override(config: Any, values: Mapping[str, Any], origin: str) -> Any:
@@ -180,12 +187,14 @@ def _override(config: Any, values: Mapping[str, Any], origin: str) -> Any:
 
 
 def _convert(key: str, value: Any, kind: Any, origin: str) -> Any:
+    if type(value) is int and abs(value) >= 2**63:      # TOML's own limit; Python refuses to turn the largest into float or text
+        raise UsageError(f"{origin}: {key} is too large a number", f"write {TYPES[kind]}")
     if kind is float and type(value) is int:
         return float(value)
     if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(v, str) for v in value):
         return tuple(value)
     _check(type(value) is kind or (kind == tuple[str, ...] and isinstance(value, tuple)),
-           f"{origin}: {key} is {value!r}", f"write a value of type {getattr(kind, '__name__', kind)}")
+           f"{origin}: {key} is {reprlib.repr(value)}", f"write {TYPES[kind]}")
     return value
 
 
@@ -206,7 +215,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}", "give the path of a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:       # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path} is not TOML: {error}", "mend the line it names") from None
 
 
@@ -217,17 +226,22 @@ def parse_setting(text: str) -> dict[str, Any]:
         if not equals:
             raise ValueError
         try:
-            return tomllib.loads(f"{key} = {value}")
+            setting = tomllib.loads(f"{key} = {value}")
         except tomllib.TOMLDecodeError:
-            return tomllib.loads(f"{key} = {json.dumps(value.strip())}")
-    except ValueError:      # TOMLDecodeError is one
+            setting = tomllib.loads(f"{key} = {_toml(value.strip())}")
+        if not setting:     # all of it was a comment
+            raise ValueError
+        return setting
+    except (ValueError, RecursionError):    # TOMLDecodeError is a ValueError
         raise UsageError(f"{text!r} is no setting", "write it like prior.width=192") from None
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from '90', '90s', '10m', '2h' or '1h30m'."""
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    if not match or not text.strip():
+    """Seconds from '90', '90s', '10m', '1.5h' or '1h30m'. Only a lone number goes without a unit: '1h30' could mean two things."""
+    text, number = text.strip(), r"(\d+(?:\.\d+)?)"
+    lone = re.fullmatch(number, text)
+    match = re.fullmatch(f"(?:{number}h)?(?:{number}m)?(?:{number}s)?", f"{text}s" if lone else text)
+    if not match or not text:
         raise UsageError(f"{text!r} is no duration", "write it like 90s, 10m or 1h30m")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return hours * 3600 + minutes * 60 + seconds
@@ -244,7 +258,8 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def _toml(value: Any) -> str:
-    return json.dumps(value)    # numbers, strings, booleans and lists of strings are written alike in JSON and TOML
+    """Numbers, strings, booleans and lists of strings are written alike in JSON and TOML, but for two things."""
+    return "inf" if value == math.inf else json.dumps(value, ensure_ascii=False)    # TOML has no \ud83d\ude00 for one letter
 
 
 PRESETS: dict[str, Recipe] = {
@@ -258,17 +273,19 @@ PRESETS: dict[str, Recipe] = {
     ),
     # CIFAR-10 and other 32x32 pictures: 8x8 grid of 512 codes.
     "cifar": Recipe(
-        tokenizer=TokenizerConfig(downsample=4, width=128, encoder_blocks=3, decoder_blocks=6, codebook_size=512),
-        prior=PriorConfig(codebook_size=512, width=128, layers=12, dropout=0.2),
+        tokenizer=TokenizerConfig(
+            downsample=4, fold=2, width=64, encoder_blocks=2, decoder_blocks=3, codebook_size=512, code_dim=64, normalize=False
+        ),
+        prior=PriorConfig(codebook_size=512, layers=8, dropout=0.2),
         data=DataConfig(size=32, prior_size=32),
-        tokenizer_training=StageConfig(steps=12000, batch=64, validate_every=500),
+        tokenizer_training=StageConfig(steps=11000, batch=64, learning_rate=2e-3, validate_every=500),
         prior_training=StageConfig(steps=12000, batch=64, validate_every=500),
         precision="bf16",
     ),
     # Photographs of any size, f8.
     "photo": Recipe(
         tokenizer=TokenizerConfig(downsample=8, width=96, encoder_blocks=2, decoder_blocks=3, codebook_size=4096, likelihood="l1"),
-        prior=PriorConfig(codebook_size=4096, width=128, layers=12),
+        prior=PriorConfig(codebook_size=4096, layers=8),
         data=DataConfig(size=128, min_scale=0.5),
         tokenizer_training=StageConfig(steps=100000, batch=16, validate_every=500),
         prior_training=StageConfig(steps=20000, batch=8, validate_every=500),

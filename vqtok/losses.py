@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from vqtok.config import TokenizerConfig
 
 # Variance of CIFAR-10's training pixels in [0, 1] (van den Oord's notebook divides by it too), and the mean distance of the same
-# pixels from their median: with them a loss of 1 means "no better than a grey picture", whatever the likelihood.
+# pixels from their median: with them a loss of 1 means "no better than a gray picture", for mse as for l1.
 PIXEL_VARIANCE = 0.0633
 PIXEL_DEVIATION = 0.21
-HALF_BIN = 1 / 255      # half the distance of two grey levels in [-1, 1]
+HALF_BIN = 1 / 255      # half the distance of two gray levels in [-1, 1]
+LOG_SCALES = (-9.0, 30.0)       # narrower than e^-9 a bin holds all there is, and float32 no longer knows its edges; wider, none
 
 
 def discretized_logistic(mean: Tensor, log_scale: Tensor, picture: Tensor) -> Tensor:
@@ -24,11 +25,12 @@ def discretized_logistic(mean: Tensor, log_scale: Tensor, picture: Tensor) -> Te
 
     mean and picture are (B, C, H, W), log_scale (C,). The lowest and highest value take the tails.
     """
-    scale = torch.exp(-log_scale)[:, None, None]
+    scale = torch.exp(-log_scale.clamp(*LOG_SCALES))[:, None, None]     # (C, 1, 1)
     centered = picture - mean
     upper, lower = (centered + HALF_BIN) * scale, (centered - HALF_BIN) * scale
-    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), exact and stable in float32
-    inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
+    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), exact and stable in float32, with
+    # l - u from its definition: the difference of the rounded two is 0 for means far outside the picture's range.
+    inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-2 * HALF_BIN * scale))
     nll = torch.where(picture < -1 + HALF_BIN, F.logsigmoid(upper), inside)
     return -torch.where(picture > 1 - HALF_BIN, F.logsigmoid(-lower), nll)
 
@@ -51,7 +53,7 @@ class Likelihood(nn.Module):
     def forward(self, output: Tensor, picture: Tensor) -> Tensor:
         """The training loss, a scalar. Only the scale learns from the likelihood: the term has the value 0."""
         nll = self.nll(output.detach(), picture)
-        return self.error(output, picture) + nll - nll.detach()
+        return self.error(output, picture) + (nll - nll.detach())
 
     def error(self, output: Tensor, picture: Tensor) -> Tensor:
         raise NotImplementedError
@@ -84,8 +86,12 @@ class Bernoulli(Likelihood):
 class Logistic(Likelihood):
     """Discretized logistic; network and scale both learn from it."""
 
-    def forward(self, output: Tensor, picture: Tensor) -> Tensor:
+    def nll(self, output: Tensor, picture: Tensor) -> Tensor:
+        # Not around the clamped mean: one beyond white makes white likelier, and the network has learned to say so.
         return discretized_logistic(output, self.log_scale, picture).mean()
+
+    def forward(self, output: Tensor, picture: Tensor) -> Tensor:
+        return self.nll(output, picture)
 
 
 _CLASSES = {"mse": MeanSquared, "l1": MeanAbsolute, "bce": Bernoulli, "logistic": Logistic}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -76,7 +77,7 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def rich_table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> Table:
     """The same table for the terminal. Cells are shown as they are: no markup, no control characters."""
     assert all(len(row) == len(headers) for row in rows)
-    table = Table(title=Text(_plain(title)) if title else None)
+    table = Table(title=Text(_plain(title), no_wrap=True, overflow="ignore") if title else None, title_justify="left", box=SIMPLE_HEAD)
     cells = [[_plain(value) for value in row] for row in rows]
     for i, header in enumerate(headers):
         table.add_column(Text(_plain(header)), justify="right" if _numeric([row[i] for row in cells]) else "left")

@@ -31,7 +31,7 @@ def to_float(pictures: Tensor) -> Tensor:
 
 
 def to_uint8(pictures: Tensor) -> Tensor:
-    """Float in [-1, 1] -> uint8, rounded to the nearest grey level."""
+    """Float in [-1, 1] -> uint8, rounded to the nearest gray level."""
     return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

@@ -1,15 +1,48 @@
 """The `vqtok` command. Each command parses, calls the library and prints; torch is imported inside commands only."""
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vqtok import __version__
-from vqtok.cli import decode, encode, evaluate, info, sample, train
+from vqtok.cli import decode, encode, evaluate, info, output, sample, train
+from vqtok.errors import UsageError
+
+_ParseError: Any = typer.BadParameter.__mro__[2]    # Typer's ClickException, which has no public name
+
+
+class _Commands(TyperGroup):
+    """The commands; mistakes that Typer finds on the command line are told in two lines, like all others."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
+        try:
+            code = super().main(*args, standalone_mode=False, **more)
+        except typer.Abort:
+            code = 130
+        except _ParseError as error:
+            code = _show_parse_error(error)
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+
+def _show_parse_error(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    message = error.format_message().strip()
+    if context is None or not message or "\n" in message:      # no arguments at all: the message is the whole help
+        error.show()
+    else:
+        first, *_ = message.split(" ", 1)
+        start = first.lower() if first[1:].islower() else first
+        output.show_error(UsageError(start + message[len(first):].rstrip("."), f"see {context.command_path} --help"))
+    return error.exit_code
+
 
 app = typer.Typer(
     name="vqtok",
-    help="Pictures to tokens and back: train a VQ-VAE, encode, decode and sample.",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -27,14 +60,17 @@ def _version(wanted: bool) -> None:
 def _vqtok(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
 ) -> None:
-    """Pictures to tokens and back: train a VQ-VAE, encode, decode and sample."""
+    """Pictures to tokens and back: train a VQ-VAE, encode, decode and sample.
+
+    The first things to try: vqtok encode photo.jpg, vqtok decode photo.npz, vqtok sample. Each command has its own --help.
+    """
 
 
 for name, command in (
-    ("train", train.train),
     ("encode", encode.encode),
     ("decode", decode.decode),
     ("sample", sample.sample),
+    ("train", train.train),
     ("eval", evaluate.evaluate),
     ("info", info.info),
     ("models", info.models),

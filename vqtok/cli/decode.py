@@ -1,5 +1,6 @@
 """`vqtok decode`: codes files to pictures."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,15 +9,15 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output
-from vqtok.cli.encode import load, pending
-from vqtok.errors import VqtokError
+from vqtok.cli.encode import load, start
+from vqtok.errors import ModelError, VqtokError
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
     from vqtok.codes import Codes
     from vqtok.files import Source
 
-CodesFiles = Annotated[list[str], typer.Argument(help="Codes files (.npz), folders, globs, or - for standard input.", metavar="IN...")]
+CodesFiles = Annotated[list[str], typer.Argument(help="Codes files (.npz), folders, globs, or - for standard input.", metavar="IN")]
 SUFFIX = ".decoded.png"
 
 
@@ -24,7 +25,7 @@ SUFFIX = ".decoded.png"
 def decode(
     inputs: CodesFiles,
     out: o.Output = None,
-    model: o.ModelName = None,
+    model: o.FileModel = None,
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
     device: o.Device = None,
@@ -34,56 +35,75 @@ def decode(
     verbose: o.Verbose = False,
 ) -> None:
     """Turn codes back into pictures: img.npz -> img.decoded.png."""
-    from vqtok import files
+    from vqtok import files, images
 
     sources = files.expand(inputs, frozenset({".npz"}))
     jobs = [(source, files.output_path(source, SUFFIX, out, len(sources) > 1)) for source in sources]
-    jobs = pending(jobs, force, skip_existing, quiet)
-    batch, models = output.Batch(len(jobs)), _Models(model, device, precision, verbose)
+    for _, target in jobs[:1]:      # all have the suffix of the first
+        if target != files.STDIO:
+            images.check_suffix(target)
+    batch, jobs = start(jobs, force, skip_existing, json, quiet)
+    models = _Models(model if jobs else None, device, precision, verbose)
     for source, target in jobs:
         try:
-            for result in _decode_one(models, source, target, force):
-                if json:
-                    output.print_json(result)
-                else:
-                    output.say(f"{result['input']} -> {result['output']}  {'x'.join(map(str, result['size']))}, "
-                               f"{result['seconds']:.2f} s", quiet)
+            with output.memory_errors(source):
+                results = _decode_one(models, source, target, force, skip_existing)
         except VqtokError as error:
             batch.fail(error)
+            continue
+        for result in results:
+            if json:
+                output.print_json(result)
+            else:
+                size = "x".join(map(str, result["size"]))
+                output.say(f"{source} -> {output.named(result['output'])}  {size}, {result['seconds']:.2f} s", quiet)
     batch.finish()
 
 
 class _Models:
-    """Models by fingerprint, each loaded once for the whole batch."""
+    """The models that codes files ask for, each looked for and loaded once for the whole batch."""
 
     def __init__(self, named: str | None, device: str | None, precision: str, verbose: bool) -> None:
-        self.named, self.options = named, (device, precision, verbose)
-        self.loaded: dict[str, Model] = {}
+        self.options = (device, precision, verbose)
+        self.named = load(named, *self.options) if named else None
+        self.loaded: dict[str, Model | VqtokError] = {}
 
     def of(self, codes: "Codes") -> "Model":
+        """Raises ModelError, FormatError."""
+        if self.named:
+            return self.named
+        if codes.fingerprint not in self.loaded:
+            self.loaded[codes.fingerprint] = self._load(codes)
+        found = self.loaded[codes.fingerprint]
+        if isinstance(found, VqtokError):
+            raise found
+        return found
+
+    def _load(self, codes: "Codes") -> "Model | VqtokError":
         from vqtok import weights
 
-        key = self.named or codes.fingerprint
-        if key not in self.loaded:
-            name = self.named or str(weights.find_by_fingerprint(codes.model, codes.fingerprint).path)
-            self.loaded[key] = load(name, *self.options)
-        return self.loaded[key]
+        try:
+            return load(str(weights.find_by_fingerprint(codes.model, codes.fingerprint).path), *self.options)
+        except VqtokError as error:
+            return error
 
 
-def _decode_one(models: _Models, source: "Source", target: Path, force: bool) -> list[dict[str, Any]]:
-    """Writes every picture in one codes file; of several, numbered files."""
+def _decode_one(models: _Models, source: "Source", target: Path, force: bool, skip: bool) -> list[dict[str, Any]]:
+    """Writes the pictures in one codes file, and returns what there is to say of each."""
     from vqtok import codes, files, images
 
-    begin = time.perf_counter()
     found = codes.read(source.path or files.read_stdin(codes.FILE_LIMIT))
-    targets = [target]
-    if len(found) > 1:
-        targets = [target.with_name(f"{target.name.removesuffix(target.suffix)}-{i + 1:04d}{target.suffix}") for i in range(len(found))]
+    targets = _targets(target, len(found))
+    if skip and len(found) > 1 and all(os.path.lexists(path) for path in targets):
+        return []
     for path in targets:
         output.check_target(path, force)
-        if path != files.STDIO:
-            images.check_suffix(path)
-    pictures = models.of(found).decode_all(found)
+    try:
+        codec = models.of(found)
+        begin = time.perf_counter()
+        pictures = codec.decode_all(found)
+    except ModelError as error:
+        raise ModelError(f"{source}: {error}", error.fix) from None
     for path, picture in zip(targets, pictures, strict=True):
         if path == files.STDIO:
             output.write_stdout(images.encode_png(picture))
@@ -91,7 +111,19 @@ def _decode_one(models: _Models, source: "Source", target: Path, force: bool) ->
             images.write(path, picture, force)
     seconds = round(time.perf_counter() - begin, 3)
     return [
-        {"input": str(source), "output": str(path), "model": found.model, "fingerprint": found.fingerprint,
+        {"input": str(source.path or "-"), "output": str(path), "model": found.model, "fingerprint": found.fingerprint,
          "size": [picture.shape[1], picture.shape[0]], "seconds": seconds}
         for path, picture in zip(targets, pictures, strict=True)
     ]     # fmt: skip
+
+
+def _targets(target: Path, n: int) -> list[Path]:
+    """The files that n pictures go to: of several, numbered ones. Raises OutputError where they would go to standard output."""
+    from vqtok.errors import OutputError
+    from vqtok.files import STDIO
+
+    if n == 1:
+        return [target]
+    if target == STDIO:
+        raise OutputError(f"{n} pictures do not go to standard output as one", "give a name: -o NAME.png makes NAME-0001.png, ...")
+    return [target.with_name(f"{target.name.removesuffix(target.suffix)}-{i + 1:04d}{target.suffix}") for i in range(n)]

@@ -1,6 +1,8 @@
 """`vqtok encode`: pictures to codes files."""
 
+import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,13 +10,14 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output
-from vqtok.errors import VqtokError
+from vqtok.errors import UsageError, VqtokError
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
     from vqtok.files import Source
 
-Pictures = Annotated[list[str], typer.Argument(help="Pictures, folders, globs, or - for standard input.", metavar="IN...")]
+Pictures = Annotated[list[str], typer.Argument(help="Pictures, folders, globs, or - for standard input.", metavar="IN")]
+Job = tuple["Source", Path]
 
 
 @output.guarded
@@ -37,15 +40,13 @@ def encode(
     color = images.parse_color(background)
     sources = files.expand(inputs, images.IMAGE_SUFFIXES)
     jobs = [(source, files.output_path(source, ".npz", out, len(sources) > 1)) for source in sources]
-    jobs = pending(jobs, force, skip_existing, quiet)
-    if not jobs:
-        return
-    codec = load(model, device, precision, verbose)
-    batch = output.Batch(len(jobs))
+    batch, jobs = start(jobs, force, skip_existing, json, quiet)
+    codec = load(model, device, precision, verbose) if jobs else None
     for source, target in jobs:
+        assert codec is not None
         try:
-            output.check_target(target, force)
-            result = _encode_one(codec, source, target, force, color)
+            with output.memory_errors(source):
+                result = _encode_one(codec, source, target, force, color)
         except VqtokError as error:
             batch.fail(error)
             continue
@@ -54,12 +55,15 @@ def encode(
         if json:
             output.print_json(result)
         else:
-            output.say(_summary(result), quiet)
+            output.say(_summary(result, source, target), quiet)
     batch.finish()
 
 
-def load(model: str | None, device: str | None, precision: str, verbose: bool) -> "Model":
+def load(model: str | None, device: str | None, precision: str, verbose: bool = False) -> "Model":
     """The model that the options ask for."""
+    from vqtok import weights
+
+    weights.find(model)     # torch takes seconds to import: a wrong name is told before
     from vqtok import codec
 
     loaded = codec.load(model, device, precision)
@@ -68,22 +72,37 @@ def load(model: str | None, device: str | None, precision: str, verbose: bool) -
     return loaded
 
 
-def pending(jobs: list[tuple["Source", Path]], force: bool, skip: bool, quiet: bool) -> list[tuple["Source", Path]]:
-    """The jobs still to do. Raises UsageError where two inputs would write one file."""
-    from vqtok.errors import UsageError
+def start(jobs: Sequence[Job], force: bool, skip: bool, json: bool, quiet: bool) -> tuple[output.Batch, list[Job]]:
+    """A batch, and the jobs left in it: not those to be skipped, nor those that have failed because their result exists.
+
+    Raises UsageError where two inputs would write one file, and where options contradict each other.
+    """
     from vqtok.files import STDIO
 
-    seen: dict[Path, Any] = {}
-    for source, target in jobs:
-        if target in seen and target != STDIO:
-            raise UsageError(f"{source} and {seen[target]} would both become {target}", "rename one, or encode them into two folders")
-        seen[target] = source
-    if not skip or force:
-        return jobs
-    left = [(source, target) for source, target in jobs if target == STDIO or not target.exists()]
+    if force and skip:
+        raise UsageError("--force and --skip-existing contradict each other", "leave one of them out")
+    if json and any(target == STDIO for _, target in jobs):
+        raise UsageError("the result and --json would both go to standard output", "leave --json out, or give a file: -o FILE")
+    _check_distinct(jobs)
+    left = [(source, target) for source, target in jobs if not (skip and target != STDIO and os.path.lexists(target))]
     if len(left) < len(jobs):
         output.say(f"{len(jobs) - len(left)} of {len(jobs)} exist already and are left out", quiet)
-    return left
+    batch, free = output.Batch(len(left)), []
+    for source, target in left:
+        try:
+            output.check_target(target, force)
+            free.append((source, target))
+        except VqtokError as error:
+            batch.fail(error)
+    return batch, free
+
+
+def _check_distinct(jobs: Sequence[Job]) -> None:
+    seen: dict[str, Any] = {}
+    for source, target in jobs:
+        first = seen.setdefault(os.path.abspath(target), source)
+        if first is not source:
+            raise UsageError(f"{first} and {source} would both become {target}", "rename one of them, or take them one by one with -o")
 
 
 def _encode_one(codec: "Model", source: "Source", target: Path, force: bool, background: tuple[int, int, int]) -> dict[str, Any]:
@@ -101,21 +120,21 @@ def _encode_one(codec: "Model", source: "Source", target: Path, force: bool, bac
     _, L, h, w = result.indices.shape
     height, width = result.sizes[0]
     return {
-        "input": str(source), "output": str(target), "model": codec.name, "fingerprint": codec.fingerprint,
+        "input": str(source.path or "-"), "output": str(target), "model": codec.name, "fingerprint": codec.fingerprint,
         "size": [width, height], "grid": [w, h, L], "source_bytes": picture.source_bytes, "bytes": len(data),
         "bpp": round(8 * len(data) / result.pixels, 4), "raw_bpp": round(result.bits / result.pixels, 4),
         "seconds": round(time.perf_counter() - begin, 3), "notes": list(picture.notes),
     }     # fmt: skip
 
 
-def _summary(result: dict[str, Any]) -> str:
+def _summary(result: dict[str, Any], source: "Source", target: Path) -> str:
     """img.png -> img.npz  96x64x1, 9.1 kB, 0.19 bpp, 41x smaller than PNG, 0.42 s"""
     from vqtok.files import human_bytes
 
     grid = "x".join(map(str, result["grid"]))
     ratio = result["source_bytes"] / result["bytes"]
-    kind = Path(result["input"]).suffix.lstrip(".").upper() or "the source"
-    kind = {"JPG": "JPEG", "TIF": "TIFF"}.get(kind, kind)
+    kind = source.path.suffix.lstrip(".").upper() if source.path else ""
+    kind = {"JPG": "JPEG", "TIF": "TIFF", "": "the source"}.get(kind, kind)
     compared = f"{ratio:.3g}x smaller than {kind}" if ratio >= 1 else f"{1 / ratio:.3g}x larger than {kind}"
     size = f"{human_bytes(result['bytes'])}, {result['bpp']:.2f} bpp"
-    return f"{result['input']} -> {result['output']}  {grid}, {size}, {compared}, {result['seconds']:.2f} s"
+    return f"{source} -> {output.named(target)}  {grid}, {size}, {compared}, {result['seconds']:.2f} s"

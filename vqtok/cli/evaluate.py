@@ -12,18 +12,22 @@ from vqtok.cli.encode import load
 from vqtok.cli.progress import bar
 
 SHEET_PICTURES = 8
+SHEET_SIDE = 128            # smaller pictures are enlarged to about this
 
 
 @output.guarded
 def evaluate(
     data: Annotated[
         Path | None,
-        typer.Argument(help="Folder, zip, tar, CIFAR-10, IDX or arrays; none: the built-in shapes.", metavar="[IMAGES]"),
+        typer.Argument(help="Folder, zip, tar, CIFAR-10, IDX or array file. Default: the built-in shapes.", metavar="IMAGES"),
     ] = None,
     model: o.ModelName = None,
-    split: Annotated[str, typer.Option("--split", help="test or train, for data that tells them apart.")] = "test",
-    limit: Annotated[int | None, typer.Option("--limit", help="Use the first pictures only.", min=1)] = None,
-    sheet: Annotated[Path | None, typer.Option("--sheet", help="Write originals beside reconstructions to this picture.")] = None,
+    split: Annotated[str, typer.Option("--split", help="test or train, for data that tells them apart.", metavar="PART")] = "test",
+    limit: Annotated[int | None, typer.Option("--limit", help="Take only so many pictures, the first.", metavar="N", min=1)] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--sheet", help="Write the first originals beside their reconstructions to this picture.", metavar="FILE"),
+    ] = None,
     force: o.Force = False,
     device: o.Device = None,
     precision: o.Precision = "fp32",
@@ -34,33 +38,37 @@ def evaluate(
     """Measure a model: PSNR, SSIM, MS-SSIM, codebook use, bits."""
     from vqtok import images, report
     from vqtok.data import open_data
-    from vqtok.errors import UsageError
-    from vqtok.evaluate import evaluate as measure
+    from vqtok.errors import InputError, UsageError
 
     if split not in ("test", "train"):
         raise UsageError(f"there is no split {split!r}", "choose test or train")
     if sheet is not None:
-        output.check_target(sheet, force)
         images.check_suffix(sheet)
-    dataset = open_data(data, "test" if split == "test" else "train")
+        output.check_target(sheet, force)
     codec = load(model, device, precision, verbose)
+    from vqtok.evaluate import evaluate as measure
+
+    dataset = open_data(data, "test" if split == "test" else "train")
     rows: list[list[Any]] = []
+    errors: list[InputError] = []
 
     def show(picture: Any, decoded: Any) -> None:
         if len(rows) < SHEET_PICTURES:
             rows.append([picture, decoded])
 
-    with bar(f"eval {dataset.name}", quiet) as progress:
-        result = measure(codec, dataset, limit, progress, show)
+    with output.memory_errors(dataset.name), bar(f"eval {dataset.name}", quiet) as progress:
+        result = measure(codec, dataset, limit, progress, show, errors.append)
+    for error in errors:
+        output.show_error(error)
     if sheet is not None:
-        scale = max(1, 128 // max(rows[0][0].shape[:2]))
+        scale = max(1, SHEET_SIDE // max(max(original.shape[:2]) for original, _ in rows))
         images.write(sheet, report.side_by_side(rows, ["original", codec.name], scale=scale), force)
     if json:
         output.print_json({"model": codec.name, "fingerprint": codec.fingerprint, "data": dataset.name, **asdict(result)})
     else:
         output.print_table(report.rich_table(["figure", "value"], _rows(asdict(result)), f"{codec.name} on {dataset.summary}"))
-    if result.skipped:
-        output.say(f"{result.skipped} of {result.pictures + result.skipped} failed", style="bold red")
+    if errors:
+        output.say(f"{len(errors)} of {result.pictures + len(errors)} failed", style="bold red")
         raise typer.Exit(1)
 
 

@@ -1,18 +1,27 @@
 """`vqtok info` and `vqtok models`: what files and models are, without torch."""
 
 import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output
+from vqtok.errors import FormatError, InputError, ModelError, VqtokError
+
+if TYPE_CHECKING:
+    from vqtok.codes import Codes
+    from vqtok.weights import ModelFolder
 
 
 @output.guarded
 def info(
-    file: Annotated[str, typer.Argument(help="A codes file, a weights file, a model's folder or its name.", metavar="FILE")],
+    file: Annotated[
+        str, typer.Argument(help="Codes file (- for standard input), weights file, or a model's folder or name.", metavar="FILE")
+    ],
     json: o.Json = False,
 ) -> None:
     """Say what a file or model is."""
@@ -22,47 +31,95 @@ def info(
     else:
         from vqtok.report import rich_table
 
-        rows = [[key.replace("_", " "), _shown(value)] for key, value in facts.items()]
-        output.print_table(rich_table(["", file], rows))
+        output.print_table(rich_table(["", file], list(_rows(facts))))
 
 
 def _facts(file: str) -> dict[str, Any]:
-    """What there is to say of codes (read whole and checked), a weights file's header, or a model."""
-    from vqtok import codes, weights
+    """What there is to say of codes (read whole and checked), of a weights file's header, or of a model."""
+    from vqtok import codes, files, weights
 
+    if file == "-":
+        data = files.read_stdin(codes.FILE_LIMIT)
+        return _codes_facts(codes.read(data), len(data))
     path = Path(file)
-    if path.is_file() and path.suffix != ".safetensors":
-        found = codes.read(path)
-        n, L, h, w = found.indices.shape
-        size = path.stat().st_size
-        return {
-            "kind": "codes", "model": found.model, "fingerprint": found.fingerprint, "pictures": n, "grid": [w, h, L],
-            "codebook_size": found.codebook_size, "downsample": found.downsample, "channels": found.channels,
-            "sizes": [[width, height] for height, width in sorted(set(found.sizes))], "bytes": size,
-            "bpp": round(8 * size / found.pixels, 4), "raw_bpp": round(found.bits / found.pixels, 4),
-        }     # fmt: skip
-    if path.is_file() and path.name not in ("tokenizer.safetensors", "prior.safetensors"):
-        return _weights_facts(path)
-    if path.name == "prior.safetensors":
-        return _weights_facts(path)
-    model = weights.find(file)
-    facts = {"name": model.name, "path": str(model.path), **_weights_facts(model.tokenizer)}
-    facts["fingerprint"] = weights.tokenizer_fingerprint(model.tokenizer)
-    if model.prior is not None:
-        facts["prior"] = weights.read_meta(model.prior, "prior")["config"]
-    return facts
+    if os.path.isfile(file) and path.name != "tokenizer.safetensors":
+        with open(file, "rb") as opened:
+            start = opened.read(9)
+        if path.suffix == ".safetensors" or start[8:] == b"{":
+            return _weights_facts(path)
+        if start[:2] != b"PK":
+            raise FormatError(f"{file} is neither codes nor weights", "give a .npz or .safetensors file, or a model's folder or name")
+        return _codes_facts(codes.read(path), os.path.getsize(file))
+    if path.suffix in (".npz", ".safetensors") and not os.path.exists(file):
+        raise InputError(f"{file} does not exist", "check the name")
+    return _model_facts(weights.find(file))
+
+
+def _codes_facts(codes: "Codes", size: int) -> dict[str, Any]:
+    from vqtok import weights
+
+    try:
+        home = str(weights.find_by_fingerprint(codes.model, codes.fingerprint).path)
+    except ModelError:
+        home = None
+    n, L, h, w = codes.indices.shape
+    return {
+        "kind": "codes", "model": codes.model, "fingerprint": codes.fingerprint, "model_path": home, "pictures": n, "grid": [w, h, L],
+        "codebook_size": codes.codebook_size, "downsample": codes.downsample, "channels": codes.channels,
+        "sizes": [[width, height] for height, width in sorted(set(codes.sizes))], "bytes": size,
+        "bpp": round(8 * size / codes.pixels, 4), "raw_bpp": round(codes.bits / codes.pixels, 4),
+    }     # fmt: skip
 
 
 def _weights_facts(path: Path) -> dict[str, Any]:
     from vqtok import weights
 
     meta = weights.read_meta(path)
-    return {"kind": meta["kind"], "bytes": path.stat().st_size, "config": meta["config"], "record": meta["record"]}
+    return {"kind": meta["kind"], "bytes": os.path.getsize(path), "config": meta["config"], "record": meta["record"]}
+
+
+def _model_facts(model: "ModelFolder") -> dict[str, Any]:
+    from vqtok import weights
+
+    tokenizer = weights.read_meta(model.tokenizer, "tokenizer")
+    prior = weights.read_meta(model.prior, "prior") if model.prior else None
+    parts = [model.tokenizer] + ([model.prior] if model.prior else [])
+    return {
+        "kind": "model", "name": model.name, "path": str(model.path), "fingerprint": weights.tokenizer_fingerprint(model.tokenizer),
+        "bytes": sum(os.path.getsize(part) for part in parts), "bpp": _raw_bpp(tokenizer["config"], model.tokenizer),
+        "tokenizer": {"config": tokenizer["config"], "record": tokenizer["record"]},
+        "prior": {"config": prior["config"], "record": prior["record"]} if prior else None,
+    }     # fmt: skip
+
+
+def _raw_bpp(values: dict[str, Any], path: Path) -> float:
+    """Bits per pixel of raw indices; FormatError where the config is damaged."""
+    from vqtok import config
+
+    checked = config.from_dict(config.TokenizerConfig, values, str(path))
+    return checked.levels * math.log2(checked.codebook_size) / checked.downsample**2
+
+
+def _rows(facts: dict[str, Any], indent: str = "") -> Iterator[list[str]]:
+    """Name and value of each fact; those that stand in another stand below it."""
+    from vqtok.files import human_bytes
+
+    for key, value in facts.items():
+        name = indent + key.replace("_", " ")
+        if isinstance(value, dict):
+            yield [name, ""]
+            yield from _rows(value, indent + "  ")
+        elif key == "model_path":
+            yield ["decodes with", value or "no model here: give its folder to vqtok decode --model"]
+        else:
+            yield [name, human_bytes(value) if key == "bytes" else _shown(value)]
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(entry)}" for key, entry in value.items())
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, list):
@@ -72,51 +129,50 @@ def _shown(value: Any) -> str:
 
 @output.guarded
 def models(json: o.Json = False) -> None:
-    """List the models that come with vqtok, and those in the folders that VQTOK_MODELS names."""
+    """List the models on this machine.
+
+    They are those that come with vqtok, and those in the folders that VQTOK_MODELS names.
+    """
     from vqtok import weights
-    from vqtok.errors import VqtokError
     from vqtok.report import rich_table
 
-    found = []
-    for model in weights.models():
+    found, folders = [], weights.models()
+    batch = output.Batch(len(folders), keep_going=True)
+    for folder in folders:
         try:
-            found.append(_model_facts(model))
+            found.append(_listed(folder))
         except VqtokError as error:     # one damaged model must not hide the others
-            output.show_error(error)
+            batch.fail(error)
+    if not folders:
+        raise ModelError("there is no model here", "train one with vqtok train, or name folders of models in VQTOK_MODELS")
     if json:
         for facts in found:
             output.print_json(facts)
-    else:
-        headers = ["model", "f", "K", "bits per pixel", "PSNR, dB", "labels", "prior", "size", "fingerprint"]
-        rows = [
-            [m["name"], m["downsample"], m["codebook_size"], f"{m['bpp']:.3f}", _number(m["validation"].get("psnr")),
-             len(m["labels"]) or "", "yes" if m["prior"] else "no", f"{m['bytes'] / 1e6:.1f} MB", m["fingerprint"]]
-            for m in found
-        ]     # fmt: skip
-        output.print_table(rich_table(headers, rows, "PSNR is of validation pictures; the cards in the models' folders say more"))
+    elif found:
+        headers = ["model", "f", "K", "bpp", "PSNR, dB", "labels", "prior", "size", "fingerprint"]
+        output.print_table(rich_table(headers, [_row(m) for m in found]))
+        output.say("f: pixels a code along each axis. K: number of codes. bpp: bits per pixel. PSNR: of validation pictures.")
+    batch.finish()
 
 
-def _model_facts(model: Any) -> dict[str, Any]:
-    from vqtok import weights
-
-    meta = weights.read_meta(model.tokenizer, "tokenizer")
-    config, record = meta["config"], meta["record"]
-    prior = weights.read_meta(model.prior, "prior") if model.prior else None
-    parts = [model.tokenizer] + ([model.prior] if model.prior else [])
-    try:
-        bpp = config["levels"] * math.log2(config["codebook_size"]) / config["downsample"] ** 2
-        downsample, K = int(config["downsample"]), int(config["codebook_size"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        from vqtok.errors import FormatError
-
-        raise FormatError(f"{model.tokenizer} has a damaged config", "copy or download the file again") from None
+def _listed(model: "ModelFolder") -> dict[str, Any]:
+    """The facts of a model that the list shows; FormatError where its files are damaged."""
+    facts = _model_facts(model)
+    config, record, prior = facts["tokenizer"]["config"], facts["tokenizer"]["record"], facts["prior"]
+    metrics, labels = record.get("metrics"), prior["config"].get("labels") if prior else []
     return {
-        "name": model.name, "path": str(model.path), "downsample": downsample, "codebook_size": K, "bpp": bpp,
-        "validation": record.get("metrics", {}), "labels": list(prior["config"].get("labels", ())) if prior else [],
-        "prior": prior is not None, "bytes": sum(part.stat().st_size for part in parts),
-        "fingerprint": weights.tokenizer_fingerprint(model.tokenizer),
+        **{key: facts[key] for key in ("name", "path", "fingerprint", "bytes", "bpp")},
+        "downsample": config["downsample"], "codebook_size": config["codebook_size"],
+        "validation": metrics if isinstance(metrics, dict) else {},
+        "labels": labels if isinstance(labels, list) else [], "prior": prior is not None,
     }     # fmt: skip
 
 
-def _number(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else ""
+def _row(m: dict[str, Any]) -> list[Any]:
+    from vqtok.files import human_bytes
+
+    psnr = m["validation"].get("psnr")
+    return [
+        m["name"], m["downsample"], m["codebook_size"], f"{m['bpp']:.3f}", f"{psnr:.2f}" if isinstance(psnr, float) else "",
+        len(m["labels"]) or "none", "yes" if m["prior"] else "no", human_bytes(m["bytes"]), m["fingerprint"],
+    ]     # fmt: skip

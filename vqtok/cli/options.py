@@ -7,15 +7,28 @@ import typer
 
 ModelName = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Model: a name, a folder or a tokenizer file.", metavar="MODEL"),
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="Name (see `vqtok models`), folder or tokenizer file. Default: VQTOK_MODEL, else photo."
+    ),
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="File or folder for the result; - is standard output.")]
+FileModel = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="MODEL", help="Name, folder or tokenizer file. Default: the model that each file names."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="PATH", help="File, folder (made if missing), or - for standard output. Default: beside IN."),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Leave out inputs whose result exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say which model, device and precision are used.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line on standard output.")]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Precision = Annotated[str, typer.Option("--precision", help="fp32, or bf16: faster, and some indices differ.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of all random draws.", min=0, max=2**31 - 1)]
-Background = Annotated[str, typer.Option("--background", help="Color that transparency is laid over: white, #ff8800 or 255,136,0.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or mps. Default: VQTOK_DEVICE, else auto: the fastest.")
+]
+Precision = Annotated[str, typer.Option("--precision", metavar="PRECISION", help="fp32, or bf16: faster, and some indices differ.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of all random draws.", min=0, max=2**31 - 1)]
+Background = Annotated[
+    str, typer.Option("--background", metavar="COLOR", help="Color that transparency is laid over: white, #ff8800 or 255,136,0.")
+]

@@ -1,16 +1,20 @@
 """What commands say: data on stdout, all else on stderr, progress on a terminal only."""
 
 import functools
+import io
 import json
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from vqtok import files
 from vqtok.errors import OutputError, VqtokError
@@ -26,44 +30,74 @@ def console() -> Console:
 def say(text: str, quiet: bool = False, style: str = "") -> None:
     """One line for a person."""
     if not quiet:
-        console().print(escape(_printable(text)), style=style or None)
+        console().print(Text(_printable(text), style))      # Text: file names may look like markup or :emoji:
 
 
 def show_error(error: VqtokError) -> None:
     """The two lines of an error."""
     target = console()
-    target.print(f"[bold red]vqtok: error:[/] {escape(_printable(str(error)))}")
-    target.print(f"  [green]fix:[/] {escape(_printable(error.fix))}")
+    target.print(Text.assemble(("vqtok: error:", "bold red"), " ", _printable(str(error))))
+    target.print(Text.assemble(("  fix:", "green"), " ", _printable(error.fix)))
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One object a line on standard output."""
-    write_stdout((json.dumps(value) + "\n").encode())
+    """One object a line on standard output; infinity and NaN, for which JSON has no word, become null."""
+    write_stdout((json.dumps(_finite(value), allow_nan=False) + "\n").encode())
 
 
-def print_table(table: Any) -> None:
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_table(table: Table) -> None:
     """A Rich table on standard output: it is the command's result. Without a terminal its lines are not folded."""
-    width = None if sys.stdout.isatty() else 200
-    Console(highlight=False, width=width).print(table)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    page = io.TextIOWrapper(io.BytesIO(), encoding, errors="replace")     # Rich itself loses sight of a full disk or closed pipe
+    terminal = _is_terminal()
+    Console(file=page, force_terminal=terminal, highlight=False, width=None if terminal else 10_000).print(table)
+    page.seek(0)
+    lines = [line.rstrip() for line in page]
+    write_stdout(("\n".join(lines).strip("\n") + "\n").encode(encoding))
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def write_stdout(data: bytes) -> None:
     """Bytes to standard output, all or an error."""
-    if sys.stdout.isatty() and b"\0" in data[:1024]:
+    if _is_terminal() and b"\0" in data[:1024]:
         raise OutputError("standard output is a terminal, and the result is binary", "send it to a file: -o FILE")
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
     except BrokenPipeError:
         _leave_quietly()
-    except OSError as error:
-        raise OutputError(f"cannot write to standard output: {error.strerror}", "write to a file: -o FILE") from None
+    except (OSError, AttributeError) as error:      # AttributeError: sys.stdout is None where it was closed (>&-)
+        reason = error.strerror if isinstance(error, OSError) else "it is closed"
+        _drop_stdout()
+        raise OutputError(f"cannot write to standard output: {reason}", "write to a file: -o FILE") from None
 
 
 def _leave_quietly() -> NoReturn:
-    """The reader has gone (`| head`): nobody is left to tell, and Python would complain again while it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """The reader has gone (`| head`): nobody is left to tell."""
+    _drop_stdout()
     raise typer.Exit(1)
+
+
+def _drop_stdout() -> None:
+    """Sends what is still buffered nowhere: Python would try to write it once more while it exits, and complain again."""
+    with suppress(OSError, AttributeError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def named(target: Path | str) -> str:
+    """A result's place, for a person."""
+    return "standard output" if str(target) == "-" else str(target)
 
 
 def check_target(path: Path, force: bool) -> None:
@@ -78,23 +112,45 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
-        except VqtokError as error:
-            if os.environ.get("VQTOK_DEBUG") == "1":
-                raise
-            show_error(error)
-            raise typer.Exit(error.exit_code) from None
+            with memory_errors():
+                command(*args, **kwargs)
         except KeyboardInterrupt:
             say("vqtok: interrupted")
             raise typer.Exit(130) from None
-        except (MemoryError, RuntimeError) as error:
-            # torch reports a full memory as a RuntimeError of its own, on CPU and GPU alike
-            if os.environ.get("VQTOK_DEBUG") == "1" or not _is_memory(error):
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if debugging():
                 raise
-            show_error(VqtokError("there is not enough memory for this", "use smaller pictures or a smaller --batch"))
-            raise typer.Exit(1) from None
+            known = error if isinstance(error, VqtokError) else _unexpected(error)
+            show_error(known)
+            raise typer.Exit(known.exit_code) from None
 
     return run
+
+
+def debugging() -> bool:
+    return os.environ.get("VQTOK_DEBUG") == "1"
+
+
+def _unexpected(error: Exception) -> VqtokError:
+    """What no check foresaw: a failing disk, or a mistake in vqtok."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return VqtokError(f"{where}{error.strerror}", "check the path and the disk; VQTOK_DEBUG=1 shows more")
+    reason = f"{type(error).__name__}: {error}".rstrip(": ")
+    return VqtokError(f"unexpected {reason}", "this is a mistake in vqtok; please report it with what VQTOK_DEBUG=1 shows")
+
+
+@contextmanager
+def memory_errors(name: object = "this") -> Iterator[None]:
+    """Turns a full memory, which torch reports as a RuntimeError of its own on CPU and GPU alike, into a VqtokError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error) or debugging():
+            raise
+        raise VqtokError(f"there is not enough memory for {name}", "use smaller pictures; for training, a smaller --batch") from None
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -105,12 +161,13 @@ def _is_memory(error: BaseException) -> bool:
 class Batch:
     """Many inputs: reports each failure, goes on, and tells at the end how many failed."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, keep_going: bool = False) -> None:
         self.total, self.failed = total, 0
+        self.keep_going = keep_going or total > 1
 
     def fail(self, error: VqtokError) -> None:
-        """A single input's error is the command's own; one of many is reported and counted."""
-        if self.total == 1 or os.environ.get("VQTOK_DEBUG") == "1":
+        """A single input's error is the command's own, unless `keep_going`; one of many is reported and counted."""
+        if not self.keep_going or debugging():
             raise error
         self.failed += 1
         show_error(error)
@@ -122,5 +179,5 @@ class Batch:
 
 
 def _printable(text: str) -> str:
-    """File names may hold terminal escapes and undecodable bytes."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    """One line of text. File names may hold line breaks, terminal escapes and undecodable bytes."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)

@@ -1,6 +1,7 @@
 """`vqtok sample`: new pictures from the prior, and pictures completed."""
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,29 +12,50 @@ from vqtok.cli import options as o
 from vqtok.cli import output
 from vqtok.cli.encode import load
 from vqtok.cli.progress import bar
+from vqtok.errors import UsageError
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
     from vqtok.codes import Codes
 
 DEFAULT_OUTPUT = Path("samples.png")
+DEFAULT_KEEP = "top:0.5"
 
 
 @output.guarded
 def sample(
-    n: Annotated[int, typer.Option("-n", "--number", help="How many pictures.", min=1, max=10_000)] = 16,
+    n: Annotated[int, typer.Option("-n", "--number", help="How many pictures.", metavar="N", min=1, max=10_000)] = 16,
     out: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A picture: one sheet. A .npz: codes. A folder: numbered files. Default: samples.png."),
+        typer.Option(
+            "--output", "-o", help="A picture: one sheet. A .npz: codes. A folder: numbered files. Default: samples.png.", metavar="PATH"
+        ),
     ] = None,
     model: o.ModelName = None,
-    size: Annotated[str | None, typer.Option("--size", help="Pixels, like 256 or 384x256 (width x height).")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Class to draw, by name or number; default: all in turn.")] = None,
-    temperature: Annotated[float, typer.Option("--temperature", help="Below 1: likelier pictures; 0: the likeliest.", min=0)] = 1.0,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from the k likeliest codes only.", min=1)] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Draw from the likeliest codes that reach this probability.")] = None,
-    complete: Annotated[Path | None, typer.Option("--complete", help="Keep a part of this picture and invent the rest.")] = None,
-    keep: Annotated[str, typer.Option("--keep", help="What --complete keeps: SIDE:PART, as in top:0.5 or left:0.25.")] = "top:0.5",
+    size: Annotated[
+        str | None, typer.Option("--size", help="Pixels, like 256 or 384x256 (width x height). Default: as trained.", metavar="SIZE")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", help="Class to draw, by name or number. Default: all in turn.", metavar="LABEL")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Below 1: likelier pictures; 0: the likeliest.", metavar="T", min=0)
+    ] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Draw each code from the K likeliest only.", metavar="K", min=1)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Draw each code from the likeliest that together have this probability.", metavar="P"),
+    ] = None,
+    complete: Annotated[
+        Path | None,
+        typer.Option("--complete", help="Keep a part of this picture (- for standard input), invent the rest.", metavar="IMG"),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option("--keep", help=f"What --complete keeps, as in left:0.25. Default: {DEFAULT_KEEP}.", metavar="SIDE:PART"),
+    ] = None,
     seed: o.Seed = 0,
     force: o.Force = False,
     device: o.Device = None,
@@ -42,69 +64,91 @@ def sample(
     verbose: o.Verbose = False,
 ) -> None:
     """Draw new pictures from a model's prior."""
-    target = _target(out, n, force)
-    begin = time.perf_counter()
+    _check_together(size, complete, keep)
+    wanted = _parse_size(size)
+    target = _target(out, n, json, force)
     codec = load(model, device, "fp32", verbose)
+    begin = time.perf_counter()
     options = {"label": label, "seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    with bar("sample", quiet) as progress:
+    with output.memory_errors(f"{n} pictures at once"), bar("sample", quiet) as progress:
         if complete is None:
-            codes = codec.sample_codes(n, _parse_size(size), progress=progress, **options)
+            _check_sheet(target, n, wanted or codec.native_size)
+            codes = codec.sample_codes(n, wanted, progress=progress, **options)
         else:
-            codes = _complete(codec, complete, keep, size, n, quiet, progress=progress, **options)
-    paths = _write(codec, codes, target, force, _captions(codec, n) if label is None and complete is None else None)
-    seconds = time.perf_counter() - begin
+            codes = _complete(codec, complete, keep or DEFAULT_KEEP, n, quiet, progress=progress, **options)
+        paths = _write(codec, codes, target, force, _captions(codec, n) if label is None and complete is None else None)
+    seconds, (height, width) = time.perf_counter() - begin, codes.sizes[0]
     if json:
+        facts = {"model": codec.name, "fingerprint": codec.fingerprint, "seed": seed, "size": [width, height]}
         for path in paths:
-            output.print_json({"output": str(path), "model": codec.name, "fingerprint": codec.fingerprint, "seed": seed})
+            output.print_json({"output": str(path), **facts, "pictures": n // len(paths), "seconds": round(seconds, 3)})
     else:
-        width, height = codes.sizes[0][1], codes.sizes[0][0]
-        output.say(f"{n} of {width}x{height} from {codec.name}, seed {seed} -> {target}  {seconds:.2f} s", quiet)
+        count = "1 picture" if n == 1 else f"{n} pictures"
+        output.say(f"{count} of {width}x{height} from {codec.name}, seed {seed} -> {output.named(target)}  {seconds:.2f} s", quiet)
 
 
-def _target(out: Path | None, n: int, force: bool) -> Path:
+def _check_together(size: str | None, complete: Path | None, keep: str | None) -> None:
+    if keep is not None and complete is None:
+        raise UsageError("--keep says what to keep of a picture, and none is given", "add --complete IMG")
+    if size is not None and complete is not None:
+        raise UsageError("--size does not go with --complete", "the result has the size of the picture: resize that")
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    """(H, W) from "384x256" or "256"."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and len(part) < 9 for part in parts):
+        raise UsageError(f"{text!r} is no size", "write it like 256 or 384x256")
+    return int(parts[-1]), int(parts[0])
+
+
+def _target(out: Path | None, n: int, json: bool, force: bool) -> Path:
     """Where the result goes, checked before the work."""
     from vqtok import images
+    from vqtok.files import STDIO
 
     target = out or DEFAULT_OUTPUT
+    if target == STDIO and json:
+        raise UsageError("the result and --json would both go to standard output", "leave --json out, or give a file: -o FILE")
     if _is_folder(target):
         for i in range(n):
             output.check_target(_numbered(target, i), force)
     else:
         output.check_target(target, force)
-        if target.suffix.lower() != ".npz" and str(target) != "-":
+        if target != STDIO and not _is_codes(target):
             images.check_suffix(target)
     return target
 
 
+def _is_codes(path: Path) -> bool:
+    return path.suffix.lower() == ".npz"
+
+
 def _is_folder(path: Path) -> bool:
-    return path.is_dir() or (not path.suffix and str(path) != "-")
+    return os.path.isdir(path) or (not path.suffix and str(path) != "-")
 
 
 def _numbered(folder: Path, i: int) -> Path:
     return folder / f"{i + 1:04d}.png"
 
 
-def _parse_size(text: str | None) -> tuple[int, int] | None:
-    """(H, W) from "384x256" or "256"."""
-    from vqtok.errors import UsageError
+def _check_sheet(target: Path, n: int, size: tuple[int, int]) -> None:
+    """One sheet of very many pictures could not be opened again, by vqtok or by most viewers."""
+    from vqtok.images import MAX_PIXELS
 
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-        raise UsageError(f"{text!r} is no size", "write it like 256 or 384x256")
-    return int(parts[-1]), int(parts[0])
+    if n > 1 and n * math.prod(size) > MAX_PIXELS and not _is_folder(target) and not _is_codes(target):
+        raise UsageError(f"{n} pictures of {size[1]}x{size[0]} are too many for one sheet", "give a folder: -o DIR")
 
 
-def _complete(codec: "Model", path: Path, keep: str, size: str | None, n: int, quiet: bool, **options: Any) -> "Codes":
-    from vqtok import images
-    from vqtok.errors import UsageError
+def _complete(codec: "Model", path: Path, keep: str, n: int, quiet: bool, **options: Any) -> "Codes":
+    from vqtok import files, images
 
-    if size is not None:
-        raise UsageError("--size does not go with --complete", "the result has the size of the picture: resize that")
-    picture = images.read(path, codec.config.channels)
+    stdin = path == files.STDIO
+    picture = images.read(files.read_stdin(images.MAX_BYTES) if stdin else path, codec.config.channels)
     for note in picture.notes:
-        output.say(f"{path}: {note}", quiet)
+        output.say(f"{'standard input' if stdin else path}: {note}", quiet)
     return codec.complete(codec.encode_batch([picture.pixels]), keep, n, **options)
 
 
@@ -114,10 +158,12 @@ def _captions(codec: "Model", n: int) -> list[str] | None:
 
 
 def _write(codec: "Model", codes: "Codes", target: Path, force: bool, captions: list[str] | None) -> list[Path]:
+    """Writes codes, numbered pictures or one sheet, and returns the files."""
     from vqtok import codes as codes_format
     from vqtok import images, report
+    from vqtok.files import STDIO
 
-    if target.suffix.lower() == ".npz":
+    if _is_codes(target):
         codes_format.write(target, codes, force)
         return [target]
     pictures = codec.decode_all(codes)
@@ -129,7 +175,7 @@ def _write(codec: "Model", codes: "Codes", target: Path, force: bool, captions: 
     scale = max(1, 96 // max(codes.sizes[0]))
     columns = len(codec.labels) if captions and len(codec.labels) <= 16 else math.ceil(math.sqrt(len(pictures)))
     sheet = pictures[0] if len(pictures) == 1 else report.sheet(pictures, columns, captions, scale=scale)
-    if str(target) == "-":
+    if target == STDIO:
         output.write_stdout(images.encode_png(sheet))
     else:
         images.write(target, sheet, force)

@@ -1,5 +1,6 @@
 """`vqtok train`: pictures to a model."""
 
+import os
 import shlex
 import signal
 import sys
@@ -16,9 +17,8 @@ from vqtok.cli import output, progress
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vqtok.config import Recipe
     from vqtok.data import Dataset
-    from vqtok.train import Run, Status, Stop
+    from vqtok.train import Begun, Status, Stop, Wanted
 
 DEFAULT_OUTPUT = Path("vqtok-model")
 MODEL = "Model"
@@ -46,7 +46,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, size and expected time; write nothing.")] = False,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of the tokenizer.")] = None,
     prior_steps: Annotated[int | None, typer.Option("--prior-steps", help="Steps of the prior.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Pictures a step.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Pictures a step of the tokenizer.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate of the tokenizer.")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Side of the training crops in pixels.")] = None,
     quantizer: Annotated[str | None, typer.Option("--quantizer", help="ema or vq.")] = None,
@@ -73,7 +73,9 @@ def train(
 
     if stage not in training.STAGES:
         raise UsageError(f"there is no stage {stage!r}", f"choose one of {', '.join(training.STAGES)}")
-    seconds = config.parse_duration(max_time) if max_time is not None else float("inf")
+    if resume and force:
+        raise UsageError("--force does not go with --resume", "leave one of them out: --force starts anew")
+    deadline = time.monotonic() + (config.parse_duration(max_time) if max_time is not None else float("inf"))
     flags: dict[str, Any] = {
         "tokenizer": {
             "quantizer": quantizer, "codebook_size": codebook_size, "code_dim": code_dim, "normalize": normalize,
@@ -85,26 +87,32 @@ def train(
         "seed": seed,
         "precision": precision,
     }     # fmt: skip
-    overrides = [config.read_recipe(recipe)] if recipe is not None else []
-    overrides += [_given(flags), *map(config.parse_setting, settings or [])]
     target = pick_device(device)
-    deadline = time.monotonic() + seconds
-    plan, dataset = _resumed(out, data, overrides, preset) if resume else _planned(data, overrides, preset)
+    if not (resume or dry_run):
+        training.check_free(out, stage, force)
+    wanted = _wanted(data, preset, recipe, _given(flags), settings or [], compiled)
+    begun, dataset = _begin(out, stage, resume, wanted)
     if dry_run:
-        _print_plan(plan, dataset, out, stage, target, json)
+        _print_plan(begun, dataset, out, stage, target, json)
         return
-    if not resume and stage != "prior":
-        training.start(out, plan, data or "", len(dataset), force)
+    if resume:
+        training.record(out, begun)
+    else:
+        training.start(out, begun, stage, force)
     stop = training.Stop(deadline)
     with _Listener(quiet, json) as listener, _signals(stop):
         listener.note(f"{dataset.summary} -> {out}")
-        run = training.Run(out, plan.seed, target, plan.precision, stop, listener)
-        finished = training.train(plan, dataset, run, stage, resume, compiled)
+        run = training.Run(out, begun.recipe.seed, target, begun.recipe.precision, stop, listener)
+        finished = training.train(begun.recipe, dataset, run, stage, resume, begun.compiled)
+    _tell_unreadable(dataset, quiet)
     if not finished:
         why = "Interrupted" if stop.signal else f"Stopped after {max_time}"
-        output.say(f"{why}. The state is saved; go on with: vqtok train --resume -o {shlex.quote(str(out))}", quiet)
+        what = "" if stage == "all" else f" --stage {stage}"
+        output.say(f"{why}. The state is saved; go on with: vqtok train --resume{what} -o {shlex.quote(str(out))}", quiet)
         raise typer.Exit(130 if stop.signal else 0)
-    _finish(out, stage, run, quiet)
+    _finish(begun, out, stage, target.type, quiet)
+    if json:
+        output.print_json(_summary(out, stage, dataset))
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
@@ -113,76 +121,75 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value not in (None, {})}
 
 
-def _planned(data: str | None, overrides: list[dict[str, Any]], preset: str | None) -> tuple["Recipe", "Dataset"]:
-    """The recipe of a new run and its data."""
+def _wanted(
+    data: str | None, preset: str | None, recipe: Path | None, flags: dict[str, Any], settings: list[str], compiled: bool
+) -> "Wanted":
+    """All that the command line says about the run; flags and --set go over the recipe file."""
+    from vqtok import config
     from vqtok import train as training
-    from vqtok.data import open_data
 
-    dataset = open_data(Path(data) if data else None)
-    plan = training.preset_for(dataset, preset)
-    for values in overrides:
-        plan = plan.override(values, "the recipe")
-    return training.fit_to_data(plan, dataset), dataset
+    parsed = training.merge([config.parse_setting(text) for text in settings])
+    training.check_settable(parsed)
+    sources = {str(recipe): config.read_recipe(recipe) if recipe is not None else {}, "the command line": flags, "--set": parsed}
+    origin = " with ".join(name for name, values in sources.items() if values)
+    command = shlex.join(["vqtok", *sys.argv[1:]])
+    return training.Wanted(data, preset, training.merge(list(sources.values())), origin, command, compiled)
 
 
-def _resumed(out: Path, data: str | None, overrides: list[dict[str, Any]], preset: str | None) -> tuple["Recipe", "Dataset"]:
-    """The recipe and data that the run in `out` was started with; only the numbers of steps may change."""
+def _begin(out: Path, stage: str, resume: bool, wanted: "Wanted") -> tuple["Begun", "Dataset"]:
     from vqtok import train as training
-    from vqtok.data import open_data
-    from vqtok.errors import TrainingError, UsageError
 
-    if preset is not None:
-        raise UsageError("--preset does not go with --resume", "the run goes on with the recipe it was started with")
-    before = training.continued(out)
-    plan = before.recipe
-    for values in overrides:
-        plan = plan.override(values, "the recipe")
-    changed = training.changed_settings(before.recipe, plan)
-    if changed:
-        raise TrainingError(f"the run in {out} was started with another {', '.join(changed)}", "leave it out, or start a new run")
-    source = data or before.data
-    dataset = open_data(Path(source) if source else None)
-    if len(dataset) != before.pictures:
-        raise TrainingError(
-            f"the run in {out} was started on {before.pictures} pictures, there are {len(dataset)} now", "give it the same data"
-        )
-    return plan, dataset
+    if resume:
+        return training.resumed(out, wanted)
+    return training.prior_for(out, wanted) if stage == "prior" else training.new(wanted)
 
 
-def _print_plan(plan: "Recipe", dataset: "Dataset", out: Path, stage: str, device: Any, json: bool) -> None:
+def _print_plan(begun: "Begun", dataset: "Dataset", out: Path, stage: str, device: Any, json: bool) -> None:
     from vqtok import report
     from vqtok import train as training
 
+    recipe = begun.recipe
     output.say("Measuring a few steps ...", quiet=json)
-    facts = training.plan(plan, dataset, stage, device)
+    facts = training.plan(recipe, dataset, stage, device)
     if json:
-        output.print_json({"output": str(out), "recipe": plan.to_dict(), **facts})
+        output.print_json({"output": str(out), "recipe": recipe.to_dict(), **facts})
         return
-    rows: list[list[Any]] = [["data", dataset.summary], ["model folder", out], ["device", f"{device.type}, {plan.precision}"]]
+    rows: list[list[Any]] = [["data", dataset.summary], ["model folder", out], ["device", f"{device.type}, {recipe.precision}"]]
     for name, entry in facts["stages"].items():
         rows.append([name, f"{entry['parameters'] / 1e6:.2f} M parameters, {entry['steps']:,} steps of {entry['batch']}"])
         rows.append(["", f"{entry['seconds_per_step']:.3f} s a step: about {_duration(entry['seconds'])}"])
-    t = plan.tokenizer
+    t = recipe.tokenizer
     rows.append(["grid", f"one of {t.codebook_size} codes for {t.downsample}x{t.downsample} pixels, {facts['bpp']:.3f} bits per pixel"])
     rows.append(["cost", f"{facts['multiply_adds_per_pixel'] / 1e3:.0f} k multiply-adds per pixel to encode and decode"])
     output.print_table(report.rich_table(["plan", ""], rows))
 
 
-def _finish(out: Path, stage: str, run: "Run", quiet: bool) -> None:
+def _finish(begun: "Begun", out: Path, stage: str, device: str, quiet: bool) -> None:
     """Card and samples of the finished model."""
-    from vqtok import codec, images, report
-    from vqtok.train.card import write_card
+    from vqtok.train.card import write_card, write_samples
 
     if stage != "tokenizer":
-        model = codec.load(out, run.device.type)
-        columns = min(10, len(model.labels)) or 8
-        pictures = model.sample(4 * columns, seed=run.seed)
-        scale = max(1, 96 // max(pictures[0].shape[:2]))
-        captions = [model.labels[i % len(model.labels)] for i in range(len(pictures))] if model.labels else None
-        images.write(out / "samples.png", report.sheet(pictures, columns, captions, scale=scale), force=True)
-    write_card(out, shlex.join(["vqtok", *sys.argv[1:]]))
+        output.say("Drawing samples ...", quiet)
+        write_samples(out, device, begun.recipe.seed)
+    write_card(out, begun.command)
     more = f" Look at {out / 'samples.png'}." if stage != "tokenizer" else ""
-    output.say(f"The model is in {out}. Use it: vqtok encode --model {shlex.quote(str(out))} IMAGE.{more}", quiet)
+    name = str(out) if os.sep in str(out) else os.path.join(os.curdir, out)     # a bare name would mean a bundled model first
+    output.say(f"The model is in {out}. Use it: vqtok encode --model {shlex.quote(name)} IMAGE.{more}", quiet)
+
+
+def _summary(out: Path, stage: str, dataset: "Dataset") -> dict[str, Any]:
+    """The last line of --json."""
+    from vqtok import weights
+
+    found = {part: weights.load(out / f"{part}.safetensors", part) for part in ("tokenizer", "prior") if stage in (part, "all")}
+    fingerprints = {part: weights.fingerprint(stored.tensors) for part, stored in found.items()}
+    return {"stage": "finished", "output": str(out), "fingerprints": fingerprints, "unreadable": dataset.skipped}
+
+
+def _tell_unreadable(dataset: "Dataset", quiet: bool) -> None:
+    """Training without a few bad pictures is a success; that they were left out is still said."""
+    if dataset.skipped:
+        output.say(f"{dataset.skipped} of {len(dataset):,} pictures could not be read and were left out.", quiet)
 
 
 def _duration(seconds: float) -> str:
@@ -218,14 +225,15 @@ class _Listener:
         self.tasks: dict[str, Any] = {}
 
     def __enter__(self) -> "_Listener":
-        self.progress.start()
+        if not self.quiet:
+            self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
     def status(self, status: "Status") -> None:
-        if self.quiet:
+        if self.quiet or self.progress.disable:
             return
         if status.stage not in self.tasks:
             self.tasks[status.stage] = self.progress.add_task(status.stage, total=status.steps, text="")
@@ -234,13 +242,24 @@ class _Listener:
         self.progress.update(self.tasks[status.stage], completed=status.step, text=text)
 
     def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
-        if self.json:
-            output.print_json(line)
         figures = "  ".join(_figure(name, value) for name, value in line.items() if name.startswith("val_"))
-        output.say(f"{stage} step {line['step']}: {figures}. {sentence}", self.quiet)
+        with self._no_progress():
+            if self.json:
+                output.print_json(line)
+            output.say(f"{stage} step {line['step']}: {figures}. {sentence}", self.quiet)
 
     def note(self, text: str) -> None:
-        output.say(text, self.quiet)
+        with self._no_progress():
+            output.say(text, self.quiet)
+
+    @contextmanager
+    def _no_progress(self) -> "Iterator[None]":
+        """Takes the progress line away, or what is printed would land in the middle of it."""
+        running = self.progress.live.is_started
+        self.progress.stop()
+        yield
+        if running:
+            self.progress.start()
 
 
 def _figure(name: str, value: float) -> str:

@@ -43,4 +43,4 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def learn(self) -> int:
-        """Moves the codebook by what the last forward saw: averages, and dead codes onto live vectors. Returns how many were dead."""
+        """Moves the codebook by what the last forward saw: averages, and dead codes onto live vectors. Returns how many it revived."""

@@ -109,7 +109,7 @@ class _Codebook(Quantizer):
 
     @torch.no_grad()
     def learn(self) -> int:
-        """Updates the averages, and moves dead codes onto vectors of the last batch; returns how many there were.
+        """Updates the averages, and moves dead codes onto vectors of the last batch; returns how many it moved.
 
         Counts are kept in units of the mean use N/K, so that the threshold `restart` holds for any batch size and K.
         """
@@ -160,5 +160,7 @@ class EMAQuantizer(_Codebook):
         return 0.0
 
     def _follow(self) -> None:
-        means = self.average.sums / self.average.counts[:, None].clamp(min=1e-6)
-        self.codebook.copy_(self._project(means))
+        counts = self.average.counts[:, None]       # (K, 1)
+        means = self._project(self.average.sums / counts.clamp(min=1e-6))
+        # A code that nothing chooses stays where it is: as its averages fade, their quotient would pull it to 0.
+        self.codebook.copy_(torch.where(counts > 1e-6, means, self.codebook))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vqtok import files, report, weights
+from vqtok import codec, files, images, report, weights
 
 
 def write_card(folder: Path, command: str) -> None:
@@ -17,6 +17,16 @@ def write_card(folder: Path, command: str) -> None:
     prior = weights.read_meta(prior_path, "prior") if prior_path.exists() else None
     fingerprint = weights.tokenizer_fingerprint(folder / "tokenizer.safetensors")
     files.write_bytes(folder / "README.md", _text(folder, fingerprint, tokenizer, prior, command).encode(), force=True)
+
+
+def write_samples(folder: Path, device: str, seed: int) -> None:
+    """Writes samples.png: four rows of what the prior in a model's folder invents; up to ten labels have a column each."""
+    model = codec.load(folder.resolve(), device)        # the whole path: by a bare name a bundled model would be found first
+    columns = min(10, len(model.labels)) or 8
+    pictures = model.sample(4 * columns, seed=seed)
+    captions = [model.labels[i % len(model.labels)] for i in range(len(pictures))] if model.labels else None
+    scale = max(1, 96 // max(pictures[0].shape[:2]))
+    images.write(folder / "samples.png", report.sheet(pictures, columns, captions, scale=scale), force=True)
 
 
 def _text(folder: Path, fingerprint: str, tokenizer: dict[str, Any], prior: dict[str, Any] | None, command: str) -> str:
@@ -32,17 +42,19 @@ def _text(folder: Path, fingerprint: str, tokenizer: dict[str, Any], prior: dict
         rows.append(["validation", f"{prior['record']['metrics']['bits']:.3f} bits per index"])
         if prior["config"]["labels"]:
             rows.append(["labels", ", ".join(prior["config"]["labels"])])
-    rows += [["seed", record["seed"]], ["machine", machine()], ["vqtok", record["version"]], ["command", f"`{command}`"]]
+    rows += [["seed", record["seed"]], ["machine", machine()], ["vqtok", record["version"]]]
     sheet = "\n![Samples of the prior](samples.png)\n" if (folder / "samples.png").exists() else ""
-    return f"# {folder.resolve().name} ({fingerprint})\n\n{report.markdown(['', ''], rows)}{sheet}"
+    return f"# {folder.resolve().name} ({fingerprint})\n\n{report.markdown(['', ''], rows)}\nMade by\n\n```\n{command}\n```\n{sheet}"
 
 
 def _stage(record: dict[str, Any]) -> str:
-    return f"step {record['step']:,}, after {record['seconds'] / 60:.0f} minutes of training"
+    seconds = record["seconds"]
+    time = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+    return f"step {record['step']:,}, after {time} of training"
 
 
 def machine() -> str:
     """Processor, threads and torch version, in one line."""
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    cpu = f"{platform.machine()} with {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    cpu = f"{platform.machine()}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}"
     return f"{gpu}{cpu}, torch {torch.__version__}"

@@ -4,7 +4,8 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from vqtok import files, images
 from vqtok.config import StageConfig
-from vqtok.errors import TrainingError
+from vqtok.errors import OutputError, TrainingError
 from vqtok.train import state
+from vqtok.train.folder import LOG_FILE
 from vqtok.weights import Weights
 from vqtok.weights import save as save_weights
 
@@ -53,8 +55,8 @@ class Task(ABC):
         """Runs once before the first step of a new run."""
 
     @abstractmethod
-    def batches(self, start: int, stop: int) -> Iterator[Any]:
-        """The batch of each step from start to stop; a pure function of the step."""
+    def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
+        """The batch of each step from start to stop; a pure function of the step. Closing it ends its threads."""
 
     @abstractmethod
     def forward(self, batch: Any) -> Step: ...
@@ -141,7 +143,7 @@ class Run:
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear rise over `warmup` steps, then half a cosine down to 0 at `steps`."""
+    """Half a cosine from the peak at step 0 down to 0 at `steps`, times a linear rise over the first `warmup` steps."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
 
@@ -160,6 +162,7 @@ class _Trainer:
         self.task, self.config, self.run = task, config, run
         self.state_path = run.folder / f"{task.name}.state.safetensors"
         self.best_path = run.folder / f"{task.name}.safetensors"
+        self.log_path = run.folder / LOG_FILE
         self.progress = state.Progress()
         self.counts = torch.zeros(task.codes, dtype=torch.int64, device=run.device)
         parameters = [p for p in task.network.parameters() if p.requires_grad]
@@ -171,12 +174,15 @@ class _Trainer:
     def train(self, resume: bool) -> bool:
         if resume and self.state_path.exists():
             self.progress = state.load(self.state_path, self.task.network, self.optimizer, self.counts)
-            _cut_log(self.run.folder / "log.jsonl", self.task.name, self.progress.step)
         else:
             torch.manual_seed(_mix(self.run.seed, 0))
             self.task.prepare()
+        _cut_log(self.log_path, self.task.name, self.progress.step)
         if self.progress.step < self.config.steps:
             self._loop()
+        elif self.progress.best is None:        # `steps` was lowered below the first validation
+            self._validate(0.0)
+            self._save()
         return self.progress.step >= self.config.steps
 
     def _loop(self) -> None:
@@ -184,22 +190,22 @@ class _Trainer:
         first, started, saved = progress.step, time.monotonic(), time.monotonic()
         before = progress.seconds
         self.task.network.train()
-        for batch in self.task.batches(first, config.steps):
-            if self.run.stop.due:
-                break
-            self._step(batch)
-            now = time.monotonic()
-            progress.seconds = before + now - started
-            rate = (progress.step - first) / max(now - started, 1e-9)
-            if progress.step % config.validate_every == 0 or progress.step == config.steps:
-                self._validate(rate)
-                self._save()
-                saved = time.monotonic()
-            elif now - saved > SAVE_SECONDS:
-                self._save()
-                saved = time.monotonic()
-            self._report(rate)
-        self._save()
+        with closing(self.task.batches(first, config.steps)) as batches:
+            for batch in batches:
+                if self.run.stop.due:
+                    self._save()
+                    return
+                self._step(batch)
+                now = time.monotonic()
+                progress.seconds = before + now - started
+                rate = (progress.step - first) / max(now - started, 1e-9)
+                self._report(rate)
+                validates = progress.step % config.validate_every == 0 or progress.step == config.steps
+                if validates:
+                    self._validate(rate)
+                if validates or now - saved > SAVE_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
 
     def _step(self, batch: Any) -> None:
         step = self.progress.step
@@ -212,10 +218,7 @@ class _Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         loss = float(result.loss.detach())
         if not math.isfinite(loss) or not math.isfinite(float(norm)):
-            raise TrainingError(
-                f"{self.task.name}: the loss is {loss:g} and the gradient norm {float(norm):g} at step {step + 1}",
-                "the last good checkpoint is kept: start anew with a lower --learning-rate",
-            )
+            raise self._diverged(f"the loss is {loss:g} and the gradient norm {float(norm):g} at step {step + 1}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
@@ -226,6 +229,11 @@ class _Trainer:
             window[name] = window.get(name, 0) + value
         if result.indices is not None:
             self.counts += torch.bincount(result.indices.flatten(), minlength=len(self.counts))
+
+    def _diverged(self, what: str) -> TrainingError:
+        setting = f"{self.task.name}_training.learning_rate"
+        lower = f"--set {setting}={self.config.learning_rate / 3:.1g}"
+        return TrainingError(f"{self.task.name}: {what}", f"the last good checkpoint is kept; start anew with a lower rate: {lower}")
 
     def _means(self) -> dict[str, float]:
         window = self.progress.window
@@ -247,6 +255,8 @@ class _Trainer:
         with torch.no_grad():
             validation = task.validate()
         task.network.train()
+        if not all(map(math.isfinite, (validation.score, *validation.metrics.values()))):
+            raise self._diverged(f"the validation at step {progress.step} gives {validation.score:g}")
         extra, sentence = task.summary(progress.window, self.counts)
         line = {
             "stage": task.name, "step": progress.step, **self._means(), **extra,
@@ -255,16 +265,23 @@ class _Trainer:
             "seconds": round(progress.seconds, 1), "pictures_per_second": round(rate * self.config.batch, 1),
         }
         if progress.best is None or validation.score < progress.best:
-            progress.best, progress.best_step = validation.score, progress.step
-            save_weights(self.best_path, task.release({"step": progress.step, "seconds": round(progress.seconds, 1),
-                                                       "metrics": validation.metrics}), force=True)
+            self._release(validation)
         progress.window = {}
         self.counts.zero_()
-        with (self.run.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        _append(self.log_path, json.dumps(line) + "\n")
         if validation.sheet is not None:
             images.write(self.run.folder / f"{task.name}-{progress.step:06d}.png", validation.sheet, force=True)
         self.run.listener.validated(task.name, line, sentence)
+
+    def _release(self, validation: Validation) -> None:
+        """Writes the best weights so far. The state follows: after a kill in between, resuming comes here again."""
+        progress = self.progress
+        weights = self.task.release({"step": progress.step, "seconds": round(progress.seconds, 1), "metrics": validation.metrics})
+        for name, array in weights.tensors.items():
+            if not np.isfinite(array).all():
+                raise self._diverged(f"the tensor {name} leaves the range of {array.dtype} at step {progress.step}")
+        save_weights(self.best_path, weights, force=True)
+        progress.best, progress.best_step = validation.score, progress.step
 
     def _save(self) -> None:
         state.save(self.state_path, self.task.network, self.optimizer, self.counts, self.progress)
@@ -275,10 +292,18 @@ def _mix(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
+def _append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}", "make room for it, then go on with --resume") from None
+
+
 def _cut_log(path: Path, stage: str, step: int) -> None:
-    """Drops the lines of steps that the resumed run will do again."""
+    """Drops the lines of steps that will be done again."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _keeps(line, stage, step)]
         files.write_bytes(path, "".join(line + "\n" for line in kept).encode(), force=True)
 

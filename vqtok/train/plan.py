@@ -15,44 +15,62 @@ from vqtok.vqvae import VQVAE
 
 
 def plan(recipe: Recipe, dataset: Dataset, stage: str, device: torch.device) -> dict[str, Any]:
-    """Pictures, bits and multiply-adds per pixel; and of each stage the parameters, steps, and seconds that it will take."""
+    """Pictures, bits and multiply-adds per pixel; and of each stage the parameters, steps, and seconds that it will take.
+
+    The seconds are those of the steps; decoding pictures, validation and encoding for the prior come on top.
+    """
     tokenizer = VQVAE(recipe.tokenizer)
-    side = recipe.data.size
+    costs = multiply_adds_by_part(tokenizer)
     stages: dict[str, Any] = {}
     if stage != "prior":
-        batch = recipe.tokenizer_training.batch
+        batch, side = recipe.tokenizer_training.batch, recipe.data.size
         pictures = torch.rand(batch, recipe.tokenizer.channels, side, side) * 2 - 1
         seconds = _seconds(tokenizer, pictures, recipe.precision, device)
         stages["tokenizer"] = _stage(tokenizer, recipe.tokenizer_training.steps, batch, seconds)
     if stage != "tokenizer":
         prior, batch = PixelCNN(recipe.prior), recipe.prior_training.batch
-        grid = max(1, recipe.data.prior_size // recipe.tokenizer.downsample)
-        indices = torch.randint(recipe.prior.codebook_size, (batch, recipe.prior.levels, grid, grid))
+        indices = torch.randint(recipe.prior.codebook_size, (batch, recipe.prior.levels, *_window(recipe, dataset)))
         stages["prior"] = _stage(prior, recipe.prior_training.steps, batch, _seconds(prior, indices, recipe.precision, device))
     bits = recipe.tokenizer.levels * math.log2(recipe.tokenizer.codebook_size)
     return {
         "pictures": len(dataset),
         "bpp": bits / recipe.tokenizer.downsample**2,
-        "multiply_adds_per_pixel": multiply_adds(VQVAE(recipe.tokenizer)),
+        "multiply_adds_per_pixel": sum(costs.values()),
         "stages": stages,
     }
 
 
-def multiply_adds(network: VQVAE) -> float:
-    """Multiply-adds per picture pixel of all convolutions that encode and decode a picture."""
-    side, total = 16 * network.config.downsample, 0.0
+def multiply_adds_by_part(network: VQVAE) -> dict[str, float]:
+    """Multiply-adds per picture pixel of the convolutions that encode ("encoder") and decode ("decoder") a picture."""
+    side = 16 * network.config.downsample
+    costs = {"encoder": 0.0, "decoder": 0.0}
 
-    def count(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(layer, nn.Conv2d)
-        total += layer.weight.numel() * output.shape[2] * output.shape[3] / side**2
+    def count_for(part: str) -> Any:
+        def count(layer: nn.Conv2d, _inputs: Any, output: Tensor) -> None:
+            costs[part] += layer.weight.numel() * output.shape[2] * output.shape[3] / side**2
 
-    hooks = [layer.register_forward_hook(count) for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    with torch.no_grad():
-        network.eval()(torch.zeros(1, network.config.channels, side, side))
-    for hook in hooks:
-        hook.remove()
-    return total
+        return count
+
+    parts = {"encoder": network.encoder, "decoder": network.decoder}
+    hooks = [
+        layer.register_forward_hook(count_for(part))
+        for part, module in parts.items() for layer in module.modules() if isinstance(layer, nn.Conv2d)
+    ]     # fmt: skip
+    try:
+        with torch.no_grad():
+            vectors = network.encoder(torch.zeros(1, network.config.channels, side, side, device=next(network.parameters()).device))
+            network.decoder(vectors)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return costs
+
+
+def _window(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
+    """Rows and columns of the grids that the prior will learn, as far as can be told without looking at every picture."""
+    size = getattr(dataset, "size", (recipe.data.prior_size, recipe.data.prior_size))
+    height, width = (max(1, min(recipe.data.prior_size // recipe.tokenizer.downsample, -(-n // recipe.tokenizer.downsample))) for n in size)
+    return height, width
 
 
 def _stage(network: nn.Module, steps: int, batch: int, seconds: float) -> dict[str, Any]:
@@ -63,11 +81,14 @@ def _stage(network: nn.Module, steps: int, batch: int, seconds: float) -> dict[s
 def _seconds(network: nn.Module, batch: Tensor, precision: str, device: torch.device) -> float:
     """Seconds of a training step, the median of three after one to warm up."""
     network, batch, times = place(network, device), batch.to(device), []
+    optimizer = torch.optim.AdamW(network.parameters(), fused=device.type in ("cpu", "cuda"))
     for _ in range(4):
         begin = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = network(batch).loss if isinstance(network, VQVAE) else network.loss(batch)      # type: ignore[operator]
         loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
         float(loss.detach())
         times.append(time.perf_counter() - begin)
     return sorted(times[1:])[1]

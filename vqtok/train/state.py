@@ -1,6 +1,6 @@
 """A run's state on disk: everything that continuing needs so that the result equals the run that was never stopped."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vqtok import weights
-from vqtok.errors import TrainingError
+from vqtok.errors import FormatError, TrainingError
 
 FORMAT = 1
+_AGAIN = "start anew with -f/--force"
 
 
 @dataclass
@@ -27,31 +28,58 @@ class Progress:
 def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, counts: Tensor, progress: Progress) -> None:
     """Writes weights, optimizer moments, code counts and progress; the old file stays until the new one is complete."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for name, moments in _moments(network, optimizer).items():
-        tensors |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
+    for name, parameter in network.named_parameters():
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
     tensors["window.counts"] = counts
-    record = dict(vars(progress))
     arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}
-    meta = {"format": FORMAT, "kind": "state", "config": {}, "record": record}
+    meta = {"format": FORMAT, "kind": "state", "config": {}, "record": dict(vars(progress))}
     weights.save(path, weights.Weights(arrays, meta), force=True)
 
 
 def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, counts: Tensor) -> Progress:
-    """Restores what `save` wrote; raises FormatError for a damaged file and TrainingError for one of another network."""
-    stored = weights.load(path, "state")
+    """Restores what `save` wrote; raises TrainingError for a damaged file and for one of another network."""
+    stored = read(path, _AGAIN)
     tensors = {name: torch.from_numpy(value) for name, value in stored.tensors.items()}
     _fill({f"network.{name}": value for name, value in network.state_dict().items()}, tensors, path)
     _fill({"window.counts": counts}, tensors, path)
+    fused = bool(optimizer.defaults.get("fused"))
     for name, parameter in network.named_parameters():
         prefix = f"optimizer.{name}."
-        moments: dict[str, Any] = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        moments = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if moments:
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
-    return Progress(**stored.meta["record"])
+            _require(all(value.shape in (parameter.shape, ()) for value in moments.values()), path)
+            optimizer.state[parameter] = {key: _like(value, parameter, fused) for key, value in moments.items()}
+    return _progress(stored.record, path)
 
 
-def _moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    return {name: optimizer.state[parameter] for name, parameter in network.named_parameters() if parameter in optimizer.state}
+def read(path: Path, fix: str) -> weights.Weights:
+    """A state file; damage is a TrainingError with a fix for those who train."""
+    try:
+        return weights.load(path, "state")
+    except FormatError as error:
+        raise TrainingError(str(error), fix) from None
+
+
+def _like(value: Tensor, parameter: nn.Parameter, fused: bool) -> Tensor:
+    """A moment in the memory layout of its parameter: fused Adam walks both by address and would mix up channels-last weights."""
+    if value.shape != parameter.shape or value.dim() == 0:
+        return value.to(parameter.device) if fused else value       # the count of steps
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def _progress(record: dict[str, Any], path: Path) -> Progress:
+    _require(set(record) == {f.name for f in fields(Progress)}, path)
+    progress = Progress(**record)
+    whole = [progress.step, progress.best_step]
+    numbers = [*whole, progress.seconds, *([] if progress.best is None else [progress.best])]
+    _require(isinstance(progress.window, dict) and all(type(n) is int and n >= 0 for n in whole), path)
+    _require(all(type(n) in (int, float) for n in (*numbers, *progress.window.values())), path)
+    return progress
+
+
+def _require(ok: bool, path: Path) -> None:
+    if not ok:
+        raise TrainingError(f"{path} is damaged", _AGAIN)
 
 
 @torch.no_grad()

@@ -1,7 +1,10 @@
 """Training of the tokenizer: pictures in, encoder, codebook and decoder out."""
 
 import math
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from vqtok import __version__, report
 from vqtok.codec import place
 from vqtok.config import Recipe
 from vqtok.data import Batches, Dataset, whole
+from vqtok.errors import TrainingError, UsageError
 from vqtok.metrics import usage_perplexity
 from vqtok.train.loop import Run, Step, Task, Validation
 from vqtok.vqvae import VQVAE, to_float, to_uint8
@@ -38,7 +42,7 @@ class TokenizerTask(Task):
         )
         crops = [center_crop(whole(dataset, int(i), recipe.tokenizer.channels), data.size) for i in parts[1]]
         self._validation = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())     # (V, C, size, size)
-        self._call: Any = torch.compile(self.network) if compiled else self.network
+        self._call: Any = _compile(self.vqvae) if compiled else self.vqvae
 
     def prepare(self) -> None:
         quantizer = self.vqvae.quantizer
@@ -60,13 +64,21 @@ class TokenizerTask(Task):
         """uint8 (B, C, H, W) -> float in [-1, 1] on the device."""
         return to_float(torch.as_tensor(pictures).to(self.run.device)).contiguous(memory_format=torch.channels_last)
 
-    def batches(self, start: int, stop: int) -> Iterator[np.ndarray]:
-        for pictures, _ in self._batches.prefetch(start, stop):
-            yield pictures
+    def batches(self, start: int, stop: int) -> Generator[np.ndarray, None, None]:
+        batches: Any = self._batches.prefetch(start, stop)      # a generator, whose threads end when it is closed
+        with closing(batches):
+            for pictures, _ in batches:
+                yield pictures
 
     def forward(self, batch: np.ndarray) -> Step:
         pictures = self._to_device(batch)
-        output = self._call(pictures)
+        try:
+            output = self._call(pictures)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise TrainingError(f"torch.compile fails here: {reason}", "leave --compile out") from None
         error = (output.reconstruction.detach() - pictures).square().mean() / 4       # of pixels in [0, 1]
         return Step(output.loss, {"mse": error}, output.indices)
 
@@ -110,7 +122,7 @@ class TokenizerTask(Task):
         """Originals over reconstructions, uint8 (H, W, 3)."""
         columns = min(8, len(back))
         count = min(SHEET_PICTURES, len(back)) // columns * columns
-        original = [p.permute(1, 2, 0).numpy() for p in self._validation[:count]]
+        original = [p.permute(1, 2, 0).numpy() for p in self._validation[:count]]       # each (H, W, C)
         decoded = [p.permute(1, 2, 0).numpy() for p in back[:count]]
         order = [part[i : i + columns] for i in range(0, count, columns) for part in (original, decoded)]
         scale = max(1, 96 // self.recipe.data.size)
@@ -126,6 +138,14 @@ class TokenizerTask(Task):
         }
         meta = {"format": 1, "kind": "tokenizer", "config": self.recipe.to_dict()["tokenizer"], "record": record}
         return Weights(tensors, meta)
+
+
+def _compile(network: VQVAE) -> Any:
+    """The compiled network. It is compiled at the first step, where a missing compiler would show as a page of traceback."""
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
+    if not any(map(shutil.which, compilers)):
+        raise UsageError("--compile needs a C++ compiler, and there is none", "install g++ or clang++, or leave --compile out")
+    return torch.compile(network)
 
 
 def center_crop(picture: np.ndarray, size: int) -> np.ndarray:

@@ -1,0 +1,79 @@
+"""Makes a bundled model of a finished run: weights, samples, reconstructions, and a card with figures on test data.
+
+    python benchmarks/bundle.py RUN NAME --test DATA --about ABOUT.md [--sample "-n 40 --top-p 0.9"]
+
+RUN is the folder of `vqtok train`; ABOUT.md holds what only a person knows: data and its licence, machine, how the run went, what the
+sheets show. Figures come from `vqtok eval NAME DATA --json`, the sheets from `vqtok sample` and `vqtok eval --sheet`; the card names
+the commands. RUN/recipe.toml is copied too: with it `vqtok train` makes the model again.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from vqtok import weights
+from vqtok.report import markdown
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+
+
+def vqtok(*words: str) -> str:
+    """Runs a vqtok command and returns its standard output."""
+    return subprocess.run([sys.executable, "-m", "vqtok", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def figures_table(figures: dict[str, float | None]) -> str:
+    names = {
+        "pictures": "pictures", "psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "normalized_error": "mean squared error / variance",
+        "usage": "codes used", "perplexity": "perplexity", "bpp": "bits per pixel, raw", "bpp_packed": "bits per pixel, .npz files",
+        "bpp_coded": "bits per pixel, by the prior's cross-entropy", "bits_per_dim": "bits per dimension",
+    }     # fmt: skip
+    rows = [[name, f"{figures[key]:.5g}"] for key, name in names.items() if figures.get(key) is not None]
+    return markdown(["figure", "value"], rows)
+
+
+def training_table(folder: Path) -> str:
+    rows = []
+    for kind in ("tokenizer", "prior"):
+        meta = weights.read_meta(folder / f"{kind}.safetensors", kind)
+        record = meta["record"]
+        parameters = sum(tensor.size for tensor in weights.load(folder / f"{kind}.safetensors", kind).tensors.values())
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
+        rows.append([kind, f"{parameters / 1e6:.2f} M", f"{record['step']:,}", f"{record['seconds'] / 60:.0f} min", record["seed"], metrics])
+    return markdown(["network", "parameters", "best step", "training", "seed", "validation"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--test", type=Path, required=True)
+    parser.add_argument("--about", type=Path, required=True)
+    parser.add_argument("--sample", default="-n 40")
+    options = parser.parse_args()
+    folder = MODELS / options.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.safetensors", "prior.safetensors", "recipe.toml"):
+        shutil.copy(options.run / name, folder / name)
+    sample = ["sample", "--model", options.name, *shlex.split(options.sample)]
+    evaluate = ["eval", options.test.name, "--model", options.name]
+    vqtok(*sample, "-f", "-o", str(folder / "samples.png"))
+    sheet = ["--sheet", str(folder / "reconstructions.png"), "-f"]
+    figures = json.loads(vqtok("eval", str(options.test), "--model", options.name, "--json", *sheet))
+    card = (
+        f"# {options.name} ({figures['fingerprint']})\n\n{options.about.read_text(encoding='utf-8').strip()}\n\n"
+        f"## Figures\n\n`vqtok {shlex.join(evaluate)}`, on pictures it was never trained on:\n\n{figures_table(figures)}\n"
+        f"## Training\n\n{training_table(folder)}\n`recipe.toml` holds every setting.\n\n"
+        f"## Sheets\n\nOriginal and decoded:\n\n![original and decoded](reconstructions.png)\n\n"
+        f"`vqtok {shlex.join(sample)}`:\n\n![samples](samples.png)\n"
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What all tests share: no environment of the user's, one torch thread, and small models made on the spot."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vqtok import weights
+from vqtok.config import PriorConfig, TokenizerConfig
+
+TOKENIZER = TokenizerConfig(downsample=4, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=16, code_dim=4)
+PRIOR = PriorConfig(codebook_size=16, width=8, layers=2, labels=("cat", "dog", "eel"))
+
+
+@pytest.fixture(autouse=True)
+def _hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Every VQTOK_* variable is unset or points below tmp_path, which is also where relative paths go."""
+    for name in ("VQTOK_MODEL", "VQTOK_DEVICE", "VQTOK_DEBUG", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("VQTOK_MODELS", str(tmp_path / "models"))
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_model(folder: Path, tokenizer: TokenizerConfig = TOKENIZER, prior: PriorConfig | None = PRIOR, seed: int = 0) -> Path:
+    """A model folder with untrained weights: everything works, nothing looks good."""
+    from dataclasses import asdict
+
+    from vqtok.priors import PixelCNN
+    from vqtok.vqvae import VQVAE
+
+    torch.manual_seed(seed)
+    network = VQVAE(tokenizer)
+    tensors = {name: value.detach().half().numpy() for name, value in network.release_state().items()}
+    record = {"data": "noise", "pictures": 1, "seed": seed, "step": 0, "seconds": 0.0, "metrics": {"psnr": 10.0}, "version": "0"}
+    weights.save(folder / "tokenizer.safetensors", weights.Weights(tensors, _meta("tokenizer", asdict(tokenizer), record)))
+    if prior is not None:
+        state = {name: value.detach().half().numpy() for name, value in PixelCNN(prior).state_dict().items()}
+        more = record | {"tokenizer": weights.fingerprint(tensors), "grid": [4, 5], "metrics": {"bits": 4.0}}
+        weights.save(folder / "prior.safetensors", weights.Weights(state, _meta("prior", asdict(prior), more)))
+    return folder
+
+
+def _meta(kind: str, config: dict[str, object], record: dict[str, object]) -> dict[str, object]:
+    return {"kind": kind, "config": config, "record": record}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model called `toy` in the folder that VQTOK_MODELS names: f 4, K 16, three labels."""
+    return make_model(tmp_path / "models" / "toy")
+
+
+def picture(height: int = 20, width: int = 30, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """Smooth noise, uint8 (height, width, channels)."""
+    draw = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    waves = draw.uniform(0.05, 0.3, (2, channels))
+    values = 127 + 100 * np.sin(rows[..., None] * waves[0] + columns[..., None] * waves[1])
+    return (values + draw.normal(0, 5, values.shape)).clip(0, 255).astype(np.uint8)

@@ -1,0 +1,161 @@
+"""From what the user asks for to the recipe and the data of a run: a new one, one that goes on, or a prior for a tokenizer."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vqtok import config, weights
+from vqtok.config import Recipe, TokenizerConfig
+from vqtok.data import Dataset, Shapes, open_data
+from vqtok.errors import TrainingError, UsageError
+from vqtok.train import folder as folders
+from vqtok.train.folder import Begun
+
+DERIVED = ("codebook_size", "levels", "labels")     # of the prior: the tokenizer and the data decide them
+_PRIOR_SETTINGS = ("prior", "prior_training", "precision", "data.prior_size")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asks for."""
+
+    data: str | None = None                                     # None: the built-in shapes, or the data of the resumed run
+    preset: str | None = None                                   # None: by the data
+    values: dict[str, Any] = field(default_factory=dict)        # settings, nested as in a recipe
+    origin: str = "the recipe"                                  # of the values, for messages
+    command: str = ""
+    compiled: bool = False
+
+
+def new(wanted: Wanted) -> tuple[Begun, Dataset]:
+    """A new run: the preset for the data, changed by the wanted values."""
+    dataset = _open(wanted.data)
+    recipe = preset_for(dataset, wanted.preset)
+    recipe = replace(recipe, tokenizer=replace(recipe.tokenizer, channels=dataset.channels))
+    recipe = fit_to_data(recipe.override(wanted.values, wanted.origin), dataset)
+    return _begun(recipe, dataset, wanted), dataset
+
+
+def resumed(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
+    """The run in a folder; only its numbers of steps may change, and where its data lies. TrainingError for anything else."""
+    if wanted.preset is not None:
+        raise UsageError("--preset does not go with --resume", "leave it out: the run goes on with its own recipe")
+    before = folders.continued(folder)
+    recipe = before.recipe.override(wanted.values, wanted.origin)
+    changed = [name for name in changed_settings(before.recipe, recipe) if not name.endswith(".steps")]
+    if changed:
+        raise TrainingError(f"the run in {folder} was started with another {', '.join(changed)}", "leave that out, or start a new run")
+    dataset = _open(wanted.data or before.data)
+    if (len(dataset), dataset.labels) != (before.pictures, recipe.prior.labels):
+        raise TrainingError(
+            f"the run in {folder} was started on {_described(before.pictures, recipe.prior.labels)}, "
+            f"but {dataset.name} has {_described(len(dataset), dataset.labels)}",
+            "give it the same data",
+        )
+    data = _absolute(wanted.data) if wanted.data else before.data
+    compiled = before.compiled or wanted.compiled
+    return replace(before, recipe=recipe, data=data, command=before.command or wanted.command, compiled=compiled), dataset
+
+
+def prior_for(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
+    """A new prior for the tokenizer in a folder, be it of a run or of a model without one. The tokenizer's settings stay."""
+    path = folder / "tokenizer.safetensors"
+    if not path.exists():
+        raise TrainingError(f"{folder} holds no tokenizer", "train one first: --stage all")
+    if (folder / folders.RUN_FILE).exists():
+        return _next_prior(folder, wanted)
+    meta = weights.read_meta(path, "tokenizer")
+    tokenizer = config.from_dict(TokenizerConfig, meta["config"], str(path))
+    dataset = _open(wanted.data)
+    preset = preset_for(dataset, wanted.preset)
+    size = meta["record"].get("size", 16 * tokenizer.downsample)
+    base = replace(preset, tokenizer=tokenizer, data=replace(preset.data, size=size))
+    recipe = base.override(wanted.values, wanted.origin)
+    _refuse([name for name in changed_settings(base, recipe) if name.startswith("tokenizer")], folder)
+    return _begun(fit_to_data(recipe, dataset), dataset, wanted), dataset
+
+
+def _next_prior(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
+    """A new prior in a run's folder: all that the tokenizer depends on stays, so that the run can still be resumed."""
+    if wanted.preset is not None:
+        raise UsageError(f"--preset does not go with the run in {folder}", "leave it out: the prior is made by the recipe of that run")
+    before = folders.continued(folder)
+    recipe = before.recipe.override(wanted.values, wanted.origin)
+    changed = changed_settings(before.recipe, recipe)
+    _refuse([name for name in changed if not name.startswith(_PRIOR_SETTINGS)], folder)
+    dataset = _open(wanted.data or before.data)
+    return _begun(fit_to_data(recipe, dataset), dataset, replace(wanted, data=wanted.data or before.data)), dataset
+
+
+def _refuse(changed: list[str], folder: Path) -> None:
+    if changed:
+        raise TrainingError(f"the tokenizer in {folder} was trained with another {', '.join(changed)}", "leave that out, or train anew")
+
+
+def preset_for(dataset: Dataset, name: str | None = None) -> Recipe:
+    """The named preset, or the one for the data; for small pictures of one size, with crops of that size."""
+    size = getattr(dataset, "size", None)
+    small = size is not None and size[0] == size[1] <= 64
+    if name is None:
+        name = "tiny" if isinstance(dataset, Shapes) else "cifar" if small else "photo"
+    if name not in config.PRESETS:
+        raise UsageError(f"there is no preset {name!r}", f"choose one of {', '.join(config.PRESETS)}")
+    recipe = config.PRESETS[name]
+    if small and size is not None and size[0] % recipe.tokenizer.downsample == 0:
+        recipe = replace(recipe, data=replace(recipe.data, size=size[0], prior_size=size[0]))
+    return recipe
+
+
+def fit_to_data(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with what is not the user's to choose: the prior's class names are the data's, its K and L the tokenizer's."""
+    tokenizer = recipe.tokenizer
+    prior = replace(recipe.prior, labels=dataset.labels, codebook_size=tokenizer.codebook_size, levels=tokenizer.levels)
+    return replace(recipe, prior=prior)
+
+
+def changed_settings(old: Recipe, new: Recipe) -> list[str]:
+    """Names of the settings that differ, like seed or prior.width."""
+    changed = []
+    for name, value in old.to_dict().items():
+        other = new.to_dict()[name]
+        if isinstance(value, dict):
+            changed += [f"{name}.{key}" for key in value if value[key] != other[key]]
+        elif value != other:
+            changed.append(name)
+    return changed
+
+
+def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Nested settings in one; the later ones win."""
+    whole: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            both = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping)
+            whole[key] = merge([whole[key], dict(value)]) if both else value
+    return whole
+
+
+def check_settable(values: Mapping[str, Any]) -> None:
+    """Raises UsageError for settings of the prior that would be overruled by the tokenizer and the data."""
+    prior = values.get("prior")
+    for key in DERIVED:
+        if isinstance(prior, Mapping) and key in prior:
+            raise UsageError(f"prior.{key} cannot be set: it is the {'data' if key == 'labels' else 'tokenizer'}'s", "leave it out")
+
+
+def _begun(recipe: Recipe, dataset: Dataset, wanted: Wanted) -> Begun:
+    return Begun(recipe, _absolute(wanted.data), len(dataset), wanted.command, wanted.compiled)
+
+
+def _open(data: str | None) -> Dataset:
+    return open_data(Path(data) if data else None)
+
+
+def _absolute(data: str | None) -> str:
+    return os.path.abspath(data) if data else ""
+
+
+def _described(pictures: int, labels: tuple[str, ...]) -> str:
+    return f"{pictures:,} pictures with {len(labels)} labels ({', '.join(labels[:3])}...)" if labels else f"{pictures:,} pictures"

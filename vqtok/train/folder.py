@@ -1,0 +1,94 @@
+"""A run's folder: what the run was started with, so that it can go on, and which files in it may be replaced."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vqtok import config, files
+from vqtok.config import Recipe
+from vqtok.errors import OutputError, TrainingError, VqtokError
+
+RUN_FILE, RECIPE_FILE, LOG_FILE = "run.json", "recipe.toml", "log.jsonl"
+FORMAT = 1
+_PRIOR_FILES = r"prior(\.state)?\.safetensors|indices\.state\.safetensors|prior-\d{6,}\.png|samples\.png"
+_RUN_FILES = rf"run\.json|recipe\.toml|log\.jsonl|README\.md|tokenizer(\.state)?\.safetensors|tokenizer-\d{{6,}}\.png|{_PRIOR_FILES}"
+_AGAIN = "start anew with -f/--force"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run was started with."""
+
+    recipe: Recipe
+    data: str                   # an absolute path; "" for the built-in shapes
+    pictures: int
+    command: str = ""
+    compiled: bool = False
+
+
+def check_free(folder: Path, stage: str, force: bool) -> None:
+    """Raises OutputError where training `stage` anew would replace something and `force` does not allow that."""
+    old = sorted(path.name for path in _replaced(folder, stage))
+    if stage == "prior":
+        old = [name for name in old if name.startswith("prior")]
+    if old and not force:
+        what = "a prior" if stage == "prior" else "a run" if RUN_FILE in old else old[0]
+        raise OutputError(f"{folder} holds {what} already", "go on with --resume, replace it with -f/--force, or choose another -o")
+
+
+def start(folder: Path, begun: Begun, stage: str, force: bool) -> None:
+    """Makes the run's folder, or the start of a new prior in it, and removes what the new run replaces. Errors as `check_free`."""
+    check_free(folder, stage, force)
+    try:
+        for path in _replaced(folder, stage):
+            path.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot empty {folder}: {error.strerror}", "choose another folder with -o") from None
+    record(folder, begun)
+
+
+def record(folder: Path, begun: Begun) -> None:
+    """Writes what `continued` reads."""
+    run = {
+        "format": FORMAT, "data": begun.data, "pictures": begun.pictures, "command": begun.command, "compiled": begun.compiled,
+    }     # fmt: skip
+    files.write_bytes(folder / RECIPE_FILE, config.to_toml(begun.recipe).encode(), force=True)
+    files.write_bytes(folder / RUN_FILE, (json.dumps(run) + "\n").encode(), force=True)
+
+
+def continued(folder: Path) -> Begun:
+    """Reads what `record` wrote; TrainingError where the folder holds no run, or a damaged one."""
+    path = folder / RUN_FILE
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        newer = run["format"] > FORMAT
+        data, pictures = str(run["data"]), int(run["pictures"])
+        command, compiled = str(run.get("command", "")), bool(run.get("compiled", False))
+    except (FileNotFoundError, NotADirectoryError):
+        raise TrainingError(f"{folder} holds no run to resume", "leave --resume out to start one") from None
+    except OSError as error:
+        raise TrainingError(f"cannot read {path}: {error.strerror}", "check its permissions") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise TrainingError(f"{path} is damaged", _AGAIN) from None
+    if newer:
+        raise TrainingError(f"the run in {folder} was started by a newer vqtok", "upgrade vqtok")
+    return Begun(_recipe(folder / RECIPE_FILE), data, pictures, command, compiled)
+
+
+def _recipe(path: Path) -> Recipe:
+    try:
+        return Recipe().override(config.read_recipe(path), str(path))
+    except VqtokError as error:
+        raise TrainingError(f"the recipe of this run is damaged: {error}", _AGAIN) from None
+
+
+def _replaced(folder: Path, stage: str) -> list[Path]:
+    """Files that a new run, or a new prior, writes itself; others in the folder are the user's own."""
+    pattern = _PRIOR_FILES if stage == "prior" else _RUN_FILES
+    try:
+        return [path for path in folder.iterdir() if re.fullmatch(pattern, path.name)]
+    except (FileNotFoundError, NotADirectoryError):     # the latter is reported when the first file is written
+        return []
+    except OSError as error:
+        raise OutputError(f"cannot look into {folder}: {error.strerror}", "choose another folder with -o") from None
