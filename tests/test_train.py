@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import make_model, picture
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from vqtok import codec, config, images, weights
 from vqtok import train as training
@@ -169,7 +170,7 @@ def test_more_steps_on_resume_train_a_new_prior_for_the_changed_tokenizer(tmp_pa
     recipe = recipe_for(data)
     assert go(tmp_path, recipe, data)
     before = codec.load(tmp_path).fingerprint
-    longer = recipe.override({"tokenizer_training": {"steps": 12}})
+    longer = recipe.override({"tokenizer_training": {"steps": 40}})
     listener = Interrupt()
     assert go(tmp_path, longer, data, listener, resume=True)
     after = codec.load(tmp_path)
@@ -261,7 +262,7 @@ def test_gradients_are_clipped_and_the_schedule_is_used(tmp_path: Path) -> None:
         group = optimizer.param_groups[0]
         seen.append((float(group["params"][0].grad.norm()), group["lr"]))
 
-    handle = torch.optim.optimizer.register_optimizer_step_pre_hook(look)
+    handle = register_optimizer_step_pre_hook(look)
     try:
         stage = StageConfig(steps=4, clip=0.5, warmup=2)
         assert loop.train(Toy(scale=1000.0), stage, run_in(tmp_path), resume=False)
@@ -311,10 +312,10 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
         return replace(step, loss=step.loss * math.nan) if len(calls) == 4 else step
 
     monkeypatch.setattr(kind, "forward", spoiled)
-    with pytest.raises(TrainingError, match=f"{stage}: the loss is nan .* at step 4") as caught:
+    with pytest.raises(TrainingError, match=rf"{stage}: the loss is nan .* at step 4") as caught:
         go(tmp_path, recipe, data)
     assert f"--set {stage}_training.learning_rate=0.003" in caught.value.fix
-    assert not data_threads()
+    assert not data_threads()       # although the traceback still holds the frames of the loop
     assert state.read(tmp_path / f"{stage}.state.safetensors", "").record["step"] == 2
     stored = weights.load(tmp_path / f"{stage}.safetensors", stage)
     assert stored.record["step"] == 2
@@ -322,25 +323,18 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     assert not list(tmp_path.glob(".vqtok*"))
 
 
-def test_weights_that_are_not_finite_show_in_the_gradient_or_loss(tmp_path: Path) -> None:
-    """A real divergence: nothing is injected but a rate that no network survives."""
-    data = Shapes(24)
-    recipe = recipe_for(data, tokenizer_training={"steps": 200, "learning_rate": 1.0, "clip": 1e30, "validate_every": 1000, "warmup": 0},
-                        tokenizer={"likelihood": "logistic", "normalize": False})       # fmt: skip
-    monkey = VQVAE.forward
+def test_infinite_weight_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, forward = Shapes(24), VQVAE.forward
 
     def poisoned(self: VQVAE, pictures: Tensor) -> Any:
         with torch.no_grad():
             next(self.decoder.parameters()).fill_(math.inf)
-        return monkey(self, pictures)
+        return forward(self, pictures)
 
-    VQVAE.forward = poisoned      # type: ignore[method-assign]
-    try:
-        with pytest.raises(TrainingError, match="at step 1"):
-            go(tmp_path, recipe, data)
-    finally:
-        VQVAE.forward = monkey      # type: ignore[method-assign]
-    assert not (tmp_path / "tokenizer.safetensors").exists()
+    monkeypatch.setattr(VQVAE, "forward", poisoned)
+    with pytest.raises(TrainingError, match="at step 1"):
+        go(tmp_path, recipe_for(data), data)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
@@ -480,7 +474,7 @@ def test_resume_allows_other_steps_and_another_place_of_the_data_only(tmp_path: 
     with pytest.raises(TrainingError, match="with 2 labels"):
         training.resumed(tmp_path / "run", training.Wanted(str(other)))
     fewer = write_pictures(tmp_path / "fewer", {"a/1.png": 1, "b/2.png": 2})
-    with pytest.raises(TrainingError, match="started on 3 pictures .* has 2 pictures"):
+    with pytest.raises(TrainingError, match=r"started on 3 pictures .* has 2 pictures"):
         training.resumed(tmp_path / "run", training.Wanted(str(fewer)))
 
 
@@ -560,10 +554,9 @@ def test_grey_idx_pictures_give_a_grey_model(tmp_path: Path) -> None:
 
 
 def test_channels_may_be_chosen(tmp_path: Path) -> None:
-    begun, _ = training.new(training.Wanted(values={"tokenizer": {"channels": 1}}))
+    begun, _ = training.new(training.Wanted(values=training.merge([SMALL, {"tokenizer": {"channels": 1}}])))
     assert begun.recipe.tokenizer.channels == 1
-    data = Shapes(12)
-    assert go(tmp_path, begun.recipe.override(SMALL), data)
+    assert go(tmp_path, begun.recipe, Shapes(12))
     assert codec.load(tmp_path).sample(1)[0].shape[2] == 1
 
 
@@ -588,7 +581,7 @@ def test_unreadable_pictures_are_left_out_and_counted(tmp_path: Path) -> None:
     stored = load_grids(tmp_path / "run" / "indices.state.safetensors", codec.load(tmp_path / "run").fingerprint, 24)
     assert stored is not None
     empty = [i for i in range(24) if stored[i].size == 0]
-    order = [name for name in sorted(names)]
+    order = sorted(names)
     assert [order[i // 2] for i in empty] == ["0/04.png"] * 2 + ["1/01.png"] * 2 + ["1/07.png"] * 2
 
 
@@ -626,7 +619,7 @@ def test_data_error_in_the_middle_ends_the_threads(tmp_path: Path, monkeypatch: 
     try:
         go(tmp_path, recipe, data, Break())
     except InputError:
-        assert not data_threads()       # although the traceback still holds the frames of the loop
+        assert not data_threads()
     else:
         pytest.fail("the error is lost")
 

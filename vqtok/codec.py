@@ -241,9 +241,10 @@ class Model:
 
     def _check(self, codes: Codes) -> None:
         if codes.fingerprint != self.fingerprint:
+            again = "the model was trained again since" if codes.model == self.name else f"or give --model {codes.model}"
             raise ModelError(
                 f"the codes were made with model {codes.model} ({codes.fingerprint}), but this is {self.name} ({self.fingerprint})",
-                f"leave --model out, or give --model {codes.model}",
+                f"leave --model out to look for it; {again}",
             )
         mine = (self.config.codebook_size, self.config.downsample, self.config.channels, self.config.levels)
         theirs = (codes.codebook_size, codes.downsample, codes.channels, codes.indices.shape[1])

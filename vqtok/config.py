@@ -278,7 +278,7 @@ PRESETS: dict[str, Recipe] = {
         ),
         prior=PriorConfig(codebook_size=512, layers=8, dropout=0.2),
         data=DataConfig(size=32, prior_size=32),
-        tokenizer_training=StageConfig(steps=11000, batch=64, learning_rate=2e-3, validate_every=500),
+        tokenizer_training=StageConfig(steps=7000, batch=64, warmup=200, validate_every=500),
         prior_training=StageConfig(steps=12000, batch=64, validate_every=500),
         precision="bf16",
     ),

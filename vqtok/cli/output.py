@@ -80,7 +80,7 @@ def write_stdout(data: bytes) -> None:
     except (OSError, AttributeError) as error:      # AttributeError: sys.stdout is None where it was closed (>&-)
         reason = error.strerror if isinstance(error, OSError) else "it is closed"
         _drop_stdout()
-        raise OutputError(f"cannot write to standard output: {reason}", "write to a file: -o FILE") from None
+        raise OutputError(f"cannot write to standard output: {reason}", "free some space there, or send it elsewhere") from None
 
 
 def _leave_quietly() -> NoReturn:

@@ -1,0 +1,472 @@
+"""`vqtok train` as a command: what it writes, what it says, how it stops, and what reaches the recipe."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, picture
+from typer.testing import CliRunner, Result
+
+from vqtok import images, weights
+from vqtok import train as training
+from vqtok.cli import app
+from vqtok.cli import train as command
+from vqtok.config import Recipe, read_recipe
+from vqtok.train import loop
+
+SMALL = """
+seed = 3
+precision = "fp32"
+[tokenizer]
+downsample = 4
+width = 8
+encoder_blocks = 1
+decoder_blocks = 1
+codebook_size = 16
+code_dim = 4
+[prior]
+width = 8
+layers = 2
+[data]
+size = 16
+prior_size = 16
+validation_max = 4
+flip = false
+[tokenizer_training]
+steps = 6
+batch = 4
+validate_every = 3
+[prior_training]
+steps = 4
+batch = 4
+validate_every = 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtok.train.tokenizer.INITIAL_VECTORS", 256)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Twelve pictures in two sub-folders, and small.toml in the working folder."""
+    for i in range(12):
+        images.write(tmp_path / "data" / "ab"[i % 2] / f"{i:02}.png", picture(16, 16, seed=i))
+    (tmp_path / "small.toml").write_text(SMALL)
+    return tmp_path / "data"
+
+
+def train(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["train", *map(str, arguments)])
+
+
+def small(*arguments: object) -> Result:
+    return train("data", "--recipe", "small.toml", *arguments)
+
+
+def fingerprints(out: Path) -> list[str]:
+    return [weights.fingerprint(weights.load(out / f"{kind}.safetensors", kind).tensors) for kind in ("tokenizer", "prior")]
+
+
+def refused(result: Result, code: int, *texts: str) -> None:
+    """Two lines on standard error, nothing on standard output."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = result.stderr.rstrip().splitlines()
+    assert lines[-2].startswith("vqtok: error: ")
+    assert lines[-1].startswith("  fix: ")
+    for text in texts:
+        assert text in result.stderr
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, number: int) -> None:
+    """Sends this process a signal after some step."""
+    report = command._Listener.status
+
+    def status(self: Any, status: training.Status) -> None:
+        report(self, status)
+        if (status.stage, status.step) == (stage, step):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(command._Listener, "status", status)
+
+
+# A whole run
+
+def test_run_writes_a_model_with_card_and_samples(data: Path, tmp_path: Path) -> None:
+    result = small("-o", "m")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    out = tmp_path / "m"
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "log.jsonl", "recipe.toml", "run.json", "samples.png", "indices.state.safetensors",
+        *(f"{kind}{end}.safetensors" for kind in ("tokenizer", "prior") for end in ("", ".state")),
+        *(f"tokenizer-{step:06}.png" for step in (3, 6)),
+    }     # fmt: skip
+    assert weights.read_meta(out / "prior.safetensors")["config"]["labels"] == ["a", "b"]
+    card = (out / "README.md").read_text()
+    assert card.startswith(f"# m ({fingerprints(out)[0]})\n")
+    assert "data, 12 pictures" in card
+    assert "![Samples of the prior](samples.png)" in card
+    assert images.read(out / "samples.png").pixels.shape[2] == 3
+    assert "12 pictures with 2 labels from data -> m" in result.stderr
+    assert "codes are in use" in result.stderr
+    assert "vqtok encode --model ./m IMAGE" in result.stderr
+
+
+def test_name_of_the_folder_may_be_that_of_a_model(data: Path, tmp_path: Path) -> None:
+    make_model(tmp_path / "models" / "photo")
+    assert small("-o", "photo").exit_code == 0
+    first = images.read(tmp_path / "photo" / "samples.png").pixels
+    assert small("-o", "other").exit_code == 0
+    assert np.array_equal(first, images.read(tmp_path / "other" / "samples.png").pixels)
+
+
+def test_json_gives_one_object_a_line(data: Path, tmp_path: Path) -> None:
+    result = small("-o", "m", "--json", "--quiet")
+    assert result.stderr == ""
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(line["stage"], line.get("step")) for line in lines] == [
+        ("tokenizer", 3), ("tokenizer", 6), ("prior", 2), ("prior", 4), ("finished", None),
+    ]     # fmt: skip
+    assert lines[:-1] == [json.loads(line) for line in (tmp_path / "m" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["fingerprints"] == dict(zip(("tokenizer", "prior"), fingerprints(tmp_path / "m"), strict=True))
+    assert lines[-1]["unreadable"] == 0
+
+
+def test_no_progress_line_without_a_terminal(data: Path) -> None:
+    result = small("-o", "m")
+    assert "\x1b" not in result.stderr
+    assert "images/s" not in result.stderr
+    assert "\r" not in result.stderr
+
+
+def test_unreadable_pictures_are_told_and_no_failure(data: Path) -> None:
+    (data / "a" / "00.png").write_bytes(b"nothing")
+    (data / "b" / "03.png").write_bytes(b"")
+    result = small("-o", "m", "--json")
+    assert result.exit_code == 0, result.output
+    assert "2 of 12 pictures could not be read and were left out." in result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["unreadable"] == 2
+
+
+def test_quiet_says_nothing(data: Path) -> None:
+    result = small("-o", "m", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+# Stopping and going on
+
+@pytest.mark.parametrize(("stage", "number"), [("tokenizer", signal.SIGINT), ("tokenizer", signal.SIGTERM), ("prior", signal.SIGTERM)])
+def test_signal_saves_and_resume_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, number: int
+) -> None:
+    assert small("-o", "whole").exit_code == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, stage, 1, number)
+        result = small("-o", "m")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "Interrupted. The state is saved; go on with: vqtok train --resume -o m"
+    assert signal.getsignal(number) not in (None, signal.SIG_IGN)
+    assert weights.read_meta(tmp_path / "m" / f"{stage}.state.safetensors")["record"]["step"] == 1
+    assert train("--resume", "-o", "m").exit_code == 0
+    assert fingerprints(tmp_path / "m") == fingerprints(tmp_path / "whole")
+    card = (tmp_path / "m" / "README.md").read_text().replace("# m", "# whole")
+    assert "--resume" not in card
+
+
+def test_second_signal_ends_at_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_at(monkeypatch, "tokenizer", 1, signal.SIGINT)
+    monkeypatch.setattr(loop._Trainer, "_save", lambda self: signal.raise_signal(signal.SIGINT))
+    result = small("-o", "m")
+    assert result.exit_code == 130
+    assert "The state is saved" not in result.stderr
+    assert not (tmp_path / "m" / "tokenizer.state.safetensors").exists()
+
+
+def test_max_time_stops_with_success(data: Path, tmp_path: Path) -> None:
+    result = small("-o", "my model", "--max-time", "0s")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1] == "Stopped after 0s. The state is saved; go on with: vqtok train --resume -o 'my model'"
+    assert not (tmp_path / "my model" / "README.md").exists()
+    refused(small("-o", "x", "--max-time", "soon"), 2, "'soon' is no duration")
+    assert not (tmp_path / "x").exists()
+
+
+def test_steps_may_change_on_resume_and_are_remembered(data: Path, tmp_path: Path) -> None:
+    assert small("-o", "m").exit_code == 0
+    assert train("--resume", "-o", "m", "--steps", 9, "--max-time", "0s").exit_code == 0
+    result = train("--resume", "-o", "m")
+    assert result.exit_code == 0, result.output
+    assert "tokenizer step 9" in result.stderr
+    assert weights.read_meta(tmp_path / "m" / "tokenizer.state.safetensors")["record"]["step"] == 9
+    refused(train("--resume", "-o", "m", "--batch", 5), 1, "started with another tokenizer_training.batch")
+    refused(train("--resume", "-o", "m", "--preset", "tiny"), 2, "--preset does not go with --resume")
+    refused(train("--resume", "-o", "m", "--force"), 2, "--force does not go with --resume")
+    refused(train("--resume", "-o", "nothing"), 1, "nothing holds no run to resume")
+
+
+def test_damage_is_two_lines(data: Path, tmp_path: Path) -> None:
+    assert small("-o", "m", "--max-time", "0s").exit_code == 0
+    path = tmp_path / "m" / "tokenizer.state.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    refused(train("--resume", "-o", "m"), 1, "damaged or truncated", "start anew with -f/--force")
+    (tmp_path / "m" / "run.json").write_text("{")
+    refused(train("--resume", "-o", "m"), 1, "run.json is damaged", "start anew with -f/--force")
+    assert small("-o", "m", "--force").exit_code == 0
+
+
+def test_stages_one_after_the_other(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert small("-o", "whole").exit_code == 0
+    assert small("-o", "m", "--stage", "tokenizer").exit_code == 0
+    assert (tmp_path / "m" / "README.md").exists()
+    assert not (tmp_path / "m" / "samples.png").exists()
+    with monkeypatch.context() as patch:
+        stop_at(patch, "prior", 1, signal.SIGINT)
+        result = train("--stage", "prior", "-o", "m")       # data and recipe are those of the run
+    assert result.stderr.splitlines()[-1].endswith("vqtok train --resume --stage prior -o m")
+    assert train("--stage", "prior", "--resume", "-o", "m").exit_code == 0
+    assert fingerprints(tmp_path / "m") == fingerprints(tmp_path / "whole")
+    refused(train("--stage", "prior", "-o", "m"), 1, "m holds a prior already")
+    assert train("--stage", "prior", "-o", "m", "--force", "--prior-steps", 2).exit_code == 0
+    assert fingerprints(tmp_path / "m")[0] == fingerprints(tmp_path / "whole")[0]
+    refused(train("--stage", "prior", "-o", "new"), 1, "new holds no tokenizer")
+    refused(train("--stage", "both"), 2, "there is no stage 'both'")
+
+
+# What cannot work
+
+def test_folder_that_holds_a_run_is_refused(data: Path, tmp_path: Path) -> None:
+    make_model(tmp_path / "vqtok-model")
+    before = (tmp_path / "vqtok-model" / "tokenizer.safetensors").read_bytes()
+    refused(train(), 1, "vqtok-model holds prior.safetensors already", "choose another -o")
+    assert small("-o", "m", "--max-time", "0s").exit_code == 0
+    refused(small("-o", "m"), 1, "m holds a run already", "--resume", "-f/--force")
+    assert (tmp_path / "vqtok-model" / "tokenizer.safetensors").read_bytes() == before
+
+
+def test_bad_input_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "1.png").write_bytes(b"junk")
+    (tmp_path / "empty").mkdir()
+    before = set(tmp_path.rglob("*"))
+    refused(train("nowhere", "-o", "m"), 1, "there is no nowhere")
+    refused(train("bad", "-o", "m"), 1, "none of the 1 picture in bad can be read")
+    refused(train("empty", "-o", "m"), 1, "holds no pictures")
+    refused(small("-o", "file/below"), 1, "cannot write")
+    refused(small("-o", "m", "--device", "abacus"), 2, "there is no device 'abacus'")
+    refused(small("-o", "m", "--beta", 3), 2, "beta is 3.0, outside [0.1, 2.0]")
+    refused(small("-o", "m", "--beta", 0.05), 2, "outside [0.1, 2.0]")
+    refused(small("-o", "m", "--set", "prior.wdith=3"), 2, "unknown key 'wdith'", "did you mean 'width'?")
+    refused(small("-o", "m", "--set", "prior.labels=['x']"), 2, "prior.labels cannot be set")
+    refused(small("-o", "m", "--set", "prior"), 2, "is no setting")
+    refused(small("-o", "m", "--preset", "huge"), 2, "there is no preset 'huge'")
+    refused(small("-o", "m", "--size", 18), 2, "size 18 is no multiple of downsample 4")
+    refused(train("data", "--recipe", "none.toml", "-o", "m"), 1, "cannot read the recipe none.toml")
+    (tmp_path / "wrong.toml").write_text("[tokenizer]\ncodebok_size = 4\n")
+    refused(train("data", "--recipe", "wrong.toml", "-o", "m"), 2, "wrong.toml has the unknown key", "did you mean 'codebook_size'?")
+    assert set(tmp_path.rglob("*")) - {tmp_path / "wrong.toml"} == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_device_that_is_not_there(data: Path, tmp_path: Path) -> None:
+    refused(small("-o", "m", "--device", "cuda"), 2, "no cuda device that torch can use")
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_folder_without_permission(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refused(small("-o", "locked/m"), 1, "permission denied")
+
+
+def test_disk_that_fills_up_is_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = loop.save_weights
+
+    def full(path: Path, stored: weights.Weights, force: bool = True) -> None:
+        monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        save(path, stored, force)
+
+    monkeypatch.setattr(loop, "save_weights", full)
+    refused(small("-o", "m"), 1, "the disk is full")
+    assert not list((tmp_path / "m").glob("*.safetensors"))
+    assert not list((tmp_path / "m").glob(".vqtok*"))
+
+
+def test_divergence_is_two_lines(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = training.TokenizerTask.forward
+
+    def spoiled(self: Any, batch: Any) -> loop.Step:
+        step = forward(self, batch)
+        return loop.Step(step.loss * float("nan"), step.metrics, step.indices)
+
+    monkeypatch.setattr(training.TokenizerTask, "forward", spoiled)
+    refused(small("-o", "m"), 1, "the loss is nan", "at step 1", "--set tokenizer_training.learning_rate=")
+
+
+def test_compile_without_a_compiler(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    refused(small("-o", "m", "--compile"), 2, "--compile needs a C++ compiler")
+
+
+# The recipe
+
+FLAGS: list[tuple[list[str], str, Any]] = [
+    (["--steps", "7"], "tokenizer_training.steps", 7),
+    (["--prior-steps", "8"], "prior_training.steps", 8),
+    (["--batch", "9"], "tokenizer_training.batch", 9),
+    (["--learning-rate", "0.02"], "tokenizer_training.learning_rate", 0.02),
+    (["--size", "24"], "data.size", 24),
+    (["--quantizer", "vq"], "tokenizer.quantizer", "vq"),
+    (["--codebook-size", "32"], "tokenizer.codebook_size", 32),
+    (["--codebook-size", "33"], "prior.codebook_size", 33),
+    (["--code-dim", "5"], "tokenizer.code_dim", 5),
+    (["--no-normalize"], "tokenizer.normalize", False),
+    (["--normalize"], "tokenizer.normalize", True),
+    (["--downsample", "8"], "tokenizer.downsample", 8),
+    (["--beta", "0.5"], "tokenizer.beta", 0.5),
+    (["--likelihood", "bce"], "tokenizer.likelihood", "bce"),
+    (["--width", "12"], "tokenizer.width", 12),
+    (["--precision", "bf16"], "precision", "bf16"),
+    (["--seed", "0"], "seed", 0),
+    (["--set", "prior.width=20"], "prior.width", 20),
+    (["--set", "prior.width=20", "--set", "prior.layers=3"], "prior.width", 20),
+    (["--set", "tokenizer.likelihood=mse"], "tokenizer.likelihood", "mse"),
+    (["--width", "12", "--set", "tokenizer.width=16"], "tokenizer.width", 16),
+    (["--preset", "tiny"], "data.min_scale", 1.0),
+]
+
+
+@pytest.mark.parametrize(("flags", "key", "value"), FLAGS, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_flag_reaches_the_recipe(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], key: str, value: Any
+) -> None:
+    plain = training.new(training.Wanted("data", values=read_recipe(tmp_path / "small.toml")))[0].recipe.to_dict()
+    seen: list[Recipe] = []
+    monkeypatch.setattr(training, "train", lambda recipe, *rest: bool(seen.append(recipe)))
+    result = small("-o", "m", *flags)
+    assert result.exit_code == 0, result.output
+    got = seen[0].to_dict()
+    assert _at(got, key) == value
+    assert _at(plain, key) != value or key == "tokenizer.normalize"
+    changed = {f"{a}.{b}" for a in got if isinstance(got[a], dict) for b in got[a] if got[a][b] != plain[a][b]}
+    changed |= {a for a in got if not isinstance(got[a], dict) and got[a] != plain[a]}
+    allowed = {key, "prior.codebook_size", "tokenizer.codebook_size"} | ({"prior.layers"} if "prior.layers=3" in flags else set())
+    assert changed <= allowed or "--preset" in flags
+    assert Recipe().override(read_recipe(tmp_path / "m" / "recipe.toml")) == seen[0]
+
+
+def _at(values: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def test_every_flag_of_the_recipe_is_in_the_table() -> None:
+    help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).stdout
+    others = {
+        "--output", "--stage", "--recipe", "--resume", "--max-time", "--dry-run", "--device", "--compile", "--force", "--json",
+        "--quiet", "--help",
+    }     # fmt: skip
+    listed = {word.strip("│,") for word in help_text.replace("/", " ").split() if word.startswith("--")}
+    tested = {flag for flags, _, _ in FLAGS for flag in flags if flag.startswith("--")}
+    assert tested <= listed
+    assert listed - others - tested == set()
+
+
+def test_recipe_of_a_run_makes_the_same_model_again(data: Path, tmp_path: Path) -> None:
+    assert small("-o", "a", "--beta", 0.5).exit_code == 0
+    assert train("data", "-o", "b", "--recipe", "a/recipe.toml").exit_code == 0
+    assert fingerprints(tmp_path / "a") == fingerprints(tmp_path / "b")
+    assert (tmp_path / "a" / "recipe.toml").read_bytes() == (tmp_path / "b" / "recipe.toml").read_bytes()
+
+
+# The plan
+
+def test_dry_run_prints_a_plan_and_writes_nothing(data: Path, tmp_path: Path) -> None:
+    before = set(tmp_path.rglob("*"))
+    result = small("-o", "m", "--dry-run")
+    assert result.exit_code == 0
+    for text in ("12 pictures with 2 labels", "parameters, 6 steps of 4", "4 steps of 4", "s a step", "one of 16 codes", "bits per pixel"):
+        assert text in result.stdout
+    facts = json.loads(small("-o", "m", "--dry-run", "--json").stdout)
+    assert facts["recipe"]["seed"] == 3
+    assert set(facts["stages"]) == {"tokenizer", "prior"}
+    assert set(json.loads(small("--dry-run", "--json", "--stage", "tokenizer").stdout)["stages"]) == {"tokenizer"}
+    assert set(tmp_path.rglob("*")) == before
+
+
+# Real processes
+
+def spawn(*arguments: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "vqtok", "train", *map(str, arguments)]
+    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(stage: str, out: Path, process: subprocess.Popen[str]) -> None:
+    """Returns when the log has a line of that stage."""
+    for _ in range(6000):
+        if process.poll() is not None:
+            raise AssertionError(f"it ended too early: {process.stderr.read() if process.stderr else ''}")
+        log = out / "log.jsonl"
+        if log.exists() and f'"stage": "{stage}"' in log.read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it takes too long")
+
+
+LONG = ("data", "--recipe", "small.toml", "--steps", 400, "--prior-steps", 400, "--set", "tokenizer_training.validate_every=20",
+        "--set", "prior_training.validate_every=20")      # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_to_the_same_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()      # the processes start from 20,000 vectors, so this one does too
+    monkeypatch.chdir(tmp_path)
+    assert train(*LONG, "-o", "whole").exit_code == 0
+    for stage, arguments in (("tokenizer", LONG), ("prior", ("--resume",))):
+        process = spawn(*arguments, "-o", "m")
+        wait_for(stage, tmp_path / "m", process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    assert train("--resume", "-o", "m").exit_code == 0
+    assert fingerprints(tmp_path / "m") == fingerprints(tmp_path / "whole")
+    steps = [(line["stage"], line["step"]) for line in map(json.loads, (tmp_path / "m" / "log.jsonl").read_text().splitlines())]
+    assert steps == [(stage, step) for stage in ("tokenizer", "prior") for step in range(20, 401, 20)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_a_process(data: Path, tmp_path: Path, number: int) -> None:
+    process = spawn(*LONG, "-o", "m")
+    wait_for("tokenizer", tmp_path / "m", process)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert output == ""
+    assert errors.splitlines()[-1] == "Interrupted. The state is saved; go on with: vqtok train --resume -o m"
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_compiled_run_is_resumed_as_one(data: Path, tmp_path: Path) -> None:
+    blocks = ("--set", "tokenizer.encoder_blocks=0", "--set", "tokenizer.decoder_blocks=0")     # compiling takes a minute as it is
+    process = spawn("data", "--recipe", "small.toml", "--compile", "--stage", "tokenizer", *blocks, "-o", "m")
+    _, errors = process.communicate(timeout=600)
+    if "leave --compile out" in errors:
+        pytest.skip(errors)
+    assert process.returncode == 0, errors
+    assert json.loads((tmp_path / "m" / "run.json").read_text())["compiled"] is True
+    assert training.resumed(tmp_path / "m", training.Wanted())[0].compiled
