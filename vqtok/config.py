@@ -266,10 +266,10 @@ PRESETS: dict[str, Recipe] = {
     # Small enough for a laptop's CPU: a working model of 32x32 pictures in minutes.
     "tiny": Recipe(
         tokenizer=TokenizerConfig(downsample=4, width=64, encoder_blocks=1, decoder_blocks=2, codebook_size=128),
-        prior=PriorConfig(codebook_size=128, width=64, layers=6),
+        prior=PriorConfig(codebook_size=128, width=64, layers=6, dropout=0.0),
         data=DataConfig(size=32, prior_size=32, flip=False),
-        tokenizer_training=StageConfig(steps=2000, batch=64, validate_every=250),
-        prior_training=StageConfig(steps=1500, batch=64, validate_every=250),
+        tokenizer_training=StageConfig(steps=1200, batch=64, validate_every=200),
+        prior_training=StageConfig(steps=7000, batch=16, learning_rate=2e-3, validate_every=1000),
     ),
     # CIFAR-10 and other 32x32 pictures: 8x8 grid of 512 codes.
     "cifar": Recipe(
