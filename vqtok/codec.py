@@ -5,8 +5,10 @@
 >>> picture = model.decode(codes)           # uint8 (H, W, C), of the original's size
 """
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,9 +22,10 @@ from vqtok.codes import Codes, index_dtype
 from vqtok.config import PriorConfig, TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.priors import PixelCNN, sample
-from vqtok.vqvae import VQVAE, to_float, to_uint8
+from vqtok.vqvae import VQVAE, reach, to_float, to_uint8
 
 N = TypeVar("N", bound=torch.nn.Module)
+PIXELS_AT_ONCE = 2**21       # of a tile: the networks hold about 150 bytes for each, so 300 MB
 SIDES = ("top", "bottom", "left", "right")
 
 
@@ -140,11 +143,18 @@ class Model:
         f = self.config.downsample
         if len({(-(-p.shape[0] // f), -(-p.shape[1] // f)) for p in pictures}) != 1:
             raise UsageError(f"these {len(pictures)} pictures do not fill one grid", "encode pictures of different sizes one by one")
-        padded = np.stack([images.pad(p, f) for p in pictures]).transpose(0, 3, 1, 2)      # (n, C, h*f, w*f)
-        x = to_float(torch.from_numpy(np.ascontiguousarray(padded)).to(self.device))
-        with torch.inference_mode(), self._autocast():
-            indices = self.network.encode(x.contiguous(memory_format=torch.channels_last))
+        padded = np.stack([images.pad(p, f) for p in pictures])                             # (n, h*f, w*f, C)
+        n, h, w = len(padded), padded.shape[1] // f, padded.shape[2] // f
+        indices = torch.empty(n, self.config.levels, h, w, dtype=torch.int64)
+        for tile in tiles(h, w, f, reach(self.network.encoder, f)):
+            indices[:, :, *tile.core] = self._encode(padded[:, *tile.pixels(f)])[:, :, *tile.inner]
         return self._codes(indices, tuple((p.shape[0], p.shape[1]) for p in pictures))
+
+    def _encode(self, pixels: np.ndarray) -> Tensor:
+        """Indices (n, L, h, w) of uint8 (n, h*f, w*f, C)."""
+        x = to_float(torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2))          # (n, C, h*f, w*f), channels last
+        with torch.inference_mode(), self._autocast():
+            return self.network.encode(x.contiguous(memory_format=torch.channels_last))
 
     def decode(self, codes: Codes) -> np.ndarray:
         """The one picture in the codes, uint8 (H, W, C), at its original size. Raises ModelError where another model made them."""
@@ -155,15 +165,27 @@ class Model:
     def decode_all(self, codes: Codes) -> list[np.ndarray]:
         """Each picture in the codes, uint8 (H, W, C)."""
         self._check(codes)
-        return [self.to_picture(self.output(codes, i)) for i in range(len(codes))]      # one at a time: memory for one, whatever n
+        return [np.ascontiguousarray(images.crop(self._decode(codes.indices[i : i + 1]), *size)) for i, size in enumerate(codes.sizes)]
+
+    def _decode(self, indices: np.ndarray) -> np.ndarray:
+        """uint8 (h*f, w*f, C) from (1, L, h, w)."""
+        f, (h, w) = self.config.downsample, indices.shape[2:]
+        picture = np.empty((h * f, w * f, self.config.channels), np.uint8)
+        for tile in tiles(h, w, f, reach(self.network.decoder, f)):
+            output = self._output(indices[:, :, *tile.outer])
+            rows, columns = (slice(part.start * f, part.stop * f) for part in tile.inner)
+            picture[tuple(slice(part.start * f, part.stop * f) for part in tile.core)] = self.to_picture(output[:, :, rows, columns])
+        return picture
 
     def output(self, codes: Codes, i: int) -> Tensor:
         """What the decoder says of picture i: the likelihood's float32 parameters (1, C, H, W), at the picture's own size."""
         height, width = codes.sizes[i]
-        indices = torch.from_numpy(codes.indices[i : i + 1].astype(np.int64)).to(self.device)
+        return self._output(codes.indices[i : i + 1])[:, :, :height, :width]
+
+    def _output(self, indices: np.ndarray) -> Tensor:
+        """float32 (1, C, h*f, w*f) from (1, L, h, w)."""
         with torch.inference_mode(), self._autocast():
-            output = self.network.decoder(self.network.quantizer.lookup(indices))
-        return output.float()[:, :, :height, :width]
+            return self.network.decoder(self.network.quantizer.lookup(torch.from_numpy(indices.astype(np.int64)).to(self.device))).float()
 
     def to_picture(self, output: Tensor) -> np.ndarray:
         """The picture to show for a decoder's output (1, C, H, W): uint8 (H, W, C)."""
@@ -253,6 +275,40 @@ class Model:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a grid: rows and columns to be computed, and those to compute them from."""
+
+    core: tuple[slice, slice]
+    outer: tuple[slice, slice]
+
+    @property
+    def inner(self) -> tuple[slice, slice]:
+        """The core as seen from the outer part."""
+        first, second = (slice(c.start - o.start, c.stop - o.start) for c, o in zip(self.core, self.outer, strict=True))
+        return first, second
+
+    def pixels(self, f: int) -> tuple[slice, slice]:
+        """The outer part in pixels."""
+        first, second = (slice(o.start * f, o.stop * f) for o in self.outer)
+        return first, second
+
+
+def tiles(h: int, w: int, f: int, halo: int) -> Iterator[Tile]:
+    """Tiles that cover an h x w grid of f x f pixels, each of at most PIXELS_AT_ONCE or so, with `halo` codes of context around them.
+
+    With a halo of the network's reach, what is computed tile by tile is what is computed at once, up to float rounding: the
+    networks normalize nothing over space.
+    """
+    side = max(1, math.isqrt(PIXELS_AT_ONCE) // f)
+    height, width = (h, w) if h * w <= side * side else (side, side)
+    for top in range(0, h, height):
+        for left in range(0, w, width):
+            bottom, right = min(h, top + height), min(w, left + width)
+            outer = slice(max(0, top - halo), min(h, bottom + halo)), slice(max(0, left - halo), min(w, right + halo))
+            yield Tile((slice(top, bottom), slice(left, right)), outer)
 
 
 def kept_part(keep: str, h: int, w: int) -> tuple[slice, slice]:

@@ -88,6 +88,23 @@ class Decoder(nn.Sequential):
         super().__init__(*layers, nn.SiLU(), last, nn.PixelShuffle(config.fold))
 
 
+def reach(network: Encoder | Decoder, f: int) -> int:
+    """How many codes away, at most, a picture's pixel can still change what an encoder or decoder makes of a code's place."""
+    unit = 1.0 if isinstance(network, Encoder) else float(f)     # pixels that one position of the features stands for
+    pixels = 0.0
+    for layer in network:
+        if isinstance(layer, nn.PixelUnshuffle):
+            unit *= layer.downscale_factor
+        elif isinstance(layer, nn.PixelShuffle):
+            unit /= layer.upscale_factor
+        elif isinstance(layer, ResidualBlock):
+            pixels += 2 * unit
+        elif isinstance(layer, nn.Conv2d):
+            pixels += layer.kernel_size[0] // 2 * unit
+            unit *= layer.stride[0]
+    return math.ceil(pixels / f)
+
+
 class VQVAE(nn.Module):
     """Encoder, quantizer, decoder and likelihood in one."""
 
