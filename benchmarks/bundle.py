@@ -1,10 +1,11 @@
-"""Makes a bundled model of a finished run: weights, samples, reconstructions, and a card with figures on test data.
+"""Makes a bundled model of a finished run: weights, samples, and a card with figures on test data.
 
     python benchmarks/bundle.py RUN NAME --test DATA --about ABOUT.md [--sample "-n 40 --top-p 0.9"]
 
 RUN is the folder of `vqtok train`; ABOUT.md holds what only a person knows: data and its licence, machine, how the run went, what the
-sheets show. Figures come from `vqtok eval NAME DATA --json`, the sheets from `vqtok sample` and `vqtok eval --sheet`; the card names
-the commands. RUN/recipe.toml is copied too: with it `vqtok train` makes the model again.
+pictures look like. Figures come from `vqtok eval DATA --json`, the samples from `vqtok sample`; the card names the commands.
+RUN/recipe.toml is copied too: with it `vqtok train` makes the model again. No reconstructions: they would carry other people's
+pictures into the repository.
 """
 
 import argparse
@@ -28,11 +29,12 @@ def vqtok(*words: str) -> str:
 
 def figures_table(figures: dict[str, float | None]) -> str:
     names = {
-        "pictures": "pictures", "psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "normalized_error": "mean squared error / variance",
+        "pictures": "pictures", "psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "normalized_error": "error / variance",
         "usage": "codes used", "perplexity": "perplexity", "bpp": "bits per pixel, raw", "bpp_packed": "bits per pixel, .npz files",
         "bpp_coded": "bits per pixel, by the prior's cross-entropy", "bits_per_dim": "bits per dimension",
     }     # fmt: skip
-    rows = [[name, f"{figures[key]:.5g}"] for key, name in names.items() if figures.get(key) is not None]
+    shown = {key: value for key in names if (value := figures.get(key)) is not None}
+    rows = [[names[key], f"{value:.2%}" if key == "usage" else f"{value:.5g}"] for key, value in shown.items()]
     return markdown(["figure", "value"], rows)
 
 
@@ -43,7 +45,8 @@ def training_table(folder: Path) -> str:
         record = meta["record"]
         parameters = sum(tensor.size for tensor in weights.load(folder / f"{kind}.safetensors", kind).tensors.values())
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
-        rows.append([kind, f"{parameters / 1e6:.2f} M", f"{record['step']:,}", f"{record['seconds'] / 60:.0f} min", record["seed"], metrics])
+        minutes = f"{record['seconds'] / 60:.0f} min"
+        rows.append([kind, f"{parameters / 1e6:.2f} M", f"{record['step']:,}", minutes, record["seed"], metrics])
     return markdown(["network", "parameters", "best step", "training", "seed", "validation"], rows)
 
 
@@ -62,14 +65,12 @@ def main() -> None:
     sample = ["sample", "--model", options.name, *shlex.split(options.sample)]
     evaluate = ["eval", options.test.name, "--model", options.name]
     vqtok(*sample, "-f", "-o", str(folder / "samples.png"))
-    sheet = ["--sheet", str(folder / "reconstructions.png"), "-f"]
-    figures = json.loads(vqtok("eval", str(options.test), "--model", options.name, "--json", *sheet))
+    figures = json.loads(vqtok("eval", str(options.test), "--model", options.name, "--json"))
     card = (
         f"# {options.name} ({figures['fingerprint']})\n\n{options.about.read_text(encoding='utf-8').strip()}\n\n"
         f"## Figures\n\n`vqtok {shlex.join(evaluate)}`, on pictures it was never trained on:\n\n{figures_table(figures)}\n"
         f"## Training\n\n{training_table(folder)}\n`recipe.toml` holds every setting.\n\n"
-        f"## Sheets\n\nOriginal and decoded:\n\n![original and decoded](reconstructions.png)\n\n"
-        f"`vqtok {shlex.join(sample)}`:\n\n![samples](samples.png)\n"
+        f"## Samples\n\n`vqtok {shlex.join(sample)}`:\n\n![samples](samples.png)\n"
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     print(json.dumps(figures))

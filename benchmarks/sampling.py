@@ -39,6 +39,7 @@ def main() -> None:
     prior = load(options.model, "cpu").prior
     labels = torch.arange(options.n) % len(prior.config.labels) if prior.config.labels else None
     positions = min(h * w, 64)
+    cached = full = torch.empty(0)
     fast, slow = [], []
     for _ in range(options.rounds):
         begin = time.perf_counter()

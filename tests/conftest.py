@@ -7,11 +7,40 @@ import numpy as np
 import pytest
 import torch
 
-from vqtok import weights
+from vqtok import images, weights
 from vqtok.config import PriorConfig, TokenizerConfig
+
+pytest.register_assert_rewrite("cli_helpers", "image_helpers", "train_helpers")     # their failures show values too
 
 TOKENIZER = TokenizerConfig(downsample=4, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=16, code_dim=4)
 PRIOR = PriorConfig(codebook_size=16, width=8, layers=2, labels=("cat", "dog", "eel"))
+RECIPE = """
+seed = 3
+precision = "fp32"
+[tokenizer]
+downsample = 4
+width = 8
+encoder_blocks = 1
+decoder_blocks = 1
+codebook_size = 16
+code_dim = 4
+[prior]
+width = 8
+layers = 2
+[data]
+size = 16
+prior_size = 16
+validation_max = 4
+flip = false
+[tokenizer_training]
+steps = 6
+batch = 4
+validate_every = 3
+[prior_training]
+steps = 4
+batch = 4
+validate_every = 2
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +83,30 @@ def _meta(kind: str, config: dict[str, object], record: dict[str, object]) -> di
 def model(tmp_path: Path) -> Path:
     """A model called `toy` in the folder that VQTOK_MODELS names: f 4, K 16, three labels."""
     return make_model(tmp_path / "models" / "toy")
+
+
+@pytest.fixture
+def toy(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default model of every command is the toy of `model`, and no bundled model is there."""
+    monkeypatch.setattr(weights, "bundled", lambda: model.parent / ".none")
+    monkeypatch.setenv("VQTOK_MODEL", "toy")
+    monkeypatch.setenv("COLUMNS", "120")
+    return model
+
+
+@pytest.fixture
+def few_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training starts its codebook from 256 vectors, not from 20,000."""
+    monkeypatch.setattr("vqtok.train.tokenizer.INITIAL_VECTORS", 256)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Twelve pictures in two sub-folders, and small.toml in the working folder."""
+    for i in range(12):
+        images.write(tmp_path / "data" / "ab"[i % 2] / f"{i:02}.png", picture(16, 16, seed=i))
+    (tmp_path / "small.toml").write_text(RECIPE)
+    return tmp_path / "data"
 
 
 def picture(height: int = 20, width: int = 30, channels: int = 3, seed: int = 0) -> np.ndarray:

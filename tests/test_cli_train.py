@@ -1,4 +1,4 @@
-"""`vqtok train` as a command: what it writes, what it says, how it stops, and what reaches the recipe."""
+"""`vqtok train` as a command: what it writes, what it says, how it stops, and what cannot work."""
 
 import json
 import os
@@ -12,69 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, picture
-from typer.testing import CliRunner, Result
+from cli_helpers import fingerprints, small, train
+from conftest import make_model
+from typer.testing import Result
 
 from vqtok import images, weights
 from vqtok import train as training
-from vqtok.cli import app
 from vqtok.cli import train as command
-from vqtok.config import Recipe, read_recipe
 from vqtok.train import loop
 
-SMALL = """
-seed = 3
-precision = "fp32"
-[tokenizer]
-downsample = 4
-width = 8
-encoder_blocks = 1
-decoder_blocks = 1
-codebook_size = 16
-code_dim = 4
-[prior]
-width = 8
-layers = 2
-[data]
-size = 16
-prior_size = 16
-validation_max = 4
-flip = false
-[tokenizer_training]
-steps = 6
-batch = 4
-validate_every = 3
-[prior_training]
-steps = 4
-batch = 4
-validate_every = 2
-"""
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqtok.train.tokenizer.INITIAL_VECTORS", 256)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Twelve pictures in two sub-folders, and small.toml in the working folder."""
-    for i in range(12):
-        images.write(tmp_path / "data" / "ab"[i % 2] / f"{i:02}.png", picture(16, 16, seed=i))
-    (tmp_path / "small.toml").write_text(SMALL)
-    return tmp_path / "data"
-
-
-def train(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["train", *map(str, arguments)])
-
-
-def small(*arguments: object) -> Result:
-    return train("data", "--recipe", "small.toml", *arguments)
-
-
-def fingerprints(out: Path) -> list[str]:
-    return [weights.fingerprint(weights.load(out / f"{kind}.safetensors", kind).tensors) for kind in ("tokenizer", "prior")]
+pytestmark = pytest.mark.usefixtures("few_vectors")
 
 
 def refused(result: Result, code: int, *texts: str) -> None:
@@ -261,7 +208,8 @@ def test_bad_input_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     before = set(tmp_path.rglob("*"))
     refused(train("nowhere", "-o", "m"), 1, "there is no nowhere")
-    refused(train("bad", "-o", "m"), 1, "none of the 1 picture in bad can be read")
+    refused(train("bad", "-o", "m"), 1, "the only picture in bad cannot be read: ", "1.png is not a picture")
+    refused(train("bad/1.png", "-o", "m"), 1, "vqtok: error: bad/1.png is not a picture\n")
     refused(train("empty", "-o", "m"), 1, "holds no pictures")
     refused(small("-o", "file/below"), 1, "cannot write")
     refused(small("-o", "m", "--device", "abacus"), 2, "there is no device 'abacus'")
@@ -317,93 +265,6 @@ def test_divergence_is_two_lines(data: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_compile_without_a_compiler(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     refused(small("-o", "m", "--compile"), 2, "--compile needs a C++ compiler")
-
-
-# The recipe
-
-FLAGS: list[tuple[list[str], str, Any]] = [
-    (["--steps", "7"], "tokenizer_training.steps", 7),
-    (["--prior-steps", "8"], "prior_training.steps", 8),
-    (["--batch", "9"], "tokenizer_training.batch", 9),
-    (["--learning-rate", "0.02"], "tokenizer_training.learning_rate", 0.02),
-    (["--size", "24"], "data.size", 24),
-    (["--quantizer", "vq"], "tokenizer.quantizer", "vq"),
-    (["--codebook-size", "32"], "tokenizer.codebook_size", 32),
-    (["--codebook-size", "33"], "prior.codebook_size", 33),
-    (["--code-dim", "5"], "tokenizer.code_dim", 5),
-    (["--no-normalize"], "tokenizer.normalize", False),
-    (["--normalize"], "tokenizer.normalize", True),
-    (["--downsample", "8"], "tokenizer.downsample", 8),
-    (["--beta", "0.5"], "tokenizer.beta", 0.5),
-    (["--likelihood", "bce"], "tokenizer.likelihood", "bce"),
-    (["--width", "12"], "tokenizer.width", 12),
-    (["--precision", "bf16"], "precision", "bf16"),
-    (["--seed", "0"], "seed", 0),
-    (["--set", "prior.width=20"], "prior.width", 20),
-    (["--set", "prior.width=20", "--set", "prior.layers=3"], "prior.width", 20),
-    (["--set", "tokenizer.likelihood=mse"], "tokenizer.likelihood", "mse"),
-    (["--width", "12", "--set", "tokenizer.width=16"], "tokenizer.width", 16),
-    (["--preset", "tiny"], "data.min_scale", 1.0),
-]
-
-
-@pytest.mark.parametrize(("flags", "key", "value"), FLAGS, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
-def test_flag_reaches_the_recipe(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], key: str, value: Any
-) -> None:
-    plain = training.new(training.Wanted("data", values=read_recipe(tmp_path / "small.toml")))[0].recipe.to_dict()
-    seen: list[Recipe] = []
-    monkeypatch.setattr(training, "train", lambda recipe, *rest: bool(seen.append(recipe)))
-    result = small("-o", "m", *flags)
-    assert result.exit_code == 0, result.output
-    got = seen[0].to_dict()
-    assert _at(got, key) == value
-    assert _at(plain, key) != value or key == "tokenizer.normalize"
-    changed = {f"{a}.{b}" for a in got if isinstance(got[a], dict) for b in got[a] if got[a][b] != plain[a][b]}
-    changed |= {a for a in got if not isinstance(got[a], dict) and got[a] != plain[a]}
-    allowed = {key, "prior.codebook_size", "tokenizer.codebook_size"} | ({"prior.layers"} if "prior.layers=3" in flags else set())
-    assert changed <= allowed or "--preset" in flags
-    assert Recipe().override(read_recipe(tmp_path / "m" / "recipe.toml")) == seen[0]
-
-
-def _at(values: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        values = values[part]
-    return values
-
-
-def test_every_flag_of_the_recipe_is_in_the_table() -> None:
-    help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).stdout
-    others = {
-        "--output", "--stage", "--recipe", "--resume", "--max-time", "--dry-run", "--device", "--compile", "--force", "--json",
-        "--quiet", "--help",
-    }     # fmt: skip
-    listed = {word.strip("│,") for word in help_text.replace("/", " ").split() if word.startswith("--")}
-    tested = {flag for flags, _, _ in FLAGS for flag in flags if flag.startswith("--")}
-    assert tested <= listed
-    assert listed - others - tested == set()
-
-
-def test_recipe_of_a_run_makes_the_same_model_again(data: Path, tmp_path: Path) -> None:
-    assert small("-o", "a", "--beta", 0.5).exit_code == 0
-    assert train("data", "-o", "b", "--recipe", "a/recipe.toml").exit_code == 0
-    assert fingerprints(tmp_path / "a") == fingerprints(tmp_path / "b")
-    assert (tmp_path / "a" / "recipe.toml").read_bytes() == (tmp_path / "b" / "recipe.toml").read_bytes()
-
-
-# The plan
-
-def test_dry_run_prints_a_plan_and_writes_nothing(data: Path, tmp_path: Path) -> None:
-    before = set(tmp_path.rglob("*"))
-    result = small("-o", "m", "--dry-run")
-    assert result.exit_code == 0
-    for text in ("12 pictures with 2 labels", "parameters, 6 steps of 4", "4 steps of 4", "s a step", "one of 16 codes", "bits per pixel"):
-        assert text in result.stdout
-    facts = json.loads(small("-o", "m", "--dry-run", "--json").stdout)
-    assert facts["recipe"]["seed"] == 3
-    assert set(facts["stages"]) == {"tokenizer", "prior"}
-    assert set(json.loads(small("--dry-run", "--json", "--stage", "tokenizer").stdout)["stages"]) == {"tokenizer"}
-    assert set(tmp_path.rglob("*")) == before
 
 
 # Real processes

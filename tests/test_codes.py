@@ -211,7 +211,7 @@ BAD_FILES = {
     "empty": (b"", "empty"),
     "png": (b"\x89PNG\r\n", "not a codes file"),
     "truncated": (npz()[:-30], "damaged or truncated"),
-    "no indices": (npz(None), "indices is missing"),
+    "no indices": (npz(None), "not a codes file: the member indices is missing"),
     "no meta": (npz(meta=b"").replace(b"meta.npy", b"beta.npy"), "meta is missing"),
     "twice": (twice(), "twice"),
     "lzma": (npz(method=zipfile.ZIP_LZMA), "packed"),
@@ -286,6 +286,7 @@ def test_bad_files_give_one_clear_error(case: str, tmp_path: Path) -> None:
     assert message in str(error.value)
     assert str(error.value).startswith(f"{path}: ")
     assert error.value.fix
+    assert (error.value.fix == "give a .npz that vqtok encode wrote") == ("not a codes file" in str(error.value))
     assert len(str(error.value)) < 400 + len(str(path))
 
 

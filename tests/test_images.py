@@ -1,42 +1,15 @@
 """Every kind of picture becomes uint8 (H, W, C), or one InputError."""
 
 import io
-import threading
-import warnings
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from image_helpers import distance, png, saved, smooth, with_gamma_one
 from PIL import Image, ImageCms, ImageOps
 
-from vqtok import images
 from vqtok.errors import InputError, OutputError, UsageError
 from vqtok.images import IMAGE_SUFFIXES, Picture, crop, encode_png, fit, from_any, pad, parse_color, read, write
-
-
-def smooth(H: int, W: int, C: int = 3) -> np.ndarray:
-    """A soft gradient with a different slope in each channel and direction: flips, swaps and shifts all show."""
-    y, x = np.mgrid[0:H, 0:W]
-    planes = [60 + 120 * x / max(W - 1, 1), 200 - 150 * y / max(H - 1, 1), 90 + 40 * (x + 2 * y) / (W + 2 * H)]
-    return np.stack(planes[:C], -1).astype(np.uint8)     # (H, W, C)
-
-
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def png(pixels: np.ndarray, **options: Any) -> bytes:
-    return saved(Image.fromarray(pixels), "PNG", **options)
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> int:
-    assert a.shape == b.shape
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
-
 
 # Reading
 
@@ -180,15 +153,6 @@ def test_pages_and_phone_pictures() -> None:
     assert read(saved(pages[0], "MPO", save_all=True, append_images=pages[1:])).notes == ()
 
 
-def with_gamma_one() -> bytes:
-    """An RGB profile unlike sRGB: littlecms' own sRGB with its shared tone curve made a straight line."""
-    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    start = data.index(b"para", 128)
-    data[start + 8:start + 10] = b"\0\0"                             # curve type 0: y = x ** g
-    data[start + 12:start + 16] = (1 << 16).to_bytes(4, "big")       # g = 1.0
-    return bytes(data)
-
-
 def test_color_profile_is_converted_to_srgb() -> None:
     middle = np.full((4, 4, 3), 55, np.uint8)
     picture = read(png(middle, icc_profile=with_gamma_one()))
@@ -221,141 +185,6 @@ def test_srgb_profile_changes_nothing() -> None:
     picture = read(png(pixels, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()))
     assert np.array_equal(picture.pixels, pixels)
     assert picture.notes == ()
-
-
-# What cannot be read
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "is empty"),
-        (b"hello", "is not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture"),
-        (b"\x89PNG\r\n\x1a\n", "damaged or cut off"),
-        (b"\xff\xd8\xff\xe0\0\x10JFIF", "damaged or cut off"),
-    ],
-)
-def test_not_a_picture(tmp_path: Path, data: bytes, message: str) -> None:
-    path = tmp_path / "x.png"
-    path.write_bytes(data)
-    with pytest.raises(InputError, match=message) as caught:
-        read(path)
-    assert "x.png" in str(caught.value)
-    assert caught.value.fix
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "PPM", "JPEG2000"])
-def test_truncated(kind: str) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    data = saved(Image.fromarray(noise), kind)
-    with pytest.raises(InputError, match="damaged or cut off"):
-        read(data[: len(data) * 2 // 3])
-
-
-def test_missing_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        read(tmp_path / "x.png")
-    with pytest.raises(InputError, match="is a folder"):
-        read(tmp_path)
-
-
-@pytest.mark.parametrize("header", [b"P6 20000 10001 255\n", b"P6 100000 100000 255\n", b"P4 2000000000 2000000000\n"])
-def test_bomb_is_refused_before_decoding(header: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(_: object) -> None:
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr("PIL.PpmImagePlugin.PpmImageFile.load", load)
-    with pytest.raises(InputError, match="more than 200 million pixels"):
-        read(header + b"\0" * 100)
-
-
-def test_size_that_pil_alone_would_warn_about_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)     # PIL would warn above 10 pixels and raise above 20
-    assert read(png(smooth(3, 5))).pixels.shape == (3, 5, 3)
-    assert read(png(smooth(30, 50))).pixels.shape == (30, 50, 3)
-    assert Image.MAX_IMAGE_PIXELS == 10
-
-
-def test_settings_of_the_process_come_back_also_from_threads() -> None:
-    filters, limit, failed = list(warnings.filters), Image.MAX_IMAGE_PIXELS, []
-    good, bad = png(smooth(50, 50)), b"nothing"
-
-    def work(data: bytes) -> None:
-        for _ in range(30):
-            try:
-                read(data)
-            except InputError:
-                failed.append(data)
-
-    threads = [threading.Thread(target=work, args=(data,)) for data in (good, bad, good, bad)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    assert set(failed) == {bad}
-    assert warnings.filters == filters
-    assert limit == Image.MAX_IMAGE_PIXELS
-
-
-def test_warnings_of_pil_neither_escape_nor_stop_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = bytearray(png(smooth(4, 8)))
-    data[33:33] = b"\0\0\0\x08acTL" + bytes(8) + b"\x89M\xc0\x10"      # an animation of 0 frames
-    with pytest.warns(UserWarning, match="APNG"):
-        Image.open(io.BytesIO(data)).load()
-    assert read(bytes(data)).pixels.shape == (4, 8, 3)
-    monkeypatch.setattr(images, "MAX_PIXELS", 40)      # PIL warns from half of what we allow
-    assert read(bytes(data)).pixels.shape == (4, 8, 3)
-
-
-def read_quietly(data: bytes) -> None:
-    """Reads; an InputError is well, and any other exception (warnings are errors here) fails the test."""
-    with suppress(InputError):
-        picture = read(data)
-        assert picture.pixels.dtype == np.uint8
-        assert picture.pixels.ndim == 3
-
-
-def samples() -> dict[str, bytes]:
-    """One small file of each kind, with as much metadata as it takes."""
-    image, exif = Image.fromarray(smooth(20, 30)), Image.Exif()
-    exif[0x0112], exif[0x010E] = 6, "a picture"
-    icc = with_gamma_one()
-    palette = image.quantize(16)
-    frames = {"save_all": True, "append_images": [image.rotate(180)]}
-    return {
-        "png": saved(image, "PNG", exif=exif, icc_profile=icc),
-        "png palette": saved(palette, "PNG", transparency=bytes(range(16))),
-        "png animated": saved(image, "PNG", **frames),
-        "jpeg": saved(image, "JPEG", exif=exif, icc_profile=icc),
-        "jpeg progressive cmyk": saved(image.convert("CMYK"), "JPEG", progressive=True),
-        "mpo": saved(image, "MPO", **frames),
-        "webp": saved(image.convert("RGBA"), "WEBP", exif=exif),
-        "webp lossless animated": saved(image, "WEBP", lossless=True, **frames),
-        "avif": saved(image, "AVIF", exif=exif, speed=10),
-        "gif": saved(palette, "GIF", transparency=3, **frames),
-        "tiff": saved(image, "TIFF", exif=exif, icc_profile=icc),
-        "tiff deflate": saved(image, "TIFF", compression="tiff_deflate"),
-        "tiff float": saved(image.convert("F"), "TIFF"),
-        "tiff 16": saved(Image.fromarray(smooth(9, 9, 1)[..., 0].astype(np.uint16) * 200), "TIFF"),
-        "bmp": saved(image, "BMP"),
-        "ppm": saved(image, "PPM"),
-        "pgm 16": saved(Image.fromarray(smooth(9, 9, 1)[..., 0].astype(np.uint16) * 200), "PPM"),
-        "jpeg2000": saved(image, "JPEG2000"),
-    }
-
-
-@pytest.mark.parametrize("kind", samples())
-def test_damaged_files_raise_input_error_or_are_read(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 1 << 20)      # flipped sizes stay small, so the test stays fast
-    data, random = samples()[kind], np.random.default_rng(0)
-    assert read(data).pixels.size
-    for _ in range(30):
-        damaged = bytearray(data[: random.integers(1, len(data))])
-        read_quietly(bytes(damaged))
-        damaged = bytearray(data)
-        for _ in range(random.integers(1, 8)):
-            reach = len(data) if random.integers(2) else min(len(data), 200)     # half of them in the header
-            damaged[random.integers(reach)] ^= 1 << random.integers(8)
-        read_quietly(bytes(damaged))
 
 
 # Arrays and PIL images

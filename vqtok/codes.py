@@ -34,6 +34,7 @@ _META_BYTES = 1 << 16       # the most the meta member may take without the size
 _META_BYTES_EACH = 96       # ... and for each picture: "[1234567890,1234567890],"
 _DEFLATE_RATIO = 1032       # no deflate stream expands more
 _COPY_AGAIN = "copy or download the file again"
+_GIVE_CODES = "give a .npz that vqtok encode wrote"
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     rb"\s*\{\s*'descr':\s*'([^']{1,20})',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(([0-9, ]{0,100})\),?\s*\}\s*"
@@ -156,9 +157,9 @@ def _refuse(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
 
-def _check(ok: bool, message: str) -> None:
+def _check(ok: bool, message: str, fix: str = _COPY_AGAIN) -> None:
     if not ok:
-        raise FormatError(message, _COPY_AGAIN)
+        raise FormatError(message, fix)
 
 
 def _is_int(value: object, low: int, high: float) -> bool:
@@ -247,7 +248,8 @@ def _zip_errors() -> Iterator[None]:
 
 
 def _archive(data: bytes) -> zipfile.ZipFile:
-    _check(data[:2] == b"PK", "not a codes file (.npz)" if data else "the file is empty")
+    _check(bool(data), "the file is empty")
+    _check(data[:2] == b"PK", "not a codes file (.npz)", _GIVE_CODES)
     with _zip_errors():
         archive = zipfile.ZipFile(io.BytesIO(data))
     _check(all(info.compress_size <= len(data) for info in archive.infolist()), "damaged or truncated")
@@ -286,7 +288,7 @@ def _find(archive: zipfile.ZipFile, name: str) -> _Member:
     """A member of the archive by its array's name; FormatError unless it can hold what its header claims."""
     infos = [info for info in archive.infolist() if info.filename == f"{name}.npy"]
     _check(len(infos) < 2, f"the member {name} stands twice in the file")
-    _check(len(infos) > 0, f"not a codes file: the member {name} is missing")
+    _check(len(infos) > 0, f"not a codes file: the member {name} is missing", _GIVE_CODES)
     info = infos[0]
     packed = info.compress_size
     most = {zipfile.ZIP_STORED: packed, zipfile.ZIP_DEFLATED: packed * _DEFLATE_RATIO}.get(info.compress_type, -1)

@@ -279,7 +279,7 @@ PRESETS: dict[str, Recipe] = {
         prior=PriorConfig(codebook_size=512, layers=8, dropout=0.2),
         data=DataConfig(size=32, prior_size=32),
         tokenizer_training=StageConfig(steps=7000, batch=64, warmup=200, validate_every=500),
-        prior_training=StageConfig(steps=12000, batch=64, validate_every=500),
+        prior_training=StageConfig(steps=4000, batch=64, validate_every=500),
         precision="bf16",
     ),
     # Photographs of any size, f8.
@@ -287,8 +287,8 @@ PRESETS: dict[str, Recipe] = {
         tokenizer=TokenizerConfig(downsample=8, width=96, encoder_blocks=2, decoder_blocks=3, codebook_size=4096, likelihood="l1"),
         prior=PriorConfig(codebook_size=4096, layers=8),
         data=DataConfig(size=128, min_scale=0.5),
-        tokenizer_training=StageConfig(steps=100000, batch=16, validate_every=500),
-        prior_training=StageConfig(steps=20000, batch=8, validate_every=500),
+        tokenizer_training=StageConfig(steps=20000, batch=16, validate_every=500),
+        prior_training=StageConfig(steps=6000, batch=8, validate_every=500),
         precision="bf16",
     ),
 }

@@ -1,7 +1,7 @@
 """Shuffled, cropped batches in which every batch is a pure function of its step: resuming needs the step and nothing else."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -91,8 +91,8 @@ class Batches:
         labels = np.array([self.dataset.label(int(index)) for index in chosen], np.int64)
         return Batch(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels)     # (B, C, size, size)
 
-    def prefetch(self, start: int, stop: int | None = None, workers: int = 2) -> Iterator[Batch]:
-        """Batches start, start + 1, ... up to stop, in order, made ahead of time by a few threads."""
+    def prefetch(self, start: int, stop: int | None = None, workers: int = 2) -> Generator[Batch, None, None]:
+        """Batches start, start + 1, ... up to stop, in order, made ahead of time by a few threads, which end when it is closed."""
         pool = ThreadPoolExecutor(workers, thread_name_prefix="vqtok-data")
         waiting: list[Future[Batch]] = []
         step = start

@@ -137,8 +137,13 @@ class PictureFiles:
             with suppress(InputError):
                 self.picture(index)
                 return
+        first = str(self._error(0))
+        if len(self) == 1:
+            given_itself = self._names[0] == self.name      # then its own error tells all
+            message = first if given_itself else f"the only picture in {self.name} cannot be read: {first}"
+            raise InputError(message, "check that the file is whole and is a picture")
         raise InputError(
-            f"none of the {_count(len(self))} in {self.name} can be read; the first: {self._error(0)}",
+            f"none of the {_count(len(self))} in {self.name} can be read; the first: {first}",
             "check that the files are whole and are pictures",
         )
 

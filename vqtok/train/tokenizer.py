@@ -65,8 +65,7 @@ class TokenizerTask(Task):
         return to_float(torch.as_tensor(pictures).to(self.run.device)).contiguous(memory_format=torch.channels_last)
 
     def batches(self, start: int, stop: int) -> Generator[np.ndarray, None, None]:
-        batches: Any = self._batches.prefetch(start, stop)      # a generator, whose threads end when it is closed
-        with closing(batches):
+        with closing(self._batches.prefetch(start, stop)) as batches:
             for pictures, _ in batches:
                 yield pictures
 

@@ -1,0 +1,66 @@
+"""The bundled models: small enough to travel, whole, described, and fit to use."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import picture
+
+import vqtok
+from vqtok import config, weights
+from vqtok.config import Recipe, TokenizerConfig
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+NAMES = ("cifar10", "photo")
+LIMIT = 32_000_000      # bytes of all bundled models: they travel with every install
+
+
+def test_models_are_small() -> None:
+    assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) <= LIMIT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_recipe_and_samples_belong_to_the_weights(name: str) -> None:
+    folder = MODELS / name
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith(f"# {name} ({weights.tokenizer_fingerprint(folder / 'tokenizer.safetensors')})")
+    for word in ("Data", "Command", "Machine", "seed", "PSNR", "licence", "samples.png"):
+        assert word in card, word
+    assert (folder / "samples.png").exists()
+    recipe = Recipe().override(config.read_recipe(folder / "recipe.toml"), "recipe.toml")
+    stored = weights.read_meta(folder / "tokenizer.safetensors", "tokenizer")["config"]
+    assert recipe.tokenizer == config.from_dict(TokenizerConfig, stored, "stored")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bundled_model_encodes_decodes_and_samples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VQTOK_MODELS")
+    model = vqtok.load(name)
+    original = picture(37, 61)
+    decoded = model.decode(model.encode(original))
+    assert decoded.shape == original.shape
+    # Far better than the best single color, which the pictures' own variance stands for.
+    error = np.square(decoded.astype(float) - original).mean()
+    assert error < 0.25 * original.var(axis=(0, 1)).mean()
+    (sampled,) = model.sample(1, size=(16, 24), top_k=50)
+    assert sampled.shape == (16, 24, 3)
+    assert sampled.std() > 1
+
+
+def test_default_model_is_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VQTOK_MODELS")
+    assert weights.find(None).name == "photo"
+    assert [model.name for model in weights.models()] == sorted(NAMES)
+
+
+def test_readme_figures_are_those_of_the_cards() -> None:
+    """Every figure in the README's table of models stands in that model's card."""
+    readme = (MODELS.parent / "README.md").read_text(encoding="utf-8")
+    for name in NAMES:
+        (row,) = re.findall(rf"^\| `{name}` .*$", readme, re.MULTILINE)
+        card = (MODELS / name / "README.md").read_text(encoding="utf-8")
+        for number in re.findall(r"(?<![\w.])\d+\.\d+", row):
+            digits = len(number.split(".")[1])
+            known = {f"{float(n):.{digits}f}" for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", card)}
+            assert number in known, (name, number)
