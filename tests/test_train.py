@@ -285,7 +285,7 @@ def test_sentence_tells_about_dead_codes(tmp_path: Path) -> None:
     assert any("a dead code was moved onto a vector of the batch" in sentence for sentence in listener.sentences)
     quiet = Interrupt()
     go(tmp_path / "no", recipe_for(data, tokenizer={"restart": 0.0}), data, quiet, stage="tokenizer")
-    assert all("no code was dead" in sentence and "of 16 codes are in use" in sentence for sentence in quiet.sentences)
+    assert all("no code was restarted" in sentence and "of 16 codes are in use" in sentence for sentence in quiet.sentences)
 
 
 def test_statuses_count_the_steps_and_hold_real_figures(tmp_path: Path) -> None:

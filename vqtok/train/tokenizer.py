@@ -96,7 +96,7 @@ class TokenizerTask(Task):
         text = f"{used} of {self.codes} codes are in use ({usage:.1%}), as if {perplexity:.0f} were used equally often"
         if restarts:
             return f"{text}; {restarts} times a dead code was moved onto a vector of the batch."
-        return f"{text}; no code was dead."
+        return f"{text}; no code was restarted."
 
     def validate(self) -> Validation:
         losses, errors, shown = [], [], []
