@@ -295,14 +295,16 @@ LONG = ("data", "--recipe", "small.toml", "--steps", 400, "--prior-steps", 400, 
 def test_killed_run_goes_on_to_the_same_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()      # the processes start from 20,000 vectors, so this one does too
     monkeypatch.chdir(tmp_path)
-    assert train(*LONG, "-o", "whole").exit_code == 0
+    result = train(*LONG, "-o", "whole")
+    assert result.exit_code == 0, result.output
     for stage, arguments in (("tokenizer", LONG), ("prior", ("--resume",))):
         process = spawn(*arguments, "-o", "m")
         wait_for(stage, tmp_path / "m", process)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    assert train("--resume", "-o", "m").exit_code == 0
+    result = train("--resume", "-o", "m")
+    assert result.exit_code == 0, result.output
     assert fingerprints(tmp_path / "m") == fingerprints(tmp_path / "whole")
     steps = [(line["stage"], line["step"]) for line in map(json.loads, (tmp_path / "m" / "log.jsonl").read_text().splitlines())]
     assert steps == [(stage, step) for stage in ("tokenizer", "prior") for step in range(20, 401, 20)]
