@@ -267,9 +267,9 @@ PRESETS: dict[str, Recipe] = {
     "tiny": Recipe(
         tokenizer=TokenizerConfig(downsample=4, width=64, encoder_blocks=1, decoder_blocks=2, codebook_size=128),
         prior=PriorConfig(codebook_size=128, width=64, layers=6, dropout=0.0),
-        data=DataConfig(size=32, prior_size=32, flip=False),
+        data=DataConfig(size=32, prior_size=32),
         tokenizer_training=StageConfig(steps=1200, batch=64, validate_every=200),
-        prior_training=StageConfig(steps=7000, batch=16, learning_rate=2e-3, validate_every=1000),
+        prior_training=StageConfig(steps=8000, batch=16, learning_rate=2e-3, validate_every=1000),
     ),
     # CIFAR-10 and other 32x32 pictures: 8x8 grid of 512 codes.
     "cifar": Recipe(
