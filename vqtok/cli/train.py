@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from vqtok.train import Begun, Status, Stop, Wanted
 
 DEFAULT_OUTPUT = Path("vqtok-model")
-MODEL = "Model"
-
-
-def _option(*names: str, help: str, panel: str = MODEL, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
 @output.guarded

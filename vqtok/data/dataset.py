@@ -159,7 +159,7 @@ def decode(source: Path | bytes, channels: int) -> np.ndarray:
 
 
 def convert(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """(..., 1|3) to (..., channels): grey is repeated, colour becomes luma (ITU-R BT.601, as Pillow does it)."""
+    """(..., 1|3) to (..., channels): gray is repeated, color becomes luma (ITU-R BT.601, as Pillow does it)."""
     if pixels.shape[-1] == channels:
         return pixels
     if channels == 3:
