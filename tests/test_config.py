@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from vqtok import config
-from vqtok.config import PRESETS, DataConfig, PriorConfig, Recipe, StageConfig, TokenizerConfig, from_dict, read_recipe, to_toml
+from vqtok.config import PRESETS, DataConfig, LossConfig, PriorConfig, Recipe, StageConfig, TokenizerConfig, from_dict, read_recipe, to_toml
 from vqtok.errors import FormatError, InputError, UsageError
 
 # Class, setting, values that are allowed, values that are not.
+LOSS_WEIGHTS = ("ms_ssim", "perceptual", "adversarial", "feature_matching", "lecam")
 RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     (TokenizerConfig, "channels", (1, 3), (0, 2, 4)),
     (TokenizerConfig, "downsample", (4, 8, 16), (0, 1, 3, 32, -8)),
@@ -20,14 +21,15 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     (TokenizerConfig, "decoder_blocks", (0, 64), (-1, 65)),
     (TokenizerConfig, "codebook_size", (2, 65536), (0, 1, 65537)),
     (TokenizerConfig, "code_dim", (2, 1024), (0, 1, 1025)),     # 1 only where codes are not normalized
-    (TokenizerConfig, "levels", (1,), (0, 2)),
+    (TokenizerConfig, "levels", (1,), (0, 2, 33)),      # 2 only where codes are not normalized
+    (TokenizerConfig, "level_dropout", (0.0, 1.0), (-0.1, 1.1, math.nan)),
     (TokenizerConfig, "beta", (0.1, 0.25, 2.0), (0.0, 0.099, 2.01, -1.0, math.nan, math.inf)),
     (TokenizerConfig, "decay", (0.0, 0.9999), (-0.1, 1.0, math.nan)),
     (TokenizerConfig, "restart", (0.0, 1.0), (-0.1, 1.1, math.nan)),
-    (TokenizerConfig, "quantizer", ("vq", "ema"), ("", "VQ", "fsq")),
-    (TokenizerConfig, "likelihood", ("mse", "l1", "bce", "logistic"), ("", "l2")),
+    (TokenizerConfig, "quantizer", ("vq", "ema", "simvq", "fsq", "lfq"), ("", "VQ", "residual")),
+    (TokenizerConfig, "likelihood", ("mse", "l1", "charbonnier", "bce", "logistic"), ("", "l2")),
     (PriorConfig, "codebook_size", (2, 65536), (1, 65537)),
-    (PriorConfig, "levels", (1, 64), (0, 65)),
+    (PriorConfig, "levels", (1, 32), (0, 33)),
     (PriorConfig, "width", (4, 2048), (3, 2049)),
     (PriorConfig, "layers", (1, 64), (0, 65)),
     (PriorConfig, "kernel", (3, 5, 7, 9), (1, 2, 4, 11)),
@@ -38,7 +40,12 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     (StageConfig, "learning_rate", (1e-9, 1.0), (0.0, -1e-3, 1.1, math.nan)),
     (StageConfig, "warmup", (0,), (-1,)),
     (StageConfig, "clip", (1e-3, math.inf), (0.0, -1.0, math.nan)),
+    (StageConfig, "optimizer", ("adamw", "muon"), ("", "sgd")),
+    (StageConfig, "ema", (0.0, 0.99999), (-0.1, 1.0, math.nan)),
     (StageConfig, "validate_every", (1,), (0,)),
+    *((LossConfig, name, (0.0, 100.0), (-0.1, 101.0, math.nan)) for name in LOSS_WEIGHTS),
+    (LossConfig, "perceptual_part", (0.01, 1.0), (0.0, 1.1, math.nan)),
+    (LossConfig, "adversarial_start", (0.0, 1.0), (-0.1, 1.1, math.nan)),
     (DataConfig, "size", (2, 4096), (1, 4097)),
     (DataConfig, "prior_size", (2, 4096), (1, 4097)),
     (DataConfig, "min_scale", (0.01, 1.0), (0.0, 1.5, math.nan)),
@@ -64,8 +71,8 @@ def test_values_in_range_pass_and_others_are_usage_errors(kind: type, name: str,
 
 def test_every_setting_has_its_range_tested():
     tested = {(kind, name) for kind, name, _, _ in RANGES}
-    free = {("flip", bool), ("normalize", bool)}
-    for kind in (TokenizerConfig, PriorConfig, StageConfig, DataConfig):
+    free = {("flip", bool), ("normalize", bool), ("shortcut", bool)}
+    for kind in (TokenizerConfig, PriorConfig, StageConfig, DataConfig, LossConfig):
         assert {(kind, f.name) for f in fields(kind) if (f.name, f.type) not in free} <= tested
 
 
@@ -73,6 +80,10 @@ def test_what_must_fit_together():
     assert TokenizerConfig(downsample=2, fold=2).fold == 2
     with pytest.raises(UsageError, match="fold is 4 at downsample 2"):
         TokenizerConfig(downsample=2, fold=4)
+    assert TokenizerConfig(levels=32, normalize=False).levels == 32
+    with pytest.raises(UsageError, match="unit sphere") as caught:
+        TokenizerConfig(levels=2)
+    assert "--no-normalize" in str(caught.value.fix)
     assert TokenizerConfig(code_dim=1, normalize=False).code_dim == 1
     with pytest.raises(UsageError, match="unit sphere") as caught:
         TokenizerConfig(code_dim=1)
@@ -133,11 +144,12 @@ def test_presets_survive_toml(name: str, tmp_path: Path):
 
 def test_everything_that_a_recipe_can_hold_survives_toml(tmp_path: Path):
     recipe = Recipe(
-        TokenizerConfig(1, 2, 2, 16, 0, 5, "vq", 7, 1, 1, False, 0.1, 0.5, 0.0, "bce"),
-        PriorConfig(7, 1, 9, 3, 5, 0.0, ('quo"te', "back\\slash", "Größe", "👩‍🚀", "[x] = # 3", "", "true")),
+        TokenizerConfig(1, 2, 2, 16, 0, 5, False, "vq", 7, 1, 3, 0.5, False, 0.1, 0.5, 0.0, "bce"),
+        PriorConfig(7, 3, 9, 3, 5, 0.0, ('quo"te', "back\\slash", "Größe", "👩‍🚀", "[x] = # 3", "", "true")),
         DataConfig(64, 0.1 + 0.2, False, 10, 0.0, 3),
-        StageConfig(5, 1, 1e-9, 0, math.inf, 2),
-        StageConfig(10**9, 2, 5e-324, 3, 1e300, 4),
+        LossConfig(0.5, 1.5, 0.25, 0.1, 0.7, 2.0, 0.0),
+        StageConfig(5, 1, 1e-9, "muon", 0, math.inf, 0.9, 2),
+        StageConfig(10**9, 2, 5e-324, "muon", 3, 1e300, 0.1, 4),
         3, "bf16",
     )     # fmt: skip
     for part in fields(Recipe):
@@ -167,6 +179,11 @@ def test_a_config_survives_json(settings: TokenizerConfig | PriorConfig):
     assert from_dict(type(settings), values, "x.safetensors") == settings
 
 
+def test_settings_younger_than_a_file_are_what_it_was_made_with():
+    values = {key: value for key, value in asdict(TokenizerConfig(beta=1.0)).items() if key not in ("level_dropout", "shortcut")}
+    assert from_dict(TokenizerConfig, values, "x.safetensors") == TokenizerConfig(beta=1.0, shortcut=False)
+
+
 @pytest.mark.parametrize("values", [
     None, [], "x", 3, {}, {"channels": 3}, {**asdict(TokenizerConfig()), "new": 1},
     {key: value for key, value in asdict(TokenizerConfig()).items() if key != "beta"},
@@ -189,7 +206,7 @@ def test_wrong_values_in_a_file_are_format_errors(kind: type, value: Any):
             assert getattr(read, name) == (tuple(value) if isinstance(value, list) else value)
         except FormatError as error:
             messages.append(str(error))
-    assert len(messages) >= len(fields(kind)) - 4
+    assert len(messages) >= len(fields(kind)) - 5
     assert all(text.startswith("x.safetensors: ") and len(text) < 300 and text.isprintable() for text in messages)
 
 

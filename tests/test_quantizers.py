@@ -9,20 +9,20 @@ from torch import Tensor
 from vqtok import quantizers
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers import codebook as module
-from vqtok.quantizers.codebook import _Codebook, draw, kmeans, nearest, sums_by_code
+from vqtok.quantizers.codebook import AveragedCodebook, draw, kmeans, nearest, sums_by_code
 
 BOTH = pytest.mark.parametrize("kind", ["vq", "ema"])
 
 
-def make(kind: str, size: int = 8, dim: int = 2, normalize: bool = False, **settings: float) -> _Codebook:
+def make(kind: str, size: int = 8, dim: int = 2, normalize: bool = False, **settings: float) -> AveragedCodebook:
     config = TokenizerConfig(quantizer=kind, codebook_size=size, code_dim=dim, normalize=normalize, **settings)     # type: ignore[arg-type]
     quantizer = quantizers.build(config)
-    assert isinstance(quantizer, _Codebook)
+    assert isinstance(quantizer, AveragedCodebook)
     return quantizer
 
 
 @torch.no_grad()
-def place(quantizer: _Codebook, entries: Tensor) -> None:
+def place(quantizer: AveragedCodebook, entries: Tensor) -> None:
     """Sets the codebook as `initialize` would, were these its means."""
     quantizer.codebook.copy_(entries)
     quantizer.average.sums.copy_(entries)
@@ -40,7 +40,7 @@ def circle(size: int, radius: float = 1.0) -> Tensor:
     return radius * torch.stack([angles.cos(), angles.sin()], 1)
 
 
-def step(quantizer: _Codebook, vectors: Tensor) -> int:
+def step(quantizer: AveragedCodebook, vectors: Tensor) -> int:
     quantizer.train()
     quantizer(as_grid(vectors))
     return quantizer.learn()

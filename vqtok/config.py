@@ -14,9 +14,13 @@ from typing import Any, Self, TypeVar, get_type_hints
 
 from vqtok.errors import FormatError, InputError, UsageError
 
-LIKELIHOODS = ("mse", "l1", "bce", "logistic")
-QUANTIZERS = ("ema", "vq")
+LIKELIHOODS = ("mse", "l1", "charbonnier", "bce", "logistic")
+QUANTIZERS = ("ema", "vq", "simvq", "fsq", "lfq")
+LEVELS_MAX = 32
+OPTIMIZERS = ("adamw", "muon")
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes", tuple[str, ...]: "a list of texts"}
+# Settings that are younger than format 1, and what files without them were made with.
+BEFORE = {"level_dropout": 0.0, "shortcut": False}
 T = TypeVar("T")
 
 
@@ -36,14 +40,16 @@ class TokenizerConfig:
     channels: int = 3                   # of the pictures: 1 or 3
     downsample: int = 8                 # f: pixels per code along each axis
     fold: int = 4                       # pixels per side folded into channels before the first convolution
-    width: int = 128                    # channels at the finest stage, doubled once at coarser ones
+    width: int = 128                    # channels at the finest stage; each coarser one has twice as many
     encoder_blocks: int = 2             # residual blocks at each stage
     decoder_blocks: int = 4
+    shortcut: bool = True               # a path without weights around each change of resolution
     quantizer: str = "ema"
     codebook_size: int = 1024           # K
     code_dim: int = 8                   # D
-    levels: int = 1                     # L
-    normalize: bool = True              # codes and vectors on the unit sphere (Yu et al. 2022, arXiv 2110.04627)
+    levels: int = 1                     # L: more than 1 quantizes what the levels before have left (residual quantization)
+    level_dropout: float = 0.0          # part of the training pictures that are decoded from their first few levels only
+    normalize: bool = True              # codes and vectors on the unit sphere (Yu et al. 2022, arXiv 2110.04627); not fsq, lfq
     beta: float = 0.25                  # weight of the commitment term
     decay: float = 0.99                 # of the moving averages of the codebook
     restart: float = 0.1                # restart a code used less than this part of the mean use; 0 never
@@ -65,7 +71,13 @@ class TokenizerConfig:
         _check_range("beta", self.beta, 0.1, 2.0)
         _check_range("decay", self.decay, 0.0, 0.9999)
         _check_range("restart", self.restart, 0.0, 1.0)
-        _check(self.levels == 1, f"levels is {self.levels}", "this version knows one level")
+        _check_range("levels", self.levels, 1, LEVELS_MAX)
+        _check_range("level dropout", self.level_dropout, 0.0, 1.0)
+        _check(
+            not (self.normalize and self.levels > 1),
+            "codes on the unit sphere cannot hold what other levels have left, which differs in length",
+            "use --no-normalize with several levels",
+        )
         _check(
             not (self.normalize and self.code_dim == 1),
             "code dimension 1 leaves two points on the unit sphere",
@@ -89,7 +101,7 @@ class PriorConfig:
 
     def __post_init__(self) -> None:
         _check_range("codebook size", self.codebook_size, 2, 65536)
-        _check_range("levels", self.levels, 1, 64)
+        _check_range("levels", self.levels, 1, LEVELS_MAX)
         _check_range("prior width", self.width, 4, 2048)
         _check_range("prior layers", self.layers, 1, 64)
         _check(self.kernel in (3, 5, 7, 9), f"prior kernel is {self.kernel}", "choose 3, 5, 7 or 9")
@@ -100,14 +112,35 @@ class PriorConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    """What the tokenizer learns from besides its likelihood; each weight is relative to that, 0 leaves the term out."""
+
+    ms_ssim: float = 0.0                # weight of 1 - MS-SSIM
+    perceptual: float = 0.0             # weight of the LPIPS distance; its network is given by --perceptual FILE
+    perceptual_part: float = 1.0        # of each batch that this distance is measured on: it costs more than the tokenizer
+    adversarial: float = 0.0            # weight of the patch discriminator's opinion
+    adversarial_start: float = 0.6      # part of the steps that pass before it is asked
+    feature_matching: float = 1.0       # weight of the distance of its features, relative to its opinion
+    lecam: float = 0.01                 # weight of the regularization of its scores
+
+    def __post_init__(self) -> None:
+        for name in ("ms_ssim", "perceptual", "adversarial", "feature_matching", "lecam"):
+            _check_range(name.replace("_", " "), getattr(self, name), 0.0, 100.0)
+        _check_range("adversarial start", self.adversarial_start, 0.0, 1.0)
+        _check(0 < self.perceptual_part <= 1, f"perceptual part is {self.perceptual_part}", "choose a value in (0, 1]")
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """How one network is trained; the tokenizer and the prior each have one."""
 
     steps: int = 1000
     batch: int = 16
     learning_rate: float = 1e-3
+    optimizer: str = "adamw"            # or muon, which learns more in a step of a convolutional network
     warmup: int = 100                   # steps of linear rise
     clip: float = 1.0                   # largest gradient norm
+    ema: float = 0.0                    # decay of the moving average of the weights, which is what is kept; 0: the weights themselves
     validate_every: int = 250
 
     def __post_init__(self) -> None:
@@ -116,6 +149,8 @@ class StageConfig:
         _check(0 < self.learning_rate <= 1, f"learning rate is {self.learning_rate}", "choose a value in (0, 1]")
         _check_range("warmup", self.warmup, 0, 10**9)
         _check(self.clip > 0, f"clip is {self.clip}", "choose a value above 0")
+        _check_range("ema", self.ema, 0.0, 0.99999)
+        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_range("validate every", self.validate_every, 1, 10**9)
 
 
@@ -145,6 +180,7 @@ class Recipe:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
     tokenizer_training: StageConfig = field(default_factory=StageConfig)
     prior_training: StageConfig = field(default_factory=StageConfig)
     seed: int = 0
@@ -201,10 +237,10 @@ def _convert(key: str, value: Any, kind: Any, origin: str) -> Any:
 def from_dict(kind: type[T], values: Any, origin: str) -> T:
     """A config dataclass from a file's JSON; raises FormatError where keys, types or values are wrong."""
     names = {f.name for f in fields(kind)}     # type: ignore[arg-type]
-    if not isinstance(values, dict) or set(values) != names:
+    if not isinstance(values, dict) or not names - set(BEFORE) <= set(values) <= names:
         raise FormatError(f"{origin} holds no valid {kind.__name__}", "the file is damaged, or written by a newer vqtok")
     try:
-        return _override(kind(), values, origin)
+        return _override(kind(), {**{key: value for key, value in BEFORE.items() if key in names}, **values}, origin)
     except UsageError as error:
         raise FormatError(f"{origin}: {error}", "the file is damaged, or written by a newer vqtok") from None
 
@@ -265,7 +301,7 @@ def _toml(value: Any) -> str:
 PRESETS: dict[str, Recipe] = {
     # Small enough for a laptop's CPU: a working model of 32x32 pictures in minutes.
     "tiny": Recipe(
-        tokenizer=TokenizerConfig(downsample=4, width=64, encoder_blocks=1, decoder_blocks=2, codebook_size=128),
+        tokenizer=TokenizerConfig(downsample=4, width=64, encoder_blocks=1, decoder_blocks=2, shortcut=False, codebook_size=128),
         prior=PriorConfig(codebook_size=128, width=64, layers=6, dropout=0.0),
         data=DataConfig(size=32, prior_size=32),
         tokenizer_training=StageConfig(steps=1200, batch=64, validate_every=200),
@@ -274,7 +310,8 @@ PRESETS: dict[str, Recipe] = {
     # CIFAR-10 and other 32x32 pictures: 8x8 grid of 512 codes.
     "cifar": Recipe(
         tokenizer=TokenizerConfig(
-            downsample=4, fold=2, width=64, encoder_blocks=2, decoder_blocks=3, codebook_size=512, code_dim=64, normalize=False
+            downsample=4, fold=2, width=64, encoder_blocks=2, decoder_blocks=3, shortcut=False, codebook_size=512, code_dim=64,
+            normalize=False,
         ),
         prior=PriorConfig(codebook_size=512, layers=8, dropout=0.2),
         data=DataConfig(size=32, prior_size=32),
@@ -282,12 +319,16 @@ PRESETS: dict[str, Recipe] = {
         prior_training=StageConfig(steps=4000, batch=64, validate_every=500),
         precision="bf16",
     ),
-    # Photographs of any size, f8.
+    # Photographs of any size, f16: eight levels of 10 bits for 16x16 pixels, 0.04 to 0.31 bits per pixel.
     "photo": Recipe(
-        tokenizer=TokenizerConfig(downsample=8, width=96, encoder_blocks=2, decoder_blocks=3, codebook_size=4096, likelihood="l1"),
-        prior=PriorConfig(codebook_size=4096, layers=8),
+        tokenizer=TokenizerConfig(
+            downsample=16, width=56, encoder_blocks=2, decoder_blocks=3, codebook_size=1024, code_dim=32, levels=8, level_dropout=0.75,
+            normalize=False, likelihood="charbonnier",
+        ),
+        prior=PriorConfig(codebook_size=1024, levels=8, width=96, layers=6),
         data=DataConfig(size=128, min_scale=0.5),
-        tokenizer_training=StageConfig(steps=20000, batch=16, validate_every=500),
+        losses=LossConfig(ms_ssim=0.5),
+        tokenizer_training=StageConfig(steps=20000, batch=16, optimizer="muon", ema=0.998, validate_every=500),
         prior_training=StageConfig(steps=6000, batch=8, validate_every=500),
         precision="bf16",
     ),

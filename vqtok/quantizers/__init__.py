@@ -1,14 +1,33 @@
 """Vectors to indices and back: one small class per quantizer, all behind the protocol `Quantizer`."""
 
+from dataclasses import replace
+
+import torch
+
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
 from vqtok.quantizers.codebook import EMAQuantizer, VectorQuantizer
+from vqtok.quantizers.finite import FSQuantizer, LFQuantizer
+from vqtok.quantizers.residual import ResidualQuantizer
+from vqtok.quantizers.simvq import SimVQuantizer
 
-__all__ = ["EMAQuantizer", "Quantized", "Quantizer", "VectorQuantizer", "build"]
+__all__ = [
+    "EMAQuantizer", "FSQuantizer", "LFQuantizer", "Quantized", "Quantizer", "ResidualQuantizer", "SimVQuantizer", "VectorQuantizer",
+    "build", "check",
+]
 
-_CLASSES = {"vq": VectorQuantizer, "ema": EMAQuantizer}
+_CLASSES = {"ema": EMAQuantizer, "vq": VectorQuantizer, "simvq": SimVQuantizer, "fsq": FSQuantizer, "lfq": LFQuantizer}
 
 
 def build(config: TokenizerConfig) -> Quantizer:
-    """The quantizer that a tokenizer's config names."""
-    return _CLASSES[config.quantizer](config)
+    """The quantizer that a tokenizer's config names; with several levels, one for each of them."""
+    if config.levels == 1:
+        return _CLASSES[config.quantizer](config)
+    single = replace(config, levels=1)
+    return ResidualQuantizer(config, [build(single) for _ in range(config.levels)])
+
+
+def check(config: TokenizerConfig) -> None:
+    """Raises UsageError where the quantizer cannot have that many codes, or not in that code dimension."""
+    with torch.device("meta"):
+        build(replace(config, levels=1))

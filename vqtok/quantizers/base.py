@@ -31,7 +31,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def lookup(self, indices: Tensor) -> Tensor:
-        """Vectors (B, D, h, w) for indices (B, L, h, w)."""
+        """Vectors (B, D, h, w) for indices (B, L, h, w); the first few levels suffice."""
 
     @abstractmethod
     def needs_vectors(self) -> bool:
@@ -40,6 +40,10 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def initialize(self, vectors: Tensor) -> None:
         """Sets the codebook from encoder outputs (N, D), N of 20,000 or more."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Takes the codebook as it is to train on from, in place of `initialize`."""
 
     @abstractmethod
     def learn(self) -> int:

@@ -44,33 +44,38 @@ def kmeans(vectors: Tensor, size: int, rounds: int = 10) -> Tensor:
     return centers
 
 
-class _Average(nn.Module):
+class Started(nn.Module):
+    """Whether a quantizer has been set from vectors. Training state."""
+
+    initialized: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A saved buffer: a plain attribute would run k-means again on resume and throw the codebook away.
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+
+
+class _Average(Started):
     """Moving averages of how often each code is chosen and of the vectors that choose it. Training state."""
 
     counts: Tensor
     sums: Tensor
-    initialized: Tensor
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("counts", torch.ones(size))
         self.register_buffer("sums", torch.zeros(size, dim))
-        # A saved buffer: a plain attribute would run k-means again on resume and throw the codebook away.
-        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
 
-class _Codebook(Quantizer):
-    """What `vq` and `ema` share: search, lookup, k-means start, restart of dead codes."""
+class Codebook(Quantizer):
+    """What quantizers with a list of entries share: search, lookup, and the terms of the loss."""
 
-    codebook: Tensor
+    codebook: Tensor        # (K, D)
     levels = 1
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.codebook_size, self.normalize = config.codebook_size, config.normalize
-        self.beta, self.decay, self.restart = config.beta, config.decay, config.restart
-        self.average = _Average(config.codebook_size, config.code_dim)
-        self._seen: tuple[Tensor, Tensor] | None = None
+        self.codebook_size, self.normalize, self.beta = config.codebook_size, config.normalize, config.beta
 
     def _project(self, vectors: Tensor) -> Tensor:
         """Onto the unit sphere where the config says so: (..., D) -> (..., D)."""
@@ -88,13 +93,33 @@ class _Codebook(Quantizer):
             chosen = F.embedding(indices, entries)                                   # (B*h*w, D)
             loss = self.beta * F.mse_loss(flat, chosen.detach()) + self._codebook_loss(flat, chosen)
             passed = flat + (chosen - flat).detach()                                 # straight through
-            if self.training:
-                self._seen = flat.detach(), indices
+            self._see(flat, indices)
         vectors = passed.reshape(batch, height, width, dim).permute(0, 3, 1, 2)      # (B, D, h, w)
         return Quantized(vectors, indices.reshape(batch, 1, height, width), loss)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return F.embedding(indices[:, 0], self._entries()).permute(0, 3, 1, 2)       # (B, D, h, w)
+
+    def _codebook_loss(self, flat: Tensor, chosen: Tensor) -> Tensor | float:
+        """|| sg[z_e] - e ||^2, or 0 where the entries do not learn by gradient."""
+        return F.mse_loss(chosen, flat.detach())
+
+    def _see(self, flat: Tensor, indices: Tensor) -> None:
+        """Hook for what `learn` wants to know: vectors (N, D) and the indices (N,) of their entries."""
+
+
+class AveragedCodebook(Codebook):
+    """What `vq` and `ema` share: k-means start, averages, restart of dead codes."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__(config)
+        self.decay, self.restart = config.decay, config.restart
+        self.average = _Average(config.codebook_size, config.code_dim)
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    def _see(self, flat: Tensor, indices: Tensor) -> None:
+        if self.training:
+            self._seen = flat.detach(), indices
 
     def needs_vectors(self) -> bool:
         return not bool(self.average.initialized)
@@ -103,6 +128,10 @@ class _Codebook(Quantizer):
     def initialize(self, vectors: Tensor) -> None:
         vectors = self._project(vectors.float())
         self.codebook.copy_(self._project(kmeans(vectors, self.codebook_size)))
+        self.start()
+
+    @torch.no_grad()
+    def start(self) -> None:
         self.average.counts.fill_(1.0)
         self.average.sums.copy_(self.codebook)
         self.average.initialized.fill_(True)
@@ -131,25 +160,19 @@ class _Codebook(Quantizer):
             self.average.sums[dead] = fresh
         return len(dead)
 
-    def _codebook_loss(self, flat: Tensor, chosen: Tensor) -> Tensor | float:
-        raise NotImplementedError
-
     def _follow(self) -> None:
         """Hook for codebooks that follow the averages."""
 
 
-class VectorQuantizer(_Codebook):
+class VectorQuantizer(AveragedCodebook):
     """Codebook trained by gradient: || sg[z_e] - e ||^2 + beta || z_e - sg[e] ||^2 (van den Oord et al. 2017, eq. 3)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
         self.codebook = nn.Parameter(torch.randn(config.codebook_size, config.code_dim))
 
-    def _codebook_loss(self, flat: Tensor, chosen: Tensor) -> Tensor:
-        return F.mse_loss(chosen, flat.detach())
 
-
-class EMAQuantizer(_Codebook):
+class EMAQuantizer(AveragedCodebook):
     """Codebook that follows moving averages of the vectors that choose each code (van den Oord et al. 2017, appendix A.1)."""
 
     def __init__(self, config: TokenizerConfig) -> None:

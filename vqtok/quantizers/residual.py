@@ -1,0 +1,95 @@
+"""Residual quantization: several levels, each of which quantizes what the levels before it have left."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtok.config import TokenizerConfig
+from vqtok.quantizers.base import Quantized, Quantizer
+
+
+class ResidualQuantizer(Quantizer):
+    """L quantizers of one kind in a row; the sum of the first n of their vectors is a picture at n levels, for any n.
+
+    Residual vector quantization as in Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312, section III-C), for any quantizer.
+    With level dropout, which their section III-C proposes too, part of the pictures is decoded from fewer levels in training:
+    that makes the decoder good at every n.
+    """
+
+    def __init__(self, config: TokenizerConfig, levels: list[Quantizer]) -> None:
+        super().__init__()
+        self.codebook_size, self.levels = config.codebook_size, len(levels)
+        self.beta, self.dropout = config.beta, config.level_dropout
+        self.quantizers = nn.ModuleList(levels)
+        # How many levels there are is worth knowing to the decoder: a few tell less about fine detail than their vectors claim.
+        self.depth = nn.Parameter(torch.zeros(self.levels, config.code_dim))
+
+    def _level(self, level: int) -> Quantizer:
+        quantizer = self.quantizers[level]
+        assert isinstance(quantizer, Quantizer)
+        return quantizer
+
+    def forward(self, z: Tensor) -> Quantized:
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            residual, total = z, torch.zeros_like(z)
+            totals, indices, losses = [], [], []
+            for level in range(self.levels):
+                if level:
+                    # The gradient that reaches z through `residual` is zero after a level that passes it straight through, so
+                    # the commitment of later levels needs a term of its own: z should lie near what all of them make of it.
+                    losses[-1] = losses[-1] + self.beta * F.mse_loss(z, total.detach())
+                part = self._level(level)(residual)
+                residual, total = residual - part.vectors, total + part.vectors
+                totals.append(total)
+                indices.append(part.indices)
+                losses.append(part.loss)
+            vectors = self._at_depth(totals, self._draw_depths(len(z), z.device))
+        return Quantized(vectors, torch.cat(indices, 1), torch.stack(losses).mean())
+
+    def _draw_depths(self, count: int, device: torch.device) -> Tensor:
+        """How many levels each of `count` pictures is decoded from, (count,): all, but for a part of them while training.
+
+        Drawn so that log n is uniform: the first levels matter at every rate, the last one at one rate only.
+        """
+        full = torch.full((count,), self.levels, device=device)
+        if not self.training or self.dropout == 0:
+            return full
+        drawn = torch.exp(torch.rand(count, device=device) * math.log(self.levels + 1)).long().clamp(1, self.levels)
+        return torch.where(torch.rand(count, device=device) < self.dropout, drawn, full)
+
+    def _at_depth(self, totals: list[Tensor], depths: Tensor) -> Tensor:
+        """The sum of the first depths[b] levels for picture b, and the mark of that depth: (B, D, h, w)."""
+        which = depths - 1
+        vectors = torch.stack(totals, 1)[torch.arange(len(which), device=which.device), which]       # (B, D, h, w)
+        return vectors + self.depth[which][:, :, None, None]
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Vectors (B, D, h, w) for the indices (B, n, h, w) of the first n levels, n from 1 to L."""
+        count = indices.shape[1]
+        parts = [self._level(level).lookup(indices[:, level : level + 1]) for level in range(count)]
+        return torch.stack(parts).sum(0) + self.depth[count - 1][:, None, None]
+
+    def needs_vectors(self) -> bool:
+        return any(self._level(level).needs_vectors() for level in range(self.levels))
+
+    @torch.no_grad()
+    def initialize(self, vectors: Tensor) -> None:
+        residual = vectors.float()
+        for level in range(self.levels):
+            quantizer = self._level(level)
+            if quantizer.needs_vectors():
+                quantizer.initialize(residual)
+            training = quantizer.training
+            indices = quantizer.eval()(residual.T[None, :, :, None]).indices         # (1, 1, N, 1)
+            quantizer.train(training)
+            residual = residual - quantizer.lookup(indices)[0, :, :, 0].T
+
+    def start(self) -> None:
+        for level in range(self.levels):
+            self._level(level).start()
+
+    def learn(self) -> int:
+        return sum(self._level(level).learn() for level in range(self.levels))
