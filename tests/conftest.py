@@ -24,6 +24,8 @@ encoder_blocks = 1
 decoder_blocks = 1
 codebook_size = 16
 code_dim = 4
+levels = 1
+normalize = true
 [prior]
 width = 8
 layers = 2

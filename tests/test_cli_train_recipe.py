@@ -33,6 +33,16 @@ FLAGS: list[tuple[list[str], str, Any]] = [
     (["--beta", "0.5"], "tokenizer.beta", 0.5),
     (["--likelihood", "bce"], "tokenizer.likelihood", "bce"),
     (["--width", "12"], "tokenizer.width", 12),
+    (["--levels", "3", "--no-normalize"], "tokenizer.levels", 3),
+    (["--levels", "3", "--no-normalize"], "prior.levels", 3),
+    (["--level-dropout", "0.3"], "tokenizer.level_dropout", 0.3),
+    (["--ms-ssim", "0.3"], "losses.ms_ssim", 0.3),
+    (["--perceptual-weight", "0.3"], "losses.perceptual", 0.3),
+    (["--adversarial", "0.3"], "losses.adversarial", 0.3),
+    (["--optimizer", "adamw"], "tokenizer_training.optimizer", "adamw"),
+    (["--ema", "0.3"], "tokenizer_training.ema", 0.3),
+    (["--perceptual", "vgg.safetensors"], "losses.perceptual", 1.0),
+    (["--perceptual", "vgg.safetensors", "--perceptual-weight", "0.3"], "losses.perceptual", 0.3),
     (["--precision", "bf16"], "precision", "bf16"),
     (["--seed", "0"], "seed", 0),
     (["--set", "prior.width=20"], "prior.width", 20),
@@ -58,6 +68,7 @@ def test_flag_reaches_the_recipe(
     changed = {f"{a}.{b}" for a in got if isinstance(got[a], dict) for b in got[a] if got[a][b] != plain[a][b]}
     changed |= {a for a in got if not isinstance(got[a], dict) and got[a] != plain[a]}
     allowed = {key, "prior.codebook_size", "tokenizer.codebook_size"} | ({"prior.layers"} if "prior.layers=3" in flags else set())
+    allowed |= {"tokenizer.levels", "prior.levels", "tokenizer.normalize"} if "--levels" in flags else set()
     assert changed <= allowed or "--preset" in flags
     assert Recipe().override(read_recipe(tmp_path / "m" / "recipe.toml")) == seen[0]
 
@@ -71,7 +82,7 @@ def _at(values: dict[str, Any], key: str) -> Any:
 def test_every_flag_of_the_recipe_is_in_the_table() -> None:
     help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).stdout
     others = {
-        "--output", "--stage", "--recipe", "--resume", "--max-time", "--dry-run", "--device", "--compile", "--force", "--json",
+        "--output", "--stage", "--recipe", "--init", "--resume", "--max-time", "--dry-run", "--device", "--compile", "--force", "--json",
         "--quiet", "--help",
     }     # fmt: skip
     listed = {word.strip("│,") for word in help_text.replace("/", " ").split() if word.startswith("--")}

@@ -51,10 +51,11 @@ class Interrupt:
 
 
 def go(
-    out: Path, recipe: Recipe, dataset: Dataset, listener: Interrupt | None = None, stop: training.Stop | None = None, **options: Any
+    out: Path, recipe: Recipe, dataset: Dataset, listener: Interrupt | None = None, stop: training.Stop | None = None,
+    perceptual: Path | None = None, **options: Any,
 ) -> bool:
     listener = listener or Interrupt()
-    run = training.Run(out, recipe.seed, torch.device("cpu"), recipe.precision, stop or listener.stop, listener)
+    run = training.Run(out, recipe.seed, torch.device("cpu"), recipe.precision, stop or listener.stop, listener, perceptual)
     if not options.get("resume"):
         training.start(out, training.Begun(recipe, "", len(dataset)), options.get("stage", "all"), force=False)
     return training.train(recipe, dataset, run, **options)

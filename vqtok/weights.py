@@ -76,11 +76,22 @@ def load(path: Path, kind: str) -> Weights:
     data = files.read_bytes(path, FILE_LIMIT)
     meta = _parse_header(data[8 : 8 + _header_size(data[:9], len(data), path)], path)
     _check_kind(meta, kind, path)
+    return Weights(_tensors(data, path), meta)
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of any safetensors file, one of another program's too. Errors as `load`."""
+    data = files.read_bytes(path, FILE_LIMIT)
+    _header_size(data[:9], len(data), path)
+    return _tensors(data, path)
+
+
+def _tensors(data: bytes, path: Path) -> dict[str, np.ndarray]:
     try:
         views = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
         raise FormatError(f"{path} is damaged or truncated ({error})", _COPY_AGAIN) from None
-    return Weights({name: _array(view, f"{path}: {name}") for name, view in sorted(views)}, meta)
+    return {name: _array(view, f"{path}: {name}") for name, view in sorted(views)}
 
 
 def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """`vqtok train`: pictures to a model."""
 
+import ctypes
 import os
 import shlex
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +38,9 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting of a recipe, like prior.width=192.", metavar="KEY=VALUE")
     ] = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help="Start from the tokenizer of this model (fine-tune it).", metavar="MODEL")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in -o as if it had never stopped.")] = False,
     max_time: Annotated[str | None, typer.Option("--max-time", help="Save and stop after this time, like 10m or 1h30m.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, size and expected time; write nothing.")] = False,
@@ -43,14 +48,26 @@ def train(
     prior_steps: Annotated[int | None, typer.Option("--prior-steps", help="Steps of the prior.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", help="Pictures a step of the tokenizer.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate of the tokenizer.")] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw, or muon for the convolutions.")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Side of the training crops in pixels.")] = None,
-    quantizer: Annotated[str | None, typer.Option("--quantizer", help="ema or vq.")] = None,
+    quantizer: Annotated[str | None, typer.Option("--quantizer", help="ema, vq, simvq, fsq or lfq.")] = None,
     codebook_size: Annotated[int | None, typer.Option("--codebook-size", help="K: number of codes, 2 to 65536.")] = None,
     code_dim: Annotated[int | None, typer.Option("--code-dim", help="D: dimension of a code.")] = None,
     normalize: Annotated[bool | None, typer.Option("--normalize/--no-normalize", help="Codes on the unit sphere.")] = None,
     downsample: Annotated[int | None, typer.Option("--downsample", help="f: pixels a code, along each axis: 2, 4, 8 or 16.")] = None,
     beta: Annotated[float | None, typer.Option("--beta", help="Weight of the commitment term, 0.1 to 2.")] = None,
-    likelihood: Annotated[str | None, typer.Option("--likelihood", help="mse, l1, bce or logistic.")] = None,
+    levels: Annotated[int | None, typer.Option("--levels", help="L: levels of residual quantization, 1 to 32.")] = None,
+    level_dropout: Annotated[
+        float | None, typer.Option("--level-dropout", help="Part of the pictures decoded from their first few levels only.")
+    ] = None,
+    likelihood: Annotated[str | None, typer.Option("--likelihood", help="mse, l1, charbonnier, bce or logistic.")] = None,
+    ms_ssim: Annotated[float | None, typer.Option("--ms-ssim", help="Weight of 1 - MS-SSIM.")] = None,
+    perceptual: Annotated[
+        Path | None, typer.Option("--perceptual", help="LPIPS weights (safetensors): adds the perceptual distance.", metavar="FILE")
+    ] = None,
+    perceptual_weight: Annotated[float | None, typer.Option("--perceptual-weight", help="Its weight; 1 where FILE is given.")] = None,
+    adversarial: Annotated[float | None, typer.Option("--adversarial", help="Weight of a patch discriminator, late in training.")] = None,
+    ema: Annotated[float | None, typer.Option("--ema", help="Decay of the moving average of the tokenizer's weights.")] = None,
     width: Annotated[int | None, typer.Option("--width", help="Channels of the finest stage.")] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="fp32 or bf16.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of all random draws.")] = None,
@@ -70,22 +87,29 @@ def train(
         raise UsageError(f"there is no stage {stage!r}", f"choose one of {', '.join(training.STAGES)}")
     if resume and force:
         raise UsageError("--force does not go with --resume", "leave one of them out: --force starts anew")
+    if init is not None and (resume or stage == "prior"):
+        other = "--resume" if resume else "--stage prior"
+        raise UsageError(f"--init does not go with {other}", "leave it out: the tokenizer is there already")
     deadline = time.monotonic() + (config.parse_duration(max_time) if max_time is not None else float("inf"))
     flags: dict[str, Any] = {
         "tokenizer": {
             "quantizer": quantizer, "codebook_size": codebook_size, "code_dim": code_dim, "normalize": normalize,
-            "downsample": downsample, "beta": beta, "likelihood": likelihood, "width": width,
+            "downsample": downsample, "beta": beta, "likelihood": likelihood, "width": width, "levels": levels,
+            "level_dropout": level_dropout,
         },
-        "tokenizer_training": {"steps": steps, "batch": batch, "learning_rate": learning_rate},
+        "losses": {"ms_ssim": ms_ssim, "perceptual": perceptual_weight, "adversarial": adversarial},
+        "tokenizer_training": {"steps": steps, "batch": batch, "learning_rate": learning_rate, "optimizer": optimizer, "ema": ema},
         "prior_training": {"steps": prior_steps},
         "data": {"size": size},
         "seed": seed,
         "precision": precision,
     }     # fmt: skip
     target = pick_device(device)
+    _keep_memory()
     if not (resume or dry_run):
         training.check_free(out, stage, force)
-    wanted = _wanted(data, preset, recipe, _given(flags), settings or [], compiled)
+    wanted = _wanted(data, preset, recipe, _given(flags), settings or [])
+    wanted = replace(wanted, compiled=compiled, perceptual=str(perceptual) if perceptual else None, init=init)
     begun, dataset = _begin(out, stage, resume, wanted)
     if dry_run:
         _print_plan(begun, dataset, out, stage, target, json)
@@ -97,7 +121,8 @@ def train(
     stop = training.Stop(deadline)
     with _Listener(quiet, json) as listener, _signals(stop):
         listener.note(f"{dataset.summary} -> {out}")
-        run = training.Run(out, begun.recipe.seed, target, begun.recipe.precision, stop, listener)
+        given = (Path(path) if path else None for path in (begun.perceptual, begun.init))
+        run = training.Run(out, begun.recipe.seed, target, begun.recipe.precision, stop, listener, *given)
         finished = training.train(begun.recipe, dataset, run, stage, resume, begun.compiled)
     _tell_unreadable(dataset, quiet)
     if not finished:
@@ -110,6 +135,14 @@ def train(
         output.print_json(_summary(out, stage, dataset))
 
 
+def _keep_memory() -> None:
+    """Has glibc keep what training frees: giving 64 MB back to the system at every operation took half the time of a step."""
+    with suppress(OSError, AttributeError, TypeError):      # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)              # M_MMAP_MAX: large blocks come from the heap, too
+        mallopt(-1, 2**31 - 1)      # M_TRIM_THRESHOLD: and the heap does not shrink
+
+
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     """The flags that the user gave, without the None of all others."""
     given = {key: _given(value) if isinstance(value, dict) else value for key, value in flags.items()}
@@ -117,7 +150,7 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wanted(
-    data: str | None, preset: str | None, recipe: Path | None, flags: dict[str, Any], settings: list[str], compiled: bool
+    data: str | None, preset: str | None, recipe: Path | None, flags: dict[str, Any], settings: list[str]
 ) -> "Wanted":
     """All that the command line says about the run; flags and --set go over the recipe file."""
     from vqtok import config
@@ -128,7 +161,7 @@ def _wanted(
     sources = {str(recipe): config.read_recipe(recipe) if recipe is not None else {}, "the command line": flags, "--set": parsed}
     origin = " with ".join(name for name, values in sources.items() if values)
     command = shlex.join(["vqtok", *sys.argv[1:]])
-    return training.Wanted(data, preset, training.merge(list(sources.values())), origin, command, compiled)
+    return training.Wanted(data, preset, training.merge(list(sources.values())), origin, command)
 
 
 def _begin(out: Path, stage: str, resume: bool, wanted: "Wanted") -> tuple["Begun", "Dataset"]:
@@ -145,7 +178,7 @@ def _print_plan(begun: "Begun", dataset: "Dataset", out: Path, stage: str, devic
 
     recipe = begun.recipe
     output.say("Measuring a few steps ...", quiet=json)
-    facts = training.plan(recipe, dataset, stage, device)
+    facts = training.plan(recipe, dataset, stage, device, Path(begun.perceptual) if begun.perceptual else None)
     if json:
         output.print_json({"output": str(out), "recipe": recipe.to_dict(), **facts})
         return
@@ -154,7 +187,9 @@ def _print_plan(begun: "Begun", dataset: "Dataset", out: Path, stage: str, devic
         rows.append([name, f"{entry['parameters'] / 1e6:.2f} M parameters, {entry['steps']:,} steps of {entry['batch']}"])
         rows.append(["", f"{entry['seconds_per_step']:.3f} s a step: about {_duration(entry['seconds'])}"])
     t = recipe.tokenizer
-    rows.append(["grid", f"one of {t.codebook_size} codes for {t.downsample}x{t.downsample} pixels, {facts['bpp']:.3f} bits per pixel"])
+    levels = "" if t.levels == 1 else f"{t.levels} levels, each "
+    rows.append(["grid", f"{levels}one of {t.codebook_size} codes for {t.downsample}x{t.downsample} pixels"])
+    rows.append(["", f"{facts['bpp']:.3f} bits per pixel"])
     rows.append(["cost", f"{facts['multiply_adds_per_pixel'] / 1e3:.0f} k multiply-adds per pixel to encode and decode"])
     output.print_table(report.rich_table(["plan", ""], rows))
 

@@ -73,6 +73,16 @@ class MeanAbsolute(Likelihood):
         return F.l1_loss(output, picture) / (2 * PIXEL_DEVIATION)
 
 
+class Charbonnier(Likelihood):
+    """sqrt(d^2 + e^2), the L1 distance without its corner (Charbonnier et al. 1994): a Laplace distribution, smooth at its mean."""
+
+    EPSILON = 1 / 255       # half a gray level in [-1, 1]: smaller errors are rounded away anyway
+
+    def error(self, output: Tensor, picture: Tensor) -> Tensor:
+        distance = ((output - picture).square() + self.EPSILON**2).sqrt() - self.EPSILON
+        return distance.mean() / (2 * PIXEL_DEVIATION)
+
+
 class Bernoulli(Likelihood):
     """Binary cross-entropy in nats per dimension; outputs are logits."""
 
@@ -94,7 +104,7 @@ class Logistic(Likelihood):
         return self.nll(output, picture)
 
 
-_CLASSES = {"mse": MeanSquared, "l1": MeanAbsolute, "bce": Bernoulli, "logistic": Logistic}
+_CLASSES = {"mse": MeanSquared, "l1": MeanAbsolute, "charbonnier": Charbonnier, "bce": Bernoulli, "logistic": Logistic}
 
 
 def build(config: TokenizerConfig) -> Likelihood:

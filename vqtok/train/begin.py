@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from vqtok import config, weights
+from vqtok import config, losses, quantizers, weights
 from vqtok.config import Recipe, TokenizerConfig
 from vqtok.data import Dataset, Shapes, open_data
 from vqtok.errors import TrainingError, UsageError
@@ -27,6 +27,8 @@ class Wanted:
     origin: str = "the recipe"                                  # of the values, for messages
     command: str = ""
     compiled: bool = False
+    perceptual: str | None = None                               # file with the weights of the perceptual loss
+    init: str | None = None                                     # model whose tokenizer's weights are the first ones
 
 
 def new(wanted: Wanted) -> tuple[Begun, Dataset]:
@@ -34,8 +36,33 @@ def new(wanted: Wanted) -> tuple[Begun, Dataset]:
     dataset = _open(wanted.data)
     recipe = preset_for(dataset, wanted.preset)
     recipe = replace(recipe, tokenizer=replace(recipe.tokenizer, channels=dataset.channels))
+    before = _first_tokenizer(wanted.init)
+    if before is not None:
+        recipe = replace(recipe, tokenizer=before)
     recipe = fit_to_data(recipe.override(wanted.values, wanted.origin), dataset)
+    if before is not None:
+        _check_same_network(before, recipe.tokenizer, str(wanted.init))
+    if wanted.perceptual and recipe.losses.perceptual == 0 and "perceptual" not in wanted.values.get("losses", {}):
+        recipe = replace(recipe, losses=replace(recipe.losses, perceptual=1.0))     # who gives the file wants its loss
+    quantizers.check(recipe.tokenizer)      # here, before `start` clears the folder, and so is the next
+    losses.Criterion(recipe.losses, Path(wanted.perceptual) if wanted.perceptual else None, recipe.data.size)
     return _begun(recipe, dataset, wanted), dataset
+
+
+def _first_tokenizer(model: str | None) -> TokenizerConfig | None:
+    """The settings of the tokenizer whose weights a run starts from."""
+    if model is None:
+        return None
+    path = weights.find(model).tokenizer
+    return config.from_dict(TokenizerConfig, weights.read_meta(path, "tokenizer")["config"], str(path))
+
+
+def _check_same_network(before: TokenizerConfig, after: TokenizerConfig, model: str) -> None:
+    """UsageError where weights of one do not fit the other: all but what only training looks at must be equal."""
+    free = ("level_dropout", "beta", "decay", "restart", "likelihood")
+    changed = [f.name for f in fields(before) if f.name not in free and getattr(before, f.name) != getattr(after, f.name)]
+    if changed:
+        raise UsageError(f"the weights of {model} do not fit another {', '.join(changed)}", "leave that out, or leave --init out")
 
 
 def resumed(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
@@ -55,8 +82,10 @@ def resumed(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
             "give it the same data",
         )
     data = _absolute(wanted.data) if wanted.data else before.data
+    perceptual = _absolute(wanted.perceptual) if wanted.perceptual else before.perceptual
     compiled = before.compiled or wanted.compiled
-    return replace(before, recipe=recipe, data=data, command=before.command or wanted.command, compiled=compiled), dataset
+    command = before.command or wanted.command
+    return replace(before, recipe=recipe, data=data, command=command, compiled=compiled, perceptual=perceptual), dataset
 
 
 def prior_for(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
@@ -146,7 +175,9 @@ def check_settable(values: Mapping[str, Any]) -> None:
 
 
 def _begun(recipe: Recipe, dataset: Dataset, wanted: Wanted) -> Begun:
-    return Begun(recipe, _absolute(wanted.data), len(dataset), wanted.command, wanted.compiled)
+    init = str(weights.find(wanted.init).tokenizer.absolute()) if wanted.init else ""
+    perceptual = _absolute(wanted.perceptual)
+    return Begun(recipe, _absolute(wanted.data), len(dataset), wanted.command, wanted.compiled, perceptual, init)
 
 
 def _open(data: str | None) -> Dataset:

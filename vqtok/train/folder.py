@@ -25,6 +25,8 @@ class Begun:
     pictures: int
     command: str = ""
     compiled: bool = False
+    perceptual: str = ""        # an absolute path; "" for none
+    init: str = ""              # likewise
 
 
 def check_free(folder: Path, stage: str, force: bool) -> None:
@@ -52,6 +54,7 @@ def record(folder: Path, begun: Begun) -> None:
     """Writes what `continued` reads."""
     run = {
         "format": FORMAT, "data": begun.data, "pictures": begun.pictures, "command": begun.command, "compiled": begun.compiled,
+        "perceptual": begun.perceptual, "init": begun.init,
     }     # fmt: skip
     files.write_bytes(folder / RECIPE_FILE, config.to_toml(begun.recipe).encode(), force=True)
     files.write_bytes(folder / RUN_FILE, (json.dumps(run) + "\n").encode(), force=True)
@@ -65,6 +68,7 @@ def continued(folder: Path) -> Begun:
         newer = run["format"] > FORMAT
         data, pictures = str(run["data"]), int(run["pictures"])
         command, compiled = str(run.get("command", "")), bool(run.get("compiled", False))
+        perceptual, init = str(run.get("perceptual", "")), str(run.get("init", ""))
     except (FileNotFoundError, NotADirectoryError):
         raise TrainingError(f"{folder} holds no run to resume", "leave --resume out to start one") from None
     except OSError as error:
@@ -73,7 +77,7 @@ def continued(folder: Path) -> Begun:
         raise TrainingError(f"{path} is damaged", _AGAIN) from None
     if newer:
         raise TrainingError(f"the run in {folder} was started by a newer vqtok", "upgrade vqtok")
-    return Begun(_recipe(folder / RECIPE_FILE), data, pictures, command, compiled)
+    return Begun(_recipe(folder / RECIPE_FILE), data, pictures, command, compiled, perceptual, init)
 
 
 def _recipe(path: Path) -> Recipe:

@@ -5,7 +5,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,9 @@ from vqtok import files, images
 from vqtok.config import StageConfig
 from vqtok.errors import OutputError, TrainingError
 from vqtok.train import state
+from vqtok.train.average import Average
 from vqtok.train.folder import LOG_FILE
+from vqtok.train.muon import Muon
 from vqtok.weights import Weights
 from vqtok.weights import save as save_weights
 
@@ -41,6 +43,7 @@ class Validation:
     score: float                        # lower is better: chooses the best weights
     metrics: dict[str, float]
     sheet: np.ndarray | None = None     # uint8 (H, W, C)
+    keep: bool = False                  # these weights, whatever the score: it does not know all that they were trained for
 
 
 class Task(ABC):
@@ -49,6 +52,10 @@ class Task(ABC):
     name: str
     network: nn.Module
     codes: int = 1                      # K: size of the histogram of chosen codes
+
+    def learners(self) -> list[state.Learner]:
+        """Networks that learn beside it, each with its own optimizer; the task steps them, the loop keeps their state."""
+        return []
 
     @abstractmethod
     def prepare(self) -> None:
@@ -140,6 +147,8 @@ class Run:
     precision: str = "fp32"
     stop: Stop = field(default_factory=Stop)
     listener: Listener = field(default_factory=Silent)
+    perceptual: Path | None = None      # weights of the perceptual loss
+    init: Path | None = None            # tokenizer file to start from in place of random weights
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
@@ -151,8 +160,8 @@ def learning_rate(config: StageConfig, step: int) -> float:
 def train(task: Task, config: StageConfig, run: Run, resume: bool) -> bool:
     """Trains until `config.steps` are done or `run.stop` says so; returns whether the stage is finished.
 
-    Writes NAME.safetensors (best by validation) and NAME.state.safetensors (to resume) in the run's folder. Raises TrainingError
-    when the loss or the gradient stops being finite; the files of the last good step stay.
+    Writes NAME.safetensors (best by validation, but see Validation.keep) and NAME.state.safetensors (to resume) in the run's
+    folder. Raises TrainingError when the loss or the gradient stops being finite; the files of the last good step stay.
     """
     return _Trainer(task, config, run).train(resume)
 
@@ -167,16 +176,21 @@ class _Trainer:
         self.counts = torch.zeros(task.codes, dtype=torch.int64, device=run.device)
         parameters = [p for p in task.network.parameters() if p.requires_grad]
         self.parameters = parameters
-        self.optimizer = torch.optim.AdamW(
+        self.average = Average(task.network, config.ema) if config.ema else None
+        kind = {"adamw": torch.optim.AdamW, "muon": Muon}[config.optimizer]
+        self.optimizer = kind(
             parameters, config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=run.device.type in ("cpu", "cuda")
         )
+        self.learners = [state.Learner(task.network, self.optimizer), *task.learners()]
 
     def train(self, resume: bool) -> bool:
         if resume and self.state_path.exists():
-            self.progress = state.load(self.state_path, self.task.network, self.optimizer, self.counts)
+            self.progress = state.load(self.state_path, self.learners, self._extra())
         else:
             torch.manual_seed(_mix(self.run.seed, 0))
             self.task.prepare()
+            if self.average is not None:
+                self.average.start()
         _cut_log(self.log_path, self.task.name, self.progress.step)
         if self.progress.step < self.config.steps:
             self._loop()
@@ -224,6 +238,8 @@ class _Trainer:
         self.progress.step += 1
         metrics = {name: float(value.detach()) for name, value in result.metrics.items()}
         figures = {"loss": loss} | metrics | self.task.after_step()
+        if self.average is not None:
+            self.average.update(self.progress.step)
         window = self.progress.window
         for name, value in {**figures, "steps": 1}.items():
             window[name] = window.get(name, 0) + value
@@ -250,6 +266,11 @@ class _Trainer:
         )
 
     def _validate(self, rate: float) -> None:
+        with self.average.applied() if self.average is not None else nullcontext():
+            self._validate_weights(rate)
+
+    def _validate_weights(self, rate: float) -> None:
+        """Validates the network as it is, and keeps it if it is the best so far."""
         progress, task = self.progress, self.task
         task.network.eval()
         with torch.no_grad():
@@ -264,7 +285,7 @@ class _Trainer:
             "learning_rate": learning_rate(self.config, progress.step - 1),
             "seconds": round(progress.seconds, 1), "pictures_per_second": round(rate * self.config.batch, 1),
         }
-        if progress.best is None or validation.score < progress.best:
+        if validation.keep or progress.best is None or validation.score < progress.best:
             self._release(validation)
         progress.window = {}
         self.counts.zero_()
@@ -284,7 +305,11 @@ class _Trainer:
         progress.best, progress.best_step = validation.score, progress.step
 
     def _save(self) -> None:
-        state.save(self.state_path, self.task.network, self.optimizer, self.counts, self.progress)
+        state.save(self.state_path, self.learners, self._extra(), self.progress)
+
+    def _extra(self) -> dict[str, Tensor]:
+        """Tensors that a resumed run needs besides its learners; they share memory with what they are of."""
+        return {"window.counts": self.counts, **(self.average.tensors if self.average is not None else {})}
 
 
 def _mix(seed: int, step: int) -> int:

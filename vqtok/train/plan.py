@@ -2,11 +2,13 @@
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vqtok import losses
 from vqtok.codec import place
 from vqtok.config import Recipe
 from vqtok.data import Dataset
@@ -14,10 +16,11 @@ from vqtok.priors import PixelCNN
 from vqtok.vqvae import VQVAE
 
 
-def plan(recipe: Recipe, dataset: Dataset, stage: str, device: torch.device) -> dict[str, Any]:
+def plan(recipe: Recipe, dataset: Dataset, stage: str, device: torch.device, perceptual: Path | None = None) -> dict[str, Any]:
     """Pictures, bits and multiply-adds per pixel; and of each stage the parameters, steps, and seconds that it will take.
 
-    The seconds are those of the steps; decoding pictures, validation and encoding for the prior come on top.
+    `perceptual` is the file of that loss. The seconds are those of the steps; decoding pictures, validation and encoding for the
+    prior come on top.
     """
     tokenizer = VQVAE(recipe.tokenizer)
     costs = multiply_adds_by_part(tokenizer)
@@ -25,7 +28,8 @@ def plan(recipe: Recipe, dataset: Dataset, stage: str, device: torch.device) -> 
     if stage != "prior":
         batch, side = recipe.tokenizer_training.batch, recipe.data.size
         pictures = torch.rand(batch, recipe.tokenizer.channels, side, side) * 2 - 1
-        seconds = _seconds(tokenizer, pictures, recipe.precision, device)
+        criterion = losses.Criterion(recipe.losses, perceptual, side)
+        seconds = _seconds(_Tokenizing(tokenizer, criterion), pictures, recipe.precision, device)
         stages["tokenizer"] = _stage(tokenizer, recipe.tokenizer_training.steps, batch, seconds)
     if stage != "tokenizer":
         prior, batch = PixelCNN(recipe.prior), recipe.prior_training.batch
@@ -66,6 +70,18 @@ def multiply_adds_by_part(network: VQVAE) -> dict[str, float]:
     return costs
 
 
+class _Tokenizing(nn.Module):
+    """A tokenizer with all its losses, as it is trained."""
+
+    def __init__(self, tokenizer: VQVAE, criterion: losses.Criterion) -> None:
+        super().__init__()
+        self.tokenizer, self.criterion = tokenizer, criterion
+
+    def loss(self, pictures: Tensor) -> Tensor:
+        output = self.tokenizer(pictures)
+        return output.loss + sum(self.criterion(output.reconstruction, pictures).values())
+
+
 def _window(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
     """Rows and columns of the grids that the prior will learn, as far as can be told without looking at every picture."""
     size = getattr(dataset, "size", (recipe.data.prior_size, recipe.data.prior_size))
@@ -85,7 +101,7 @@ def _seconds(network: nn.Module, batch: Tensor, precision: str, device: torch.de
     for _ in range(4):
         begin = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = network(batch).loss if isinstance(network, VQVAE) else network.loss(batch)      # type: ignore[operator]
+            loss = network.loss(batch)      # type: ignore[operator]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,5 +1,6 @@
 """A run's state on disk: everything that continuing needs so that the result equals the run that was never stopped."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -25,31 +26,54 @@ class Progress:
     window: dict[str, float] = field(default_factory=dict)      # sums since the last validation
 
 
-def save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, counts: Tensor, progress: Progress) -> None:
-    """Writes weights, optimizer moments, code counts and progress; the old file stays until the new one is complete."""
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for name, parameter in network.named_parameters():
-        tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
-    tensors["window.counts"] = counts
+@dataclass(frozen=True)
+class Learner:
+    """A network and the optimizer that changes it."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    prefix: str = ""        # of its tensors' names in a state file
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's tensors by the names that they have in a state file."""
+        return {f"{self.prefix}network.{name}": value for name, value in self.network.state_dict().items()}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is learned, by the beginning of the names that its moments have in a state file."""
+        return {f"{self.prefix}optimizer.{name}.": parameter for name, parameter in self.network.named_parameters()}
+
+
+def save(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor], progress: Progress) -> None:
+    """Writes weights, optimizer moments, extra tensors and progress; the old file stays until the new one is complete."""
+    tensors = dict(extra)
+    for learner in learners:
+        tensors |= learner.weights()
+        for start, parameter in learner.parameters().items():
+            tensors |= {start + key: value for key, value in learner.optimizer.state.get(parameter, {}).items()}
     arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}
     meta = {"format": FORMAT, "kind": "state", "config": {}, "record": dict(vars(progress))}
     weights.save(path, weights.Weights(arrays, meta), force=True)
 
 
-def load(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, counts: Tensor) -> Progress:
-    """Restores what `save` wrote; raises TrainingError for a damaged file and for one of another network."""
+def load(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor]) -> Progress:
+    """Restores what `save` wrote, all tensors in place; raises TrainingError for a damaged file and for one of another network."""
     stored = read(path, _AGAIN)
     tensors = {name: torch.from_numpy(value) for name, value in stored.tensors.items()}
-    _fill({f"network.{name}": value for name, value in network.state_dict().items()}, tensors, path)
-    _fill({"window.counts": counts}, tensors, path)
-    fused = bool(optimizer.defaults.get("fused"))
-    for name, parameter in network.named_parameters():
-        prefix = f"optimizer.{name}."
-        moments = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    _fill(extra, tensors, path)
+    for learner in learners:
+        _fill(learner.weights(), tensors, path)
+        _fill_moments(learner, tensors, path)
+    return _progress(stored.record, path)
+
+
+def _fill_moments(learner: Learner, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Moments are made by an optimizer's first step; a parameter that the file has none of has not been changed yet."""
+    fused = bool(learner.optimizer.defaults.get("fused"))
+    for start, parameter in learner.parameters().items():
+        moments = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
         if moments:
             _require(all(value.shape in (parameter.shape, ()) for value in moments.values()), path)
-            optimizer.state[parameter] = {key: _like(value, parameter, fused) for key, value in moments.items()}
-    return _progress(stored.record, path)
+            learner.optimizer.state[parameter] = {key: _like(value, parameter, fused) for key, value in moments.items()}
 
 
 def read(path: Path, fix: str) -> weights.Weights:
@@ -83,7 +107,7 @@ def _require(ok: bool, path: Path) -> None:
 
 
 @torch.no_grad()
-def _fill(targets: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
+def _fill(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, target in targets.items():
         if name not in tensors or tensors[name].shape != target.shape:
             raise TrainingError(f"{path} is the state of another network", "resume with the settings the run was started with")

@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import __version__, report
-from vqtok.codec import place
+from vqtok import __version__, losses, report
+from vqtok.codec import load_tokenizer, place
 from vqtok.config import Recipe
 from vqtok.data import Batches, Dataset, whole
 from vqtok.errors import TrainingError, UsageError
+from vqtok.losses.likelihood import PIXEL_VARIANCE
 from vqtok.metrics import usage_perplexity
+from vqtok.train.adversary import Adversary
 from vqtok.train.loop import Run, Step, Task, Validation
+from vqtok.train.state import Learner
 from vqtok.vqvae import VQVAE, to_float, to_uint8
 from vqtok.weights import Weights, fingerprint
 
@@ -35,7 +38,9 @@ class TokenizerTask(Task):
         torch.manual_seed(recipe.seed)
         self.vqvae = place(VQVAE(recipe.tokenizer), run.device)
         self.network = self.vqvae
-        self.codes = recipe.tokenizer.codebook_size
+        self.codes = recipe.tokenizer.codebook_size * recipe.tokenizer.levels
+        self.criterion = place(losses.Criterion(recipe.losses, run.perceptual, recipe.data.size), run.device)
+        self.adversary = Adversary(recipe, run) if recipe.losses.adversarial else None
         data, stage = recipe.data, recipe.tokenizer_training
         self._batches = Batches(
             dataset, parts[0], stage.batch, data.size, recipe.seed, data.flip, data.min_scale, recipe.tokenizer.channels
@@ -44,10 +49,16 @@ class TokenizerTask(Task):
         self._validation = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())     # (V, C, size, size)
         self._call: Any = _compile(self.vqvae) if compiled else self.vqvae
 
+    def learners(self) -> list[Learner]:
+        return [self.adversary.learner] if self.adversary is not None else []
+
     def prepare(self) -> None:
         quantizer = self.vqvae.quantizer
+        if self.run.init is not None:
+            self.vqvae.load_state_dict(load_tokenizer(self.run.init).state_dict(), strict=False)     # it has no training state
+            quantizer.start()
         if quantizer.needs_vectors():
-            quantizer.initialize(self._vectors(max(INITIAL_VECTORS, 4 * self.codes)))
+            quantizer.initialize(self._vectors(max(INITIAL_VECTORS, 4 * quantizer.codebook_size)))
 
     @torch.no_grad()
     def _vectors(self, count: int) -> Tensor:
@@ -64,13 +75,13 @@ class TokenizerTask(Task):
         """uint8 (B, C, H, W) -> float in [-1, 1] on the device."""
         return to_float(torch.as_tensor(pictures).to(self.run.device)).contiguous(memory_format=torch.channels_last)
 
-    def batches(self, start: int, stop: int) -> Generator[np.ndarray, None, None]:
+    def batches(self, start: int, stop: int) -> Generator[tuple[int, np.ndarray], None, None]:
         with closing(self._batches.prefetch(start, stop)) as batches:
-            for pictures, _ in batches:
-                yield pictures
+            for step, (pictures, _) in enumerate(batches, start):
+                yield step, pictures
 
-    def forward(self, batch: np.ndarray) -> Step:
-        pictures = self._to_device(batch)
+    def forward(self, batch: tuple[int, np.ndarray]) -> Step:
+        step, pictures = batch[0], self._to_device(batch[1])
         try:
             output = self._call(pictures)
         except RuntimeError as error:
@@ -78,44 +89,74 @@ class TokenizerTask(Task):
                 raise
             reason = str(error).strip().splitlines()[0]
             raise TrainingError(f"torch.compile fails here: {reason}", "leave --compile out") from None
+        terms = self.criterion(output.reconstruction, pictures)
+        if self.adversary is not None:
+            terms |= self.adversary.generator_terms(output.reconstruction, pictures, step)
         error = (output.reconstruction.detach() - pictures).square().mean() / 4       # of pixels in [0, 1]
-        return Step(output.loss, {"mse": error}, output.indices)
+        return Step(output.loss + sum(terms.values()), {"mse": error, **terms}, self._numbered(output.indices))
+
+    def _numbered(self, indices: Tensor) -> Tensor:
+        """Indices (B, L, h, w) that tell the levels apart: level l's come after all K of the level before."""
+        K, L = self.recipe.tokenizer.codebook_size, self.recipe.tokenizer.levels
+        return indices + K * torch.arange(L, device=indices.device)[:, None, None]
 
     def after_step(self) -> dict[str, float]:
-        return {"restarts": self.vqvae.quantizer.learn()}
+        figures = self.adversary.update() if self.adversary is not None else {}
+        return {"restarts": self.vqvae.quantizer.learn(), **figures}
 
     def summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
-        usage, perplexity = usage_perplexity(counts.cpu().numpy())
+        by_level = counts.cpu().numpy().reshape(self.recipe.tokenizer.levels, -1)        # (L, K)
+        usage, perplexity = min(usage_perplexity(level) for level in by_level)
         psnr = -10 * math.log10(max(window.get("mse", 0.0) / max(window.get("steps", 1), 1), 1e-12))
         figures = {"psnr": psnr, "usage": usage, "perplexity": perplexity}
         return figures, self._sentence(usage, perplexity, int(window.get("restarts", 0)))
 
     def _sentence(self, usage: float, perplexity: float, restarts: int) -> str:
-        """How the codebook does and what was done about dead codes since the last validation."""
-        used = round(usage * self.codes)
-        text = f"{used} of {self.codes} codes are in use ({usage:.1%}), as if {perplexity:.0f} were used equally often"
+        """How the codebook, of several that with the fewest codes in use, does, and what was done about dead codes."""
+        K, L = self.recipe.tokenizer.codebook_size, self.recipe.tokenizer.levels
+        where = f" of the level that uses the fewest, of {L}," if L > 1 else ""
+        used = round(usage * K)
+        text = f"{used} of {K} codes{where} are in use ({usage:.1%}), as if {perplexity:.0f} were used equally often"
         if restarts:
             return f"{text}; {restarts} times a dead code was moved onto a vector of the batch."
         return f"{text}; no code was restarted."
 
     def validate(self) -> Validation:
-        losses, errors, shown = [], [], []
+        sums: dict[str, float] = {}
+        shown: list[Tensor] = []
         for pictures in self._validation.split(self.recipe.tokenizer_training.batch):
             x = self._to_device(pictures)
             output = self.network(x)
-            back = to_uint8(output.reconstruction)
-            losses.append(float(output.loss) * len(x))
-            difference = back.cpu().float() - pictures.float()
-            errors.append(difference.square().mean((1, 2, 3)) / 255**2)      # (B,)
+            figures = {"loss": output.loss}
+            for depth in self._depths():
+                back = output.reconstruction if depth == output.indices.shape[1] else self.vqvae.decode(output.indices[:, :depth])
+                suffix = "" if depth == output.indices.shape[1] else f"_{depth}"
+                figures |= {f"{name}{suffix}": value for name, value in self._measure(pictures, x, back).items()}
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(x)
             if sum(map(len, shown)) < SHEET_PICTURES:
-                shown.append(back.cpu())
-        mse = torch.cat(errors)
-        metrics = {
-            "loss": sum(losses) / len(self._validation),
-            "mse": float(mse.mean()),
-            "psnr": float(-10 * mse.clamp(min=1e-12).log10().mean()),
-        }
-        return Validation(metrics["mse"], metrics, self._sheet(torch.cat(shown)))
+                shown.append(to_uint8(output.reconstruction).cpu())
+        metrics = {name: value / len(self._validation) for name, value in sums.items()}
+        # The score knows nothing of what the adversary wants: by it, the weights from just before that would stay for ever.
+        asked = self.adversary is not None and self.adversary.asked
+        return Validation(self._score(metrics), metrics, self._sheet(torch.cat(shown)), keep=asked)
+
+    def _depths(self) -> list[int]:
+        """At how many levels validation looks: 1, 2, 4, ..., and all."""
+        L = self.recipe.tokenizer.levels
+        return [2**i for i in range(L.bit_length()) if 2**i < L] + [L]
+
+    def _measure(self, pictures: Tensor, x: Tensor, back: Tensor) -> dict[str, Tensor]:
+        """Figures of reconstructions, means over the batch: x are the pictures, uint8 (B, C, H, W), as floats."""
+        difference = to_uint8(back).cpu().float() - pictures.float()
+        mse = difference.square().mean((1, 2, 3)) / 255**2                          # (B,)
+        return {"mse": mse.mean(), "psnr": -10 * mse.clamp(min=1e-12).log10().mean(), **self.criterion(back, x)}
+
+    def _score(self, metrics: dict[str, float]) -> float:
+        """What the best weights have the least of: the mean over the depths of the error and the criterion's terms."""
+        wanted = ("mse", "ms_ssim", "perceptual")
+        parts = [value / PIXEL_VARIANCE if name.startswith("mse") else value for name, value in metrics.items() if name.startswith(wanted)]
+        return sum(parts) / len(self._depths())
 
     def _sheet(self, back: Tensor) -> np.ndarray:
         """Originals over reconstructions, uint8 (H, W, 3)."""

@@ -1,0 +1,44 @@
+"""What a recipe wants of a reconstruction besides its likelihood."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from vqtok.config import LossConfig
+from vqtok.errors import UsageError
+from vqtok.losses import perceptual
+from vqtok.losses.structure import WINDOW, ms_ssim
+
+
+class Criterion(nn.Module):
+    """The terms that a LossConfig gives a weight. It learns nothing."""
+
+    def __init__(self, config: LossConfig, file: Path | None, size: int) -> None:
+        """`file` holds the perceptual weights, needed where config asks for them; `size` is the side of the pictures to come.
+
+        UsageError where both do not go with the config; errors as `perceptual.load`.
+        """
+        super().__init__()
+        self.config = config
+        if config.perceptual and file is None:
+            fix = "give --perceptual FILE (LPIPS weights as safetensors), or leave it out: --set losses.perceptual=0"
+            raise UsageError("the recipe wants the perceptual distance, which needs the weights of its network", fix)
+        if config.ms_ssim and size < WINDOW:
+            raise UsageError(f"MS-SSIM needs pictures of {WINDOW} pixels, these have {size}", "choose a larger --size")
+        self.lpips = perceptual.load(file) if config.perceptual and file is not None else None
+
+    def forward(self, reconstruction: Tensor, pictures: Tensor) -> dict[str, Tensor]:
+        """Each term by name, a scalar that bears its weight; pictures are (B, C, H, W) in [-1, 1]."""
+        terms = {}
+        if self.config.ms_ssim:
+            terms["ms_ssim"] = self.config.ms_ssim * (1 - ms_ssim(reconstruction, pictures))
+        if self.lpips is not None:
+            count = max(1, round(self.config.perceptual_part * len(pictures)))
+            x, y = (_color(part[:count]) for part in (reconstruction, pictures))
+            terms["perceptual"] = self.config.perceptual * self.lpips(x, y).mean()
+        return terms
+
+
+def _color(pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) also of gray pictures."""
+    return pictures.expand(-1, 3, -1, -1)

@@ -1,0 +1,120 @@
+"""The discriminator beside the tokenizer: when it learns, when it is asked, and how much its opinion counts."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vqtok.codec import place
+from vqtok.config import Recipe
+from vqtok.errors import TrainingError
+from vqtok.losses.adversarial import PatchDiscriminator, discriminator_hinge, feature_matching, generator_hinge, lecam
+from vqtok.losses.likelihood import PIXEL_DEVIATION
+from vqtok.train.loop import Run, learning_rate
+from vqtok.train.state import Learner
+
+LEAD = 0.05         # part of all steps that the discriminator learns alone, and again in which its weight rises from 0 to full
+DECAY = 0.99        # of the moving averages (LeCam's own)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a step of the tokenizer has shown."""
+
+    step: int
+    reconstruction: Tensor      # (B, C, H, W) in [-1, 1], without gradient
+    pictures: Tensor            # (B, C, H, W)
+
+
+class Adversary(nn.Module):
+    """A patch discriminator with its optimizer and moving averages: its state_dict and the optimizer's are all its state.
+
+    At each step the tokenizer first minimizes `generator_terms`, then `update` lets the discriminator learn from the same batch.
+    """
+
+    scores: Tensor
+    pull: Tensor
+
+    def __init__(self, recipe: Recipe, run: Run) -> None:
+        super().__init__()
+        self.config, self.stage, self.run = recipe.losses, recipe.tokenizer_training, run
+        self.discriminator = PatchDiscriminator(recipe.tokenizer.channels)
+        self.register_buffer("scores", torch.zeros(2))      # average scores of pictures and of reconstructions
+        self.register_buffer("pull", torch.zeros(()))       # average length of the gradient at the reconstructions
+        place(self, run.device)
+        self.optimizer = torch.optim.Adam(      # little momentum: its task changes with every step of the tokenizer
+            self.parameters(), self.stage.learning_rate, betas=(0.5, 0.9), fused=run.device.type in ("cpu", "cuda")
+        )
+        self.asked_from = math.ceil(self.config.adversarial_start * self.stage.steps)
+        self.lead = math.ceil(LEAD * self.stage.steps)
+        self.learns_from = max(0, self.asked_from - self.lead)      # the steps before cost nothing
+        self._seen: _Seen | None = None
+        self.asked = False      # whether its opinion counted in the last step
+
+    @property
+    def learner(self) -> Learner:
+        return Learner(self, self.optimizer, "adversary.")
+
+    def generator_terms(self, reconstruction: Tensor, pictures: Tensor, step: int) -> dict[str, Tensor]:
+        """What the tokenizer is to minimize besides, by name; nothing before the discriminator is asked. (B, C, H, W) in [-1, 1].
+
+        The scale of scores and features is arbitrary, so the gradient is given a length. VQGAN's adaptive weight (Esser et al.
+        2021, arXiv 2012.09841, eq. 7) would compare gradients at the decoder's last layer, but that takes the whole backward pass
+        once more, LPIPS included, and torch.compile cannot walk its graph twice. Here they are compared at the reconstruction,
+        as EnCodec does it (arXiv 2210.13438, eq. 4), where the gradient of the L1 likelihood has a length known beforehand: the
+        adversarial weight is relative to that. The length is averaged over steps, so that where the discriminator is
+        undecided it says little; and never does a step pull harder than the weight allows.
+        """
+        self.asked = step >= self.asked_from
+        if step >= self.learns_from:
+            self._seen = _Seen(step, reconstruction.detach(), pictures)
+        if not self.asked:
+            return {}
+        leaf = reconstruction.detach().requires_grad_()     # the discriminator's own weights get no gradient here
+        wish = self._wish(leaf, pictures)
+        (gradient,) = torch.autograd.grad(wish, leaf)
+        length = gradient.norm()
+        _follow(self.pull, length, step - self.asked_from)
+        l1 = 1 / (2 * PIXEL_DEVIATION * math.sqrt(leaf.numel()))
+        weight = self.config.adversarial * min(1.0, (step - self.asked_from + 1) / self.lead)
+        factor = weight * l1 / torch.maximum(self.pull, length).clamp(min=1e-12)
+        term = (reconstruction * (factor * gradient)).sum()         # has that gradient, and gets the value of the wish
+        return {"adversarial": term - term.detach() + (factor * wish).detach()}
+
+    def _wish(self, leaf: Tensor, pictures: Tensor) -> Tensor:
+        """What the reconstructions are to be: taken for pictures, and like them in the discriminator's features."""
+        fake = self.discriminator(leaf)
+        wish = generator_hinge(fake.scores)
+        if self.config.feature_matching:
+            with torch.no_grad():
+                real = self.discriminator(pictures)
+            wish = wish + self.config.feature_matching * feature_matching(fake.features, real.features)
+        return wish
+
+    def update(self) -> dict[str, float]:
+        """One step of the discriminator on the batch just seen, at the tokenizer's learning rate; its hinge loss by name."""
+        seen, self._seen = self._seen, None
+        if seen is None:
+            return {}
+        with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
+            opinion = self.discriminator(torch.cat([seen.pictures, seen.reconstruction]))
+        real, fake = opinion.scores.chunk(2)
+        hinge = discriminator_hinge(real, fake)
+        (hinge + self.config.lecam * lecam(real, fake, self.scores)).backward()
+        loss = float(hinge.detach())
+        if not math.isfinite(loss):
+            fix = "the last good checkpoint is kept; start anew with a lower learning rate, or without --adversarial"
+            raise TrainingError(f"tokenizer: the discriminator's loss is {loss:g} at step {seen.step + 1}", fix)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.stage, seen.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        _follow(self.scores, torch.stack([real.mean(), fake.mean()]), seen.step - self.learns_from)
+        return {"discriminator": loss}
+
+
+@torch.no_grad()
+def _follow(average: Tensor, value: Tensor, step: int) -> None:
+    """One step of a moving average; at first faster than DECAY says, or the zeros of the start would be felt for long."""
+    average.lerp_(value, 1 - min(DECAY, (1 + step) / (10 + step)))

@@ -1,0 +1,47 @@
+"""A moving average of a network's weights: the network that is kept, smoother than any step of the one that learns."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+class Average:
+    """Averages of all float tensors of a network but for the training state of its quantizer."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        state = network.state_dict(keep_vars=True).items()
+        self._live = {name: value.detach() for name, value in state if value.is_floating_point() and ".average." not in name}
+        self._mean = {name: value.clone() for name, value in self._live.items()}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages by the names that they have in a state file."""
+        return {f"ema.{name}": value for name, value in self._mean.items()}
+
+    def start(self) -> None:
+        """Takes the weights as they are for their average."""
+        for name, value in self._live.items():
+            self._mean[name].copy_(value)
+
+    def update(self, step: int) -> None:
+        """Follows the weights after `step` steps; at first faster than `decay` says, or the start would be felt for long."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in self._live.items():
+            self._mean[name].lerp_(value, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the network has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, value in self._live.items():
+            kept = value.clone()
+            value.copy_(self._mean[name])
+            self._mean[name].copy_(kept)
