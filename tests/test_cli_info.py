@@ -75,7 +75,7 @@ def test_models_lists_all_and_says_which_are_damaged(toy: Path, tmp_path: Path, 
     assert listed["toy"].items() >= {"prior": True, "labels": ["cat", "dog", "eel"], "bpp": 0.25, "validation": {"psnr": 10.0}}.items()
     assert listed["bare"]["prior"] is False
     table = ok("models").stdout
-    assert re.search(r"toy +4 +16 +0\.250 +10\.00 +3 +yes ", table)
+    assert re.search(r"toy +4 +16 +1 +0\.250 +10\.00 +3 +yes ", table)
     spoil(bare / "tokenizer.safetensors", "truncated")
     done = run("models")
     assert done.exit_code == 1

@@ -324,3 +324,11 @@ def test_parse_color(text: str, color: tuple[int, int, int]) -> None:
 def test_parse_color_refuses(text: str) -> None:
     with pytest.raises(UsageError, match="is no color"):
         parse_color(text)
+
+
+def test_a_tall_picture_is_read_whole(tmp_path: Path) -> None:
+    """Pixels are taken from PIL in strips."""
+    for channels in (1, 3):
+        pixels = np.random.default_rng(0).integers(0, 256, (600, 5, channels), np.uint8)
+        write(tmp_path / f"{channels}.png", pixels)
+        assert (read(tmp_path / f"{channels}.png", channels).pixels == pixels).all()

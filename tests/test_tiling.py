@@ -16,6 +16,9 @@ CONFIGS = [
     TokenizerConfig(downsample=f, fold=fold, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=64, code_dim=4)
     for f, fold in ((2, 1), (4, 4), (8, 4), (16, 2))
 ]
+LEVELS = TokenizerConfig(
+    downsample=16, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=64, code_dim=4, levels=3, normalize=False
+)
 
 
 def stir(network: nn.Module) -> None:
@@ -26,7 +29,7 @@ def stir(network: nn.Module) -> None:
             nn.init.normal_(block.second.weight, std=0.2)
 
 
-@pytest.fixture(params=CONFIGS, ids=lambda c: f"f{c.downsample}-fold{c.fold}")
+@pytest.fixture(params=[*CONFIGS, LEVELS], ids=lambda c: f"f{c.downsample}-fold{c.fold}-levels{c.levels}")
 def stirred(request: pytest.FixtureRequest, tmp_path: Path) -> codec.Model:
     model = codec.load(make_model(tmp_path / "models" / "toy", request.param, None))
     stir(model.network)
@@ -56,6 +59,28 @@ def test_tiled_equals_untiled(stirred: codec.Model, monkeypatch: pytest.MonkeyPa
     assert len(list(codec.tiles(codes.indices.shape[2], codes.indices.shape[3], stirred.config.downsample, 0))) > 8
     assert np.array_equal(stirred.encode(pixels).indices, codes.indices)
     assert np.abs(stirred.decode(codes).astype(int) - decoded).max() <= 1       # float rounding, at most one gray level
+
+
+def test_tiled_equals_untiled_at_every_number_of_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = codec.load(make_model(tmp_path / "models" / "toy", LEVELS, None))
+    stir(model.network)
+    codes = model.encode(picture(150, 210))
+    whole = [model.decode(codes, levels) for levels in (1, 2)]
+    monkeypatch.setattr(codec, "PIXELS_AT_ONCE", 48**2)
+    for levels, decoded in enumerate(whole, 1):
+        assert np.array_equal(model.encode(picture(150, 210), levels=levels).indices, codes.indices[:, :levels])
+        assert np.abs(model.decode(codes, levels).astype(int) - decoded).max() <= 1
+
+
+def test_tiles_of_pictures_that_share_a_grid_but_no_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = codec.load(make_model(tmp_path / "models" / "toy", LEVELS, None))
+    pictures = [picture(*size, seed=i) for i, size in enumerate([(145, 200), (160, 193), (150, 208)])]
+    expected = model.encode_batch(pictures)
+    monkeypatch.setattr(codec, "PIXELS_AT_ONCE", 48**2)
+    codes = model.encode_batch(pictures)
+    assert codes == expected
+    for decoded, original in zip(model.decode_all(codes), pictures, strict=True):
+        assert decoded.shape == original.shape
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"f{c.downsample}-fold{c.fold}")

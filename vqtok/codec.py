@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vqtok import config, images, weights
-from vqtok.codes import Codes, index_dtype
+from vqtok.codes import Codes, choice, counted, index_dtype
 from vqtok.config import PriorConfig, TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.priors import PixelCNN, sample
@@ -60,10 +60,15 @@ def load_tokenizer(path: Path) -> VQVAE:
 
 def _build_tokenizer(stored: weights.Weights, path: Path) -> VQVAE:
     settings = config.from_dict(TokenizerConfig, stored.meta["config"], str(path))
-    with torch.device("meta"):      # no memory is reserved for shapes that a damaged config asks for
-        network = VQVAE(settings)
+    try:
+        with torch.device("meta"):      # no memory is reserved for shapes that a damaged config asks for
+            network = VQVAE(settings)
+    except UsageError as error:         # a quantizer that cannot have that many codes
+        raise FormatError(f"{path}: {error}", "the file is damaged, or written by a newer vqtok") from None
     _fill(network, network.release_state(), stored, path)
-    del network.quantizer.average
+    for module in list(network.modules()):
+        if "average" in dict(module.named_children()):      # training state, which no weights file holds
+            del module.average
     return network.eval()
 
 
@@ -130,24 +135,24 @@ class Model:
             raise FormatError(f"{self.folder.prior} does not say which grid it has learned", "ask for a size: --size 256")
         return grid[0] * self.config.downsample, grid[1] * self.config.downsample
 
-    def encode(self, image: Any, background: images.Color = images.WHITE) -> Codes:
+    def encode(self, image: Any, background: images.Color = images.WHITE, levels: int | None = None) -> Codes:
         """The codes of one picture: a path, bytes, a PIL image, or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
 
-        Any size from 1x1; transparency is laid over `background`. Raises InputError.
+        Any size from 1x1; transparency is laid over `background`; `levels` keeps the first few only. Raises InputError, UsageError.
         """
         pixels = images.from_any(image, self.config.channels, background).pixels
-        return self.encode_batch([pixels])
+        return self.encode_batch([pixels], levels)
 
-    def encode_batch(self, pictures: list[np.ndarray]) -> Codes:
+    def encode_batch(self, pictures: list[np.ndarray], levels: int | None = None) -> Codes:
         """The codes of pictures uint8 (H, W, C), with the model's C, whose sizes fill the same grid; UsageError where they do not."""
-        f = self.config.downsample
+        f, count = self.config.downsample, self._count(levels)
         if len({(-(-p.shape[0] // f), -(-p.shape[1] // f)) for p in pictures}) != 1:
             raise UsageError(f"these {len(pictures)} pictures do not fill one grid", "encode pictures of different sizes one by one")
-        padded = np.stack([images.pad(p, f) for p in pictures])                             # (n, h*f, w*f, C)
-        n, h, w = len(padded), padded.shape[1] // f, padded.shape[2] // f
-        indices = torch.empty(n, self.config.levels, h, w, dtype=torch.int64)
+        h, w = (-(-side // f) for side in pictures[0].shape[:2])
+        indices = torch.empty(len(pictures), count, h, w, dtype=torch.int64)
         for tile in tiles(h, w, f, reach(self.network.encoder, f)):
-            indices[:, :, *tile.core] = self._encode(padded[:, *tile.pixels(f)])[:, :, *tile.inner]
+            padded = np.stack([images.pad(p[tile.pixels(f)], f) for p in pictures])         # (n, a tile's pixels, C)
+            indices[:, :, *tile.core] = self._encode(padded)[:, :count, *tile.inner]
         return self._codes(indices, tuple((p.shape[0], p.shape[1]) for p in pictures))
 
     def _encode(self, pixels: np.ndarray) -> Tensor:
@@ -156,25 +161,30 @@ class Model:
         with torch.inference_mode(), self._autocast():
             return self.network.encode(x.contiguous(memory_format=torch.channels_last))
 
-    def decode(self, codes: Codes) -> np.ndarray:
-        """The one picture in the codes, uint8 (H, W, C), at its original size. Raises ModelError where another model made them."""
+    def decode(self, codes: Codes, levels: int | None = None) -> np.ndarray:
+        """The one picture in the codes, uint8 (H, W, C), at its original size. Raises ModelError where another model made them.
+
+        Codes may hold the model's first levels only; `levels` takes fewer than they hold.
+        """
         if len(codes) != 1:
             raise UsageError(f"these codes hold {len(codes)} pictures", "use decode_all")
-        return self.decode_all(codes)[0]
+        return self.decode_all(codes, levels)[0]
 
-    def decode_all(self, codes: Codes) -> list[np.ndarray]:
-        """Each picture in the codes, uint8 (H, W, C)."""
+    def decode_all(self, codes: Codes, levels: int | None = None) -> list[np.ndarray]:
+        """Each picture in the codes, uint8 (H, W, C). UsageError where `levels` is more than the codes hold."""
         self._check(codes)
-        return [np.ascontiguousarray(images.crop(self._decode(codes.indices[i : i + 1]), *size)) for i, size in enumerate(codes.sizes)]
+        codes = codes if levels is None else codes.first_levels(levels)
+        return [self._decode(codes.indices[i : i + 1], *size) for i, size in enumerate(codes.sizes)]
 
-    def _decode(self, indices: np.ndarray) -> np.ndarray:
-        """uint8 (h*f, w*f, C) from (1, L, h, w)."""
+    def _decode(self, indices: np.ndarray, H: int, W: int) -> np.ndarray:
+        """uint8 (H, W, C) from (1, L, h, w)."""
         f, (h, w) = self.config.downsample, indices.shape[2:]
-        picture = np.empty((h * f, w * f, self.config.channels), np.uint8)
+        picture = np.empty((H, W, self.config.channels), np.uint8)
         for tile in tiles(h, w, f, reach(self.network.decoder, f)):
             output = self._output(indices[:, :, *tile.outer])
             rows, columns = (slice(part.start * f, part.stop * f) for part in tile.inner)
-            picture[tuple(slice(part.start * f, part.stop * f) for part in tile.core)] = self.to_picture(output[:, :, rows, columns])
+            part = picture[tuple(slice(part.start * f, part.stop * f) for part in tile.core)]      # less at the right and bottom edge
+            part[:] = images.crop(self.to_picture(output[:, :, rows, columns]), *part.shape[:2])
         return picture
 
     def output(self, codes: Codes, i: int) -> Tensor:
@@ -207,13 +217,14 @@ class Model:
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        levels: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Codes:
         """Codes of n new pictures of size (H, W), by default the size that the prior has learned.
 
         label is one of `labels` or its number, None takes all in turn; temperature 0 takes the likeliest index everywhere;
-        top_k and top_p keep the likeliest indices alone. On one machine's CPU the seed decides everything. progress gets rows
-        done and rows in all.
+        top_k and top_p keep the likeliest indices alone; levels draws the first few only. On one machine's CPU the seed decides
+        everything. progress gets rows done and rows in all.
         """
         f = self.config.downsample
         height, width = size or self.native_size
@@ -221,7 +232,7 @@ class Model:
             raise UsageError(f"cannot sample {n} pictures of {width}x{height}", "ask for one or more, of 1 to 8192 pixels a side")
         indices = sample(
             self.prior, n, -(-height // f), -(-width // f), labels=self._labels(label, n), seed=seed, temperature=temperature,
-            top_k=top_k, top_p=top_p, progress=progress,
+            top_k=top_k, top_p=top_p, levels=self._count(levels), progress=progress,
         )       # fmt: skip
         return self._codes(indices, ((height, width),) * n)
 
@@ -229,19 +240,21 @@ class Model:
         """Codes of n pictures that keep a part of a picture and invent the rest.
 
         keep is SIDE:PART, as in "top:0.5", with SIDE one of top, bottom, left, right. The prior reads rows from the top: it
-        cannot look ahead at a part kept at the bottom or right. Options as in `sample_codes`, without size; without a label the
-        prior goes by the picture alone.
+        cannot look ahead at a part kept at the bottom or right. Levels that the codes lack are invented in the kept part, too.
+        Options as in `sample_codes`, without size; without a label the prior goes by the picture alone.
         """
         self._check(codes)
         if len(codes) != 1:
             raise UsageError(f"these codes hold {len(codes)} pictures", "complete them one by one")
-        _, L, h, w = codes.indices.shape
+        levels = self._count(options.pop("levels", None))
+        codes = codes.first_levels(min(levels, codes.levels))
+        h, w = codes.indices.shape[2:]
         rows, columns = kept_part(keep, h, w)
-        known = torch.full((n, L, h, w), -1)
-        known[:, :, rows, columns] = torch.from_numpy(codes.indices.astype(np.int64))[:, :, rows, columns]
+        known = torch.full((n, levels, h, w), -1)
+        known[:, : codes.levels, rows, columns] = torch.from_numpy(codes.indices.astype(np.int64))[:, :, rows, columns]
         label = options.pop("label", None)
         options["labels"] = None if label is None else self._labels(label, n)
-        indices = sample(self.prior, n, h, w, known=known, **options)
+        indices = sample(self.prior, n, h, w, known=known, levels=levels, **options)
         return self._codes(indices, codes.sizes * n)
 
     def _labels(self, label: str | int | None, n: int) -> Tensor | None:
@@ -261,6 +274,12 @@ class Model:
         array = indices.cpu().numpy().astype(index_dtype(K))
         return Codes(array, self.name, self.fingerprint, K, self.config.downsample, self.config.channels, sizes)
 
+    def _count(self, levels: int | None) -> int:
+        """How many levels are meant: all, unless fewer are asked for. UsageError where the model has not so many."""
+        if levels is None or 1 <= levels <= self.config.levels:
+            return levels or self.config.levels
+        raise UsageError(f"the model {self.name} has {counted(self.config.levels)}, not {levels}", choice(self.config.levels))
+
     def _check(self, codes: Codes) -> None:
         if codes.fingerprint != self.fingerprint:
             again = "the model was trained again since" if codes.model == self.name else f"or give --model {codes.model}"
@@ -268,9 +287,9 @@ class Model:
                 f"the codes were made with model {codes.model} ({codes.fingerprint}), but this is {self.name} ({self.fingerprint})",
                 f"leave --model out to look for it; {again}",
             )
-        mine = (self.config.codebook_size, self.config.downsample, self.config.channels, self.config.levels)
-        theirs = (codes.codebook_size, codes.downsample, codes.channels, codes.indices.shape[1])
-        if mine != theirs:
+        mine = (self.config.codebook_size, self.config.downsample, self.config.channels)
+        theirs = (codes.codebook_size, codes.downsample, codes.channels)
+        if mine != theirs or codes.levels > self.config.levels:
             raise ModelError(f"the codes do not fit the model {self.name}", "the codes file is damaged: make it again")
 
     def _autocast(self) -> torch.autocast:

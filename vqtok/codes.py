@@ -1,7 +1,8 @@
 """Codes <-> .npz: the file format and its checks.
 
 A codes file is an ordinary .npz: `numpy.load(path, allow_pickle=False)` opens it. Its members, stored or deflated:
-- `indices`: the smallest unsigned integers that hold K - 1, little-endian, C order, (n, L, h, w): pictures, levels, rows, columns
+- `indices`: the smallest unsigned integers that hold K - 1, little-endian, C order, (n, L, h, w): pictures, levels, rows, columns.
+  L may be less than the model's: the first levels alone are a picture too
 - `meta`: a 0-d string, one JSON object in ASCII: "format" (1), "model", "fingerprint" (eight hex digits), "codebook_size" (K),
   "downsample" (f; h is ceil(H / f)), "channels" (1 or 3), and "sizes": the [H, W] of each picture, or one [H, W] for all
 A reader ignores keys and members that it does not know.
@@ -19,14 +20,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vqtok import files
-from vqtok.errors import FormatError
+from vqtok.errors import FormatError, UsageError
 
 FORMAT = 1
 FILE_LIMIT = 4 << 30        # bytes; the file is held in memory while it is read
@@ -77,6 +78,17 @@ class Codes:
         return len(self.indices)
 
     @property
+    def levels(self) -> int:
+        """How many levels are here: the model's first ones, or all of them."""
+        return self.indices.shape[1]
+
+    def first_levels(self, count: int) -> "Codes":
+        """The same pictures at their first `count` levels: fewer bits, less detail. UsageError where so many are not here."""
+        if not 1 <= count <= self.levels:
+            raise UsageError(f"these codes hold {counted(self.levels)}, not {count}", choice(self.levels))
+        return replace(self, indices=np.ascontiguousarray(self.indices[:, :count]))
+
+    @property
     def bits(self) -> float:
         """Bits that the raw indices take: n * L * h * w * log2(K)."""
         return self.indices.size * math.log2(self.codebook_size)
@@ -90,6 +102,27 @@ class Codes:
 def index_dtype(codebook_size: int) -> np.dtype:
     """The smallest unsigned dtype that holds the indices of a codebook of that size."""
     return np.dtype(np.uint8 if codebook_size <= 1 << 8 else np.uint16 if codebook_size <= 1 << 16 else np.uint32)
+
+
+def counted(levels: int) -> str:
+    """'1 level', '8 levels'."""
+    return "1 level" if levels == 1 else f"{levels} levels"
+
+
+def choice(levels: int) -> str:
+    """What to do about a number of levels that is not among those there are."""
+    return "there is only one level: leave the number of levels out" if levels == 1 else f"choose 1 to {levels} levels"
+
+
+def fit(codes: Codes, limit: float) -> tuple[Codes, bytes]:
+    """The codes at the most levels whose file takes at most `limit` bytes, and that file; at one level where even that takes more."""
+    for count in range(codes.levels, 1, -1):
+        cut = codes.first_levels(count)
+        data = to_bytes(cut)
+        if len(data) <= limit:
+            return cut, data
+    cut = codes.first_levels(1)
+    return cut, to_bytes(cut)
 
 
 def to_bytes(codes: Codes) -> bytes:

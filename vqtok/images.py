@@ -186,11 +186,21 @@ def _decode(image: Image.Image, name: str, channels: int, background: Color) -> 
     image, alpha = _split_alpha(image)
     image = _to_srgb(image, profile, notes)
     image = _lay_over(image, alpha, background, notes)
-    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))      # (H, W) or (H, W, 3)
+    pixels = _to_array(image, "L" if channels == 1 else "RGB")
     if channels == 1 and image.mode == "RGB" and (np.asarray(image) != pixels[..., None]).any():
         notes.append("color dropped")
     pixels = _ORIENTATIONS.get(orientation, lambda x: x)(pixels)
-    return np.array(pixels, order="C").reshape(*pixels.shape[:2], channels), tuple(notes)
+    return np.ascontiguousarray(pixels).reshape(*pixels.shape[:2], channels), tuple(notes)
+
+
+def _to_array(image: Image.Image, mode: str) -> np.ndarray:
+    """uint8 (H, W) for mode L, (H, W, 3) for RGB. Strip by strip: taken at once, PIL holds the picture three times more."""
+    image = image if image.mode == mode else image.convert(mode)
+    pixels = np.empty((image.height, image.width, 3)[: 2 if mode == "L" else 3], np.uint8)
+    for top in range(0, image.height, 256):
+        bottom = min(top + 256, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def _orientation(image: Image.Image) -> int:

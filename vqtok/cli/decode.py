@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output
+from vqtok.cli import output, rate
 from vqtok.cli.encode import load, start
 from vqtok.errors import ModelError, VqtokError
 
@@ -26,6 +26,7 @@ def decode(
     inputs: CodesFiles,
     out: o.Output = None,
     model: o.FileModel = None,
+    levels: o.Levels = None,
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
     device: o.Device = None,
@@ -47,7 +48,7 @@ def decode(
     for source, target in jobs:
         try:
             with output.memory_errors(source):
-                results = _decode_one(models, source, target, force, skip_existing)
+                results = _decode_one(models, source, target, levels, force, skip_existing)
         except VqtokError as error:
             batch.fail(error)
             continue
@@ -55,9 +56,15 @@ def decode(
             if json:
                 output.print_json(result)
             else:
-                size = "x".join(map(str, result["size"]))
-                output.say(f"{source} -> {output.named(result['output'])}  {size}, {result['seconds']:.2f} s", quiet)
+                output.say(_summary(result, source), quiet)
     batch.finish()
+
+
+def _summary(result: dict[str, Any], source: "Source") -> str:
+    """img.npz -> img.decoded.png  96x64, 2 of 8 levels, 0.42 s"""
+    size, n, L = "x".join(map(str, result["size"])), result["levels"], result["model_levels"]
+    part = f"{n} of {L} levels, " if n < L else ""
+    return f"{source} -> {output.named(result['output'])}  {size}, {part}{result['seconds']:.2f} s"
 
 
 class _Models:
@@ -88,11 +95,14 @@ class _Models:
             return error
 
 
-def _decode_one(models: _Models, source: "Source", target: Path, force: bool, skip: bool) -> list[dict[str, Any]]:
+def _decode_one(
+    models: _Models, source: "Source", target: Path, levels: int | None, force: bool, skip: bool
+) -> list[dict[str, Any]]:
     """Writes the pictures in one codes file, and returns what there is to say of each."""
     from vqtok import codes, files, images
 
     found = codes.read(source.path or files.read_stdin(codes.FILE_LIMIT))
+    found = found if levels is None else rate.first_levels(found, levels, source)
     targets = _targets(target, len(found))
     if skip and len(found) > 1 and all(os.path.lexists(path) for path in targets):
         return []
@@ -112,7 +122,8 @@ def _decode_one(models: _Models, source: "Source", target: Path, force: bool, sk
     seconds = round(time.perf_counter() - begin, 3)
     return [
         {"input": str(source.path or "-"), "output": str(path), "model": found.model, "fingerprint": found.fingerprint,
-         "size": [picture.shape[1], picture.shape[0]], "seconds": seconds}
+         "size": [picture.shape[1], picture.shape[0]], "levels": found.levels, "model_levels": codec.config.levels,
+         "seconds": seconds}
         for path, picture in zip(targets, pictures, strict=True)
     ]     # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output
+from vqtok.cli import output, rate
 from vqtok.errors import UsageError, VqtokError
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ def encode(
     inputs: Pictures,
     out: o.Output = None,
     model: o.ModelName = None,
+    levels: o.Levels = None,
+    bpp: o.Bpp = None,
+    max_bytes: o.MaxBytes = None,
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
     background: o.Background = "white",
@@ -37,7 +40,8 @@ def encode(
     """Turn pictures into codes: img.png -> img.npz."""
     from vqtok import files, images
 
-    color = images.parse_color(background)
+    color, wanted = images.parse_color(background), rate.Rate.parse(levels, bpp, max_bytes)
+    rate.check_levels(levels, model)
     sources = files.expand(inputs, images.IMAGE_SUFFIXES)
     jobs = [(source, files.output_path(source, ".npz", out, len(sources) > 1)) for source in sources]
     batch, jobs = start(jobs, force, skip_existing, json, quiet)
@@ -46,7 +50,7 @@ def encode(
         assert codec is not None
         try:
             with output.memory_errors(source):
-                result = _encode_one(codec, source, target, force, color)
+                result = _encode_one(codec, source, target, force, color, wanted)
         except VqtokError as error:
             batch.fail(error)
             continue
@@ -105,36 +109,30 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
             raise UsageError(f"{first} and {source} would both become {target}", "rename one of them, or take them one by one with -o")
 
 
-def _encode_one(codec: "Model", source: "Source", target: Path, force: bool, background: tuple[int, int, int]) -> dict[str, Any]:
+def _encode_one(
+    codec: "Model", source: "Source", target: Path, force: bool, background: tuple[int, int, int], wanted: rate.Rate
+) -> dict[str, Any]:
     """Encodes one picture, writes its codes, and returns what there is to say of it."""
-    from vqtok import codes, files, images
+    from vqtok import files, images
 
     begin = time.perf_counter()
     picture = images.read(source.path or files.read_stdin(images.MAX_BYTES), codec.config.channels, background)
-    result = codec.encode_batch([picture.pixels])
-    data = codes.to_bytes(result)
-    if target == files.STDIO:
-        output.write_stdout(data)
-    else:
-        files.write_bytes(target, data, force)
-    _, L, h, w = result.indices.shape
+    result, data = wanted.cut(codec.encode_batch([picture.pixels]), source)
+    output.write(target, data, force)
     height, width = result.sizes[0]
     return {
         "input": str(source.path or "-"), "output": str(target), "model": codec.name, "fingerprint": codec.fingerprint,
-        "size": [width, height], "grid": [w, h, L], "source_bytes": picture.source_bytes, "bytes": len(data),
-        "bpp": round(8 * len(data) / result.pixels, 4), "raw_bpp": round(result.bits / result.pixels, 4),
+        "size": [width, height], "source_bytes": picture.source_bytes, **rate.facts(result, len(data)),
         "seconds": round(time.perf_counter() - begin, 3), "notes": list(picture.notes),
     }     # fmt: skip
 
 
 def _summary(result: dict[str, Any], source: "Source", target: Path) -> str:
     """img.png -> img.npz  96x64x1, 9.1 kB, 0.19 bpp, 41x smaller than PNG, 0.42 s"""
-    from vqtok.files import human_bytes
-
     grid = "x".join(map(str, result["grid"]))
     ratio = result["source_bytes"] / result["bytes"]
     kind = source.path.suffix.lstrip(".").upper() if source.path else ""
     kind = {"JPG": "JPEG", "TIF": "TIFF", "": "the source"}.get(kind, kind)
     compared = f"{ratio:.3g}x smaller than {kind}" if ratio >= 1 else f"{1 / ratio:.3g}x larger than {kind}"
-    size = f"{human_bytes(result['bytes'])}, {result['bpp']:.2f} bpp"
+    size = rate.shown(result["bytes"], result["bpp"])
     return f"{source} -> {output.named(target)}  {grid}, {size}, {compared}, {result['seconds']:.2f} s"

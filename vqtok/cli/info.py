@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output
+from vqtok.cli import output, rate
 from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 
 if TYPE_CHECKING:
@@ -59,15 +59,14 @@ def _codes_facts(codes: "Codes", size: int) -> dict[str, Any]:
     from vqtok import weights
 
     try:
-        home = str(weights.find_by_fingerprint(codes.model, codes.fingerprint).path)
-    except ModelError:
-        home = None
-    n, L, h, w = codes.indices.shape
+        folder = weights.find_by_fingerprint(codes.model, codes.fingerprint)
+        home, levels = str(folder.path), rate.model_levels(folder)
+    except (ModelError, FormatError):       # FormatError: the tensors are there, but their config is damaged
+        home = levels = None
     return {
-        "kind": "codes", "model": codes.model, "fingerprint": codes.fingerprint, "model_path": home, "pictures": n, "grid": [w, h, L],
-        "codebook_size": codes.codebook_size, "downsample": codes.downsample, "channels": codes.channels,
-        "sizes": [[width, height] for height, width in sorted(set(codes.sizes))], "bytes": size,
-        "bpp": round(8 * size / codes.pixels, 4), "raw_bpp": round(codes.bits / codes.pixels, 4),
+        "kind": "codes", "model": codes.model, "fingerprint": codes.fingerprint, "model_path": home, "pictures": len(codes),
+        "model_levels": levels, "codebook_size": codes.codebook_size, "downsample": codes.downsample, "channels": codes.channels,
+        "sizes": [[width, height] for height, width in sorted(set(codes.sizes))], **rate.facts(codes, size),
     }     # fmt: skip
 
 
@@ -111,6 +110,10 @@ def _rows(facts: dict[str, Any], indent: str = "") -> Iterator[list[str]]:
             yield from _rows(value, indent + "  ")
         elif key == "model_path":
             yield ["decodes with", value or "no model here: give its folder to vqtok decode --model"]
+        elif key == "levels" and facts.get("model_levels"):
+            yield [name, f"{value} of {facts['model_levels']}"]
+        elif key == "model_levels":     # told beside the file's own
+            continue
         else:
             yield [name, human_bytes(value) if key == "bytes" else _shown(value)]
 
@@ -149,9 +152,9 @@ def models(json: o.Json = False) -> None:
         for facts in found:
             output.print_json(facts)
     elif found:
-        headers = ["model", "f", "K", "bpp", "PSNR, dB", "labels", "prior", "size", "fingerprint"]
+        headers = ["model", "f", "K", "levels", "bpp", "PSNR, dB", "labels", "prior", "size", "fingerprint"]
         output.print_table(rich_table(headers, [_row(m) for m in found]))
-        output.say("f: pixels a code along each axis. K: number of codes. bpp: bits per pixel. PSNR: of validation pictures.")
+        output.say("f: pixels a code along each axis. K: codes at each level. bpp: bits per pixel. PSNR: of validation pictures.")
     batch.finish()
 
 
@@ -162,7 +165,7 @@ def _listed(model: "ModelFolder") -> dict[str, Any]:
     metrics, labels = record.get("metrics"), prior["config"].get("labels") if prior else []
     return {
         **{key: facts[key] for key in ("name", "path", "fingerprint", "bytes", "bpp")},
-        "downsample": config["downsample"], "codebook_size": config["codebook_size"],
+        "downsample": config["downsample"], "codebook_size": config["codebook_size"], "levels": config["levels"],
         "validation": metrics if isinstance(metrics, dict) else {},
         "labels": labels if isinstance(labels, list) else [], "prior": prior is not None,
     }     # fmt: skip
@@ -173,6 +176,6 @@ def _row(m: dict[str, Any]) -> list[Any]:
 
     psnr = m["validation"].get("psnr")
     return [
-        m["name"], m["downsample"], m["codebook_size"], f"{m['bpp']:.3f}", f"{psnr:.2f}" if isinstance(psnr, float) else "",
+        m["name"], m["downsample"], m["codebook_size"], m["levels"], f"{m['bpp']:.3f}", f"{psnr:.2f}" if isinstance(psnr, float) else "",
         len(m["labels"]) or "none", "yes" if m["prior"] else "no", human_bytes(m["bytes"]), m["fingerprint"],
     ]     # fmt: skip

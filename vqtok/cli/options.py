@@ -28,6 +28,13 @@ Device = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or mps. Default: VQTOK_DEVICE, else auto: the fastest.")
 ]
 Precision = Annotated[str, typer.Option("--precision", metavar="PRECISION", help="fp32, or bf16: faster, and some indices differ.")]
+Levels = Annotated[
+    int | None, typer.Option("--levels", metavar="N", help="Use the first N levels only: fewer bits, less detail. Default: all.", min=1)
+]
+Bpp = Annotated[float | None, typer.Option("--bpp", metavar="X", help="Use as many levels as X bits per pixel of the file allow.")]
+MaxBytes = Annotated[
+    str | None, typer.Option("--max-bytes", metavar="SIZE", help="Use as many levels as a file of SIZE allows: 2000, 2k, 2KiB.")
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of all random draws.", min=0, max=2**31 - 1)]
 Background = Annotated[
     str, typer.Option("--background", metavar="COLOR", help="Color that transparency is laid over: white, #ff8800 or 255,136,0.")

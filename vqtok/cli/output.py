@@ -83,6 +83,14 @@ def write_stdout(data: bytes) -> None:
         raise OutputError(f"cannot write to standard output: {reason}", "free some space there, or send it elsewhere") from None
 
 
+def write(target: Path, data: bytes, force: bool) -> None:
+    """A result's bytes to its file, or to standard output."""
+    if target == files.STDIO:
+        write_stdout(data)
+    else:
+        files.write_bytes(target, data, force)
+
+
 def _leave_quietly() -> NoReturn:
     """The reader has gone (`| head`): nobody is left to tell."""
     _drop_stdout()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output
+from vqtok.cli import output, rate
 from vqtok.cli.encode import load
 from vqtok.cli.progress import bar
 from vqtok.errors import UsageError
@@ -56,6 +56,7 @@ def sample(
         str | None,
         typer.Option("--keep", help=f"What --complete keeps, as in left:0.25. Default: {DEFAULT_KEEP}.", metavar="SIDE:PART"),
     ] = None,
+    levels: o.Levels = None,
     seed: o.Seed = 0,
     force: o.Force = False,
     device: o.Device = None,
@@ -67,9 +68,10 @@ def sample(
     _check_together(size, complete, keep)
     wanted = _parse_size(size)
     target = _target(out, n, json, force)
+    rate.check_levels(levels, model)
     codec = load(model, device, "fp32", verbose)
     begin = time.perf_counter()
-    options = {"label": label, "seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    options = {"label": label, "seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p, "levels": levels}
     with output.memory_errors(f"{n} pictures at once"), bar("sample", quiet) as progress:
         if complete is None:
             _check_sheet(target, n, wanted or codec.native_size)

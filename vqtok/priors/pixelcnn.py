@@ -109,15 +109,16 @@ class PixelCNN(nn.Module):
     def forward(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits (B, L, h, w, K) for int64 indices (B, L, h, w); (l, i, j) sees the levels below l, and level l before (i, j).
 
+        Indices of the first few levels alone do as well: no level needs to know of those above it.
         Labels (B,) are class numbers, -1 for none; None is -1 for all. A prior without classes does not look at them.
         """
         hidden = self.hidden(indices, labels)
-        return torch.stack([read(hidden[:, level]) for level, read in enumerate(self.readout)], dim=1)
+        return torch.stack([read(hidden[:, level]) for level, read in enumerate(self.readout[: indices.shape[1]])], dim=1)
 
     def hidden(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B, L, h, w, 2C): all but the last layer."""
         B, L, h, w = indices.shape
-        assert self.config.levels == L, f"{L} levels in, {self.config.levels} in the prior"
+        assert self.config.levels >= L, f"{L} levels in, {self.config.levels} in the prior"
         embedded = self.embedding(_offset(indices, self.config.codebook_size))          # (B, L, h, w, C)
         embedded = embedded.reshape(B * L, h, w, -1).permute(0, 3, 1, 2)                # (B*L, C, h, w), channels last
         context = None if self.context is None else self.context(indices).flatten(0, 1)

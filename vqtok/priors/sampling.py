@@ -34,9 +34,10 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
     known: Tensor | None = None,
+    levels: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Draws n grids of h x w: int64 (n, L, h, w), on the prior's device.
+    """Draws n grids of h x w: int64 (n, L, h, w), on the prior's device, or of their first `levels` levels only.
 
     Labels are class numbers, -1 for none, or one number for all. Temperature 0 takes the likeliest index; `top_k` keeps the k
     likeliest; `top_p` keeps the likeliest that together reach that probability (after `top_k`). `known` (n, L, h, w) holds
@@ -45,9 +46,11 @@ def sample(
     Picture i has random numbers of its own, from (seed, i). On a CPU the same call gives the same grids; another n gives the same
     picture i, unless a draw lies within rounding (about 1e-6) of the border between two indices. Raises UsageError.
     """
-    L, K = prior.config.levels, prior.config.codebook_size
+    L, K = prior.config.levels if levels is None else levels, prior.config.codebook_size
     device = prior.embedding.weight.device
     _check_options(n, h, w, temperature, top_k, top_p)
+    if not 1 <= L <= prior.config.levels:
+        raise UsageError(f"{L} levels cannot be drawn: the prior has {prior.config.levels}", f"choose 1 to {prior.config.levels}")
     known = torch.full((n, L, h, w), -1) if known is None else _check_known(known.cpu(), (n, L, h, w), K)
     uniform = _uniform(seed, n, L * h * w).view(n, L, h, w)
     uniform = uniform.to(device, torch.float32 if device.type == "mps" else torch.float64)      # MPS has no float64
