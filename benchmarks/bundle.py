@@ -1,6 +1,6 @@
 """Makes a bundled model of a finished run: weights, samples, and a card with figures on test data.
 
-    python benchmarks/bundle.py RUN NAME --test DATA --about ABOUT.md [--sample "-n 40 --top-p 0.9"]
+    python benchmarks/bundle.py RUN NAME --test DATA --about ABOUT.md [--lpips FILE] [--sample "-n 40 --top-p 0.9"]
 
 RUN is the folder of `vqtok train`; ABOUT.md holds what only a person knows: data and its licence, machine, how the run went, what the
 pictures look like. Figures come from `vqtok eval DATA --json`, the samples from `vqtok sample`; the card names the commands.
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from vqtok import weights
 from vqtok.report import markdown
@@ -27,15 +28,41 @@ def vqtok(*words: str) -> str:
     return subprocess.run([sys.executable, "-m", "vqtok", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def figures_table(figures: dict[str, float | None]) -> str:
+def figures_table(figures: dict[str, Any]) -> str:
     names = {
-        "pictures": "pictures", "psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "normalized_error": "error / variance",
+        "pictures": "pictures", "psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "lpips": "LPIPS (v0.1)",
+        "normalized_error": "error / variance",
         "usage": "codes used", "perplexity": "perplexity", "bpp": "bits per pixel, raw", "bpp_packed": "bits per pixel, .npz files",
         "bpp_coded": "bits per pixel, by the prior's cross-entropy", "bits_per_dim": "bits per dimension",
     }     # fmt: skip
     shown = {key: value for key in names if (value := figures.get(key)) is not None}
     rows = [[names[key], f"{value:.2%}" if key == "usage" else f"{value:.5g}"] for key, value in shown.items()]
     return markdown(["figure", "value"], rows)
+
+
+def levels_table(figures: dict[str, Any]) -> str:
+    """A row for each number of levels, with the bits per pixel that AVIF needs for the same LPIPS, or MS-SSIM where that is not known."""
+    columns = {
+        "levels": ("levels", "d"), "bpp": ("bpp, raw", ".4f"), "bpp_packed": ("in files", ".4f"), "bpp_coded": ("by the prior", ".4f"),
+        "psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f"), "ms_ssim": ("MS-SSIM", ".4f"), "lpips": ("LPIPS", ".4f"),
+        "usage": ("used", ".1%"), "perplexity": ("perplexity", ".0f"),
+    }     # fmt: skip
+    rows = [
+        [None if row[key] is None else format(row[key], style) for key, (_, style) in columns.items()]
+        + [None if row["needs"].get("avif") is None else format(row["needs"]["avif"], ".3f")]
+        for row in figures["levels"]
+    ]
+    return markdown([*(name for name, _ in columns.values()), "AVIF needs"], rows)
+
+
+def codecs_table(figures: dict[str, Any]) -> str:
+    """The other codecs at the bytes of our files."""
+    columns = {"bpp": ".4f", "psnr": ".2f", "ms_ssim": ".4f", "lpips": ".4f"}
+    rows = [
+        [row["codec"], row["levels"], *(None if row[key] is None else format(row[key], style) for key, style in columns.items())]
+        for row in figures["codecs"] if row["times"] == 1
+    ]     # fmt: skip
+    return markdown(["codec", "at the bytes of", "bpp", "PSNR, dB", "MS-SSIM", "LPIPS"], rows)
 
 
 def training_table(folder: Path) -> str:
@@ -56,6 +83,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--about", type=Path, required=True)
+    parser.add_argument("--lpips", type=Path)
     parser.add_argument("--sample", default="-n 40")
     options = parser.parse_args()
     folder = MODELS / options.name
@@ -63,12 +91,14 @@ def main() -> None:
     for name in ("tokenizer.safetensors", "prior.safetensors", "recipe.toml"):
         shutil.copy(options.run / name, folder / name)
     sample = ["sample", "--model", options.name, *shlex.split(options.sample)]
-    evaluate = ["eval", options.test.name, "--model", options.name]
+    measure = ["--lpips", str(options.lpips)] if options.lpips else []
+    evaluate = ["eval", options.test.name, "--model", options.name, *(["--lpips", options.lpips.name] if options.lpips else [])]
     vqtok(*sample, "-f", "-o", str(folder / "samples.png"))
-    figures = json.loads(vqtok("eval", str(options.test), "--model", options.name, "--json"))
+    figures = json.loads(vqtok("eval", str(options.test), "--model", options.name, "--json", *measure))
+    several = "\n".join([levels_table(figures), codecs_table(figures)]) + "\n" if len(figures["levels"]) > 1 else ""
     card = (
         f"# {options.name} ({figures['fingerprint']})\n\n{options.about.read_text(encoding='utf-8').strip()}\n\n"
-        f"## Figures\n\n`vqtok {shlex.join(evaluate)}`, on pictures it was never trained on:\n\n{figures_table(figures)}\n"
+        f"## Figures\n\n`vqtok {shlex.join(evaluate)}`, on pictures it was never trained on:\n\n{figures_table(figures)}\n{several}"
         f"## Training\n\n{training_table(folder)}\n`recipe.toml` holds every setting.\n\n"
         f"## Samples\n\n`vqtok {shlex.join(sample)}`:\n\n![samples](samples.png)\n"
     )

@@ -22,7 +22,7 @@ import vqtok
 from vqtok import codec, codes, weights
 from vqtok.cli import app, output
 
-MINE = ("encode", "decode", "sample", "eval", "info", "models")
+MINE = ("encode", "decode", "truncate", "sample", "eval", "info", "models")
 COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands      # type: ignore[attr-defined]
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -63,6 +63,9 @@ class Case:
 CASES = [
     Case("encode", "--output", "o.npz", "a.png"),
     Case("encode", "--model", "other", "a.png"),
+    Case("encode", "--levels", "2", "a.png"),       # of a model with one: an error. What they do: test_cli_levels.py
+    Case("encode", "--bpp", "0.01", "a.png"),
+    Case("encode", "--max-bytes", "9", "a.png"),
     Case("encode", "--force", None, "a.png", before=["a.npz"]),
     Case("encode", "--skip-existing", None, "a.png", before=["a.npz"]),
     Case("encode", "--background", "black", "alpha.png"),
@@ -73,6 +76,7 @@ CASES = [
     Case("encode", "--verbose", None, "a.png"),
     Case("decode", "--output", "o.png", "ready.npz"),
     Case("decode", "--model", "other", "ready.npz"),
+    Case("decode", "--levels", "2", "ready.npz"),
     Case("decode", "--force", None, "ready.npz", before=["ready.decoded.png"]),
     Case("decode", "--skip-existing", None, "ready.npz", before=["ready.decoded.png"]),
     Case("decode", "--device", "nonsense", "ready.npz"),
@@ -80,6 +84,15 @@ CASES = [
     Case("decode", "--json", None, "ready.npz"),
     Case("decode", "--quiet", None, "ready.npz"),
     Case("decode", "--verbose", None, "ready.npz"),
+    Case("truncate", "--levels", "1", "ready.npz"),
+    Case("truncate", "--bpp", "9", "ready.npz"),
+    Case("truncate", "--max-bytes", "1k", "ready.npz"),
+    Case("truncate", "--output", "o.npz", "ready.npz", "--levels", "1"),
+    Case("truncate", "--force", None, "ready.npz", "--levels", "1", before=["ready.truncated.npz"]),
+    Case("truncate", "--skip-existing", None, "ready.npz", "--levels", "1", before=["ready.truncated.npz"]),
+    Case("truncate", "--json", None, "ready.npz", "--levels", "1"),
+    Case("truncate", "--quiet", None, "ready.npz", "--levels", "1"),
+    Case("sample", "--levels", "2", "-o", "s.npz"),
     Case("sample", "--number", "2", "-o", "s.npz"),
     Case("sample", "--output", "o.png"),
     Case("sample", "--model", "other", "-o", "s.npz"),
@@ -99,7 +112,11 @@ CASES = [
     Case("eval", "--model", "other", "pictures"),
     Case("eval", "--split", "train", "--limit", "2"),
     Case("eval", "--limit", "1", "pictures"),
+    Case("eval", "--levels", "2", "pictures"),
+    Case("eval", "--lpips", "missing.safetensors", "pictures"),
+    Case("eval", "--codecs", "jpeg", "pictures"),
     Case("eval", "--sheet", "sheet.png", "pictures"),
+    Case("eval", "--plot", "rd.svg", "pictures"),
     Case("eval", "--force", None, "pictures", "--sheet", "sheet.png", before=["sheet.png"]),
     Case("eval", "--device", "nonsense", "pictures"),
     Case("eval", "--precision", "bf16", "pictures", "--json"),

@@ -19,7 +19,7 @@ LAYERS = (
 )
 LATER = ("entropy",)    # has its place, but is not written yet; this line goes when it is
 WITHOUT_TORCH = LAYERS[:LAYERS.index("quantizers")]
-PACKAGES = ("data", "priors", "quantizers", "train", "cli")
+PACKAGES = ("data", "evaluate", "losses", "priors", "quantizers", "report", "train", "cli")
 PRINTERS = ("cli", "__main__")
 PRINTS = ("print", "input", "typer.echo", "typer.secho", "rich.print", "traceback.print_exc")
 PRINTING_MODULES = ("rich.console", "rich.progress", "rich.live", "rich.print", "typer", "sys.stdout", "sys.stderr")

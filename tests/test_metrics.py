@@ -169,3 +169,11 @@ def test_normalized_error_is_one_for_the_mean_and_zero_for_a_copy():
 def test_normalized_error_of_data_that_never_vary():
     assert metrics.normalized_error(0, 0, 10) == 0
     assert metrics.normalized_error(1, 0, 10) == math.inf
+
+
+@pytest.mark.parametrize(("H", "W", "C"), [(9, 40, 1), (47, 30, 3), (180, 190, 3)])
+def test_both_similarities_at_once(H: int, W: int, C: int):
+    a, b = noisy_pair(H, W, C)
+    assert metrics.similarities(a, b) == (metrics.ssim(a, b), metrics.ms_ssim(a, b))
+    with pytest.raises(InputError):
+        metrics.similarities(a, b[1:])

@@ -1,4 +1,5 @@
 import io
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -148,3 +149,58 @@ def test_rich_table_shows_names_as_they_are():
     text = out.getvalue()
     assert all(part in text for part in ("[red]a[/red].png", "[b]PSNR[/b]", "[i]models[/i]", "31.5"))
     assert "\x1b" not in text
+
+
+# Curves
+
+
+SERIES = report.Series("a <b>", [(0.05, 0.5), (0.2, 0.25), (0.1, 0.4), (0.3, float("nan"))])
+
+
+def marks(svg: bytes, tag: str) -> list[dict[str, str]]:
+    root = ElementTree.fromstring(svg)
+    return [element.attrib for element in root.iter(f"{{http://www.w3.org/2000/svg}}{tag}")]
+
+
+def test_curves_stand_where_their_axes_say():
+    svg = report.plot_svg("title & more", [report.Panel("LPIPS", "bits", [SERIES])])
+    dots = [(float(dot["cx"]), float(dot["cy"])) for dot in marks(svg, "circle")][1:]       # the first is the legend's
+    assert len(dots) == 3
+    (x1, y1), (x2, y2), (x3, y3) = dots      # sorted by x
+    assert y1 < y2 < y3     # larger is higher up
+    assert x2 - x1 == pytest.approx(x3 - x2, abs=0.2)       # each twice the bits of the one before
+    assert y2 - y1 == pytest.approx((0.5 - 0.4) / (0.4 - 0.25) * (y3 - y2), abs=0.2)
+    texts = {e.text: e.attrib for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}
+    assert {"title & more", "a <b>", "LPIPS", "bits"} <= set(texts)
+    assert float(texts["0.1"]["x"]) == pytest.approx(x2, abs=0.1)
+    assert float(texts["0.4"]["y"]) - 4 == pytest.approx(y2, abs=0.1)
+
+
+def test_both_formats_show_the_same():
+    panels = [report.Panel("A", "bits", [SERIES]), report.Panel("B", "bits", [report.Series("second", [(1.0, 2.0)])])]
+    svg, pixels = report.plot_svg("t", panels), report.plot_picture("t", panels)
+    root = ElementTree.fromstring(svg)
+    assert pixels.shape == (2 * int(root.attrib["height"]), 2 * int(root.attrib["width"]), 3)
+    for dot in marks(svg, "circle"):
+        color = tuple(int(dot["fill"][i : i + 2], 16) for i in (1, 3, 5))
+        assert tuple(pixels[round(2 * float(dot["cy"])), round(2 * float(dot["cx"]))]) == color
+    assert len({dot["fill"] for dot in marks(svg, "circle")}) == 2
+
+
+@pytest.mark.parametrize("values", [[1.0], [0.02, 4.0], [0.5, 0.51], [0.0, 0.0], [-3.0, 7.0], [1e-9, 2e-9], [float("inf")]])
+def test_axes_of_any_values_hold_them(values: list[float]):
+    svg = report.plot_svg("t", [report.Panel("p", "x", [report.Series("s", [(abs(v) + 0.01, v) for v in values])])])
+    width, height = (float(ElementTree.fromstring(svg).attrib[side]) for side in ("width", "height"))
+    for dot in marks(svg, "circle"):
+        assert 0 < float(dot["cx"]) < width
+        assert 0 < float(dot["cy"]) < height
+    labels = [t for t in marks(svg, "text") if t["text-anchor"] == "middle"]
+    assert len(labels) >= 3 or values == [float("inf")]
+
+
+def test_labels_under_pictures_side_by_side():
+    rows = [[flat(5, 90, RED), flat(5, 90, GREEN)]]
+    bare, labeled = report.side_by_side(rows), report.side_by_side(rows, labels=[["2 kB", ""]])
+    assert labeled.shape[0] > bare.shape[0]
+    assert ink(labeled[9:, :98], report.WHITE) > 30
+    assert ink(labeled[9:, 98:], report.WHITE) == 0

@@ -47,8 +47,14 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
     small pictures compare only with figures of the same size. A factor below 0 counts as 0. Between scales, 2x2 means; an odd
     last row or column is dropped. Both are uint8 (H, W, C); raises InputError where they are not. Wang et al. 2003, eq. 7.
     """
+    return similarities(a, b)[1]
+
+
+def similarities(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """SSIM and MS-SSIM, as `ssim` and `ms_ssim` give them, in the time of one: the finest scale is SSIM. InputError as there."""
     _check_pair(a, b)
-    return float(np.mean([_ms_similarity(a[..., c], b[..., c]) for c in range(a.shape[2])]))
+    single, several = np.mean([_similarities(a[..., c], b[..., c]) for c in range(a.shape[2])], axis=0)
+    return float(single), float(several)
 
 
 def usage_perplexity(counts: np.ndarray) -> tuple[float, float]:
@@ -134,16 +140,18 @@ def _maps(a: np.ndarray, b: np.ndarray, down: np.ndarray, along: np.ndarray) -> 
     return (2 * covariance + C2) / (variances + C2), (2 * product + C1) / (squares + C1)
 
 
-def _ms_similarity(a: np.ndarray, b: np.ndarray) -> float:
+def _similarities(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """SSIM and MS-SSIM of one channel (H, W)."""
     weights = SCALE_WEIGHTS[:_scales(min(a.shape))]
-    value = 1.0
+    single, value = 0.0, 1.0
     for scale, weight in enumerate(weights):
         if scale:
             a, b = _halve(a), _halve(b)
         similarity, structure = _similarity(a, b)
+        single = single if scale else similarity
         factor = similarity if scale == len(weights) - 1 else structure     # luminance counts at the coarsest scale only
         value *= max(factor, 0.0) ** (weight / sum(weights))
-    return value
+    return single, value
 
 
 def _scales(side: int) -> int:

@@ -1,12 +1,11 @@
-"""Contact sheets of pictures, and tables: what a person looks at after training, sampling and evaluation."""
+"""Contact sheets of pictures."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
+
+from vqtok.report.tables import plain
 
 Color = tuple[int, int, int]
 
@@ -44,58 +43,23 @@ def side_by_side(
     gap: int = 4,
     background: Color = WHITE,
     scale: int = 1,
+    labels: Sequence[Sequence[str]] | None = None,
 ) -> np.ndarray:
     """Pictures to compare, one row each, say original and reconstruction; `headings`, if any, stand over the columns.
 
-    Pictures are as in `sheet`; all rows are of equal length. Returns uint8 (H, W, 3).
+    Pictures are as in `sheet`, and so are `labels`, a row of them for each row; all rows are of equal length. Returns uint8 (H, W, 3).
     """
     columns = len(rows[0])
     assert columns >= 1
     assert all(len(row) == columns for row in rows)
     assert len(headings) in (0, columns)
     cells = [_enlarge(picture, scale) for row in rows for picture in row]
+    if labels is not None:
+        texts = [label for line in labels for label in line]
+        cells = [_caption(cell, text, background) for cell, text in zip(cells, texts, strict=True)]
     widths = [max(cell.shape[1] for cell in cells[column::columns]) for column in range(columns)]
     titles = [_text(heading, max(width, LABEL_WIDTH), background) for heading, width in zip(headings, widths, strict=False)]
     return _grid(titles + cells, columns, gap, background)
-
-
-def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table, ending in a newline; columns of numbers are aligned to the right, None is left blank."""
-    assert all(len(row) == len(headers) for row in rows)
-    cells = [[_plain(value).replace("|", "\\|") for value in row] for row in (headers, *rows)]
-    columns = list(zip(*cells, strict=True))
-    widths = [max(3, *map(len, column)) for column in columns]
-    right = [_numeric(column[1:]) for column in columns]
-    rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right, strict=True)]
-    lines = [
-        [cell.rjust(width) if r else cell.ljust(width) for cell, width, r in zip(row, widths, right, strict=True)]
-        for row in (cells[0], rule, *cells[1:])
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def rich_table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> Table:
-    """The same table for the terminal. Cells are shown as they are: no markup, no control characters."""
-    assert all(len(row) == len(headers) for row in rows)
-    table = Table(title=Text(_plain(title), no_wrap=True, overflow="ignore") if title else None, title_justify="left", box=SIMPLE_HEAD)
-    cells = [[_plain(value) for value in row] for row in rows]
-    for i, header in enumerate(headers):
-        table.add_column(Text(_plain(header)), justify="right" if _numeric([row[i] for row in cells]) else "left")
-    for row in cells:
-        table.add_row(*map(Text, row))
-    return table
-
-
-def _plain(value: object) -> str:
-    """One line of text. File names may hold line breaks, terminal escapes and undecodable bytes: they become spaces."""
-    text = "" if value is None else str(value)
-    return "".join(character if character.isprintable() else " " for character in text)
-
-
-def _numeric(column: Sequence[str]) -> bool:
-    """Whether every cell that is not blank begins like a number: `31.2 dB`, `-0.5`, `1,650`, `inf`."""
-    filled = [cell for cell in column if cell]
-    return bool(filled) and all(cell.lstrip("+-")[:1].isdigit() or cell in ("inf", "-inf", "nan") for cell in filled)
 
 
 def _enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
@@ -112,7 +76,7 @@ def _enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
 def _text(text: str, width: int, background: Color) -> np.ndarray:
     """One line of text, cut to `width` pixels: uint8 (LINE_HEIGHT, at most width, 3), in the ink that shows on the background."""
     font = ImageFont.load_default(FONT_SIZE)
-    whole = line = _plain(text)[:width]        # no glyph is narrower than a pixel
+    whole = line = plain(text)[:width]        # no glyph is narrower than a pixel
     while line and font.getlength(line) > width:
         whole = whole[:-1]
         line = whole.rstrip() + "..." if whole else ""
