@@ -18,7 +18,7 @@ from vqtok import weights
 from vqtok.report import markdown
 
 RATES = (0.04, 0.08, 0.16, 0.32)        # a row's figure stands under the highest of these that its bits do not exceed
-BASE = ["--preset", "photo", "--stage", "tokenizer", "--size", "96", "--ms-ssim", "0", "--set", "data.validation_max=32"]
+BASE = ["--preset", "photo", "--stage", "tokenizer", "--size", "64", "--ms-ssim", "0", "--set", "data.validation_max=32"]
 ROWS: dict[str, tuple[str, list[str]]] = {
     "base": ("the photo preset: ema, D = 32, 8 levels of 1,024 codes, f16, fold 4; no losses besides Charbonnier", []),
     "vq": ("codebooks learned by gradient (vq)", ["--quantizer", "vq"]),

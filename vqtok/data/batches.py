@@ -1,5 +1,6 @@
 """Shuffled, cropped batches in which every batch is a pure function of its step: resuming needs the step and nothing else."""
 
+import os
 import threading
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -91,8 +92,12 @@ class Batches:
         labels = np.array([self.dataset.label(int(index)) for index in chosen], np.int64)
         return Batch(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels)     # (B, C, size, size)
 
-    def prefetch(self, start: int, stop: int | None = None, workers: int = 2) -> Generator[Batch, None, None]:
-        """Batches start, start + 1, ... up to stop, in order, made ahead of time by a few threads, which end when it is closed."""
+    def prefetch(self, start: int, stop: int | None = None, workers: int | None = None) -> Generator[Batch, None, None]:
+        """Batches start, start + 1, ... up to stop, in order, made ahead of time by threads, which end when it is closed.
+
+        There are as many as processors, up to 16: one reads some 300 photographs a second, and a GPU wants thousands.
+        """
+        workers = workers or max(2, min(16, os.cpu_count() or 2))
         pool = ThreadPoolExecutor(workers, thread_name_prefix="vqtok-data")
         waiting: list[Future[Batch]] = []
         step = start
