@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.numpy
 from cli_helpers import fingerprints, small, train
+from test_criterion import lpips_tensors
 from typer.testing import CliRunner
 
 from vqtok import train as training
 from vqtok.cli import app
 from vqtok.config import Recipe, read_recipe
+from vqtok.losses.perceptual import ALEX
 
 pytestmark = pytest.mark.usefixtures("few_vectors")
 
@@ -37,12 +40,11 @@ FLAGS: list[tuple[list[str], str, Any]] = [
     (["--levels", "3", "--no-normalize"], "prior.levels", 3),
     (["--level-dropout", "0.3"], "tokenizer.level_dropout", 0.3),
     (["--ms-ssim", "0.3"], "losses.ms_ssim", 0.3),
-    (["--perceptual-weight", "0.3"], "losses.perceptual", 0.3),
     (["--adversarial", "0.3"], "losses.adversarial", 0.3),
     (["--optimizer", "adamw"], "tokenizer_training.optimizer", "adamw"),
     (["--ema", "0.3"], "tokenizer_training.ema", 0.3),
-    (["--perceptual", "vgg.safetensors"], "losses.perceptual", 1.0),
-    (["--perceptual", "vgg.safetensors", "--perceptual-weight", "0.3"], "losses.perceptual", 0.3),
+    (["--perceptual", "lpips.safetensors"], "losses.perceptual", 1.0),
+    (["--perceptual", "lpips.safetensors", "--perceptual-weight", "0.3"], "losses.perceptual", 0.3),
     (["--precision", "bf16"], "precision", "bf16"),
     (["--seed", "0"], "seed", 0),
     (["--set", "prior.width=20"], "prior.width", 20),
@@ -60,6 +62,8 @@ def test_flag_reaches_the_recipe(
     plain = training.new(training.Wanted("data", values=read_recipe(tmp_path / "small.toml")))[0].recipe.to_dict()
     seen: list[Recipe] = []
     monkeypatch.setattr(training, "train", lambda recipe, *rest: bool(seen.append(recipe)))
+    if "--perceptual" in flags:
+        Path("lpips.safetensors").write_bytes(safetensors.numpy.save(lpips_tensors(ALEX)))
     result = small("-o", "m", *flags)
     assert result.exit_code == 0, result.output
     got = seen[0].to_dict()

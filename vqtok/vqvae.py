@@ -59,7 +59,8 @@ class Halve(nn.Conv2d):
     """Half the resolution, (B, C, H, W) -> (B, D, H/2, W/2), by a 4x4 convolution beside a path without weights.
 
     That path folds 2x2 positions into channels and averages neighboring ones. A deep autoencoder learns far faster with it (Chen
-    et al. 2024, arXiv 2410.10733, section 3.1): the f16 photo tokenizer of 500 steps gains 1.2 dB (benchmarks/ablation.py, noshortcut).
+    et al. 2024, arXiv 2410.10733, section 3.1): the f16 photo tokenizer gains 1 dB with one level and 3 dB with eight in 250 steps
+    (benchmarks/README.md, row noshortcut).
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
