@@ -78,6 +78,7 @@ def test_a_score_sees_the_patch_that_the_docstring_says() -> None:
     assert (int(rows[0]), int(rows[-1])) == (7 * 16 + 8 - 40, 7 * 16 + 8 + 39)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_learns_to_tell_noise_from_pictures(precision: str) -> None:
     it, real, losses = adversary(steps=60, precision=precision), pictures(4), []

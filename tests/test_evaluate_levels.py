@@ -179,6 +179,7 @@ def test_no_file_is_written_twice(monkeypatch: pytest.MonkeyPatch):
     assert len(made) == len(set(made)) < 70
 
 
+@pytest.mark.slow
 def test_codec_rows_keep_to_the_bytes_of_our_files(model: codec.Model):
     result = evaluate(model, data())
     assert {(row.codec, row.levels, row.times) for row in result.codecs} == {

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from train_helpers import Interrupt, contents, go, recipe_for
@@ -66,6 +67,7 @@ def test_a_network_without_large_convolutions_is_all_adamws():
     assert torch.equal(one.weight, two.weight)
 
 
+@pytest.mark.slow
 def test_a_run_with_muon_resumes_bit_by_bit(tmp_path: Path):
     recipe = recipe_for(DATA, **MUON)
     go(tmp_path / "whole", recipe, DATA, stage="tokenizer")

@@ -47,6 +47,7 @@ def test_the_average_follows_the_weights():
     assert list(average.tensors) == ["ema.weight"]
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_kept(tmp_path: Path):
     go(tmp_path / "plain", recipe(tokenizer_training={"ema": 0.0}), DATA, stage="tokenizer")
     go(tmp_path / "mean", recipe(), DATA, stage="tokenizer")
@@ -60,6 +61,7 @@ def test_the_average_is_what_is_kept(tmp_path: Path):
 
 # Levels
 
+@pytest.mark.slow
 def test_a_run_with_levels_resumes_bit_by_bit(tmp_path: Path):
     go(tmp_path / "whole", recipe(), DATA)
     for step in (3, 6):
@@ -69,6 +71,7 @@ def test_a_run_with_levels_resumes_bit_by_bit(tmp_path: Path):
     assert log(tmp_path / "whole") == log(tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_validation_looks_at_several_depths(tmp_path: Path):
     listener = Interrupt()
     go(tmp_path / "run", recipe(), DATA, listener, stage="tokenizer")
@@ -83,6 +86,7 @@ def test_validation_looks_at_several_depths(tmp_path: Path):
     assert state.record["best_step"] != 8 or state.record["best"] == pytest.approx(score)
 
 
+@pytest.mark.slow
 def test_the_prior_learns_all_levels(tmp_path: Path):
     go(tmp_path / "run", recipe(), DATA)
     model = codec.load(tmp_path / "run")
