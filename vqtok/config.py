@@ -86,6 +86,12 @@ class TokenizerConfig:
         _check_choice("quantizer", self.quantizer, QUANTIZERS)
         _check_choice("likelihood", self.likelihood, LIKELIHOODS)
 
+    @property
+    def grid(self) -> str:
+        """What a place of the grid stands for, in words."""
+        levels = "" if self.levels == 1 else f"{self.levels} levels, each "
+        return f"{levels}one of {self.codebook_size} codes for {self.downsample}x{self.downsample} pixels"
+
 
 @dataclass(frozen=True)
 class PriorConfig:

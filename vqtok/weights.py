@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from vqtok import files
+from vqtok import config, files
 from vqtok.codes import named, parse_meta
 from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 
@@ -106,6 +106,11 @@ def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
     meta = _parse_header(header, path)
     _check_kind(meta, kind, path)
     return meta
+
+
+def tokenizer_config(path: Path) -> config.TokenizerConfig:
+    """The settings of a tokenizer file, from its header alone. Errors as `load`, and FormatError where they are damaged."""
+    return config.from_dict(config.TokenizerConfig, read_meta(path, "tokenizer")["config"], str(path))
 
 
 def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:

@@ -82,10 +82,9 @@ def parse_bytes(text: str) -> int:
 
 def model_levels(folder: "ModelFolder") -> int:
     """L, from the header of a model's tokenizer; FormatError where it is damaged."""
-    from vqtok import config, weights
+    from vqtok import weights
 
-    meta = weights.read_meta(folder.tokenizer, "tokenizer")
-    return config.from_dict(config.TokenizerConfig, meta["config"], str(folder.tokenizer)).levels
+    return weights.tokenizer_config(folder.tokenizer).levels
 
 
 def check_levels(levels: int | None, model: str | None) -> None:

@@ -186,9 +186,7 @@ def _print_plan(begun: "Begun", dataset: "Dataset", out: Path, stage: str, devic
     for name, entry in facts["stages"].items():
         rows.append([name, f"{entry['parameters'] / 1e6:.2f} M parameters, {entry['steps']:,} steps of {entry['batch']}"])
         rows.append(["", f"{entry['seconds_per_step']:.3f} s a step: about {_duration(entry['seconds'])}"])
-    t = recipe.tokenizer
-    levels = "" if t.levels == 1 else f"{t.levels} levels, each "
-    rows.append(["grid", f"{levels}one of {t.codebook_size} codes for {t.downsample}x{t.downsample} pixels"])
+    rows.append(["grid", recipe.tokenizer.grid])
     rows.append(["", f"{facts['bpp']:.3f} bits per pixel"])
     rows.append(["cost", f"{facts['multiply_adds_per_pixel'] / 1e3:.0f} k multiply-adds per pixel to encode and decode"])
     output.print_table(report.rich_table(["plan", ""], rows))

@@ -51,10 +51,7 @@ def new(wanted: Wanted) -> tuple[Begun, Dataset]:
 
 def _first_tokenizer(model: str | None) -> TokenizerConfig | None:
     """The settings of the tokenizer whose weights a run starts from."""
-    if model is None:
-        return None
-    path = weights.find(model).tokenizer
-    return config.from_dict(TokenizerConfig, weights.read_meta(path, "tokenizer")["config"], str(path))
+    return None if model is None else weights.tokenizer_config(weights.find(model).tokenizer)
 
 
 def _check_same_network(before: TokenizerConfig, after: TokenizerConfig, model: str) -> None:
@@ -96,7 +93,7 @@ def prior_for(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
     if (folder / folders.RUN_FILE).exists():
         return _next_prior(folder, wanted)
     meta = weights.read_meta(path, "tokenizer")
-    tokenizer = config.from_dict(TokenizerConfig, meta["config"], str(path))
+    tokenizer = weights.tokenizer_config(path)
     dataset = _open(wanted.data)
     preset = preset_for(dataset, wanted.preset)
     size = meta["record"].get("size", 16 * tokenizer.downsample)

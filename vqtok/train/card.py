@@ -30,10 +30,10 @@ def write_samples(folder: Path, device: str, seed: int) -> None:
 
 
 def _text(folder: Path, fingerprint: str, tokenizer: dict[str, Any], prior: dict[str, Any] | None, command: str) -> str:
-    config, record = tokenizer["config"], tokenizer["record"]
+    record = tokenizer["record"]
     rows: list[list[Any]] = [
         ["data", f"{record['data']}, {record['pictures']:,} pictures"],
-        ["grid", _grid(config)],
+        ["grid", weights.tokenizer_config(folder / "tokenizer.safetensors").grid],
         ["tokenizer", _stage(record)],
         ["validation", ", ".join(f"{key} {value:.4g}" for key, value in record["metrics"].items())],
     ]
@@ -45,11 +45,6 @@ def _text(folder: Path, fingerprint: str, tokenizer: dict[str, Any], prior: dict
     rows += [["seed", record["seed"]], ["machine", machine()], ["vqtok", record["version"]]]
     sheet = "\n![Samples of the prior](samples.png)\n" if (folder / "samples.png").exists() else ""
     return f"# {folder.resolve().name} ({fingerprint})\n\n{report.markdown(['', ''], rows)}\nMade by\n\n```\n{command}\n```\n{sheet}"
-
-
-def _grid(config: dict[str, Any]) -> str:
-    levels = "" if config["levels"] == 1 else f"{config['levels']} levels, each "
-    return f"{levels}one of {config['codebook_size']} codes for {config['downsample']}x{config['downsample']} pixels"
 
 
 def _stage(record: dict[str, Any]) -> str:
