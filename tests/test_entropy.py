@@ -1,0 +1,104 @@
+"""The entropy coder: streams give back their symbols, are as short as they can be, and damage is always found."""
+
+import numpy as np
+import pytest
+
+from vqtok import entropy
+from vqtok.entropy import TOTAL, Decoder
+from vqtok.errors import FormatError
+
+
+def tables(shape: tuple[int, int], K: int, seed: int = 0) -> np.ndarray:
+    """Random cumulative tables (B, N, K + 1), many of them uneven."""
+    weights = np.random.default_rng(seed).dirichlet(np.full(K, 0.3), size=shape).cumsum(-1)
+    cumulative = np.zeros((*shape, K + 1), np.int32)
+    cumulative[..., 1:] = np.floor(weights / weights[..., -1:] * (TOTAL - K)) + np.arange(1, K + 1)
+    return cumulative
+
+
+def drawn(cumulative: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Symbols (B, N) as likely as the tables say."""
+    slots = np.random.default_rng(seed).integers(0, TOTAL, cumulative.shape[:2])
+    return (cumulative[..., 1:] <= slots[..., None]).sum(-1)
+
+
+def encode(cumulative: np.ndarray, symbols: np.ndarray) -> list[bytes]:
+    ends = np.take_along_axis(cumulative, symbols[..., None] + np.arange(2), -1)
+    return entropy.encode(ends[..., 0], ends[..., 1] - ends[..., 0])
+
+
+def decode(data: bytes, cumulative: np.ndarray) -> np.ndarray:
+    """The symbols of one stream; FormatError unless it ends there."""
+    decoder = Decoder([data])
+    symbols = decoder.decode(cumulative)
+    decoder.finish()
+    return symbols
+
+
+@pytest.mark.parametrize(("B", "N", "K"), [(1, 200, 50), (3, 40, 2), (12, 30, 300), (2, 0, 4), (1, 1, 1024)])
+@pytest.mark.parametrize("lanes", [1, 100])
+def test_round_trip(B: int, N: int, K: int, lanes: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(entropy, "_LANES", lanes)
+    cumulative = tables((B, N), K)
+    symbols = drawn(cumulative)
+    decoder = Decoder(encode(cumulative, symbols))
+    parts = [decoder.decode(cumulative[:, : N // 3]), decoder.decode(cumulative[:, N // 3 :])]
+    decoder.finish()
+    np.testing.assert_array_equal(np.concatenate(parts, 1), symbols)
+
+
+def test_both_loops_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch):
+    cumulative = tables((5, 200), 64)
+    symbols = drawn(cumulative)
+    streams = {}
+    for lanes in (1, 100):
+        monkeypatch.setattr(entropy, "_LANES", lanes)
+        streams[lanes] = encode(cumulative, symbols)
+    assert streams[1] == streams[100]
+
+
+def test_certain_and_unlikely_symbols_cost_what_they_should():
+    cumulative = np.tile(np.array([0, TOTAL - 1, TOTAL], np.int32), (1, 4000, 1))
+    likely, unlikely = np.zeros((1, 4000), np.int64), np.ones((1, 4000), np.int64)
+    assert len(encode(cumulative, likely)[0]) == 6
+    assert 8000 <= len(encode(cumulative, unlikely)[0]) <= 8006
+
+
+def test_at_most_eight_bytes_more_than_constriction():
+    constriction = pytest.importorskip("constriction")
+    cumulative = tables((1, 1536), 1024)
+    symbols = drawn(cumulative)
+    coder = constriction.stream.stack.AnsCoder()
+    for table, symbol in zip(cumulative[0, ::-1], symbols[0, ::-1], strict=True):
+        model = constriction.stream.model.Categorical((np.diff(table) / TOTAL).astype(np.float32), perfect=True)
+        coder.encode_reverse(np.array([symbol], np.int32), model)
+    assert len(encode(cumulative, symbols)[0]) <= 4 * len(coder.get_compressed()) + 8
+
+
+@pytest.mark.parametrize("lanes", [1, 100])
+def test_damage_is_found(lanes: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(entropy, "_LANES", lanes)
+    draw = np.random.default_rng(0)
+    cumulative = tables((1, 60), 40)
+    (stream,) = encode(cumulative, drawn(cumulative))
+    damaged = [stream[:-2], stream[:4], stream[:-1], b"", stream + b"\0\0", bytes(len(stream)), b"\xff" * len(stream)]
+    for _ in range(100):
+        at, bit = int(draw.integers(len(stream))), 1 << int(draw.integers(8))
+        damaged.append(stream[:at] + bytes([stream[at] ^ bit]) + stream[at + 1 :])
+    for data in damaged:
+        with pytest.raises(FormatError, match="stream is"):
+            decode(data, cumulative)
+
+
+@pytest.mark.parametrize("bits", [1, 9, 10, 16])
+def test_bits_are_packed_tightly(bits: int):
+    values = np.random.default_rng(bits).integers(0, 1 << bits, 77)
+    data = entropy.pack_bits(values, bits)
+    assert len(data) == -(-77 * bits // 8)
+    np.testing.assert_array_equal(entropy.unpack_bits(data, 77, bits), values)
+    with pytest.raises(FormatError, match="do not take"):
+        entropy.unpack_bits(data + b"\0", 77, bits)
+
+
+def test_the_highest_bit_comes_first():
+    assert entropy.pack_bits(np.array([1, 2, 3]), 10) == bytes([0b00000000, 0b01000000, 0b00100000, 0b00001100])
