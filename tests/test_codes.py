@@ -175,7 +175,7 @@ def test_read_meta_leaves_the_indices_alone() -> None:
     one = make(sizes=((31, 77), (32, 75)))
     expected = {
         "format": 1, "model": "photo", "fingerprint": "0123abcd", "codebook_size": 1024, "downsample": 8, "channels": 3,
-        "sizes": [[31, 77], [32, 75]], "shape": (2, 1, 4, 10),
+        "sizes": [[31, 77], [32, 75]], "form": "plain", "shape": (2, 1, 4, 10),
     }   # fmt: skip
     assert codes.read_meta(codes.to_bytes(one)) == expected
     good = npz(npy("|u1", "(1, 1, 1, 50000)", bytes(49999) + b"\1"), {**META, "sizes": [[1, 200000]]}, zipfile.ZIP_STORED)
@@ -236,7 +236,7 @@ BAD_FILES = {
     "no pictures": (npz(npy("|u1", "(0, 1, 2, 3)", b""), {**META, "sizes": []}), "empty"),
     "no columns": (npz(npy("|u1", "(1, 1, 2, 0)", b"")), "empty"),
     "index too large": (npz(npy("|u1", "(1, 1, 2, 3)", b"\0\0\0\0\0\7"), {**META, "codebook_size": 7}), "up to 7, the"),
-    "compact": (npz(None, stream=npy("|u1", "(1,)", b"a")), "compact"),
+    "compact": (npz(None, stream=npy("|u1", "(1,)", b"a")), "truncated"),
     "meta is bytes": (npz(meta=npy("|u1", "(2,)", b"{}")), "meta is not a string"),
     "meta is a list": (npz(meta=npy("<U1", "(2,)", "{}".encode("utf-32-le"))), "meta is not a string"),
     "meta is no UTF-32": (npz(meta=npy("<U1", "()", b"\xff\xff\xff\xff")), "metadata is damaged"),

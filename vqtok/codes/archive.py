@@ -1,0 +1,128 @@
+"""Members of an .npz: arrays in a zip archive, of which nothing is trusted.
+
+Names, sizes and headers are checked before memory is reserved for what they claim. The .npy headers are parsed here: NumPy
+evaluates them as Python literals, and raises nine kinds of exception on damaged ones.
+"""
+
+import io
+import math
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from vqtok.codes.checks import COPY_AGAIN, check
+from vqtok.errors import FormatError
+
+GIVE_CODES = "give a .npz that vqtok encode wrote"
+_DEFLATE_RATIO = 1032       # no deflate stream expands more
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+_NPY_HEADER = re.compile(
+    rb"\s*\{\s*'descr':\s*'([^']{1,20})',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(([0-9, ]{0,100})\),?\s*\}\s*"
+)
+_DTYPE = re.compile(r"\|u1|<u[24]|<U[1-9][0-9]{0,9}")
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError, OverflowError, LookupError,
+)   # fmt: skip
+
+
+def write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    """Adds an array as a deflated .npy; date and system are fixed, so that equal arrays give equal bytes."""
+    info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+    info.compress_type, info.create_system, info.external_attr = zipfile.ZIP_DEFLATED, 3, 0o600 << 16
+    npy = io.BytesIO()
+    little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    np.lib.format.write_array(npy, little, version=(1, 0), allow_pickle=False)
+    archive.writestr(info, npy.getbuffer())
+
+
+
+@dataclass(frozen=True)
+class Member:
+    """An array in the archive, whose header was found plausible."""
+
+    info: zipfile.ZipInfo
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int                 # of the data in the unpacked member
+
+    @property
+    def nbytes(self) -> int:
+        return self.info.file_size - self.offset
+
+
+@contextmanager
+def _zip_errors() -> Iterator[None]:
+    """zipfile raises all of these on damaged bytes; only its own calls stand under this guard."""
+    try:
+        yield
+    except _ZIP_ERRORS:
+        raise FormatError("damaged or truncated", COPY_AGAIN) from None
+
+
+def open_archive(data: bytes) -> zipfile.ZipFile:
+    check(bool(data), "the file is empty")
+    check(data[:2] == b"PK", "not a codes file (.npz)", GIVE_CODES)
+    with _zip_errors():
+        archive = zipfile.ZipFile(io.BytesIO(data))
+    check(all(info.compress_size <= len(data) for info in archive.infolist()), "damaged or truncated")
+    return archive
+
+
+def find(archive: zipfile.ZipFile, name: str) -> Member:
+    """A member of the archive by its array's name; FormatError unless it can hold what its header claims."""
+    infos = [info for info in archive.infolist() if info.filename == f"{name}.npy"]
+    check(len(infos) < 2, f"the member {name} stands twice in the file")
+    check(len(infos) > 0, f"not a codes file: the member {name} is missing", GIVE_CODES)
+    info = infos[0]
+    packed = info.compress_size
+    most = {zipfile.ZIP_STORED: packed, zipfile.ZIP_DEFLATED: packed * _DEFLATE_RATIO}.get(info.compress_type, -1)
+    check(most >= 0, f"the member {name} is packed in a way that vqtok does not read")
+    with _zip_errors(), archive.open(info) as file:
+        start = file.read(10)
+        header = file.read(int.from_bytes(start[8:], "little"))
+    check(start[:8] == _NPY_MAGIC, f"the member {name} is not an .npy array")
+    dtype, shape = _parse_npy_header(header, name)
+    offset = len(start) + len(header)
+    claimed = math.prod(shape) * dtype.itemsize
+    check(
+        offset + claimed == info.file_size <= most,
+        f"the member {name} claims {claimed} bytes (shape {shape}), which the file cannot hold",
+    )
+    return Member(info, dtype, shape, offset)
+
+
+def _parse_npy_header(header: bytes, name: str) -> tuple[np.dtype, tuple[int, ...]]:
+    match = _NPY_HEADER.fullmatch(header)
+    if match is None:
+        raise FormatError(f"the member {name} has a damaged header", COPY_AGAIN)
+    descr, fortran, dims = (part.decode("latin-1") for part in match.groups())
+    check("O" not in descr, f"the member {name} holds Python objects, which vqtok never unpickles")
+    check(_DTYPE.fullmatch(descr) is not None, f"the member {name} is of type {descr!r}")
+    check(fortran == "False", f"the member {name} is in Fortran order")
+    try:
+        shape = tuple(int(dim) for dim in dims.split(",") if dim.strip())
+    except ValueError:
+        raise FormatError(f"the member {name} has a damaged header", COPY_AGAIN) from None
+    return np.dtype(descr), shape
+
+
+def read_member(archive: zipfile.ZipFile, member: Member) -> np.ndarray:
+    """The bytes of a member after its header, as uint8 (nbytes,); zipfile compares the checksum when it reaches the end."""
+    try:
+        raw = np.empty(member.nbytes, np.uint8)
+    except MemoryError:
+        raise FormatError(f"{member.nbytes >> 20} MiB do not fit in memory", "use a machine with more memory") from None
+    done = 0
+    with _zip_errors(), archive.open(member.info) as file:
+        file.read(member.offset)
+        while chunk := file.read(1 << 20):
+            raw[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            done += len(chunk)
+    check(done == member.nbytes, f"the member {member.info.filename} is truncated")
+    return raw
