@@ -7,7 +7,19 @@ from typing import Any
 import pytest
 
 from vqtok import config
-from vqtok.config import PRESETS, DataConfig, LossConfig, PriorConfig, Recipe, StageConfig, TokenizerConfig, from_dict, read_recipe, to_toml
+from vqtok.config import (
+    PRESETS,
+    DataConfig,
+    EntropyConfig,
+    LossConfig,
+    PriorConfig,
+    Recipe,
+    StageConfig,
+    TokenizerConfig,
+    from_dict,
+    read_recipe,
+    to_toml,
+)
 from vqtok.errors import FormatError, InputError, UsageError
 
 # Class, setting, values that are allowed, values that are not.
@@ -151,6 +163,8 @@ def test_everything_that_a_recipe_can_hold_survives_toml(tmp_path: Path):
         StageConfig(5, 1, 1e-9, "muon", 0, math.inf, 0.9, 2),
         StageConfig(10**9, 2, 5e-324, "muon", 3, 1e300, 0.1, 4),
         3, "bf16",
+        EntropyConfig(7, 3, 8, 16, 1, 9),
+        StageConfig(8, 3, 1e-4, "muon", 1, 2.0, 0.5, 6),
     )     # fmt: skip
     for part in fields(Recipe):
         assert getattr(recipe, part.name) != getattr(Recipe(), part.name)

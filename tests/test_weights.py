@@ -302,8 +302,8 @@ def test_an_entry_may_itself_be_a_model(home: Path, monkeypatch: pytest.MonkeyPa
 def test_parts_of_a_model(home: Path) -> None:
     whole, bare = ModelFolder("photo", home / "bundled" / "photo"), weights.find("cifar10")
     assert whole.tokenizer == whole.path / "tokenizer.safetensors"
-    assert (whole.prior, whole.card) == (whole.path / "prior.safetensors", whole.path / "README.md")
-    assert (bare.prior, bare.card) == (None, None)
+    assert (whole.prior, whole.entropy) == (whole.path / "prior.safetensors", None)
+    assert (bare.prior, bare.entropy) == (None, None)
 
 
 def test_find_by_name_path_and_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from vqtok.errors import FormatError, InputError, UsageError
 LIKELIHOODS = ("mse", "l1", "charbonnier", "bce", "logistic")
 QUANTIZERS = ("ema", "vq", "simvq", "fsq", "lfq")
 LEVELS_MAX = 32
+ENTROPY_CODES_MAX = 4096                # K up to which a table of 65,536 leaves each code enough to choose from
 OPTIMIZERS = ("adamw", "muon")
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes", tuple[str, ...]: "a list of texts"}
 # Settings that are younger than format 1, and what files without them were made with.
@@ -118,6 +119,26 @@ class PriorConfig:
 
 
 @dataclass(frozen=True)
+class EntropyConfig:
+    """The integer prior that compact files are coded with."""
+
+    codebook_size: int = 1024           # K, the tokenizer's
+    levels: int = 1                     # L, the tokenizer's
+    embedding: int = 32                 # dimension of a code's embedding
+    width: int = 192
+    blocks: int = 2                     # residual blocks after the first layer
+    rank: int = 64                      # dimension of the features that the logits are linear in
+
+    def __post_init__(self) -> None:
+        _check_range("codebook size", self.codebook_size, 2, 65536)     # training passes over those past ENTROPY_CODES_MAX
+        _check_range("levels", self.levels, 1, LEVELS_MAX)
+        _check_range("entropy embedding", self.embedding, 1, 256)
+        _check_range("entropy width", self.width, 4, 1024)
+        _check_range("entropy blocks", self.blocks, 0, 16)
+        _check_range("entropy rank", self.rank, 1, 512)
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """What the tokenizer learns from besides its likelihood; each weight is relative to that, 0 leaves the term out."""
 
@@ -191,6 +212,8 @@ class Recipe:
     prior_training: StageConfig = field(default_factory=StageConfig)
     seed: int = 0
     precision: str = "fp32"
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
+    entropy_training: StageConfig = field(default_factory=lambda: StageConfig(learning_rate=5e-3))
 
     def __post_init__(self) -> None:
         _check_range("seed", self.seed, 0, 2**31 - 1)
@@ -312,6 +335,8 @@ PRESETS: dict[str, Recipe] = {
         data=DataConfig(size=32, prior_size=32),
         tokenizer_training=StageConfig(steps=1200, batch=64, validate_every=200),
         prior_training=StageConfig(steps=8000, batch=16, learning_rate=2e-3, validate_every=1000),
+        entropy=EntropyConfig(codebook_size=128, width=96, blocks=1),
+        entropy_training=StageConfig(steps=1000, batch=16, learning_rate=5e-3, validate_every=500),
     ),
     # CIFAR-10 and other 32x32 pictures: 8x8 grid of 512 codes.
     "cifar": Recipe(
@@ -323,6 +348,8 @@ PRESETS: dict[str, Recipe] = {
         data=DataConfig(size=32, prior_size=32),
         tokenizer_training=StageConfig(steps=7000, batch=64, warmup=200, validate_every=500),
         prior_training=StageConfig(steps=4000, batch=64, validate_every=500),
+        entropy=EntropyConfig(codebook_size=512),
+        entropy_training=StageConfig(steps=2000, batch=64, learning_rate=5e-3, validate_every=250),
         precision="bf16",
     ),
     # Photographs of any size, f16: eight levels of 10 bits for 16x16 pixels, 0.04 to 0.31 bits per pixel.
@@ -336,6 +363,8 @@ PRESETS: dict[str, Recipe] = {
         losses=LossConfig(ms_ssim=0.5),
         tokenizer_training=StageConfig(steps=20000, batch=16, optimizer="muon", ema=0.998, validate_every=500),
         prior_training=StageConfig(steps=6000, batch=8, validate_every=500),
+        entropy=EntropyConfig(codebook_size=1024, levels=8),
+        entropy_training=StageConfig(steps=4000, batch=8, learning_rate=5e-3, validate_every=250),
         precision="bf16",
     ),
 }

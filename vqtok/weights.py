@@ -1,7 +1,7 @@
 """Config and tensors <-> .safetensors; where models are found, and by which fingerprint they are known.
 
 A weights file is a safetensors file whose metadata has the one key "vqtok": one JSON object in ASCII, keys sorted: "format" (1),
-"kind" ("tokenizer", "prior" or "state"), "config" (it rebuilds the network) and "record" (data, steps, seed, figures, version).
+"kind" ("tokenizer", "prior", "entropy" or "state"), "config" (it rebuilds the network) and "record" (data, steps, seed, figures, version).
 One key only, because safetensors shuffles several, and equal models would get different bytes.
 """
 
@@ -24,7 +24,7 @@ from vqtok.codes import named, parse_meta
 from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 
 FORMAT = 1
-KINDS = ("tokenizer", "prior", "state")
+KINDS = ("tokenizer", "prior", "entropy", "state")
 SUFFIX = ".safetensors"
 DEFAULT_MODEL = "photo"
 HEADER_LIMIT = 16 << 20     # bytes of JSON: some 150,000 tensors
@@ -225,8 +225,9 @@ class ModelFolder:
         return self._part(f"prior{SUFFIX}")
 
     @property
-    def card(self) -> Path | None:
-        return self._part("README.md")
+    def entropy(self) -> Path | None:
+        """The integer prior that compact files are coded with."""
+        return self._part(f"entropy{SUFFIX}")
 
     def _part(self, name: str) -> Path | None:
         path = self.path / name

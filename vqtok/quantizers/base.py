@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 
@@ -32,6 +34,12 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors (B, D, h, w) for indices (B, L, h, w); the first few levels suffice."""
+
+    def codebooks(self) -> Tensor:
+        """All entries, (L, K, D)."""
+        assert self.levels == 1
+        every = torch.arange(self.codebook_size, device=next(chain(self.parameters(), self.buffers()), torch.empty(0)).device)
+        return self.lookup(every.view(1, 1, 1, -1))[0, :, 0].T[None]
 
     @abstractmethod
     def needs_vectors(self) -> bool:

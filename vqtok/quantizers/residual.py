@@ -72,6 +72,9 @@ class ResidualQuantizer(Quantizer):
         parts = [self._level(level).lookup(indices[:, level : level + 1]) for level in range(count)]
         return torch.stack(parts).sum(0) + self.depth[count - 1][:, None, None]
 
+    def codebooks(self) -> Tensor:
+        return torch.cat([self._level(level).codebooks() for level in range(self.levels)])
+
     def needs_vectors(self) -> bool:
         return any(self._level(level).needs_vectors() for level in range(self.levels))
 
