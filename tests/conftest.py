@@ -29,6 +29,11 @@ normalize = true
 [prior]
 width = 8
 layers = 2
+[entropy]
+embedding = 4
+width = 8
+blocks = 1
+rank = 4
 [data]
 size = 16
 prior_size = 16
@@ -40,6 +45,10 @@ batch = 4
 validate_every = 3
 [prior_training]
 steps = 4
+batch = 4
+validate_every = 2
+[entropy_training]
+steps = 2
 batch = 4
 validate_every = 2
 """

@@ -56,7 +56,7 @@ def test_run_writes_a_model_with_card_and_samples(data: Path, tmp_path: Path) ->
     out = tmp_path / "m"
     assert {path.name for path in out.iterdir()} == {
         "README.md", "log.jsonl", "recipe.toml", "run.json", "samples.png", "indices.state.safetensors",
-        *(f"{kind}{end}.safetensors" for kind in ("tokenizer", "prior") for end in ("", ".state")),
+        *(f"{kind}{end}.safetensors" for kind in ("tokenizer", "prior", "entropy") for end in ("", ".state")),
         *(f"tokenizer-{step:06}.png" for step in (3, 6)),
     }     # fmt: skip
     assert weights.read_meta(out / "prior.safetensors")["config"]["labels"] == ["a", "b"]
@@ -83,10 +83,12 @@ def test_json_gives_one_object_a_line(data: Path, tmp_path: Path) -> None:
     assert result.stderr == ""
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(line["stage"], line.get("step")) for line in lines] == [
-        ("tokenizer", 3), ("tokenizer", 6), ("prior", 2), ("prior", 4), ("finished", None),
+        ("tokenizer", 3), ("tokenizer", 6), ("prior", 2), ("prior", 4), ("entropy", 2), ("finished", None),
     ]     # fmt: skip
     assert lines[:-1] == [json.loads(line) for line in (tmp_path / "m" / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["fingerprints"] == dict(zip(("tokenizer", "prior"), fingerprints(tmp_path / "m"), strict=True))
+    told = lines[-1]["fingerprints"]
+    assert [told["tokenizer"], told["prior"]] == list(fingerprints(tmp_path / "m"))
+    assert set(told) == {"tokenizer", "prior", "entropy"}
     assert lines[-1]["unreadable"] == 0
 
 
@@ -287,7 +289,8 @@ def wait_for(stage: str, out: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError("it takes too long")
 
 
-LONG = ("data", "--recipe", "small.toml", "--steps", 400, "--prior-steps", 400, "--set", "tokenizer_training.validate_every=20",
+LONG = ("data", "--recipe", "small.toml", "--steps", 400, "--prior-steps", 400, "--entropy-steps", 2, "--set",
+        "tokenizer_training.validate_every=20",
         "--set", "prior_training.validate_every=20")      # fmt: skip
 
 

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("few_vectors")
 FLAGS: list[tuple[list[str], str, Any]] = [
     (["--steps", "7"], "tokenizer_training.steps", 7),
     (["--prior-steps", "8"], "prior_training.steps", 8),
+    (["--entropy-steps", "5"], "entropy_training.steps", 5),
     (["--batch", "9"], "tokenizer_training.batch", 9),
     (["--learning-rate", "0.02"], "tokenizer_training.learning_rate", 0.02),
     (["--size", "24"], "data.size", 24),
@@ -71,8 +72,9 @@ def test_flag_reaches_the_recipe(
     assert _at(plain, key) != value or key == "tokenizer.normalize"
     changed = {f"{a}.{b}" for a in got if isinstance(got[a], dict) for b in got[a] if got[a][b] != plain[a][b]}
     changed |= {a for a in got if not isinstance(got[a], dict) and got[a] != plain[a]}
-    allowed = {key, "prior.codebook_size", "tokenizer.codebook_size"} | ({"prior.layers"} if "prior.layers=3" in flags else set())
-    allowed |= {"tokenizer.levels", "prior.levels", "tokenizer.normalize"} if "--levels" in flags else set()
+    allowed = {key, "prior.codebook_size", "entropy.codebook_size", "tokenizer.codebook_size"}
+    allowed |= ({"prior.layers"} if "prior.layers=3" in flags else set())
+    allowed |= {"tokenizer.levels", "prior.levels", "entropy.levels", "tokenizer.normalize"} if "--levels" in flags else set()
     assert changed <= allowed or "--preset" in flags
     assert Recipe().override(read_recipe(tmp_path / "m" / "recipe.toml")) == seen[0]
 
@@ -112,6 +114,6 @@ def test_dry_run_prints_a_plan_and_writes_nothing(data: Path, tmp_path: Path) ->
         assert text in result.stdout
     facts = json.loads(small("-o", "m", "--dry-run", "--json").stdout)
     assert facts["recipe"]["seed"] == 3
-    assert set(facts["stages"]) == {"tokenizer", "prior"}
+    assert set(facts["stages"]) == {"tokenizer", "prior", "entropy"}
     assert set(json.loads(small("--dry-run", "--json", "--stage", "tokenizer").stdout)["stages"]) == {"tokenizer"}
     assert set(tmp_path.rglob("*")) == before

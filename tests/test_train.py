@@ -132,6 +132,8 @@ def test_stages_one_after_the_other_equal_both_at_once(tmp_path: Path) -> None:
     assert go(tmp_path / "two", recipe, data, stage="tokenizer")
     assert not (tmp_path / "two" / "prior.safetensors").exists()
     assert go(tmp_path / "two", recipe, data, stage="prior")
+    assert not (tmp_path / "two" / "entropy.safetensors").exists()
+    assert go(tmp_path / "two", recipe, data, stage="entropy")
     assert contents(tmp_path / "two") == contents(tmp_path / "all")
 
 

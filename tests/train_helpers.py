@@ -20,6 +20,8 @@ SMALL: dict[str, Any] = {
     "prior": {"width": 8, "layers": 2},
     "data": {"size": 16, "prior_size": 16, "validation_max": 4, "flip": True},
     "tokenizer_training": {"steps": 8, "batch": 4, "warmup": 2, "validate_every": 4, "learning_rate": 0.01},
+    "entropy": {"embedding": 4, "width": 8, "blocks": 1, "rank": 4},
+    "entropy_training": {"steps": 2, "batch": 4, "warmup": 1, "validate_every": 2},
     "prior_training": {"steps": 6, "batch": 4, "warmup": 2, "validate_every": 3, "learning_rate": 0.01},
 }
 

@@ -32,7 +32,7 @@ def train(
         typer.Argument(help="Folder, zip, tar shards, CIFAR-10, IDX or array file; none: shapes that vqtok draws.", metavar="[DATA]"),
     ] = None,
     out: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.")] = DEFAULT_OUTPUT,
-    stage: Annotated[str, typer.Option("--stage", help="tokenizer, prior or all.")] = "all",
+    stage: Annotated[str, typer.Option("--stage", help="tokenizer, prior, entropy (which codes compact files) or all.")] = "all",
     preset: Annotated[str | None, typer.Option("--preset", help="tiny, cifar or photo; default: by the data.")] = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="TOML file with settings, like the recipe.toml of a run.")] = None,
     settings: Annotated[
@@ -46,6 +46,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, size and expected time; write nothing.")] = False,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of the tokenizer.")] = None,
     prior_steps: Annotated[int | None, typer.Option("--prior-steps", help="Steps of the prior.")] = None,
+    entropy_steps: Annotated[int | None, typer.Option("--entropy-steps", help="Steps of the entropy prior.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", help="Pictures a step of the tokenizer.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate of the tokenizer.")] = None,
     optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw, or muon for the convolutions.")] = None,
@@ -77,7 +78,7 @@ def train(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Train a tokenizer on pictures, then a prior on its codes."""
+    """Train a tokenizer on pictures, then priors on its codes."""
     from vqtok import config
     from vqtok import train as training
     from vqtok.codec import pick_device
@@ -87,8 +88,8 @@ def train(
         raise UsageError(f"there is no stage {stage!r}", f"choose one of {', '.join(training.STAGES)}")
     if resume and force:
         raise UsageError("--force does not go with --resume", "leave one of them out: --force starts anew")
-    if init is not None and (resume or stage == "prior"):
-        other = "--resume" if resume else "--stage prior"
+    if init is not None and (resume or stage in ("prior", "entropy")):
+        other = "--resume" if resume else f"--stage {stage}"
         raise UsageError(f"--init does not go with {other}", "leave it out: the tokenizer is there already")
     deadline = time.monotonic() + (config.parse_duration(max_time) if max_time is not None else float("inf"))
     flags: dict[str, Any] = {
@@ -100,6 +101,7 @@ def train(
         "losses": {"ms_ssim": ms_ssim, "perceptual": perceptual_weight, "adversarial": adversarial},
         "tokenizer_training": {"steps": steps, "batch": batch, "learning_rate": learning_rate, "optimizer": optimizer, "ema": ema},
         "prior_training": {"steps": prior_steps},
+        "entropy_training": {"steps": entropy_steps},
         "data": {"size": size},
         "seed": seed,
         "precision": precision,
@@ -169,7 +171,7 @@ def _begin(out: Path, stage: str, resume: bool, wanted: "Wanted") -> tuple["Begu
 
     if resume:
         return training.resumed(out, wanted)
-    return training.prior_for(out, wanted) if stage == "prior" else training.new(wanted)
+    return training.prior_for(out, wanted) if stage in ("prior", "entropy") else training.new(wanted)
 
 
 def _print_plan(begun: "Begun", dataset: "Dataset", out: Path, stage: str, device: Any, json: bool) -> None:
@@ -196,11 +198,11 @@ def _finish(begun: "Begun", out: Path, stage: str, device: str, quiet: bool) -> 
     """Card and samples of the finished model."""
     from vqtok.train.card import write_card, write_samples
 
-    if stage != "tokenizer":
+    if stage in ("prior", "all"):
         output.say("Drawing samples ...", quiet)
         write_samples(out, device, begun.recipe.seed)
     write_card(out, begun.command)
-    more = f" Look at {out / 'samples.png'}." if stage != "tokenizer" else ""
+    more = f" Look at {out / 'samples.png'}." if stage in ("prior", "all") else ""
     name = str(out) if os.sep in str(out) else os.path.join(os.curdir, out)     # a bare name would mean a bundled model first
     output.say(f"The model is in {out}. Use it: vqtok encode --model {shlex.quote(name)} IMAGE.{more}", quiet)
 
@@ -209,7 +211,8 @@ def _summary(out: Path, stage: str, dataset: "Dataset") -> dict[str, Any]:
     """The last line of --json."""
     from vqtok import weights
 
-    found = {part: weights.load(out / f"{part}.safetensors", part) for part in ("tokenizer", "prior") if stage in (part, "all")}
+    parts = [part for part in ("tokenizer", "prior", "entropy") if stage in (part, "all") and (out / f"{part}.safetensors").exists()]
+    found = {part: weights.load(out / f"{part}.safetensors", part) for part in parts}
     fingerprints = {part: weights.fingerprint(stored.tensors) for part, stored in found.items()}
     return {"stage": "finished", "output": str(out), "fingerprints": fingerprints, "unreadable": dataset.skipped}
 

@@ -1,4 +1,4 @@
-"""Training: pictures to a model folder. The tokenizer first, then the prior on the indices it gives."""
+"""Training: pictures to a model folder. The tokenizer first, then both priors on the indices it gives."""
 
 from itertools import islice
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from vqtok import weights
 from vqtok.codec import load_tokenizer, place
-from vqtok.config import Recipe
+from vqtok.config import ENTROPY_CODES_MAX, Recipe
 from vqtok.data import Dataset, split
 from vqtok.errors import InputError, TrainingError
 from vqtok.train import loop
@@ -14,7 +14,7 @@ from vqtok.train.begin import Wanted, check_settable, merge, new, prior_for, res
 from vqtok.train.folder import Begun, check_free, record, start
 from vqtok.train.loop import Listener, Run, Status, Stop
 from vqtok.train.plan import plan
-from vqtok.train.prior import Grids, PriorTask, encode_dataset, load_grids, save_grids
+from vqtok.train.prior import EntropyTask, Grids, PriorTask, encode_dataset, load_grids, save_grids
 from vqtok.train.tokenizer import TokenizerTask
 from vqtok.vqvae import VQVAE
 
@@ -23,7 +23,7 @@ __all__ = [
     "prior_for", "record", "resumed", "start", "train",
 ]     # fmt: skip
 
-STAGES = ("tokenizer", "prior", "all")
+STAGES = ("tokenizer", "prior", "entropy", "all")
 Parts = tuple[np.ndarray, np.ndarray]       # indices of the pictures to train on, and of those to validate with
 
 
@@ -35,9 +35,9 @@ def train(recipe: Recipe, dataset: Dataset, run: Run, stage: str = "all", resume
     """
     parts = _parts(recipe, dataset, run)
     run.listener.note(f"{len(parts[0]):,} pictures to train on, {len(parts[1]):,} set aside for validation.")
-    if stage != "prior" and not _train_tokenizer(recipe, dataset, parts, run, resume, compiled):
+    if stage in ("tokenizer", "all") and not _train_tokenizer(recipe, dataset, parts, run, resume, compiled):
         return False
-    return stage == "tokenizer" or _train_prior(recipe, dataset, parts, run, resume)
+    return stage == "tokenizer" or _train_priors(recipe, dataset, parts, run, stage, resume)
 
 
 def _parts(recipe: Recipe, dataset: Dataset, run: Run) -> Parts:
@@ -65,15 +65,25 @@ def _train_tokenizer(recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, r
     return loop.train(task, recipe.tokenizer_training, run, resume)
 
 
-def _train_prior(recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, resume: bool) -> bool:
+def _train_priors(recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, stage: str, resume: bool) -> bool:
     network, fingerprint = _released_tokenizer(run)
     if network.config != recipe.tokenizer:
         raise TrainingError(f"the tokenizer in {run.folder} is not the recipe's", "train the prior with the recipe of its tokenizer")
     grids = _all_grids(network, fingerprint, recipe, dataset, run)
     if grids is None:
         return False
-    task = PriorTask(recipe, dataset, fingerprint, _split_grids(grids, parts, recipe.data.flip), run)
-    return loop.train(task, recipe.prior_training, run, resume)
+    split_grids = _split_grids(grids, parts, recipe.data.flip)
+    if stage != "entropy" and not loop.train(
+        PriorTask(recipe, dataset, fingerprint, split_grids, run), recipe.prior_training, run, resume
+    ):
+        return False
+    if stage == "prior":
+        return True
+    if recipe.tokenizer.codebook_size > ENTROPY_CODES_MAX:
+        run.listener.note(f"No entropy prior: it takes at most {ENTROPY_CODES_MAX} codes. Compact files are bit-packed.")
+        return True
+    task = EntropyTask(recipe, dataset, fingerprint, split_grids, run, network.quantizer.codebooks().detach().float())
+    return loop.train(task, recipe.entropy_training, run, resume)
 
 
 def _all_grids(network: VQVAE, fingerprint: str, recipe: Recipe, dataset: Dataset, run: Run) -> Grids | None:
@@ -83,8 +93,8 @@ def _all_grids(network: VQVAE, fingerprint: str, recipe: Recipe, dataset: Datase
     if grids is not None:
         return grids
     if path.exists():
-        run.listener.note("The tokenizer has changed: its prior starts anew.")
-        for name in ("prior.state.safetensors", "prior.safetensors"):
+        run.listener.note("The tokenizer has changed: its priors start anew.")
+        for name in ("prior.state.safetensors", "prior.safetensors", "entropy.state.safetensors", "entropy.safetensors"):
             (run.folder / name).unlink(missing_ok=True)
     run.listener.note(f"Encoding {len(dataset):,} pictures{' and their mirror images' if mirror else ''}.")
     grids = encode_dataset(network, dataset, mirror, run)

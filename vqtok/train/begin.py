@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vqtok.train import folder as folders
 from vqtok.train.folder import Begun
 
 DERIVED = ("codebook_size", "levels", "labels")     # of the prior: the tokenizer and the data decide them
-_PRIOR_SETTINGS = ("prior", "prior_training", "precision", "data.prior_size")
+_PRIOR_SETTINGS = ("prior", "prior_training", "entropy", "entropy_training", "precision", "data.prior_size")
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,11 @@ def preset_for(dataset: Dataset, name: str | None = None) -> Recipe:
 
 
 def fit_to_data(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with what is not the user's to choose: the prior's class names are the data's, its K and L the tokenizer's."""
+    """The recipe with what is not the user's to choose: the prior's class names are the data's, both priors' K and L the tokenizer's."""
     tokenizer = recipe.tokenizer
     prior = replace(recipe.prior, labels=dataset.labels, codebook_size=tokenizer.codebook_size, levels=tokenizer.levels)
-    return replace(recipe, prior=prior)
+    entropy = replace(recipe.entropy, codebook_size=tokenizer.codebook_size, levels=tokenizer.levels)
+    return replace(recipe, prior=prior, entropy=entropy)
 
 
 def changed_settings(old: Recipe, new: Recipe) -> list[str]:
@@ -164,11 +166,11 @@ def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def check_settable(values: Mapping[str, Any]) -> None:
-    """Raises UsageError for settings of the prior that would be overruled by the tokenizer and the data."""
-    prior = values.get("prior")
-    for key in DERIVED:
-        if isinstance(prior, Mapping) and key in prior:
-            raise UsageError(f"prior.{key} cannot be set: it is the {'data' if key == 'labels' else 'tokenizer'}'s", "leave it out")
+    """Raises UsageError for settings of the priors that would be overruled by the tokenizer and the data."""
+    for name, key in product(("prior", "entropy"), DERIVED):
+        part = values.get(name)
+        if isinstance(part, Mapping) and key in part:
+            raise UsageError(f"{name}.{key} cannot be set: it is the {'data' if key == 'labels' else 'tokenizer'}'s", "leave it out")
 
 
 def _begun(recipe: Recipe, dataset: Dataset, wanted: Wanted) -> Begun:

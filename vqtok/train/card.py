@@ -42,6 +42,9 @@ def _text(folder: Path, fingerprint: str, tokenizer: dict[str, Any], prior: dict
         rows.append(["validation", f"{prior['record']['metrics']['bits']:.3f} bits per index"])
         if prior["config"]["labels"]:
             rows.append(["labels", ", ".join(prior["config"]["labels"])])
+    if (folder / "entropy.safetensors").exists():
+        entropy = weights.read_meta(folder / "entropy.safetensors", "entropy")["record"]
+        rows += [["entropy prior", _stage(entropy)], ["validation", f"{entropy['metrics']['bits']:.3f} bits per index"]]
     rows += [["seed", record["seed"]], ["machine", machine()], ["vqtok", record["version"]]]
     sheet = "\n![Samples of the prior](samples.png)\n" if (folder / "samples.png").exists() else ""
     return f"# {folder.resolve().name} ({fingerprint})\n\n{report.markdown(['', ''], rows)}\nMade by\n\n```\n{command}\n```\n{sheet}"

@@ -11,8 +11,10 @@ from vqtok.errors import OutputError, TrainingError, VqtokError
 
 RUN_FILE, RECIPE_FILE, LOG_FILE = "run.json", "recipe.toml", "log.jsonl"
 FORMAT = 1
+_ENTROPY_FILES = r"entropy(\.state)?\.safetensors"
 _PRIOR_FILES = r"prior(\.state)?\.safetensors|indices\.state\.safetensors|prior-\d{6,}\.png|samples\.png"
-_RUN_FILES = rf"run\.json|recipe\.toml|log\.jsonl|README\.md|tokenizer(\.state)?\.safetensors|tokenizer-\d{{6,}}\.png|{_PRIOR_FILES}"
+_TOKENIZER_FILES = r"tokenizer(\.state)?\.safetensors|tokenizer-\d{6,}\.png"
+_RUN_FILES = rf"run\.json|recipe\.toml|log\.jsonl|README\.md|{_TOKENIZER_FILES}|{_PRIOR_FILES}|{_ENTROPY_FILES}"
 _AGAIN = "start anew with -f/--force"
 
 
@@ -32,10 +34,10 @@ class Begun:
 def check_free(folder: Path, stage: str, force: bool) -> None:
     """Raises OutputError where training `stage` anew would replace something and `force` does not allow that."""
     old = sorted(path.name for path in _replaced(folder, stage))
-    if stage == "prior":
-        old = [name for name in old if name.startswith("prior")]
+    if stage in ("prior", "entropy"):
+        old = [name for name in old if name.startswith(stage)]
     if old and not force:
-        what = "a prior" if stage == "prior" else "a run" if RUN_FILE in old else old[0]
+        what = "a prior" if stage == "prior" else "an entropy prior" if stage == "entropy" else "a run" if RUN_FILE in old else old[0]
         raise OutputError(f"{folder} holds {what} already", "go on with --resume, replace it with -f/--force, or choose another -o")
 
 
@@ -89,7 +91,7 @@ def _recipe(path: Path) -> Recipe:
 
 def _replaced(folder: Path, stage: str) -> list[Path]:
     """Files that a new run, or a new prior, writes itself; others in the folder are the user's own."""
-    pattern = _PRIOR_FILES if stage == "prior" else _RUN_FILES
+    pattern = {"prior": _PRIOR_FILES, "entropy": _ENTROPY_FILES}.get(stage, _RUN_FILES)
     try:
         return [path for path in folder.iterdir() if re.fullmatch(pattern, path.name)]
     except (FileNotFoundError, NotADirectoryError):     # the latter is reported when the first file is written

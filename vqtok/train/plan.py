@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from vqtok import losses
 from vqtok.codec import place
-from vqtok.config import Recipe
+from vqtok.config import ENTROPY_CODES_MAX, Recipe
 from vqtok.data import Dataset
-from vqtok.priors import PixelCNN
+from vqtok.priors import IntegerPrior, PixelCNN
 from vqtok.vqvae import VQVAE
 
 
@@ -25,16 +25,20 @@ def plan(recipe: Recipe, dataset: Dataset, stage: str, device: torch.device, per
     tokenizer = VQVAE(recipe.tokenizer)
     costs = multiply_adds_by_part(tokenizer)
     stages: dict[str, Any] = {}
-    if stage != "prior":
+    if stage in ("tokenizer", "all"):
         batch, side = recipe.tokenizer_training.batch, recipe.data.size
         pictures = torch.rand(batch, recipe.tokenizer.channels, side, side) * 2 - 1
         criterion = losses.Criterion(recipe.losses, perceptual, side)
         seconds = _seconds(_Tokenizing(tokenizer, criterion), pictures, recipe.precision, device)
         stages["tokenizer"] = _stage(tokenizer, recipe.tokenizer_training.steps, batch, seconds)
-    if stage != "tokenizer":
+    if stage in ("prior", "all"):
         prior, batch = PixelCNN(recipe.prior), recipe.prior_training.batch
         indices = torch.randint(recipe.prior.codebook_size, (batch, recipe.prior.levels, *_window(recipe, dataset)))
         stages["prior"] = _stage(prior, recipe.prior_training.steps, batch, _seconds(prior, indices, recipe.precision, device))
+    if stage in ("entropy", "all") and recipe.tokenizer.codebook_size <= ENTROPY_CODES_MAX:
+        entropy, batch = _Coding(recipe.entropy), recipe.entropy_training.batch
+        indices = torch.randint(recipe.entropy.codebook_size, (batch, recipe.entropy.levels, *_window(recipe, dataset)))
+        stages["entropy"] = _stage(entropy, recipe.entropy_training.steps, batch, _seconds(entropy, indices, recipe.precision, device))
     bits = recipe.tokenizer.levels * math.log2(recipe.tokenizer.codebook_size)
     return {
         "pictures": len(dataset),
@@ -80,6 +84,13 @@ class _Tokenizing(nn.Module):
     def loss(self, pictures: Tensor) -> Tensor:
         output = self.tokenizer(pictures)
         return output.loss + sum(self.criterion(output.reconstruction, pictures).values())
+
+
+class _Coding(IntegerPrior):
+    """An integer prior, as it is trained."""
+
+    def loss(self, indices: Tensor) -> Tensor:
+        return self.bits(indices).mean()
 
 
 def _window(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:

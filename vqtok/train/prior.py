@@ -1,7 +1,8 @@
-"""Training of the prior: the training set is encoded once, then the PixelCNN learns windows of its index grids."""
+"""Training of both priors: the training set is encoded once, then each learns windows of its index grids."""
 
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqtok import __version__, weights
 from vqtok.codec import place
 from vqtok.codes import index_dtype
-from vqtok.config import Recipe
+from vqtok.config import Recipe, StageConfig
 from vqtok.data import Dataset, convert, whole
 from vqtok.errors import InputError, TrainingError
 from vqtok.images import pad
-from vqtok.priors import PixelCNN
+from vqtok.priors import IntegerPrior, PixelCNN, largest_sum
 from vqtok.train import state
 from vqtok.train.loop import Run, Status, Step, Task, Validation
 from vqtok.vqvae import VQVAE, to_float
@@ -185,24 +186,34 @@ def window_of(grids: Grids, recipe: Recipe) -> tuple[int, int]:
     return min(side, int(smallest[0])), min(side, int(smallest[1]))
 
 
-class PriorTask(Task):
-    """A PixelCNN, windows of the training grids, and windows of the validation grids."""
-
-    name = "prior"
+class GridTask(Task):
+    """A network that learns how likely index grids are: windows of the training grids, and of the validation grids."""
 
     def __init__(self, recipe: Recipe, dataset: Dataset, tokenizer: str, parts: tuple[Grids, Grids], run: Run) -> None:
         self.recipe, self.dataset, self.tokenizer, self.run = recipe, dataset, tokenizer, run
         if len(parts[0]) == 0:
-            raise InputError(f"no picture of {dataset.name} can be read to train the prior on", "give more pictures")
+            raise InputError(f"no picture of {dataset.name} can be read to train the {self.name} on", "give more pictures")
         torch.manual_seed(recipe.seed)
-        self.prior = place(PixelCNN(recipe.prior), run.device)
-        self.network = self.prior
+        self.network = place(self.make(), run.device)
         self.window = window_of(parts[0], recipe)
         dropout = LABEL_DROPOUT if recipe.prior.labels else 0.0
-        batch = recipe.prior_training.batch
+        batch = self.stage.batch
         self._batches = GridBatches(parts[0], batch, self.window, recipe.seed, dropout)
         held_out = Grids.of_list([_pad_grid(parts[1][i], self.window) for i in range(len(parts[1]))], parts[1].labels)
         self._validation = GridBatches(held_out, batch, self.window, recipe.seed, 0.0)
+
+    @property
+    @abstractmethod
+    def stage(self) -> StageConfig:
+        """How it is trained."""
+
+    @abstractmethod
+    def make(self) -> nn.Module:
+        """The network, with random weights."""
+
+    @abstractmethod
+    def loss(self, indices: Tensor, labels: Tensor) -> Tensor:
+        """Mean nats an index, a scalar; indices (B, L, h, w), labels (B,)."""
 
     def prepare(self) -> None:
         pass
@@ -212,7 +223,7 @@ class PriorTask(Task):
             yield self._batches.batch(step)
 
     def forward(self, batch: tuple[np.ndarray, np.ndarray]) -> Step:
-        loss = self.prior.loss(*self._to_device(batch))
+        loss = self.loss(*self._to_device(batch))
         return Step(loss, {"bits": loss / math.log(2)})
 
     def _to_device(self, batch: tuple[np.ndarray, np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -220,24 +231,74 @@ class PriorTask(Task):
 
     def validate(self) -> Validation:
         steps = max(1, len(self._validation.grids) // self._validation.size)
-        total = [float(self.prior.loss(*self._to_device(self._validation.batch(step)))) for step in range(steps)]
+        total = [float(self.loss(*self._to_device(self._validation.batch(step)))) for step in range(steps)]
         bits = sum(total) / len(total) / math.log(2)
         return Validation(bits, {"bits": bits})
 
     def summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
-        raw = math.log2(self.recipe.prior.codebook_size)
+        raw = math.log2(self.recipe.tokenizer.codebook_size)
         return {}, f"An index takes {window.get('bits', 0) / max(window.get('steps', 1), 1):.2f} bits where it took {raw:.2f}."
 
-    def release(self, record: dict[str, Any]) -> weights.Weights:
-        """float16 tensors, with the fingerprint of the tokenizer whose indices they know."""
-        state = self.prior.state_dict().items()
-        tensors = {name: value.detach().cpu().half().numpy() for name, value in state}
+    def _file(self, tensors: dict[str, np.ndarray], record: dict[str, Any]) -> weights.Weights:
+        """The file of these tensors, with the fingerprint of the tokenizer whose indices they know."""
         record = {
             **record, "data": self.dataset.name, "seed": self.recipe.seed, "version": __version__,
             "tokenizer": self.tokenizer, "grid": list(self.window),
         }
-        meta = {"format": 1, "kind": "prior", "config": self.recipe.to_dict()["prior"], "record": record}
-        return weights.Weights(tensors, meta)
+        return weights.Weights(tensors, {"format": 1, "kind": self.name, "config": self.recipe.to_dict()[self.name], "record": record})
+
+
+class PriorTask(GridTask):
+    """The PixelCNN that `vqtok sample` draws from."""
+
+    name = "prior"
+    network: PixelCNN
+
+    @property
+    def stage(self) -> StageConfig:
+        return self.recipe.prior_training
+
+    def make(self) -> PixelCNN:
+        return PixelCNN(self.recipe.prior)
+
+    def loss(self, indices: Tensor, labels: Tensor) -> Tensor:
+        return self.network.loss(indices, labels)
+
+    def release(self, record: dict[str, Any]) -> weights.Weights:
+        """float16 tensors."""
+        state = self.network.state_dict().items()
+        return self._file({name: value.detach().cpu().half().numpy() for name, value in state}, record)
+
+
+class EntropyTask(GridTask):
+    """The integer prior that compact files are coded with; it starts from the tokenizer's codebooks."""
+
+    name = "entropy"
+    network: IntegerPrior
+
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, tokenizer: str, parts: tuple[Grids, Grids], run: Run, codebooks: Tensor
+    ) -> None:
+        super().__init__(recipe, dataset, tokenizer, parts, run)
+        self.codebooks = codebooks.to(run.device)       # (L, K, D)
+
+    @property
+    def stage(self) -> StageConfig:
+        return self.recipe.entropy_training
+
+    def make(self) -> IntegerPrior:
+        return IntegerPrior(self.recipe.entropy)
+
+    def prepare(self) -> None:
+        self.network.start(self.codebooks)
+
+    def loss(self, indices: Tensor, labels: Tensor) -> Tensor:
+        return self.network.bits(indices).mean() * math.log(2)
+
+    def release(self, record: dict[str, Any]) -> weights.Weights:
+        """Integers, and the largest sum that they allow: what is exact is proved before it is written."""
+        tensors = self.network.integers()
+        return self._file(tensors, {**record, "largest_sum": largest_sum(tensors)})
 
 
 def _pad_grid(grid: np.ndarray, window: tuple[int, int]) -> np.ndarray:
