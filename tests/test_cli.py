@@ -22,7 +22,7 @@ import vqtok
 from vqtok import codec, codes, weights
 from vqtok.cli import app, output
 
-MINE = ("encode", "decode", "truncate", "sample", "eval", "info", "models")
+MINE = ("encode", "decode", "truncate", "pack", "unpack", "sample", "eval", "info", "models")
 COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands      # type: ignore[attr-defined]
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -84,6 +84,20 @@ CASES = [
     Case("decode", "--json", None, "ready.npz"),
     Case("decode", "--quiet", None, "ready.npz"),
     Case("decode", "--verbose", None, "ready.npz"),
+    Case("encode", "--compact", None, "a.png"),
+    Case("encode", "--verify", None, "a.png"),
+    *(
+        Case(command, *options)
+        for command in ("pack", "unpack") for options in (
+            ("--output", "o.npz", "ready.npz"), ("--model", "other", "ready.npz"),
+            ("--json", None, "ready.npz"), ("--quiet", None, "ready.npz"),
+        )
+    ),
+    Case("pack", "--force", None, "ready.npz", before=["ready.compact.npz"]),
+    Case("pack", "--skip-existing", None, "ready.npz", before=["ready.compact.npz"]),
+    Case("unpack", "--force", None, "ready.npz", before=["ready.plain.npz"]),
+    Case("unpack", "--skip-existing", None, "ready.npz", before=["ready.plain.npz"]),
+    Case("truncate", "--model", "other", "ready.npz", "--levels", "1"),
     Case("truncate", "--levels", "1", "ready.npz"),
     Case("truncate", "--bpp", "9", "ready.npz"),
     Case("truncate", "--max-bytes", "1k", "ready.npz"),

@@ -17,7 +17,7 @@ LINES = re.findall(r"^\$ (.*?)(?:\s+#.*)?$", README, re.MULTILINE)
 COMMANDS = [part for line in LINES for part in line.split(" && ") if part.startswith("vqtok ")]
 # Training lines run with a network and a number of steps that fit a test; what the line itself asks for stays.
 SHORT = shlex.split(
-    "--steps 2 --prior-steps 2 --batch 4 --width 8 --set tokenizer.encoder_blocks=1 --set tokenizer.decoder_blocks=1"
+    "--steps 2 --prior-steps 2 --entropy-steps 2 --batch 4 --width 8 --set tokenizer.encoder_blocks=1 --set tokenizer.decoder_blocks=1"
     " --set prior.width=8 --set prior.layers=2 --set data.validation_max=2"
 )
 

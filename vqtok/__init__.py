@@ -12,9 +12,10 @@ __version__ = "0.1.0"
 __all__ = ["Codes", "Model", "VqtokError", "__version__", "load", "read_codes", "write_codes"]
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vqtok.codec import Model, load
     from vqtok.codes import Codes
-    from vqtok.codes import read as read_codes
     from vqtok.codes import write as write_codes
     from vqtok.errors import VqtokError
 
@@ -23,9 +24,25 @@ _HOMES = {
     "Model": ("vqtok.codec", "Model"),
     "VqtokError": ("vqtok.errors", "VqtokError"),
     "load": ("vqtok.codec", "load"),
-    "read_codes": ("vqtok.codes", "read"),
     "write_codes": ("vqtok.codes", "write"),
 }
+
+
+def read_codes(source: "Path | str | bytes", model: str | None = None) -> "Codes":
+    """The codes in a file of either form, or in the bytes of one. Raises InputError, FormatError, ModelError.
+
+    Compact files that a prior coded need that prior, and torch: of the model that the file names, or of `model`, a name or path.
+    """
+    from vqtok import codes
+
+    found = codes.read_any(source)
+    if isinstance(found, codes.Codes):
+        return found
+    if found.prior is None:
+        return codes.read(source)
+    from vqtok.codec import unpack
+
+    return unpack(found, model)
 
 
 def __getattr__(name: str) -> Any:

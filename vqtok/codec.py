@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from vqtok import config, images, weights
-from vqtok.codes import Codes, choice, counted, index_dtype
-from vqtok.config import PriorConfig, TokenizerConfig
+from vqtok.codes import Codes, Compact, choice, compact, counted, index_dtype
+from vqtok.config import ENTROPY_CODES_MAX, EntropyConfig, PriorConfig, TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
-from vqtok.priors import PixelCNN, sample
+from vqtok.priors import ExactPrior, PixelCNN, exact_shapes, sample
 from vqtok.vqvae import VQVAE, reach, to_float, to_uint8
 
 N = TypeVar("N", bound=torch.nn.Module)
@@ -89,6 +89,71 @@ def _load_prior(path: Path, tokenizer: TokenizerConfig, fingerprint: str) -> tup
     return network.eval(), stored.meta["record"]
 
 
+class EntropyCoder:
+    """What codes grids into the streams of compact files, and decodes them: a model's integer prior, without its tokenizer."""
+
+    def __init__(self, folder: weights.ModelFolder, tokenizer: str | None = None) -> None:
+        """Of a model that has one; `tokenizer` is its tokenizer's fingerprint, where known. Raises InputError, FormatError, ModelError."""
+        path, tokenizer = folder.entropy, tokenizer or weights.tokenizer_fingerprint(folder.tokenizer)
+        assert path is not None
+        stored = weights.load(path, "entropy")
+        settings = config.from_dict(EntropyConfig, stored.meta["config"], str(path))
+        if settings.codebook_size > ENTROPY_CODES_MAX:
+            raise FormatError(f"{path} has {settings.codebook_size} codes", "the file is damaged, or written by a newer vqtok")
+        if stored.meta["record"].get("tokenizer") != tokenizer:
+            raise ModelError(
+                f"{path} is the entropy prior of another tokenizer than the one beside it ({tokenizer})",
+                "train it again: vqtok train --stage entropy",
+            )
+        weights.check(stored.tensors, exact_shapes(settings), str(path))
+        self.tokenizer, self.config = tokenizer, settings
+        self.fingerprint = weights.fingerprint(stored.tensors)
+        self.prior = ExactPrior(settings, stored.tensors)
+
+    def pack(self, codes: Codes) -> Compact:
+        """The compact form, bit-packed where that is smaller."""
+        self._check(codes)
+        return compact(codes, self.fingerprint, self.prior.encode(codes.indices))
+
+    def unpack(self, packed: Compact) -> Codes:
+        """The codes in the compact form. ModelError where another prior made it, FormatError where it is damaged."""
+        if packed.prior is None:
+            return packed.unpacked()
+        if packed.prior != self.fingerprint:
+            raise ModelError(
+                f"the codes need the entropy prior {packed.prior} of model {packed.model}, but the one here is {self.fingerprint}",
+                "give the model they were packed with: --model",
+            )
+        self._check(packed)
+        indices = self.prior.decode(packed.streams, *packed.shape[1:])
+        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)))
+
+    def _check(self, codes: Codes | Compact) -> None:
+        if codes.fingerprint != self.tokenizer:
+            raise ModelError(
+                f"the codes were made with model {codes.model} ({codes.fingerprint}), the entropy prior is one for {self.tokenizer}",
+                "leave --model out to look for the right one",
+            )
+        if codes.codebook_size != self.config.codebook_size or codes.levels > self.config.levels:
+            raise ModelError(f"the codes do not fit the model {codes.model}", "the codes file is damaged: make it again")
+
+
+def without_prior(packed: Compact) -> ModelError:
+    """The error of coded codes whose model is here, but has no entropy prior."""
+    return ModelError(
+        f"the codes need the entropy prior {packed.prior} of model {packed.model}, and the model here has none",
+        "copy its entropy.safetensors into the model's folder",
+    )
+
+
+def unpack(packed: Compact, model: str | None = None) -> Codes:
+    """The codes that a prior coded, by the model that they name, or the one given by name or path. Raises ModelError, FormatError."""
+    folder = weights.find(model) if model else weights.find_by_fingerprint(packed.model, packed.fingerprint)
+    if folder.entropy is None:
+        raise without_prior(packed)
+    return EntropyCoder(folder).unpack(packed)
+
+
 def _fill(network: torch.nn.Module, expected: dict[str, Tensor], stored: weights.Weights, path: Path) -> None:
     weights.check(stored.tensors, {name: tuple(value.shape) for name, value in expected.items()}, str(path))
     state = {name: torch.from_numpy(value).float() for name, value in stored.tensors.items()}
@@ -116,6 +181,25 @@ class Model:
             raise ModelError(f"the model {self.name} has no prior", fix)
         network, record = _load_prior(self.folder.prior, self.config, self.fingerprint)
         return network.to(self.device), record
+
+    @cached_property
+    def entropy_coder(self) -> EntropyCoder | None:
+        """What compact files are coded with; None where the model has no entropy prior."""
+        return None if self.folder.entropy is None else EntropyCoder(self.folder, self.fingerprint)
+
+    def pack(self, codes: Codes) -> Compact:
+        """The compact form of codes: `write_codes` makes a small file of it. Bit-packed where the model has no entropy prior."""
+        self._check(codes)
+        return compact(codes) if self.entropy_coder is None else self.entropy_coder.pack(codes)
+
+    def unpack(self, packed: Compact) -> Codes:
+        """The codes in the compact form. Raises ModelError, FormatError."""
+        self._check(packed)
+        if packed.prior is None:
+            return packed.unpacked()
+        if self.entropy_coder is None:
+            raise without_prior(packed)
+        return self.entropy_coder.unpack(packed)
 
     @property
     def prior(self) -> PixelCNN:
@@ -280,7 +364,7 @@ class Model:
             return levels or self.config.levels
         raise UsageError(f"the model {self.name} has {counted(self.config.levels)}, not {levels}", choice(self.config.levels))
 
-    def _check(self, codes: Codes) -> None:
+    def _check(self, codes: Codes | Compact) -> None:
         if codes.fingerprint != self.fingerprint:
             again = "the model was trained again since" if codes.model == self.name else f"or give --model {codes.model}"
             raise ModelError(

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from vqtok import __version__
-from vqtok.cli import decode, encode, evaluate, info, output, sample, train, truncate
+from vqtok.cli import decode, encode, evaluate, info, output, pack, sample, train
 from vqtok.errors import UsageError
 
 _ParseError: Any = typer.BadParameter.__mro__[2]    # Typer's ClickException, which has no public name
@@ -69,7 +69,9 @@ def _vqtok(
 for name, command in (
     ("encode", encode.encode),
     ("decode", decode.decode),
-    ("truncate", truncate.truncate),
+    ("truncate", pack.truncate),
+    ("pack", pack.pack),
+    ("unpack", pack.unpack),
     ("sample", sample.sample),
     ("train", train.train),
     ("eval", evaluate.evaluate),

@@ -14,7 +14,7 @@ from vqtok.errors import ModelError, VqtokError
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
-    from vqtok.codes import Codes
+    from vqtok.codes import Codes, Compact
     from vqtok.files import Source
 
 CodesFiles = Annotated[list[str], typer.Argument(help="Codes files (.npz), folders, globs, or - for standard input.", metavar="IN")]
@@ -75,7 +75,7 @@ class _Models:
         self.named = load(named, *self.options) if named else None
         self.loaded: dict[str, Model | VqtokError] = {}
 
-    def of(self, codes: "Codes") -> "Model":
+    def of(self, codes: "Codes | Compact") -> "Model":
         """Raises ModelError, FormatError."""
         if self.named:
             return self.named
@@ -86,7 +86,7 @@ class _Models:
             raise found
         return found
 
-    def _load(self, codes: "Codes") -> "Model | VqtokError":
+    def _load(self, codes: "Codes | Compact") -> "Model | VqtokError":
         from vqtok import weights
 
         try:
@@ -101,8 +101,7 @@ def _decode_one(
     """Writes the pictures in one codes file, and returns what there is to say of each."""
     from vqtok import codes, files, images
 
-    found = codes.read(source.path or files.read_stdin(codes.FILE_LIMIT))
-    found = found if levels is None else rate.first_levels(found, levels, source)
+    found = codes.read_any(source.path or files.read_stdin(codes.FILE_LIMIT))
     targets = _targets(target, len(found))
     if skip and len(found) > 1 and all(os.path.lexists(path) for path in targets):
         return []
@@ -111,6 +110,8 @@ def _decode_one(
     try:
         codec = models.of(found)
         begin = time.perf_counter()
+        found = codec.unpack(found) if isinstance(found, codes.Compact) else found
+        found = found if levels is None else rate.first_levels(found, levels, source)
         pictures = codec.decode_all(found)
     except ModelError as error:
         raise ModelError(f"{source}: {error}", error.fix) from None

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from vqtok.errors import UsageError, VqtokError
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
+    from vqtok.codes import Codes
     from vqtok.files import Source
 
 Pictures = Annotated[list[str], typer.Argument(help="Pictures, folders, globs, or - for standard input.", metavar="IN")]
@@ -28,6 +30,8 @@ def encode(
     levels: o.Levels = None,
     bpp: o.Bpp = None,
     max_bytes: o.MaxBytes = None,
+    compact: o.Compact = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the file's bytes back, and compare, before they are written.")] = False,
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
     background: o.Background = "white",
@@ -50,7 +54,7 @@ def encode(
         assert codec is not None
         try:
             with output.memory_errors(source):
-                result = _encode_one(codec, source, target, force, color, wanted)
+                result = _encode_one(codec, source, target, force, color, _Form(wanted, compact, verify))
         except VqtokError as error:
             batch.fail(error)
             continue
@@ -60,7 +64,19 @@ def encode(
             output.print_json(result)
         else:
             output.say(_summary(result, source, target), quiet)
+            if len(jobs) == 1 and not (quiet or compact):
+                _tell_compact(codec, target, result["bytes"])
     batch.finish()
+
+
+def _tell_compact(codec: "Model", target: Path, size: int) -> None:
+    """What --compact would have saved: of one picture alone, as it takes a moment."""
+    from vqtok import codes
+    from vqtok.files import STDIO, human_bytes
+
+    if target != STDIO:
+        least = len(codes.to_bytes(codec.pack(codes.read(target))))
+        output.say(f"--compact would make it {human_bytes(least)}, {1 - least / size:.0%} less")
 
 
 def load(model: str | None, device: str | None, precision: str, verbose: bool = False) -> "Model":
@@ -110,21 +126,43 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
 
 
 def _encode_one(
-    codec: "Model", source: "Source", target: Path, force: bool, background: tuple[int, int, int], wanted: rate.Rate
+    codec: "Model", source: "Source", target: Path, force: bool, background: tuple[int, int, int], form: "_Form"
 ) -> dict[str, Any]:
     """Encodes one picture, writes its codes, and returns what there is to say of it."""
-    from vqtok import files, images
+    from vqtok import codes, files, images
 
     begin = time.perf_counter()
     picture = images.read(source.path or files.read_stdin(images.MAX_BYTES), codec.config.channels, background)
-    result, data = wanted.cut(codec.encode_batch([picture.pixels]), source)
+    result, data = form.file(codec, codec.encode_batch([picture.pixels]), source)
     output.write(target, data, force)
     height, width = result.sizes[0]
     return {
         "input": str(source.path or "-"), "output": str(target), "model": codec.name, "fingerprint": codec.fingerprint,
-        "size": [width, height], "source_bytes": picture.source_bytes, **rate.facts(result, len(data)),
+        "size": [width, height], "source_bytes": picture.source_bytes, **rate.facts(result, len(data), codes.read_meta(data)["form"]),
         "seconds": round(time.perf_counter() - begin, 3), "notes": list(picture.notes),
+        **({"verified": True} if form.verify else {}),
     }     # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What file to make of codes."""
+
+    rate: rate.Rate
+    compact: bool
+    verify: bool
+
+    def file(self, codec: "Model", found: "Codes", name: object) -> tuple["Codes", bytes]:
+        """The codes at the rate that is asked for, and their file."""
+        from vqtok import codes
+
+        pack = (lambda part: codes.to_bytes(codec.pack(part))) if self.compact else codes.to_bytes
+        kept, data = self.rate.cut(found, name, pack)
+        if self.verify:
+            again = codes.read_any(data)
+            if (codec.unpack(again) if isinstance(again, codes.Compact) else again) != kept:
+                raise VqtokError(f"{name}: the file would not decode to the same codes", "this is a mistake in vqtok; please report it")
+        return kept, data
 
 
 def _summary(result: dict[str, Any], source: "Source", target: Path) -> str:
@@ -134,5 +172,5 @@ def _summary(result: dict[str, Any], source: "Source", target: Path) -> str:
     kind = source.path.suffix.lstrip(".").upper() if source.path else ""
     kind = {"JPG": "JPEG", "TIF": "TIFF", "": "the source"}.get(kind, kind)
     compared = f"{ratio:.3g}x smaller than {kind}" if ratio >= 1 else f"{1 / ratio:.3g}x larger than {kind}"
-    size = rate.shown(result["bytes"], result["bpp"])
-    return f"{source} -> {output.named(target)}  {grid}, {size}, {compared}, {result['seconds']:.2f} s"
+    size, verified = rate.shown(result["bytes"], result["bpp"]), "verified, " if result.get("verified") else ""
+    return f"{source} -> {output.named(target)}  {grid}, {size}, {compared}, {verified}{result['seconds']:.2f} s"

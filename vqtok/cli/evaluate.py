@@ -205,6 +205,7 @@ _NAMES = {
 }     # fmt: skip
 _LEVEL_COLUMNS = {
     "levels": ("levels", "d"), "bpp": ("bpp raw", ".4f"), "bpp_packed": ("files", ".4f"), "bpp_coded": ("by prior", ".4f"),
+    "bpp_compact": ("compact", ".4f"),
     "psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "ms_ssim": ("MS-SSIM", ".4f"), "lpips": ("LPIPS", ".4f"),
     "usage": ("used", ".1%"), "perplexity": ("perplexity", ".1f"),
 }     # fmt: skip
@@ -216,15 +217,19 @@ _CODEC_COLUMNS = {
 def _print_tables(result: "Evaluation", model: str, data: str) -> None:
     """All figures of all levels; with several levels, or beside codecs, a line for each level, and for each codec at its bytes."""
     from vqtok import report
-    from vqtok.evaluate import title
+    from vqtok.evaluate import TITLES, title
 
     figures = asdict(result)
     rows = [[name, format(figures[key], style)] for key, (name, style) in _NAMES.items() if figures[key] is not None]
     output.print_table(report.rich_table(["figure", "value"], rows, f"{model} on {data}"))
     if len(result.levels) > 1:
-        columns = {key: column for key, column in _LEVEL_COLUMNS.items() if figures[key] is not None}
+        columns = {key: column for key, column in _LEVEL_COLUMNS.items() if figures["levels"][0][key] is not None}
         lines = [_cells(row, columns) for row in figures["levels"]]
         output.print_table(report.rich_table([name for name, _ in columns.values()], lines, "by level; used and perplexity of that level"))
+    names = list(figures["levels"][0]["coders"])
+    lines = [[str(row["levels"]), f"{row['bpp']:.4f}", *(f"{row['coders'][name]:.4f}" for name in names)] for row in figures["levels"]]
+    headers = ["levels", "raw", *(TITLES[name] for name in names)]
+    output.print_table(report.rich_table(headers, lines, "bits per pixel of the same grids; priors without, files with all overhead"))
     if not result.codecs:
         return
     columns = {key: column for key, column in _CODEC_COLUMNS.items() if key == "bpp" or figures[key] is not None}

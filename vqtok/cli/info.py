@@ -13,7 +13,7 @@ from vqtok.cli import output, rate
 from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 
 if TYPE_CHECKING:
-    from vqtok.codes import Codes
+    from vqtok.codes import Codes, Compact
     from vqtok.weights import ModelFolder
 
 
@@ -40,7 +40,7 @@ def _facts(file: str) -> dict[str, Any]:
 
     if file == "-":
         data = files.read_stdin(codes.FILE_LIMIT)
-        return _codes_facts(codes.read(data), len(data))
+        return _codes_facts(codes.read_any(data), len(data))
     path = Path(file)
     if os.path.isfile(file) and path.name != "tokenizer.safetensors":
         with open(file, "rb") as opened:
@@ -49,14 +49,15 @@ def _facts(file: str) -> dict[str, Any]:
             return _weights_facts(path)
         if start[:2] != b"PK":
             raise FormatError(f"{file} is neither codes nor weights", "give a .npz or .safetensors file, or a model's folder or name")
-        return _codes_facts(codes.read(path), os.path.getsize(file))
+        return _codes_facts(codes.read_any(path), os.path.getsize(file))
     if path.suffix in (".npz", ".safetensors") and not os.path.exists(file):
         raise InputError(f"{file} does not exist", "check the name")
     return _model_facts(weights.find(file))
 
 
-def _codes_facts(codes: "Codes", size: int) -> dict[str, Any]:
+def _codes_facts(codes: "Codes | Compact", size: int) -> dict[str, Any]:
     from vqtok import weights
+    from vqtok.codes import Codes
 
     try:
         folder = weights.find_by_fingerprint(codes.model, codes.fingerprint)
@@ -67,6 +68,7 @@ def _codes_facts(codes: "Codes", size: int) -> dict[str, Any]:
         "kind": "codes", "model": codes.model, "fingerprint": codes.fingerprint, "model_path": home, "pictures": len(codes),
         "model_levels": levels, "codebook_size": codes.codebook_size, "downsample": codes.downsample, "channels": codes.channels,
         "sizes": [[width, height] for height, width in sorted(set(codes.sizes))], **rate.facts(codes, size),
+        **({} if isinstance(codes, Codes) else {"prior": codes.prior, "index_bytes": sum(map(len, codes.streams))}),
     }     # fmt: skip
 
 

@@ -35,6 +35,9 @@ Bpp = Annotated[float | None, typer.Option("--bpp", metavar="X", help="Use as ma
 MaxBytes = Annotated[
     str | None, typer.Option("--max-bytes", metavar="SIZE", help="Use as many levels as a file of SIZE allows: 2000, 2k, 2KiB.")
 ]
+Compact = Annotated[
+    bool, typer.Option("--compact", help="Entropy-code the indices: a smaller file, which needs the model to be read.")
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of all random draws.", min=0, max=2**31 - 1)]
 Background = Annotated[
     str, typer.Option("--background", metavar="COLOR", help="Color that transparency is laid over: white, #ff8800 or 255,136,0.")

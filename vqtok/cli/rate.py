@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vqtok.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from vqtok.codes import Codes
+    from vqtok.codes import Codes, Compact
     from vqtok.weights import ModelFolder
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?) ?(?:([kmg])(i?))?b?", re.ASCII | re.IGNORECASE)
@@ -39,16 +40,20 @@ class Rate:
     def given(self) -> bool:
         return self != Rate()
 
-    def cut(self, codes: "Codes", name: object) -> tuple["Codes", bytes]:
-        """The codes at as many levels as asked for, and their file. InputError where the picture `name` allows no such choice."""
+    def cut(self, codes: "Codes", name: object, pack: "Callable[[Codes], bytes] | None" = None) -> tuple["Codes", bytes]:
+        """The codes at as many levels as asked for, and their file, which `pack` makes (None: a plain one).
+
+        InputError where the picture `name` allows no such choice.
+        """
         from vqtok.codes import fit, to_bytes
 
+        pack = pack or to_bytes
         if self.bpp is None and self.max_bytes is None:
             codes = codes if self.levels is None else first_levels(codes, self.levels, name)
-            return codes, to_bytes(codes)
+            return codes, pack(codes)
         # A billionth more, so that the bits per pixel of a file, given back as --bpp, are not missed by rounding.
         limit = codes.pixels * self.bpp / 8 * (1 + 1e-9) if self.bpp is not None else float(self.max_bytes or 0)
-        kept, data = fit(codes, limit)
+        kept, data = fit(codes, limit, pack)
         if len(data) > limit:
             takes, asked, fix = self._in_words(len(data), codes.pixels)
             raise InputError(f"{name} takes {takes} with one level, more than {asked}", f"give {fix} or more")
@@ -99,11 +104,13 @@ def check_levels(levels: int | None, model: str | None) -> None:
         raise UsageError(f"the model {folder.name} has {codes.counted(most)}, not {levels}", codes.choice(most))
 
 
-def facts(codes: "Codes", size: int) -> dict[str, Any]:
+def facts(codes: "Codes | Compact", size: int, form: str | None = None) -> dict[str, Any]:
     """What a program wants to know of a codes file that was written, of `size` bytes."""
-    _, L, h, w = codes.indices.shape
+    from vqtok import codes as codes_format
+
+    _, L, h, w = codes.shape
     return {
-        "grid": [w, h, L], "levels": L, "bytes": size,
+        "grid": [w, h, L], "levels": L, "form": form or codes_format.form(codes), "bytes": size,
         "bpp": round(8 * size / codes.pixels, 4), "raw_bpp": round(codes.bits / codes.pixels, 4),
     }     # fmt: skip
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from vqtok import metrics
+from vqtok.evaluate.coders import TITLES, zero_order_bits
 from vqtok.evaluate.quality import Quality, mean
 
 
@@ -26,6 +27,8 @@ class LevelRow:
     usage: float                        # of level n alone: part of its codes used at all
     perplexity: float                   # of level n alone
     needs: dict[str, float | None] = field(default_factory=dict)    # bpp with which each codec is as good; None beyond its curve
+    bpp_compact: float | None = None    # compact files as written, one a picture; None without an entropy prior
+    coders: dict[str, float] = field(default_factory=dict)          # bpp of the same grids by coder: see `coders.TITLES`
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,17 @@ class Tally:
     bytes: int = 0
     pixels: int = 0
     over: int = 0
+    coded: dict[str, int] = field(default_factory=dict)     # bytes by coder
 
     def add(self, quality: Quality, bytes_: int, pixels: int) -> None:
         self.qualities.append(quality)
         self.bytes += bytes_
         self.pixels += pixels
+
+    def add_coded(self, sizes: dict[str, int]) -> None:
+        """Bytes of one picture's grids by coder."""
+        for name, size in sizes.items():
+            self.coded[name] = self.coded.get(name, 0) + size
 
     @property
     def bpp(self) -> float:
@@ -129,11 +138,16 @@ class Sums:
         usage, perplexity = metrics.usage_perplexity(self.counts[n - 1])
         raw = self.indices * n * math.log2(self.codebook_size)
         names = dict.fromkeys(row.codec for row in codecs)
+        coders = {name: metrics.bits_per_pixel(8 * size, tally.pixels) for name, size in tally.coded.items()}
+        coders["zero_order"] = metrics.bits_per_pixel(sum(map(zero_order_bits, self.counts[:n])), tally.pixels)
+        if self.has_prior:
+            coders["prior"] = metrics.bits_per_pixel(float(self.coded[:n].sum()), tally.pixels)
         return LevelRow(
             levels=n, bpp=metrics.bits_per_pixel(raw, tally.pixels), bpp_packed=tally.bpp,
             bpp_coded=metrics.bits_per_pixel(float(self.coded[:n].sum()), tally.pixels) if self.has_prior else None,
             psnr=quality.psnr, ssim=quality.ssim, ms_ssim=quality.ms_ssim, lpips=quality.lpips, usage=usage, perplexity=perplexity,
             needs={name: needed(quality, [row for row in codecs if row.codec == name]) for name in names},
+            bpp_compact=coders.get("compact"), coders={name: coders[name] for name in TITLES if name in coders},
         )     # fmt: skip
 
     @staticmethod

@@ -12,6 +12,7 @@ from vqtok.codes import Codes, choice, counted, to_bytes
 from vqtok.data import Dataset, whole
 from vqtok.errors import InputError, UsageError
 from vqtok.evaluate.codecs import CODECS, Rival, title, writable
+from vqtok.evaluate.coders import grid_bytes
 from vqtok.evaluate.figures import Evaluation, Sums, Tally
 from vqtok.evaluate.quality import SMALLEST, Judge
 from vqtok.losses import LPIPS
@@ -151,11 +152,21 @@ def _add_picture(model: Model, judge: Judge, plan: _Plan, sums: Sums, picture: n
         output = model.output(part, 0)                              # (1, C, H, W)
         decoded, sizes[n] = model.to_picture(output), len(to_bytes(part))
         tally.add(judge.quality(picture, decoded), sizes[n], codes.pixels)
+        tally.add_coded(_coded(model, part))
         if n in plan.codec_levels:
             views.append(View(counted(n) if len(sums.counts) > 1 else model.name, sizes[n], decoded))
         if n == model.config.levels:
             _add_errors(model, sums, picture, decoded, output)
     return views + [view for codec in plan.codecs or () for view in _add_codec(judge, plan, sums, codec, picture, sizes)]
+
+
+def _coded(model: Model, codes: Codes) -> dict[str, int]:
+    """Bytes of the grids of one picture by coder; of the integer prior alone, and of the file that it makes."""
+    sizes = grid_bytes(codes)
+    if model.entropy_coder is not None:
+        packed = model.pack(codes)
+        sizes |= {"integer": sum(map(len, packed.streams)), "compact": len(to_bytes(packed))}
+    return sizes
 
 
 def _add_errors(model: Model, sums: Sums, picture: np.ndarray, decoded: np.ndarray, output: torch.Tensor) -> None:

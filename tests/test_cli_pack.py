@@ -1,0 +1,128 @@
+"""Compact files on the command line: encode --compact, pack, unpack, truncate, decode, info; and what is said where a prior is missing."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_helpers import fails, ok
+from conftest import TOKENIZER, picture
+
+import vqtok
+from vqtok import codec, codes, images, weights
+from vqtok.codes.compact import to_stream
+from vqtok.config import EntropyConfig
+from vqtok.priors import IntegerPrior
+
+SETTINGS = EntropyConfig(codebook_size=16, levels=1, embedding=4, width=8, blocks=1, rank=4)
+
+
+def add_entropy(model: Path, seed: int = 0, bias: int = 0) -> None:
+    """An entropy prior for a toy model, which likes one index best where `bias` says so."""
+    torch.manual_seed(seed)
+    tensors = IntegerPrior(SETTINGS).integers()
+    tensors["readout.bias"][0, 3] += bias
+    record = {"tokenizer": weights.tokenizer_fingerprint(model / "tokenizer.safetensors"), "metrics": {"bits": 4.0}}
+    weights.save(model / "entropy.safetensors", weights.Weights(tensors, {"kind": "entropy", "config": asdict(SETTINGS), "record": record}))
+
+
+@pytest.fixture
+def coding(toy: Path) -> Path:
+    """The toy model with an entropy prior, and a picture whose codes it likes: one index everywhere."""
+    add_entropy(toy, bias=100_000)
+    fingerprint = weights.tokenizer_fingerprint(toy / "tokenizer.safetensors")
+    one = codes.Codes(np.full((1, 1, 20, 30), 3, np.uint8), "toy", fingerprint, 16, TOKENIZER.downsample, 3, ((80, 120),))
+    codes.write("one.npz", one)
+    images.write(Path("img.png"), picture(80, 120))
+    return toy
+
+
+def form(path: str) -> str:
+    return codes.read_meta(path)["form"]
+
+
+def test_pack_and_unpack_without_the_picture(coding: Path):
+    assert "coded" in ok("pack", "one.npz").stderr
+    assert form("one.compact.npz") == "coded"
+    assert os.path.getsize("one.compact.npz") < 300
+    ok("unpack", "one.compact.npz", "-o", "again.npz")
+    assert form("again.npz") == "plain"
+    assert codes.read("again.npz") == vqtok.read_codes("one.compact.npz") == codes.read("one.npz")
+
+
+def test_encode_compact_decodes_to_the_same_picture(coding: Path):
+    ok("encode", "img.png", "-o", "plain.npz")
+    ok("encode", "img.png", "--compact", "--verify", "-o", "compact.npz")
+    assert vqtok.read_codes("compact.npz") == codes.read("plain.npz")
+    for name in ("plain", "compact"):
+        ok("decode", f"{name}.npz", "-o", f"{name}.png")
+    assert Path("plain.png").read_bytes() == Path("compact.png").read_bytes()
+
+
+def test_encode_says_what_compact_would_save(coding: Path):
+    assert "--compact would make it" in ok("encode", "img.png", "-o", "a.npz").stderr
+    assert "would make it" not in ok("encode", "img.png", "--compact", "-o", "b.npz").stderr
+
+
+def test_verify_refuses_what_would_not_come_back(coding: Path, monkeypatch: pytest.MonkeyPatch):
+    broken = codec.Model.pack
+    monkeypatch.setattr(codec.Model, "pack", lambda self, plain: broken(self, codes.Codes(**{**vars(plain), "indices": plain.indices ^ 1})))
+    assert "would not decode" in fails("encode", "img.png", "--compact", "--verify")
+
+
+def test_bit_packed_without_a_prior_and_where_it_is_smaller(toy: Path):
+    images.write(Path("img.png"), picture(80, 120))
+    ok("encode", "img.png", "--compact")
+    assert form("img.npz") == "packed"
+    assert json.loads(ok("info", "img.npz", "--json").stdout)["form"] == "packed"
+    add_entropy(toy, bias=100_000)
+    ok("pack", "img.npz")
+    assert form("img.compact.npz") == "packed"      # this prior expects another index everywhere
+
+
+def test_truncate_keeps_the_form(coding: Path):
+    ok("pack", "one.npz")
+    ok("truncate", "one.compact.npz", "--levels", "1", "-o", "cut.npz")
+    assert Path("cut.npz").read_bytes() == Path("one.compact.npz").read_bytes()
+
+
+def test_info_needs_no_model(coding: Path):
+    ok("pack", "one.npz")
+    (coding / "entropy.safetensors").unlink()
+    (coding / "tokenizer.safetensors").unlink()
+    facts = json.loads(ok("info", "one.compact.npz", "--json").stdout)
+    assert (facts["form"], facts["grid"], facts["model_path"], facts["index_bytes"]) == ("coded", [30, 20, 1], None, facts["index_bytes"])
+
+
+def test_a_missing_prior_is_named(coding: Path):
+    ok("pack", "one.npz")
+    prior = json.loads(ok("info", "one.compact.npz", "--json").stdout)["prior"]
+    (coding / "entropy.safetensors").unlink()
+    for command in ("decode", "unpack"):
+        message = fails(command, "one.compact.npz")
+        assert prior in message
+        assert "toy" in message
+    add_entropy(coding, seed=1)
+    message = fails("decode", "one.compact.npz")
+    assert prior in message
+    assert weights.fingerprint(weights.load(coding / "entropy.safetensors", "entropy").tensors) in message
+
+
+def test_a_prior_of_another_tokenizer_is_refused(coding: Path):
+    stored = weights.load(coding / "entropy.safetensors", "entropy")
+    weights.save(coding / "entropy.safetensors", weights.Weights(stored.tensors, {**stored.meta, "record": {"tokenizer": "00000000"}}))
+    assert "of another tokenizer" in fails("pack", "one.npz")
+
+
+def test_damage_is_an_error_and_never_a_wrong_picture(coding: Path):
+    ok("encode", "img.png", "--compact", "-o", "c.npz", "--verify")
+    stored = codes.read_any("c.npz")
+    assert isinstance(stored, codes.Compact)
+    stream, draw = to_stream(stored), np.random.default_rng(0)
+    for _ in range(30):
+        at = int(draw.integers(30, len(stream)))
+        np.savez("bad.npz", stream=np.frombuffer(stream[:at] + bytes([stream[at] ^ 255]) + stream[at + 1 :], np.uint8))
+        assert fails("decode", "bad.npz").count("\n") == 2
