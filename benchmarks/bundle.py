@@ -88,8 +88,9 @@ def main() -> None:
     options = parser.parse_args()
     folder = MODELS / options.name
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.safetensors", "prior.safetensors", "recipe.toml"):
-        shutil.copy(options.run / name, folder / name)
+    for name in ("tokenizer.safetensors", "prior.safetensors", "entropy.safetensors", "recipe.toml"):
+        if name != "entropy.safetensors" or (options.run / name).exists():      # a model may do without
+            shutil.copy(options.run / name, folder / name)
     sample = ["sample", "--model", options.name, *shlex.split(options.sample)]
     measure = ["--lpips", str(options.lpips)] if options.lpips else []
     evaluate = ["eval", options.test.name, "--model", options.name, *(["--lpips", options.lpips.name] if options.lpips else [])]
