@@ -310,7 +310,7 @@ def test_killed_run_goes_on_to_the_same_model(data: Path, tmp_path: Path, monkey
     assert result.exit_code == 0, result.output
     assert fingerprints(tmp_path / "m") == fingerprints(tmp_path / "whole")
     steps = [(line["stage"], line["step"]) for line in map(json.loads, (tmp_path / "m" / "log.jsonl").read_text().splitlines())]
-    assert steps == [(stage, step) for stage in ("tokenizer", "prior") for step in range(20, 401, 20)]
+    assert steps == [*((stage, step) for stage in ("tokenizer", "prior") for step in range(20, 401, 20)), ("entropy", 2)]
 
 
 @pytest.mark.slow
