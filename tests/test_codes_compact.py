@@ -11,7 +11,7 @@ from vqtok.codes import Codes, Compact
 from vqtok.codes.compact import to_stream
 from vqtok.errors import FormatError
 
-GOLDEN = bytes.fromhex("0104" "0123abcd" "90e2f725" "0708010103746f" "7911" "1929cb800000")      # never to change
+GOLDEN = bytes.fromhex("0104" "0123abcd" "96b52e49" "0708010103746f79" "1119" "29cb800000")      # never to change
 
 
 def make(K: int = 1024, sizes: tuple[tuple[int, int], ...] = ((512, 768),), levels: int = 8, f: int = 16, channels: int = 3) -> Codes:
@@ -60,6 +60,12 @@ def test_the_bytes_of_the_stream():
     one = Codes(np.array([[[[1, 2, 3, 4], [5, 6, 0, 0], [0, 0, 0, 0]]]], np.uint8), "toy", "0123abcd", 7, 8, 3, ((17, 25),))
     assert to_stream(codes.compact(one)) == GOLDEN
     assert codes.read(zipped(GOLDEN)) == one
+
+
+def test_a_size_that_keeps_the_grid_is_checked_too():
+    damaged = GOLDEN[:18] + bytes([0x12]) + GOLDEN[19:]
+    with pytest.raises(FormatError, match="checksum"):
+        codes.read(zipped(damaged))
 
 
 def test_overhead_is_small_and_numpy_opens_it():

@@ -3,7 +3,7 @@
     1 byte    version: 1
     1 byte    flags: 1 coded by a prior (else bit-packed), 2 pictures of one channel (else three), 4 one size for all pictures
     4 bytes   fingerprint of the tokenizer
-    4 bytes   CRC-32 of the indices, as the plain form holds them, little-endian
+    4 bytes   CRC-32, little-endian, of the indices as the plain form holds them, and then of the sizes below as varints
     4 bytes   fingerprint of the prior, where coded
     varints   K, f, L, n, bytes of the model's name
     bytes     the name, UTF-8
@@ -42,7 +42,7 @@ class Compact(Described):
     channels: int
     sizes: tuple[tuple[int, int], ...]
     depth: int                              # `levels`
-    checksum: int                           # CRC-32 of the indices, little-endian, in C order
+    checksum: int                           # see `checksum`
     prior: str | None                       # fingerprint of the prior that coded them; None: bit-packed
     streams: tuple[bytes, ...]              # one a picture; bit-packed: one for all
 
@@ -71,7 +71,7 @@ class Compact(Described):
 
     def with_indices(self, indices: np.ndarray) -> Codes:
         """The codes with these indices (n, L, h, w); FormatError unless they are the ones that were packed."""
-        check(indices.shape == self.shape and checksum(indices) == self.checksum, "the codes do not match their checksum")
+        check(indices.shape == self.shape and checksum(indices, self.sizes) == self.checksum, "the codes do not match their checksum")
         return Codes(indices, self.model, self.fingerprint, self.codebook_size, self.downsample, self.channels, self.sizes)
 
     def unpacked(self) -> Codes:
@@ -81,16 +81,18 @@ class Compact(Described):
         return self.with_indices(values.astype(index_dtype(self.codebook_size)).reshape(self.shape))
 
 
-def checksum(indices: np.ndarray) -> int:
-    """CRC-32 of indices, little-endian, in C order."""
-    return zlib.crc32(np.asarray(indices, indices.dtype.newbyteorder("<"), order="C").tobytes())
+def checksum(indices: np.ndarray, sizes: Sequence[tuple[int, int]]) -> int:
+    """CRC-32 of indices, little-endian, in C order, and then of the size of each picture, or of the one of all, as varints."""
+    written = sizes[:1] if len(set(sizes)) == 1 else sizes
+    start = zlib.crc32(np.asarray(indices, indices.dtype.newbyteorder("<"), order="C").tobytes())
+    return zlib.crc32(_varints([side for size in written for side in size]), start)
 
 
 def compact(codes: Codes, prior: str | None = None, streams: Sequence[bytes] = ()) -> Compact:
     """The compact form of codes: the streams that the prior of that fingerprint made, or bit-packed where these are not smaller."""
     described = (codes.model, codes.fingerprint, codes.codebook_size, codes.downsample, codes.channels, codes.sizes, codes.levels)
     packed = entropy.pack_bits(codes.indices, (codes.codebook_size - 1).bit_length())
-    check_value = checksum(codes.indices)
+    check_value = checksum(codes.indices, codes.sizes)
     if prior is not None and sum(map(len, streams)) + 4 < len(packed):
         return Compact(*described, check_value, prior, tuple(streams))
     return Compact(*described, check_value, None, (packed,))
