@@ -1,5 +1,8 @@
 """Quantizers with one codebook of K vectors: trained by gradient (`vq`) or by moving averages (`ema`)."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,7 +10,9 @@ from torch import Tensor, nn
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
 
-CHUNK = 2**22       # scores held at a time: 16 MiB of float32, whatever K and the number of vectors
+CHUNK = 2**19       # scores held at a time: 2 MiB of float32 stay in a processor's cache, whatever K and the number of vectors
+GPU_CHUNK = 2**22
+BLOCK = 32                  # entries among which the best is looked for in a second round
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -15,10 +20,74 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
 
     |x - e|^2 is smallest where 2 x.e - |e|^2 is largest; ties go to the lower index.
     """
-    squares = codebook.square().sum(1)      # (K,)
-    rows = max(1, CHUNK // len(codebook))
-    parts = [torch.addmm(squares, part, codebook.T, beta=-1, alpha=2).argmax(1) for part in vectors.split(rows)]
-    return torch.cat(parts)
+    indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
+    for _ in _search(vectors, codebook, indices):
+        pass
+    return indices
+
+
+def _search(vectors: Tensor, codebook: Tensor, indices: Tensor) -> Iterator[slice]:
+    """Writes the nearest entry of each of vectors (N, D) into indices (N,), and yields the part that is done, chunk by chunk.
+
+    torch's argmax takes twice as long as the products themselves where D is 8. Maxima alone are 10 times as fast: so first
+    that of each block of neighboring entries, then the best block, then the best entry in it. For that the products' columns are
+    laid out with place i of block j at i * blocks + j. Both rounds prefer the lower index.
+    """
+    K, D = codebook.shape
+    size = BLOCK if K >= 4 * BLOCK else 1
+    blocks = -(-K // size)
+    weights = torch.zeros(blocks * size, D + 1, dtype=codebook.dtype, device=codebook.device)
+    weights[:K, :D] = 2 * codebook
+    weights[:K, D] = -codebook.square().sum(1)
+    weights[K:, D] = -torch.inf                 # fills up the last block
+    weights = weights.view(blocks, size, D + 1).transpose(0, 1).reshape(blocks * size, D + 1).T.contiguous()
+    rows = max(1, (CHUNK if vectors.device.type == "cpu" else GPU_CHUNK) // (blocks * size))
+    scores = vectors.new_empty(min(rows, len(vectors)), blocks * size)
+    best = vectors.new_empty(len(scores), blocks)
+    for start in range(0, len(vectors), rows):
+        part = vectors[start : start + rows]
+        n = len(part)
+        torch.addmm(weights[D], part, weights[:D], out=scores[:n])
+        if size == 1:
+            torch.argmax(scores[:n], 1, out=indices[start : start + n])
+        else:
+            by_block = scores[:n].view(n, size, blocks)
+            block = torch.amax(by_block, 1, out=best[:n]).argmax(1)                             # (n,)
+            inside = by_block.gather(2, block[:, None, None].expand(-1, size, -1))[:, :, 0]     # (n, size)
+            torch.add(inside.argmax(1), block, alpha=size, out=indices[start : start + n])
+        yield slice(start, start + n)
+
+
+class StraightThrough(torch.autograd.Function):
+    """Vectors (N, D) to their nearest entries, with the gradient passed straight through, and the terms of the loss.
+
+    Written out because autograd would keep every step on the way. Chunk by chunk, in cache, it needs what it returns and 16 MiB at
+    most, for any N and K.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, entries: Tensor, beta: float, learns: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """(entries chosen (N, D), indices (N,), loss): beta || x - sg[e] ||^2 and, where the entries learn by it, || sg[x] - e ||^2."""
+        vectors = vectors.contiguous()
+        chosen, indices = torch.empty_like(vectors), torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
+        total = vectors.new_zeros(())
+        for part in _search(vectors, entries, indices):
+            torch.index_select(entries, 0, indices[part], out=chosen[part])
+            total += F.mse_loss(vectors[part], chosen[part], reduction="sum")
+        ctx.save_for_backward(vectors, indices, chosen)
+        ctx.mark_non_differentiable(indices)
+        ctx.beta, ctx.learns, ctx.size = beta, learns, len(entries)
+        return chosen, indices, total * ((beta + learns) / max(1, vectors.numel()))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None]:
+        passed, _, for_loss = gradients
+        vectors, indices, chosen = ctx.saved_tensors
+        difference = torch.sub(vectors, chosen).mul_(for_loss * (2 / vectors.numel()))      # (N, D)
+        for_entries = None
+        if ctx.learns:
+            for_entries = vectors.new_zeros(ctx.size, vectors.shape[1]).index_add_(0, indices, difference, alpha=-1)
+        return difference.mul_(ctx.beta).add_(passed), for_entries, None, None
 
 
 def sums_by_code(vectors: Tensor, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -72,6 +141,7 @@ class Codebook(Quantizer):
 
     codebook: Tensor        # (K, D)
     levels = 1
+    gradual = True          # whether the entries learn by gradient, from || sg[z_e] - e ||^2
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -88,21 +158,13 @@ class Codebook(Quantizer):
         batch, dim, height, width = z.shape
         with torch.autocast(z.device.type, enabled=False):      # distances in bf16 choose wrong codes
             flat = self._project(z.float().permute(0, 2, 3, 1).reshape(-1, dim))     # (B*h*w, D)
-            entries = self._entries()
-            indices = nearest(flat.detach(), entries.detach())                       # (B*h*w,)
-            chosen = F.embedding(indices, entries)                                   # (B*h*w, D)
-            loss = self.beta * F.mse_loss(flat, chosen.detach()) + self._codebook_loss(flat, chosen)
-            passed = flat + (chosen - flat).detach()                                 # straight through
+            chosen, indices, loss = StraightThrough.apply(flat, self._entries(), self.beta, self.gradual)      # type: ignore[misc]
             self._see(flat, indices)
-        vectors = passed.reshape(batch, height, width, dim).permute(0, 3, 1, 2)      # (B, D, h, w)
+        vectors = chosen.reshape(batch, height, width, dim).permute(0, 3, 1, 2)      # (B, D, h, w)
         return Quantized(vectors, indices.reshape(batch, 1, height, width), loss)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return F.embedding(indices[:, 0], self._entries()).permute(0, 3, 1, 2)       # (B, D, h, w)
-
-    def _codebook_loss(self, flat: Tensor, chosen: Tensor) -> Tensor | float:
-        """|| sg[z_e] - e ||^2, or 0 where the entries do not learn by gradient."""
-        return F.mse_loss(chosen, flat.detach())
 
     def _see(self, flat: Tensor, indices: Tensor) -> None:
         """Hook for what `learn` wants to know: vectors (N, D) and the indices (N,) of their entries."""
@@ -175,12 +237,11 @@ class VectorQuantizer(AveragedCodebook):
 class EMAQuantizer(AveragedCodebook):
     """Codebook that follows moving averages of the vectors that choose each code (van den Oord et al. 2017, appendix A.1)."""
 
+    gradual = False
+
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
         self.register_buffer("codebook", torch.randn(config.codebook_size, config.code_dim))
-
-    def _codebook_loss(self, flat: Tensor, chosen: Tensor) -> float:
-        return 0.0
 
     def _follow(self) -> None:
         counts = self.average.counts[:, None]       # (K, 1)

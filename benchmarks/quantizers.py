@@ -1,0 +1,153 @@
+"""Forward and backward of every quantizer against other writings of the same, and against the matrix product that none can do without.
+
+    python benchmarks/quantizers.py [--rounds 5] [--threads 1] [--vectors 65536] [--shapes 8,1024 8,8192 64,1024 256,8192]
+
+One step is: quantize N vectors, pass a gradient back straight through, add the terms of the loss, and move the averages where
+there are some. `cdist` takes all distances, `one-hot` multiplies a matrix of ones and zeros with the codebook, as the first
+published writings do; `package` is vector-quantize-pytorch, where it is installed (pip install vector-quantize-pytorch). The floor
+is the product of vectors and codebook alone, in chunks that stay in cache. Memory is what torch holds at the most besides the
+vectors, the codebook and the gradient given.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timing import Call, alternate, machine, peak, table
+from torch import Tensor
+
+from vqtok import quantizers
+from vqtok.config import TokenizerConfig
+
+FLOOR_ROWS = 512
+LARGEST = 2**33         # bytes of the largest matrix that a peer may ask for
+LEVELS = 4
+
+
+def cdist(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    indices = torch.cdist(z, codebook).argmin(1)
+    return _finish(z, codebook[indices])
+
+
+def one_hot(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    distances = z.square().sum(1, keepdim=True) - 2 * z @ codebook.T + codebook.square().sum(1)
+    indices = distances.argmin(1)
+    chosen = F.one_hot(indices, len(codebook)).to(z.dtype) @ codebook
+    return _finish(z, chosen)
+
+
+def _finish(z: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    loss = F.mse_loss(chosen.detach(), z) * 0.25 + F.mse_loss(chosen, z.detach())
+    return z + (chosen - z).detach(), loss
+
+
+def ours(kind: str, K: int, D: int, N: int) -> Call:
+    """One step of our quantizer; the vectors are a channels-last grid, as the encoder gives them."""
+    levels = LEVELS if kind == "residual" else 1
+    config = TokenizerConfig(quantizer="ema" if kind == "residual" else kind, codebook_size=K, code_dim=D, normalize=False, levels=levels)
+    network = quantizers.build(config).train()
+    network.initialize(torch.randn(max(20_000, K), D))
+    z = torch.randn(1, 1, N, D).permute(0, 3, 1, 2).requires_grad_()        # (1, D, 1, N)
+    gradient = torch.randn(1, 1, N, D).permute(0, 3, 1, 2)
+
+    def step() -> None:
+        output = network(z)
+        torch.autograd.backward([output.vectors, output.loss] if output.loss.requires_grad else [output.vectors],
+                                [gradient, torch.ones(())] if output.loss.requires_grad else [gradient])     # fmt: skip
+        network.learn()
+        z.grad = None
+        network.zero_grad(set_to_none=True)
+
+    return step
+
+
+def plain(write: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], K: int, D: int, N: int) -> Call:
+    z, codebook, gradient = torch.randn(N, D, requires_grad=True), torch.randn(K, D, requires_grad=True), torch.randn(N, D)
+
+    def step() -> None:
+        vectors, loss = write(z, codebook)
+        torch.autograd.backward([vectors, loss], [gradient, torch.ones(())])
+        z.grad = codebook.grad = None
+
+    return step
+
+
+def package(kind: str, K: int, D: int, N: int) -> Call | None:
+    """One step of the package's module of that kind; None where it is not installed or has none."""
+    try:
+        import vector_quantize_pytorch as package      # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    made: Any
+    if kind == "ema":
+        made = package.VectorQuantize(dim=D, codebook_size=K, rotation_trick=False)
+    elif kind == "vq":
+        made = package.VectorQuantize(dim=D, codebook_size=K, rotation_trick=False, learnable_codebook=True, ema_update=False)
+    elif kind == "simvq":
+        made = package.SimVQ(dim=D, codebook_size=K, rotation_trick=False)
+    elif kind == "fsq":
+        made = package.FSQ(levels=list(quantizers.finite.fsq_levels(K)), dim=D)
+    elif kind == "lfq":
+        made = package.LFQ(dim=D, codebook_size=K)
+    else:
+        made = package.ResidualVQ(dim=D, codebook_size=K, num_quantizers=LEVELS, rotation_trick=False)
+    made.train()
+    z, gradient = torch.randn(1, N, D, requires_grad=True), torch.randn(1, N, D)
+
+    def step() -> None:
+        vectors, _, *rest = made(z)
+        outputs = [(vectors, gradient)] + [(loss.sum(), torch.ones(())) for loss in rest[:1] if loss.requires_grad]
+        torch.autograd.backward(*map(list, zip(*outputs, strict=True)))
+        z.grad = None
+        made.zero_grad(set_to_none=True)
+
+    return step
+
+
+def floor(K: int, D: int, N: int) -> Call:
+    x, weights, out = torch.randn(FLOOR_ROWS, D), torch.randn(D, K), torch.empty(FLOOR_ROWS, K)
+    return lambda: [torch.mm(x, weights, out=out) for _ in range(N // FLOOR_ROWS)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--vectors", type=int, default=65536)
+    parser.add_argument("--shapes", nargs="+", default=["8,1024", "8,8192", "64,1024", "256,8192"], help="D,K")
+    parser.add_argument("--kinds", nargs="+", default=["ema", "vq", "simvq", "fsq", "lfq", "residual"])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    N = options.vectors
+    print(f"{N} vectors, ms a step (MiB at the most), medians of {options.rounds} in turn; {machine()}\n")
+    rows = []
+    for shape in options.shapes:
+        D, K = map(int, shape.split(","))
+        for kind in options.kinds:
+            own = "fsq" if kind == "fsq" else "lfq" if kind == "lfq" else ""
+            size = 1000 if own == "fsq" and K == 1024 else 8000 if own == "fsq" and K == 8192 else K       # what 3 to 8 values multiply to
+            if own == "lfq" and D < size.bit_length() - 1 or own == "fsq" and D < len(quantizers.finite.fsq_levels(size)):
+                continue
+            calls: dict[str, Call | None] = {"ours": ours(kind, size, D, N), "package": package(kind, size, D, N)}
+            if kind in ("ema", "vq") and 8 * N * K < LARGEST:
+                calls |= {"cdist": plain(cdist, K, D, N), "one-hot": plain(one_hot, K, D, N)}
+            times = alternate({name: call for name, call in calls.items() if call} | {"floor": floor(K, D, N)}, options.rounds)
+            cells = []
+            for name in ("ours", "package", "cdist", "one-hot"):
+                call = calls.get(name)
+                cells.append(f"{times[name] * 1e3:.0f} ({peak(call) / 2**20:.0f})" if call else "")
+            peers = [taken for name, taken in times.items() if name not in ("ours", "floor")]
+            ratio = f"{min(peers) / times['ours']:.1f}" if peers else ""
+            passes = LEVELS if kind == "residual" else 1
+            above = "" if own else f"{times['ours'] / times['floor'] / passes:.1f}"
+            rows.append([f"{kind}, {D}, {size}", *cells, ratio, "" if own else f"{times['floor'] * passes * 1e3:.0f}", above])
+            print(" ".join(rows[-1]), flush=True)
+    head = ["kind, D, K", "vqtok", "package", "cdist", "one-hot", "fastest peer / vqtok", "floor", "vqtok / floor"]
+    print(f"\n{table(head, rows)}")
+
+
+if __name__ == "__main__":
+    main()
