@@ -19,6 +19,7 @@ from timing import Call, alternate, machine, peak, table
 from torch import Tensor
 
 from vqtok import quantizers
+from vqtok.cli.train import _keep_memory
 from vqtok.config import TokenizerConfig
 
 FLOOR_ROWS = 512
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["8,1024", "8,8192", "64,1024", "256,8192"], help="D,K")
     parser.add_argument("--kinds", nargs="+", default=["ema", "vq", "simvq", "fsq", "lfq", "residual"])
     options = parser.parse_args()
+    _keep_memory()      # as `vqtok train` does, for all alike
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     N = options.vectors

@@ -1,8 +1,9 @@
 """Quantizers with one codebook of K vectors: trained by gradient (`vq`) or by moving averages (`ema`)."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,84 +11,106 @@ from torch import Tensor, nn
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
 
-CHUNK = 2**19       # scores held at a time: 2 MiB of float32 stay in a processor's cache, whatever K and the number of vectors
-GPU_CHUNK = 2**22
-BLOCK = 32                  # entries among which the best is looked for in a second round
+CHUNK = 2**18       # scores held at a time: 1 MiB of float32 stays in a core's cache; half or twice as many take 1.1 times as long
+GPU_CHUNK = 2**24
+ELEMENTS = 2**16    # numbers of vectors that several operations go over while they are in cache
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index (N,) of the entry of codebook (K, D) that is nearest to each of vectors (N, D) in Euclidean distance.
-
-    |x - e|^2 is smallest where 2 x.e - |e|^2 is largest; ties go to the lower index.
-    """
+    """Indices (N,) of the entries of codebook (K, D) nearest to vectors (N, D) in Euclidean distance; ties go to the lower index."""
     indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-    for _ in _search(vectors, codebook, indices):
-        pass
+    _Search(codebook).write(vectors, indices)
     return indices
 
 
-def _search(vectors: Tensor, codebook: Tensor, indices: Tensor) -> Iterator[slice]:
-    """Writes the nearest entry of each of vectors (N, D) into indices (N,), and yields the part that is done, chunk by chunk.
+class _Search:
+    """|x - e|^2 is smallest where 2 x.e - |e|^2 is largest: one product, of [x, 1] and a codebook's [2 e, -|e|^2].
 
-    torch's argmax takes twice as long as the products themselves where D is 8. Maxima alone are 10 times as fast: so first
-    that of each block of neighboring entries, then the best block, then the best entry in it. For that the products' columns are
-    laid out with place i of block j at i * blocks + j. Both rounds prefer the lower index.
+    It is written to the same few rows again and again: no (N, K) matrix, whatever N and K.
     """
-    K, D = codebook.shape
-    size = BLOCK if K >= 4 * BLOCK else 1
-    blocks = -(-K // size)
-    weights = torch.zeros(blocks * size, D + 1, dtype=codebook.dtype, device=codebook.device)
-    weights[:K, :D] = 2 * codebook
-    weights[:K, D] = -codebook.square().sum(1)
-    weights[K:, D] = -torch.inf                 # fills up the last block
-    weights = weights.view(blocks, size, D + 1).transpose(0, 1).reshape(blocks * size, D + 1).T.contiguous()
-    rows = max(1, (CHUNK if vectors.device.type == "cpu" else GPU_CHUNK) // (blocks * size))
-    scores = vectors.new_empty(min(rows, len(vectors)), blocks * size)
-    best = vectors.new_empty(len(scores), blocks)
-    for start in range(0, len(vectors), rows):
-        part = vectors[start : start + rows]
-        n = len(part)
-        torch.addmm(weights[D], part, weights[:D], out=scores[:n])
-        if size == 1:
-            torch.argmax(scores[:n], 1, out=indices[start : start + n])
-        else:
-            by_block = scores[:n].view(n, size, blocks)
-            block = torch.amax(by_block, 1, out=best[:n]).argmax(1)                             # (n,)
-            inside = by_block.gather(2, block[:, None, None].expand(-1, size, -1))[:, :, 0]     # (n, size)
-            torch.add(inside.argmax(1), block, alpha=size, out=indices[start : start + n])
-        yield slice(start, start + n)
+
+    def __init__(self, codebook: Tensor) -> None:
+        K, D = codebook.shape
+        self.weights = codebook.new_empty(D + 1, K)
+        torch.mul(codebook.T, 2, out=self.weights[:D])
+        torch.mul(torch.linalg.vecdot(codebook, codebook), -1, out=self.weights[D])
+        self.rows = max(1, (CHUNK if codebook.device.type == "cpu" else GPU_CHUNK) // K)
+        self.extended, self.scores = codebook.new_empty(0, D + 1), codebook.new_empty(0, K)
+
+    def write(self, vectors: Tensor, indices: Tensor) -> None:
+        """Writes the nearest entry of each of vectors (N, D) into indices (N,)."""
+        D = vectors.shape[1]
+        for part, out in zip(vectors.split(self.rows), indices.split(self.rows), strict=True):
+            if len(part) != len(self.scores):
+                self.extended, self.scores = vectors.new_ones(len(part), D + 1), vectors.new_empty(len(part), self.weights.shape[1])
+            self.extended[:, :D] = part
+            torch.mm(self.extended, self.weights, out=self.scores)
+            _largest(self.scores, out)
+
+
+def _largest(scores: Tensor, out: Tensor) -> None:
+    """Writes each row's argmax of scores (n, K) into out (n,); the first of equals.
+
+    torch's takes 20 times as long as NumPy's on a CPU, several times as long as the products themselves where D is small.
+    """
+    if scores.device.type == "cpu" and not torch.compiler.is_compiling():
+        np.argmax(scores.numpy(), 1, out=out.numpy())
+    else:
+        torch.argmax(scores, 1, out=out)
+
+
+class Chosen(NamedTuple):
+    """What `StraightThrough` gives; N vectors, K entries."""
+
+    entries: Tensor     # (N, D), those chosen, with the gradient passed straight through
+    indices: Tensor     # (N,)
+    loss: Tensor        # scalar
+    counts: Tensor      # (K,), how many vectors chose each entry
+    sums: Tensor        # (K, D), their sums
 
 
 class StraightThrough(torch.autograd.Function):
     """Vectors (N, D) to their nearest entries, with the gradient passed straight through, and the terms of the loss.
 
-    Written out because autograd would keep every step on the way. Chunk by chunk, in cache, it needs what it returns and 16 MiB at
-    most, for any N and K.
+    Written out because autograd would keep every step on the way: this needs what it returns and a few MiB, for any N and K. What
+    goes over the vectors does so while a chunk of them is in cache.
     """
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, entries: Tensor, beta: float, learns: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """(entries chosen (N, D), indices (N,), loss): beta || x - sg[e] ||^2 and, where the entries learn by it, || sg[x] - e ||^2."""
-        vectors = vectors.contiguous()
-        chosen, indices = torch.empty_like(vectors), torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-        total = vectors.new_zeros(())
-        for part in _search(vectors, entries, indices):
-            torch.index_select(entries, 0, indices[part], out=chosen[part])
-            total += F.mse_loss(vectors[part], chosen[part], reduction="sum")
-        ctx.save_for_backward(vectors, indices, chosen)
-        ctx.mark_non_differentiable(indices)
-        ctx.beta, ctx.learns, ctx.size = beta, learns, len(entries)
-        return chosen, indices, total * ((beta + learns) / max(1, vectors.numel()))
+    def forward(ctx: Any, vectors: Tensor, entries: Tensor, beta: float, learns: bool) -> tuple[Tensor, ...]:
+        """`Chosen`; its loss is beta || x - sg[e] ||^2 and, where the entries learn by it, || sg[x] - e ||^2."""
+        indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
+        chosen, total, sums, search = torch.empty_like(vectors), vectors.new_zeros(()), torch.zeros_like(entries), _Search(entries)
+        for part in _chunks(vectors):
+            some, which, near = vectors[part], indices[part], chosen[part]
+            search.write(some, which)
+            torch.index_select(entries, 0, which, out=near)
+            total += F.mse_loss(some, near, reduction="sum")
+            sums.index_add_(0, which, some)
+        counts = torch.bincount(indices, minlength=len(entries)).to(vectors.dtype)
+        ctx.save_for_backward(vectors, chosen, entries, counts, sums)
+        ctx.mark_non_differentiable(indices, counts, sums)
+        ctx.beta, ctx.learns = beta, learns
+        return chosen, indices, total * ((beta + learns) / max(1, vectors.numel())), counts, sums
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None]:
-        passed, _, for_loss = gradients
-        vectors, indices, chosen = ctx.saved_tensors
-        difference = torch.sub(vectors, chosen).mul_(for_loss * (2 / vectors.numel()))      # (N, D)
-        for_entries = None
-        if ctx.learns:
-            for_entries = vectors.new_zeros(ctx.size, vectors.shape[1]).index_add_(0, indices, difference, alpha=-1)
-        return difference.mul_(ctx.beta).add_(passed), for_entries, None, None
+        passed, _, for_loss, *_ = gradients
+        vectors, chosen, entries, counts, sums = ctx.saved_tensors
+        scale = for_loss * (2 / max(1, vectors.numel()))
+        for_vectors, difference = torch.empty_like(vectors), vectors.new_empty(0)
+        for part in _chunks(vectors):
+            difference = torch.sub(vectors[part], chosen[part], out=difference.resize_(0))
+            torch.addcmul(passed[part], difference, scale, value=ctx.beta, out=for_vectors[part])
+        for_entries = (counts[:, None] * entries - sums) * scale if ctx.learns else None
+        return for_vectors, for_entries, None, None
+
+
+def _chunks(vectors: Tensor) -> Iterator[slice]:
+    """Slices of vectors (N, D) that stay in a core's cache while several operations go over them; all at once on a GPU."""
+    N, D = vectors.shape
+    rows = max(1, ELEMENTS // max(1, D) if vectors.device.type == "cpu" else N)
+    return (slice(start, start + rows) for start in range(0, N, rows))
 
 
 def sums_by_code(vectors: Tensor, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -158,16 +181,16 @@ class Codebook(Quantizer):
         batch, dim, height, width = z.shape
         with torch.autocast(z.device.type, enabled=False):      # distances in bf16 choose wrong codes
             flat = self._project(z.float().permute(0, 2, 3, 1).reshape(-1, dim))     # (B*h*w, D)
-            chosen, indices, loss = StraightThrough.apply(flat, self._entries(), self.beta, self.gradual)      # type: ignore[misc]
-            self._see(flat, indices)
-        vectors = chosen.reshape(batch, height, width, dim).permute(0, 3, 1, 2)      # (B, D, h, w)
-        return Quantized(vectors, indices.reshape(batch, 1, height, width), loss)
+            chosen = Chosen(*StraightThrough.apply(flat, self._entries(), self.beta, self.gradual))      # type: ignore[misc]
+            self._see(flat, chosen)
+        vectors = chosen.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)      # (B, D, h, w)
+        return Quantized(vectors, chosen.indices.reshape(batch, 1, height, width), chosen.loss)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return F.embedding(indices[:, 0], self._entries()).permute(0, 3, 1, 2)       # (B, D, h, w)
 
-    def _see(self, flat: Tensor, indices: Tensor) -> None:
-        """Hook for what `learn` wants to know: vectors (N, D) and the indices (N,) of their entries."""
+    def _see(self, flat: Tensor, chosen: Chosen) -> None:
+        """Hook for what `learn` wants to know: vectors (N, D) and what they chose."""
 
 
 class AveragedCodebook(Codebook):
@@ -177,11 +200,11 @@ class AveragedCodebook(Codebook):
         super().__init__(config)
         self.decay, self.restart = config.decay, config.restart
         self.average = _Average(config.codebook_size, config.code_dim)
-        self._seen: tuple[Tensor, Tensor] | None = None
+        self._seen: tuple[Tensor, Chosen] | None = None
 
-    def _see(self, flat: Tensor, indices: Tensor) -> None:
+    def _see(self, flat: Tensor, chosen: Chosen) -> None:
         if self.training:
-            self._seen = flat.detach(), indices
+            self._seen = flat.detach(), chosen
 
     def needs_vectors(self) -> bool:
         return not bool(self.average.initialized)
@@ -205,12 +228,11 @@ class AveragedCodebook(Codebook):
         Counts are kept in units of the mean use N/K, so that the threshold `restart` holds for any batch size and K.
         """
         assert self._seen is not None, "learn() follows a forward in training mode"
-        flat, indices = self._seen
+        flat, chosen = self._seen
         self._seen = None
-        counts, sums = sums_by_code(flat, indices, self.codebook_size)
         unit = self.codebook_size / len(flat)
-        self.average.counts.lerp_(counts * unit, 1 - self.decay)
-        self.average.sums.lerp_(sums * unit, 1 - self.decay)
+        self.average.counts.lerp_(chosen.counts * unit, 1 - self.decay)
+        self.average.sums.lerp_(chosen.sums * unit, 1 - self.decay)
         self._follow()
         dead = (self.average.counts < self.restart).nonzero()[:, 0]
         # At most a quarter of the batch's vectors, or dead codes would crowd on the same few.

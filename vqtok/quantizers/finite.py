@@ -2,6 +2,7 @@
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,18 @@ def unpack(indices: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return torch.stack(digits, -1)
 
 
+class _Rounded(torch.autograd.Function):
+    """The values in place of what was rounded, whose gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, bounded: Tensor, values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
 class _Finite(Quantizer):
     """What `fsq` and `lfq` share: d numbers from a linear layer, rounded one by one, and a linear layer back.
 
@@ -110,12 +123,15 @@ class _Finite(Quantizer):
 
     def forward(self, z: Tensor) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):
-            inner = self.inward(z.float().permute(0, 2, 3, 1))              # (B, h, w, d)
+            batch, dim, height, width = z.shape
+            flat = z.float().permute(0, 2, 3, 1).reshape(-1, dim)           # (N, D)
+            # Each number's N values lie side by side: operations with one constant for each of d numbers are then 4 times as fast.
+            inner = torch.addmm(self.inward.bias[:, None], self.inward.weight, flat.T).T                # (N, d)
             bounded = self._bound(inner)
             digits = self._digits(bounded)
-            values = self._values(digits) + (bounded - bounded.detach())    # straight through
-            vectors = self.outward(values).permute(0, 3, 1, 2)              # (B, D, h, w)
-            return Quantized(vectors, pack(digits, self.sizes)[:, None], self._loss(inner))
+            values = _Rounded.apply(bounded, self._values(digits))          # type: ignore[misc]
+            vectors = self.outward(values).view(batch, height, width, dim).permute(0, 3, 1, 2)          # (B, D, h, w)
+            return Quantized(vectors, pack(digits, self.sizes).view(batch, 1, height, width), self._loss(inner))
 
     def lookup(self, indices: Tensor) -> Tensor:
         return self.outward(self._values(unpack(indices[:, 0], self.sizes))).permute(0, 3, 1, 2)     # (B, D, h, w)
@@ -163,7 +179,7 @@ class _Finite(Quantizer):
         raise NotImplementedError
 
     def _loss(self, inner: Tensor) -> Tensor:
-        """What the numbers (B, h, w, d) should be besides useful, a scalar: nothing, unless a subclass says so."""
+        """What the numbers (N, d) should be besides useful, a scalar: nothing, unless a subclass says so."""
         return inner.new_zeros(())
 
 
@@ -216,10 +232,9 @@ class LFQuantizer(_Finite):
         """Commitment of the numbers to their signs, and the entropies."""
         if not self.training:
             return inner.new_zeros(())
-        flat = inner.flatten(0, -2)                     # (N, d)
-        single, overall = entropies(4 / TEMPERATURE * flat)
-        signs = self._values(self._digits(flat))
-        return self.beta * F.mse_loss(flat, signs) + ENTROPY_WEIGHT * (single - overall)
+        single, overall = entropies(4 / TEMPERATURE * inner)
+        signs = self._values(self._digits(inner))
+        return self.beta * F.mse_loss(inner, signs) + ENTROPY_WEIGHT * (single - overall)
 
 
 def entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
