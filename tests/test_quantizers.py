@@ -60,6 +60,42 @@ def test_nearest_is_brute_force_and_ties_go_to_the_lower_index(size: int, chunk:
     assert torch.equal(nearest(vectors, codebook), expected)
 
 
+@pytest.mark.parametrize(("size", "dim"), [(512, 64), (1024, 32), (1000, 8)])
+def test_nearest_is_the_plain_form(size: int, dim: int):
+    draws = torch.Generator().manual_seed(size + dim)
+    codebook, vectors = torch.randn(size, dim, generator=draws), torch.randn(3001, dim, generator=draws)
+    two = torch.cdist(vectors.double(), codebook.double()).topk(2, dim=1, largest=False)
+    decided = two.values[:, 1] - two.values[:, 0] > 1e-5        # what rounding cannot turn around
+    assert decided.float().mean() > 0.999
+    plain = torch.addmm(codebook.square().sum(1), vectors, codebook.T, beta=-1, alpha=2).argmax(1)
+    assert torch.equal(nearest(vectors, codebook)[decided], plain[decided])
+    assert torch.equal(plain[decided], two.indices[decided, 0])
+
+
+@BOTH
+def test_a_step_in_chunks_is_that_of_autograd(kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "ELEMENTS", 4 * 100)        # 14 chunks, the last of 37 vectors
+    torch.manual_seed(0)
+    quantizer, z = make(kind, size=16, dim=4, beta=0.3).train(), torch.randn(1, 4, 1, 1337, requires_grad=True)
+    weight = torch.randn(1, 4, 1, 1337)
+    quantized = quantizer(z)
+    (quantized.loss * 3 + (quantized.vectors * weight).sum()).backward()
+    flat = z.detach()[0, :, 0].T.clone().requires_grad_()       # (N, D)
+    entries = quantizer.codebook.detach().clone().requires_grad_()
+    chosen = entries[torch.cdist(flat.detach(), entries.detach()).argmin(1)]
+    loss = 0.3 * F.mse_loss(flat, chosen.detach()) + (F.mse_loss(chosen, flat.detach()) if kind == "vq" else 0)
+    (loss * 3 + ((flat + (chosen - flat).detach()) * weight[0, :, 0].T).sum()).backward()
+    torch.testing.assert_close(quantized.loss, loss)
+    assert z.grad is not None
+    torch.testing.assert_close(z.grad[0, :, 0].T, flat.grad)
+    if kind == "vq":
+        torch.testing.assert_close(quantizer.codebook.grad, entries.grad)
+    seen = quantizer._seen
+    assert seen is not None
+    for found, expected in zip(seen[1][3:], sums_by_code(flat.detach(), quantized.indices.flatten(), 16), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_nearest_of_65536_codes():
     draws = torch.Generator().manual_seed(0)
     codebook = F.normalize(torch.randn(65536, 8, generator=draws), dim=1)

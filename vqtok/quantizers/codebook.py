@@ -13,7 +13,7 @@ from vqtok.quantizers.base import Quantized, Quantizer
 
 CHUNK = 2**18       # scores held at a time: 1 MiB of float32 stays in a core's cache; half or twice as many take 1.1 times as long
 GPU_CHUNK = 2**24
-ELEMENTS = 2**16    # numbers of vectors that several operations go over while they are in cache
+ELEMENTS = 2**17    # numbers of vectors that several operations go over while they are in cache
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:

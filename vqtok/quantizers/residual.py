@@ -34,8 +34,9 @@ class ResidualQuantizer(Quantizer):
     def forward(self, z: Tensor) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
-            residual, total = z, torch.zeros_like(z)
-            totals, indices, losses = [], [], []
+            depths = self._draw_depths(len(z), z.device)                    # (B,), None for all
+            residual, total, vectors = z, torch.zeros_like(z), torch.zeros_like(z)
+            indices, losses = [], []
             for level in range(self.levels):
                 if level:
                     # The gradient that reaches z through `residual` is zero after a level that passes it straight through, so
@@ -43,28 +44,23 @@ class ResidualQuantizer(Quantizer):
                     losses[-1] = losses[-1] + self.beta * F.mse_loss(z, total.detach())
                 part = self._level(level)(residual)
                 residual, total = residual - part.vectors, total + part.vectors
-                totals.append(total)
+                vectors = total if depths is None else torch.where((depths > level)[:, None, None, None], total, vectors)
                 indices.append(part.indices)
                 losses.append(part.loss)
-            vectors = self._at_depth(totals, self._draw_depths(len(z), z.device))
+            # The mark of the depth that each picture is decoded from.
+            depth = self.depth[-1:] if depths is None else self.depth[depths - 1]                       # (B, D)
+            vectors = vectors + depth[:, :, None, None]
         return Quantized(vectors, torch.cat(indices, 1), torch.stack(losses).mean())
 
-    def _draw_depths(self, count: int, device: torch.device) -> Tensor:
-        """How many levels each of `count` pictures is decoded from, (count,): all, but for a part of them while training.
+    def _draw_depths(self, count: int, device: torch.device) -> Tensor | None:
+        """How many levels each of `count` pictures is decoded from, (count,); None for all: only training drops any, in part.
 
         Drawn so that log n is uniform: the first levels matter at every rate, the last one at one rate only.
         """
-        full = torch.full((count,), self.levels, device=device)
         if not self.training or self.dropout == 0:
-            return full
+            return None
         drawn = torch.exp(torch.rand(count, device=device) * math.log(self.levels + 1)).long().clamp(1, self.levels)
-        return torch.where(torch.rand(count, device=device) < self.dropout, drawn, full)
-
-    def _at_depth(self, totals: list[Tensor], depths: Tensor) -> Tensor:
-        """The sum of the first depths[b] levels for picture b, and the mark of that depth: (B, D, h, w)."""
-        which = depths - 1
-        vectors = torch.stack(totals, 1)[torch.arange(len(which), device=which.device), which]       # (B, D, h, w)
-        return vectors + self.depth[which][:, :, None, None]
+        return torch.where(torch.rand(count, device=device) < self.dropout, drawn, self.levels)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors (B, D, h, w) for the indices (B, n, h, w) of the first n levels, n from 1 to L."""
