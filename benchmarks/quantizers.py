@@ -15,16 +15,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import Call, alternate, machine, peak, table
+from timing import Call, alternate, machine, peak, seconds, table
 from torch import Tensor
 
 from vqtok import quantizers
-from vqtok.cli.train import _keep_memory
+from vqtok.cli.train import keep_memory
 from vqtok.config import TokenizerConfig
 
 FLOOR_ROWS = 512
 LARGEST = 2**33         # bytes of the largest matrix that a peer may ask for
+SLOW = 2**28            # scores above which the package and the one-hot form are timed once
 LEVELS = 4
+COLUMNS = ("ours", "package", "cdist", "one-hot")
 
 
 def cdist(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +80,7 @@ def plain(write: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], K: int, D: i
 def package(kind: str, K: int, D: int, N: int) -> Call | None:
     """One step of the package's module of that kind; None where it is not installed or has none."""
     try:
-        import vector_quantize_pytorch as package      # type: ignore[import-not-found]
+        import vector_quantize_pytorch as package  # type: ignore[import-not-found]
     except ImportError:
         return None
     made: Any
@@ -112,6 +114,31 @@ def floor(K: int, D: int, N: int) -> Call:
     return lambda: [torch.mm(x, weights, out=out) for _ in range(N // FLOOR_ROWS)]
 
 
+def sized(kind: str, D: int, K: int) -> int | None:
+    """The number of codes nearest to K that the kind can have in D dimensions; None where it can have none."""
+    if kind == "fsq":
+        size = {1024: 1000, 8192: 8000}.get(K, K)       # what 3 to 8 values multiply to
+        return size if len(quantizers.finite.fsq_levels(size)) <= D else None
+    return None if kind == "lfq" and K.bit_length() - 1 > D else K
+
+
+def measure(kind: str, D: int, K: int, N: int, rounds: int) -> list[str]:
+    """A row of the table."""
+    calls: dict[str, Call | None] = {"ours": ours(kind, K, D, N), "package": package(kind, K, D, N)}
+    if kind in ("ema", "vq") and 8 * N * K < LARGEST:
+        calls |= {"cdist": plain(cdist, K, D, N), "one-hot": plain(one_hot, K, D, N)}
+    there = {name: call for name, call in calls.items() if call}
+    searches = kind not in ("fsq", "lfq")
+    quick = {name: call for name, call in there.items() if name in ("ours", "cdist") or N * K < SLOW}
+    times = alternate(quick | {"floor": floor(K, D, N)}, rounds)
+    times |= {name: seconds(call) for name, call in there.items() if name not in quick}      # a minute each: once is enough
+    cells = [f"{times[name] * 1e3:.0f} ({peak(there[name]) / 2**20:.0f})" if name in there else "" for name in COLUMNS]
+    peers = [taken for name, taken in times.items() if name not in ("ours", "floor")]
+    least = times["floor"] * (LEVELS if kind == "residual" else 1)
+    ratio = f"{min(peers) / times['ours']:.1f}" if peers else ""
+    return [f"{kind}, {D}, {K}", *cells, ratio, *([f"{least * 1e3:.0f}", f"{times['ours'] / least:.2f}"] if searches else ["", ""])]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -120,35 +147,18 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["8,1024", "8,8192", "64,1024", "256,8192"], help="D,K")
     parser.add_argument("--kinds", nargs="+", default=["ema", "vq", "simvq", "fsq", "lfq", "residual"])
     options = parser.parse_args()
-    _keep_memory()      # as `vqtok train` does, for all alike
+    keep_memory()       # as `vqtok train` does; it helps all contestants
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    N = options.vectors
-    print(f"{N} vectors, ms a step (MiB at the most), medians of {options.rounds} in turn; {machine()}\n")
+    print(f"{options.vectors} vectors, ms a step (MiB at the most), medians of {options.rounds} in turn; {machine()}\n")
     rows = []
-    for shape in options.shapes:
-        D, K = map(int, shape.split(","))
+    for D, K in (map(int, shape.split(",")) for shape in options.shapes):
         for kind in options.kinds:
-            own = "fsq" if kind == "fsq" else "lfq" if kind == "lfq" else ""
-            size = 1000 if own == "fsq" and K == 1024 else 8000 if own == "fsq" and K == 8192 else K       # what 3 to 8 values multiply to
-            if own == "lfq" and D < size.bit_length() - 1 or own == "fsq" and D < len(quantizers.finite.fsq_levels(size)):
-                continue
-            calls: dict[str, Call | None] = {"ours": ours(kind, size, D, N), "package": package(kind, size, D, N)}
-            if kind in ("ema", "vq") and 8 * N * K < LARGEST:
-                calls |= {"cdist": plain(cdist, K, D, N), "one-hot": plain(one_hot, K, D, N)}
-            times = alternate({name: call for name, call in calls.items() if call} | {"floor": floor(K, D, N)}, options.rounds)
-            cells = []
-            for name in ("ours", "package", "cdist", "one-hot"):
-                call = calls.get(name)
-                cells.append(f"{times[name] * 1e3:.0f} ({peak(call) / 2**20:.0f})" if call else "")
-            peers = [taken for name, taken in times.items() if name not in ("ours", "floor")]
-            ratio = f"{min(peers) / times['ours']:.1f}" if peers else ""
-            passes = LEVELS if kind == "residual" else 1
-            above = "" if own else f"{times['ours'] / times['floor'] / passes:.1f}"
-            rows.append([f"{kind}, {D}, {size}", *cells, ratio, "" if own else f"{times['floor'] * passes * 1e3:.0f}", above])
-            print(" ".join(rows[-1]), flush=True)
-    head = ["kind, D, K", "vqtok", "package", "cdist", "one-hot", "fastest peer / vqtok", "floor", "vqtok / floor"]
-    print(f"\n{table(head, rows)}")
+            size = sized(kind, D, K)
+            if size is not None:
+                rows.append(measure(kind, D, size, options.vectors, options.rounds))
+                print(" ".join(rows[-1]), flush=True)
+    print(f"\n{table(['kind, D, K', 'vqtok', 'package', 'cdist', 'one-hot', 'fastest peer / vqtok', 'floor', 'vqtok / floor'], rows)}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,8 +34,8 @@ def peak(call: Call) -> int:
     """Bytes that torch holds on the CPU at the most during a call, beyond what it held before."""
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         call()
-    assert profile.kineto_results is not None
-    events = sorted((e for e in profile.kineto_results.events() if e.name() == "[memory]"), key=lambda event: event.start_ns())
+    results: Any = profile.kineto_results
+    events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda event: event.start_ns())
     live = highest = 0
     for event in events:
         live += event.nbytes()
@@ -47,7 +48,8 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     name = names[0] if names else platform.processor()
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch {torch.__version__}, Python {platform.python_version()}"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of {versions}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -107,7 +107,7 @@ def train(
         "precision": precision,
     }     # fmt: skip
     target = pick_device(device)
-    _keep_memory()
+    keep_memory()
     if not (resume or dry_run):
         training.check_free(out, stage, force)
     wanted = _wanted(data, preset, recipe, _given(flags), settings or [])
@@ -137,7 +137,7 @@ def train(
         output.print_json(_summary(out, stage, dataset))
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Has glibc keep what training frees: giving 64 MB back to the system at every operation took half the time of a step."""
     with suppress(OSError, AttributeError, TypeError):      # another C library
         mallopt = ctypes.CDLL(None).mallopt
