@@ -21,6 +21,7 @@ from torch import Tensor
 from vqtok import quantizers
 from vqtok.cli.train import keep_memory
 from vqtok.config import TokenizerConfig
+from vqtok.quantizers.finite import fsq_levels
 
 FLOOR_ROWS = 512
 LARGEST = 2**33         # bytes of the largest matrix that a peer may ask for
@@ -91,7 +92,7 @@ def package(kind: str, K: int, D: int, N: int) -> Call | None:
     elif kind == "simvq":
         made = package.SimVQ(dim=D, codebook_size=K, rotation_trick=False)
     elif kind == "fsq":
-        made = package.FSQ(levels=list(quantizers.finite.fsq_levels(K)), dim=D)
+        made = package.FSQ(levels=list(fsq_levels(K)), dim=D)
     elif kind == "lfq":
         made = package.LFQ(dim=D, codebook_size=K)
     else:
@@ -102,7 +103,7 @@ def package(kind: str, K: int, D: int, N: int) -> Call | None:
     def step() -> None:
         vectors, _, *rest = made(z)
         outputs = [(vectors, gradient)] + [(loss.sum(), torch.ones(())) for loss in rest[:1] if loss.requires_grad]
-        torch.autograd.backward(*map(list, zip(*outputs, strict=True)))
+        torch.autograd.backward([output for output, _ in outputs], [given for _, given in outputs])
         z.grad = None
         made.zero_grad(set_to_none=True)
 
@@ -118,7 +119,7 @@ def sized(kind: str, D: int, K: int) -> int | None:
     """The number of codes nearest to K that the kind can have in D dimensions; None where it can have none."""
     if kind == "fsq":
         size = {1024: 1000, 8192: 8000}.get(K, K)       # what 3 to 8 values multiply to
-        return size if len(quantizers.finite.fsq_levels(size)) <= D else None
+        return size if len(fsq_levels(size)) <= D else None
     return None if kind == "lfq" and K.bit_length() - 1 > D else K
 
 

@@ -32,10 +32,10 @@ def alternate(calls: Mapping[str, Call], rounds: int) -> dict[str, float]:
 
 def peak(call: Call) -> int:
     """Bytes that torch holds on the CPU at the most during a call, beyond what it held before."""
-    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+    recorder: Any = torch.autograd.profiler.profile(profile_memory=True)
+    with recorder:
         call()
-    results: Any = profile.kineto_results
-    events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda event: event.start_ns())
+    events = sorted((e for e in recorder.kineto_results.events() if e.name() == "[memory]"), key=lambda event: event.start_ns())
     live = highest = 0
     for event in events:
         live += event.nbytes()
