@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class CodesDataset:
     def __iter__(self) -> Iterator[tuple[np.ndarray, str]]:
         return (self[number] for number in range(len(self)))
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         """Without what is open: a worker of a DataLoader opens its own."""
         return self.__dict__ | {"_open": OrderedDict()}
 
@@ -127,8 +128,8 @@ class CodesDataset:
         if isinstance(found, codes.Compact):
             if found.prior is None:
                 found = found.unpacked()
-            else:
-                from vqtok.codec import unpack      # torch, for these alone
+            else:       # torch, for these alone
+                from vqtok.codec import unpack
 
                 found = unpack(found, self.model)
         with codes.named(shard.path):

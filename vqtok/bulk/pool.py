@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 
-import vqtok
 from vqtok import images
 from vqtok.bulk import worker
 from vqtok.bulk.inputs import Entry
@@ -124,9 +123,9 @@ class _Worker:
                 pipe.close()
 
 
-def _pixels(answers: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
+def _pixels(answers: IO[bytes], shape: tuple[int, ...]) -> np.ndarray:
     pixels = np.empty(shape, np.uint8)
-    view, done = memoryview(pixels).cast("B"), 0
+    view, done = pixels.data.cast("B"), 0
     while done < len(view):
         got = answers.readinto(view[done:])     # type: ignore[attr-defined]
         if not got:
@@ -136,7 +135,7 @@ def _pixels(answers: BinaryIO, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _start(channels: int, background: images.Color) -> _Worker:
-    root = str(Path(vqtok.__file__).parents[1])
+    root = str(Path(worker.__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [sys.executable, "-m", "vqtok.bulk.worker", *map(str, (channels, *background))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

@@ -13,7 +13,7 @@ from vqtok import codes, files, images
 from vqtok.bulk import shards
 from vqtok.bulk.inputs import Chunk, Entry, Inputs, Share
 from vqtok.bulk.pool import Pool
-from vqtok.bulk.shards import MANIFEST, Found, Head, Line, Manifest
+from vqtok.bulk.shards import MANIFEST, Found, Line, Manifest
 from vqtok.codec import Model
 from vqtok.codes import Codes, Compact
 from vqtok.errors import OutputError, VqtokError
@@ -140,7 +140,7 @@ def begin(out: Path, manifest: Manifest, share: Share, resume: bool, force: bool
     """Writes the manifest, or checks that the one that is there is the same. Errors as `encode`."""
     path = out / MANIFEST
     if force and path.exists():
-        _remove(out, [p for p in shards.stale(out)])
+        _remove(out, list(shards.stale(out)))
     if not path.exists():
         try:
             files.write_bytes(path, manifest.to_bytes())
@@ -163,7 +163,7 @@ def _check_same(before: Manifest, now: Manifest, out: Path) -> None:
 
 def _remove(out: Path, paths: list[Path]) -> None:
     try:
-        for path in sorted(paths, key=lambda p: p.name == MANIFEST):        # the manifest last: without it nothing tells whose files these are
+        for path in sorted(paths, key=lambda p: p.name == MANIFEST):        # it goes last: it tells whose files these are
             path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot empty {out}: {error.strerror}", "choose another folder with -o") from None
@@ -217,7 +217,7 @@ class _Shard:
             self._encode(grid)
         stacks = [self._stack(places) for places in self.rows.values()]
         data, lines = shards.build(chunk.input, chunk.last, chunk.checksum, self.lines, stacks)
-        found = Found(out, chunk.input.number, chunk.number, Head.from_json(lines.split(b"\n", 1)[0]))
+        found = Found(out, chunk.input.number, chunk.number, shards.parse_head(lines.split(b"\n", 1)[0]))
         if data:
             files.write_bytes(found.path, data, force=True)
         files.write_bytes(found.lines_path, lines, force=True)
@@ -226,7 +226,7 @@ class _Shard:
 
     def _stack(self, places: list[int]) -> Codes | Compact:
         """The codes of the pictures at these places, all of one grid."""
-        config, sizes = self.model.config, tuple(self.lines[place].size[::-1] for place in places)
+        config, sizes = self.model.config, tuple((H, W) for W, H in (self.lines[place].size for place in places))
         indices = np.stack([self.grids[place] for place in places])         # (n, L, h, w)
         stack = Codes(
             indices, self.model.name, self.model.fingerprint, config.codebook_size, config.downsample, config.channels, sizes

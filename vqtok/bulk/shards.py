@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -81,7 +81,8 @@ class Stack:
     @classmethod
     def from_json(cls, value: Any) -> "Stack":
         check(isinstance(value, dict) and isinstance(value.get("grid"), list), "a stack is damaged")
-        grid, (n, start, size, at) = tuple(value["grid"]), (value.get(key) for key in ("pictures", "start", "bytes", "indices"))
+        keys = ("grid", "pictures", "start", "bytes", "indices")
+        grid, n, start, size, at = cast(tuple[Any, ...], tuple(value.get(key) for key in keys))
         check(len(grid) == 2 and all(is_int(side, 1, 1 << 24) for side in grid), "the grid of a stack is damaged")
         check(is_int(n, 1, 1 << 32) and is_int(start, 0, 1 << 62) and is_int(size, 1, 1 << 62), "a stack is damaged")
         check(at is None or is_int(at, 0, 1 << 62), "a stack is damaged")
@@ -109,18 +110,19 @@ class Head:
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))
 
-    @classmethod
-    def from_json(cls, line: bytes) -> "Head":
-        values = _parse(line)
-        counts = [values.get(name) for name in ("pictures", "failed", "bytes", "names", "crc32")]
-        check(all(is_int(count, 0, 1 << 62) for count in counts), "the first line is damaged")
-        check(type(values.get("last")) is bool and type(values.get("input")) is str, "the first line is damaged")
-        check(isinstance(values.get("stacks"), list), "the first line is damaged")
-        stacks = tuple(Stack.from_json(value) for value in values["stacks"])
-        check(sum(stack.pictures for stack in stacks) == values["pictures"], "the stacks do not hold that many pictures")
-        check(len({stack.grid for stack in stacks}) == len(stacks), "a grid stands twice")
-        check(all(stack.start + stack.bytes <= values["bytes"] for stack in stacks), "a stack reaches past the end of its shard")
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name != "stacks"}, stacks=stacks)
+
+def parse_head(line: bytes) -> Head:
+    """What `Head.to_json` wrote; FormatError where it is damaged."""
+    values = _parse(line)
+    counts = [values.get(name) for name in ("pictures", "failed", "bytes", "names", "crc32")]
+    check(all(is_int(count, 0, 1 << 62) for count in counts), "the first line is damaged")
+    check(type(values.get("last")) is bool and type(values.get("input")) is str, "the first line is damaged")
+    check(isinstance(values.get("stacks"), list), "the first line is damaged")
+    stacks = tuple(Stack.from_json(value) for value in values["stacks"])
+    check(sum(stack.pictures for stack in stacks) == values["pictures"], "the stacks do not hold that many pictures")
+    check(len({stack.grid for stack in stacks}) == len(stacks), "a grid stands twice")
+    check(all(stack.start + stack.bytes <= values["bytes"] for stack in stacks), "a stack reaches past the end of its shard")
+    return Head(**{name: values[name] for name in Head.__dataclass_fields__ if name != "stacks"}, stacks=stacks)
 
 
 @dataclass(frozen=True)
@@ -141,15 +143,15 @@ class Line:
     @classmethod
     def from_json(cls, line: bytes) -> "Line":
         value = _object(line)
-        name, error, notes = value.get("name"), value.get("error"), value.get("notes", [])
-        check(isinstance(name, str) and isinstance(notes, list), "a line is damaged")
+        keys = ("name", "error", "notes", "size", "grid", "row")
+        name, error, notes, size, grid, row = cast(tuple[Any, ...], tuple(value.get(key) for key in keys))
+        check(isinstance(name, str) and isinstance(notes or [], list), "a line is damaged")
         if error is not None:
             check(isinstance(error, str), "a line is damaged")
             return cls(name, error=error)
-        size, grid, row = value.get("size"), value.get("grid"), value.get("row")
         pairs = all(isinstance(pair, list) and len(pair) == 2 and all(is_int(side, 1, 1 << 32) for side in pair) for pair in (size, grid))
         check(pairs and is_int(row, 0, 1 << 32), "a line is damaged")
-        return cls(name, tuple(size), tuple(grid), row, notes=tuple(map(str, notes)))
+        return cls(name, tuple(size), tuple(grid), row, notes=tuple(map(str, notes or [])))
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def find(folder: Path, number: int, chunk: int) -> Found | None:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", "check the disk and its permissions") from None
     with codes.named(path):
-        return Found(folder, number, chunk, Head.from_json(line))
+        return Found(folder, number, chunk, parse_head(line))
 
 
 def find_all(folder: Path) -> list[Found]:
@@ -221,7 +223,9 @@ def missing(manifest: Manifest, found: Sequence[Found]) -> int:
     return len(set(range(len(manifest.inputs))) - set(whole))
 
 
-def build(source: Input, last: bool, names: int, lines: Sequence[Line], stacks: Sequence[codes.Codes | codes.Compact]) -> tuple[bytes, bytes]:
+def build(
+    source: Input, last: bool, names: int, lines: Sequence[Line], stacks: Sequence[codes.Codes | codes.Compact]
+) -> tuple[bytes, bytes]:
     """The bytes of a shard's file (none where no picture could be encoded), and those of its manifest. Equal input gives equal bytes."""
     parts = [(_grid(stack), len(stack), codes.to_bytes(stack, deflate=False), isinstance(stack, codes.Codes)) for stack in stacks]
     data, starts = (parts[0][2], [0]) if len(parts) == 1 else _tar({_member(grid): content for grid, _, content, _ in parts})

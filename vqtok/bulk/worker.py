@@ -53,7 +53,7 @@ def serve(requests: BinaryIO, answers: BinaryIO, channels: int, background: imag
         except MemoryError:
             answer = {"error": "the picture does not fit into memory"}
         answers.write(json.dumps(answer).encode() + b"\n")
-        answers.write(memoryview(pixels).cast("B") if pixels.size else b"")
+        answers.write(pixels.data)
         answers.flush()
 
 

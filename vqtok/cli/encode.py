@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtok.cli import options as o
 from vqtok.cli import bulk, output, rate
+from vqtok.cli import options as o
 from vqtok.errors import UsageError, VqtokError
 
 if TYPE_CHECKING:

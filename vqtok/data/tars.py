@@ -27,7 +27,7 @@ def tar_pictures(path: Path) -> Iterator[tuple[str, int, int]]:
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()     # tarfile keeps all that it has seen: 1 kB each
+                archive.members = []        # type: ignore[attr-defined] # tarfile keeps all that it has seen: 1 kB each
                 if member.isreg() and not member.issparse() and is_picture(member.name.removeprefix("./")):
                     yield member.name.removeprefix("./"), member.offset_data, member.size
     except BROKEN as error:
