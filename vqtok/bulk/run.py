@@ -150,8 +150,15 @@ def begin(out: Path, manifest: Manifest, share: Share, resume: bool, force: bool
     elif share.count == 1 and not resume:
         raise OutputError(f"{out} holds codes shards already", "go on with --resume, start anew with -f, or choose another -o")
     _check_same(shards.read_manifest(out), manifest, out)
-    if share.count == 1:        # the temporary files of a run that was killed; those of other parts may be in use
-        _remove(out, [p for p in shards.stale(out) if p.name.startswith(".")])
+    _remove(out, [p for p in shards.stale(out) if p.name.startswith(".") and (share.count == 1 or _is_old(p))])
+
+
+def _is_old(path: Path) -> bool:
+    """Whether a temporary file is of a run that was killed: other parts may be writing theirs, which takes seconds."""
+    try:
+        return time.time() - path.stat().st_mtime > 3600
+    except OSError:     # it is gone
+        return False
 
 
 def _check_same(before: Manifest, now: Manifest, out: Path) -> None:

@@ -1,0 +1,188 @@
+"""Bulk tokenizing: pictures a second, peak memory for 1,000 and 100,000 pictures, and bytes after kill -9 and --resume.
+
+    python benchmarks/bulk.py memory            # 64x64 pictures, a tiny model: the memory of all processes together
+    python benchmarks/bulk.py photos TAR...     # the photo model on photographs, and what one process at a time gives
+    python benchmarks/bulk.py kill --times 100  # kill -9 of the process group at random moments, then --resume, until it is done
+"""
+
+import argparse
+import io
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from timing import machine, table
+
+from vqtok import weights
+from vqtok.bulk import CodesDataset
+from vqtok.config import TokenizerConfig
+from vqtok.data import Shapes
+from vqtok.vqvae import VQVAE
+
+TINY = TokenizerConfig(downsample=8, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=256, code_dim=4)
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def tiny_model(folder: Path) -> Path:
+    """A model with random weights: what it costs is decoding pictures and writing shards."""
+    torch.manual_seed(0)
+    tensors = {name: value.detach().half().numpy() for name, value in VQVAE(TINY).release_state().items()}
+    record = {"data": "none", "pictures": 0, "seed": 0, "step": 0, "seconds": 0.0, "metrics": {}, "version": "0"}
+    meta = {"kind": "tokenizer", "config": asdict(TINY), "record": record}
+    weights.save(folder / "tokenizer.safetensors", weights.Weights(tensors, meta))
+    return folder
+
+
+def make_tars(folder: Path, count: int, each: int = 5000) -> list[Path]:
+    """Tars of 64x64 JPEGs and PNGs, and 96x64 ones for every 50th: the built-in shapes, enlarged, each in turns."""
+    shapes, paths = Shapes(2000), []
+    contents = [_content(shapes.picture(i), i) for i in range(2000)]
+    folder.mkdir(parents=True)
+    for start in range(0, count, each):
+        paths.append(folder / f"{start // each:04}.tar")
+        with tarfile.open(paths[-1], "w") as archive:
+            for i in range(start, min(start + each, count)):
+                suffix, content = contents[i % len(contents)]
+                info = tarfile.TarInfo(f"{i % 10}/{i:07}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return paths
+
+
+def _content(pixels: np.ndarray, number: int) -> tuple[str, bytes]:
+    suffix, buffer = ("jpg", "png")[number % 2], io.BytesIO()
+    width = 96 if number % 50 == 49 else 64
+    Image.fromarray(pixels).resize((width, 64)).save(buffer, "JPEG" if suffix == "jpg" else "PNG")
+    return suffix, buffer.getvalue()
+
+
+def start(words: list[object]) -> "subprocess.Popen[bytes]":
+    """`vqtok encode` in a process group of its own."""
+    command = [sys.executable, "-m", "vqtok", "encode", *map(str, words)]
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def resident(group: int) -> int:
+    """Bytes that the processes of a group hold, pages that they share counted for each."""
+    total = 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if os.getpgid(int(entry.name)) == group:
+                    total += int((entry / "statm").read_text().split()[1]) * PAGE
+            except (OSError, IndexError):
+                pass        # it has ended
+    return total
+
+
+def measure(words: list[object]) -> tuple[float, int]:
+    """Seconds that a run takes, from start to end, and the most memory that it holds, looked at every 50 ms."""
+    began, peak = time.perf_counter(), 0
+    process = start(words)
+    while process.poll() is None:
+        peak = max(peak, resident(process.pid))
+        time.sleep(0.05)
+    assert process.returncode == 0, process.returncode
+    return time.perf_counter() - began, peak
+
+
+def memory(folder: Path, counts: list[int]) -> None:
+    model, rows = tiny_model(folder / "tiny"), []
+    for count in counts:
+        tars = make_tars(folder / f"in{count}", count)
+        seconds, peak = measure([*tars, "-o", folder / f"out{count}", "--model", model])
+        assert len(CodesDataset(folder / f"out{count}")) == count
+        rows.append([f"{count:,}", f"{seconds:.1f}", f"{count / seconds:.0f}", f"{peak / 2**20:.0f}"])
+        print(f"{count:,} done", file=sys.stderr)
+    print(table(["pictures", "seconds", "pictures/s", "peak MiB"], rows))
+
+
+def photos(folder: Path, tars: list[Path], limit: int, workers: list[int]) -> None:
+    """The photo model on the first photographs of these tars."""
+    few, rows = _first(tars, folder / "photos.tar", limit), []
+    for count in workers:
+        out = folder / f"photos-{count}"
+        seconds, peak = measure([folder / "photos.tar", "-o", out, "--workers", count])
+        assert len(CodesDataset(out)) == few
+        rows.append([str(count), f"{seconds:.1f}", f"{few / seconds:.1f}", f"{peak / 2**20:.0f}"])
+    same = len({(folder / f"photos-{count}" / "00000-00000.tar").read_bytes() for count in workers}) == 1
+    print(f"{few} photographs; equal bytes for any number of workers: {'yes' if same else 'NO'}\n")
+    print(table(["workers", "seconds", "pictures/s", "peak MiB"], rows))
+
+
+def _first(tars: list[Path], target: Path, limit: int) -> int:
+    done = 0
+    with tarfile.open(target, "w") as archive:
+        for path in tars:
+            with tarfile.open(path) as source:
+                for member in source:
+                    if done == limit:
+                        return done
+                    archive.addfile(member, source.extractfile(member))
+                    done += 1
+    return done
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def kill(folder: Path, times: int, seed: int) -> None:
+    """Kills at random moments until `times` kills have struck; each run is resumed until it ends, and compared."""
+    random.seed(seed)
+    model, tars = tiny_model(folder / "tiny"), make_tars(folder / "in", 1200, each=500)
+    words: list[object] = [*tars, "--model", model, "--shard-size", 60, "-q"]
+    whole_seconds, _ = measure([*words, "-o", folder / "whole"])
+    whole, kills, runs, damaged, unequal = contents(folder / "whole"), 0, 0, 0, 0
+    while kills < times:
+        out, finished = folder / "killed", False
+        shutil.rmtree(out, ignore_errors=True)
+        while not finished:
+            process = start([*words, "-o", out, "--resume"])
+            try:
+                finished = process.wait(random.uniform(0.3, 1.1) * whole_seconds if kills < times else None) == 0
+                assert finished
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+                damaged += sum(data != whole.get(name) for name, data in (contents(out) if out.exists() else {}).items() if name[0] != ".")
+        runs += 1
+        unequal += contents(out) != whole
+    print(f"{kills} kills in {runs} runs of {len(whole)} files, {whole_seconds:.1f} s each uninterrupted")
+    print(f"{damaged} files damaged after a kill, {unequal} of {runs} folders unequal to the uninterrupted one at the end")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["memory", "photos", "kill"])
+    parser.add_argument("tars", nargs="*", type=Path)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1000, 100_000])
+    parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--times", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    print(machine() + "\n")
+    with tempfile.TemporaryDirectory() as name:
+        if asked.what == "memory":
+            memory(Path(name), asked.counts)
+        elif asked.what == "photos":
+            photos(Path(name), asked.tars, asked.limit, asked.workers)
+        else:
+            kill(Path(name), asked.times, asked.seed)
+
+
+if __name__ == "__main__":
+    main()
