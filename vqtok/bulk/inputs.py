@@ -47,16 +47,16 @@ class Chunk:
     number: int
     entries: tuple[Entry, ...]
     last: bool                  # of its input
+    checksum: int               # of the entries: tells on resuming whether the inputs are the same
 
     @property
     def stem(self) -> str:
         return stem(self.input.number, self.number)
 
-    @property
-    def checksum(self) -> int:
-        """CRC-32 of the names and places of the entries: tells on resuming whether the inputs are the same."""
-        text = json.dumps([(entry.name, entry.offset, entry.size) for entry in self.entries])
-        return zlib.crc32(text.encode())
+
+def _checksum(entries: Sequence[Entry]) -> int:
+    """CRC-32 of names and places."""
+    return zlib.crc32(json.dumps([(entry.name, entry.offset, entry.size) for entry in entries]).encode())
 
 
 def stem(number: int, chunk: int) -> str:
@@ -90,7 +90,7 @@ class Inputs:
         here = tuple(islice(entries, size))
         for number in range(1 << 62):
             following = tuple(islice(entries, size))
-            yield Chunk(source, number, here, not following)
+            yield Chunk(source, number, here, not following, _checksum(here))
             if not following:
                 return
             here = following
