@@ -3,6 +3,8 @@
 import json
 import os
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,9 @@ from test_cli_pack import add_entropy
 
 import vqtok
 from vqtok import codec, codes, files, images
-from vqtok.bulk import CodesDataset
+from vqtok.bulk import CodesDataset, pool
 from vqtok.bulk import run as bulk_run
+from vqtok.bulk.inputs import Entry
 from vqtok.cli.bulk import wanted
 from vqtok.errors import VqtokError
 
@@ -291,6 +294,34 @@ def test_a_worker_that_dies_is_an_error_and_what_is_finished_stays(monkeypatch: 
     encode("a.tar", "-o", "whole", "--shard-size", 2)
     assert contents("out") == contents("whole")
     assert all(worker.process.poll() is not None for pool in pools for worker in pool._workers)
+
+
+def ahead(monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many pictures are decoded at the most before the first of 50 is taken, by three threads in all."""
+    path, decoded = str(save("a.png")), []
+
+    def decode(*_: object) -> images.Picture:
+        decoded.append(1)
+        return images.Picture(np.zeros((20, 30, 3), np.uint8))
+
+    monkeypatch.setattr("vqtok.bulk.worker.decode", decode)
+    with pool.Pool(0, 3, images.WHITE) as decoding:
+        decoding._threads = ThreadPoolExecutor(3)
+        decoding.ahead = 12
+        found = decoding.map((number, Entry("a.png", path)) for number in range(50))
+        first = next(found)
+        time.sleep(0.1)     # what may be decoded is decoded by now
+        count = len(decoded)
+        assert [number for number, _ in (first, *found)] == list(range(50))
+    return count
+
+
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    assert ahead(monkeypatch) == 13
+    monkeypatch.setattr(pool, "HELD", 3 * 20 * 30 * 3)
+    assert 4 <= ahead(monkeypatch) <= 8
+    monkeypatch.setattr(pool, "HELD", -1)
+    assert ahead(monkeypatch) <= 2
 
 
 def test_a_full_disk_leaves_whole_files(monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,8 @@ from vqtok.bulk.inputs import Entry
 from vqtok.errors import InputError, VqtokError
 
 T = TypeVar("T")
-AHEAD = 4       # pictures waiting for each worker: enough that none idles while a batch is encoded, and little memory
+AHEAD = 4       # pictures asked for at a time, for each worker: enough that none idles while a batch is encoded
+HELD = 2**28    # bytes of pixels that wait at the most, and those of one picture for each worker
 Decoded = images.Picture | InputError
 
 
@@ -35,6 +37,7 @@ class Pool:
             self._idle.put(each)
         self._threads = ThreadPoolExecutor(max(1, workers), thread_name_prefix="vqtok-bulk")
         self.ahead = AHEAD * max(1, workers)
+        self._gate, self._asked = _Gate(), 0
 
     def __enter__(self) -> "Pool":
         return self
@@ -46,6 +49,7 @@ class Pool:
         """Ends the processes; what they are at is lost."""
         for each in self._workers:
             each.process.kill()     # first: a thread that waits for an answer goes on when the process is gone
+        self._gate.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for each in self._workers:
             each.close()
@@ -57,11 +61,28 @@ class Pool:
         """
         waiting: deque[tuple[T, Future[Decoded] | None]] = deque()
         for item, entry in items:
-            waiting.append((item, None if entry is None else self._threads.submit(self._decode, entry)))
+            waiting.append((item, None if entry is None else self._submit(entry)))
             if len(waiting) > self.ahead:
-                yield _finished(waiting.popleft())
+                yield self._take(*waiting.popleft())
         while waiting:
-            yield _finished(waiting.popleft())
+            yield self._take(*waiting.popleft())
+
+    def _submit(self, entry: Entry) -> "Future[Decoded]":
+        self._asked += 1
+        return self._threads.submit(self._enter, entry, self._asked - 1)
+
+    def _take(self, item: T, future: "Future[Decoded] | None") -> tuple[T, Decoded | None]:
+        if future is None:
+            return item, None
+        found = future.result()
+        self._gate.taken(_size(found))
+        return item, found
+
+    def _enter(self, entry: Entry, number: int) -> Decoded:
+        self._gate.enter(number)
+        found = self._decode(entry)
+        self._gate.decoded(_size(found))
+        return found
 
     def _decode(self, entry: Entry) -> Decoded:
         if entry.error is not None:
@@ -78,9 +99,34 @@ class Pool:
             self._idle.put(mine)
 
 
-def _finished(pair: tuple[T, "Future[Decoded] | None"]) -> tuple[T, Decoded | None]:
-    item, future = pair
-    return item, None if future is None else future.result()
+class _Gate:
+    """Lets a picture be decoded while few bytes wait to be taken, or when it is the next to be taken: then nothing else can go on."""
+
+    def __init__(self) -> None:
+        self._changed, self._held, self._next, self._closed = threading.Condition(), 0, 0, False
+
+    def enter(self, number: int) -> None:
+        """Waits for the turn of a picture: that of number 0 comes first."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._held <= HELD or number == self._next or self._closed)
+
+    def decoded(self, size: int) -> None:
+        with self._changed:
+            self._held += size
+
+    def taken(self, size: int) -> None:
+        with self._changed:
+            self._held, self._next = self._held - size, self._next + 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def _size(found: Decoded) -> int:
+    return found.pixels.nbytes if isinstance(found, images.Picture) else 0
 
 
 class _Worker:

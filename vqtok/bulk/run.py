@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def default_workers() -> int:
 
 def encode(
     model: Model, inputs: Inputs, out: Path, settings: Settings, share: Share, workers: int, resume: bool = False, force: bool = False
-) -> Iterator[Report]:
+) -> Generator[Report, None, None]:
     """Encodes this part of the inputs into a folder of codes shards, and tells of each shard when it is whole on the disk.
 
     With `resume` what is finished stays, and is told, too. Raises OutputError where the folder holds shards and neither `resume` nor

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,8 +91,9 @@ def _encode(asked: Asked, out: Path, model: "Model", inputs: "Inputs", share: "S
 
     settings = run.Settings(asked.levels, asked.compact, asked.background, asked.shard_size or 1000)
     workers = run.default_workers() if asked.workers is None else asked.workers
-    for report in run.encode(model, inputs, out, settings, share, workers, asked.resume, asked.force):
-        teller.tell(report)
+    with closing(run.encode(model, inputs, out, settings, share, workers, asked.resume, asked.force)) as reports:
+        for report in reports:
+            teller.tell(report)
     teller.finish(out)
 
 
