@@ -100,11 +100,14 @@ def test_damage_is_told(shards: Path):
     assert "is not in the shard" in broken(new_lines=[lines[0].replace('"row":0', '"row":9'), *lines[1:]])
     assert "is not in the shard" in broken(new_lines=[lines[0].replace('"grid":[4,4]', '"grid":[5,5]'), *lines[1:]])
     assert "a line is damaged" in broken(new_lines=["[]", *lines[1:]])
+    CodesDataset(shards).verify()
     data = bytearray(Path("codes/00000-00000.tar").read_bytes())
     data[stack["indices"]] = 255
     Path("codes/00000-00000.tar").write_bytes(data)
     with pytest.raises(FormatError, match="an index is out of range"):
         CodesDataset(shards)[0]
+    with pytest.raises(FormatError, match="does not match its checksum"):
+        CodesDataset(shards).verify()
     Path("codes/manifest.json").unlink()
     with pytest.raises(InputError, match="does not exist"):
         CodesDataset(shards)

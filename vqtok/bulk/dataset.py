@@ -90,6 +90,11 @@ class CodesDataset:
         for shard in self.shards:
             yield from ((_name(shard, line), line) for line in shard.lines() if line.error is None)
 
+    def verify(self) -> None:
+        """Reads all shards, and compares their checksums. Raises FormatError, InputError."""
+        for shard in self.shards:
+            shard.check()
+
     @property
     def failed(self) -> int:
         """How many pictures could not be encoded."""

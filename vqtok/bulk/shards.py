@@ -179,6 +179,19 @@ class Found:
         except OSError:
             return False
 
+    def check(self) -> None:
+        """Reads the file and compares its checksum. FormatError where it is another, InputError where it cannot be read."""
+        crc, size = 0, 0
+        try:
+            if self.head.bytes:
+                with self.path.open("rb") as file:
+                    while piece := file.read(1 << 20):
+                        crc, size = zlib.crc32(piece, crc), size + len(piece)
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror}", "check the disk and its permissions") from None
+        with codes.named(self.path):
+            check((crc, size) == (self.head.crc32, self.head.bytes), "the file does not match its checksum")
+
     def lines(self) -> list[Line]:
         """All its pictures, those that failed, too."""
         data = files.read_bytes(self.lines_path, LINES_LIMIT)
