@@ -1,6 +1,6 @@
 """Bulk tokenizing: pictures a second, peak memory for 1,000 and 100,000 pictures, and bytes after kill -9 and --resume.
 
-    python benchmarks/bulk.py memory            # 64x64 pictures, a tiny model: the memory of all processes together
+    python benchmarks/bulk.py memory [--loose]  # 64x64 pictures in tars or folders, a tiny model: the memory of all processes together
     python benchmarks/bulk.py photos TAR...     # the photo model on photographs, beside one file a picture
     python benchmarks/bulk.py kill --times 100  # kill -9 of the process group at random moments, then --resume, until it is done
 """
@@ -97,11 +97,16 @@ def measure(words: list[object]) -> tuple[float, int]:
     return time.perf_counter() - began, peak
 
 
-def memory(folder: Path, counts: list[int]) -> None:
+def memory(folder: Path, counts: list[int], loose: bool) -> None:
     model, rows = tiny_model(folder / "tiny"), []
     for count in counts:
-        tars = make_tars(folder / f"in{count}", count)
-        seconds, peak = measure([*tars, "-o", folder / f"out{count}", "--model", model])
+        inputs = make_tars(folder / f"in{count}", count)
+        if loose:
+            for path in inputs:
+                with tarfile.open(path) as archive:
+                    archive.extractall(folder / f"loose{count}", filter="data")
+            inputs = [folder / f"loose{count}"]
+        seconds, peak = measure([*inputs, "--bulk", "-o", folder / f"out{count}", "--model", model])
         assert len(CodesDataset(folder / f"out{count}")) == count
         rows.append([f"{count:,}", f"{seconds:.1f}", f"{count / seconds:.0f}", f"{peak / 2**20:.0f}"])
         print(f"{count:,} done", file=sys.stderr)
@@ -179,6 +184,7 @@ def main() -> None:
     parser.add_argument("what", choices=["memory", "photos", "kill"])
     parser.add_argument("tars", nargs="*", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 100_000])
+    parser.add_argument("--loose", action="store_true")
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--workers", type=int, nargs="+", default=[2])
     parser.add_argument("--times", type=int, default=100)
@@ -187,7 +193,7 @@ def main() -> None:
     print(machine() + "\n")
     with tempfile.TemporaryDirectory() as name:
         if asked.what == "memory":
-            memory(Path(name), asked.counts)
+            memory(Path(name), asked.counts, asked.loose)
         elif asked.what == "photos":
             photos(Path(name), asked.tars, asked.limit, asked.workers)
         else:
