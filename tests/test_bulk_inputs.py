@@ -1,6 +1,7 @@
 """What bulk encoding takes up, in which order and in which shares."""
 
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from cli_helpers import save
 from conftest import picture
 
 from vqtok.bulk.inputs import Chunk, Entry, Inputs, Share
+from vqtok.data.tars import tar_pictures
 from vqtok.errors import InputError, UsageError
 
 
@@ -141,3 +143,17 @@ def test_a_share_is_given_or_torchruns(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RANK", "4")
     with pytest.raises(UsageError, match="RANK/WORLD_SIZE is '4/4'"):
         Share.parse(None)
+
+
+def test_listing_a_tar_remembers_nothing(monkeypatch: pytest.MonkeyPatch):
+    make_tar("a.tar", dict.fromkeys((f"{i}.png" for i in range(50)), b"x"))
+    kept = []
+    following = tarfile.TarFile.next
+
+    def counted(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+        kept.append(len(vars(archive)["members"]))
+        return following(archive)
+
+    monkeypatch.setattr(tarfile.TarFile, "next", counted)
+    assert len(list(tar_pictures(Path("a.tar")))) == 50
+    assert max(kept) <= 1
