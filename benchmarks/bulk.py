@@ -154,29 +154,45 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def kill(folder: Path, times: int, seed: int) -> None:
-    """Kills at random moments until `times` kills have struck; each run is resumed until it ends, and compared."""
+    """Kills at random moments after a run has begun to write, until `times` kills have struck; each folder is resumed until it is done."""
     random.seed(seed)
     model, tars = tiny_model(folder / "tiny"), make_tars(folder / "in", 3000, each=1000)
-    words: list[object] = [*tars, "--model", model, "--shard-size", 20, "-q"]
-    whole_seconds, _ = measure([*words, "-o", folder / "whole"])
-    whole, kills, runs, damaged, unequal = contents(folder / "whole"), 0, 0, 0, 0
+    words: list[object] = [*tars, "--model", model, "--shard-size", 20, "-q", "--resume"]
+    process = start([*words, "-o", folder / "whole"])
+    seconds = -wait_for_change(folder / "whole", process, time.monotonic())
+    assert process.wait() == 0
+    seconds += time.monotonic()
+    whole, kills, folders, damaged, unequal = contents(folder / "whole"), 0, 0, 0, 0
+    out = folder / "killed"
     while kills < times:
-        out, finished = folder / "killed", False
         shutil.rmtree(out, ignore_errors=True)
-        while not finished:
-            process = start([*words, "-o", out, "--resume"])
-            try:
-                finished = process.wait(random.uniform(0.4, 1.1) * whole_seconds if kills < times else None) == 0
-                assert finished
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                kills += 1
-                damaged += sum(data != whole.get(name) for name, data in (contents(out) if out.exists() else {}).items() if name[0] != ".")
-        runs += 1
-        unequal += contents(out) != whole
-    print(f"{kills} kills in {runs} runs of {len(whole)} files, {whole_seconds:.1f} s each uninterrupted")
-    print(f"{damaged} files damaged after a kill, {unequal} of {runs} folders unequal to the uninterrupted one at the end")
+        while kills < times and strike([*words, "-o", out], out, random.uniform(0, 0.4) * seconds):
+            kills += 1
+            damaged += sum(data != whole.get(name) for name, data in contents(out).items() if not name.startswith("."))
+        assert start([*words, "-o", out]).wait() == 0
+        folders, unequal = folders + 1, unequal + (contents(out) != whole)
+    print(f"{kills} kills -9, at random in the {seconds:.1f} s that a run writes its {len(whole)} files: {damaged} files damaged")
+    print(f"{folders} folders resumed to the end: {unequal} of them unequal to the uninterrupted one")
+
+
+def strike(words: list[object], out: Path, delay: float) -> bool:
+    """Kills a run's process group so many seconds after it has begun to write; False where it was done before."""
+    process = start(words)
+    wait_for_change(out, process, time.monotonic())
+    try:
+        process.wait(delay)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait() != 0
+
+
+def wait_for_change(folder: Path, process: "subprocess.Popen[bytes]", now: float) -> float:
+    """Waits until something is written in a folder, or the process has ended; gives the time."""
+    before = folder.stat().st_mtime_ns if folder.exists() else 0
+    while process.poll() is None and (folder.stat().st_mtime_ns if folder.exists() else 0) == before:
+        time.sleep(0.002)
+        now = time.monotonic()
+    return now
 
 
 def main() -> None:
