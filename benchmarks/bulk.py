@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -113,20 +114,22 @@ def memory(folder: Path, counts: list[int], loose: bool) -> None:
     print(table(["pictures", "seconds", "pictures/s", "peak MiB"], rows))
 
 
-def photos(folder: Path, tars: list[Path], limit: int, workers: list[int]) -> None:
-    """The photo model on the first photographs of these tars."""
-    few, rows = _first(tars, folder / "photos.tar", limit), []
-    for count in workers:
-        out = folder / f"photos-{count}"
-        seconds, peak = measure([folder / "photos.tar", "-o", out, "--workers", count])
-        assert len(CodesDataset(out)) == few
-        rows.append([str(count), f"{seconds:.1f}", f"{few / seconds:.1f}", f"{peak / 2**20:.0f}"])
+def photos(folder: Path, tars: list[Path], limit: int, workers: list[int], rounds: int) -> None:
+    """The photo model on the first photographs of these tars, in bulk and one file a picture in turn: medians."""
+    few = _first(tars, folder / "photos.tar", limit)
     with tarfile.open(folder / "photos.tar") as archive:
         archive.extractall(folder / "photos", filter="data")
-    seconds, peak = measure([folder / "photos", "-o", folder / "single"])
-    rows.append(["one file a picture", f"{seconds:.1f}", f"{few / seconds:.1f}", f"{peak / 2**20:.0f}"])
+    ways: dict[str, list[object]] = {
+        f"bulk, {count} workers": [folder / "photos.tar", "-o", folder / f"photos-{count}", "--workers", count, "-f"] for count in workers
+    } | {"one file a picture": [folder / "photos", "-o", folder / "single", "-f"]}
+    found = [{name: measure(words) for name, words in ways.items()} for _ in range(rounds)]
+    rows = []
+    for name in ways:
+        seconds = statistics.median(turn[name][0] for turn in found)
+        peak = max(turn[name][1] for turn in found)
+        rows.append([name, f"{seconds:.1f}", f"{few / seconds:.1f}", f"{peak / 2**20:.0f}"])
     print(f"{few} photographs; the same indices as from one picture at a time: {'yes' if equal(folder, workers) else 'NO'}\n")
-    print(table(["workers", "seconds", "pictures/s", "peak MiB"], rows))
+    print(table(["encode", "seconds", "pictures/s", "peak MiB"], rows))
 
 
 def equal(folder: Path, workers: list[int]) -> bool:
@@ -203,6 +206,7 @@ def main() -> None:
     parser.add_argument("--loose", action="store_true")
     parser.add_argument("--limit", type=int, default=1000)
     parser.add_argument("--workers", type=int, nargs="+", default=[2])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -211,7 +215,7 @@ def main() -> None:
         if asked.what == "memory":
             memory(Path(name), asked.counts, asked.loose)
         elif asked.what == "photos":
-            photos(Path(name), asked.tars, asked.limit, asked.workers)
+            photos(Path(name), asked.tars, asked.limit, asked.workers, asked.rounds)
         else:
             kill(Path(name), asked.times, asked.seed)
 
