@@ -121,7 +121,7 @@ def train(
     else:
         training.start(out, begun, stage, force)
     stop = training.Stop(deadline)
-    with _Listener(quiet, json) as listener, _signals(stop):
+    with _Listener(quiet, json) as listener, _signals(stop), training.resumable():
         listener.note(f"{dataset.summary} -> {out}")
         given = (Path(path) if path else None for path in (begun.perceptual, begun.init))
         run = training.Run(out, begun.recipe.seed, target, begun.recipe.precision, stop, listener, *given)
@@ -132,7 +132,8 @@ def train(
         what = "" if stage == "all" else f" --stage {stage}"
         output.say(f"{why}. The state is saved; go on with: vqtok train --resume{what} -o {shlex.quote(str(out))}", quiet)
         raise typer.Exit(130 if stop.signal else 0)
-    _finish(begun, out, stage, target.type, quiet)
+    with training.resumable():
+        _finish(begun, out, stage, target.type, quiet)
     if json:
         output.print_json(_summary(out, stage, dataset))
 

@@ -11,7 +11,7 @@ from vqtok.data import Dataset, split
 from vqtok.errors import InputError, TrainingError
 from vqtok.train import loop
 from vqtok.train.begin import Wanted, check_settable, merge, new, prior_for, resumed
-from vqtok.train.folder import Begun, check_free, record, start
+from vqtok.train.folder import Begun, check_free, record, resumable, start
 from vqtok.train.loop import Listener, Run, Status, Stop
 from vqtok.train.plan import plan
 from vqtok.train.prior import EntropyTask, Grids, PriorTask, encode_dataset, load_grids, save_grids
@@ -21,7 +21,7 @@ from vqtok.vqvae import VQVAE
 
 __all__ = [
     "STAGES", "Begun", "Listener", "Run", "Status", "Stop", "Wanted", "check_free", "check_settable", "merge", "new", "plan",
-    "prior_for", "record", "resumed", "start", "train",
+    "prior_for", "record", "resumable", "resumed", "start", "train",
 ]     # fmt: skip
 
 STAGES = ("tokenizer", "prior", "entropy", "all")

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,13 +55,23 @@ def start(folder: Path, begun: Begun, stage: str, force: bool) -> None:
 
 
 def record(folder: Path, begun: Begun) -> None:
-    """Writes what `continued` reads."""
+    """Writes what `continued` reads, and takes away what a killed run was writing."""
+    files.remove_stale(folder)
     run = {
         "format": FORMAT, "data": begun.data, "pictures": begun.pictures, "command": begun.command, "compiled": begun.compiled,
         "perceptual": begun.perceptual, "init": begun.init,
     }     # fmt: skip
     files.write_bytes(folder / RECIPE_FILE, config.to_toml(begun.recipe).encode(), force=True)
     files.write_bytes(folder / RUN_FILE, (json.dumps(run) + "\n").encode(), force=True)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Inside, what cannot be written stops a run that can go on once it can: another folder is no way out."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(str(error), "free some space, or allow writing there, then go on with --resume") from None
 
 
 def continued(folder: Path) -> Begun:
