@@ -137,7 +137,7 @@ def test_existing_results_are_kept_replaced_or_left_out():
 def test_results_that_exist_are_told_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch):
     save("a.png")
     Path("a.npz").write_bytes(b"old")
-    monkeypatch.setattr(codec, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(codec, "Model", lambda *_: pytest.fail("loaded"))
     assert "exists" in fails("encode", "a.png")
     ok("encode", "a.png", "--skip-existing")
 

@@ -272,19 +272,40 @@ def find(name_or_path: str | None = None) -> ModelFolder:
     return model
 
 
+@dataclass(frozen=True)
+class Tokenizer:
+    """What a model's tokenizer file holds, read once: its fingerprint is known only when all of it is read."""
+
+    folder: ModelFolder
+    stored: Weights
+    fingerprint: str
+
+
+def read_tokenizer(folder: ModelFolder) -> Tokenizer:
+    """The tokenizer of a model. Errors as `load`."""
+    stored = load(folder.tokenizer, "tokenizer")
+    return Tokenizer(folder, stored, fingerprint(stored.tensors))
+
+
 def find_by_fingerprint(name: str, fingerprint: str) -> ModelFolder:
-    """The model that a codes file names. ModelError where no model in the search path has that tokenizer.
+    """The model that a codes file names. ModelError where no model in the search path has that tokenizer."""
+    return read_by_fingerprint(name, fingerprint).folder
+
+
+def read_by_fingerprint(name: str, fingerprint: str) -> Tokenizer:
+    """The tokenizer that a codes file names. ModelError where no model in the search path has it.
 
     The name comes from a file that may be hostile: it is compared with names, never used as a path.
     """
     here = None
     for model in sorted(_all_models(), key=lambda model: model.name != name):     # models of that name first
         try:
-            found = tokenizer_fingerprint(model.tokenizer)
+            tokenizer = read_tokenizer(model)
+            found = tokenizer.fingerprint
+            if found == fingerprint:
+                return tokenizer
         except VqtokError:      # one damaged model must not hide the others
             found = "damaged"
-        if found == fingerprint:
-            return model
         if model.name == name:
             here = here or found
     state = f"the model {name} here is {here}" if here else "no model here has that fingerprint"

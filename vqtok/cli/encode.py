@@ -11,6 +11,7 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output, rate
+from vqtok.cli.start import load
 from vqtok.errors import UsageError, VqtokError
 
 if TYPE_CHECKING:
@@ -64,32 +65,10 @@ def encode(
             output.print_json(result)
         else:
             output.say(_summary(result, source, target), quiet)
-            if len(jobs) == 1 and not (quiet or compact):
-                _tell_compact(codec, target, result["bytes"])
+            if len(jobs) == 1 and not compact and codec.folder.entropy and target != files.STDIO:
+                # By how much is not said: to code one picture's indices takes longer than all else here.
+                output.say(f"smaller still: --compact, or vqtok pack {target}", quiet)
     batch.finish()
-
-
-def _tell_compact(codec: "Model", target: Path, size: int) -> None:
-    """What --compact would have saved: of one picture alone, as it takes a moment."""
-    from vqtok import codes
-    from vqtok.files import STDIO, human_bytes
-
-    if target != STDIO:
-        least = len(codes.to_bytes(codec.pack(codes.read(target))))
-        output.say(f"--compact would make it {human_bytes(least)}, {1 - least / size:.0%} less")
-
-
-def load(model: str | None, device: str | None, precision: str, verbose: bool = False) -> "Model":
-    """The model that the options ask for."""
-    from vqtok import weights
-
-    weights.find(model)     # torch takes seconds to import: a wrong name is told before
-    from vqtok import codec
-
-    loaded = codec.load(model, device, precision)
-    if verbose:
-        output.say(f"model {loaded.name} ({loaded.fingerprint}) from {loaded.folder.path}, {loaded.device.type}, {precision}")
-    return loaded
 
 
 def start(jobs: Sequence[Job], force: bool, skip: bool, json: bool, quiet: bool) -> tuple[output.Batch, list[Job]]:
