@@ -28,7 +28,8 @@ def _leave(code: Any) -> None:
     """
     watched = sys.gettrace() or sys.getprofile() or os.environ.get("VQTOK_DEBUG") == "1"
     plain = code is None or isinstance(code, int)
-    if watched or not plain or "torch" not in sys.modules or threading.active_count() > 1:
+    working = any(not thread.daemon for thread in threading.enumerate() if thread is not threading.current_thread())
+    if watched or working or not plain or "torch" not in sys.modules:
         sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

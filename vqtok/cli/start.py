@@ -2,11 +2,11 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vqtok.cli import output
+from vqtok.cli.threads import later
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
@@ -23,11 +23,10 @@ def load(model: str | None, device: str | None, precision: str, verbose: bool = 
 
 def load_with(read: "Callable[[], Tokenizer]", device: str | None, precision: str, verbose: bool = False) -> "Model":
     """The model of the tokenizer that `read` gives: its file is read and hashed beside the import of torch. Errors as `codec.load`."""
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read)
-        with _without_collector():
-            from vqtok import codec
-        loaded = codec.Model(reading.result(), codec.pick_device(device), precision)
+    reading = later(read, leave=True)
+    with _without_collector():
+        from vqtok import codec
+    loaded = codec.Model(reading.result(), codec.pick_device(device), precision)
     if verbose:
         output.say(f"model {loaded.name} ({loaded.fingerprint}) from {loaded.folder.path}, {loaded.device.type}, {precision}")
     return loaded
