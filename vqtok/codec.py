@@ -7,6 +7,7 @@
 
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +22,11 @@ from vqtok import config, images, weights
 from vqtok.codes import Codes, Compact, choice, compact, counted, index_dtype
 from vqtok.config import ENTROPY_CODES_MAX, EntropyConfig, PriorConfig, TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
+from vqtok.losses import Likelihood
+from vqtok.outline import outline
 from vqtok.priors import ExactPrior, PixelCNN, exact_shapes, sample
-from vqtok.vqvae import VQVAE, reach, to_float, to_uint8
+from vqtok.quantizers import Quantizer
+from vqtok.vqvae import VQVAE, Decoder, Encoder, reach, to_float, to_uint8
 
 N = TypeVar("N", bound=torch.nn.Module)
 PIXELS_AT_ONCE = 2**21       # of a tile: the networks hold about 150 bytes for each, so 300 MB
@@ -49,23 +53,26 @@ def place(network: N, device: torch.device) -> N:
 
 def load(model: str | os.PathLike[str] | None = None, device: str | None = None, precision: str = "fp32") -> "Model":
     """Loads a model by name ("photo", "cifar10"), folder or tokenizer file; None takes VQTOK_MODEL, else photo."""
-    return Model(weights.find(None if model is None else os.fspath(model)), pick_device(device), precision)
+    return Model(weights.read_tokenizer(weights.find(None if model is None else os.fspath(model))), pick_device(device), precision)
 
 
 def load_tokenizer(path: Path) -> VQVAE:
     """The network of a tokenizer file in float32 on the CPU, without training state. Raises FormatError, InputError."""
     stored = weights.load(path, "tokenizer")
-    return _build_tokenizer(stored, path)
+    network = _build_tokenizer(stored, path)
+    _take(network, stored.tensors)
+    return network
 
 
 def _build_tokenizer(stored: weights.Weights, path: Path) -> VQVAE:
+    """The network that these weights fill, still without values. Raises FormatError where they do not fit it."""
     settings = config.from_dict(TokenizerConfig, stored.meta["config"], str(path))
     try:
-        with torch.device("meta"):      # no memory is reserved for shapes that a damaged config asks for
+        with outline():
             network = VQVAE(settings)
     except UsageError as error:         # a quantizer that cannot have that many codes
         raise FormatError(f"{path}: {error}", "the file is damaged, or written by a newer vqtok") from None
-    _fill(network, network.release_state(), stored, path)
+    _check(network.release_state(), stored, path)
     for module in list(network.modules()):
         if "average" in dict(module.named_children()):      # training state, which no weights file holds
             del module.average
@@ -83,9 +90,10 @@ def _load_prior(path: Path, tokenizer: TokenizerConfig, fingerprint: str) -> tup
             f"{path} is the prior of another tokenizer than the one beside it ({fingerprint})",
             "train it again: vqtok train --stage prior",
         )
-    with torch.device("meta"):
+    with outline():
         network = PixelCNN(settings)
-    _fill(network, network.state_dict(), stored, path)
+    _check(network.state_dict(), stored, path)
+    _take(network, stored.tensors)
     return network.eval(), stored.meta["record"]
 
 
@@ -154,25 +162,75 @@ def unpack(packed: Compact, model: str | None = None) -> Codes:
     return EntropyCoder(folder).unpack(packed)
 
 
-def _fill(network: torch.nn.Module, expected: dict[str, Tensor], stored: weights.Weights, path: Path) -> None:
+def _check(expected: dict[str, Tensor], stored: weights.Weights, path: Path) -> None:
     weights.check(stored.tensors, {name: tuple(value.shape) for name, value in expected.items()}, str(path))
-    state = {name: torch.from_numpy(value).float() for name, value in stored.tensors.items()}
-    network.load_state_dict(state, strict=False, assign=True)
+
+
+def _take(network: torch.nn.Module, tensors: dict[str, np.ndarray], part: str = "") -> None:
+    """Fills a network, or the part of it with that name, and takes those tensors out of the dictionary.
+
+    float32 and channels last in one step: each copy of new memory costs more than the arithmetic (a page fault for every 4 KiB).
+    """
+    prefix = part and f"{part}."
+    state = {name.removeprefix(prefix): _placed(tensors.pop(name)) for name in list(tensors) if name.startswith(prefix)}
+    (network.get_submodule(part) if part else network).load_state_dict(state, strict=False, assign=True)
+
+
+def _placed(array: np.ndarray) -> Tensor:
+    """float32, channels last where it has four axes."""
+    order = torch.channels_last if array.ndim == 4 else torch.contiguous_format
+    return torch.from_numpy(array).to(torch.float32, memory_format=order)
 
 
 class Model:
-    """A tokenizer, and its prior where it has one, ready to use on one device."""
+    """A tokenizer, and its prior where it has one, ready to use on one device.
 
-    def __init__(self, folder: weights.ModelFolder, device: torch.device, precision: str = "fp32") -> None:
+    Each part of the network takes its values when it is first used: encoding needs no decoder, and decoding no encoder.
+    """
+
+    def __init__(self, tokenizer: weights.Tokenizer, device: torch.device, precision: str = "fp32") -> None:
         if precision not in ("fp32", "bf16"):
             raise UsageError(f"precision {precision!r} is not known", "choose fp32 or bf16")
-        stored = weights.load(folder.tokenizer, "tokenizer")
-        self.folder, self.device, self.precision = folder, device, precision
-        self.name: str = folder.name
-        self.fingerprint: str = weights.fingerprint(stored.tensors)
-        self.record: dict[str, Any] = stored.meta["record"]
-        self.network = place(_build_tokenizer(stored, folder.tokenizer), device)
-        self.config: TokenizerConfig = self.network.config
+        self.folder, self.device, self.precision = tokenizer.folder, device, precision
+        self.name: str = self.folder.name
+        self.fingerprint = tokenizer.fingerprint
+        self.record: dict[str, Any] = tokenizer.stored.meta["record"]
+        self._network = _build_tokenizer(tokenizer.stored, self.folder.tokenizer)
+        self.config: TokenizerConfig = self._network.config
+        self._waiting = dict(tokenizer.stored.tensors)      # of parts not used yet
+        self._lock = threading.Lock()
+
+    def _part(self, name: str) -> Any:
+        """A part of the network, with its values and on the device."""
+        part = self._network.get_submodule(name)
+        with self._lock:
+            if any(tensor.startswith(f"{name}.") for tensor in self._waiting):
+                _take(self._network, self._waiting, name)
+                place(part, self.device)
+        return part
+
+    @property
+    def encoder(self) -> Encoder:
+        return self._part("encoder")
+
+    @property
+    def decoder(self) -> Decoder:
+        return self._part("decoder")
+
+    @property
+    def quantizer(self) -> Quantizer:
+        return self._part("quantizer")
+
+    @property
+    def likelihood(self) -> Likelihood:
+        return self._part("likelihood")
+
+    @property
+    def network(self) -> VQVAE:
+        """The whole of it."""
+        for name, _ in self._network.named_children():
+            self._part(name)
+        return self._network
 
     @cached_property
     def _prior(self) -> tuple[PixelCNN, dict[str, Any]]:
@@ -234,7 +292,7 @@ class Model:
             raise UsageError(f"these {len(pictures)} pictures do not fill one grid", "encode pictures of different sizes one by one")
         h, w = (-(-side // f) for side in pictures[0].shape[:2])
         indices = torch.empty(len(pictures), count, h, w, dtype=torch.int64)
-        for tile in tiles(h, w, f, reach(self.network.encoder, f)):
+        for tile in tiles(h, w, f, reach(self.encoder, f)):
             padded = np.stack([images.pad(p[tile.pixels(f)], f) for p in pictures])         # (n, a tile's pixels, C)
             indices[:, :, *tile.core] = self._encode(padded)[:, :count, *tile.inner]
         return self._codes(indices, tuple((p.shape[0], p.shape[1]) for p in pictures))
@@ -243,7 +301,7 @@ class Model:
         """Indices (n, L, h, w) of uint8 (n, h*f, w*f, C)."""
         x = to_float(torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2))          # (n, C, h*f, w*f), channels last
         with torch.inference_mode(), self._autocast():
-            return self.network.encode(x.contiguous(memory_format=torch.channels_last))
+            return self.quantizer(self.encoder(x.contiguous(memory_format=torch.channels_last))).indices
 
     def decode(self, codes: Codes, levels: int | None = None) -> np.ndarray:
         """The one picture in the codes, uint8 (H, W, C), at its original size. Raises ModelError where another model made them.
@@ -264,7 +322,7 @@ class Model:
         """uint8 (H, W, C) from (1, L, h, w)."""
         f, (h, w) = self.config.downsample, indices.shape[2:]
         picture = np.empty((H, W, self.config.channels), np.uint8)
-        for tile in tiles(h, w, f, reach(self.network.decoder, f)):
+        for tile in tiles(h, w, f, reach(self.decoder, f)):
             output = self._output(indices[:, :, *tile.outer])
             rows, columns = (slice(part.start * f, part.stop * f) for part in tile.inner)
             part = picture[tuple(slice(part.start * f, part.stop * f) for part in tile.core)]      # less at the right and bottom edge
@@ -279,12 +337,12 @@ class Model:
     def _output(self, indices: np.ndarray) -> Tensor:
         """float32 (1, C, h*f, w*f) from (1, L, h, w)."""
         with torch.inference_mode(), self._autocast():
-            return self.network.decoder(self.network.quantizer.lookup(torch.from_numpy(indices.astype(np.int64)).to(self.device))).float()
+            return self.decoder(self.quantizer.lookup(torch.from_numpy(indices.astype(np.int64)).to(self.device))).float()
 
     def to_picture(self, output: Tensor) -> np.ndarray:
         """The picture to show for a decoder's output (1, C, H, W): uint8 (H, W, C)."""
         with torch.inference_mode():
-            decoded = to_uint8(self.network.likelihood.mean(output))
+            decoded = to_uint8(self.likelihood.mean(output))
         return decoded[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
     def sample(self, n: int = 1, size: tuple[int, int] | None = None, **options: Any) -> list[np.ndarray]:

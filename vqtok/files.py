@@ -262,9 +262,16 @@ def write_bytes(path: Path, data: bytes, force: bool = False) -> None:
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """The whole file. Raises InputError when it is missing, refused, a folder, or larger than `limit` bytes."""
+    with opened(path) as file:
+        return _read(file, limit, str(path))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The file, to be read. Raises InputError when it is missing, refused or a folder, or fails while it is read."""
     try:
         with open(path, "rb") as file:
-            return _read(file, limit, str(path))
+            yield file
     except FileNotFoundError:
         raise InputError(f"{path} does not exist", "check the name") from None
     except IsADirectoryError:

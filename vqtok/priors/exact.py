@@ -20,6 +20,7 @@ from torch import Tensor
 from vqtok import entropy
 from vqtok.config import EntropyConfig
 from vqtok.errors import FormatError
+from vqtok.outline import outline
 from vqtok.priors.integer import (
     ACTIVATION_LIMIT,
     ACTIVATION_STEP,
@@ -43,7 +44,7 @@ EXACT = 1 << 24             # float32 holds every integer below
 
 def exact_shapes(config: EntropyConfig) -> dict[str, tuple[int, ...]]:
     """The tensors of a prior of that config, by name."""
-    with torch.device("meta"):
+    with outline():
         network = IntegerPrior(config)
     return {name: tuple(value.shape) for name, value in network.named_parameters()}
 
