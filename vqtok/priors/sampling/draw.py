@@ -32,10 +32,10 @@ def choose_quickly(logits: np.ndarray, uniform: np.ndarray, temperature: float =
     """`choose` on NumPy arrays, without top_k and top_p: 6 us for one row of 512, where torch takes 30."""
     if temperature == 0:
         return logits.argmax(1)
-    odds = np.subtract(logits, logits.max(1, keepdims=True), dtype=np.float64)
+    odds = (logits - logits.max(1, keepdims=True)).astype(np.float64)       # the largest is 0: no overflow
     if temperature != 1:
         odds /= temperature
-    reached = np.exp(odds, out=odds).cumsum(1, out=odds)
+    reached = np.add.accumulate(np.exp(odds, odds), 1)
     border = np.minimum(uniform, BELOW_ONE) * reached[:, -1]
     if len(logits) == 1:
         return reached[0].searchsorted(border, "right")

@@ -28,20 +28,16 @@ class PackedLayer:
 
     def __init__(self, layer: GatedLayer, rows: Tensor | None) -> None:
         C = layer.out.in_channels
-        scale = torch.ones(2 * C)
-        scale[C:] = 0.5
-        assert layer.vertical.bias is not None
-        assert layer.horizontal.bias is not None
-        below_first = layer.vertical.weight.flip(2).permute(3, 1, 2, 0)                         # (2r+1, C, r+1, 2C)
-        self.vertical = _array((below_first * (0.5 * scale)).flatten(2).flatten(0, 1))
-        self.link = _array(layer.link.weight[:, :, 0, 0].T / scale[:, None] * scale)
-        self.horizontal = _array(layer.horizontal.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1) * scale)
-        self.residual, self.skip = (_array(part.T) for part in (0.5 * layer.out.weight[:, :, 0, 0]).split(C))
-        bias = torch.cat([layer.vertical.bias, layer.horizontal.bias])[None]                    # (1, 4C)
+        scale = np.repeat(np.float32([1, 0.5]), C)                                              # of each output
+        self.vertical, self.link = _matrix(layer.vertical, 0.5 * scale), _matrix(layer.link, scale)
+        self.link /= scale[:, None]
+        self.horizontal = _matrix(layer.horizontal, scale)
+        self.residual, self.skip = (_array(part.T) * np.float32(0.5) for part in layer.out.weight[:, :, 0, 0].split(C))
+        self.bias_v, self.bias_x = (_array(conv.bias)[None] * scale for conv in (layer.vertical, layer.horizontal))     # (1, 2C)
         if layer.label is not None and rows is not None:
-            bias = bias + layer.label(rows)                                                     # (n, 4C)
-        self.bias_v, self.bias_x = (_array(part * scale) for part in bias.chunk(2, dim=1))
-        self.context = None if layer.context is None else _array(layer.context.weight[:, :, 0, 0].T * scale.repeat(2))    # (C, 4C)
+            for_v, for_x = _array(layer.label(rows)).reshape(-1, 2, 2 * C).swapaxes(0, 1)       # (n, 2C)
+            self.bias_v, self.bias_x = self.bias_v + for_v * scale, self.bias_x + for_x * scale
+        self.context = None if layer.context is None else _matrix(layer.context, np.tile(scale, 2))     # (C, 4C)
 
 
 class Packed:
@@ -176,5 +172,14 @@ def product(a: Array, b: Array, out: Array) -> Call:
     return partial(torch.mm, torch.from_numpy(rows), torch.from_numpy(b), out=torch.from_numpy(out))
 
 
-def _array(values: Tensor) -> Array:
+def _matrix(conv: nn.Conv2d, scale: Array) -> Array:
+    """A convolution's weights (O, I, rows, columns) as (columns * I, rows * O), the last row first, each output times its scale."""
+    O, I, rows, columns = conv.weight.shape
+    matrix = np.ascontiguousarray(conv.weight.detach().numpy()[:, :, ::-1].transpose(3, 1, 2, 0))       # (columns, I, rows, O)
+    matrix *= scale
+    return matrix.reshape(columns * I, rows * O)
+
+
+def _array(values: Tensor | None) -> Array:
+    assert values is not None
     return values.detach().contiguous().numpy()
