@@ -63,12 +63,11 @@ def sample(
     uniform = uniform.to(device, torch.float32 if device.type == "mps" else torch.float64)      # MPS has no float64
     rows = prior.label_rows(_check_labels(labels, n, len(prior.config.labels)), n, device)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    quick = device.type == "cpu" and prior.embedding.weight.dtype == torch.float32
     done = itertools.count(1)
     tick = (lambda: None) if progress is None else (lambda: progress(next(done), L * h))
     with torch.inference_mode(), _full_precision(device), _threads(n):
         indices = known.clamp(min=0).to(device)
-        packed = Packed(prior, rows) if quick else None
+        packed = Packed(prior, rows) if fits_tape(prior) else None
         for level in range(L):
             context = None if prior.context is None else prior.context(indices)[:, level]
             grid, unknown, chances = indices[:, level], known[:, level] < 0, uniform[:, level]
@@ -78,6 +77,11 @@ def sample(
                 tape, draw = Tape(packed, level, n, w, context), _quick_draw(**options)
                 _fill_quickly(tape, grid.numpy(), unknown.numpy(), chances.numpy(), draw, tick)
     return indices.clone()      # outside inference mode: an ordinary tensor
+
+
+def fits_tape(prior: PixelCNN) -> bool:
+    """Whether NumPy can do the arithmetic: on the CPU, in float32."""
+    return all(weights.device.type == "cpu" and weights.dtype == torch.float32 for weights in prior.parameters())
 
 
 def _fill(cache: Cache, grid: Tensor, unknown: Tensor, uniform: Tensor, draw: Draw[Tensor], tick: Callable[[], None]) -> None:

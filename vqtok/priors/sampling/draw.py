@@ -34,7 +34,8 @@ def choose_quickly(logits: np.ndarray, uniform: np.ndarray, temperature: float =
         return logits.argmax(1)
     odds = (logits - logits.max(1, keepdims=True)).astype(np.float64)       # the largest is 0: no overflow
     if temperature != 1:
-        odds /= temperature
+        with np.errstate(over="ignore"):        # at 1e-320 all but the largest become -inf
+            odds /= temperature
     reached = np.add.accumulate(np.exp(odds, odds), 1)
     border = np.minimum(uniform, BELOW_ONE) * reached[:, -1]
     if len(logits) == 1:

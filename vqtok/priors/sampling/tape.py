@@ -28,7 +28,7 @@ class PackedLayer:
 
     def __init__(self, layer: GatedLayer, rows: Tensor | None) -> None:
         C = layer.out.in_channels
-        scale = np.repeat(np.float32([1, 0.5]), C)                                              # of each output
+        scale = np.repeat(np.array([1, 0.5], np.float32), C)                                              # of each output
         self.vertical, self.link = _matrix(layer.vertical, 0.5 * scale), _matrix(layer.link, scale)
         self.link /= scale[:, None]
         self.horizontal = _matrix(layer.horizontal, scale)
@@ -173,11 +173,11 @@ def product(a: Array, b: Array, out: Array) -> Call:
 
 
 def _matrix(conv: nn.Conv2d, scale: Array) -> Array:
-    """A convolution's weights (O, I, rows, columns) as (columns * I, rows * O), the last row first, each output times its scale."""
-    O, I, rows, columns = conv.weight.shape
-    matrix = np.ascontiguousarray(conv.weight.detach().numpy()[:, :, ::-1].transpose(3, 1, 2, 0))       # (columns, I, rows, O)
+    """A convolution's weights as (columns * inputs, rows * outputs), the last row first, each output times its scale."""
+    outputs, inputs, rows, columns = conv.weight.shape
+    matrix = np.ascontiguousarray(conv.weight.detach().numpy()[:, :, ::-1].transpose(3, 1, 2, 0))
     matrix *= scale
-    return matrix.reshape(columns * I, rows * O)
+    return matrix.reshape(columns * inputs, rows * outputs)
 
 
 def _array(values: Tensor | None) -> Array:
