@@ -29,7 +29,7 @@ def choose(
 
 
 def choose_quickly(logits: np.ndarray, uniform: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """`choose` on NumPy arrays, without top_k and top_p: 6 us for one row of 512, where torch takes 30."""
+    """`choose` on NumPy arrays, without top_k and top_p: 6 us for one row of 512, where torch takes 22."""
     if temperature == 0:
         return logits.argmax(1)
     odds = (logits - logits.max(1, keepdims=True)).astype(np.float64)       # the largest is 0: no overflow

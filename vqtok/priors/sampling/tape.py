@@ -1,6 +1,6 @@
 """The sampler's arithmetic on a CPU, as lists of NumPy and BLAS calls that are made once and then only run.
 
-A position of one grid takes some 0.1 million multiplications a layer pair: less than what one torch call costs to start. So all is
+At 64 channels a position is some 90,000 multiplications a layer, 1 us of work, and one torch call takes 2 to start. So all is
 prepared: weights packed as matrices, views and buffers that never move, every call bound to them. What is left of a layer is seven
 calls of 0.3 to 0.9 us: window x weights, what came from above added, one tanh for the whole gate, the gate's two halves joined,
 the residual added. sigmoid(b) = (1 + tanh(b/2)) / 2: the halves are folded into the weights, exactly, as they are powers of two.
