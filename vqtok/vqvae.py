@@ -5,6 +5,7 @@ encoded whole or in tiles with the same result.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -67,9 +68,11 @@ class Halve(nn.Conv2d):
         super().__init__(inputs, outputs, 4, stride=2, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + self.shortcut(input)
+
+    def shortcut(self, input: Tensor) -> Tensor:
         B, _, H, W = input.shape
-        folded = F.pixel_unshuffle(input, 2).reshape(B, self.out_channels, -1, H // 2, W // 2)
-        return super().forward(input) + folded.mean(2)
+        return F.pixel_unshuffle(input, 2).reshape(B, self.out_channels, -1, H // 2, W // 2).mean(2)
 
 
 class Widen(nn.Conv2d):
@@ -82,7 +85,10 @@ class Widen(nn.Conv2d):
         super().__init__(inputs, 4 * outputs, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) + input.repeat_interleave(self.out_channels // self.in_channels, 1)
+        return super().forward(input) + self.shortcut(input)
+
+    def shortcut(self, input: Tensor) -> Tensor:
+        return input.repeat_interleave(self.out_channels // self.in_channels, 1)
 
 
 class Encoder(nn.Sequential):
@@ -121,21 +127,119 @@ class Decoder(nn.Sequential):
         super().__init__(*layers, nn.SiLU(), last, nn.PixelShuffle(config.fold))
 
 
-def reach(network: Encoder | Decoder, f: int) -> int:
-    """How many codes away, at most, a picture's pixel can still change what an encoder or decoder makes of a code's place."""
-    unit = 1.0 if isinstance(network, Encoder) else float(f)     # pixels that one position of the features stands for
-    pixels = 0.0
+class _Sliding:
+    """A convolution over features that come part by part along an axis, 2 (rows) or 3 (columns): what it gives is, put together,
+    what it gives at once. It keeps as many rows as its kernel reaches back."""
+
+    def __init__(self, layer: nn.Conv2d, axis: int) -> None:
+        self.layer, self.axis = layer, axis
+        self.kernel, self.stride = layer.kernel_size[axis - 2], layer.stride[axis - 2]
+        self.padding = (int(layer.padding[0]), int(layer.padding[1]))
+        self.edge = self.padding[axis - 2]
+        self.held: Tensor | None = None
+
+    def push(self, x: Tensor, last: bool) -> Tensor | None:
+        """The output that the next part makes possible; None as long as there is none."""
+        padding = self.padding
+        if self.held is not None or not last:       # a part that is all there is goes in as it is
+            padding = (0, padding[1]) if self.axis == 2 else (padding[0], 0)
+            before = self._zeros(x) if self.held is None else [self.held]
+            x = torch.cat([*before, x, *(self._zeros(x) if last else [])], self.axis)
+            done = (x.shape[self.axis] - self.kernel) // self.stride + 1
+            rest = x.shape[self.axis] - max(0, done) * self.stride
+            self.held = x.narrow(self.axis, x.shape[self.axis] - rest, rest).clone()      # a view would keep all of x
+            if done < 1:
+                return None
+        return F.conv2d(x, self.layer.weight, self.layer.bias, self.layer.stride, padding)
+
+    def _zeros(self, like: Tensor) -> list[Tensor]:
+        shape = list(like.shape)
+        shape[self.axis] = self.edge
+        return [like.new_zeros(shape)] if self.edge else []
+
+
+class _Step:
+    """A layer of an encoder or decoder for features that come part by part, without gradients: it works in place where it can."""
+
+    def __init__(self, layer: nn.Module, axis: int) -> None:
+        self.layer, self.axis = layer, axis
+        convolutions = [layer.first, layer.second] if isinstance(layer, ResidualBlock) else [layer] if isinstance(layer, nn.Conv2d) else []
+        self.convolutions = [_Sliding(convolution, axis) for convolution in convolutions]
+        self.around = isinstance(layer, ResidualBlock | Halve | Widen)
+        self.held: Tensor | None = None
+
+    def push(self, x: Tensor, last: bool) -> Tensor | None:
+        if isinstance(self.layer, nn.SiLU):
+            return F.silu(x, inplace=True)
+        if not self.convolutions:
+            return self.layer(x)
+        y: Tensor | None = x
+        for i, convolution in enumerate(self.convolutions):
+            if isinstance(self.layer, ResidualBlock):
+                y = F.silu(y, inplace=i > 0)
+            y = convolution.push(y, last)
+            if y is None:
+                break
+        return self._with_shortcut(y, x) if self.around else y
+
+    def _with_shortcut(self, y: Tensor | None, x: Tensor) -> Tensor | None:
+        """Adds to the convolutions' output what goes around them, as soon as both are there."""
+        x = x if self.held is None else torch.cat([self.held, x], self.axis)
+        if y is None:
+            self.held = x
+            return None
+        scale = self.convolutions[0].stride         # 2 where the resolution halves, as every other layer keeps it
+        used = y.shape[self.axis] * scale
+        rest = x.shape[self.axis] - used
+        self.held = x.narrow(self.axis, used, rest).clone() if rest else None
+        x = x.narrow(self.axis, 0, used)
+        if isinstance(self.layer, Halve | Widen):
+            x = self.layer.shortcut(x)
+        return y.add_(x) if x.dtype == y.dtype else y + x       # they differ in bf16 only
+
+
+def in_parts(network: Encoder | Decoder, parts: Iterable[Tensor], axis: int, most: int) -> Iterator[Tensor]:
+    """What a network makes of its input, which comes in parts along an axis, 2 (rows) or 3 (columns): part by part along the same axis.
+
+    Nothing is computed twice, and put together it is what comes out at once, up to float rounding: each layer keeps the few rows that
+    its next part needs. A part holds `most` positions of the input along the axis at the most; later layers, which get the end of
+    the input all at once, cut theirs to the same size.
+    """
+    unit, steps = 1.0, []
     for layer in network:
-        if isinstance(layer, nn.PixelUnshuffle):
-            unit *= layer.downscale_factor
-        elif isinstance(layer, nn.PixelShuffle):
-            unit /= layer.upscale_factor
-        elif isinstance(layer, ResidualBlock):
-            pixels += 2 * unit
-        elif isinstance(layer, nn.Conv2d):
-            pixels += layer.kernel_size[0] // 2 * unit
-            unit *= layer.stride[0]
-    return math.ceil(pixels / f)
+        steps.append((_Step(layer, axis), round(most / unit)))
+        unit *= _scale(layer, axis)
+    waiting: Tensor | None = None
+    for part in parts:
+        if waiting is not None:
+            yield from _through(steps, waiting, False)
+        waiting = part
+    if waiting is not None:
+        yield from _through(steps, waiting, True)
+
+
+def _scale(layer: nn.Module, axis: int) -> float:
+    """How many positions of a layer's input one of its output stands for, along an axis."""
+    if isinstance(layer, nn.PixelUnshuffle):
+        return layer.downscale_factor
+    if isinstance(layer, nn.PixelShuffle):
+        return 1 / layer.upscale_factor
+    return layer.stride[axis - 2] if isinstance(layer, nn.Conv2d) else 1
+
+
+def _through(steps: list[tuple[_Step, int]], x: Tensor, last: bool) -> Iterator[Tensor]:
+    """One part through the layers that are left."""
+    for i, (step, most) in enumerate(steps):
+        if x.shape[step.axis] > 1.5 * most:         # the limit is for the memory's sake: parts that are a little larger do not hurt
+            pieces = x.chunk(-(-x.shape[step.axis] // most), step.axis)
+            for k, piece in enumerate(pieces):
+                yield from _through(steps[i:], piece, last and k == len(pieces) - 1)
+            return
+        y = step.push(x, last)
+        if y is None:
+            return
+        x = y
+    yield x
 
 
 class VQVAE(nn.Module):
