@@ -138,24 +138,34 @@ class _Sliding:
         self.edge = self.padding[axis - 2]
         self.held: Tensor | None = None
 
-    def push(self, x: Tensor, last: bool) -> Tensor | None:
-        """The output that the next part makes possible; None as long as there is none."""
-        padding = self.padding
-        if self.held is not None or not last:       # a part that is all there is goes in as it is
-            padding = (0, padding[1]) if self.axis == 2 else (padding[0], 0)
-            before = self._zeros(x) if self.held is None else [self.held]
-            x = torch.cat([*before, x, *(self._zeros(x) if last else [])], self.axis)
-            done = (x.shape[self.axis] - self.kernel) // self.stride + 1
-            rest = x.shape[self.axis] - max(0, done) * self.stride
-            self.held = x.narrow(self.axis, x.shape[self.axis] - rest, rest).clone()      # a view would keep all of x
-            if done < 1:
-                return None
-        return F.conv2d(x, self.layer.weight, self.layer.bias, self.layer.stride, padding)
+    def push(self, x: Tensor, last: bool, silu: bool = False) -> Tensor | None:
+        """The output that the next part makes possible, of x or of silu(x); None as long as there is none."""
+        if self.held is None and last:              # a part that is all there is goes in as it is
+            return F.conv2d(F.silu(x) if silu else x, self.layer.weight, self.layer.bias, self.layer.stride, self.padding)
+        x = self._extended(x, last, silu)
+        length = x.shape[self.axis]
+        done = max(0, (length - self.kernel) // self.stride + 1)
+        self.held = x.narrow(self.axis, done * self.stride, length - done * self.stride).clone()      # a view would keep all of x
+        padding = (0, self.padding[1]) if self.axis == 2 else (self.padding[0], 0)
+        return F.conv2d(x, self.layer.weight, self.layer.bias, self.layer.stride, padding) if done else None
 
-    def _zeros(self, like: Tensor) -> list[Tensor]:
-        shape = list(like.shape)
-        shape[self.axis] = self.edge
-        return [like.new_zeros(shape)] if self.edge else []
+    def _extended(self, x: Tensor, last: bool, silu: bool) -> Tensor:
+        """x or silu(x) behind what is held of the part before, or the padding, and before the padding at the end."""
+        before = self.edge if self.held is None else self.held.shape[self.axis]
+        shape, count = list(x.shape), x.shape[self.axis]
+        shape[self.axis] = before + count + last * self.edge
+        extended = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        if self.held is None:
+            extended.narrow(self.axis, 0, before).zero_()
+        else:
+            extended.narrow(self.axis, 0, before).copy_(self.held)
+        if silu:        # written where it belongs: a pass over the features less
+            torch.ops.aten.silu.out(x, out=extended.narrow(self.axis, before, count))
+        else:
+            extended.narrow(self.axis, before, count).copy_(x)
+        if last:
+            extended.narrow(self.axis, before + count, self.edge).zero_()
+        return extended
 
 
 class _Step:
@@ -174,28 +184,37 @@ class _Step:
         if not self.convolutions:
             return self.layer(x)
         y: Tensor | None = x
-        for i, convolution in enumerate(self.convolutions):
-            if isinstance(self.layer, ResidualBlock):
-                y = F.silu(y, inplace=i > 0)
-            y = convolution.push(y, last)
+        for convolution in self.convolutions:
+            y = convolution.push(y, last, silu=isinstance(self.layer, ResidualBlock))
             if y is None:
                 break
         return self._with_shortcut(y, x) if self.around else y
 
     def _with_shortcut(self, y: Tensor | None, x: Tensor) -> Tensor | None:
-        """Adds to the convolutions' output what goes around them, as soon as both are there."""
-        x = x if self.held is None else torch.cat([self.held, x], self.axis)
+        """Adds to the convolutions' output what goes around them: first what was held of it, then the beginning of x."""
         if y is None:
-            self.held = x
+            self.held = self._joined(x)
             return None
-        scale = self.convolutions[0].stride         # 2 where the resolution halves, as every other layer keeps it
-        used = y.shape[self.axis] * scale
+        stride = self.convolutions[0].stride        # 2 where the resolution halves; every other layer keeps it
+        length, before = y.shape[self.axis], 0 if self.held is None else self.held.shape[self.axis]
+        if before % stride or before > length * stride:
+            x, self.held, before = self._joined(x), None, 0
+        if self.held is not None:
+            y = self._add(y, 0, self.held)
+        used = length * stride - before
+        if used:
+            y = self._add(y, before // stride, x.narrow(self.axis, 0, used))
         rest = x.shape[self.axis] - used
         self.held = x.narrow(self.axis, used, rest).clone() if rest else None
-        x = x.narrow(self.axis, 0, used)
-        if isinstance(self.layer, Halve | Widen):
-            x = self.layer.shortcut(x)
-        return y.add_(x) if x.dtype == y.dtype else y + x       # they differ in bf16 only
+        return y
+
+    def _joined(self, x: Tensor) -> Tensor:
+        return x if self.held is None else torch.cat([self.held, x], self.axis)
+
+    def _add(self, y: Tensor, start: int, x: Tensor) -> Tensor:
+        x = self.layer.shortcut(x) if isinstance(self.layer, Halve | Widen) else x
+        y.narrow(self.axis, start, x.shape[self.axis]).add_(x)
+        return y
 
 
 def in_parts(network: Encoder | Decoder, parts: Iterable[Tensor], axis: int, most: int) -> Iterator[Tensor]:
