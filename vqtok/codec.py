@@ -26,7 +26,7 @@ from vqtok.priors import ExactPrior, PixelCNN, exact_shapes, sample
 from vqtok.vqvae import VQVAE, in_parts, to_float, to_uint8
 
 N = TypeVar("N", bound=torch.nn.Module)
-PIXELS_AT_ONCE = 2**17
+PIXELS_AT_ONCE = 2**18
 GPU_PIXELS_AT_ONCE = 2**22
 SIDES = ("top", "bottom", "left", "right")
 

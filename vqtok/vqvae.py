@@ -28,12 +28,12 @@ class Output:
 
 def to_float(pictures: Tensor) -> Tensor:
     """uint8 (B, C, H, W) -> float in [-1, 1]."""
-    return pictures.float() / 127.5 - 1
+    return torch.div(pictures, 127.5).sub_(1)
 
 
 def to_uint8(pictures: Tensor) -> Tensor:
     """Float in [-1, 1] -> uint8, rounded to the nearest gray level."""
-    return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pictures.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
 
 
 class ResidualBlock(nn.Module):
@@ -74,6 +74,12 @@ class Halve(nn.Conv2d):
         B, _, H, W = input.shape
         return F.pixel_unshuffle(input, 2).reshape(B, self.out_channels, -1, H // 2, W // 2).mean(2)
 
+    def add_shortcut(self, output: Tensor, input: Tensor) -> None:
+        """In place, and the same numbers: the channels of a place's two rows alternate, each the mean of two neighbors in its row."""
+        means = (input[..., 0::2] + input[..., 1::2]).mul_(0.5)     # (B, C, H, W/2)
+        for row in range(2):
+            output[:, row::2].add_(means[:, :, row::2])
+
 
 class Widen(nn.Conv2d):
     """Channels for twice the resolution, (B, C, h, w) -> (B, 4*D, h, w), by a 3x3 convolution beside repeated channels.
@@ -89,6 +95,12 @@ class Widen(nn.Conv2d):
 
     def shortcut(self, input: Tensor) -> Tensor:
         return input.repeat_interleave(self.out_channels // self.in_channels, 1)
+
+    def add_shortcut(self, output: Tensor, input: Tensor) -> None:
+        """In place, and the same numbers."""
+        count = self.out_channels // self.in_channels
+        for i in range(count):
+            output[:, i::count].add_(input)
 
 
 class Encoder(nn.Sequential):
@@ -200,10 +212,10 @@ class _Step:
         if before % stride or before > length * stride:
             x, self.held, before = self._joined(x), None, 0
         if self.held is not None:
-            y = self._add(y, 0, self.held)
+            self._add(y, 0, self.held)
         used = length * stride - before
         if used:
-            y = self._add(y, before // stride, x.narrow(self.axis, 0, used))
+            self._add(y, before // stride, x.narrow(self.axis, 0, used))
         rest = x.shape[self.axis] - used
         self.held = x.narrow(self.axis, used, rest).clone() if rest else None
         return y
@@ -211,10 +223,13 @@ class _Step:
     def _joined(self, x: Tensor) -> Tensor:
         return x if self.held is None else torch.cat([self.held, x], self.axis)
 
-    def _add(self, y: Tensor, start: int, x: Tensor) -> Tensor:
-        x = self.layer.shortcut(x) if isinstance(self.layer, Halve | Widen) else x
-        y.narrow(self.axis, start, x.shape[self.axis]).add_(x)
-        return y
+    def _add(self, y: Tensor, start: int, x: Tensor) -> None:
+        halving = isinstance(self.layer, Halve)
+        part = y.narrow(self.axis, start, x.shape[self.axis] // (2 if halving else 1))
+        if isinstance(self.layer, Halve | Widen):
+            self.layer.add_shortcut(part, x)
+        else:
+            part.add_(x)
 
 
 def in_parts(network: Encoder | Decoder, parts: Iterable[Tensor], axis: int, most: int) -> Iterator[Tensor]:
