@@ -2,10 +2,10 @@
 
     python benchmarks/classic.py [--model photo] [--sizes 256x256 768x512] [--threads 2] [--rounds 3] [--device cpu]
 
-The classic one is written here from its published description (VQGAN: Esser et al. 2021, arXiv 2012.09841, which
-follows the U-Net of DDPM: Ho et al. 2020, arXiv 2006.11239, appendix B; the codebook of 16,384 normalized vectors of 8 numbers is LlamaGen's
-VQ-16: Sun et al. 2024, arXiv 2406.06525). Its weights are random: time does not depend on what they are. It runs with its
-features laid out both ways, and the faster counts. All are fp32, with the quantizer, in turn; figures are medians.
+The classic one is written here from its published description (VQGAN: Esser et al. 2021, arXiv 2012.09841, which follows the U-Net of
+DDPM: Ho et al. 2020, arXiv 2006.11239, appendix B; the codebook of 16,384 normalized vectors of 8 numbers is that of LlamaGen's VQ-16: Sun
+et al. 2024, arXiv 2406.06525). Its weights are random: time does not depend on what they are. It runs with its features laid out both
+ways, and the faster counts. All are fp32, with the quantizer, in turn; figures are medians.
 """
 
 import argparse
@@ -92,13 +92,17 @@ def decoder() -> nn.Sequential:
     return nn.Sequential(*layers, Normalized(channels, 3))
 
 
+def place(network: nn.Sequential, device: str, layout: torch.memory_format) -> nn.Sequential:
+    return network.to(device=device, memory_format=layout)      # type: ignore[call-overload]
+
+
 class Classic:
     """The tokenizer on a device, its features in one memory layout."""
 
     def __init__(self, device: str, layout: torch.memory_format) -> None:
         torch.manual_seed(0)
         self.device, self.layout = device, layout
-        self.encoder, self.decoder = (part.eval().to(device).to(memory_format=layout) for part in (encoder(), decoder()))
+        self.encoder, self.decoder = (place(part.eval(), device, layout) for part in (encoder(), decoder()))
         self.codebook = F.normalize(torch.randn(CODES, CODE_DIM), dim=1).to(device)
 
     @torch.inference_mode()

@@ -107,7 +107,8 @@ def test_cut_up_equals_whole(stirred: codec.Model, size: tuple[int, int], monkey
     decoded = stirred.decode(codes)
     output = stirred.output(codes, 0)
     monkeypatch.setattr(codec, "PIXELS_AT_ONCE", 48**2)
-    assert len(codec.Cut.of(*codes.indices.shape[2:], stirred.config.downsample, 48**2).parts) > 4
+    h, w = codes.indices.shape[2:]
+    assert len(codec.Cut.of(h, w, stirred.config.downsample, 48**2).parts) > 4
     assert np.array_equal(stirred.encode(pixels).indices, codes.indices)
     assert np.abs(stirred.decode(codes).astype(int) - decoded).max() <= 1       # float rounding, at most one gray level
     torch.testing.assert_close(stirred.output(codes, 0), output, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,6 @@
 >>> picture = model.decode(codes)           # uint8 (H, W, C), of the original's size
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -429,7 +428,7 @@ class Cut:
         Into rows, which lie together in memory, unless the grid is wide and a few of its rows are too much already.
         """
         axis = 3 if w > h and n * w * f * f > 4 * pixels else 2
-        length, across = (h, w) if axis == 2 else (w, h)
+        length = h if axis == 2 else w
         most = -(-length // max(1, round(n * h * w * f * f / pixels)))
         return cls(axis, tuple(slice(i, min(length, i + most)) for i in range(0, length, most)), most)
 
