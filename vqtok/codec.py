@@ -25,7 +25,7 @@ from vqtok.priors import ExactPrior, PixelCNN, exact_shapes, sample
 from vqtok.vqvae import VQVAE, in_parts, to_float, to_uint8
 
 N = TypeVar("N", bound=torch.nn.Module)
-PIXELS_AT_ONCE = 2**19          # worked on, at about 60 bytes each; of smaller parts a pixel costs up to 1.3 times as much (2**16, two threads)
+PIXELS_AT_ONCE = 2**19      # worked on, at about 60 bytes each; in smaller parts a pixel costs up to 1.3 times as much (2**16)
 GPU_PIXELS_AT_ONCE = 2**22
 SIDES = ("top", "bottom", "left", "right")
 
