@@ -149,17 +149,25 @@ class _Sliding:
         self.padding = (int(layer.padding[0]), int(layer.padding[1]))
         self.edge = self.padding[axis - 2]
         self.held: Tensor | None = None
+        self.whole = False
 
-    def push(self, x: Tensor, last: bool, silu: bool = False) -> Tensor | None:
-        """The output that the next part makes possible, of x or of silu(x); None as long as there is none."""
-        if self.held is None and last:              # a part that is all there is goes in as it is
-            return F.conv2d(F.silu(x) if silu else x, self.layer.weight, self.layer.bias, self.layer.stride, self.padding)
-        x = self._extended(x, last, silu)
+    def take(self, x: Tensor, last: bool, silu: bool = False) -> Tensor:
+        """What `convolve` needs: x or silu(x), the next part, with what the kernel needs before and after it."""
+        self.whole = self.held is None and last         # a part that is all there is goes in as it is
+        if self.whole:
+            return F.silu(x) if silu else x
+        return self._extended(x, last, silu)
+
+    def convolve(self, x: Tensor) -> Tensor | None:
+        """The output that the part makes possible; None as long as there is none."""
+        layer = self.layer
+        if self.whole:
+            return F.conv2d(x, layer.weight, layer.bias, layer.stride, self.padding)
         length = x.shape[self.axis]
         done = max(0, (length - self.kernel) // self.stride + 1)
         self.held = x.narrow(self.axis, done * self.stride, length - done * self.stride).clone()      # a view would keep all of x
         padding = (0, self.padding[1]) if self.axis == 2 else (self.padding[0], 0)
-        return F.conv2d(x, self.layer.weight, self.layer.bias, self.layer.stride, padding) if done else None
+        return F.conv2d(x, layer.weight, layer.bias, layer.stride, padding) if done else None
 
     def _extended(self, x: Tensor, last: bool, silu: bool) -> Tensor:
         """x or silu(x) behind what is held of the part before, or the padding, and before the padding at the end."""
@@ -197,7 +205,8 @@ class _Step:
             return self.layer(x)
         y: Tensor | None = x
         for convolution in self.convolutions:
-            y = convolution.push(y, last, silu=isinstance(self.layer, ResidualBlock))
+            y = convolution.take(y, last, silu=isinstance(self.layer, ResidualBlock))     # frees the y before: 14 bytes a pixel
+            y = convolution.convolve(y)
             if y is None:
                 break
         return self._with_shortcut(y, x) if self.around else y
