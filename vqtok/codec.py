@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +23,10 @@ from vqtok.config import ENTROPY_CODES_MAX, EntropyConfig, PriorConfig, Tokenize
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.losses import Likelihood
 from vqtok.outline import outline
+from vqtok.parts import Cut, in_parts
 from vqtok.priors import ExactPrior, PixelCNN, exact_shapes, sample
 from vqtok.quantizers import Quantizer
-from vqtok.vqvae import VQVAE, Decoder, Encoder, in_parts, to_float, to_uint8
+from vqtok.vqvae import VQVAE, Decoder, Encoder, to_float, to_uint8
 
 N = TypeVar("N", bound=torch.nn.Module)
 PIXELS_AT_ONCE = 2**19      # worked on, at about 60 bytes each; in smaller parts a pixel costs up to 1.3 times as much (2**16)
@@ -469,31 +469,6 @@ class Model:
     def _inference(self) -> Iterator[None]:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             yield
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a grid is cut into parts that are worked on one after the other."""
-
-    axis: int                   # 2: into rows, 3: into columns
-    parts: tuple[slice, ...]    # of the grid, along the axis
-    most: int                   # length of the longest
-
-    @classmethod
-    def of(cls, h: int, w: int, f: int, pixels: int, n: int = 1) -> "Cut":
-        """Cuts n grids of h x w codes, f x f pixels each, into equal parts of about `pixels` in all.
-
-        Into rows, which lie together in memory, unless the grid is wide and a few of its rows are too much already.
-        """
-        axis = 3 if w > h and n * w * f * f > 4 * pixels else 2
-        length = h if axis == 2 else w
-        most = -(-length // max(1, round(n * h * w * f * f / pixels)))
-        return cls(axis, tuple(slice(i, min(length, i + most)) for i in range(0, length, most)), most)
-
-    def slices(self, part: slice, scale: int = 1) -> tuple[slice, slice]:
-        """Rows and columns of a part."""
-        part = slice(part.start * scale, part.stop * scale)
-        return (part, slice(None)) if self.axis == 2 else (slice(None), part)
 
 
 def kept_part(keep: str, h: int, w: int) -> tuple[slice, slice]:

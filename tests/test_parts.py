@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vqtok import codec
 from vqtok.config import TokenizerConfig
-from vqtok.vqvae import VQVAE, ResidualBlock, in_parts
+from vqtok.parts import Cut, in_parts
+from vqtok.vqvae import VQVAE, ResidualBlock
 
 CONFIGS = [
     TokenizerConfig(downsample=f, fold=fold, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=64, code_dim=4, shortcut=shortcut)
@@ -86,7 +87,7 @@ def test_the_input_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(("h", "w", "n"), [(1, 1, 1), (70, 3, 1), (9, 200, 1), (61, 64, 1), (1, 5000, 1), (61, 64, 5), (3, 900, 2)])
 def test_cuts_cover_the_grid_once(h: int, w: int, n: int) -> None:
     f, pixels = 4, 64**2
-    cut = codec.Cut.of(h, w, f, pixels, n)
+    cut = Cut.of(h, w, f, pixels, n)
     seen, sizes = np.zeros((h, w), int), []
     for part in cut.parts:
         seen[cut.slices(part)] += 1
@@ -108,7 +109,7 @@ def test_cut_up_equals_whole(stirred: codec.Model, size: tuple[int, int], monkey
     output = stirred.output(codes, 0)
     monkeypatch.setattr(codec, "PIXELS_AT_ONCE", 48**2)
     h, w = codes.indices.shape[2:]
-    assert len(codec.Cut.of(h, w, stirred.config.downsample, 48**2).parts) > 4
+    assert len(Cut.of(h, w, stirred.config.downsample, 48**2).parts) > 4
     assert np.array_equal(stirred.encode(pixels).indices, codes.indices)
     assert np.abs(stirred.decode(codes).astype(int) - decoded).max() <= 1       # float rounding, at most one gray level
     torch.testing.assert_close(stirred.output(codes, 0), output, rtol=1e-4, atol=1e-4)
