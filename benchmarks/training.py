@@ -14,7 +14,7 @@ means of all figures. Their pictures lie in memory as floats. Each contestant is
 import argparse
 import multiprocessing as mp
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -311,7 +311,8 @@ def compare_all(options: argparse.Namespace) -> None:
         names += ["vqtok fp32 compiled", "vqtok bf16 compiled"] if options.compile and stage == "tokenizer" else []
         print(f"{stage}: {check(stage)}", flush=True)
         times = compare(stage, [name.replace(", memory", "") for name in names], options.rounds, options.threads)
-        rows = [[name, f"{1e3 * t:.0f}", f"{units / t:,.0f}", f"{times['plain'] / t:.2f}"] for name, t in zip(names, times.values(), strict=True)]
+        pairs = zip(names, times.values(), strict=True)
+        rows = [[name, f"{1e3 * t:.0f}", f"{units / t:,.0f}", f"{times['plain'] / t:.2f}"] for name, t in pairs]
         print(f"\n{table([stage, 'ms a step', unit, 'of plain'], rows)}\n", flush=True)
 
 
@@ -326,8 +327,44 @@ def show_profile(stage: str, name: str) -> None:
                 step()
     rows = sorted(measured.key_averages(), key=lambda row: -row.self_cpu_time_total)
     whole = sum(row.self_cpu_time_total for row in rows)
-    cells = [[row.key, f"{row.self_cpu_time_total / 4e3:.1f}", f"{row.self_cpu_time_total / whole:.1%}", f"{row.count / 4:.0f}"] for row in rows[:20]]
+    cells = [
+        [row.key, f"{row.self_cpu_time_total / 4e3:.1f}", f"{row.self_cpu_time_total / whole:.1%}", f"{row.count / 4:.0f}"]
+        for row in rows[:20]
+    ]
     print(f"{table([f'{stage}, {name}', 'ms a step', 'part', 'calls a step'], cells)}\n", flush=True)
+
+
+def waiting(folder: Path, name: str, recipe: Recipe, steps: int) -> list[str]:
+    """How long steps take on a folder of pictures, and what part of that they wait for the next batch."""
+    data: Dataset = open_data(folder)
+    recipe = fit_to_data(recipe, data)
+    _keep_memory()
+    with TemporaryDirectory() as out:
+        run = loop.Run(Path(out), 0, torch.device("cpu"), recipe.precision)
+        parts = split(data, recipe.data.validation, 16, 0)
+        task = TokenizerTask(recipe, data, parts, run, compiled=False)
+        trainer = loop._Trainer(task, recipe.tokenizer_training, run)
+        task.network.train()
+        waits, whole = [], []
+        with closing(task.batches(0, steps)) as batches:
+            for _ in range(steps):
+                begin = time.perf_counter()
+                batch = next(batches)
+                waits.append(time.perf_counter() - begin)
+                trainer._step(batch)
+                whole.append(time.perf_counter() - begin)
+    epoch = -(-len(parts[0]) // recipe.tokenizer_training.batch)
+    cells = [name, f"{len(data)}", f"{recipe.tokenizer_training.batch} x {recipe.data.size}"]
+    for part in (slice(1, epoch), slice(epoch, None)):
+        count = len(whole[part])
+        cells += [f"{1e3 * sum(whole[part]) / count:.0f}", f"{sum(waits[part]) / sum(whole[part]):.1%}"] if count else ["", ""]
+    return cells
+
+
+def show_waiting(folder: Path, steps: int) -> None:
+    rows = [waiting(folder, name, recipe, steps) for name, recipe in (("photo preset", PRESETS["photo"]), ("CIFAR-size", RECIPE))]
+    head = [f"{folder.name}", "pictures", "batch", "ms a step, first epoch", "waiting", "ms a step, later", "waiting"]
+    print(table(head, rows), flush=True)
 
 
 def main() -> None:
@@ -337,10 +374,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="also the tokenizer under torch.compile")
     parser.add_argument("--profile", action="store_true", help="print what takes the time in place of a comparison")
+    parser.add_argument("--data", type=Path, help="measure the wait for pictures from this folder instead")
+    parser.add_argument("--steps", type=int, default=40, help="of each model with --data")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{machine()}\n", flush=True)
-    if options.profile:
+    if options.data:
+        show_waiting(options.data, options.steps)
+    elif options.profile:
         for stage in options.stages:
             for precision in ("fp32", "bf16"):
                 show_profile(stage, f"vqtok {precision}")
