@@ -1,7 +1,7 @@
 """Steps of training against a plain PyTorch writing of the same networks, and the wait for pictures from a folder.
 
     python benchmarks/training.py [tokenizer prior] [--rounds 9] [--threads 2] [--compile] [--profile]
-    python benchmarks/training.py --data FOLDER [--steps 40]
+    python benchmarks/training.py --data FOLDER [--steps 40] [--forget]
 
 Tokenizer: 32x32 pictures x 128, f4, hidden 128 (64 at 16x16), two residual blocks a stage, K = 512, D = 64. Prior: gated PixelCNN of
 8 layers of 128 channels, K = 512, 64 grids of 8x8. The plain networks have the same layers, sizes and losses, and the same weights
@@ -31,6 +31,7 @@ from torch.profiler import profile
 from vqtok.cli.train import _keep_memory
 from vqtok.config import PRESETS, PriorConfig, Recipe, TokenizerConfig
 from vqtok.data import ArrayData, Dataset, open_data, split
+from vqtok.data.kept import Kept
 from vqtok.losses.likelihood import PIXEL_VARIANCE
 from vqtok.priors import PixelCNN
 from vqtok.train import loop
@@ -190,7 +191,7 @@ def pictures() -> ArrayData:
     draw = np.random.default_rng(0)
     row, column = np.mgrid[:32, :32] / 32
     waves = draw.uniform(-6, 6, (4, 2, PICTURES, 1, 1, 3))
-    pixels = sum(np.sin(a * row[..., None] + b * column[..., None]) for a, b in waves)
+    pixels = np.sum([np.sin(a * row[..., None] + b * column[..., None]) for a, b in waves], axis=0)     # (N, 32, 32, 3)
     return ArrayData("waves", (127.5 + 25 * pixels + draw.normal(0, 8, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
@@ -334,7 +335,7 @@ def show_profile(stage: str, name: str) -> None:
     print(f"{table([f'{stage}, {name}', 'ms a step', 'part', 'calls a step'], cells)}\n", flush=True)
 
 
-def waiting(folder: Path, name: str, recipe: Recipe, steps: int) -> list[str]:
+def waiting(folder: Path, name: str, recipe: Recipe, steps: int, forget: bool) -> list[str]:
     """How long steps take on a folder of pictures, and what part of that they wait for the next batch."""
     data: Dataset = open_data(folder)
     recipe = fit_to_data(recipe, data)
@@ -345,6 +346,8 @@ def waiting(folder: Path, name: str, recipe: Recipe, steps: int) -> list[str]:
         task = TokenizerTask(recipe, data, parts, run, compiled=False)
         trainer = loop._Trainer(task, recipe.tokenizer_training, run)
         task.network.train()
+        if forget:
+            task._batches._kept = Kept(0)
         waits, whole = [], []
         with closing(task.batches(0, steps)) as batches:
             for _ in range(steps):
@@ -361,8 +364,9 @@ def waiting(folder: Path, name: str, recipe: Recipe, steps: int) -> list[str]:
     return cells
 
 
-def show_waiting(folder: Path, steps: int) -> None:
-    rows = [waiting(folder, name, recipe, steps) for name, recipe in (("photo preset", PRESETS["photo"]), ("CIFAR-size", RECIPE))]
+def show_waiting(folder: Path, steps: int, forget: bool) -> None:
+    presets = ("photo preset", PRESETS["photo"]), ("CIFAR-size", RECIPE)
+    rows = [waiting(folder, name, recipe, steps, forget) for name, recipe in presets]
     head = [f"{folder.name}", "pictures", "batch", "ms a step, first epoch", "waiting", "ms a step, later", "waiting"]
     print(table(head, rows), flush=True)
 
@@ -375,12 +379,13 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also the tokenizer under torch.compile")
     parser.add_argument("--profile", action="store_true", help="print what takes the time in place of a comparison")
     parser.add_argument("--data", type=Path, help="measure the wait for pictures from this folder instead")
+    parser.add_argument("--forget", action="store_true", help="keep no decoded pictures, as if they were far more than memory holds")
     parser.add_argument("--steps", type=int, default=40, help="of each model with --data")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{machine()}\n", flush=True)
     if options.data:
-        show_waiting(options.data, options.steps)
+        show_waiting(options.data, options.steps, options.forget)
     elif options.profile:
         for stage in options.stages:
             for precision in ("fp32", "bf16"):
