@@ -40,7 +40,7 @@ def gate_and_drop(values: Tensor, dropout: float) -> Tensor:
 
 
 class _Gate(torch.autograd.Function):
-    """Written out: autograd takes twice as many passes over memory, 11 % of a training step in float32 and 20 % in bfloat16."""
+    """Written out: autograd takes more passes over memory. With `_kept` the cifar prior's step is 8 % (bfloat16: 15 %) shorter."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, kept: Tensor | None) -> Tensor:
