@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageColor, JpegImagePlugin, UnidentifiedImageError
 
 from vqtok.errors import InputError, OutputError, UsageError
 from vqtok.files import read_bytes, write_bytes
@@ -59,10 +59,14 @@ class Picture:
     pixels: np.ndarray                  # uint8 (H, W, C), C 1 or 3, contiguous
     notes: tuple[str, ...] = ()         # what the user should know: "transparency laid over white"
     source_bytes: int = 0               # size of the file it came from; 0 for arrays
+    reduced: int = 1                    # how many pixels of the file, along each axis, became one
 
 
-def read(source: Path | bytes, channels: int = 3, background: Color = WHITE) -> Picture:
+def read(source: Path | bytes, channels: int = 3, background: Color = WHITE, shrink: int = 1, least: int = 1) -> Picture:
     """A picture file, by path or content, as uint8 (H, W, channels); channels is 1 or 3.
+
+    A JPEG is decoded at 1/shrink of its sides (1, 2, 4 or 8), or larger where its short side would be less than `least`: that
+    takes a part of the time. Other formats come whole.
 
     EXIF orientation is applied, color profiles are converted to sRGB, transparency is laid over `background`, 16-bit and
     float values are scaled to 8 bits, an animation gives its first frame. Raises InputError for whatever cannot be read.
@@ -73,8 +77,9 @@ def read(source: Path | bytes, channels: int = 3, background: Color = WHITE) -> 
         raise InputError(f"{name} is empty (0 bytes)", "give a picture file")
     with _guard(name, data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         frames = _first_frame(image)
+        reduced = _reduce(image, shrink, least)
         pixels, notes = _decode(image, name, channels, background)
-    return Picture(pixels, frames + notes, len(data))
+    return Picture(pixels, frames + notes, len(data), reduced)
 
 
 def from_any(image: Any, channels: int = 3, background: Color = WHITE) -> Picture:
@@ -169,6 +174,16 @@ def _first_frame(image: Image.Image) -> tuple[str, ...]:
     if frames == 1 or image.format == "MPO":     # MPO: a JPEG of a phone with a preview or depth map behind it
         return ()
     return (f"first of {frames} {'pages' if image.format == 'TIFF' else 'frames'}",)
+
+
+def _reduce(image: Image.Image, shrink: int, least: int) -> int:
+    """Has a JPEG decoded from a part of each block's frequencies; returns the divisor of its sides."""
+    while shrink > 1 and min(image.size) < shrink * least:
+        shrink //= 2
+    if shrink == 1 or not isinstance(image, JpegImagePlugin.JpegImageFile) or image.width * image.height > MAX_PIXELS:
+        return 1
+    image.draft(None, (image.width // shrink, image.height // shrink))
+    return shrink
 
 
 def _decode(image: Image.Image, name: str, channels: int, background: Color) -> tuple[np.ndarray, tuple[str, ...]]:
