@@ -1,6 +1,7 @@
 """Finds out what a path holds, and opens folders, zips and tar shards of pictures."""
 
 import re
+import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Sequence
@@ -9,12 +10,12 @@ from pathlib import Path, PurePosixPath
 from vqtok.data import arrays
 from vqtok.data.dataset import Dataset, PictureFiles, Split
 from vqtok.data.shapes import Shapes
-from vqtok.data.tars import MEMBER_LIMIT, is_picture, tar_pictures
 from vqtok.errors import InputError
 from vqtok.files import expand
 from vqtok.images import IMAGE_SUFFIXES
 
 _SPLIT_NAMES = {"train": "train", "training": "train"} | dict.fromkeys(("test", "val", "valid", "validation"), "test")
+_MEMBER_LIMIT = 2**29     # bytes of one encoded picture in an archive
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _TEST_SEED = 2**32     # beyond every training seed: no test shape is a training shape
 
@@ -98,6 +99,12 @@ def _open_folder(folder: Path, split: Split) -> Dataset:
     return _listed(folder.name or str(folder), [s.relative.as_posix() for s in found], lambda i: paths[i], split)
 
 
+def _is_picture(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES
+
+
 def _open_many(paths: Sequence[Path], name: str) -> Dataset:
     tars = [path for path in paths if path.suffix == ".tar"]
     pictures = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -172,13 +179,13 @@ def _open_zip(path: Path, split: Split) -> Dataset:
         archive = zipfile.ZipFile(path)
     except arrays.BROKEN as error:
         raise InputError(f"{path} is a damaged zip: {error}", "copy or download it again") from None
-    members = [m for m in archive.infolist() if not m.filename.endswith("/") and is_picture(m.filename)]
+    members = [m for m in archive.infolist() if not m.filename.endswith("/") and _is_picture(m.filename)]
     members.sort(key=lambda m: m.filename)
     lock = threading.Lock()     # one file handle, so one seek at a time; decoding is outside of it
 
     def fetch(index: int) -> bytes:
         member = members[index]
-        if member.file_size > MEMBER_LIMIT:
+        if member.file_size > _MEMBER_LIMIT:
             raise InputError(f"{member.filename} claims {member.file_size} bytes", "remove it from the zip")
         try:
             with lock:
@@ -207,5 +214,12 @@ def _open_tars(paths: Sequence[Path], name: str, split: Split | None) -> Dataset
 
 def _index_tar(path: Path) -> list[tuple[str, int, int]]:
     """(name, offset, bytes) of each picture; raises InputError when the file is no tar or is cut off."""
-    length = path.stat().st_size
-    return [m for m in tar_pictures(path) if m[2] <= MEMBER_LIMIT and m[1] + m[2] <= length]
+    length, found = path.stat().st_size, []
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isreg() and not member.issparse() and _is_picture(member.name.removeprefix("./")):
+                    found.append((member.name.removeprefix("./"), member.offset_data, member.size))
+    except arrays.BROKEN as error:
+        raise InputError(f"{path} is no whole tar: {error}", "copy or download it again") from None
+    return [m for m in found if m[2] <= _MEMBER_LIMIT and m[1] + m[2] <= length]
