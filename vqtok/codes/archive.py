@@ -31,15 +31,15 @@ _ZIP_ERRORS = (
 )   # fmt: skip
 
 
-def write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
-    """Adds an array as a deflated .npy; date and system are fixed, so that equal arrays give equal bytes."""
+def write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray, deflate: bool = True) -> None:
+    """Adds an array as an .npy, deflated or stored; date and system are fixed, so that equal arrays give equal bytes."""
     info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-    info.compress_type, info.create_system, info.external_attr = zipfile.ZIP_DEFLATED, 3, 0o600 << 16
+    info.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
+    info.create_system, info.external_attr = 3, 0o600 << 16
     npy = io.BytesIO()
     little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     np.lib.format.write_array(npy, little, version=(1, 0), allow_pickle=False)
     archive.writestr(info, npy.getbuffer())
-
 
 
 @dataclass(frozen=True)
@@ -126,3 +126,13 @@ def read_member(archive: zipfile.ZipFile, member: Member) -> np.ndarray:
             done += len(chunk)
     check(done == member.nbytes, f"the member {member.info.filename} is truncated")
     return raw
+
+
+def data_offset(data: bytes, name: str) -> int:
+    """Where in the bytes of an archive the values of a stored array begin."""
+    with open_archive(data) as archive:
+        member = find(archive, name)
+    assert member.info.compress_type == zipfile.ZIP_STORED
+    start = member.info.header_offset
+    lengths = struct.unpack("<HH", data[start + 26 : start + 30])       # of the name and of further fields in the local header
+    return start + 30 + sum(lengths) + member.offset

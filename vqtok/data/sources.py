@@ -160,6 +160,11 @@ def _without_root(parts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return parts
 
 
+def folder_labels(names: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[int]]:
+    """Labels, and the number of each picture's label, from the parts of the pictures' names; both are empty where there are none."""
+    return _labels(_without_root(list(names)))
+
+
 def _labels(parts: list[tuple[str, ...]]) -> tuple[tuple[str, ...], list[int]]:
     """The top folders are labels when there are two or more and no picture lies beside them."""
     folders = sorted({part[0] for part in parts if len(part) > 1})
