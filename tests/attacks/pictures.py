@@ -6,6 +6,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from attacks import mutate
@@ -133,14 +134,18 @@ def gif(frames: int, width: int = 1, height: int = 1) -> bytes:
 
 
 def tiff_pages(pages: int) -> bytes:
-    """A TIFF of many directories, the first of which holds the picture."""
-    data = bytearray(saved(Image.fromarray(smooth(4, 4)), "TIFF"))
-    (at,) = struct.unpack_from("<I", data, 4)
-    (count,) = struct.unpack_from("<H", data, at)
-    struct.pack_into("<I", data, at + 2 + 12 * count, len(data))
-    for i in range(pages - 1):
-        data += struct.pack("<HI", 0, len(data) + 6 if i + 2 < pages else 0)
-    return bytes(data)
+    """A TIFF of many directories, all of one picture."""
+    first = saved(Image.fromarray(smooth(4, 4)), "TIFF")
+    (at,) = struct.unpack_from("<I", first, 4)
+    (count,) = struct.unpack_from("<H", first, at)
+    end = at + 2 + 12 * count
+    parts, place = [first[:end]], len(first)
+    for i in range(pages):
+        parts.append(struct.pack("<I", place if i + 1 < pages else 0))
+        parts.append(first[end + 4 :] if i == 0 else b"")
+        parts.append(first[at:end] if i + 1 < pages else b"")
+        place += end - at + 4
+    return b"".join(parts)
 
 
 def tiff_tags(tags: int, size: int) -> bytes:
@@ -150,15 +155,15 @@ def tiff_tags(tags: int, size: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8 + size) + bytes(size) + struct.pack("<H", tags + 2) + base + entries + bytes(4)
 
 
-def jpeg_scans(width: int, height: int, scans: int) -> bytes:
-    """A progressive JPEG whose scans say nothing, each over all of a large picture: 10 bytes for a pass over every block."""
-    whole = saved(Image.new("L", (8, 8), 99), "JPEG", progressive=True)
-    at = whole.index(b"\xff\xc2")
-    start = bytearray(whole[: whole.index(b"\xff\xda")])
-    struct.pack_into(">HH", start, at + 5, height, width)
-    first = b"\xff\xda\0\x08\1\1\0\0\0\1" + bytes(40)
-    refine = b"\xff\xda\0\x08\1\1\0\1\x3f\2" + bytes(40)
-    return bytes(start) + first + refine * scans + b"\xff\xd9"
+@lru_cache
+def _progressive(side: int) -> bytes:
+    return saved(Image.new("L", (side, side), 99), "JPEG", progressive=True)
+
+
+def jpeg_scans(side: int, scans: int) -> bytes:
+    """A progressive JPEG with its last scan again and again: a hundred bytes for a pass over every block."""
+    whole = _progressive(side)
+    return whole[:-2] + whole[whole.rindex(b"\xff\xda") : -2] * scans + b"\xff\xd9"
 
 
 def _edit_png(data: bytes, draw: random.Random) -> bytes:
@@ -206,12 +211,12 @@ _MADE: tuple[Callable[[random.Random], bytes], ...] = (
     lambda draw: png(3, 3, bytes(30), more=chunk(draw.choice((b"zTXt", b"iCCP")), b"a\0\0" + zlib.compress(bytes(1 << 24)))),
     lambda draw: png(3, 3, bytes(30), more=chunk(b"eXIf", tiff_tags(200, 5000)[: draw.randint(8, 9000)])),
     lambda draw: png(3, 3, bytes(30), more=chunk(b"tEXt", b"a\0" + b"x" * 1000) * 5000),
-    lambda draw: bmp_rle(draw.choice((1, 1000, 10_000_000)), draw.choice((1, 4, 100)), draw.randbytes(100) + b"\1\1\0\0" * 1000),
+    lambda draw: bmp_rle(draw.choice((1, 1000, 30_000_000)), draw.choice((1, 4, 100)), draw.randbytes(100) + b"\1\1\0\0" * 1000),
     lambda draw: qoi(*sides(draw), draw.randbytes(20) + b"\xfd" * draw.choice((10, 10_000))),
     lambda draw: gif(draw.choice((2, 1000, 30_000)), 3, 3),
     lambda draw: gif(1, *(side % 65536 for side in sides(draw))),
-    lambda draw: tiff_pages(draw.choice((2, 1000, 10_000))),
+    lambda draw: tiff_pages(draw.choice((2, 1000, 20_000))),
     lambda draw: tiff_tags(draw.choice((5, 1000, 60_000)), draw.choice((10, 10_000, 200_000))),
-    lambda draw: jpeg_scans(*draw.choice(((8, 8), (2000, 2000), (8000, 8000))), draw.choice((3, 50, 1000))),
-    lambda draw: b"P%d %d %d 255\n" % (draw.randint(1, 6), *sides(draw)) + draw.choice((b"1 ", b"\0", b"# ", b"#\n", b" ")) * draw.choice((9, 500_000)),
+    lambda draw: jpeg_scans(draw.choice((8, 1000, 5000)), draw.choice((3, 50, 1000))),
+    lambda draw: b"P%d %d %d 255\n" % (draw.randint(1, 6), *sides(draw)) + draw.choice((b"1 ", b"\0", b"# ", b"#\n", b"#a\n", b" ")) * draw.choice((9, 500_000)),
 )     # fmt: skip
