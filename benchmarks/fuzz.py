@@ -14,6 +14,7 @@ claims needs (and 16 MiB), and writes nothing. For codes with a checksum a valid
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ from vqtok import codec
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=list(KINDS), required=True)
+    parser.add_argument("--kind", choices=("codes", "coded", "bombs", "weights", "pictures", "archives"), required=True)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
@@ -42,11 +43,12 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="write the bytes of the first case to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    kind = KINDS[options.kind](options.model)
-    if options.keep:
-        options.keep.write_bytes(harness.make(kind, options.seed, options.first).data)
-    begin = time.perf_counter()
-    report = harness.fuzz(kind, options.count, options.seed, options.first, _progress(begin))
+    with tempfile.TemporaryDirectory(prefix="vqtok-fuzz-") as folder:
+        kind = _kind(options.kind, options.model, Path(folder))
+        if options.keep:
+            options.keep.write_bytes(harness.make(kind, options.seed, options.first).data)
+        begin = time.perf_counter()
+        report = harness.fuzz(kind, options.count, options.seed, options.first, _progress(begin))
     show(report, f"{options.kind}, seed {options.seed}", time.perf_counter() - begin)
     sys.exit(1 if report.findings else 0)
 
@@ -64,10 +66,12 @@ def _coded(model: str) -> CodesFiles:
     return kind
 
 
-KINDS: dict[str, Callable[[str], harness.Kind]] = {
-    "codes": lambda _: CodesFiles(), "coded": _coded, "bombs": lambda _: CodesBombs(), "weights": lambda _: WeightsFiles(),
-    "pictures": lambda _: Pictures(), "archives": lambda _: Archives(),
-}     # fmt: skip
+def _kind(name: str, model: str, folder: Path) -> harness.Kind:
+    makers: dict[str, Callable[[], harness.Kind]] = {
+        "codes": CodesFiles, "coded": lambda: _coded(model), "bombs": CodesBombs, "weights": lambda: WeightsFiles(folder),
+        "pictures": Pictures, "archives": lambda: Archives(folder),
+    }     # fmt: skip
+    return makers[name]()
 
 
 def _progress(begin: float) -> Callable[[int, harness.Report], None]:

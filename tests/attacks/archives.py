@@ -5,9 +5,9 @@ import io
 import random
 import struct
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ _ODD_NAMES = (
 )     # fmt: skip
 
 
+@lru_cache
 def picture(number: int = 0) -> bytes:
     return saved(Image.fromarray(smooth(6 + number, 8)), "PNG")
 
@@ -96,9 +97,9 @@ class Archives:
 
     name = "archives"
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.files = wholes()
-        self.folder = Path(tempfile.mkdtemp(prefix="vqtok-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        self.folder = folder
 
     def warm(self) -> None:
         for kind, data in self.files.items():
@@ -219,15 +220,26 @@ def zip_names(draw: random.Random) -> tuple[bytes, int]:
 
 def zip_bomb(draw: random.Random) -> tuple[bytes, int]:
     """Members that unpack to many MB: zeros under a picture's name, a picture of a great many pixels, and one that claims to be small."""
-    size, what = 1 << draw.choice((20, 25)), draw.randrange(3)
+    bits, what = draw.choice((20, 25)), draw.randrange(3)
     if what == 0:
-        return mutate.zipped([("a.png", bytes(size)), ("b.png", picture())]), 1 << 20       # no picture begins with zeros
+        return mutate.zipped([("a.png", mutate.ZEROS[bits]), ("b.png", picture())]), 1 << 20       # no picture begins with zeros
     if what == 1:
         side = draw.choice((100, 3000, 100_000))
-        data = png(side, side, bytes(min(side, 3000) ** 2 * 3))
+        data = _flat(side)
         return mutate.zipped([("a.png", data), ("b.png", picture())]), 12 * claimed(data) + (1 << 20)
-    data = mutate.zipped([("a.png", picture() + bytes(size)), ("b.png", picture())])
-    return data.replace(struct.pack("<I", size + len(picture())), struct.pack("<I", 10**6)), 4 << 20
+    data = mutate.zipped([("a.png", _long(bits)), ("b.png", picture())])
+    return data.replace(struct.pack("<I", len(_long(bits))), struct.pack("<I", 10**6)), 4 << 20
+
+
+@lru_cache
+def _flat(side: int) -> bytes:
+    return png(side, side, bytes(min(side, 3000) ** 2 * 3))
+
+
+@lru_cache
+def _long(bits: int) -> bytes:
+    """A picture with zeros behind it."""
+    return picture() + mutate.ZEROS[bits]
 
 
 def zip_many(draw: random.Random) -> tuple[bytes, int]:
@@ -258,9 +270,14 @@ def idx_array(draw: random.Random) -> tuple[bytes, int]:
 
 def cifar_bomb(draw: random.Random) -> tuple[bytes, int]:
     """Batches that are too many or too large, of zeros."""
-    size = 3073 * draw.choice((1, 10_000))
-    names = [f"{i}/data_batch_{i % 10}.bin" for i in range(draw.choice((1, 20)))] + ["batches.meta.txt", draw.choice(_ODD_NAMES)]
-    return gzip.compress(tar(*(member(name, bytes(size)) for name in names)), 1), 128 << 20     # the real one has 185 MB
+    data = _batches(draw.choice((1, 5000)), draw.choice((1, 20)), draw.choice(_ODD_NAMES[:3]))
+    return data, 128 << 20     # the real one has 185 MB
+
+
+@lru_cache(maxsize=100)
+def _batches(records: int, count: int, odd: str) -> bytes:
+    names = [f"{i}/data_batch_{i % 10}.bin" for i in range(count)] + ["batches.meta.txt", odd]
+    return gzip.compress(tar(*(member(name, bytes(3073 * records)) for name in names)), 1)
 
 
 _MAKERS: tuple[tuple[str, Maker], ...] = (

@@ -1,5 +1,6 @@
 """Runs cases in a forked worker under a watchdog: a crash, a hang or a full memory is a finding, not the end of the run."""
 
+import faulthandler
 import json
 import mmap
 import os
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 from vqtok.errors import VqtokError
 
 SECONDS = 5.0               # of processor time that one case may take
+GRACE = 1.0                 # more, before a worker that is still at it is killed
 WALL_SECONDS = 120.0        # of wall clock in which a worker must finish a case: one that sleeps takes no processor time
 SLACK = 16 << 20            # bytes that a case may take beyond twice its honest need: allocator, Python's own objects
 ADDRESSES = 6 << 30         # bytes of addresses that a worker may add: what asks for more gets a MemoryError
@@ -127,7 +129,7 @@ class _Worker:
                     return self._ended(report)
             if self.number != seen:
                 seen, since = self.number, (_processor_seconds(self.pid), time.monotonic())
-            elif _processor_seconds(self.pid) - since[0] > SECONDS + 1 or time.monotonic() - since[1] > WALL_SECONDS:
+            elif _processor_seconds(self.pid) - since[0] > SECONDS + GRACE or time.monotonic() - since[1] > WALL_SECONDS:
                 os.kill(self.pid, signal.SIGKILL)
 
     def _ended(self, report: Report) -> int:
@@ -154,6 +156,7 @@ def _work(kind: Kind, seed: int, first: int, end: int, at: mmap.mmap, write: int
     """The worker's life; it never returns."""
     code = 1
     try:
+        faulthandler.disable()      # a crash is told by its case, not by a traceback of pytest
         resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize:") + ADDRESSES, resource.RLIM_INFINITY))
         warnings.simplefilter("error")
         kind.warm()

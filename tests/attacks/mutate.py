@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 NUMBERS = (
     0, 1, 2, 3, 7, 8, 15, 16, 127, 128, 255, 256, 1023, 1024, 4095, 4096, 32767, 32768, 65535, 65536, 10**6, 2**24, 2**31 - 1, 2**31,
@@ -98,12 +99,20 @@ def zip_field(data: bytes, draw: random.Random) -> bytes:
     return bytes(out)
 
 
+ZEROS = {bits: bytes(1 << bits) for bits in (20, 25)}       # what bombs are of: the same objects, so that they are packed once
+
+
+@lru_cache(maxsize=64)
+def _deflated(data: bytes) -> bytes:
+    packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+    return packer.compress(data) + packer.flush()
+
+
 def zipped(members: Sequence[tuple[str, bytes]], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     """A zip of members, of which nothing is checked: names may be double, absolute, or no text at all."""
     body, central = io.BytesIO(), io.BytesIO()
     for name, data in members:
-        packer = zlib.compressobj(6, zlib.DEFLATED, -15)
-        packed = packer.compress(data) + packer.flush() if method == zipfile.ZIP_DEFLATED else data
+        packed = _deflated(data) if method == zipfile.ZIP_DEFLATED else data
         encoded = name.encode("utf-8", "surrogatepass")[:65000]
         fields = struct.pack("<HHHHHIII", 20, 0x800, method, 0, 33, zlib.crc32(data), len(packed), len(data))
         offset = body.tell()

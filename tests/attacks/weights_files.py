@@ -24,7 +24,7 @@ TOKENIZER = TokenizerConfig(downsample=4, width=8, encoder_blocks=1, decoder_blo
 PRIOR = PriorConfig(codebook_size=16, width=8, layers=1, labels=("cat", "[red]dog"))
 ENTROPY = EntropyConfig(codebook_size=16, levels=1, embedding=4, width=8, blocks=1, rank=4)
 JSON_EACH = 24              # bytes that a byte of JSON takes as Python objects: an empty dict is 64 and its place in a list 8, for "{},"
-NETWORK = 64 << 20          # bytes that the largest network of a valid config takes as modules, before any tensor
+NETWORK = 16 << 20          # bytes that the largest network of a valid config takes as modules, before any tensor
 
 
 def wholes() -> dict[str, bytes]:
@@ -51,9 +51,9 @@ class WeightsFiles:
 
     name = "weights"
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         self.files = wholes()
-        self.folder = Path(tempfile.mkdtemp(prefix="vqtok-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        self.folder = folder
 
     def warm(self) -> None:
         for kind, data in self.files.items():
