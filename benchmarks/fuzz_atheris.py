@@ -40,7 +40,8 @@ def main() -> None:
     for i, data in enumerate(CodesFiles().files if options.kind == "codes" else wholes().values()):
         (corpus / str(i)).write_bytes(data)
     flags = [f"-max_total_time={options.seconds}", f"-seed={options.seed}", "-timeout=5", "-rss_limit_mb=2048", "-max_len=65536"]
-    read, change = (read_codes, change_zip) if options.kind == "codes" else (read_weights(corpus.with_suffix(".safetensors")), change_header)
+    weights_file = corpus.with_suffix(".safetensors")
+    read, change = (read_codes, change_zip) if options.kind == "codes" else (read_weights(weights_file), change_header)
     atheris.Setup([sys.argv[0], str(corpus), *flags], read, custom_mutator=change)
     atheris.Fuzz()
 

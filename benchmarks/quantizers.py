@@ -77,7 +77,7 @@ def plain(write: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], K: int, D: i
 def package(kind: str, K: int, D: int, N: int) -> Call | None:
     """One step of the package's module of that kind; None where it is not installed or has none."""
     try:
-        import vector_quantize_pytorch as package      # type: ignore[import-not-found]
+        import vector_quantize_pytorch as package  # type: ignore[import-not-found]
     except ImportError:
         return None
     made: Any
@@ -129,7 +129,7 @@ def main() -> None:
         for kind in options.kinds:
             own = "fsq" if kind == "fsq" else "lfq" if kind == "lfq" else ""
             size = 1000 if own == "fsq" and K == 1024 else 8000 if own == "fsq" and K == 8192 else K       # what 3 to 8 values multiply to
-            if own == "lfq" and D < size.bit_length() - 1 or own == "fsq" and D < len(quantizers.finite.fsq_levels(size)):
+            if (own == "lfq" and size.bit_length() - 1 > D) or (own == "fsq" and len(quantizers.finite.fsq_levels(size)) > D):
                 continue
             calls: dict[str, Call | None] = {"ours": ours(kind, size, D, N), "package": package(kind, size, D, N)}
             if kind in ("ema", "vq") and 8 * N * K < LARGEST:

@@ -11,12 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from attacks import mutate
-from attacks.harness import Case, Finding
-from attacks.pictures import claimed, png
 from image_helpers import saved, smooth
 from PIL import Image
 
+from attacks import mutate
+from attacks.harness import Case, FoundError
+from attacks.pictures import claimed, png
 from vqtok.data import open_data
 from vqtok.errors import InputError
 
@@ -24,6 +24,9 @@ READ = 6                    # pictures of a data set that are decoded
 EACH = 2000                 # bytes that an entry takes in an index of names
 Maker = Callable[[random.Random], tuple[bytes, int]]
 _SUFFIXES = {"zip": ".zip", "tar": ".tar", "npz": ".npz", "npy": ".npy", "idx": "-images-idx3-ubyte", "cifar": "cifar.tar.gz"}
+_FIELDS = (     # offsets and sizes in a tar header
+    (0, 100), (100, 8), (108, 8), (124, 12), (124, 12), (124, 12), (136, 12), (156, 1), (157, 100), (257, 8), (345, 155),
+)     # fmt: skip
 _ODD_NAMES = (
     "../../evil.png", "/tmp/evil.png", "a/../../evil.png", "C:\\evil.png", "a\\..\\evil.png", "nul\0.png", "\x1b[2Jevil.png", "[red]x.png",
     "x" * 5000 + ".png", "\u202egnp.png", ".hidden.png", "a//b.png", "./a.png", "évil.png", "a\nb.png",
@@ -87,7 +90,8 @@ def wholes() -> dict[str, bytes]:
         "tar": tar(*(member(name, picture(i)) for i, name in enumerate(names))),
         "tar pax": tar(pax(path="é/" + "p" * 200 + ".png"), member("x.png", picture()), member("y.png", picture())),
         "tar gnu": gnu.getvalue(), "npz": arrays.getvalue(), "npy": array.getvalue(),
-        "idx": struct.pack(">IIII", 0x803, 4, 5, 6) + bytes(120), "idx packed": gzip.compress(struct.pack(">IIII", 0x803, 4, 5, 6) + bytes(120)),
+        "idx": struct.pack(">IIII", 0x803, 4, 5, 6) + bytes(120),
+        "idx packed": gzip.compress(struct.pack(">IIII", 0x803, 4, 5, 6) + bytes(120)),
         "cifar": cifar.getvalue(),
     }     # fmt: skip
 
@@ -106,7 +110,7 @@ class Archives:
             case = Case(data, "whole", 0, kind)
             self.write(case)
             if self.run(case) != "read":
-                raise Finding(f"a whole {kind} is not read")
+                raise FoundError(f"a whole {kind} is not read")
 
     def case(self, draw: random.Random) -> Case:
         if draw.random() < 0.4:
@@ -132,14 +136,14 @@ class Archives:
     def run(self, case: Case) -> str:
         data = open_data(self.path(case))
         if any("\0" in label for label in data.labels):
-            raise Finding("a label with a NUL in it")
+            raise FoundError("a label with a NUL in it")
         for index in range(min(READ, len(data))):
             try:
                 pixels = data.picture(index)
             except InputError:
                 continue
             if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.size == 0:
-                raise Finding(f"pixels came out of {pixels.dtype} {pixels.shape}")
+                raise FoundError(f"pixels came out of {pixels.dtype} {pixels.shape}")
         return "read"
 
 
@@ -148,7 +152,7 @@ def _tar_field(data: bytes, draw: random.Random) -> bytes:
     out = bytearray(data)
     start = 512 * draw.randrange(len(data) // 512)
     for _ in range(draw.randint(1, 3)):
-        offset, size = draw.choice(((0, 100), (100, 8), (108, 8), (124, 12), (124, 12), (124, 12), (136, 12), (156, 1), (157, 100), (257, 8), (345, 155)))
+        offset, size = draw.choice(_FIELDS)
         value = draw.choice((_number(draw), draw.randbytes(size), draw.choice(mutate.NAMES).encode("utf-8", "surrogatepass")))
         out[start + offset : start + offset + size] = value[:size].ljust(size, b"\0")
     if draw.random() < 0.3:
@@ -251,7 +255,8 @@ def npz_arrays(draw: random.Random) -> tuple[bytes, int]:
     """Arrays whose headers lie."""
     shape = tuple(draw.choice((*mutate.NUMBERS[:12], 3, 4, 5)) for _ in range(draw.randint(0, 5)))
     dtype = draw.choice(("|u1", "|u1", "|u1", "<i8", "|O", "<f4", "|V3", "<U9", "|S999999999", "<U9999999999", "x" * 9000))
-    body = f"{{'descr': '{dtype}', 'fortran_order': {draw.choice(('False', 'True', '1', '[' * 200))}, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    order = draw.choice(("False", "True", "1", "[" * 200))
+    body = f"{{'descr': '{dtype}', 'fortran_order': {order}, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
     data = b"\x93NUMPY\1\0" + struct.pack("<H", min(len(body), 65535)) + body + bytes(1 << draw.choice((7, 20)))
     names = draw.sample(("images.npy", "labels.npy", "x_train.npy", "other.npy"), 2)
     return mutate.zipped([(name, data) for name in names]), 4 << 20

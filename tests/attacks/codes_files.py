@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from attacks import mutate
-from attacks.harness import Case, Finding
 
+from attacks import mutate
+from attacks.harness import Case, FoundError
 from vqtok import codes, weights
 from vqtok.codec import EntropyCoder
 from vqtok.codes import Codes, Compact
@@ -65,7 +65,8 @@ class CodesFiles:
         draw = random.Random(0)
         self.coder = coder or tiny_coder()
         self.originals = originals or [
-            grid(draw, 16, 2, 8, ((31, 77),)), grid(draw, 1000, 1, 16, ((97, 65), (100, 70), (112, 80))), grid(draw, 65537, 1, 4, ((9, 9),) * 2),
+            grid(draw, 16, 2, 8, ((31, 77),)), grid(draw, 1000, 1, 16, ((97, 65), (100, 70), (112, 80))),
+            grid(draw, 65537, 1, 4, ((9, 9),) * 2),
             grid(draw, 16, 1, 8, ((40, 40), (33, 39))), grid(draw, 2, 1, 2, ((1, 9),), "F\u00fc\u00dfe"),
         ]     # fmt: skip
         small = [one for one in self.originals if one.codebook_size == self.coder.config.codebook_size]
@@ -109,7 +110,7 @@ class CodesFiles:
         if _identity(found) in self.results:
             return f"equal, {form}"
         if case.more == "damaged":
-            raise Finding(f"other codes came out ({form})")
+            raise FoundError(f"other codes came out ({form})")
         return f"valid, {form}"
 
 
@@ -122,7 +123,7 @@ def _check_valid(found: Codes) -> None:
     K, f = found.codebook_size, found.downsample
     h, w = found.indices.shape[2:]
     if found.indices.max() >= K or any((-(-H // f), -(-W // f)) != (h, w) for H, W in found.sizes) or not found.model.isprintable():
-        raise Finding("codes came out that are not valid")
+        raise FoundError("codes came out that are not valid")
 
 
 def _zip_fields(kind: CodesFiles, draw: random.Random) -> Case:
@@ -169,10 +170,14 @@ def _as_varints(values: list[int]) -> bytes:
 def _headers(kind: CodesFiles, draw: random.Random) -> Case:
     """Members whose .npy headers lie, in a zip that is whole."""
     one = draw.choice(kind.originals)
-    dtype = draw.choice(("|u1", "<u2", "<u4", ">u2", "|i1", "<f4", "<f8", "|O", "<U3", "|S9", "<M8[s]", "|V4", "<U9999999999", "<U536870911", "|b1", "=u2"))
+    dtype = draw.choice((
+        "|u1", "<u2", "<u4", ">u2", "|i1", "<f4", "<f8", "|O", "<U3", "|S9", "<M8[s]", "|V4", "<U9999999999", "<U536870911", "|b1",
+        "=u2",
+    ))     # fmt: skip
     shape = draw.choice((
         str(one.indices.shape), "()", "(0,)", "(1,)", "(1, 1, 1048576, 1048576)", f"(1, 1, {2**62}, 4)", "(-1, 1, 2, 3)", "(1, 1, 2, 3",
-        f"({draw.choice(mutate.NUMBERS)}, 1, {draw.choice(mutate.NUMBERS)}, 1)", "(1,,2)", "(True, 1)", "(" + "1, " * 60 + ")", "(0, 1, 9, 9)",
+        f"({draw.choice(mutate.NUMBERS)}, 1, {draw.choice(mutate.NUMBERS)}, 1)", "(1,,2)", "(True, 1)",
+        "(" + "1, " * 60 + ")", "(0, 1, 9, 9)",
     ))     # fmt: skip
     order, version = draw.choice(("False", "False", "True", "f()")), draw.choice((b"\1\0", b"\1\0", b"\2\0", b"\xff\0"))
     length = draw.choice((None, None, 0, 65535, 3))
@@ -246,8 +251,8 @@ def _bombs(kind: CodesFiles, draw: random.Random) -> Case:
         return Case(_compact_file(stream), "bomb: stream", 2 << 24)
     side = draw.choice((1 << 10, 1 << 14, 1 << 20))         # a short coded stream that claims a large grid
     one = draw.choice(kind.compacts)
-    stream = to_stream(one)[:10] + (bytes.fromhex(one.prior) if one.prior else b"") + _as_varints([16, 8, 1, 1, 1]) + b"m" + _as_varints([side, side])
-    return Case(_compact_file(stream + draw.randbytes(2000)), "bomb: grid", 1 << 20)
+    head = to_stream(one)[:10] + bytes.fromhex(one.prior or "") + _as_varints([16, 8, 1, 1, 1]) + b"m" + _as_varints([side, side])
+    return Case(_compact_file(head + draw.randbytes(2000)), "bomb: grid", 1 << 20)
 
 
 _MAKERS: tuple[Callable[[CodesFiles, random.Random], Case], ...] = (

@@ -40,7 +40,7 @@ class Case:
     more: Any = None            # what else the kind wants to know
 
 
-class Finding(Exception):
+class FoundError(Exception):
     """What must not happen."""
 
 
@@ -60,7 +60,7 @@ class Kind(Protocol):
         ...
 
     def run(self, case: Case) -> str:
-        """What came of it, in a word. VqtokErrors may pass; Finding where a result is wrong."""
+        """What came of it, in a word. VqtokErrors may pass; FoundError where a result is wrong."""
         ...
 
 
@@ -182,7 +182,7 @@ def _one(kind: Kind, case: Case) -> tuple[str, float, int, str | None]:
             outcome, finding = kind.run(case), None
     except VqtokError as error:
         outcome, finding = type(error).__name__, None if str(error) and error.fix else "an error without words"
-    except (Finding, Exception) as error:
+    except (FoundError, Exception) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         outcome, finding = "FINDING", f"{type(error).__name__}: {str(error)[:200]} ({frame.name}, line {frame.lineno}; {case.origin})"
     seconds, grown = time.process_time() - begin, max(0, _status("VmHWM:") - before)
@@ -208,7 +208,7 @@ def _audited() -> Iterator[None]:
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if _watched and forbidden(event, arguments):
-        raise Finding(f"{event} {arguments!r:.100}")
+        raise FoundError(f"{event} {arguments!r:.100}")
 
 
 def forbidden(event: str, arguments: tuple[Any, ...]) -> bool:

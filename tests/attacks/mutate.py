@@ -14,7 +14,8 @@ NUMBERS = (
     2**32 - 1, 2**32, 2**53, 2**60, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**30, -1, -2, -(2**31), -(2**63),
 )     # fmt: skip
 NAMES = (
-    "", ".", "..", "/", "../x", "/etc/passwd", "C:\\x", "a\0b", "\x1b[2J\x1b]0;owned\x07", "[bold red]x[/]", "\u202egnp.exe", "a\nb", "\x9b31m",
+    "", ".", "..", "/", "../x", "/etc/passwd", "C:\\x", "a\0b", "\x1b[2J\x1b]0;owned\x07", "[bold red]x[/]", "\u202egnp.exe", "a\nb",
+    "\x9b31m",
     "é" * 300, "x" * 70000, "\ud83d\ude00", ":smile:", "con", "a/b/c/d",
 )     # fmt: skip
 _FIELDS = {     # offsets and sizes of a zip's fields behind their signatures

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from attacks import mutate
-from attacks.harness import Case, Finding
 from image_helpers import saved, smooth, with_gamma_one
 from PIL import Image
 
+from attacks import mutate
+from attacks.harness import Case, FoundError
 from vqtok import images
 
 EACH = 12           # bytes that an honest pixel takes: 4 in Pillow, 4 while it is converted, 3 as an array, 1 of transparency
@@ -84,7 +84,7 @@ class Pictures:
     def run(self, case: Case) -> str:
         pixels = images.read(case.data).pixels
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-            raise Finding(f"pixels came out of {pixels.dtype} {pixels.shape}")
+            raise FoundError(f"pixels came out of {pixels.dtype} {pixels.shape}")
         return "read"
 
 
@@ -206,6 +206,7 @@ _EDITS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "png": _edit_png, "jpeg": _edit_jpeg, "mpo": _edit_jpeg, "gif": _edit_number(6, "<HH"), "bmp": _edit_number(18, "<II"),
     "qoi": _edit_number(4, ">II"),
 }     # fmt: skip
+_PPM_PARTS = (b"1 ", b"\0", b"# ", b"#\n", b"#a\n", b" ")
 _MADE: tuple[Callable[[random.Random], bytes], ...] = (
     lambda draw: png(*sides(draw), bytes(1 << draw.randint(0, 22))),
     lambda draw: png(3, 3, bytes(30), more=chunk(draw.choice((b"zTXt", b"iCCP")), b"a\0\0" + zlib.compress(bytes(1 << 24)))),
@@ -218,5 +219,5 @@ _MADE: tuple[Callable[[random.Random], bytes], ...] = (
     lambda draw: tiff_pages(draw.choice((2, 1000, 20_000))),
     lambda draw: tiff_tags(draw.choice((5, 1000, 60_000)), draw.choice((10, 10_000, 200_000))),
     lambda draw: jpeg_scans(draw.choice((8, 1000, 5000)), draw.choice((3, 50, 1000))),
-    lambda draw: b"P%d %d %d 255\n" % (draw.randint(1, 6), *sides(draw)) + draw.choice((b"1 ", b"\0", b"# ", b"#\n", b"#a\n", b" ")) * draw.choice((9, 500_000)),
+    lambda draw: b"P%d %d %d 255\n" % (draw.randint(1, 6), *sides(draw)) + draw.choice(_PPM_PARTS) * draw.choice((9, 500_000)),
 )     # fmt: skip

@@ -1,4 +1,4 @@
-"""A short seeded run of each kind of hostile input; `benchmarks/fuzz.py` makes the long ones. And the harness: what must not happen is found."""
+"""A short seeded run of each kind of hostile input (benchmarks/fuzz.py makes the long ones), and of the harness: it finds what it is for."""
 
 import os
 import random
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from attacks import harness
 from attacks.archives import Archives
 from attacks.codes_files import CodesBombs, CodesFiles
-from attacks.harness import Case, Finding
+from attacks.harness import Case, FoundError
 from attacks.pictures import Pictures
 from attacks.weights_files import WeightsFiles
-
 from vqtok.errors import FormatError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the harness reads /proc")
@@ -79,7 +79,7 @@ def forever() -> None:
 
 
 def wrong() -> None:
-    raise Finding("other codes came out")
+    raise FoundError("other codes came out")
 
 
 def wordless() -> None:
@@ -89,7 +89,7 @@ def wordless() -> None:
 ACTS: dict[str, tuple[Callable[[], object], str]] = {
     "hang": (forever, "HANG"), "crash": (os.abort, "CRASH: signal 6"), "exit": (lambda: os._exit(7), "CRASH: exit 7"),
     "memory": (lambda: len(b"x" * (64 << 20)), "MiB, honestly needs 1"), "too much": (lambda: bytes(1 << 44), "MemoryError"),
-    "writes": (lambda: open("x", "w"), "open"), "makes a folder": (lambda: os.mkdir("x"), "os.mkdir"),
+    "writes": (lambda: Path("x").write_bytes(b""), "open"), "makes a folder": (lambda: os.mkdir("x"), "os.mkdir"),
     "runs a program": (lambda: os.system("true"), "os.system"), "another exception": (lambda: [][1], "IndexError"),
     "wrong": (wrong, "other codes"), "an error without words": (wordless, "without words"),
 }     # fmt: skip

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attacks import archives, harness, mutate
-from attacks.codes_files import FINGERPRINT, _with, meta_member
 from cli_helpers import ok, run, save, snapshot
 from rich.console import Console
 
 import vqtok
+from attacks import archives, harness, mutate
+from attacks.codes_files import FINGERPRINT, _with, meta_member
 from vqtok import codes, data, files, weights
 from vqtok.cli import output, progress
 from vqtok.errors import VqtokError
@@ -29,7 +29,8 @@ OBEYED = set(map(chr, [*range(32), *range(127, 160), *range(0x202A, 0x202F), *ra
 # No code from files
 
 UNSAFE_MODULES = {
-    "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "ruamel", "code", "codeop", "runpy", "dbm",
+    "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "ruamel", "code", "codeop", "runpy",
+    "dbm",
     "subprocess", "pty", "commands", "xmlrpc", "tarfile",
 }     # fmt: skip
 UNSAFE_CALLS = {
@@ -71,7 +72,8 @@ def test_no_module_can_run_code_from_a_file(path: Path) -> None:
 
 @pytest.mark.parametrize("source", [
     "import pickle", "from yaml import load", "import os\nos.system('x')", "x.run('y', shell=True)", "torch.load(f)", "np.load(f)",
-    "np.load(f, allow_pickle=True)", "eval('1')", "archive.extractall('.')", "import subprocess", "import marshal, json", "os.execv('x', [])",
+    "np.load(f, allow_pickle=True)", "eval('1')", "archive.extractall('.')", "import subprocess", "import marshal, json",
+    "os.execv('x', [])",
 ])
 def test_what_could_is_found(source: str) -> None:
     assert list(faults(source)) != []
@@ -109,9 +111,9 @@ def test_no_command_unpickles_or_starts_anything(commands: list[list[str]], more
     """In a process of its own, with an audit hook: what a file says is neither compiled nor run. The others show that the hook sees."""
     save("MARKER.png")
     Path("MARKER.zip").write_bytes(mutate.zipped([("MARKER.png", Path("MARKER.png").read_bytes())]))
-    environment = {**os.environ, "VQTOK_MODELS": str(toy.parent), "VQTOK_MODEL": "toy", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT.parent)}
+    ours = {"VQTOK_MODELS": str(toy.parent), "VQTOK_MODEL": "toy", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT.parent)}
     code = AUDITED.format(tests=str(Path(__file__).parent.parent), commands=commands, more=more)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **ours}, timeout=300)
     assert done.returncode == 0, done.stderr
     assert told in done.stderr.splitlines()[-1], done.stderr
 
@@ -195,7 +197,7 @@ def test_file_names_are_shown_and_not_obeyed(toy: Path) -> None:
 
 def test_words_of_the_command_line_are_not_obeyed(toy: Path) -> None:
     """A glob makes options of file names that begin with a dash; a line break in one had its escapes printed as they are."""
-    for words in ([f"--{HOSTILE}\n{HOSTILE}"], ["encode", f"--{HOSTILE}\n"], ["encode", "x", "--levels", f"{HOSTILE}\n"], [f"x{HOSTILE}\n"]):
+    for words in ([f"--{HOSTILE}\n{HOSTILE}"], ["encode", f"--{HOSTILE}\n"], ["encode", "x", "--levels", f"{HOSTILE}\n"], [f"x{HOSTILE}"]):
         text = shown(*words)
         assert obeyed(text) == set(), words
         assert "vqtok: error:" in text

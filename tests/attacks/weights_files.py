@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from attacks import mutate
 from attacks.codes_files import FINGERPRINT
 from attacks.harness import Case
-
 from vqtok import codec, config, weights
 from vqtok.config import EntropyConfig, PriorConfig, TokenizerConfig
 from vqtok.priors import IntegerPrior, PixelCNN
@@ -23,6 +23,7 @@ from vqtok.vqvae import VQVAE
 TOKENIZER = TokenizerConfig(downsample=4, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=16, code_dim=4)
 PRIOR = PriorConfig(codebook_size=16, width=8, layers=1, labels=("cat", "[red]dog"))
 ENTROPY = EntropyConfig(codebook_size=16, levels=1, embedding=4, width=8, blocks=1, rank=4)
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F4", "C64", "O", "", "\x1b[2J", 7, None)
 JSON_EACH = 24              # bytes that a byte of JSON takes as Python objects: an empty dict is 64 and its place in a list 8, for "{},"
 NETWORK = 16 << 20          # bytes that the largest network of a valid config takes as modules, before any tensor
 
@@ -121,7 +122,7 @@ def _tensors(data: bytes, others: list[bytes], draw: random.Random) -> tuple[byt
     name = draw.choice([name for name in entries if name != "__metadata__"])
     entry, what = entries[name], draw.randrange(5)
     if what == 0:
-        entry["dtype"] = draw.choice(("F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F4", "C64", "O", "", "\x1b[2J", 7, None))
+        entry["dtype"] = draw.choice(_DTYPES)
     elif what == 1:
         entry["shape"] = [draw.choice(mutate.NUMBERS) for _ in range(draw.randint(0, 40))]
     elif what == 2:
