@@ -8,8 +8,9 @@
     python benchmarks/fuzz.py --kind archives --count 10000
     python benchmarks/fuzz.py --kind codes --seed 0 --first 4711 --count 1 --keep /tmp/case     # one case again, and its bytes
 
-A case passes where it gives a valid result or a VqtokError, within 5 s of processor time and twice the memory that an honest file of its
-claims needs (and 16 MiB), and writes nothing. For codes with a checksum a valid result is one equal to an original. Exits 1 on a finding.
+A case passes where it gives a valid result or a VqtokError, within 5 s of processor time (beyond what the decoding of the grid takes that
+a coded stream claims) and twice the memory that an honest file of its claims needs (and 16 MiB), and writes nothing.
+For codes with a checksum a valid result is one equal to an original. Exits 1 on a finding.
 """
 
 import argparse

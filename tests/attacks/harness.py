@@ -21,23 +21,25 @@ from typing import Any, Protocol
 
 from vqtok.errors import VqtokError
 
-SECONDS = 5.0               # of processor time that one case may take
+SECONDS = 5.0               # of processor time that one case may take beyond its work
 GRACE = 1.0                 # more, before a worker that is still at it is killed
 WALL_SECONDS = 120.0        # of wall clock in which a worker must finish a case: one that sleeps takes no processor time
 SLACK = 16 << 20            # bytes that a case may take beyond twice its honest need: allocator, Python's own objects
 ADDRESSES = 6 << 30         # bytes of addresses that a worker may add: what asks for more gets a MemoryError
 WRITING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.mkfifo", "os.mknod")
 RUNNING = ("os.system", "os.exec", "os.posix_spawn", "os.startfile", "subprocess.Popen", "pickle.find_class")
+_AT = struct.Struct("qd")       # number of a case, and its work: what a worker shares with its watchdog
 
 
 @dataclass(frozen=True)
 class Case:
-    """One input, how it was made, and the bytes of memory that an honest input of its claims needs."""
+    """One input, how it was made, and the bytes of memory and seconds of processor time that an honest input of its claims needs."""
 
     data: bytes
     origin: str
     need: int
     more: Any = None            # what else the kind wants to know
+    work: float = 0.0           # seconds, where a claim honestly takes long
 
 
 class FoundError(Exception):
@@ -99,8 +101,8 @@ class _Worker:
     """A forked process; it tells of every case in a line on a pipe, and the case that it is at in shared memory."""
 
     def __init__(self, kind: Kind, seed: int, first: int, end: int) -> None:
-        self.at, self.end = mmap.mmap(-1, 8), end
-        self.at[:] = struct.pack("q", first)
+        self.at, self.end = mmap.mmap(-1, _AT.size), end
+        self.at[:] = _AT.pack(first, 0.0)
         self.read, write = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)     # Python 3.12 on: fork beside threads
@@ -112,7 +114,11 @@ class _Worker:
 
     @property
     def number(self) -> int:
-        return struct.unpack("q", self.at[:])[0]
+        return _AT.unpack(self.at[:])[0]
+
+    def _taken(self, since: float) -> float:
+        """Seconds of processor time, beyond its work, that the case has taken since its worker had taken `since`."""
+        return _processor_seconds(self.pid) - since - _AT.unpack(self.at[:])[1]
 
     def watch(self, report: Report, progress: Callable[[int, Report], None] | None) -> int:
         """Collects what the worker tells until it ends, or is killed; returns the number to go on with."""
@@ -129,7 +135,7 @@ class _Worker:
                     return self._ended(report)
             if self.number != seen:
                 seen, since = self.number, (_processor_seconds(self.pid), time.monotonic())
-            elif _processor_seconds(self.pid) - since[0] > SECONDS + GRACE or time.monotonic() - since[1] > WALL_SECONDS:
+            elif self._taken(since[0]) > SECONDS + GRACE or time.monotonic() - since[1] > WALL_SECONDS:
                 os.kill(self.pid, signal.SIGKILL)
 
     def _ended(self, report: Report) -> int:
@@ -162,8 +168,9 @@ def _work(kind: Kind, seed: int, first: int, end: int, at: mmap.mmap, write: int
         kind.warm()
         sys.addaudithook(_audit)
         for number in range(first, end):
-            at[:] = struct.pack("q", number)
+            at[:] = _AT.pack(number, 0.0)
             case = make(kind, seed, number)
+            at[:] = _AT.pack(number, case.work)
             kind.write(case)
             os.write(write, json.dumps([number, *_one(kind, case)]).encode() + b"\n")
         code = 0
@@ -188,8 +195,8 @@ def _one(kind: Kind, case: Case) -> tuple[str, float, int, str | None]:
     seconds, grown = time.process_time() - begin, max(0, _status("VmHWM:") - before)
     if finding is None and grown > 2 * case.need + SLACK:
         finding = f"{grown >> 20} MiB, honestly needs {case.need >> 20} ({case.origin}, {outcome})"
-    if finding is None and seconds > SECONDS:
-        finding = f"{seconds:.1f} s ({case.origin}, {outcome})"
+    if finding is None and seconds > SECONDS + case.work:
+        finding = f"{seconds:.1f} s, honestly takes {case.work:.1f} ({case.origin}, {outcome})"
     return outcome, seconds, grown, finding
 
 

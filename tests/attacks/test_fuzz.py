@@ -1,4 +1,4 @@
-"""A short seeded run of each kind of hostile input (benchmarks/fuzz.py makes the long ones), and of the harness: it finds what it is for."""
+"""A short seeded run of each kind of hostile input (benchmarks/fuzz.py makes the long ones), and of the harness itself."""
 
 import os
 import random
