@@ -76,9 +76,12 @@ def _kind(name: str, model: str, folder: Path) -> harness.Kind:
 
 
 def _progress(begin: float) -> Callable[[int, harness.Report], None]:
-    last = [begin]
+    last, told = [begin], [0]
 
     def tell(number: int, report: harness.Report) -> None:
+        for found in report.findings[told[0] :]:
+            told[0] += 1
+            print(f"  FOUND in case {found[0]}: {found[1]}", file=sys.stderr, flush=True)
         if time.perf_counter() - last[0] > 30:
             last[0] = time.perf_counter()
             rate = report.total / (last[0] - begin)

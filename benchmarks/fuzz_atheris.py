@@ -19,7 +19,9 @@ from pathlib import Path
 
 import atheris  # pyright: ignore[reportMissingImports]
 
-with atheris.instrument_imports(include=["vqtok.codes", "vqtok.weights", "vqtok.config", "vqtok.entropy"]):
+with atheris.instrument_imports(     # pyright: ignore[reportAttributeAccessIssue]
+    include=["vqtok.codes", "vqtok.weights", "vqtok.config", "vqtok.entropy"]
+):
     from vqtok import codes, weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))

@@ -207,7 +207,7 @@ def _check_work(image: Image.Image, data: bytes, name: str) -> None:
         scans = _scans(data)
         busy = scans > _SCANS_MAX or scans * pixels > _SCANNED_MAX
     elif image.format in ("BMP", "DIB"):
-        busy = pixels > _RLE_MAX and getattr(image, "tile", None) != [] and image.tile[0][0] == "bmp_rle"
+        busy = pixels > _RLE_MAX and any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ()))
     else:
         busy = image.format == "PPM" and data[:2] in (b"P1", b"P2", b"P3") and data.count(b"#") > _COMMENTS_MAX
     if busy:

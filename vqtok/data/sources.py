@@ -207,18 +207,18 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 def _open_tars(paths: Sequence[Path], name: str, split: Split | None) -> Dataset:
     """Indexes the shards once; each picture is then one read at a known offset."""
-    members = [(path, *member) for path in paths for member in _index_tar(path)]
+    members = [(path, member) for path in paths for member in _index_tar(path)]
 
     def fetch(index: int) -> bytes:
-        path, member, offset, size = members[index]
+        path, member = members[index]
         try:
             with path.open("rb") as file:     # each time anew, 10 µs: no handle is shared by threads or left open
-                file.seek(offset)
-                return file.read(size)
+                file.seek(member.offset)
+                return file.read(member.size)
         except OSError as error:
-            raise InputError(f"{member} in {path}: {error.strerror}", "check the disk") from None
+            raise InputError(f"{member.name} in {path}: {error.strerror}", "check the disk") from None
 
-    return _listed(name if len(paths) == 1 else f"{len(paths)} shards of {name}", [m[1] for m in members], fetch, split)
+    return _listed(name if len(paths) == 1 else f"{len(paths)} shards of {name}", [member.name for _, member in members], fetch, split)
 
 
 def _index_tar(path: Path) -> list[TarMember]:
