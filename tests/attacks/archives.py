@@ -213,7 +213,8 @@ def tar_nested(draw: random.Random) -> tuple[bytes, int]:
     """Archives in archives, under names of pictures."""
     inner = tar(member("a.png", picture()))
     for _ in range(draw.randint(1, 4)):
-        inner = draw.choice((lambda x: tar(member("b.png", x)), lambda x: mutate.zipped([("c.png", x)]), lambda x: bytes(gzip.compress(x))))(inner)
+        wraps = (lambda x: tar(member("b.png", x)), lambda x: mutate.zipped([("c.png", x)]), lambda x: bytes(gzip.compress(x)))
+        inner = draw.choice(wraps)(inner)
     return tar(member("a.png", inner), member("a.png", picture())), 4 << 20
 
 

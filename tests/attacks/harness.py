@@ -23,7 +23,7 @@ from vqtok.errors import VqtokError
 
 SECONDS = 5.0               # of processor time that one case may take beyond its work
 GRACE = 1.0                 # more, before a worker that is still at it is killed
-WALL_SECONDS = 900.0        # of wall clock (under nice 19 a busy machine gives 2 % of itself) in which a worker must finish a case: one that sleeps takes no processor time
+WALL_SECONDS = 900.0        # of wall clock, for a worker that sleeps: on a busy machine nice 19 leaves 2 % of the processor
 SLACK = 16 << 20            # bytes that a case may take beyond twice its honest need: allocator, Python's own objects
 ADDRESSES = 6 << 30         # bytes of addresses that a worker may add: what asks for more gets a MemoryError
 WRITING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.mkfifo", "os.mknod")
