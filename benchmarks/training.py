@@ -29,7 +29,7 @@ from timing import alternate, machine, seconds, table
 from torch import Tensor, nn
 from torch.profiler import profile
 
-from vqtok.cli.train import _keep_memory
+from vqtok.cli.train import keep_memory
 from vqtok.config import PRESETS, PriorConfig, Recipe, TokenizerConfig
 from vqtok.data import ArrayData, Dataset, open_data, split
 from vqtok.data.kept import Kept
@@ -210,7 +210,7 @@ def task_of(stage: str, recipe: Recipe, run: loop.Run, compiled: bool) -> loop.T
 
 
 def ours(stage: str, precision: str, compiled: bool, folder: Path) -> Callable[[], object]:
-    _keep_memory()
+    keep_memory()
     recipe = replace(RECIPE, precision=precision)
     run = loop.Run(folder, 0, torch.device("cpu"), precision)
     task = task_of(stage, recipe, run, compiled)
@@ -223,7 +223,7 @@ def ours(stage: str, precision: str, compiled: bool, folder: Path) -> Callable[[
 
 def plain(stage: str, precision: str, kept: bool) -> Callable[[], object]:
     if kept:
-        _keep_memory()
+        keep_memory()
     if stage == "tokenizer":
         network: nn.Module = PlainVQVAE(RECIPE.tokenizer)
         data = torch.from_numpy(pictures().pictures(np.arange(PICTURES))).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
@@ -343,7 +343,7 @@ def waiting(folder: Path, name: str, recipe: Recipe, steps: int, forget: bool) -
     """
     data: Dataset = open_data(folder)
     recipe = fit_to_data(recipe, data)
-    _keep_memory()
+    keep_memory()
     with TemporaryDirectory() as out:
         run = loop.Run(Path(out), 0, torch.device("cpu"), recipe.precision)
         parts = split(data, recipe.data.validation, 16, 0)

@@ -6,8 +6,9 @@ POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU tar's long names are understood
 """
 
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from vqtok.errors import InputError
 
@@ -35,7 +36,7 @@ def index(path: Path) -> Iterator[TarMember]:
         yield from index_stream(file, path.stat().st_size, path)
 
 
-def index_stream(file: BinaryIO, length: int, path: Path) -> Iterator[TarMember]:
+def index_stream(file: BufferedIOBase, length: int, path: Path) -> Iterator[TarMember]:
     """As `index`, of an open file of at most `length` bytes that is only ever read forwards; path is for errors."""
     at, records = 0, {}
     while (header := file.read(BLOCK)).strip(b"\0"):
@@ -84,7 +85,7 @@ def _name(header: bytes) -> str:
     return joined.decode("utf-8", "surrogateescape")
 
 
-def _records(file: BinaryIO, kind: bytes, size: int, path: Path) -> dict[str, str]:
+def _records(file: BufferedIOBase, kind: bytes, size: int, path: Path) -> dict[str, str]:
     """What an extended header says of the member that follows."""
     if size > _RECORDS_MAX:
         raise _damaged(path, f"a header of {size} bytes")

@@ -1,11 +1,19 @@
 """The pictures in a tar, found one after another: nothing is unpacked, and no list of them is kept."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vqtok.data import tar_index
-from vqtok.data.sources import _is_picture
 from vqtok.data.tar_index import TarMember
+from vqtok.images import IMAGE_SUFFIXES
+
+MEMBER_LIMIT = 2**29     # bytes of one encoded picture in an archive
+
+
+def is_picture(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def tar_pictures(path: Path) -> Iterator[TarMember]:
@@ -16,5 +24,5 @@ def tar_pictures(path: Path) -> Iterator[TarMember]:
     """
     for member in tar_index.index(path):
         name = member.name.removeprefix("./")
-        if _is_picture(name):
+        if is_picture(name):
             yield member._replace(name=name)
