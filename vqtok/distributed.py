@@ -7,6 +7,7 @@ process that was started alone is a group of one, for which each function here g
 
 import json
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vqtok import errors
-from vqtok.errors import TrainingError, VqtokError
+from vqtok.errors import TrainingError, UsageError, VqtokError
 from vqtok.weights import Weights
 
 TIMEOUT = timedelta(minutes=10)     # the longest that others wait is for a validation by the first
@@ -36,13 +37,22 @@ def place() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
 
 
+def local(device: torch.device) -> torch.device:
+    """The device of this process: of several GPUs in a machine, the one with its number."""
+    if device.type != "cuda" or started() == 1:
+        return device
+    device = torch.device("cuda", place()[1])
+    torch.cuda.set_device(device)
+    return device
+
+
 def job() -> str:
     """What all starts of this command by one torchrun have in common, and no others; "" without it.
 
     torchrun's --rdzv-id, where it has one; else the process that starts this one and its machine.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return f"{os.uname().nodename}:{os.getppid()}" if name == "none" else name
+    return f"process {os.getppid()} of {platform.node()}" if name == "none" else name
 
 
 def restarted() -> bool:
@@ -56,6 +66,8 @@ def joined(device: torch.device) -> Iterator[None]:
     if started() == 1:
         yield
         return
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"several processes cannot train together on {device.type}", "choose --device cpu or cuda, or start one process")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _connected():
         dist.init_process_group(backend, timeout=TIMEOUT)
@@ -158,6 +170,11 @@ def rows(mine: Tensor, which: Tensor, block: int) -> Tensor:
     found[here] = mine[(picture // size() * block + row)[here]]
     sum_(found)         # all others hold zeros
     return found
+
+
+def all_rows(mine: Tensor, block: int) -> Tensor:
+    """All rows (N, D) of the whole batch, of which `mine` are this process's; each picture has `block` of them."""
+    return mine if size() == 1 else rows(mine, torch.arange(len(mine) * size(), device=mine.device), block)
 
 
 def highest(*numbers: int) -> list[int]:

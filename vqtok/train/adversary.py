@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vqtok import distributed
 from vqtok.codec import place
 from vqtok.config import Recipe
 from vqtok.errors import TrainingError
@@ -74,9 +75,9 @@ class Adversary(nn.Module):
         leaf = reconstruction.detach().requires_grad_()     # the discriminator's own weights get no gradient here
         wish = self._wish(leaf, pictures)
         (gradient,) = torch.autograd.grad(wish, leaf)
-        length = gradient.norm()
+        length = _length(gradient)
         _follow(self.pull, length, step - self.asked_from)
-        l1 = 1 / (2 * PIXEL_DEVIATION * math.sqrt(leaf.numel()))
+        l1 = 1 / (2 * PIXEL_DEVIATION * math.sqrt(leaf.numel() * distributed.size()))
         weight = self.config.adversarial * min(1.0, (step - self.asked_from + 1) / self.lead)
         factor = weight * l1 / torch.maximum(self.pull, length).clamp(min=1e-12)
         term = (reconstruction * (factor * gradient)).sum()         # has that gradient, and gets the value of the wish
@@ -102,7 +103,9 @@ class Adversary(nn.Module):
         real, fake = opinion.scores.chunk(2)
         hinge = discriminator_hinge(real, fake)
         (hinge + self.config.lecam * lecam(real, fake, self.scores)).backward()
-        loss = float(hinge.detach())
+        scores, hinge = torch.stack([real.mean(), fake.mean()]).detach(), hinge.detach()
+        distributed.mean_(hinge, scores, *(p.grad for p in self.parameters() if p.grad is not None))
+        loss = float(hinge)
         if not math.isfinite(loss):
             fix = "the last good checkpoint is kept; start anew with a lower learning rate, or without --adversarial"
             raise TrainingError(f"tokenizer: the discriminator's loss is {loss:g} at step {seen.step + 1}", fix)
@@ -110,8 +113,17 @@ class Adversary(nn.Module):
             group["lr"] = learning_rate(self.stage, seen.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        _follow(self.scores, torch.stack([real.mean(), fake.mean()]), seen.step - self.learns_from)
+        _follow(self.scores, scores, seen.step - self.learns_from)
         return {"discriminator": loss}
+
+
+def _length(gradient: Tensor) -> Tensor:
+    """That of the whole batch's gradient; each process has its pictures' part of it, times the number of processes."""
+    if distributed.size() == 1:
+        return gradient.norm()
+    squares = gradient.square().sum()
+    distributed.sum_(squares)
+    return squares.sqrt() / distributed.size()
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqtok import files, images
+from vqtok import distributed, files, images
 from vqtok.config import StageConfig
 from vqtok.errors import OutputError, TrainingError
 from vqtok.train import state
@@ -133,8 +133,15 @@ class Stop:
     signal: int = 0
 
     @property
-    def due(self) -> bool:
+    def here(self) -> bool:
+        """Whether this process has been told to stop."""
         return bool(self.signal) or time.monotonic() >= self.deadline
+
+    @property
+    def due(self) -> bool:
+        """Whether to stop. All processes of a run ask at the same moment and hear the same: any of them may have been told to."""
+        self.signal, stops = distributed.highest(self.signal, self.here)
+        return bool(stops)
 
 
 @dataclass
@@ -162,6 +169,7 @@ def train(task: Task, config: StageConfig, run: Run, resume: bool) -> bool:
 
     Writes NAME.safetensors (best by validation, but see Validation.keep) and NAME.state.safetensors (to resume) in the run's
     folder. Raises TrainingError when the loss or the gradient stops being finite; the files of the last good step stay.
+    Of several processes (`distributed`) the first alone writes, validates and reports.
     """
     return _Trainer(task, config, run).train(resume)
 
@@ -184,14 +192,17 @@ class _Trainer:
         self.learners = [state.Learner(task.network, self.optimizer), *task.learners()]
 
     def train(self, resume: bool) -> bool:
-        if resume and self.state_path.exists():
-            self.progress = state.load(self.state_path, self.learners, self._extra())
+        progress = state.load(self.state_path, self.learners, self._extra()) if resume else None
+        if progress is not None:
+            self.progress = progress
         else:
             torch.manual_seed(_mix(self.run.seed, 0))
             self.task.prepare()
+            self._agree()
             if self.average is not None:
                 self.average.start()
-        _cut_log(self.log_path, self.task.name, self.progress.step)
+        if distributed.first():
+            _cut_log(self.log_path, self.task.name, self.progress.step)
         if self.progress.step < self.config.steps:
             self._loop()
         elif self.progress.best is None:        # `steps` was lowered below the first validation
@@ -229,6 +240,7 @@ class _Trainer:
         with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
             result = self.task.forward(batch)
         result.loss.backward()
+        result = self._over_all(result)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         loss = float(result.loss.detach())
         if not math.isfinite(loss) or not math.isfinite(float(norm)):
@@ -244,7 +256,27 @@ class _Trainer:
         for name, value in {**figures, "steps": 1}.items():
             window[name] = window.get(name, 0) + value
         if result.indices is not None:
-            self.counts += torch.bincount(result.indices.flatten(), minlength=len(self.counts))
+            counts = torch.bincount(result.indices.flatten(), minlength=len(self.counts))
+            distributed.sum_(counts)
+            self.counts += counts
+
+    def _over_all(self, result: Step) -> Step:
+        """Loss and metrics of the whole batch in place of those of this process's part; the gradients, too.
+
+        Not by DistributedDataParallel: its hooks would have to be told of the discriminator's passes, and of what a step leaves out.
+        """
+        if distributed.size() == 1:
+            return result
+        distributed.mean_(*(p.grad for p in self.parameters if p.grad is not None))
+        means = {"loss": result.loss.detach().float(), **{name: value.detach().float() for name, value in result.metrics.items()}}
+        means = {name: value.clone() for name, value in means.items()}       # the loss may be one of the metrics
+        distributed.mean_(*means.values())
+        return replace(result, loss=means.pop("loss"), metrics=means)
+
+    def _agree(self) -> None:
+        """Gives all processes the weights of the first: no machine may round its own way for long."""
+        for learner in self.learners:
+            distributed.copy_first(learner.weights().values())
 
     def _diverged(self, what: str) -> TrainingError:
         setting = f"{self.task.name}_training.learning_rate"
@@ -257,6 +289,8 @@ class _Trainer:
         return {name: value / steps for name, value in window.items() if name != "steps"}
 
     def _report(self, rate: float) -> None:
+        if not distributed.first():
+            return
         left = (self.config.steps - self.progress.step) / rate
         extra, _ = self.task.summary(self.progress.window, self.counts)
         self.run.listener.status(
@@ -266,6 +300,10 @@ class _Trainer:
         )
 
     def _validate(self, rate: float) -> None:
+        self._agree()
+        if not distributed.first():
+            self._forget_window()
+            return
         with self.average.applied() if self.average is not None else nullcontext():
             self._validate_weights(rate)
 
@@ -287,12 +325,15 @@ class _Trainer:
         }
         if validation.keep or progress.best is None or validation.score < progress.best:
             self._release(validation)
-        progress.window = {}
-        self.counts.zero_()
+        self._forget_window()
         _append(self.log_path, json.dumps(line) + "\n")
         if validation.sheet is not None:
             images.write(self.run.folder / f"{task.name}-{progress.step:06d}.png", validation.sheet, force=True)
         self.run.listener.validated(task.name, line, sentence)
+
+    def _forget_window(self) -> None:
+        self.progress.window = {}
+        self.counts.zero_()
 
     def _release(self, validation: Validation) -> None:
         """Writes the best weights so far. The state follows: after a kill in between, resuming comes here again."""
@@ -305,7 +346,8 @@ class _Trainer:
         progress.best, progress.best_step = validation.score, progress.step
 
     def _save(self) -> None:
-        state.save(self.state_path, self.learners, self._extra(), self.progress)
+        if distributed.first():
+            state.save(self.state_path, self.learners, self._extra(), self.progress)
 
     def _extra(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs besides its learners; they share memory with what they are of."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import __version__, losses, report
+from vqtok import __version__, distributed, losses, report
 from vqtok.codec import load_tokenizer, place
 from vqtok.config import Recipe
 from vqtok.data import Batches, Dataset, whole
@@ -43,7 +43,8 @@ class TokenizerTask(Task):
         self.adversary = Adversary(recipe, run) if recipe.losses.adversarial else None
         data, stage = recipe.data, recipe.tokenizer_training
         self._batches = Batches(
-            dataset, parts[0], stage.batch, data.size, recipe.seed, data.flip, data.min_scale, recipe.tokenizer.channels
+            dataset, parts[0], stage.batch, data.size, recipe.seed, data.flip, data.min_scale, recipe.tokenizer.channels,
+            share=(distributed.rank(), distributed.size()),
         )
         crops = [center_crop(whole(dataset, int(i), recipe.tokenizer.channels), data.size) for i in parts[1]]
         self._validation = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())     # (V, C, size, size)
@@ -62,12 +63,12 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def _vectors(self, count: int) -> Tensor:
-        """Encoder outputs (N, D) on training batches, N >= count."""
+        """Encoder outputs (N, D) on training batches, N >= count; the same in all processes."""
         parts, have, step = [], 0, 0
         while have < count:
             pictures, _ = self._batches.batch(step)
             z = self.vqvae.encoder(self._to_device(pictures))
-            parts.append(z.permute(0, 2, 3, 1).flatten(0, 2))
+            parts.append(distributed.all_rows(z.permute(0, 2, 3, 1).flatten(0, 2), z.shape[2] * z.shape[3]))
             have, step = have + len(parts[-1]), step + 1
         return torch.cat(parts)
 
@@ -89,7 +90,7 @@ class TokenizerTask(Task):
                 raise
             reason = str(error).strip().splitlines()[0]
             raise TrainingError(f"torch.compile fails here: {reason}", "leave --compile out") from None
-        terms = self.criterion(output.reconstruction, pictures)
+        terms = self.criterion(output.reconstruction, pictures, shared=True)
         if self.adversary is not None:
             terms |= self.adversary.generator_terms(output.reconstruction, pictures, step)
         error = (output.reconstruction.detach() - pictures).square().mean() / 4       # of pixels in [0, 1]
