@@ -19,8 +19,8 @@ from vqtok.train.tokenizer import TokenizerTask
 from vqtok.vqvae import VQVAE
 
 __all__ = [
-    "STAGES", "Begun", "Listener", "Run", "Status", "Stop", "Wanted", "agreed", "check_free", "check_processes", "check_settable", "goes_on", "merge",
-    "new", "plan", "prior_for", "record", "resumed", "start", "train",
+    "STAGES", "Begun", "Listener", "Run", "Status", "Stop", "Wanted", "agreed", "check_free", "check_processes", "check_settable",
+    "goes_on", "merge", "new", "plan", "prior_for", "record", "resumed", "start", "train",
 ]     # fmt: skip
 
 STAGES = ("tokenizer", "prior", "entropy", "all")
