@@ -8,6 +8,8 @@ process that was started alone is a group of one, for which each function here g
 import json
 import os
 import platform
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -70,9 +72,36 @@ def joined(device: torch.device) -> Iterator[None]:
         raise UsageError(f"several processes cannot train together on {device.type}", "choose --device cpu or cuda, or start one process")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _connected():
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        store, number, count = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+        store = dist.PrefixStore(_meeting(store, number, count), store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     yield       # after an error nobody is left to take leave of
     dist.destroy_process_group()
+
+
+def _meeting(store: dist.Store, number: int, count: int) -> str:
+    """A name that the processes which are here now, and no others, agree on.
+
+    A torchrun that starts its processes again keeps the store in which those before have left their addresses, and its count of
+    restarts differs from machine to machine. So each process calls with a word of its own until the first answers with its own.
+    """
+    word = uuid.uuid4().hex
+    if number:
+        store.set(f"vqtok/call/{number}", word)
+        name = store.get(f"vqtok/answer/{word}").decode()
+        store.set(f"vqtok/{name}/{number}", "here")
+        return name
+    missing, deadline = set(range(1, count)), time.monotonic() + TIMEOUT.total_seconds()
+    while missing:
+        for other in list(missing):
+            if store.check([f"vqtok/{word}/{other}"]):
+                missing.discard(other)
+            elif store.check([f"vqtok/call/{other}"]):      # perhaps one of a process that has ended: the next look finds a newer one
+                store.set(f"vqtok/answer/{store.get(f'vqtok/call/{other}').decode()}", word)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no call from processes {sorted(missing)}")
+        time.sleep(0.02)
+    return word
 
 
 def size() -> int:
