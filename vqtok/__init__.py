@@ -9,11 +9,12 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Codes", "Model", "VqtokError", "__version__", "load", "read_codes", "write_codes"]
+__all__ = ["Codes", "CodesDataset", "Model", "VqtokError", "__version__", "load", "read_codes", "write_codes"]
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vqtok.bulk import CodesDataset
     from vqtok.codec import Model, load
     from vqtok.codes import Codes
     from vqtok.codes import write as write_codes
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Codes": ("vqtok.codes", "Codes"),
+    "CodesDataset": ("vqtok.bulk", "CodesDataset"),
     "Model": ("vqtok.codec", "Model"),
     "VqtokError": ("vqtok.errors", "VqtokError"),
     "load": ("vqtok.codec", "load"),

@@ -5,11 +5,10 @@
 >>> picture = model.decode(codes)           # uint8 (H, W, C), of the original's size
 """
 
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,12 +23,14 @@ from vqtok.config import ENTROPY_CODES_MAX, EntropyConfig, PriorConfig, Tokenize
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.losses import Likelihood
 from vqtok.outline import outline
+from vqtok.parts import Cut, in_parts
 from vqtok.priors import ExactPrior, PixelCNN, exact_shapes, sample
 from vqtok.quantizers import Quantizer
-from vqtok.vqvae import VQVAE, Decoder, Encoder, reach, to_float, to_uint8
+from vqtok.vqvae import VQVAE, Decoder, Encoder, to_float, to_uint8
 
 N = TypeVar("N", bound=torch.nn.Module)
-PIXELS_AT_ONCE = 2**21       # of a tile: the networks hold about 150 bytes for each, so 300 MB
+PIXELS_AT_ONCE = 2**19      # worked on, at about 60 bytes each; in smaller parts a pixel costs up to 1.3 times as much (2**16)
+GPU_PIXELS_AT_ONCE = 2**22
 SIDES = ("top", "bottom", "left", "right")
 
 
@@ -296,16 +297,28 @@ class Model:
             raise UsageError(f"these {len(pictures)} pictures do not fill one grid", "encode pictures of different sizes one by one")
         h, w = (-(-side // f) for side in pictures[0].shape[:2])
         indices = torch.empty(len(pictures), count, h, w, dtype=torch.int64)
-        for tile in tiles(h, w, f, reach(self.encoder, f)):
-            padded = np.stack([images.pad(p[tile.pixels(f)], f) for p in pictures])         # (n, a tile's pixels, C)
-            indices[:, :, *tile.core] = self._encode(padded)[:, :count, *tile.inner]
+        group = max(1, self._pixels_at_once // (h * w * f * f))
+        for i in range(0, len(pictures), group):
+            self._encode(pictures[i : i + group], indices[i : i + group])
         return self._codes(indices, tuple((p.shape[0], p.shape[1]) for p in pictures))
 
-    def _encode(self, pixels: np.ndarray) -> Tensor:
-        """Indices (n, L, h, w) of uint8 (n, h*f, w*f, C)."""
-        x = to_float(torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2))          # (n, C, h*f, w*f), channels last
-        with torch.inference_mode(), self._autocast():
-            return self.quantizer(self.encoder(x.contiguous(memory_format=torch.channels_last))).indices
+    def _encode(self, pictures: list[np.ndarray], indices: Tensor) -> None:
+        """Writes the indices (n, L, h, w) of n pictures that share a grid, or those of the first few levels."""
+        f, (count, h, w) = self.config.downsample, indices.shape[1:]
+        cut = Cut.of(h, w, f, self._pixels_at_once, len(pictures))
+        place = 0
+        with self._inference():
+            parts = (self._floats([p[cut.slices(part, f)] for p in pictures]) for part in cut.parts)
+            for vectors in in_parts(self.encoder, parts, cut.axis, cut.most * f):       # (n, D, rows, w) or (n, D, h, columns)
+                found = self.quantizer(vectors).indices[:, :count]
+                indices.narrow(cut.axis, place, found.shape[cut.axis]).copy_(found)
+                place += found.shape[cut.axis]
+
+    def _floats(self, pictures: list[np.ndarray]) -> Tensor:
+        """(n, C, h*f, w*f) in [-1, 1], channels last, of uint8 (H, W, C)."""
+        padded = np.stack([images.pad(p, self.config.downsample) for p in pictures])         # (n, h*f, w*f, C)
+        x = to_float(torch.from_numpy(padded).to(self.device).permute(0, 3, 1, 2))
+        return x.contiguous(memory_format=torch.channels_last)
 
     def decode(self, codes: Codes, levels: int | None = None) -> np.ndarray:
         """The one picture in the codes, uint8 (H, W, C), at its original size. Raises ModelError where another model made them.
@@ -324,24 +337,37 @@ class Model:
 
     def _decode(self, indices: np.ndarray, H: int, W: int) -> np.ndarray:
         """uint8 (H, W, C) from (1, L, h, w)."""
-        f, (h, w) = self.config.downsample, indices.shape[2:]
         picture = np.empty((H, W, self.config.channels), np.uint8)
-        for tile in tiles(h, w, f, reach(self.decoder, f)):
-            output = self._output(indices[:, :, *tile.outer])
-            rows, columns = (slice(part.start * f, part.stop * f) for part in tile.inner)
-            part = picture[tuple(slice(part.start * f, part.stop * f) for part in tile.core)]      # less at the right and bottom edge
-            part[:] = images.crop(self.to_picture(output[:, :, rows, columns]), *part.shape[:2])
+        with self._inference():
+            for where, output in self._outputs(indices):
+                part = picture[where]       # less than the output at the right and bottom edge: nothing, even
+                part[:] = self.to_picture(output)[: part.shape[0], : part.shape[1]]
         return picture
 
     def output(self, codes: Codes, i: int) -> Tensor:
         """What the decoder says of picture i: the likelihood's float32 parameters (1, C, H, W), at the picture's own size."""
-        height, width = codes.sizes[i]
-        return self._output(codes.indices[i : i + 1])[:, :, :height, :width]
+        indices, (height, width) = codes.indices[i : i + 1], codes.sizes[i]
+        f, (h, w) = self.config.downsample, indices.shape[2:]
+        output = torch.empty(1, self.config.channels, h * f, w * f, device=self.device)
+        with self._inference():
+            for where, part in self._outputs(indices):
+                output[:, :, *where] = part
+        return output[:, :, :height, :width]
 
-    def _output(self, indices: np.ndarray) -> Tensor:
-        """float32 (1, C, h*f, w*f) from (1, L, h, w)."""
-        with torch.inference_mode(), self._autocast():
-            return self.decoder(self.quantizer.lookup(torch.from_numpy(indices.astype(np.int64)).to(self.device))).float()
+    def _outputs(self, indices: np.ndarray) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+        """Rows and columns of pixels, and what the decoder says of them, float32 (1, C, rows, columns), from (1, L, h, w)."""
+        f, (h, w) = self.config.downsample, indices.shape[2:]
+        cut = Cut.of(h, w, f, self._pixels_at_once)
+        lookups = (self._vectors(indices[:, :, *cut.slices(part)]) for part in cut.parts)
+        place = 0
+        for output in in_parts(self.decoder, lookups, cut.axis, cut.most):
+            end = place + output.shape[cut.axis]
+            yield cut.slices(slice(place, end)), output.float()
+            place = end
+
+    def _vectors(self, indices: np.ndarray) -> Tensor:
+        """(1, D, h, w) from (1, L, h, w)."""
+        return self.quantizer.lookup(torch.from_numpy(indices.astype(np.int64)).to(self.device))
 
     def to_picture(self, output: Tensor) -> np.ndarray:
         """The picture to show for a decoder's output (1, C, H, W): uint8 (H, W, C)."""
@@ -438,42 +464,15 @@ class Model:
         if mine != theirs or codes.levels > self.config.levels:
             raise ModelError(f"the codes do not fit the model {self.name}", "the codes file is damaged: make it again")
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A part of a grid: rows and columns to be computed, and those to compute them from."""
-
-    core: tuple[slice, slice]
-    outer: tuple[slice, slice]
-
     @property
-    def inner(self) -> tuple[slice, slice]:
-        """The core as seen from the outer part."""
-        first, second = (slice(c.start - o.start, c.stop - o.start) for c, o in zip(self.core, self.outer, strict=True))
-        return first, second
+    def _pixels_at_once(self) -> int:
+        """How many pixels, more or less, are worked on at a time."""
+        return PIXELS_AT_ONCE if self.device.type == "cpu" else GPU_PIXELS_AT_ONCE
 
-    def pixels(self, f: int) -> tuple[slice, slice]:
-        """The outer part in pixels."""
-        first, second = (slice(o.start * f, o.stop * f) for o in self.outer)
-        return first, second
-
-
-def tiles(h: int, w: int, f: int, halo: int) -> Iterator[Tile]:
-    """Tiles that cover an h x w grid of f x f pixels, each of at most PIXELS_AT_ONCE or so, with `halo` codes of context around them.
-
-    With a halo of the network's reach, what is computed tile by tile is what is computed at once, up to float rounding: the
-    networks normalize nothing over space.
-    """
-    side = max(1, math.isqrt(PIXELS_AT_ONCE) // f)
-    height, width = (h, w) if h * w <= side * side else (side, side)
-    for top in range(0, h, height):
-        for left in range(0, w, width):
-            bottom, right = min(h, top + height), min(w, left + width)
-            outer = slice(max(0, top - halo), min(h, bottom + halo)), slice(max(0, left - halo), min(w, right + halo))
-            yield Tile((slice(top, bottom), slice(left, right)), outer)
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            yield
 
 
 def kept_part(keep: str, h: int, w: int) -> tuple[slice, slice]:

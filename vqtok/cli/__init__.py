@@ -31,7 +31,7 @@ class _Commands(TyperGroup):
 def _show_parse_error(error: Any) -> int:
     context = getattr(error, "ctx", None)
     message = error.format_message().strip()
-    if context is None or not message or "\n" in message:      # no arguments at all: the message is the whole help
+    if context is None or not message or type(error).__name__ == "NoArgsIsHelpError":       # the message is the whole help
         error.show()
     else:
         first, *_ = message.split(" ", 1)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqtok.cli import bulk, output, rate
 from vqtok.cli import options as o
-from vqtok.cli import output, rate
 from vqtok.cli.start import load
 from vqtok.cli.threads import ahead, behind, later
 from vqtok.errors import UsageError, VqtokError
@@ -45,8 +45,17 @@ def encode(
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
+    shards: bulk.Bulk = False,
+    shard_size: bulk.ShardSize = None,
+    resume: bulk.Resume = False,
+    shard: bulk.Shard = None,
+    workers: bulk.Workers = None,
 ) -> None:
-    """Turn pictures into codes: img.png -> img.npz."""
+    """Turn pictures into codes: img.png -> img.npz. Tar shards, or --bulk, give codes shards in a folder."""
+    if bulk.wanted(inputs, shards, shard_size, resume, shard, workers):
+        bulk.check_free({"--bpp": bpp, "--max-bytes": max_bytes, "--verify": verify, "--skip-existing": skip_existing})
+        asked = bulk.Asked(inputs, out, model, levels, compact, force, background, device, precision, shard_size, resume, shard, workers)
+        return bulk.encode(asked, load, json, quiet, verbose)
     from vqtok import files, images, weights
 
     color, wanted = images.parse_color(background), rate.Rate.parse(levels, bpp, max_bytes)

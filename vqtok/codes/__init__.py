@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 
 from vqtok import files
-from vqtok.codes.archive import Member, find, open_archive, read_member, write_member
+from vqtok.codes.archive import Member, data_offset, find, open_archive, read_member, write_member
 from vqtok.codes.checks import COPY_AGAIN, FORMAT, check, named, parse_meta
 from vqtok.codes.compact import Compact, compact, from_stream, to_stream
 from vqtok.codes.grids import Codes, choice, counted, index_dtype
 from vqtok.errors import FormatError
 
 __all__ = [
-    "FILE_LIMIT", "FORMAT", "Codes", "Compact", "choice", "compact", "counted", "fit", "form", "index_dtype", "named", "parse_meta", "read",
-    "read_any", "read_meta", "to_bytes", "write",
+    "FILE_LIMIT", "FORMAT", "Codes", "Compact", "choice", "compact", "counted", "data_offset", "fit", "form", "index_dtype", "named",
+    "parse_meta", "read", "read_any", "read_meta", "to_bytes", "write",
 ]     # fmt: skip
 
 FILE_LIMIT = 4 << 30        # bytes; the file is held in memory while it is read
@@ -39,14 +39,17 @@ _META_BYTES = 1 << 16       # the most the meta member may take without the size
 _META_BYTES_EACH = 96       # ... and for each picture: "[1234567890,1234567890],"
 
 
-def to_bytes(codes: Codes | Compact) -> bytes:
-    """The bytes of a codes file. Equal codes give equal bytes, apart from how a machine's zlib packs them."""
+def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
+    """The bytes of a codes file. Equal codes give equal bytes, apart from how a machine's zlib packs them.
+
+    Without `deflate` plain indices are stored as they are: `data_offset` tells where, and a memory map reads one picture alone.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         if isinstance(codes, Compact):
             write_member(archive, "stream", np.frombuffer(to_stream(codes), np.uint8))
         else:
-            write_member(archive, "indices", codes.indices)
+            write_member(archive, "indices", codes.indices, deflate)
             write_member(archive, "meta", np.array(json.dumps(_to_meta(codes), sort_keys=True, separators=(",", ":"))))
     return buffer.getvalue()
 

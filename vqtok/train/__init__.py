@@ -15,6 +15,7 @@ from vqtok.train.folder import Begun, check_free, goes_on, record, start
 from vqtok.train.loop import Listener, Run, Status, Stop
 from vqtok.train.plan import plan
 from vqtok.train.prior import EntropyTask, Grids, PriorTask, encode_dataset, load_grids, save_grids
+from vqtok.train.shards import CodesData, copy_tokenizer, refuse_codes
 from vqtok.train.tokenizer import TokenizerTask
 from vqtok.vqvae import VQVAE
 
@@ -35,6 +36,9 @@ def train(recipe: Recipe, dataset: Dataset, run: Run, stage: str = "all", resume
     Inside `distributed.joined`, all processes of a run call this alike and share the work; the first needs the folder, all need the
     data. What comes out is the same for any number of them, but for rounding and for the prior's dropout.
     """
+    if stage in ("tokenizer", "all"):
+        refuse_codes(dataset)
+    copy_tokenizer(run.folder, dataset)
     parts = _parts(recipe, dataset, run)
     run.listener.note(f"{len(parts[0]):,} pictures to train on, {len(parts[1]):,} set aside for validation.")
     if stage in ("tokenizer", "all") and not _train_tokenizer(recipe, dataset, parts, run, resume, compiled):
@@ -55,6 +59,8 @@ def _parts(recipe: Recipe, dataset: Dataset, run: Run) -> Parts:
 
 
 def _readable(dataset: Dataset, index: int) -> bool:
+    if isinstance(dataset, CodesData):
+        return True
     try:
         dataset.picture(index)
     except InputError:
@@ -74,7 +80,7 @@ def _train_priors(recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, stag
     grids = _all_grids(network, fingerprint, recipe, dataset, run)
     if grids is None:
         return False
-    split_grids = _split_grids(grids, parts, recipe.data.flip)
+    split_grids = _split_grids(grids, parts, recipe.data.flip and not isinstance(dataset, CodesData))
     if stage != "entropy" and not loop.train(
         PriorTask(recipe, dataset, fingerprint, split_grids, run), recipe.prior_training, run, resume
     ):
@@ -89,7 +95,12 @@ def _train_priors(recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, stag
 
 
 def _all_grids(network: VQVAE, fingerprint: str, recipe: Recipe, dataset: Dataset, run: Run) -> Grids | None:
-    """The grids of all pictures, from the run's folder or encoded now; None after an early stop."""
+    """The grids of all pictures, from codes shards, from the run's folder or encoded now; None after an early stop."""
+    if isinstance(dataset, CodesData):
+        dataset.check(network.config, fingerprint, run.folder)
+        if recipe.data.flip:
+            run.listener.note("Codes have no mirror images: the prior learns the pictures as they are.")
+        return dataset.grids
     path, mirror = run.folder / "indices.state.safetensors", recipe.data.flip
     grids = load_grids(path, fingerprint, len(dataset) * (2 if mirror else 1))
     if grids is not None:

@@ -13,6 +13,7 @@ from vqtok.data import Dataset, Shapes, open_data
 from vqtok.errors import InputError, TrainingError, UsageError
 from vqtok.train import folder as folders
 from vqtok.train.folder import Begun
+from vqtok.train.shards import CodesData, check_codes, is_codes, refuse_codes, tokenizer_for
 
 DERIVED = ("codebook_size", "levels", "labels")     # of the prior: the tokenizer and the data decide them
 _PRIOR_SETTINGS = ("prior", "prior_training", "entropy", "entropy_training", "precision", "data.prior_size")
@@ -35,6 +36,7 @@ class Wanted:
 def new(wanted: Wanted) -> tuple[Begun, Dataset]:
     """A new run: the preset for the data, changed by the wanted values."""
     dataset = _open(wanted.data)
+    refuse_codes(dataset)
     recipe = preset_for(dataset, wanted.preset)
     recipe = replace(recipe, tokenizer=replace(recipe.tokenizer, channels=dataset.channels))
     before = _first_tokenizer(wanted.init)
@@ -89,14 +91,13 @@ def resumed(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
 
 def prior_for(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
     """A new prior for the tokenizer in a folder, be it of a run or of a model without one. The tokenizer's settings stay."""
-    path = folder / "tokenizer.safetensors"
-    if not path.exists():
-        raise TrainingError(f"{folder} holds no tokenizer", "train one first: --stage all")
+    path = tokenizer_for(folder, Path(wanted.data) if wanted.data else None)
     if (folder / folders.RUN_FILE).exists():
         return _next_prior(folder, wanted)
     meta = weights.read_meta(path, "tokenizer")
     tokenizer = weights.tokenizer_config(path)
     dataset = _open(wanted.data)
+    check_codes(dataset, path)
     preset = preset_for(dataset, wanted.preset)
     size = meta["record"].get("size", 16 * tokenizer.downsample)
     base = replace(preset, tokenizer=tokenizer, data=replace(preset.data, size=size))
@@ -114,6 +115,7 @@ def _next_prior(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
     changed = changed_settings(before.recipe, recipe)
     _refuse([name for name in changed if not name.startswith(_PRIOR_SETTINGS)], folder)
     dataset = _open(wanted.data or before.data)
+    check_codes(dataset, tokenizer_for(folder, Path(wanted.data) if wanted.data else None))
     return _begun(fit_to_data(recipe, dataset), dataset, replace(wanted, data=wanted.data or before.data)), dataset
 
 
@@ -218,7 +220,7 @@ def _begun(recipe: Recipe, dataset: Dataset, wanted: Wanted) -> Begun:
 
 
 def _open(data: str | None) -> Dataset:
-    return open_data(Path(data) if data else None)
+    return CodesData(Path(data)) if data and is_codes(Path(data)) else open_data(Path(data) if data else None)
 
 
 def _absolute(data: str | None) -> str:

@@ -242,18 +242,18 @@ class _Trainer:
         result.loss.backward()
         result = self._over_all(result)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        loss = float(result.loss.detach())
-        if not math.isfinite(loss) or not math.isfinite(float(norm)):
-            raise self._diverged(f"the loss is {loss:g} and the gradient norm {float(norm):g} at step {step + 1}")
+        figures = {"loss": result.loss, "norm": norm, **result.metrics}
+        loss, norm, *metrics = torch.stack([value.detach().float() for value in figures.values()]).tolist()     # one wait for the device
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise self._diverged(f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        metrics = {name: float(value.detach()) for name, value in result.metrics.items()}
-        figures = {"loss": loss} | metrics | self.task.after_step()
+        seen = {"loss": loss, **dict(zip(result.metrics, metrics, strict=True)), **self.task.after_step()}
         if self.average is not None:
             self.average.update(self.progress.step)
         window = self.progress.window
-        for name, value in {**figures, "steps": 1}.items():
+        for name, value in {**seen, "steps": 1}.items():
             window[name] = window.get(name, 0) + value
         if result.indices is not None:
             counts = torch.bincount(result.indices.flatten(), minlength=len(self.counts))

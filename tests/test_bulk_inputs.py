@@ -1,0 +1,166 @@
+"""What bulk encoding takes up, in which order and in which shares."""
+
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from bulk_helpers import make_tar, pictures, png
+from cli_helpers import save
+from conftest import picture
+
+from vqtok.bulk.inputs import Chunk, Entry, Inputs, Share
+from vqtok.data.tars import tar_pictures
+from vqtok.errors import InputError, UsageError
+
+
+def chunks(inputs: Inputs, size: int) -> list[Chunk]:
+    return [chunk for source in inputs.all for chunk in inputs.chunks(source, size)]
+
+
+def names(words: list[str]) -> list[str]:
+    return [entry.name for chunk in chunks(Inputs(words), 3) for entry in chunk.entries]
+
+
+def test_tars_come_first_and_loose_pictures_last():
+    make_tar("a.tar", pictures(2))
+    make_tar("deep.tar", pictures(1, first=7))
+    for name in ("in/z.png", "in/b/a.png", "in/b/.hidden.png", "in/a.jpg"):
+        save(name)
+    Path("in/notes.txt").write_text("no picture")
+    os.rename("deep.tar", "in/b/deep.tar")
+    found = Inputs(["in", "a.tar"])
+    assert [(source.name, source.bytes is None) for source in found.all] == [("b/deep.tar", False), ("a.tar", False), ("pictures", True)]
+    assert names(["in", "a.tar"]) == ["007.png", "000.png", "001.png", "a.jpg", "z.png", "b/a.png"]
+    save("more/x.png")
+    assert names(["in", "more"])[1:] == ["in/a.jpg", "in/z.png", "in/b/a.png", "more/x.png"]
+    assert names(["in/*.png", "in/a.jpg"]) == ["z.png", "a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "lengths"), [(0, 3, [0]), (1, 3, [1]), (3, 3, [3]), (4, 3, [3, 1]), (6, 3, [3, 3]), (2, 1, [1, 1])]
+)
+def test_chunks_are_full_but_the_last(count: int, size: int, lengths: list[int]):
+    make_tar("a.tar", {"notes.txt": b"x", **pictures(count)})
+    found = chunks(Inputs(["a.tar"]), size)
+    assert [len(chunk.entries) for chunk in found] == lengths
+    assert [chunk.last for chunk in found] == [False] * (len(lengths) - 1) + [True]
+    assert [chunk.stem for chunk in found] == [f"00000-{i:05}" for i in range(len(lengths))]
+
+
+def test_entries_say_where_the_bytes_lie():
+    members = pictures(3)
+    path = make_tar("a.tar", {"notes.txt": b"x", **members, "__MACOSX/x.png": b"x"})
+    (chunk,) = chunks(Inputs(["a.tar"]), 10)
+    for entry, (name, content) in zip(chunk.entries, members.items(), strict=True):
+        assert entry.size is not None
+        assert (entry.name, path.read_bytes()[entry.offset : entry.offset + entry.size]) == (name, content)
+
+
+def test_the_checksum_tells_other_pictures():
+    make_tar("a.tar", pictures(2))
+    make_tar("b.tar", {"x.png": png(picture(9, 9)), "001.png": png(picture(16, 16, seed=1))})
+    (one,), (two,) = (chunks(Inputs([name]), 5) for name in ("a.tar", "b.tar"))
+    assert one.checksum == chunks(Inputs(["a.tar"]), 5)[0].checksum != two.checksum
+
+
+def test_damage_is_an_entry_after_what_can_be_read():
+    whole = make_tar("a.tar", pictures(3)).read_bytes()
+    Path("a.tar").write_bytes(whole[: 512 + 200])
+    (chunk,) = chunks(Inputs(["a.tar"]), 5)
+    assert [entry.error is None for entry in chunk.entries] == [True, False]
+    Path("b.tar").write_bytes(b"no tar" * 200)
+    (chunk,) = chunks(Inputs(["b.tar"]), 5)
+    assert "the rest of the tar cannot be read" in (chunk.entries[0].error or "")
+
+
+def test_folders_and_links_that_cannot_be_read_are_entries(monkeypatch: pytest.MonkeyPatch):
+    save("in/a.png")
+    save("in/closed/b.png")
+    os.symlink("gone", "in/broken.png")
+    os.symlink(".", "in/loop")
+    os.mkfifo("in/pipe.png")
+    scandir = os.scandir
+
+    def refuse(folder: str):
+        if str(folder).endswith("closed"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (chunk,) = chunks(Inputs(["in"]), 9)
+    assert chunk.entries == (
+        Entry("a.png", "in/a.png"), Entry("broken.png", "in/broken.png"),
+        Entry("closed/", "in/closed", error="the folder cannot be listed"),
+    )     # fmt: skip
+
+
+def test_inputs_that_make_no_sense():
+    Path("empty").mkdir()
+    Path("a.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(UsageError, match="standard input"):
+        Inputs(["-"])
+    with pytest.raises(InputError, match="is compressed"):
+        Inputs(["a.tar.gz"])
+    with pytest.raises(InputError, match="no pictures and no tars"):
+        Inputs(["empty"])
+    with pytest.raises(InputError, match=r"missing\.tar does not exist"):
+        Inputs(["missing.tar"])
+
+
+@pytest.mark.parametrize("tars", [0, 1, 2, 5, 9])
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_shares_are_disjoint_and_complete(tars: int, parts: int):
+    for i in range(tars):
+        make_tar(f"{i}.tar", {"notes.txt": b"x", **pictures(i)})
+    save("in/a.png")
+    save("in/b.png")
+    inputs = Inputs(["in", *(f"{i}.tar" for i in range(tars))])
+    taken = []
+    for share in (Share(index, parts) for index in range(parts)):
+        for source in inputs.all:
+            whole = share.takes_input(source, inputs.tars)
+            if whole is not False:
+                taken += [chunk.stem for chunk in inputs.chunks(source, 1) if whole or share.takes(source, chunk.number)]
+    assert sorted(taken) == [chunk.stem for chunk in chunks(inputs, 1)]
+    if tars >= parts:       # then nobody needs to look into another's
+        assert all(Share(0, parts).takes_input(source, tars) in (True, False) for source in inputs.all[:-1])
+
+
+def test_a_share_is_given_or_torchruns(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert Share.parse(None) == Share(0, 1)
+    assert Share.parse("2/5") == Share(2, 5)
+    monkeypatch.setenv("RANK", "1")
+    assert Share.parse(None) == Share(0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert Share.parse(None) == Share(1, 4)
+    assert Share.parse("0/1") == Share(0, 1)
+    for bad in ("4/4", "1", "a/b", "-1/2", "1/0", "1/2/3", "²/3", ""):
+        with pytest.raises(UsageError, match="--shard is"):
+            Share.parse(bad)
+    monkeypatch.setenv("RANK", "4")
+    with pytest.raises(UsageError, match="RANK/WORLD_SIZE is '4/4'"):
+        Share.parse(None)
+
+
+def test_listing_a_tar_holds_no_list():
+    make_tar("a.tar", dict.fromkeys((f"{i:05}.png" for i in range(5000)), b"x"))
+    tracemalloc.start()
+    count = sum(1 for _ in tar_pictures(Path("a.tar")))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 5000
+    assert most < 300_000       # tarfile took 5 MB
+
+
+def test_a_size_below_zero_is_damage():
+    """Python's tarfile goes round in a circle with it (CVE-2025-8194)."""
+    header = bytearray(make_tar("a.tar", {"a.png": b"x"}).read_bytes())
+    header[124:136] = (-512).to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header[:512]):06o}\0 ".encode()
+    Path("a.tar").write_bytes(header)
+    (chunk,) = chunks(Inputs(["a.tar"]), 5)
+    assert "the rest of the tar cannot be read" in (chunk.entries[0].error or "")

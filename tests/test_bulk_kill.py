@@ -1,0 +1,88 @@
+"""kill -9 at random moments of a bulk encode: what is on the disk is whole, and --resume ends with the same bytes.
+
+benchmarks/bulk.py does the same a hundred times.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bulk_helpers import contents, make_tar, pictures
+
+import vqtok
+from vqtok.bulk import shards
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("toy")]
+ROOT = Path(vqtok.__file__).parents[1]
+
+
+def start(*words: object) -> "subprocess.Popen[bytes]":
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "vqtok", "encode", *map(str, words)]
+    return subprocess.Popen(command, start_new_session=True, env=environment, stderr=subprocess.PIPE)
+
+
+def ended(process: "subprocess.Popen[bytes]") -> int:
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bytes():
+    make_tar("a.tar", pictures(300, ((16, 16), (16, 20))))
+    words = ["a.tar", "--shard-size", 5, "--workers", 1, "-q"]
+    began = time.monotonic()
+    assert ended(start(*words, "-o", "whole")) == 0
+    seconds, whole, draw = time.monotonic() - began, contents("whole"), random.Random(0)
+    struck = 0
+    for _ in range(4):
+        process = start(*words, "-o", "out", "--resume")
+        time.sleep(seconds * draw.uniform(0.6, 1.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        struck += ended(process) == -signal.SIGKILL
+        there = contents("out") if Path("out").exists() else {}
+        assert {name: data for name, data in there.items() if not name.startswith(".")}.items() <= whole.items()
+    assert struck
+    assert ended(start(*words, "-o", "out", "--resume")) == 0
+    assert contents("out") == whole
+
+
+def test_workers_end_with_their_parent():
+    make_tar("a.tar", pictures(2000, first=0))
+    process = start("a.tar", "-o", "out", "--shard-size", 5, "--workers", 2)
+    while not any(Path("out").glob("*.npz")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    group = process.pid
+    process.kill()
+    process.communicate(timeout=60)
+    for _ in range(200):
+        if not alive(group):
+            break
+        time.sleep(0.05)
+    assert not alive(group)
+    assert all(found.whole() for found in shards.find_all(Path("out")))
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_ctrl_c_ends_it_quietly():
+    make_tar("a.tar", pictures(2000))
+    process = start("a.tar", "-o", "out", "--shard-size", 5, "--workers", 2, "-q")
+    while not any(Path("out").glob("*.npz")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.decode()) == (130, "vqtok: interrupted\n")
+    assert not alive(process.pid)

@@ -1,0 +1,188 @@
+"""Pictures decoded by processes, a bounded number ahead of who takes them, in the order in which they were asked for."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TypeVar
+
+import numpy as np
+
+from vqtok import images
+from vqtok.bulk import worker
+from vqtok.bulk.inputs import Entry
+from vqtok.errors import InputError, VqtokError
+
+T = TypeVar("T")
+AHEAD = 4       # pictures asked for at a time, for each worker: enough that none idles while a batch is encoded
+HELD = 2**28    # bytes of pixels that wait at the most, and those of one picture for each worker
+Decoded = images.Picture | InputError
+
+
+class Pool:
+    """Decodes with so many processes, or in this one where there are none. Close it, or use it as a context."""
+
+    def __init__(self, workers: int, channels: int, background: images.Color) -> None:
+        self._channels, self._background = channels, background
+        self._workers = [_start(channels, background) for _ in range(workers)]
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for each in self._workers:
+            self._idle.put(each)
+        self._threads = ThreadPoolExecutor(max(1, workers), thread_name_prefix="vqtok-bulk")
+        self.ahead = AHEAD * max(1, workers)
+        self._gate, self._asked = _Gate(), 0
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes; what they are at is lost."""
+        for each in self._workers:
+            each.process.kill()     # first: a thread that waits for an answer goes on when the process is gone
+        self._gate.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for each in self._workers:
+            each.close()
+
+    def map(self, items: Iterable[tuple[T, Entry | None]]) -> Iterator[tuple[T, Decoded | None]]:
+        """Each item with its picture, or the InputError of one that cannot be read; None stays None. In order.
+
+        VqtokError where a process has died: that says nothing of the picture, the system may have ended it for want of memory.
+        """
+        waiting: deque[tuple[T, Future[Decoded] | None]] = deque()
+        for item, entry in items:
+            waiting.append((item, None if entry is None else self._submit(entry)))
+            if len(waiting) > self.ahead:
+                yield self._take(*waiting.popleft())
+        while waiting:
+            yield self._take(*waiting.popleft())
+
+    def _submit(self, entry: Entry) -> "Future[Decoded]":
+        self._asked += 1
+        return self._threads.submit(self._enter, entry, self._asked - 1)
+
+    def _take(self, item: T, future: "Future[Decoded] | None") -> tuple[T, Decoded | None]:
+        if future is None:
+            return item, None
+        found = future.result()
+        self._gate.taken(_size(found))
+        return item, found
+
+    def _enter(self, entry: Entry, number: int) -> Decoded:
+        self._gate.enter(number)
+        found = self._decode(entry)
+        self._gate.decoded(_size(found))
+        return found
+
+    def _decode(self, entry: Entry) -> Decoded:
+        if entry.error is not None:
+            return InputError(entry.error, "get the file again")
+        if not self._workers:
+            try:
+                return worker.decode(entry.path, entry.offset, entry.size, self._channels, self._background)
+            except InputError as error:
+                return error
+        mine = self._idle.get()
+        try:
+            return mine.ask(entry)
+        finally:
+            self._idle.put(mine)
+
+
+class _Gate:
+    """Lets a picture be decoded while few bytes wait to be taken, or when it is the next to be taken: then nothing else can go on."""
+
+    def __init__(self) -> None:
+        self._changed, self._held, self._next, self._closed = threading.Condition(), 0, 0, False
+
+    def enter(self, number: int) -> None:
+        """Waits for the turn of a picture: that of number 0 comes first."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._held <= HELD or number == self._next or self._closed)
+
+    def decoded(self, size: int) -> None:
+        with self._changed:
+            self._held += size
+
+    def taken(self, size: int) -> None:
+        with self._changed:
+            self._held, self._next = self._held - size, self._next + 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def _size(found: Decoded) -> int:
+    return found.pixels.nbytes if isinstance(found, images.Picture) else 0
+
+
+class _Worker:
+    """One process (see `worker`)."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.process, self._requests, self._answers = process, process.stdin, process.stdout
+
+    def ask(self, entry: Entry) -> Decoded:
+        request = json.dumps({"path": entry.path, "offset": entry.offset, "size": entry.size})
+        try:
+            self._requests.write(request.encode() + b"\n")
+            self._requests.flush()
+            line = self._answers.readline()
+            if not line.endswith(b"\n"):
+                raise EOFError
+            answer = json.loads(line)
+            if "error" in answer:
+                return InputError(answer["error"], "get the file again")
+            return images.Picture(_pixels(self._answers, tuple(answer["shape"])), tuple(answer["notes"]))
+        except (OSError, EOFError, ValueError):     # ValueError: the pipe was closed here
+            raise self._died(entry) from None
+
+    def _died(self, entry: Entry) -> VqtokError:
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        code = self.process.returncode
+        how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        return VqtokError(
+            f"a process that decodes pictures was ended {how} while it read {entry.name}",
+            "if memory ran out, give --workers 1; what is finished stays: go on with --resume",
+        )
+
+    def close(self) -> None:
+        self.process.wait()
+        for pipe in (self._requests, self._answers):
+            with suppress(OSError, ValueError):
+                pipe.close()
+
+
+def _pixels(answers: IO[bytes], shape: tuple[int, ...]) -> np.ndarray:
+    pixels = np.empty(shape, np.uint8)
+    view, done = pixels.data.cast("B"), 0
+    while done < len(view):
+        got = answers.readinto(view[done:])     # type: ignore[attr-defined]
+        if not got:
+            raise EOFError
+        done += got
+    return pixels
+
+
+def _start(channels: int, background: images.Color) -> _Worker:
+    root = str(Path(worker.__file__).parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, "-m", "vqtok.bulk.worker", *map(str, (channels, *background))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    return _Worker(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment))

@@ -1,0 +1,326 @@
+"""The files in a folder of codes shards: how they are put together, and how they are read and checked. See the package."""
+
+import io
+import json
+import math
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from vqtok import codes, files
+from vqtok.bulk.inputs import Input, stem
+from vqtok.codes.checks import COPY_AGAIN, FORMAT, check, is_int
+from vqtok.errors import FormatError, InputError
+
+MANIFEST = "manifest.json"
+KIND = "codes shards"
+LINES_LIMIT = 1 << 30               # bytes of a shard's manifest
+STEM = re.compile(r"(\d{5,12})-(\d{5,12})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What holds for all shards of a folder."""
+
+    model: str
+    fingerprint: str
+    codebook_size: int
+    downsample: int
+    channels: int
+    levels: int
+    compact: bool
+    precision: str
+    background: str
+    shard_size: int
+    inputs: tuple[tuple[str, int | None], ...]      # name, and bytes of a tar
+
+    def __post_init__(self) -> None:
+        """FormatError where a value cannot be."""
+        kinds = {"model": str, "fingerprint": str, "precision": str, "background": str, "compact": bool}
+        check(all(type(getattr(self, name)) is kind for name, kind in kinds.items()), "the manifest is damaged")
+        least = {"codebook_size": 2, "downsample": 1, "channels": 1, "levels": 1, "shard_size": 1}
+        check(all(is_int(getattr(self, name), low, 1 << 32) for name, low in least.items()), "the manifest is damaged")
+
+    def to_bytes(self) -> bytes:
+        inputs = [{"name": name} if size is None else {"name": name, "bytes": size} for name, size in self.inputs]
+        return (json.dumps({"format": FORMAT, "kind": KIND, **asdict(self), "inputs": inputs}, indent=1) + "\n").encode()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises InputError where there is none, FormatError where it is damaged or newer."""
+    path = folder / MANIFEST
+    data = files.read_bytes(path, LINES_LIMIT)
+    with codes.named(path):
+        values = _parse(data)
+        check(values.pop("kind", None) == KIND, "not the manifest of codes shards", "give a folder that vqtok encode --bulk wrote")
+        inputs = values.pop("inputs", None)
+        check(isinstance(inputs, list) and all(isinstance(entry, dict) for entry in inputs), "the manifest is damaged")
+        pairs = tuple((entry.get("name"), entry.get("bytes")) for entry in inputs)
+        check(all(isinstance(name, str) and (size is None or is_int(size, 0, 1 << 62)) for name, size in pairs), "the manifest is damaged")
+        known = {name: values[name] for name in Manifest.__dataclass_fields__ if name in values}
+        check(len(known) == len(Manifest.__dataclass_fields__) - 1, "the manifest is damaged")
+        return Manifest(**known, inputs=pairs)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The codes of the pictures of one grid size in a shard: a codes file of its own, or a part of the tar."""
+
+    grid: tuple[int, int]       # (w, h)
+    pictures: int
+    start: int                  # of the codes file in the shard's file, in bytes
+    bytes: int
+    indices: int | None         # where in the shard's file the plain indices begin; None: a compact codes file
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Stack":
+        check(isinstance(value, dict) and isinstance(value.get("grid"), list), "a stack is damaged")
+        keys = ("grid", "pictures", "start", "bytes", "indices")
+        grid, n, start, size, at = cast(tuple[Any, ...], tuple(value.get(key) for key in keys))
+        check(len(grid) == 2 and all(is_int(side, 1, 1 << 24) for side in grid), "the grid of a stack is damaged")
+        check(is_int(n, 1, 1 << 32) and is_int(start, 0, 1 << 62) and is_int(size, 1, 1 << 62), "a stack is damaged")
+        check(at is None or is_int(at, 0, 1 << 62), "a stack is damaged")
+        return cls((grid[0], grid[1]), n, start, size, at)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first line of a shard's manifest."""
+
+    input: str                      # name of the tar, or `pictures`
+    pictures: int                   # encoded
+    failed: int
+    last: bool                      # shard of its input
+    names: int                      # CRC-32 of the names of the pictures, and of their places in the tar
+    bytes: int                      # of the shard's file; 0: there is none, as no picture could be encoded
+    crc32: int                      # of the same
+    stacks: tuple[Stack, ...]
+
+    @property
+    def suffix(self) -> str:
+        """Of the shard's file."""
+        return ".npz" if len(self.stacks) == 1 else ".tar"
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))
+
+
+def parse_head(line: bytes) -> Head:
+    """What `Head.to_json` wrote; FormatError where it is damaged."""
+    values = _parse(line)
+    counts = [values.get(name) for name in ("pictures", "failed", "bytes", "names", "crc32")]
+    check(all(is_int(count, 0, 1 << 62) for count in counts), "the first line is damaged")
+    check(type(values.get("last")) is bool and type(values.get("input")) is str, "the first line is damaged")
+    check(isinstance(values.get("stacks"), list), "the first line is damaged")
+    stacks = tuple(Stack.from_json(value) for value in values["stacks"])
+    check(sum(stack.pictures for stack in stacks) == values["pictures"], "the stacks do not hold that many pictures")
+    check(len({stack.grid for stack in stacks}) == len(stacks), "a grid stands twice")
+    check(all(stack.start + stack.bytes <= values["bytes"] for stack in stacks), "a stack reaches past the end of its shard")
+    return Head(**{name: values[name] for name in Head.__dataclass_fields__ if name != "stacks"}, stacks=stacks)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A picture of a shard's manifest: where it is, or why not."""
+
+    name: str
+    size: tuple[int, int] = (0, 0)              # (W, H)
+    grid: tuple[int, int] = (0, 0)              # (w, h)
+    row: int = 0
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        place = {"error": self.error} if self.error is not None else {"size": self.size, "grid": self.grid, "row": self.row}
+        return json.dumps({"name": self.name, **place, **({"notes": self.notes} if self.notes else {})}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: bytes) -> "Line":
+        value = _object(line)
+        keys = ("name", "error", "notes", "size", "grid", "row")
+        name, error, notes, size, grid, row = cast(tuple[Any, ...], tuple(value.get(key) for key in keys))
+        check(isinstance(name, str) and isinstance(notes or [], list), "a line is damaged")
+        if error is not None:
+            check(isinstance(error, str), "a line is damaged")
+            return cls(name, error=error)
+        pairs = all(isinstance(pair, list) and len(pair) == 2 and all(is_int(side, 1, 1 << 32) for side in pair) for pair in (size, grid))
+        check(pairs and is_int(row, 0, 1 << 32), "a line is damaged")
+        return cls(name, tuple(size), tuple(grid), row, notes=tuple(map(str, notes or [])))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A finished shard in a folder."""
+
+    folder: Path
+    number: int                     # of its input
+    chunk: int
+    head: Head
+
+    @property
+    def lines_path(self) -> Path:
+        return self.folder / f"{stem(self.number, self.chunk)}.jsonl"
+
+    @property
+    def path(self) -> Path:
+        """Of the shard's file."""
+        return self.lines_path.with_suffix(self.head.suffix)
+
+    def whole(self) -> bool:
+        """Whether its file is there at its size."""
+        try:
+            return self.head.bytes == 0 or self.path.stat().st_size == self.head.bytes
+        except OSError:
+            return False
+
+    def check(self) -> None:
+        """Reads the file and compares its checksum. FormatError where it is another, InputError where it cannot be read."""
+        crc, size = 0, 0
+        try:
+            if self.head.bytes:
+                with self.path.open("rb") as file:
+                    while piece := file.read(1 << 20):
+                        crc, size = zlib.crc32(piece, crc), size + len(piece)
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror}", "check the disk and its permissions") from None
+        with codes.named(self.path):
+            check((crc, size) == (self.head.crc32, self.head.bytes), "the file does not match its checksum")
+
+    def lines(self) -> list[Line]:
+        """All its pictures, those that failed, too."""
+        data = files.read_bytes(self.lines_path, LINES_LIMIT)
+        with codes.named(self.lines_path):
+            lines = [Line.from_json(line) for line in data.splitlines()[1:]]
+            failed = sum(line.error is not None for line in lines)
+            check((len(lines) - failed, failed) == (self.head.pictures, self.head.failed), "lines are missing")
+            return lines
+
+
+def find(folder: Path, number: int, chunk: int) -> Found | None:
+    """The shard of that input and number; None where it is not finished. FormatError where its manifest is damaged."""
+    path = folder / f"{stem(number, chunk)}.jsonl"
+    try:
+        with path.open("rb") as file:
+            line = file.readline(LINES_LIMIT)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", "check the disk and its permissions") from None
+    with codes.named(path):
+        return Found(folder, number, chunk, parse_head(line))
+
+
+def find_all(folder: Path) -> list[Found]:
+    """All finished shards, in the order of the inputs. Raises InputError, FormatError."""
+    try:
+        names = [path.stem for path in folder.iterdir() if path.suffix == ".jsonl"]
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}", "check the name and its permissions") from None
+    matches = [match for match in map(STEM.fullmatch, names) if match]
+    places = sorted((int(match[1]), int(match[2])) for match in matches)
+    return [found for place in places if (found := find(folder, *place))]
+
+
+def missing(manifest: Manifest, found: Sequence[Found]) -> int:
+    """How many inputs of a folder have shards that are not finished."""
+    chunks: dict[int, list[Found]] = {}
+    for shard in found:
+        chunks.setdefault(shard.number, []).append(shard)
+    whole = [number for number, parts in chunks.items() if parts[-1].head.last and parts[-1].chunk == len(parts) - 1]
+    return len(set(range(len(manifest.inputs))) - set(whole))
+
+
+def build(
+    source: Input, last: bool, names: int, lines: Sequence[Line], stacks: Sequence[codes.Codes | codes.Compact]
+) -> tuple[bytes, bytes]:
+    """The bytes of a shard's file (none where no picture could be encoded), and those of its manifest. Equal input gives equal bytes."""
+    parts = [(_grid(stack), len(stack), codes.to_bytes(stack, deflate=False), isinstance(stack, codes.Codes)) for stack in stacks]
+    data, starts = (parts[0][2], [0]) if len(parts) == 1 else _tar({_member(grid): content for grid, _, content, _ in parts})
+    placed = tuple(
+        Stack(grid, n, start, len(content), start + codes.data_offset(content, "indices") if plain else None)
+        for (grid, n, content, plain), start in zip(parts, starts, strict=True)
+    )
+    failed = sum(line.error is not None for line in lines)
+    head = Head(source.name, len(lines) - failed, failed, last, names, len(data), zlib.crc32(data), placed)
+    return data, ("\n".join([head.to_json(), *(line.to_json() for line in lines)]) + "\n").encode()
+
+
+def _grid(stack: codes.Codes | codes.Compact) -> tuple[int, int]:
+    _, _, h, w = stack.shape
+    return w, h
+
+
+def _member(grid: tuple[int, int]) -> str:
+    return f"{grid[0]}x{grid[1]}.npz"
+
+
+def _tar(members: dict[str, bytes]) -> tuple[bytes, list[int]]:
+    """A tar of these, without dates or owners, and where each begins in it; nothing for no members."""
+    if not members:
+        return b"", []
+    buffer, starts = io.BytesIO(), []
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            starts.append(buffer.tell() + tarfile.BLOCKSIZE)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue(), starts
+
+
+def map_indices(shard: Found, stack: Stack, manifest: Manifest) -> np.ndarray:
+    """The plain indices (n, L, h, w) of a stack, mapped: only what is looked at is read. FormatError where the file is too short."""
+    assert stack.indices is not None
+    (w, h), dtype = stack.grid, codes.index_dtype(manifest.codebook_size).newbyteorder("<")
+    shape = stack.pictures, manifest.levels, h, w
+    with codes.named(shard.path):
+        check(stack.start <= stack.indices and math.prod(shape) * dtype.itemsize <= stack.start + stack.bytes - stack.indices, "damaged")
+        check(shard.whole(), f"not the {shard.head.bytes} bytes that its manifest tells of")
+    try:
+        return np.memmap(shard.path, dtype, "r", stack.indices, shape)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {shard.path}: {error}", "check the disk and its permissions") from None
+
+
+def read_stack(shard: Found, stack: Stack) -> codes.Codes | codes.Compact:
+    """The codes file of a stack. Raises InputError, FormatError."""
+    with codes.named(shard.path):
+        check(shard.whole(), f"not the {shard.head.bytes} bytes that its manifest tells of")
+        check(stack.bytes <= codes.FILE_LIMIT, "too large")
+        try:
+            with shard.path.open("rb") as file:
+                file.seek(stack.start)
+                data = file.read(stack.bytes)
+        except OSError as error:
+            raise InputError(f"cannot read {shard.path}: {error.strerror}", "check the disk and its permissions") from None
+        return codes.read_any(data)
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        return codes.parse_meta(data.decode("ascii"))
+    except UnicodeDecodeError:
+        raise FormatError("damaged", COPY_AGAIN) from None
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        raise FormatError("a line is damaged", COPY_AGAIN) from None
+    check(isinstance(value, dict), "a line is damaged")
+    return value
+
+
+def stale(folder: Path) -> Iterator[Path]:
+    """All files in a folder that a run made, or was making when it was killed."""
+    for path in folder.iterdir():
+        ours = path.suffix in (".npz", ".tar", ".jsonl") and STEM.fullmatch(path.stem)
+        if ours or path.name == MANIFEST or re.fullmatch(r"\.vqtok-[0-9a-f]{12}\.(npz|tar|jsonl|json)", path.name):
+            yield path

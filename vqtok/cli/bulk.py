@@ -1,0 +1,146 @@
+"""The part of `vqtok encode` that makes codes shards of tar shards and large folders."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vqtok.cli import output, rate
+from vqtok.errors import UsageError, VqtokError
+
+if TYPE_CHECKING:
+    from vqtok.bulk.inputs import Inputs, Share
+    from vqtok.bulk.run import Report
+    from vqtok.codec import Model
+
+Bulk = Annotated[
+    bool, typer.Option("--bulk", help="Write codes shards, many pictures a file, as for tars. So do all of the following.")
+]
+ShardSize = Annotated[int | None, typer.Option("--shard-size", metavar="N", help="Pictures in a codes shard. Default: 1000.", min=1)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the shards in -o: what is finished stays.")]
+Shard = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Do part I of N, from 0. Default: RANK/WORLD_SIZE, which torchrun sets.")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", metavar="N", help="Processes that decode pictures. Default: one a processor.", min=0, max=256)
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line."""
+
+    inputs: Sequence[str]
+    out: Path | None
+    model: str | None
+    levels: int | None
+    compact: bool
+    force: bool
+    background: str
+    device: str | None
+    precision: str
+    shard_size: int | None
+    resume: bool
+    shard: str | None
+    workers: int | None
+
+
+def wanted(inputs: Sequence[str], *options: object) -> bool:
+    """Whether codes shards are asked for: by one of the options, or by a tar. Torch is not needed to see that."""
+    if any(option is not None and option is not False for option in options):      # `in (None, False)` would find 0 workers
+        return True
+    return any(word.lower().endswith(".tar") and not os.path.isdir(word) for word in inputs)
+
+
+def check_free(options: Mapping[str, object]) -> None:
+    """UsageError where an option is given that codes shards have not."""
+    for name, value in options.items():
+        if value is not None and value is not False:
+            fix = {"--skip-existing": "use --resume", "--verify": "leave it out"}.get(name, "use --levels")
+            raise UsageError(f"{name} does not go with codes shards", fix)
+
+
+def encode(asked: Asked, load: Callable[..., "Model"], json: bool, quiet: bool, verbose: bool) -> None:
+    """Encodes all inputs, or one part of them, and reports each shard. `load` gives the model."""
+    from vqtok import images
+    from vqtok.bulk.inputs import Inputs, Share
+
+    out = _folder(asked.out)
+    if asked.resume and asked.force:
+        raise UsageError("--force does not go with --resume", "leave one of them out: --force starts anew")
+    images.parse_color(asked.background)
+    rate.check_levels(asked.levels, asked.model)
+    share, inputs = Share.parse(asked.shard), Inputs(asked.inputs)
+    _encode(asked, out, load(asked.model, asked.device, asked.precision, verbose), inputs, share, _Teller(json, quiet))
+
+
+def _folder(out: Path | None) -> Path:
+    if out is None:
+        raise UsageError("codes shards need a folder of their own", "give one: -o DIR")
+    if str(out) == "-" or out.is_file():
+        raise UsageError(f"codes shards do not go into one file ({out})", "give a folder: -o DIR")
+    return out
+
+
+def _encode(asked: Asked, out: Path, model: "Model", inputs: "Inputs", share: "Share", teller: "_Teller") -> None:
+    from vqtok.bulk import run
+
+    settings = run.Settings(asked.levels, asked.compact, asked.background, asked.shard_size or 1000)
+    workers = run.default_workers() if asked.workers is None else asked.workers
+    with closing(run.encode(model, inputs, out, settings, share, workers, asked.resume, asked.force)) as reports:
+        for report in reports:
+            teller.tell(report)
+    teller.finish(out)
+
+
+class _Teller:
+    """Says what is finished, and counts."""
+
+    def __init__(self, json: bool, quiet: bool) -> None:
+        self.json, self.quiet = json, quiet
+        self.pictures = self.failed = self.shards = self.old = 0
+
+    def tell(self, report: "Report") -> None:
+        head = report.shard.head
+        self.pictures, self.failed, self.shards = self.pictures + head.pictures, self.failed + head.failed, self.shards + 1
+        self.old += not report.new
+        for line in report.failed:
+            output.show_error(VqtokError(f"{head.input}: {line.name}: {line.error}", "see the shard's .jsonl; the rest goes on"))
+        if report.new and self.json:
+            output.print_json(_facts(report))
+        elif report.new:
+            output.say(_summary(report), self.quiet)
+
+    def finish(self, out: Path) -> None:
+        """The last line; exit 1 where pictures have failed, in an earlier part of the run, too."""
+        before = f", {self.old} of them before" if self.old else ""
+        shards = "1 shard" if self.shards == 1 else f"{self.shards:,} shards"
+        pictures = "1 picture" if self.pictures == 1 else f"{self.pictures:,} pictures"
+        output.say(f"{pictures} in {shards}{before} -> {out}", self.quiet or self.json)
+        if self.failed:
+            output.say(f"{self.failed} of {self.pictures + self.failed} failed", style="bold red")
+            raise typer.Exit(1)
+
+
+def _facts(report: "Report") -> dict[str, Any]:
+    head = report.shard.head
+    return {
+        "output": str(report.shard.path) if head.bytes else None, "manifest": str(report.shard.lines_path), "input": head.input,
+        "pictures": head.pictures, "failed": head.failed, "grids": [list(stack.grid) for stack in head.stacks], "bytes": head.bytes,
+        "seconds": round(report.seconds, 3),
+    }       # fmt: skip
+
+
+def _summary(report: "Report") -> str:
+    """train-000.tar -> codes/00000-00000.npz  1,000 pictures, 8.9 MB, 25 a second"""
+    from vqtok.files import human_bytes
+
+    head = report.shard.head
+    failed = f", {head.failed} failed" if head.failed else ""
+    target = report.shard.path if head.bytes else report.shard.lines_path
+    pace = f"{head.pictures / report.seconds:.0f} a second"
+    return f"{head.input} -> {target}  {head.pictures:,} pictures{failed}, {human_bytes(head.bytes)}, {pace}"

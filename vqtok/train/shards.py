@@ -1,0 +1,126 @@
+"""Codes shards as training data of priors: the grids are there already, and are read when a batch needs them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from vqtok import files, weights
+from vqtok.bulk import MANIFEST, CodesDataset
+from vqtok.codes import index_dtype
+from vqtok.config import TokenizerConfig
+from vqtok.data import Dataset
+from vqtok.data.sources import folder_labels
+from vqtok.errors import InputError, TrainingError, UsageError
+from vqtok.train.prior import Grids
+
+
+def is_codes(path: Path) -> bool:
+    """Whether a folder holds codes shards."""
+    return (path / MANIFEST).is_file()
+
+
+class CodesData:
+    """Codes shards in the place of a data set of pictures; folders become labels, as they do with pictures."""
+
+    skipped = 0
+
+    def __init__(self, folder: Path) -> None:
+        """Raises InputError, FormatError."""
+        self.codes = CodesDataset(folder)
+        self.name = folder.name or str(folder)
+        self.channels = self.codes.manifest.channels
+        names, sizes = [], set()
+        for _, line in self.codes.entries():
+            names.append(PurePosixPath(line.name).parts)
+            sizes.add((line.size[1], line.size[0]))
+        if not names:
+            raise InputError(f"{folder} holds codes of no picture", "encode some")
+        self._sizes = sizes
+        self.labels, self._targets = folder_labels(names)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of every picture; AttributeError where they differ, as for data sets that have no one size."""
+        if len(self._sizes) != 1:
+            raise AttributeError("size")
+        return next(iter(self._sizes))
+
+    @property
+    def summary(self) -> str:
+        labelled = f" with {len(self.labels)} labels" if self.labels else ""
+        return f"codes of {len(self):,} pictures{labelled} from {self.name}"
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def picture(self, index: int) -> np.ndarray:
+        raise InputError(f"{self.name} holds codes, not pictures", "train a prior on them: --stage prior")
+
+    def label(self, index: int) -> int:
+        return self._targets[index] if self._targets else -1
+
+    @cached_property
+    def grids(self) -> Grids:
+        """All grids: read when they are asked for, or, where compact shards must be decoded, all at once."""
+        labels = np.array([self.label(i) for i in range(len(self))], np.int64)
+        if self.codes.manifest.compact:
+            dtype = index_dtype(self.codes.manifest.codebook_size)
+            return Grids.of_list([indices.astype(dtype) for indices, _ in self.codes], labels)
+        return ShardGrids(np.empty(0, np.uint8), self.codes.grids, np.arange(len(self)), labels, self.codes)
+
+    def check(self, config: TokenizerConfig, fingerprint: str, folder: Path) -> None:
+        """TrainingError where the codes are not all levels of that tokenizer, which lies in `folder`."""
+        manifest = self.codes.manifest
+        if manifest.fingerprint != fingerprint:
+            raise TrainingError(
+                f"the codes were made with model {manifest.model} ({manifest.fingerprint}), the tokenizer in {folder} is {fingerprint}",
+                "choose another folder with -o, or encode the pictures again with --model",
+            )
+        if manifest.levels != config.levels:
+            raise TrainingError(f"the codes hold {manifest.levels} of {config.levels} levels", "encode the pictures without --levels")
+
+
+@dataclass(frozen=True)
+class ShardGrids(Grids):
+    """Grids that lie in codes shards; `starts` holds their numbers there, and `flat` nothing."""
+
+    codes: CodesDataset
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.codes[int(self.starts[i])][0]
+
+    def take(self, which: np.ndarray) -> "ShardGrids":
+        return ShardGrids(self.flat, self.shapes[which], self.starts[which], self.labels[which], self.codes)
+
+
+def check_codes(dataset: Dataset, tokenizer: Path) -> None:
+    """TrainingError where codes shards are not of the tokenizer in that file."""
+    if isinstance(dataset, CodesData):
+        dataset.check(weights.tokenizer_config(tokenizer), weights.tokenizer_fingerprint(tokenizer), tokenizer.parent)
+
+
+def refuse_codes(dataset: Dataset) -> None:
+    """UsageError where a tokenizer is to be trained on codes."""
+    if isinstance(dataset, CodesData):
+        raise UsageError(f"{dataset.name} holds codes, and a tokenizer learns from pictures", "train a prior on them: --stage prior")
+
+
+def tokenizer_for(folder: Path, data: Path | None) -> Path:
+    """The tokenizer's file in a folder, or, where there is none, that of the codes' own model. Raises TrainingError, ModelError."""
+    path = folder / "tokenizer.safetensors"
+    if path.exists():
+        return path
+    if data is None or not is_codes(data):
+        raise TrainingError(f"{folder} holds no tokenizer", "train one first: --stage all")
+    manifest = CodesDataset(data).manifest
+    return weights.find_by_fingerprint(manifest.model, manifest.fingerprint).tokenizer
+
+
+def copy_tokenizer(folder: Path, dataset: Dataset) -> None:
+    """Puts the tokenizer of codes beside the prior that is trained on them, where there is none."""
+    if isinstance(dataset, CodesData):
+        found = tokenizer_for(folder, dataset.codes.folder)
+        if found.parent != folder:
+            files.write_bytes(folder / "tokenizer.safetensors", found.read_bytes())
