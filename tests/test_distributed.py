@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from vqtok import train as training
 from vqtok.config import Recipe
 from vqtok.data import Batches, Shapes
 from vqtok.errors import InputError, UsageError
+from vqtok.train import folder
 from vqtok.train.prior import GridBatches, Grids
 
 PATIENCE = 240      # seconds for what takes ten on a free machine; a process that hangs fails its test, not the suite
@@ -35,7 +35,7 @@ def _no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def start(arguments: list[str], folder: Path, count: int = 2) -> list[subprocess.Popen[str]]:
+def start(arguments: list[str], where: Path, count: int = 2) -> list[subprocess.Popen[str]]:
     """`python ARGUMENTS` in `count` processes of one run, on the loopback interface."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -48,7 +48,7 @@ def start(arguments: list[str], folder: Path, count: int = 2) -> list[subprocess
     }     # fmt: skip
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     places = [{"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(count)]
-    return [subprocess.Popen([sys.executable, *arguments], env=common | place, cwd=folder, **pipes) for place in places]
+    return [subprocess.Popen([sys.executable, *arguments], env=common | place, cwd=where, **pipes) for place in places]
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
@@ -61,7 +61,7 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of all of the worker's cases: trained by two processes, and by this one."""
     two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
     processes = start([worker.__file__, str(two)], two)
@@ -74,7 +74,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]
         told = finish(processes)
     for code, _, errors in told:
         assert code == 0, errors
-    yield two, one
+    return two, one
 
 
 def close(two: Path, one: Path, tolerance: float = 2e-4) -> None:
@@ -90,7 +90,7 @@ def close(two: Path, one: Path, tolerance: float = 2e-4) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", worker.CASES)
 def test_two_processes_train_the_network_that_one_does(both: tuple[Path, Path], case: str) -> None:
-    two, one = (folder / case for folder in both)
+    two, one = (place / case for place in both)
     tolerance = 2e-3 if case == "muon" else 2e-4        # Muon makes its matrices orthogonal in bfloat16
     close(two / "tokenizer.state.safetensors", one / "tokenizer.state.safetensors", tolerance)
     for found, expected in zip(log(two), log(one), strict=True):
@@ -100,8 +100,8 @@ def test_two_processes_train_the_network_that_one_does(both: tuple[Path, Path], 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["prior", "entropy"])
 def test_two_processes_train_the_priors_that_one_does(both: tuple[Path, Path], stage: str) -> None:
-    two, one = (folder / "ema" for folder in both)
-    grids = [weights.load(folder / "indices.state.safetensors", "state").tensors for folder in (two, one)]
+    two, one = (place / "ema" for place in both)
+    grids = [weights.load(place / "indices.state.safetensors", "state").tensors for place in (two, one)]
     np.testing.assert_array_equal(grids[0]["labels"], grids[1]["labels"])
     assert (grids[0]["indices"] == grids[1]["indices"]).mean() > 0.99       # the tokenizers differ in the last bits
     close(two / f"{stage}.state.safetensors", one / f"{stage}.state.safetensors", 2e-3)
@@ -210,10 +210,10 @@ def test_sums_go_over_every_tensor_once(monkeypatch: pytest.MonkeyPatch) -> None
 def test_each_process_opens_the_data_that_the_first_one_saw(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Shapes(24)
     begun = training.Begun(recipe_for(data), "", 20000, "vqtok train", job="7")
-    monkeypatch.setattr(distributed, "from_first", lambda make: training.folder.to_json(begun))
+    monkeypatch.setattr(distributed, "from_first", lambda make: folder.to_json(begun))
     assert training.agreed(lambda: pytest.fail("only the first begins"))[0] == begun
     other = replace(begun, pictures=24)
-    monkeypatch.setattr(distributed, "from_first", lambda make: training.folder.to_json(other))
+    monkeypatch.setattr(distributed, "from_first", lambda make: folder.to_json(other))
     with pytest.raises(InputError, match=r"finds 20,000 pictures .* but the first one 24 pictures"):
         training.agreed(lambda: pytest.fail("only the first begins"))
 
@@ -251,7 +251,7 @@ def test_several_processes_need_a_device_that_can_sum(monkeypatch: pytest.Monkey
         pass
 
 
-def log(folder: Path) -> list[dict[str, float]]:
+def log(out: Path) -> list[dict[str, float]]:
     """The numbers of log.jsonl but for those that tell the time."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("stage", "seconds", "pictures_per_second")} for line in lines]

@@ -20,6 +20,8 @@ import safetensors.numpy
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from vqtok import errors
 from vqtok.errors import TrainingError, UsageError, VqtokError
@@ -37,6 +39,11 @@ def started() -> int:
 def place() -> tuple[int, int]:
     """This process's number in the run, and in its machine, by what torchrun says."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+
+
+def in_machine() -> int:
+    """How many of this machine's processes are of this run."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started() > 1 else 1
 
 
 def local(device: torch.device) -> torch.device:
@@ -72,14 +79,14 @@ def joined(device: torch.device) -> Iterator[None]:
         raise UsageError(f"several processes cannot train together on {device.type}", "choose --device cpu or cuda, or start one process")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _connected():
-        store, number, count = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
-        store = dist.PrefixStore(_meeting(store, number, count), store)
+        store, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        store = PrefixStore(_meeting(store, number, count), store)
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     yield       # after an error nobody is left to take leave of
     dist.destroy_process_group()
 
 
-def _meeting(store: dist.Store, number: int, count: int) -> str:
+def _meeting(store: Store, number: int, count: int) -> str:
     """A name that the processes which are here now, and no others, agree on.
 
     A torchrun that starts its processes again keeps the store in which those before have left their addresses, and its count of

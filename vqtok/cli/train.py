@@ -141,7 +141,7 @@ def _train(job: _Job, wanted: "Wanted") -> None:
     from vqtok import train as training
 
     begun, dataset, resume = _start(job, wanted)
-    with _Listener(job.quiet, job.json) as listener, _signals(job.stop, together=distributed.size() > 1):
+    with _Listener(job.quiet, job.json) as listener, _signals(job.stop, together=distributed.size() > 1), training.resumable():
         listener.note(f"{dataset.summary} -> {job.out}")
         given = (Path(path) if path else None for path in (begun.perceptual, begun.init))
         run = training.Run(job.out, begun.recipe.seed, job.device, begun.recipe.precision, job.stop, listener, *given)
@@ -154,7 +154,8 @@ def _train(job: _Job, wanted: "Wanted") -> None:
         raise typer.Exit(130 if job.stop.signal else 0)
     if distributed.first():
         _tell_unreadable(dataset, job.quiet)
-        _finish(begun, job.out, job.stage, job.device.type, job.quiet)
+        with training.resumable():
+            _finish(begun, job.out, job.stage, job.device.type, job.quiet)
     if job.json:
         output.print_json(_summary(job.out, job.stage, dataset))
 

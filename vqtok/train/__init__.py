@@ -11,7 +11,7 @@ from vqtok.data import Dataset, split
 from vqtok.errors import InputError, TrainingError
 from vqtok.train import loop
 from vqtok.train.begin import Wanted, agreed, check_processes, check_settable, merge, new, prior_for, resumed
-from vqtok.train.folder import Begun, check_free, goes_on, record, start
+from vqtok.train.folder import Begun, check_free, goes_on, record, resumable, start
 from vqtok.train.loop import Listener, Run, Status, Stop
 from vqtok.train.plan import plan
 from vqtok.train.prior import EntropyTask, Grids, PriorTask, encode_dataset, load_grids, save_grids
@@ -21,7 +21,7 @@ from vqtok.vqvae import VQVAE
 
 __all__ = [
     "STAGES", "Begun", "Listener", "Run", "Status", "Stop", "Wanted", "agreed", "check_free", "check_processes", "check_settable",
-    "goes_on", "merge", "new", "plan", "prior_for", "record", "resumed", "start", "train",
+    "goes_on", "merge", "new", "plan", "prior_for", "record", "resumable", "resumed", "start", "train",
 ]     # fmt: skip
 
 STAGES = ("tokenizer", "prior", "entropy", "all")
@@ -38,7 +38,8 @@ def train(recipe: Recipe, dataset: Dataset, run: Run, stage: str = "all", resume
     """
     if stage in ("tokenizer", "all"):
         refuse_codes(dataset)
-    copy_tokenizer(run.folder, dataset)
+    if distributed.first():
+        copy_tokenizer(run.folder, dataset)
     parts = _parts(recipe, dataset, run)
     run.listener.note(f"{len(parts[0]):,} pictures to train on, {len(parts[1]):,} set aside for validation.")
     if stage in ("tokenizer", "all") and not _train_tokenizer(recipe, dataset, parts, run, resume, compiled):

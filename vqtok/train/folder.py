@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +56,8 @@ def start(folder: Path, begun: Begun, stage: str, force: bool) -> None:
 
 
 def record(folder: Path, begun: Begun) -> None:
-    """Writes what `continued` reads."""
+    """Writes what `continued` reads, and takes away what a killed run was writing."""
+    files.remove_stale(folder)
     run = {
         "format": FORMAT, "data": begun.data, "pictures": begun.pictures, "command": begun.command, "compiled": begun.compiled,
         "perceptual": begun.perceptual, "init": begun.init, "job": begun.job,
@@ -85,6 +88,15 @@ def goes_on(folder: Path) -> bool:
         return job != "" and continued(folder).job == job and (distributed.restarted() or not job.startswith("process "))
     except TrainingError:
         return False
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Inside, what cannot be written stops a run that can go on once it can: another folder is no way out."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(str(error), "free some space, or allow writing there, then go on with --resume") from None
 
 
 def continued(folder: Path) -> Begun:

@@ -1,10 +1,12 @@
 """The one training loop, for tokenizer and prior: schedule, checkpoints, resume, log.jsonl."""
 
+import errno
 import json
 import math
+import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +27,8 @@ from vqtok.weights import Weights
 from vqtok.weights import save as save_weights
 
 SAVE_SECONDS = 120      # a killed run loses two minutes at most
+SKIPPED_MAX = 10        # steps in a row: one bad batch is bad luck, ten are a network that has broken
+_SUMS = ("steps", "skipped")        # of a window: counts, of which there is no mean
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,16 @@ class Task(ABC):
     @abstractmethod
     def forward(self, batch: Any) -> Step: ...
 
+    def beside(self) -> dict[str, float]:
+        """Runs before the optimizer's step: figures of what learns beside the network. Where one is not finite, nothing learns."""
+        return {}
+
     def after_step(self) -> dict[str, float]:
         """Runs after the optimizer's step; what it returns is added up over the window."""
         return {}
+
+    def skip(self) -> None:
+        """Runs in place of the optimizer's step and `after_step`: what the forward has seen is to leave no trace."""
 
     @abstractmethod
     def validate(self) -> Validation: ...
@@ -168,7 +179,8 @@ def train(task: Task, config: StageConfig, run: Run, resume: bool) -> bool:
     """Trains until `config.steps` are done or `run.stop` says so; returns whether the stage is finished.
 
     Writes NAME.safetensors (best by validation, but see Validation.keep) and NAME.state.safetensors (to resume) in the run's
-    folder. Raises TrainingError when the loss or the gradient stops being finite; the files of the last good step stay.
+    folder. A step whose loss, gradient or figures are not finite is done without any update, and counted. Raises TrainingError after
+    ten of them in a row, and where a validation or a weight is not finite; the files of the last good step stay.
     Of several processes (`distributed`) the first alone writes, validates and reports.
     """
     return _Trainer(task, config, run).train(resume)
@@ -233,28 +245,40 @@ class _Trainer:
                     saved = time.monotonic()
 
     def _step(self, batch: Any) -> None:
-        step = self.progress.step
-        torch.manual_seed(_mix(self.run.seed, step + 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
+        torch.manual_seed(_mix(self.run.seed, self.progress.step + 1))
+        # bfloat16 reaches as far as float32: no gradient fades to 0 that a scale (GradScaler) would save, as float16's would.
         with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
             result = self.task.forward(batch)
         result.loss.backward()
         result = self._over_all(result)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        figures = {"loss": result.loss, "norm": norm, **result.metrics}
-        loss, norm, *metrics = torch.stack([value.detach().float() for value in figures.values()]).tolist()     # one wait for the device
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise self._diverged(f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}")
+        figures = {"loss": result.loss, "gradient norm": norm, **result.metrics}
+        values = torch.stack([value.detach().float() for value in figures.values()]).tolist()       # one wait for the device
+        seen = dict(zip(figures, values, strict=True))
+        checked = seen | self.task.beside()
+        if self._finite(checked.values()):
+            del seen["gradient norm"]
+            self._learn(result, seen)
+        else:
+            self._skip(checked)
+
+    def _finite(self, figures: Iterable[float]) -> bool:
+        """Whether this step may change anything."""
+        return all(map(math.isfinite, figures))
+
+    def _learn(self, result: Step, figures: dict[str, float]) -> None:
+        progress = self.progress
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, progress.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.progress.step += 1
-        seen = {"loss": loss, **dict(zip(result.metrics, metrics, strict=True)), **self.task.after_step()}
+        progress.step += 1
+        progress.skipped_in_a_row = 0
+        figures = figures | self.task.after_step()
         if self.average is not None:
-            self.average.update(self.progress.step)
-        window = self.progress.window
-        for name, value in {**seen, "steps": 1}.items():
-            window[name] = window.get(name, 0) + value
+            self.average.update(progress.step)
+        for name, value in {**figures, "steps": 1}.items():
+            progress.window[name] = progress.window.get(name, 0) + value
         if result.indices is not None:
             counts = torch.bincount(result.indices.flatten(), minlength=len(self.counts))
             distributed.sum_(counts)
@@ -278,6 +302,18 @@ class _Trainer:
         for learner in self.learners:
             distributed.copy_first(learner.weights().values())
 
+    def _skip(self, figures: dict[str, float]) -> None:
+        """Counts a step that must not change anything: weights, moments, averages, codebook and adversary stay as they are."""
+        progress = self.progress
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.skip()
+        progress.step += 1
+        progress.skipped_in_a_row += 1
+        progress.window["skipped"] = progress.window.get("skipped", 0) + 1
+        if progress.skipped_in_a_row >= SKIPPED_MAX:
+            bad = ", ".join(f"the {name} is {value:g}" for name, value in figures.items() if not math.isfinite(value))
+            raise self._diverged(f"{progress.skipped_in_a_row} steps in a row, the last of them step {progress.step}, are not finite: {bad}")
+
     def _diverged(self, what: str) -> TrainingError:
         setting = f"{self.task.name}_training.learning_rate"
         lower = f"--set {setting}={self.config.learning_rate / 3:.1g}"
@@ -286,13 +322,24 @@ class _Trainer:
     def _means(self) -> dict[str, float]:
         window = self.progress.window
         steps = max(window.get("steps", 1), 1)
-        return {name: value / steps for name, value in window.items() if name != "steps"}
+        return {name: value / steps for name, value in window.items() if name not in _SUMS}
+
+    def _summary(self) -> tuple[dict[str, float], str]:
+        """The task's own, where a step of the window has taught anything, and how many have not."""
+        window = self.progress.window
+        extra, sentence = self.task.summary(window, self.counts) if window.get("steps") else ({}, "")
+        skipped = int(window.get("skipped", 0))
+        if skipped:
+            steps = "1 step was" if skipped == 1 else f"{skipped} steps were"
+            sentence = f"{sentence} {steps} skipped: a loss or gradient was not finite.".lstrip()
+        return {**extra, "skipped": skipped}, sentence
 
     def _report(self, rate: float) -> None:
         if not distributed.first():
             return
         left = (self.config.steps - self.progress.step) / rate
-        extra, _ = self.task.summary(self.progress.window, self.counts)
+        extra, _ = self._summary()
+        del extra["skipped"]
         self.run.listener.status(
             Status(
                 self.task.name, self.progress.step, self.config.steps, rate * self.config.batch, left, self._means() | extra
@@ -316,7 +363,7 @@ class _Trainer:
         task.network.train()
         if not all(map(math.isfinite, (validation.score, *validation.metrics.values()))):
             raise self._diverged(f"the validation at step {progress.step} gives {validation.score:g}")
-        extra, sentence = task.summary(progress.window, self.counts)
+        extra, sentence = self._summary()
         line = {
             "stage": task.name, "step": progress.step, **self._means(), **extra,
             **{f"val_{name}": value for name, value in validation.metrics.items()},
@@ -360,9 +407,17 @@ def _mix(seed: int, step: int) -> int:
 
 
 def _append(path: Path, text: str) -> None:
+    """Adds a line, all or nothing: what a full disk took of it is taken back."""
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with path.open("ab", buffering=0) as file:
+            size, data = file.tell(), text.encode()
+            try:
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}", "make room for it, then go on with --resume") from None
 

@@ -15,6 +15,7 @@ from vqtok import __version__, distributed, losses, report
 from vqtok.codec import load_tokenizer, place
 from vqtok.config import Recipe
 from vqtok.data import Batches, Dataset, whole
+from vqtok.data.kept import room
 from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.likelihood import PIXEL_VARIANCE
 from vqtok.metrics import usage_perplexity
@@ -44,7 +45,7 @@ class TokenizerTask(Task):
         data, stage = recipe.data, recipe.tokenizer_training
         self._batches = Batches(
             dataset, parts[0], stage.batch, data.size, recipe.seed, data.flip, data.min_scale, recipe.tokenizer.channels,
-            share=(distributed.rank(), distributed.size()),
+            share=(distributed.rank(), distributed.size()), keep=room() // distributed.in_machine(),
         )
         crops = [center_crop(whole(dataset, int(i), recipe.tokenizer.channels), data.size) for i in parts[1]]
         self._validation = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())     # (V, C, size, size)
@@ -100,6 +101,13 @@ class TokenizerTask(Task):
         """Indices (B, L, h, w) that tell the levels apart: level l's come after all K of the level before."""
         K, L = self.recipe.tokenizer.codebook_size, self.recipe.tokenizer.levels
         return indices + K * torch.arange(L, device=indices.device)[:, None, None]
+
+    def beside(self) -> dict[str, float]:
+        return self.adversary.weigh() if self.adversary is not None else {}
+
+    def skip(self) -> None:
+        if self.adversary is not None:
+            self.adversary.forget()
 
     def after_step(self) -> dict[str, float]:
         figures = self.adversary.update() if self.adversary is not None else {}
