@@ -221,47 +221,7 @@ def test_log_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
         loop.train(Toy(), StageConfig(steps=1), run_in(tmp_path), resume=False)
 
 
-# Numbers that are none
-
-@pytest.mark.parametrize("stage", ["tokenizer", "prior"])
-def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
-    data = Shapes(24)
-    recipe = recipe_for(data, tokenizer_training={"validate_every": 2}, prior_training={"validate_every": 2})
-    kind = TokenizerTask if stage == "tokenizer" else training.PriorTask
-    forward, calls = kind.forward, []
-
-    def spoiled(self: Any, batch: Any) -> loop.Step:
-        calls.append(1)
-        step = forward(self, batch)
-        return replace(step, loss=step.loss * math.nan) if len(calls) == 4 else step
-
-    monkeypatch.setattr(kind, "forward", spoiled)
-    with pytest.raises(TrainingError, match=rf"{stage}: the loss is nan .* at step 4") as caught:
-        go(tmp_path, recipe, data)
-    assert f"--set {stage}_training.learning_rate=0.003" in caught.value.fix
-    assert not data_threads()       # although the traceback still holds the frames of the loop
-    assert state.read(tmp_path / f"{stage}.state.safetensors", "").record["step"] == 2
-    stored = weights.load(tmp_path / f"{stage}.safetensors", stage)
-    assert stored.record["step"] == 2
-    assert all(np.isfinite(value).all() for value in stored.tensors.values())
-    assert not list(tmp_path.glob(".vqtok*"))
-
-
-def test_infinite_weight_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, forward = Shapes(24), VQVAE.forward
-
-    def poisoned(self: VQVAE, pictures: Tensor) -> Any:
-        with torch.no_grad():
-            next(self.decoder.parameters()).fill_(math.inf)
-        return forward(self, pictures)
-
-    monkeypatch.setattr(VQVAE, "forward", poisoned)
-    with pytest.raises(TrainingError, match="at step 1"):
-        go(tmp_path, recipe_for(data), data)
-    assert not list(tmp_path.glob("*.safetensors"))
-
+# Numbers that are none (steps that are skipped: test_train_robust.py)
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
 def test_validation_that_is_not_finite_stops(tmp_path: Path, score: float) -> None:

@@ -59,7 +59,11 @@ def load(model: str | os.PathLike[str] | None = None, device: str | None = None,
 
 def load_tokenizer(path: Path) -> VQVAE:
     """The network of a tokenizer file in float32 on the CPU, without training state. Raises FormatError, InputError."""
-    stored = weights.load(path, "tokenizer")
+    return tokenizer_of(weights.load(path, "tokenizer"), path)
+
+
+def tokenizer_of(stored: weights.Weights, path: Path) -> VQVAE:
+    """What `load_tokenizer` gives, of a file that has been read. Raises FormatError."""
     network = _build_tokenizer(stored, path)
     _take(network, stored.tensors)
     return network

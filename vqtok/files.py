@@ -18,6 +18,7 @@ from vqtok.errors import InputError, OutputError, UsageError
 
 STDIO = Path("-")
 _CHUNK = 1 << 20
+_TEMPORARY = re.compile(r"\.vqtok-[0-9a-f]{12}(\..{1,15})?")
 _ELSEWHERE = "choose another place with -o"
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space, or choose another disk with -o"),
@@ -235,6 +236,14 @@ def atomic(path: Path, force: bool = False) -> Iterator[Path]:
     except OSError as error:
         what, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
         raise OutputError(f"cannot write {path}: {what}", fix) from None
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes the temporary files that writers have left in a folder where they were killed. Only for a folder with one writer."""
+    with suppress(OSError):     # a folder that is not there, or not ours: the first write tells
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def _sync(path: Path, flags: int) -> None:

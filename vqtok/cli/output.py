@@ -5,7 +5,9 @@ import io
 import json
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -125,7 +127,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            with memory_errors():
+            with memory_errors(), _terminable():
                 command(*args, **kwargs)
         except KeyboardInterrupt:
             say("vqtok: interrupted")
@@ -140,6 +142,23 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(known.exit_code) from None
 
     return run
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: Python would die on the spot, and leave half a temporary file."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def debugging() -> bool:

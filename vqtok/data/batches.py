@@ -55,7 +55,8 @@ class Batches:
     Position p = step * batch + j lies in epoch p // N and shows the picture that the epoch's permutation has at p % N. Scale,
     place and flip are drawn from (seed, p). A crop is taken from the picture shrunk by a factor between `min_scale`
     and 1; a picture whose short side is less than `size` is enlarged until it fits. A picture that cannot be read is replaced by
-    another one, chosen by (seed, p) too, and counted in `dataset.skipped`.
+    another one, chosen by (seed, p) too, and counted in `dataset.skipped`. Of `count` processes, number `rank` gets the positions
+    with j % count == rank: `share` is (rank, count).
 
     Decoded files stay in memory up to `keep` bytes (by default an eighth of the machine's memory, 4 GiB at most). A JPEG whose crop
     is shrunk to half or less is decoded at 1/2, 1/4 or 1/8: which, (seed, p) tells, so what is in memory changes no batch.
@@ -71,13 +72,15 @@ class Batches:
         flip: bool = False,
         min_scale: float = 1.0,
         channels: int = 3,
+        share: tuple[int, int] = (0, 1),
         keep: int | None = None,
     ) -> None:
+        assert batch % share[1] == 0
         assert min(len(indices), batch, size) > 0
         assert 0 < min_scale <= 1
         assert channels in (1, 3)
         self.dataset, self.indices = dataset, np.asarray(indices, np.int64)
-        self._batch, self._size, self._seed = batch, size, seed
+        self._batch, self._size, self._seed, self._share = batch, size, seed, share
         self._flip, self._min_scale, self._channels = flip, min_scale, channels
         self._orders: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
@@ -85,7 +88,8 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`, from 0 without end. Safe to call from several threads."""
-        positions = np.arange(step * self._batch, (step + 1) * self._batch)
+        rank, count = self._share
+        positions = np.arange(step * self._batch + rank, (step + 1) * self._batch, count)
         chosen = self._choose(positions)
         if isinstance(self.dataset, _OneSize) and self.dataset.size == (self._size, self._size):
             pixels = convert(self.dataset.pictures(chosen), self._channels)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vqtok import distributed
 from vqtok.config import TokenizerConfig
 from vqtok.errors import UsageError
 from vqtok.quantizers.base import Quantized, Quantizer
@@ -250,7 +251,7 @@ def entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
         total = _joint(logits)
     else:
         total = torch.stack([checkpoint(_joint, part, use_reentrant=False) for part in logits.split(rows)]).sum(0)  # type: ignore[arg-type]
-    mean = total / len(logits)
+    mean = distributed.mean(total / len(logits))
     mean = mean.clamp(min=1e-30)        # the slope of x log x at 0 is infinite
     return single, -(mean * mean.log()).sum()
 

@@ -1,14 +1,14 @@
 """The discriminator beside the tokenizer: when it learns, when it is asked, and how much its opinion counts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from vqtok import distributed
 from vqtok.codec import place
 from vqtok.config import Recipe
-from vqtok.errors import TrainingError
 from vqtok.losses.adversarial import PatchDiscriminator, discriminator_hinge, feature_matching, generator_hinge, lecam
 from vqtok.losses.likelihood import PIXEL_DEVIATION
 from vqtok.train.loop import Run, learning_rate
@@ -20,17 +20,21 @@ DECAY = 0.99        # of the moving averages (LeCam's own)
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a step of the tokenizer has shown."""
+    """What a step of the tokenizer has shown. Nothing of it lasts before `update`: a step may turn out to be skipped."""
 
     step: int
     reconstruction: Tensor      # (B, C, H, W) in [-1, 1], without gradient
     pictures: Tensor            # (B, C, H, W)
+    pull: Tensor                # the average after this step
+    scores: Tensor | None = None        # (2,), of pictures and reconstructions; None before `weigh`
+    loss: float = 0.0
 
 
 class Adversary(nn.Module):
     """A patch discriminator with its optimizer and moving averages: its state_dict and the optimizer's are all its state.
 
-    At each step the tokenizer first minimizes `generator_terms`, then `update` lets the discriminator learn from the same batch.
+    At each step the tokenizer minimizes `generator_terms`; `weigh` says whether the discriminator can learn from the same batch, then
+    `update` lets it, or `forget` does not.
     """
 
     scores: Tensor
@@ -66,21 +70,25 @@ class Adversary(nn.Module):
         adversarial weight is relative to that. The length is averaged over steps, so that where the discriminator is
         undecided it says little; and never does a step pull harder than the weight allows.
         """
-        self.asked = step >= self.asked_from
+        self.asked, terms, pull = step >= self.asked_from, {}, self.pull
+        if self.asked:
+            terms, pull = self._pulled(reconstruction, pictures, step)
         if step >= self.learns_from:
-            self._seen = _Seen(step, reconstruction.detach(), pictures)
-        if not self.asked:
-            return {}
+            self._seen = _Seen(step, reconstruction.detach(), pictures, pull)
+        return terms
+
+    def _pulled(self, reconstruction: Tensor, pictures: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """The term, and the average length of the gradient, this one included."""
         leaf = reconstruction.detach().requires_grad_()     # the discriminator's own weights get no gradient here
         wish = self._wish(leaf, pictures)
         (gradient,) = torch.autograd.grad(wish, leaf)
-        length = gradient.norm()
-        _follow(self.pull, length, step - self.asked_from)
-        l1 = 1 / (2 * PIXEL_DEVIATION * math.sqrt(leaf.numel()))
+        length = _length(gradient)
+        pull = _followed(self.pull, length, step - self.asked_from)
+        l1 = 1 / (2 * PIXEL_DEVIATION * math.sqrt(leaf.numel() * distributed.size()))
         weight = self.config.adversarial * min(1.0, (step - self.asked_from + 1) / self.lead)
-        factor = weight * l1 / torch.maximum(self.pull, length).clamp(min=1e-12)
+        factor = weight * l1 / torch.maximum(pull, length).clamp(min=1e-12)
         term = (reconstruction * (factor * gradient)).sum()         # has that gradient, and gets the value of the wish
-        return {"adversarial": term - term.detach() + (factor * wish).detach()}
+        return {"adversarial": term - term.detach() + (factor * wish).detach()}, pull
 
     def _wish(self, leaf: Tensor, pictures: Tensor) -> Tensor:
         """What the reconstructions are to be: taken for pictures, and like them in the discriminator's features."""
@@ -92,9 +100,9 @@ class Adversary(nn.Module):
             wish = wish + self.config.feature_matching * feature_matching(fake.features, real.features)
         return wish
 
-    def update(self) -> dict[str, float]:
-        """One step of the discriminator on the batch just seen, at the tokenizer's learning rate; its hinge loss by name."""
-        seen, self._seen = self._seen, None
+    def weigh(self) -> dict[str, float]:
+        """The gradient of its own loss on the batch just seen: that hinge loss and the gradient's norm by name. Nothing changes yet."""
+        seen = self._seen
         if seen is None:
             return {}
         with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
@@ -102,19 +110,43 @@ class Adversary(nn.Module):
         real, fake = opinion.scores.chunk(2)
         hinge = discriminator_hinge(real, fake)
         (hinge + self.config.lecam * lecam(real, fake, self.scores)).backward()
-        loss = float(hinge.detach())
-        if not math.isfinite(loss):
-            fix = "the last good checkpoint is kept; start anew with a lower learning rate, or without --adversarial"
-            raise TrainingError(f"tokenizer: the discriminator's loss is {loss:g} at step {seen.step + 1}", fix)
+        scores, hinge = torch.stack([real.mean(), fake.mean()]).detach(), hinge.detach()
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        distributed.mean_(hinge, scores, *gradients)
+        norm = nn.utils.get_total_norm(gradients)
+        self._seen = replace(seen, scores=scores, loss=float(hinge))
+        return {"discriminator": self._seen.loss, "discriminator's gradient norm": float(norm)}
+
+    def update(self) -> dict[str, float]:
+        """One step of the discriminator along that gradient, at the tokenizer's learning rate; its hinge loss by name."""
+        seen = self._seen
+        if seen is None:
+            return {}
+        assert seen.scores is not None, "update() follows weigh()"
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.stage, seen.step)
         self.optimizer.step()
+        self.pull.copy_(seen.pull)
+        self.scores.copy_(_followed(self.scores, seen.scores, seen.step - self.learns_from))
+        self.forget()
+        return {"discriminator": seen.loss}
+
+    def forget(self) -> None:
+        """Leaves no trace of the batch just seen."""
+        self._seen = None
         self.optimizer.zero_grad(set_to_none=True)
-        _follow(self.scores, torch.stack([real.mean(), fake.mean()]), seen.step - self.learns_from)
-        return {"discriminator": loss}
+
+
+def _length(gradient: Tensor) -> Tensor:
+    """That of the whole batch's gradient; each process has its pictures' part of it, times the number of processes."""
+    if distributed.size() == 1:
+        return gradient.norm()
+    squares = gradient.square().sum()
+    distributed.sum_(squares)
+    return squares.sqrt() / distributed.size()
 
 
 @torch.no_grad()
-def _follow(average: Tensor, value: Tensor, step: int) -> None:
-    """One step of a moving average; at first faster than DECAY says, or the zeros of the start would be felt for long."""
-    average.lerp_(value, 1 - min(DECAY, (1 + step) / (10 + step)))
+def _followed(average: Tensor, value: Tensor, step: int) -> Tensor:
+    """A moving average after one step more; at first faster than DECAY says, or the zeros of the start would be felt for long."""
+    return average.lerp(value, 1 - min(DECAY, (1 + step) / (10 + step)))

@@ -1,12 +1,14 @@
 """The one training loop, for tokenizer and prior: schedule, checkpoints, resume, log.jsonl."""
 
+import errno
 import json
 import math
+import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqtok import files, images
+from vqtok import distributed, files, images
 from vqtok.config import StageConfig
 from vqtok.errors import OutputError, TrainingError
 from vqtok.train import state
@@ -25,6 +27,8 @@ from vqtok.weights import Weights
 from vqtok.weights import save as save_weights
 
 SAVE_SECONDS = 120      # a killed run loses two minutes at most
+SKIPPED_MAX = 10        # steps in a row: one bad batch is bad luck, ten are a network that has broken
+_SUMS = ("steps", "skipped")        # of a window: counts, of which there is no mean
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,16 @@ class Task(ABC):
     @abstractmethod
     def forward(self, batch: Any) -> Step: ...
 
+    def beside(self) -> dict[str, float]:
+        """Runs before the optimizer's step: figures of what learns beside the network. Where one is not finite, nothing learns."""
+        return {}
+
     def after_step(self) -> dict[str, float]:
         """Runs after the optimizer's step; what it returns is added up over the window."""
         return {}
+
+    def skip(self) -> None:
+        """Runs in place of the optimizer's step and `after_step`: what the forward has seen is to leave no trace."""
 
     @abstractmethod
     def validate(self) -> Validation: ...
@@ -133,8 +144,15 @@ class Stop:
     signal: int = 0
 
     @property
-    def due(self) -> bool:
+    def here(self) -> bool:
+        """Whether this process has been told to stop."""
         return bool(self.signal) or time.monotonic() >= self.deadline
+
+    @property
+    def due(self) -> bool:
+        """Whether to stop. All processes of a run ask at the same moment and hear the same: any of them may have been told to."""
+        self.signal, stops = distributed.highest(self.signal, self.here)
+        return bool(stops)
 
 
 @dataclass
@@ -161,7 +179,9 @@ def train(task: Task, config: StageConfig, run: Run, resume: bool) -> bool:
     """Trains until `config.steps` are done or `run.stop` says so; returns whether the stage is finished.
 
     Writes NAME.safetensors (best by validation, but see Validation.keep) and NAME.state.safetensors (to resume) in the run's
-    folder. Raises TrainingError when the loss or the gradient stops being finite; the files of the last good step stay.
+    folder. A step whose loss, gradient or figures are not finite is done without any update, and counted. Raises TrainingError after
+    ten of them in a row, and where a validation or a weight is not finite; the files of the last good step stay.
+    Of several processes (`distributed`) the first alone writes, validates and reports.
     """
     return _Trainer(task, config, run).train(resume)
 
@@ -184,14 +204,17 @@ class _Trainer:
         self.learners = [state.Learner(task.network, self.optimizer), *task.learners()]
 
     def train(self, resume: bool) -> bool:
-        if resume and self.state_path.exists():
-            self.progress = state.load(self.state_path, self.learners, self._extra())
+        progress = state.load(self.state_path, self.learners, self._extra()) if resume else None
+        if progress is not None:
+            self.progress = progress
         else:
             torch.manual_seed(_mix(self.run.seed, 0))
             self.task.prepare()
+            self._agree()
             if self.average is not None:
                 self.average.start()
-        _cut_log(self.log_path, self.task.name, self.progress.step)
+        if distributed.first():
+            _cut_log(self.log_path, self.task.name, self.progress.step)
         if self.progress.step < self.config.steps:
             self._loop()
         elif self.progress.best is None:        # `steps` was lowered below the first validation
@@ -222,29 +245,74 @@ class _Trainer:
                     saved = time.monotonic()
 
     def _step(self, batch: Any) -> None:
-        step = self.progress.step
-        torch.manual_seed(_mix(self.run.seed, step + 1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
+        torch.manual_seed(_mix(self.run.seed, self.progress.step + 1))
+        # bfloat16 reaches as far as float32: no gradient fades to 0 that a scale (GradScaler) would save, as float16's would.
         with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
             result = self.task.forward(batch)
         result.loss.backward()
+        result = self._over_all(result)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        figures = {"loss": result.loss, "norm": norm, **result.metrics}
-        loss, norm, *metrics = torch.stack([value.detach().float() for value in figures.values()]).tolist()     # one wait for the device
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise self._diverged(f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}")
+        figures = {"loss": result.loss, "gradient norm": norm, **result.metrics}
+        values = torch.stack([value.detach().float() for value in figures.values()]).tolist()       # one wait for the device
+        seen = dict(zip(figures, values, strict=True))
+        checked = seen | self.task.beside()
+        if self._finite(checked.values()):
+            del seen["gradient norm"]
+            self._learn(result, seen)
+        else:
+            self._skip(checked)
+
+    def _finite(self, figures: Iterable[float]) -> bool:
+        """Whether this step may change anything."""
+        return all(map(math.isfinite, figures))
+
+    def _learn(self, result: Step, figures: dict[str, float]) -> None:
+        progress = self.progress
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, progress.step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.progress.step += 1
-        seen = {"loss": loss, **dict(zip(result.metrics, metrics, strict=True)), **self.task.after_step()}
+        progress.step += 1
+        progress.skipped_in_a_row = 0
+        figures = figures | self.task.after_step()
         if self.average is not None:
-            self.average.update(self.progress.step)
-        window = self.progress.window
-        for name, value in {**seen, "steps": 1}.items():
-            window[name] = window.get(name, 0) + value
+            self.average.update(progress.step)
+        for name, value in {**figures, "steps": 1}.items():
+            progress.window[name] = progress.window.get(name, 0) + value
         if result.indices is not None:
-            self.counts += torch.bincount(result.indices.flatten(), minlength=len(self.counts))
+            counts = torch.bincount(result.indices.flatten(), minlength=len(self.counts))
+            distributed.sum_(counts)
+            self.counts += counts
+
+    def _over_all(self, result: Step) -> Step:
+        """Loss and metrics of the whole batch in place of those of this process's part; the gradients, too.
+
+        Not by DistributedDataParallel: its hooks would have to be told of the discriminator's passes, and of what a step leaves out.
+        """
+        if distributed.size() == 1:
+            return result
+        distributed.mean_(*(p.grad for p in self.parameters if p.grad is not None))
+        means = {"loss": result.loss.detach().float(), **{name: value.detach().float() for name, value in result.metrics.items()}}
+        means = {name: value.clone() for name, value in means.items()}       # the loss may be one of the metrics
+        distributed.mean_(*means.values())
+        return replace(result, loss=means.pop("loss"), metrics=means)
+
+    def _agree(self) -> None:
+        """Gives all processes the weights of the first: no machine may round its own way for long."""
+        for learner in self.learners:
+            distributed.copy_first(learner.weights().values())
+
+    def _skip(self, figures: dict[str, float]) -> None:
+        """Counts a step that must not change anything: weights, moments, averages, codebook and adversary stay as they are."""
+        progress = self.progress
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.skip()
+        progress.step += 1
+        progress.skipped_in_a_row += 1
+        progress.window["skipped"] = progress.window.get("skipped", 0) + 1
+        if progress.skipped_in_a_row >= SKIPPED_MAX:
+            bad = ", ".join(f"the {name} is {value:g}" for name, value in figures.items() if not math.isfinite(value))
+            raise self._diverged(f"{progress.skipped_in_a_row} steps in a row, the last of them step {progress.step}, are not finite: {bad}")
 
     def _diverged(self, what: str) -> TrainingError:
         setting = f"{self.task.name}_training.learning_rate"
@@ -254,11 +322,24 @@ class _Trainer:
     def _means(self) -> dict[str, float]:
         window = self.progress.window
         steps = max(window.get("steps", 1), 1)
-        return {name: value / steps for name, value in window.items() if name != "steps"}
+        return {name: value / steps for name, value in window.items() if name not in _SUMS}
+
+    def _summary(self) -> tuple[dict[str, float], str]:
+        """The task's own, where a step of the window has taught anything, and how many have not."""
+        window = self.progress.window
+        extra, sentence = self.task.summary(window, self.counts) if window.get("steps") else ({}, "")
+        skipped = int(window.get("skipped", 0))
+        if skipped:
+            steps = "1 step was" if skipped == 1 else f"{skipped} steps were"
+            sentence = f"{sentence} {steps} skipped: a loss or gradient was not finite.".lstrip()
+        return {**extra, "skipped": skipped}, sentence
 
     def _report(self, rate: float) -> None:
+        if not distributed.first():
+            return
         left = (self.config.steps - self.progress.step) / rate
-        extra, _ = self.task.summary(self.progress.window, self.counts)
+        extra, _ = self._summary()
+        del extra["skipped"]
         self.run.listener.status(
             Status(
                 self.task.name, self.progress.step, self.config.steps, rate * self.config.batch, left, self._means() | extra
@@ -266,6 +347,10 @@ class _Trainer:
         )
 
     def _validate(self, rate: float) -> None:
+        self._agree()
+        if not distributed.first():
+            self._forget_window()
+            return
         with self.average.applied() if self.average is not None else nullcontext():
             self._validate_weights(rate)
 
@@ -278,7 +363,7 @@ class _Trainer:
         task.network.train()
         if not all(map(math.isfinite, (validation.score, *validation.metrics.values()))):
             raise self._diverged(f"the validation at step {progress.step} gives {validation.score:g}")
-        extra, sentence = task.summary(progress.window, self.counts)
+        extra, sentence = self._summary()
         line = {
             "stage": task.name, "step": progress.step, **self._means(), **extra,
             **{f"val_{name}": value for name, value in validation.metrics.items()},
@@ -287,12 +372,15 @@ class _Trainer:
         }
         if validation.keep or progress.best is None or validation.score < progress.best:
             self._release(validation)
-        progress.window = {}
-        self.counts.zero_()
+        self._forget_window()
         _append(self.log_path, json.dumps(line) + "\n")
         if validation.sheet is not None:
             images.write(self.run.folder / f"{task.name}-{progress.step:06d}.png", validation.sheet, force=True)
         self.run.listener.validated(task.name, line, sentence)
+
+    def _forget_window(self) -> None:
+        self.progress.window = {}
+        self.counts.zero_()
 
     def _release(self, validation: Validation) -> None:
         """Writes the best weights so far. The state follows: after a kill in between, resuming comes here again."""
@@ -305,7 +393,8 @@ class _Trainer:
         progress.best, progress.best_step = validation.score, progress.step
 
     def _save(self) -> None:
-        state.save(self.state_path, self.learners, self._extra(), self.progress)
+        if distributed.first():
+            state.save(self.state_path, self.learners, self._extra(), self.progress)
 
     def _extra(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs besides its learners; they share memory with what they are of."""
@@ -318,9 +407,17 @@ def _mix(seed: int, step: int) -> int:
 
 
 def _append(path: Path, text: str) -> None:
+    """Adds a line, all or nothing: what a full disk took of it is taken back."""
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with path.open("ab", buffering=0) as file:
+            size, data = file.tell(), text.encode()
+            try:
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}", "make room for it, then go on with --resume") from None
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqtok import weights
+from vqtok import distributed, weights
 from vqtok.errors import FormatError, TrainingError
 
 FORMAT = 1
@@ -24,6 +25,7 @@ class Progress:
     best_step: int = 0
     seconds: float = 0.0                        # of training, over all sessions
     window: dict[str, float] = field(default_factory=dict)      # sums since the last validation
+    skipped_in_a_row: int = 0                   # steps just now that were not finite, and changed nothing
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,31 @@ class Learner:
 
 
 def save(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor], progress: Progress) -> None:
-    """Writes weights, optimizer moments, extra tensors and progress; the old file stays until the new one is complete."""
+    """Writes weights, optimizer moments, extra tensors and progress; the old file stays until the new one is complete.
+
+    Raises TrainingError, and leaves the old file, where a tensor is not finite: no run could go on from that.
+    """
     tensors = dict(extra)
     for learner in learners:
         tensors |= learner.weights()
         for start, parameter in learner.parameters().items():
             tensors |= {start + key: value for key, value in learner.optimizer.state.get(parameter, {}).items()}
     arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise TrainingError(f"{name} is not finite after step {progress.step}", "the last good checkpoint is kept; start anew with a lower rate")
     meta = {"format": FORMAT, "kind": "state", "config": {}, "record": dict(vars(progress))}
     weights.save(path, weights.Weights(arrays, meta), force=True)
 
 
-def load(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor]) -> Progress:
-    """Restores what `save` wrote, all tensors in place; raises TrainingError for a damaged file and for one of another network."""
-    stored = read(path, _AGAIN)
+def load(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor]) -> Progress | None:
+    """Restores what `save` wrote, all tensors in place, from the first process's file; None where there is none.
+
+    Raises TrainingError for a damaged file and for one of another network.
+    """
+    stored = distributed.weights_from_first(lambda: read(path, _AGAIN) if path.exists() else None)
+    if stored is None:
+        return None
     tensors = {name: torch.from_numpy(value) for name, value in stored.tensors.items()}
     _fill(extra, tensors, path)
     for learner in learners:
@@ -92,9 +105,10 @@ def _like(value: Tensor, parameter: nn.Parameter, fused: bool) -> Tensor:
 
 
 def _progress(record: dict[str, Any], path: Path) -> Progress:
+    record = {"skipped_in_a_row": 0} | record       # older states know no skipped steps
     _require(set(record) == {f.name for f in fields(Progress)}, path)
     progress = Progress(**record)
-    whole = [progress.step, progress.best_step]
+    whole = [progress.step, progress.best_step, progress.skipped_in_a_row]
     numbers = [*whole, progress.seconds, *([] if progress.best is None else [progress.best])]
     _require(isinstance(progress.window, dict) and all(type(n) is int and n >= 0 for n in whole), path)
     _require(all(type(n) in (int, float) for n in (*numbers, *progress.window.values())), path)

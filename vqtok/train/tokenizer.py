@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import __version__, losses, report
+from vqtok import __version__, distributed, losses, report
 from vqtok.codec import load_tokenizer, place
 from vqtok.config import Recipe
 from vqtok.data import Batches, Dataset, whole
+from vqtok.data.kept import room
 from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.likelihood import PIXEL_VARIANCE
 from vqtok.metrics import usage_perplexity
@@ -44,7 +45,8 @@ class TokenizerTask(Task):
         self.adversary = Adversary(recipe, run) if recipe.losses.adversarial else None
         data, stage = recipe.data, recipe.tokenizer_training
         self._batches = Batches(
-            dataset, parts[0], stage.batch, data.size, recipe.seed, data.flip, data.min_scale, recipe.tokenizer.channels
+            dataset, parts[0], stage.batch, data.size, recipe.seed, data.flip, data.min_scale, recipe.tokenizer.channels,
+            share=(distributed.rank(), distributed.size()), keep=room() // distributed.in_machine(),
         )
         crops = [center_crop(whole(dataset, int(i), recipe.tokenizer.channels), data.size) for i in parts[1]]
         self._validation = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())     # (V, C, size, size)
@@ -63,12 +65,12 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def _vectors(self, count: int) -> Tensor:
-        """Encoder outputs (N, D) on training batches, N >= count."""
+        """Encoder outputs (N, D) on training batches, N >= count; the same in all processes."""
         parts, have, step = [], 0, 0
         while have < count:
             pictures, _ = self._batches.batch(step)
             z = self.vqvae.encoder(self._to_device(pictures))
-            parts.append(z.permute(0, 2, 3, 1).flatten(0, 2))
+            parts.append(distributed.all_rows(z.permute(0, 2, 3, 1).flatten(0, 2), z.shape[2] * z.shape[3]))
             have, step = have + len(parts[-1]), step + 1
         return torch.cat(parts)
 
@@ -90,7 +92,7 @@ class TokenizerTask(Task):
                 raise
             reason = str(error).strip().splitlines()[0]
             raise TrainingError(f"torch.compile fails here: {reason}", "leave --compile out") from None
-        terms = self.criterion(output.reconstruction, pictures)
+        terms = self.criterion(output.reconstruction, pictures, shared=True)
         if self.adversary is not None:
             terms |= self.adversary.generator_terms(output.reconstruction, pictures, step)
         error = (output.reconstruction.detach() - pictures).square().mean() / 4       # of pixels in [0, 1]
@@ -100,6 +102,13 @@ class TokenizerTask(Task):
         """Indices (B, L, h, w) that tell the levels apart: level l's come after all K of the level before."""
         K, L = self.recipe.tokenizer.codebook_size, self.recipe.tokenizer.levels
         return indices + K * torch.arange(L, device=indices.device)[:, None, None]
+
+    def beside(self) -> dict[str, float]:
+        return self.adversary.weigh() if self.adversary is not None else {}
+
+    def skip(self) -> None:
+        if self.adversary is not None:
+            self.adversary.forget()
 
     def after_step(self) -> dict[str, float]:
         figures = self.adversary.update() if self.adversary is not None else {}
