@@ -195,6 +195,7 @@ def train(folder: Path, times: int, seed: int) -> None:
     began = time.monotonic()
     assert end(begin([*words, "-o", folder / "whole"], errors)) == 0, errors.read_text()
     seconds, whole = time.monotonic() - began, result(folder / "whole")
+    reach = seconds         # of a strike: longer where it strikes, shorter where the run was faster, so that all of the run is hit
     kills = folders = unequal = 0
     wrong: list[str] = []
     while kills < times:
@@ -202,8 +203,9 @@ def train(folder: Path, times: int, seed: int) -> None:
         code = -signal.SIGKILL
         while code == -signal.SIGKILL:
             again = ["train", "--resume", "-q", "-o", out] if (out / "run.json").exists() else [*words, "-f", "-o", out]
-            delay, aimed = draw.uniform(0, 0.9) * seconds, kills % 2 == 1
+            delay, aimed = draw.uniform(0, reach), kills % 2 == 1
             code = end(begin(again, errors), delay if kills < times else None, out if aimed and kills < times else None)
+            reach *= 1.04 if code == -signal.SIGKILL else 0.8
             if code == -signal.SIGKILL:
                 kills += 1
                 kept[where(out)] += 1

@@ -17,7 +17,7 @@ from vqtok import train as training
 from vqtok.config import TokenizerConfig
 from vqtok.data import Shapes
 from vqtok.errors import TrainingError
-from vqtok.train import loop, state
+from vqtok.train import adversary, loop, state
 from vqtok.train.tokenizer import TokenizerTask
 from vqtok.vqvae import VQVAE
 
@@ -79,7 +79,9 @@ def test_batch_of_nan_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     """The state after the skipped step is that of the step before, in every tensor: weights, moments, averages, codebook, adversary."""
     data = Shapes(24)
     recipe = recipe_for(
-        data, tokenizer={"quantizer": quantizer, "levels": levels, "normalize": levels == 1, "restart": 0.5}, losses={"adversarial": 0.5, "adversarial_start": 0.1},
+        data,
+        tokenizer={"quantizer": quantizer, "levels": levels, "normalize": levels == 1, "restart": 0.5},
+        losses={"adversarial": 0.5, "adversarial_start": 0.1},
         tokenizer_training={"ema": 0.9},
     )
     spoil_pictures(monkeypatch, {6})
@@ -119,8 +121,7 @@ def test_whatever_is_not_finite_is_skipped(tmp_path: Path, monkeypatch: pytest.M
     if what in spoils:
         spoil_loss(monkeypatch, TokenizerTask, {3}, spoils[what])
     else:
-        hinge, count = loop_hinge(monkeypatch)
-        assert hinge and count
+        spoil_discriminator(monkeypatch)
     assert go(tmp_path, recipe, data, stage="tokenizer")
     lines = log(tmp_path)
     assert [line["skipped"] for line in lines] == [1, 0]
@@ -128,13 +129,10 @@ def test_whatever_is_not_finite_is_skipped(tmp_path: Path, monkeypatch: pytest.M
     assert "NaN" not in (tmp_path / "log.jsonl").read_text()
 
 
-def loop_hinge(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+def spoil_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third loss of the discriminator is infinite, and nothing else."""
-    from vqtok.train import adversary
-
     hinge, count = adversary.discriminator_hinge, iter(range(1, 10**6))
     monkeypatch.setattr(adversary, "discriminator_hinge", lambda *scores: hinge(*scores) * (math.inf if next(count) == 3 else 1))
-    return hinge, count
 
 
 def test_window_of_skipped_steps_only_has_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,8 @@ class _Seen:
 class Adversary(nn.Module):
     """A patch discriminator with its optimizer and moving averages: its state_dict and the optimizer's are all its state.
 
-    At each step the tokenizer minimizes `generator_terms`; `weigh` says whether the discriminator can learn from the same batch, then
-    `update` lets it, or `forget` does not.
+    At each step the tokenizer minimizes `generator_terms`; `weigh` says whether the discriminator can learn from the same batch, and
+    `update` lets it. A step that is skipped has no `update`, and leaves no trace.
     """
 
     scores: Tensor
@@ -70,6 +70,7 @@ class Adversary(nn.Module):
         adversarial weight is relative to that. The length is averaged over steps, so that where the discriminator is
         undecided it says little; and never does a step pull harder than the weight allows.
         """
+        self._forget()      # a step that was skipped
         self.asked, terms, pull = step >= self.asked_from, {}, self.pull
         if self.asked:
             terms, pull = self._pulled(reconstruction, pictures, step)
@@ -128,10 +129,10 @@ class Adversary(nn.Module):
         self.optimizer.step()
         self.pull.copy_(seen.pull)
         self.scores.copy_(_followed(self.scores, seen.scores, seen.step - self.learns_from))
-        self.forget()
+        self._forget()
         return {"discriminator": seen.loss}
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """Leaves no trace of the batch just seen."""
         self._seen = None
         self.optimizer.zero_grad(set_to_none=True)

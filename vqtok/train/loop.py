@@ -77,11 +77,11 @@ class Task(ABC):
         return {}
 
     def after_step(self) -> dict[str, float]:
-        """Runs after the optimizer's step; what it returns is added up over the window."""
-        return {}
+        """Runs after the optimizer's step, and not where that is skipped: what the forward has seen leaves a trace here, or none.
 
-    def skip(self) -> None:
-        """Runs in place of the optimizer's step and `after_step`: what the forward has seen is to leave no trace."""
+        What it returns is added up over the window.
+        """
+        return {}
 
     @abstractmethod
     def validate(self) -> Validation: ...
@@ -306,7 +306,6 @@ class _Trainer:
         """Counts a step that must not change anything: weights, moments, averages, codebook and adversary stay as they are."""
         progress = self.progress
         self.optimizer.zero_grad(set_to_none=True)
-        self.task.skip()
         progress.step += 1
         progress.skipped_in_a_row += 1
         progress.window["skipped"] = progress.window.get("skipped", 0) + 1

@@ -106,10 +106,6 @@ class TokenizerTask(Task):
     def beside(self) -> dict[str, float]:
         return self.adversary.weigh() if self.adversary is not None else {}
 
-    def skip(self) -> None:
-        if self.adversary is not None:
-            self.adversary.forget()
-
     def after_step(self) -> dict[str, float]:
         figures = self.adversary.update() if self.adversary is not None else {}
         return {"restarts": self.vqvae.quantizer.learn(), **figures}
