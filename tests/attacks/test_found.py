@@ -72,6 +72,19 @@ def test_a_short_stream_that_claims_a_vast_grid_is_refused_where_it_ends() -> No
     assert peak(lambda: refused(coder.unpack, found)) < side * side
 
 
+def test_a_coded_stream_longer_than_its_indices_can_be() -> None:
+    """16 MiB of zeros behind a stream of 30 bytes became a list of 64 MiB, and would have become 280 MiB of other numbers."""
+    numbers = _as_varints([16, 8, 1, 1, 1]) + b"m" + _as_varints([8, 16])
+    stream = b"\1\5" + bytes.fromhex(FINGERPRINT) + bytes(8) + numbers
+    for extra, message in ((2 * 2 + 6, None), (2 * 2 + 7, "at most 10")):
+        file = mutate.zipped([("stream.npy", npy("|u1", f"({len(stream) + extra},)", stream + bytes(extra)))])
+        if message is None:
+            assert isinstance(codes.read_any(file), codes.Compact)
+        else:
+            with pytest.raises(FormatError, match=message):
+                codes.read_any(file)
+
+
 def test_a_picture_larger_than_any_that_is_read() -> None:
     """A few kB of deflated zeros claimed 23 GB of pixels, which decoding took."""
     with pytest.raises(FormatError, match="larger than any"):
