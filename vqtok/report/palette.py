@@ -27,10 +27,10 @@ def by_vectors(vectors: np.ndarray) -> np.ndarray:
     return _colors(ranks)
 
 
-def by_number(count: int) -> np.ndarray:
-    """A color for each of `count` codes of which nothing is known, uint8 (count, 3): neighbors in number look different."""
-    numbers = np.arange(count)
-    return _colors(np.stack([numbers * step % 1.0 for step in (0.8191725134, 0.6710436067, 0.5497004779)], axis=1))     # the R3 sequence
+def by_number(numbers: np.ndarray) -> np.ndarray:
+    """A color for each code of which nothing but the number is known, uint8 (..., 3): neighbors in number look different."""
+    parts = np.stack([numbers.ravel() * step % 1.0 for step in (0.8191725134, 0.6710436067, 0.5497004779)], axis=1)    # the R3 sequence
+    return _colors(parts).reshape(*numbers.shape, 3)
 
 
 def _colors(parts: np.ndarray) -> np.ndarray:
