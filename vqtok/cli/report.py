@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vqtok.report.runs import Extra, Run
 
 DEFAULT_OUTPUT = Path("report.html")
-SAMPLES = 12
+SAMPLES = 8
 FIGURES_BYTES = 64 << 20
 
 
@@ -36,7 +36,7 @@ def report(
     ] = SAMPLES,
     figures: Annotated[
         Path | None,
-        typer.Option("--figures", help="Draw a model's curves from what `vqtok eval --json` printed. Default: from its card.", metavar="FILE"),
+        typer.Option("--figures", help="What `vqtok eval --json` printed, for a model's curves. Default: its card.", metavar="FILE"),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     force: o.Force = False,
@@ -205,7 +205,7 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
     parts = grids.breakdown(data, found, None if spent is None else spent[0])
     coders = [grids.Part(TITLES[key], size) for key, size in grid_bytes(plain).items()]
     if spent is not None:
-        coders.append(grids.Part(spent[1].strip(",").replace(", which codes compact files", ""), float(spent[0].sum()) / 8))
+        coders.append(grids.Part(spent[1], float(spent[0].sum()) / 8))
     facts: list[tuple[str, Any]] = [
         ("model", f"{plain.model} ({plain.fingerprint})"), ("form", codes.form(found)), ("pictures", len(plain)),
         ("size", " ".join(dict.fromkeys(f"{W}x{H}" for H, W in plain.sizes))), ("levels", f"{plain.levels} of {codec.config.levels}"),

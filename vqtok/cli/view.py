@@ -11,7 +11,7 @@ import typer
 from vqtok.cli import options as o
 from vqtok.cli import output, rate
 from vqtok.cli.start import load, load_with
-from vqtok.errors import InputError, ModelError, UsageError, VqtokError
+from vqtok.errors import ModelError, UsageError, VqtokError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ import torch
 from vqtok import report
 from vqtok.codec import Model
 from vqtok.codes import Codes
-from vqtok.report.book import CODES_MAX, Codebook
+from vqtok.report.book import CODES_MAX, Codebook, columns_for
 from vqtok.report.palette import by_vectors
 from vqtok.vqvae import to_uint8
 
@@ -58,7 +58,7 @@ def index_colors(model: Model) -> np.ndarray:
 def bits(model: Model, codes: Codes) -> tuple[np.ndarray, str] | None:
     """What each index takes, (n, L, h, w) bits, by the model's integer prior or else its float one, and which; None without either."""
     if model.entropy_coder is not None:
-        return model.entropy_coder.prior.bits(codes.indices), "the integer prior, which codes compact files,"
+        return model.entropy_coder.prior.bits(codes.indices), "the integer prior of compact files"
     if model.folder.prior is None:
         return None
     indices = torch.from_numpy(codes.indices.astype(np.int64)).to(model.device)
@@ -78,7 +78,7 @@ def sample_sheets(
         pictures = model.decode_all(codes)
         labels = [model.labels[j % len(model.labels)] for j in range(count)] if model.labels else None
         scale = max(1, 96 // max(pictures[0].shape[:2]))
-        columns = math.ceil(math.sqrt(count * 2))
+        columns = columns_for(count)
         sheets.append((f"{count} samples at temperature {temperature:g}, seed 0", report.sheet(pictures, columns, labels, scale=scale)))
         if progress is not None:
             progress(i + 1, len(TEMPERATURES))

@@ -1,5 +1,6 @@
 """A codebook as a map that a person can walk through: what each code looks like, how often it is used, which ones are near."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from vqtok.report.curves import Panel, Series
 from vqtok.report.palette import heat
 
 NEAR = 8            # neighbors shown of a code
-ATLAS_SIDE = 16     # pixels of a code's tile; smaller ones are enlarged to about this
+ATLAS_SIDE = 460    # pixels of the map of codes; smaller ones are enlarged to about this
 CODES_MAX = 4096    # that are shown; more take a page of many MB
 
 
@@ -35,7 +36,10 @@ def neighbors(vectors: np.ndarray, count: int = NEAR) -> tuple[np.ndarray, np.nd
 
 
 def arrangement(vectors: np.ndarray, columns: int) -> np.ndarray:
-    """The order (K,) in which codes fill a grid row by row so that neighbors are alike: rows by one principal component, columns by another."""
+    """The order (K,) in which codes fill a grid row by row, so that neighbors are alike.
+
+    Rows go by the first principal component, and the places in a row by the second.
+    """
     centered = vectors.astype(np.float64) - vectors.mean(0)
     _, _, axes = np.linalg.svd(centered, full_matrices=False)
     first = centered @ axes[0]
@@ -50,51 +54,59 @@ def section(book: Codebook) -> str:
     K = len(book.vectors)
     if not 2 <= K <= CODES_MAX:
         return ""
-    columns = int(np.ceil(np.sqrt(K * 1.6)))
+    columns = columns_for(K)
     order = arrangement(book.vectors, columns)
     tile = book.tiles.shape[1]
-    zoom = max(1, ATLAS_SIDE // tile)
+    zoom = max(1, ATLAS_SIDE // (columns * tile))
     atlas = _atlas(book.tiles[order], columns)
     counts = book.counts[0]
-    use = _atlas(_use_tiles(counts[order]), columns)
+    use = _atlas(_use_tiles(counts[order], max(8, tile * zoom)), columns)
     maps = html.figures([
         html.figure(
             html.picture(atlas, f"Map of {K} decoded codes; codes that are alike stand near one another", zoom, True, "atlas"),
             "Each code decoded alone, amid its like. Neighbors in the map are neighbors in the codebook. A click chooses a code.",
         ),
         html.figure(
-            html.picture(use, f"Map of how often each of the {K} codes is used, in the same order", max(1, tile * zoom // 8), True),
+            html.picture(use, f"Map of how often each of the {K} codes is used, in the same order", 1, True),
             f"How often each code of the same place is used, {book.counted}: lighter is more often, a light cross is never.",
         ),
     ])      # fmt: skip
     return html.section("Codebook", _sentence(book), f'<div class="explorer">{maps}{_explorer(book, order, columns)}</div>', _ranks(book))
 
 
-def _use_tiles(counts: np.ndarray) -> np.ndarray:
-    """A tile for each count (K,), uint8 (K, 8, 8, 3): the lighter the larger its square root; of 0 a cross, told by its shape."""
-    tiles = heat(np.sqrt(counts), float(np.sqrt(counts.max())))[:, None, None].repeat(8, 1).repeat(8, 2)
-    cross = np.maximum(np.eye(8), np.eye(8)[::-1])[..., None]
+def columns_for(count: int) -> int:
+    """Columns of a grid somewhat wider than high that `count` fills, to its last row where that can be."""
+    wanted = math.sqrt(count * 1.6)
+    even = [c for c in range(math.ceil(math.sqrt(count)), math.ceil(2.5 * math.sqrt(count))) if count % c == 0]
+    return min(even, key=lambda c: abs(c - wanted), default=math.ceil(wanted))
+
+
+def _use_tiles(counts: np.ndarray, side: int) -> np.ndarray:
+    """A tile for each count (K,), uint8 (K, side, side, 3): the lighter the larger its square root; of 0 a cross, told by its shape."""
+    tiles = heat(np.sqrt(counts), float(np.sqrt(counts.max())))[:, None, None].repeat(side, 1).repeat(side, 2)
+    cross = np.maximum(np.eye(side), np.eye(side)[::-1])[..., None]
     tiles[counts == 0] = (40 + 150 * cross).astype(np.uint8)
     return tiles
 
 
 def _atlas(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles (K, t, t, C) row by row in one picture; what is left of the last row is white."""
+    """Tiles (K, t, t, C) row by row in one picture; what is left of the last row is gray."""
     K, t, _, C = tiles.shape
     rows = -(-K // columns)
-    full = np.full((rows * columns, t, t, C), 255, np.uint8)
+    full = np.full((rows * columns, t, t, C), 128, np.uint8)
     full[:K] = tiles
     return full.reshape(rows, columns, t, t, C).transpose(0, 2, 1, 3, 4).reshape(rows * t, columns * t, C)
 
 
 def _sentence(book: Codebook) -> str:
-    parts = []
-    for level, counts in enumerate(book.counts):
-        usage, perplexity = usage_perplexity(counts)
-        parts.append(f"{f'level {level + 1}: ' if len(book.counts) > 1 else ''}{round(usage * len(counts))} of {len(counts)} codes, "
-                     f"as if {perplexity:.0f} were used equally often")      # fmt: skip
-    first = " The map is that of level 1; later levels refine what it gives, and mean nothing alone." if len(book.counts) > 1 else ""
-    return html.paragraph(f"Used {book.counted}: {'; '.join(parts)}.{first}")
+    """How many codes are used, in words, and of several levels as a table."""
+    use = [usage_perplexity(counts) for counts in book.counts]
+    K = len(book.vectors)
+    if len(use) == 1:
+        return html.paragraph(f"Used {book.counted}: {round(use[0][0] * K)} of {K} codes, as if {use[0][1]:.0f} were used equally often.")
+    rows = [[f"level {i + 1}", round(usage * K), f"{usage:.1%}", round(perplexity)] for i, (usage, perplexity) in enumerate(use)]
+    text = "The map is that of level 1; later levels refine what it gives, and mean nothing alone."
+    return html.paragraph(text) + html.table([f"used {book.counted}", f"of {K} codes", "part", "perplexity"], rows)
 
 
 def _explorer(book: Codebook, order: np.ndarray, columns: int) -> str:
@@ -110,7 +122,8 @@ def _explorer(book: Codebook, order: np.ndarray, columns: int) -> str:
     controls = (
         f'<div class="controls"><label>code <input type="range" min="0" max="{last}" step="1" aria-label="Code to look at"></label>'
         f'<label>number <input type="number" min="0" max="{last}" step="1" aria-label="Number of the code to look at"></label></div>'
-        '<canvas width="720" height="96" role="img" aria-label="The chosen code and those near it"></canvas><output aria-live="polite"></output>'
+        '<canvas width="720" height="96" role="img" aria-label="The chosen code and those near it"></canvas>'
+        '<output aria-live="polite"></output>'
     )
     top = counts.argsort(kind="stable")[::-1][:20]
     rows = [[f"code {i}", int(counts[i]), *(int(j) for j in near[i][:4])] for i in top]

@@ -70,7 +70,7 @@ def _block(lines: Sequence[str], at: int, out: list[str], picture: Callable[[str
         stop += 1
     block = [part.strip() for part in lines[at:stop]]
     if kind == "table" and len(block) >= 2 and _is_rule(block[1]):
-        out.append(html.table(_cells(block[0]), [[_number(cell) for cell in _cells(row)] for row in block[2:]]))
+        out.append(html.table(_cells(block[0]), [_cells(row) for row in block[2:]]))
     elif kind == "list":
         items = re.split(r"\n[-*] ", "\n" + "\n".join(block))[1:]
         out.append("<ul>" + "".join(f"<li>{_inline(' '.join(item.split()), picture)}</li>" for item in items) + "</ul>")

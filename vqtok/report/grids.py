@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vqtok import files
-from vqtok.codes import Codes, Compact
+from vqtok.codes import Codes, Compact, counted
 from vqtok.report import html
 from vqtok.report.palette import heat
 from vqtok.report.sheets import sheet
@@ -59,7 +59,8 @@ def breakdown(data: bytes, found: Codes | Compact, bits: np.ndarray | None) -> l
 def _levels(size: int, bits: np.ndarray) -> list[Part]:
     """The bytes of streams shared out among the levels, by what the prior gives each."""
     shares = bits.sum((0, 2, 3))
-    return [Part(f"indices of level {i + 1}" if len(shares) > 1 else "indices", size * share / shares.sum()) for i, share in enumerate(shares)]
+    names = [f"indices of level {i + 1}" for i in range(len(shares))] if len(shares) > 1 else ["indices"]
+    return [Part(name, size * share / shares.sum()) for name, share in zip(names, shares, strict=True)]
 
 
 def page(grid: Grid) -> bytes:
@@ -78,7 +79,8 @@ def _pictures(grid: Grid) -> str:
     first = grid.pictures[0]
     H, W = first.shape[:2]
     zoom = max(1, SHOWN // (2 * max(H, W)))
-    parts = [html.figure(html.picture(first, f"The picture decoded from {grid.name}, {W}x{H} pixels", zoom), "Decoded from all levels here.")]
+    shown = html.picture(first, f"The picture decoded from {grid.name}, {W}x{H} pixels", zoom)
+    parts = [html.figure(shown, f"Decoded from the {counted(grid.codes.levels)} that the file holds.")]
     if len(grid.pictures) > 1:
         some = grid.pictures[:SHEET_MAX]
         side = max(max(picture.shape[:2]) for picture in some)
@@ -147,10 +149,11 @@ def bar(parts: Sequence[Part]) -> str:
     marks, left = [], 0.0
     for i, part in enumerate(parts):
         width = 900 * max(0.0, part.bytes) / total
-        marks.append(f'<rect class="c{i % 6}" x="{left:.1f}" y="0" width="{width:.1f}" height="26"><title>{html.text(part.name)}</title></rect>')
+        place = f'class="c{i % 6}" x="{left:.1f}" y="0" width="{width:.1f}" height="26"'
+        marks.append(f"<rect {place}><title>{html.text(part.name)}</title></rect>")
         name = part.name.removeprefix("indices of ")
         if width > 8 * len(name) + 8:
             marks.append(f'<text class="ink" x="{left + 4:.1f}" y="42" font-size="12">{html.text(name)}</text>')
         left += width
-    told = ", ".join(f"{part.name} {part.bytes / total:.0%}" for part in parts)
-    return f'<svg class="parts" viewBox="0 0 900 48" role="img" aria-label="{html.text("Parts of the file: " + told)}">{"".join(marks)}</svg>'
+    told = html.text("Parts of the file: " + ", ".join(f"{part.name} {part.bytes / total:.0%}" for part in parts))
+    return f'<svg class="parts" viewBox="0 0 900 48" role="img" aria-label="{told}">{"".join(marks)}</svg>'

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from vqtok.report.curves import Panel, plot_svg
-from vqtok.report.tables import plain
+from vqtok.report.tables import numeric, plain
 
 SIDE_MAX = 1600             # pixels; larger pictures are shrunk to it: a page of a few MB
 LOSSLESS_PIXELS = 2**16     # small pictures are kept bit for bit; larger ones are WebP at QUALITY
@@ -78,9 +78,10 @@ def preformatted(value: str) -> str:
 
 def table(headers: Sequence[object], rows: Sequence[Sequence[object]], caption: str = "") -> str:
     """A table; the first cell of a row is its heading, and columns of numbers are aligned to the right. None is left blank."""
-    head = "".join(f'<th scope="col">{text(header)}</th>' for header in headers)
+    right = [i > 0 and numeric([plain(row[i]) for row in rows if i < len(row)]) for i in range(len(headers))]
+    head = "".join(f'<th scope="col"{_kind(r)}>{text(header)}</th>' for header, r in zip(headers, right, strict=True))
     body = "".join(
-        "<tr>" + "".join(_cell(value, i == 0) for i, value in enumerate(row)) + "</tr>" for row in rows[:ROWS_MAX]
+        "<tr>" + "".join(_cell(value, i == 0, right[i]) for i, value in enumerate(row[: len(headers)])) + "</tr>" for row in rows[:ROWS_MAX]
     )
     name = f"<caption>{text(caption)}</caption>" if caption else ""
     rest = paragraph(f"{len(rows) - ROWS_MAX} further rows are left out.") if len(rows) > ROWS_MAX else ""
@@ -89,11 +90,12 @@ def table(headers: Sequence[object], rows: Sequence[Sequence[object]], caption: 
     return f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{name}{top}<tbody>{body}</tbody></table></div>{rest}'
 
 
-def _cell(value: object, first: bool) -> str:
-    shown = number(value)
-    if first:
-        return f'<th scope="row">{shown}</th>'
-    return f'<td class="n">{shown}</td>' if isinstance(value, int | float) else f"<td>{shown}</td>"
+def _cell(value: object, first: bool, right: bool) -> str:
+    return f'<th scope="row">{number(value)}</th>' if first else f"<td{_kind(right)}>{number(value)}</td>"
+
+
+def _kind(right: bool) -> str:
+    return ' class="n"' if right else ""
 
 
 def number(value: object) -> str:
@@ -157,7 +159,7 @@ def compare(pairs: Sequence[Pair], label: str, before: str = "original", after: 
     )     # fmt: skip
     wipe = (
         f'<label>{text(before)} <input type="range" class="wipe" min="0" max="100" value="50" step="1"'
-        f' aria-label="{text(f"{label}: part that shows the {before}, the rest is {after}")}"> {text(after)}</label>'
+        f' aria-label="{text(f"{label}: how much is {after}, the rest is {before}")}"> {text(after)}</label>'
     )
     name = '<output class="name" aria-live="polite"></output>'
     return f'<div class="compare"><div class="stage">{"".join(shown)}</div><div class="controls">{wipe}{pick}{name}</div></div>'

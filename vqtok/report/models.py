@@ -109,7 +109,8 @@ def _rates(model: Model) -> str:
             series = [Series(name, points) for name, points in found.items()]
             charts.append(html.chart(Panel(title, "bits per pixel, files", series)))
     if not charts:
-        return ""
+        hint = "vqtok eval IMAGES --json > figures.json measures them, and vqtok report --figures figures.json draws them here."
+        return html.section("Quality over bits", html.paragraph(f"There are no curves: the card has one rate, and no other codec. {hint}"))
     return html.section("Quality over bits", html.paragraph(model.source), f'<div class="charts">{"".join(charts)}</div>')
 
 

@@ -176,7 +176,8 @@ def _reconstructions(run: Run) -> str:
         return ""
     pairs = [html.Pair(f"step {sheet.step:,}", sheet.before, sheet.after) for sheet in run.sheets]
     slider = html.compare(pairs, "Reconstructions of validation pictures")
-    return html.section("Reconstructions", html.paragraph("Validation pictures, and what the tokenizer made of them at each validation."), slider)
+    text = "Validation pictures, and what the tokenizer made of them at each validation."
+    return html.section("Reconstructions", html.paragraph(text), slider)
 
 
 def curves(lines: list[dict[str, Any]]) -> list[Panel]:
@@ -220,7 +221,8 @@ def _timings(lines: list[dict[str, Any]], stages: list[str]) -> str:
         mine = [line for line in lines if line["stage"] == stage]
         seconds = [line["seconds"] for line in mine if _finite(line.get("seconds"))]
         rates = [line["pictures_per_second"] for line in mine if _finite(line.get("pictures_per_second"))]
-        rows.append([STAGE_NAMES[stage], int(mine[-1]["step"]), duration(max(seconds, default=0)), float(np.median(rates)) if rates else None])
+        rate = float(np.median(rates)) if rates else None
+        rows.append([STAGE_NAMES[stage], int(mine[-1]["step"]), duration(max(seconds, default=0)), rate])
     return html.section("Timings", html.table(["stage", "steps", "time", "pictures per second, median"], rows) if rows else "")
 
 
