@@ -1,11 +1,12 @@
 """A headless Chromium that tests drive over its own pipe (the DevTools protocol), with the standard library alone."""
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
-import subprocess
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -100,18 +101,28 @@ class Browser:
 @contextmanager
 def browser() -> Iterator[Browser]:
     """A fresh browser with a profile of its own, which ends with the block."""
-    assert CHROMIUM is not None
     (ours_in, its_out), (its_in, ours_out) = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}"]
-        wired = ["sh", "-c", f'exec "$@" 3<&{its_in} 4>&{its_out}', "sh", *command]
-        process = subprocess.Popen(wired, pass_fds=(its_in, its_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = _start(its_in, its_out, profile)
         try:
-            os.close(its_in)
-            os.close(its_out)
             yield Browser(ours_out, ours_in)
         finally:
-            process.kill()
-            process.wait()
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
             os.close(ours_in)
             os.close(ours_out)
+
+
+def _start(its_in: int, its_out: int, profile: str) -> int:
+    """The process of a browser that reads at 3 and writes at 4, as it expects of a pipe; our ends of these two are closed."""
+    assert CHROMIUM is not None
+    high = [fcntl.fcntl(pipe, fcntl.F_DUPFD, 10) for pipe in (its_in, its_out)]         # where 3 and 4 do not overwrite them
+    wires: list[Any] = [(os.POSIX_SPAWN_DUP2, high[0], 3), (os.POSIX_SPAWN_DUP2, high[1], 4)]
+    silence: list[Any] = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)]
+    closed: list[Any] = [(os.POSIX_SPAWN_CLOSE, number) for number in high]
+    command = [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}"]
+    try:
+        return os.posix_spawn(CHROMIUM, command, os.environ, file_actions=[*wires, *closed, *silence])
+    finally:
+        for number in (its_in, its_out, *high):
+            os.close(number)
