@@ -214,6 +214,15 @@ class ExactPrior:
         with _exact_arithmetic(self.device):
             return list(chain.from_iterable(self._encode(indices[b : b + 1], order) for b in range(B)))
 
+    def bits(self, indices: np.ndarray) -> np.ndarray:
+        """What each index of the grids (B, l, h, w) takes in a stream, -log2 p: float64 (B, l, h, w)."""
+        order = np.concatenate(wavefront(*indices.shape[1:]), axis=1)
+        with _exact_arithmetic(self.device):
+            found = self.intervals(indices, order)
+        bits = np.empty(indices.shape)
+        bits[:, order[0], order[1], order[2]] = entropy.BITS - np.log2(found[..., 1] - found[..., 0])
+        return bits
+
     def _encode(self, indices: np.ndarray, order: np.ndarray) -> list[bytes]:
         intervals = self.intervals(indices, order)
         return entropy.encode(intervals[..., 0], intervals[..., 1] - intervals[..., 0])
