@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import tomllib
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import bulk
 import numpy as np
@@ -127,18 +129,25 @@ def damaged(path: Path) -> str:
             codes.read_any(path.read_bytes())
         elif path.suffix in (".json", ".jsonl"):
             text = path.read_text()
-            assert text.endswith("\n"), "the last line is cut short"
+            assert text.endswith("\n") or (path.suffix == ".jsonl" and not text), "the last line is cut short"
             for line in text.splitlines():
                 json.loads(line)
         elif path.suffix == ".toml":
             tomllib.loads(path.read_text())
         elif path.suffix in (".png", ".jpg"):
             Image.open(path).load()
+        elif path.suffix == ".tar":
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    content = archive.extractfile(member)
+                    codes.read_any(content.read() if content else b"")
+        elif path.suffix == ".svg":
+            ElementTree.parse(path)
         elif path.suffix == ".md":
             assert path.read_text().startswith("# "), "no heading"
         else:
-            return f"{path.name}: unknown"
-    except (AssertionError, OSError, ValueError, VqtokError) as error:
+            return f"{path.name}: of no kind that is known"
+    except (AssertionError, OSError, ValueError, SyntaxError, VqtokError, tarfile.TarError) as error:
         return f"{path.name}: {error}"
     return ""
 
@@ -193,13 +202,14 @@ def train(folder: Path, times: int, seed: int) -> None:
         code = -signal.SIGKILL
         while code == -signal.SIGKILL:
             again = ["train", "--resume", "-q", "-o", out] if (out / "run.json").exists() else [*words, "-f", "-o", out]
-            delay, aimed = draw.uniform(0, 0.6) * seconds, kills % 2 == 1
+            delay, aimed = draw.uniform(0, 0.9) * seconds, kills % 2 == 1
             code = end(begin(again, errors), delay if kills < times else None, out if aimed and kills < times else None)
             if code == -signal.SIGKILL:
                 kills += 1
                 kept[where(out)] += 1
                 bad, temporary = looked_at(out)
                 wrong += bad
+                print("\n".join(bad), end="", file=sys.stderr, flush=True)
                 kept["with a temporary file left"] += temporary > 0
         assert code == 0, errors.read_text()
         bad, temporary = looked_at(out)
@@ -239,16 +249,17 @@ def commands(folder: Path) -> dict[str, tuple[list[object], list[object]]]:
     for i in range(48):
         images.write(folder / "pictures" / f"{i:02}.png", Shapes(48).picture(i))
     base = folder / "model"
-    assert end(begin(["train", folder / "pictures", "--recipe", folder / "small.toml", "-q", "-o", base], folder / "errors")) == 0
+    train: list[object] = ["train", folder / "pictures", "--recipe", folder / "small.toml"]
+    assert end(begin([*train, "-q", "-o", base], folder / "errors")) == 0
     levels = ["--set", "tokenizer.levels=2", "--set", "tokenizer.normalize=false", "--stage", "tokenizer"]
     deep = folder / "deep"
-    assert end(begin(["train", folder / "pictures", "--recipe", folder / "small.toml", *levels, "-q", "-o", deep], folder / "errors")) == 0
+    assert end(begin([*train, *levels, "-q", "-o", deep], folder / "errors")) == 0
     for model, name in ((base, "codes"), (deep, "layers")):
         assert end(begin(["encode", folder / "pictures", "--model", model, "-q", "-o", folder / name], folder / "errors")) == 0
     tars = bulk.make_tars(folder / "tars", 200, each=100)
     again: list[object] = ["--skip-existing"]
     return {
-        "train": (["train", folder / "pictures", "--recipe", folder / "small.toml"], ["train", "--resume"]),
+        "train": (train, ["train", "--resume"]),
         "encode": (["encode", folder / "pictures", "--model", base], again),
         "encode --bulk": (["encode", *tars, "--model", base, "--shard-size", 10, "--workers", 1], ["--resume"]),
         "decode": (["decode", folder / "codes", "--model", base], again),

@@ -67,7 +67,7 @@ def run(recipe: Recipe, tars: list[Path], folder: Path) -> list[str]:
     return [
         recipe.precision, f"{last['step']:,}", f"{sum(line['skipped'] for line in lines)}",
         f"{first['loss']:.3f}", f"{last['loss']:.3f}", f"{last['val_psnr']:.2f}",
-        f"{watch.resident[len(watch.resident) // 2] / 2**20:.1f}", f"{watch.resident[-1] / 2**20:.1f}", f"{watch.slope():.0f}", f"{last['seconds']:.0f}",
+        *(f"{watch.resident[len(watch.resident) * part // 4 - 1] / 2**20:.1f}" for part in range(1, 5)), f"{watch.slope():.0f}", f"{last['seconds']:.0f}",
     ]     # fmt: skip
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     for precision in asked.precision:
         with tempfile.TemporaryDirectory() as name:
             rows.append(run(replace(recipe, precision=precision), asked.tars, Path(name)))
-    head = ["precision", "steps", "skipped", "loss at first", "at last", "PSNR", "MiB halfway", "at the end", "bytes a step", "seconds"]
+    head = ["precision", "steps", "skipped", "loss at first", "at last", "PSNR", "MiB after 1/4", "2/4", "3/4", "4/4", "bytes a step", "seconds"]
     print("\n" + table(head, rows))
 
 

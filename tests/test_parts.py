@@ -9,6 +9,7 @@ from conftest import make_model, picture
 from torch import Tensor, nn
 
 from vqtok import codec
+from vqtok.codec import model as codec_model
 from vqtok.config import TokenizerConfig
 from vqtok.parts import Cut, in_parts
 from vqtok.vqvae import VQVAE, ResidualBlock
@@ -107,7 +108,7 @@ def test_cut_up_equals_whole(stirred: codec.Model, size: tuple[int, int], monkey
     codes = stirred.encode(pixels)
     decoded = stirred.decode(codes)
     output = stirred.output(codes, 0)
-    monkeypatch.setattr(codec, "PIXELS_AT_ONCE", 48**2)
+    monkeypatch.setattr(codec_model, "PIXELS_AT_ONCE", 48**2)
     h, w = codes.indices.shape[2:]
     assert len(Cut.of(h, w, stirred.config.downsample, 48**2).parts) > 4
     assert np.array_equal(stirred.encode(pixels).indices, codes.indices)
@@ -120,7 +121,7 @@ def test_cut_up_equals_whole_at_every_number_of_levels(tmp_path: Path, monkeypat
     stir(model.network)
     codes = model.encode(picture(150, 210))
     whole = [model.decode(codes, levels) for levels in (1, 2)]
-    monkeypatch.setattr(codec, "PIXELS_AT_ONCE", 48**2)
+    monkeypatch.setattr(codec_model, "PIXELS_AT_ONCE", 48**2)
     for levels, decoded in enumerate(whole, 1):
         assert np.array_equal(model.encode(picture(150, 210), levels=levels).indices, codes.indices[:, :levels])
         assert np.abs(model.decode(codes, levels).astype(int) - decoded).max() <= 1
@@ -131,7 +132,7 @@ def test_pictures_that_share_a_grid_but_no_size(tmp_path: Path, at_once: int, mo
     model = codec.load(make_model(tmp_path / "models" / "toy", LEVELS, None))
     pictures = [picture(*size, seed=i) for i, size in enumerate([(145, 200), (160, 193), (150, 208)])]
     expected = model.encode_batch(pictures)
-    monkeypatch.setattr(codec, "PIXELS_AT_ONCE", at_once)
+    monkeypatch.setattr(codec_model, "PIXELS_AT_ONCE", at_once)
     codes = model.encode_batch(pictures)
     assert codes == expected
     for decoded, original in zip(model.decode_all(codes), pictures, strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from train_helpers import Interrupt, contents, data_threads, go, log, recipe_for
 
@@ -20,8 +20,6 @@ from vqtok.config import Recipe, StageConfig
 from vqtok.data import Shapes
 from vqtok.errors import OutputError, TrainingError
 from vqtok.train import loop, state
-from vqtok.train.tokenizer import TokenizerTask
-from vqtok.vqvae import VQVAE
 
 pytestmark = pytest.mark.usefixtures("few_vectors")
 

@@ -223,8 +223,8 @@ def atomic(path: Path, force: bool = False) -> Iterator[Path]:
     temporary = target.with_name(f".vqtok-{secrets.token_hex(6)}{target.suffix[:16]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        try:
+        try:        # around the first call, too: a signal's exception comes when it returns, and the file is then there
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             yield temporary
             _sync(temporary, os.O_RDWR)
             _publish(temporary, target, force)

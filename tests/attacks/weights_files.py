@@ -16,6 +16,7 @@ from attacks import mutate
 from attacks.codes_files import FINGERPRINT
 from attacks.harness import Case
 from vqtok import codec, config, weights
+from vqtok.codec import loading
 from vqtok.config import EntropyConfig, PriorConfig, TokenizerConfig
 from vqtok.priors import IntegerPrior, PixelCNN
 from vqtok.vqvae import VQVAE
@@ -84,7 +85,7 @@ class WeightsFiles:
         if case.more == "tokenizer":
             codec.load_tokenizer(path)
         elif case.more == "prior":
-            codec._load_prior(path, TOKENIZER, FINGERPRINT)
+            loading.load_prior(path, TOKENIZER, FINGERPRINT)
         elif case.more == "entropy":
             codec.EntropyCoder(weights.ModelFolder("toy", self.folder), FINGERPRINT)
         return "valid"

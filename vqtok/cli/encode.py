@@ -51,7 +51,10 @@ def encode(
     shard: bulk.Shard = None,
     workers: bulk.Workers = None,
 ) -> None:
-    """Turn pictures into codes: img.png -> img.npz. Tar shards, or --bulk, give codes shards in a folder."""
+    """Turn pictures into codes: img.png -> img.npz.
+
+    Tar shards, or --bulk for folders, give codes shards: many pictures a file, in the folder -o.
+    """
     if bulk.wanted(inputs, shards, shard_size, resume, shard, workers):
         bulk.check_free({"--bpp": bpp, "--max-bytes": max_bytes, "--verify": verify, "--skip-existing": skip_existing})
         asked = bulk.Asked(inputs, out, model, levels, compact, force, background, device, precision, shard_size, resume, shard, workers)

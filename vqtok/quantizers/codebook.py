@@ -54,7 +54,7 @@ def _largest(scores: Tensor, out: Tensor) -> None:
 
     torch's takes 20 times as long as NumPy's on a CPU, several times as long as the products themselves where D is small.
     """
-    if scores.device.type == "cpu" and not torch.compiler.is_compiling():
+    if scores.device.type == "cpu":
         np.argmax(scores.numpy(), 1, out=out.numpy())
     else:
         torch.argmax(scores, 1, out=out)

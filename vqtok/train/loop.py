@@ -310,9 +310,9 @@ class _Trainer:
         progress.step += 1
         progress.skipped_in_a_row += 1
         progress.window["skipped"] = progress.window.get("skipped", 0) + 1
-        if progress.skipped_in_a_row >= SKIPPED_MAX:
+        if progress.skipped_in_a_row == SKIPPED_MAX:
             bad = ", ".join(f"the {name} is {value:g}" for name, value in figures.items() if not math.isfinite(value))
-            raise self._diverged(f"{progress.skipped_in_a_row} steps in a row, the last of them step {progress.step}, are not finite: {bad}")
+            raise self._diverged(f"{SKIPPED_MAX} steps in a row, the last of them step {progress.step}, are not finite: {bad}")
 
     def _diverged(self, what: str) -> TrainingError:
         setting = f"{self.task.name}_training.learning_rate"

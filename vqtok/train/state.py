@@ -58,7 +58,8 @@ def save(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor], p
     arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise TrainingError(f"{name} is not finite after step {progress.step}", "the last good checkpoint is kept; start anew with a lower rate")
+            fix = "the last good checkpoint is kept; start anew with a lower learning rate"
+            raise TrainingError(f"{name} is not finite after step {progress.step}", fix)
     meta = {"format": FORMAT, "kind": "state", "config": {}, "record": dict(vars(progress))}
     weights.save(path, weights.Weights(arrays, meta), force=True)
 

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Generator
 from contextlib import closing
 from typing import Any
@@ -190,10 +191,16 @@ class TokenizerTask(Task):
 
 
 def _compile(network: VQVAE) -> Any:
-    """The compiled network. It is compiled at the first step, where a missing compiler would show as a page of traceback."""
+    """The compiled network. It is compiled at the first step, where a missing compiler would show as a page of traceback.
+
+    Not the quantizer: its search has nothing to fuse, and a compiler would take NumPy's quick argmax out of it.
+    """
     compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
     if not any(map(shutil.which, compilers)):
         raise UsageError("--compile needs a C++ compiler, and there is none", "install g++ or clang++, or leave --compile out")
+    network.quantizer.forward = torch.compiler.disable(network.quantizer.forward)     # type: ignore[method-assign]
+    # The decoder gets what the quantizer gives: torch 2.13 looks at its gradient before compiling, and warns itself that it does.
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed")
     return torch.compile(network)
 
 

@@ -1,190 +1,36 @@
-"""The library: load a model, encode pictures, decode codes, sample new ones. The one place where file, array, tensor and network meet.
-
->>> model = load("photo")
->>> codes = model.encode("photo.jpg")       # Codes: a grid of indices
->>> picture = model.decode(codes)           # uint8 (H, W, C), of the original's size
-"""
+"""A model ready to use: pictures to codes and back, and codes that never were."""
 
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import config, images, weights
+from vqtok import images, weights
+from vqtok.codec.coder import EntropyCoder, without_prior
+from vqtok.codec.loading import build_tokenizer, load_prior, pick_device, place, take
 from vqtok.codes import Codes, Compact, choice, compact, counted, index_dtype
-from vqtok.config import ENTROPY_CODES_MAX, EntropyConfig, PriorConfig, TokenizerConfig
+from vqtok.config import TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.losses import Likelihood
-from vqtok.outline import outline
 from vqtok.parts import Cut, in_parts
-from vqtok.priors import ExactPrior, PixelCNN, exact_shapes, sample
+from vqtok.priors import PixelCNN, sample
 from vqtok.quantizers import Quantizer
 from vqtok.vqvae import VQVAE, Decoder, Encoder, to_float, to_uint8
 
-N = TypeVar("N", bound=torch.nn.Module)
 PIXELS_AT_ONCE = 2**19      # worked on, at about 60 bytes each; in smaller parts a pixel costs up to 1.3 times as much (2**16)
 GPU_PIXELS_AT_ONCE = 2**22
 SIDES = ("top", "bottom", "left", "right")
 
 
-def pick_device(name: str | None = None) -> torch.device:
-    """The device called auto, cpu, cuda or mps (None: VQTOK_DEVICE, else auto, which takes the fastest there is)."""
-    name = name or os.environ.get("VQTOK_DEVICE") or "auto"
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, there in available.items() if there)
-    if name not in available:
-        raise UsageError(f"there is no device {name!r}", "choose auto, cpu, cuda or mps")
-    if not available[name]:
-        raise UsageError(f"this machine has no {name} device that torch can use", "choose another with --device, or leave it out")
-    return torch.device(name)
-
-
-def place(network: N, device: torch.device) -> N:
-    """The network on the device, channels last: 1.7 times as fast on a CPU."""
-    return network.to(device=device, memory_format=torch.channels_last)     # type: ignore[call-overload]
-
-
 def load(model: str | os.PathLike[str] | None = None, device: str | None = None, precision: str = "fp32") -> "Model":
     """Loads a model by name ("photo", "cifar10"), folder or tokenizer file; None takes VQTOK_MODEL, else photo."""
     return Model(weights.read_tokenizer(weights.find(None if model is None else os.fspath(model))), pick_device(device), precision)
-
-
-def load_tokenizer(path: Path) -> VQVAE:
-    """The network of a tokenizer file in float32 on the CPU, without training state. Raises FormatError, InputError."""
-    return tokenizer_of(weights.load(path, "tokenizer"), path)
-
-
-def tokenizer_of(stored: weights.Weights, path: Path) -> VQVAE:
-    """What `load_tokenizer` gives, of a file that has been read. Raises FormatError."""
-    network = _build_tokenizer(stored, path)
-    _take(network, stored.tensors)
-    return network
-
-
-def _build_tokenizer(stored: weights.Weights, path: Path) -> VQVAE:
-    """The network that these weights fill, still without values. Raises FormatError where they do not fit it."""
-    settings = config.from_dict(TokenizerConfig, stored.meta["config"], str(path))
-    try:
-        with outline():
-            network = VQVAE(settings)
-    except UsageError as error:         # a quantizer that cannot have that many codes
-        raise FormatError(f"{path}: {error}", "the file is damaged, or written by a newer vqtok") from None
-    _check(network.release_state(), stored, path)
-    for module in list(network.modules()):
-        if "average" in dict(module.named_children()):      # training state, which no weights file holds
-            del module.average
-    return network.eval()
-
-
-def _load_prior(path: Path, tokenizer: TokenizerConfig, fingerprint: str) -> tuple[PixelCNN, dict[str, Any]]:
-    """The network of a prior file, and its record; ModelError where it belongs to another tokenizer."""
-    stored = weights.load(path, "prior")
-    settings = config.from_dict(PriorConfig, stored.meta["config"], str(path))
-    if (settings.codebook_size, settings.levels) != (tokenizer.codebook_size, tokenizer.levels) or stored.meta["record"].get(
-        "tokenizer"
-    ) != fingerprint:
-        raise ModelError(
-            f"{path} is the prior of another tokenizer than the one beside it ({fingerprint})",
-            "train it again: vqtok train --stage prior",
-        )
-    with outline():
-        network = PixelCNN(settings)
-    _check(network.state_dict(), stored, path)
-    _take(network, stored.tensors)
-    return network.eval(), stored.meta["record"]
-
-
-class EntropyCoder:
-    """What codes grids into the streams of compact files, and decodes them: a model's integer prior, without its tokenizer."""
-
-    def __init__(self, folder: weights.ModelFolder, tokenizer: str | None = None) -> None:
-        """Of a model that has one; `tokenizer` is its tokenizer's fingerprint, where known. Raises InputError, FormatError, ModelError."""
-        path, tokenizer = folder.entropy, tokenizer or weights.tokenizer_fingerprint(folder.tokenizer)
-        assert path is not None
-        stored = weights.load(path, "entropy")
-        settings = config.from_dict(EntropyConfig, stored.meta["config"], str(path))
-        if settings.codebook_size > ENTROPY_CODES_MAX:
-            raise FormatError(f"{path} has {settings.codebook_size} codes", "the file is damaged, or written by a newer vqtok")
-        if stored.meta["record"].get("tokenizer") != tokenizer:
-            raise ModelError(
-                f"{path} is the entropy prior of another tokenizer than the one beside it ({tokenizer})",
-                "train it again: vqtok train --stage entropy",
-            )
-        weights.check(stored.tensors, exact_shapes(settings), str(path))
-        self.tokenizer, self.config = tokenizer, settings
-        self.fingerprint = weights.fingerprint(stored.tensors)
-        self.prior = ExactPrior(settings, stored.tensors)
-
-    def pack(self, codes: Codes) -> Compact:
-        """The compact form, bit-packed where that is smaller."""
-        self._check(codes)
-        return compact(codes, self.fingerprint, self.prior.encode(codes.indices))
-
-    def unpack(self, packed: Compact) -> Codes:
-        """The codes in the compact form. ModelError where another prior made it, FormatError where it is damaged."""
-        if packed.prior is None:
-            return packed.unpacked()
-        if packed.prior != self.fingerprint:
-            raise ModelError(
-                f"the codes need the entropy prior {packed.prior} of model {packed.model}, but the one here is {self.fingerprint}",
-                "give the model they were packed with: --model",
-            )
-        self._check(packed)
-        indices = self.prior.decode(packed.streams, *packed.shape[1:])
-        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)))
-
-    def _check(self, codes: Codes | Compact) -> None:
-        if codes.fingerprint != self.tokenizer:
-            raise ModelError(
-                f"the codes were made with model {codes.model} ({codes.fingerprint}), the entropy prior is one for {self.tokenizer}",
-                "leave --model out to look for the right one",
-            )
-        if codes.codebook_size != self.config.codebook_size or codes.levels > self.config.levels:
-            raise ModelError(f"the codes do not fit the model {codes.model}", "the codes file is damaged: make it again")
-
-
-def without_prior(packed: Compact) -> ModelError:
-    """The error of coded codes whose model is here, but has no entropy prior."""
-    return ModelError(
-        f"the codes need the entropy prior {packed.prior} of model {packed.model}, and the model here has none",
-        "copy its entropy.safetensors into the model's folder",
-    )
-
-
-def unpack(packed: Compact, model: str | None = None) -> Codes:
-    """The codes that a prior coded, by the model that they name, or the one given by name or path. Raises ModelError, FormatError."""
-    folder = weights.find(model) if model else weights.find_by_fingerprint(packed.model, packed.fingerprint)
-    if folder.entropy is None:
-        raise without_prior(packed)
-    return EntropyCoder(folder).unpack(packed)
-
-
-def _check(expected: dict[str, Tensor], stored: weights.Weights, path: Path) -> None:
-    weights.check(stored.tensors, {name: tuple(value.shape) for name, value in expected.items()}, str(path))
-
-
-def _take(network: torch.nn.Module, tensors: dict[str, np.ndarray], part: str = "") -> None:
-    """Fills a network, or the part of it with that name, and takes those tensors out of the dictionary.
-
-    float32 and channels last in one step: each copy of new memory costs more than the arithmetic (a page fault for every 4 KiB).
-    """
-    prefix = part and f"{part}."
-    state = {name.removeprefix(prefix): _placed(tensors.pop(name)) for name in list(tensors) if name.startswith(prefix)}
-    (network.get_submodule(part) if part else network).load_state_dict(state, strict=False, assign=True)
-
-
-def _placed(array: np.ndarray) -> Tensor:
-    """float32, channels last where it has four axes."""
-    order = torch.channels_last if array.ndim == 4 else torch.contiguous_format
-    return torch.from_numpy(array).to(torch.float32, memory_format=order)
 
 
 class Model:
@@ -200,7 +46,7 @@ class Model:
         self.name: str = self.folder.name
         self.fingerprint = tokenizer.fingerprint
         self.record: dict[str, Any] = tokenizer.stored.meta["record"]
-        self._network = _build_tokenizer(tokenizer.stored, self.folder.tokenizer)
+        self._network = build_tokenizer(tokenizer.stored, self.folder.tokenizer)
         self.config: TokenizerConfig = self._network.config
         self._waiting = dict(tokenizer.stored.tensors)      # of parts not used yet
         self._lock = threading.Lock()
@@ -210,7 +56,7 @@ class Model:
         part = self._network.get_submodule(name)
         with self._lock:
             if any(tensor.startswith(f"{name}.") for tensor in self._waiting):
-                _take(self._network, self._waiting, name)
+                take(self._network, self._waiting, name)
                 place(part, self.device)
         return part
 
@@ -242,7 +88,7 @@ class Model:
         if self.folder.prior is None:
             fix = "train one: vqtok train --stage prior, or choose another --model"
             raise ModelError(f"the model {self.name} has no prior", fix)
-        network, record = _load_prior(self.folder.prior, self.config, self.fingerprint)
+        network, record = load_prior(self.folder.prior, self.config, self.fingerprint)
         return network.to(self.device), record
 
     @cached_property
