@@ -34,10 +34,10 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 PARTS = ("tokenizer", "prior", "entropy")
 
 
-def start(command: list[str], inside: str = "") -> subprocess.Popen[str]:
-    """A command, in a network namespace where one is named; its messages come as one text."""
+def start(command: list[str], inside: str = "", interface: str = "lo") -> subprocess.Popen[str]:
+    """A command, in a network namespace where one is named; gloo uses that interface. Its messages come as one text."""
     prefix = ["ip", "netns", "exec", inside] if inside else []
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": interface}
     return subprocess.Popen([*prefix, *command], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -140,9 +140,10 @@ def nodes(folder: Path, whole: Path) -> list[list[str]]:
             options = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "benchmark", "--rdzv-backend", "c10d"]
             options += ["--rdzv-endpoint", f"{address}:29413"]
             if apart:
-                options += ["--local-addr", f"10.213.0.{number + 1}"]
+                # One host name is known in both, so a torchrun cannot tell by it whether the meeting place is its own.
+                options += ["--local-addr", f"10.213.0.{number + 1}", "--rdzv-conf", f"is_host={int(number == 0)}"]
             out = folder / "nodes" / str(number)        # only that of the node which has the first process is written to
-            runs.append(start([*TORCHRUN, *options, *TRAIN, "-o", str(out), "-q"], place))
+            runs.append(start([*TORCHRUN, *options, *TRAIN, "-o", str(out), "-q"], place, f"vqtok{number}" if apart else "lo"))
         for process in runs:
             print(said(finish(process)), end="")
     finally:

@@ -31,6 +31,12 @@ TIMEOUT = timedelta(minutes=10)     # the longest that others wait is for a vali
 BUCKET = 2**23                      # numbers summed at a time: 32 MiB
 
 
+class _Group:
+    """Where this process stands. Plain numbers: torch.compile, which goes through what asks for them, stumbles over torch's own answer."""
+
+    rank, size = 0, 1
+
+
 def started() -> int:
     """How many processes torchrun has started for this command, in all; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
@@ -82,8 +88,10 @@ def joined(device: torch.device) -> Iterator[None]:
         store, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
         store = PrefixStore(_meeting(store, number, count), store)
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+    _Group.rank, _Group.size = number, count
     yield       # after an error nobody is left to take leave of
     dist.destroy_process_group()
+    _Group.rank, _Group.size = 0, 1
 
 
 def _meeting(store: Store, number: int, count: int) -> str:
@@ -113,12 +121,12 @@ def _meeting(store: Store, number: int, count: int) -> str:
 
 def size() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return _Group.size
 
 
 def rank() -> int:
     """The number of this one, from 0."""
-    return dist.get_rank() if size() > 1 else 0
+    return _Group.rank
 
 
 def first() -> bool:

@@ -186,7 +186,7 @@ class Codebook(Quantizer):
         with torch.autocast(z.device.type, enabled=False):      # distances in bf16 choose wrong codes
             flat = self._project(z.float().permute(0, 2, 3, 1).reshape(-1, dim))     # (B*h*w, D)
             chosen = Chosen(*StraightThrough.apply(flat, self._entries(), self.beta, self.gradual))      # type: ignore[misc]
-            self._see(flat.view(batch, -1, dim), chosen)
+            self._see(flat.detach().view(batch, -1, dim), chosen)
         vectors = chosen.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)      # (B, D, h, w)
         return Quantized(vectors, chosen.indices.reshape(batch, 1, height, width), chosen.loss)
 
@@ -194,7 +194,7 @@ class Codebook(Quantizer):
         return F.embedding(indices[:, 0], self._entries()).permute(0, 3, 1, 2)       # (B, D, h, w)
 
     def _see(self, vectors: Tensor, chosen: Chosen) -> None:
-        """Hook for what `learn` wants to know: vectors (B, h*w, D) and what they chose."""
+        """Hook for what `learn` wants to know: vectors (B, h*w, D), without gradient, and what they chose."""
 
 
 class AveragedCodebook(Codebook):
@@ -208,7 +208,7 @@ class AveragedCodebook(Codebook):
 
     def _see(self, vectors: Tensor, chosen: Chosen) -> None:
         if self.training:
-            self._seen = vectors.detach(), chosen
+            self._seen = vectors, chosen
 
     def needs_vectors(self) -> bool:
         return not bool(self.average.initialized)
