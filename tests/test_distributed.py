@@ -255,3 +255,15 @@ def log(out: Path) -> list[dict[str, float]]:
     """The numbers of log.jsonl but for those that tell the time."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in ("stage", "seconds", "pictures_per_second")} for line in lines]
+
+
+@pytest.mark.slow
+def test_one_process_tells_an_error_of_all(data: Path, tmp_path: Path) -> None:
+    command = ["-m", "vqtok", "train", str(data), "--recipe", "small.toml", "--batch", "3", "--device", "cpu"]
+    first, second = start(command, tmp_path)
+    code, _, errors = finish([first])[0] if first.wait(PATIENCE) else (0, "", "")
+    second.terminate()          # as torchrun does when it sees that the first has failed
+    assert code == 2
+    assert errors.startswith("vqtok: error: the tokenizer's batch of 3 cannot be shared equally by 2 processes\n  fix: ")
+    assert finish([second])[0][2] in ("", errors)       # it may have been told a second later
+    assert not (tmp_path / "vqtok-model").exists()

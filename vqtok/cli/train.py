@@ -193,8 +193,13 @@ def _in_turn(number: int) -> "Iterator[None]":
     """Lets the first process of a machine tell its error first: torchrun then ends the others, which would tell the same."""
     try:
         yield
+    except typer.Exit:
+        raise
     except Exception:
-        time.sleep(min(number, 8))
+        try:
+            time.sleep(min(number, 8))
+        except KeyboardInterrupt:       # torchrun's SIGTERM
+            raise typer.Exit(1) from None
         raise
 
 
