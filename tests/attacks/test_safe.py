@@ -92,7 +92,7 @@ import vqtok.codec, vqtok.data, vqtok.evaluate
 from vqtok.cli import app
 seen = []
 def hook(event, arguments):
-    if event in RUNNING or (event == "compile" and "MARKER" in repr(arguments)):     # text of ours that is made into code
+    if event in RUNNING or (event == "compile" and "M4RK3R" in repr(arguments)):     # text of ours that is made into code
         seen.append((event, repr(arguments)[:200]))
 sys.addaudithook(hook)
 for words in {commands!r}:
@@ -101,21 +101,21 @@ for words in {commands!r}:
 print("AUDITED", seen, file=sys.stderr)
 """
 COMMANDS = [
-    ["encode", "MARKER.png", "-o", "MARKER.npz"], ["decode", "MARKER.npz"], ["info", "MARKER.npz"], ["pack", "MARKER.npz"], ["models"],
-    ["unpack", "MARKER.compact.npz"], ["sample", "-n", "1", "-o", "MARKER"], ["eval", "MARKER.zip", "--codecs", "none", "--quiet"],
+    ["encode", "M4RK3R.png", "-o", "M4RK3R.npz"], ["decode", "M4RK3R.npz"], ["info", "M4RK3R.npz"], ["pack", "M4RK3R.npz"], ["models"],
+    ["unpack", "M4RK3R.compact.npz"], ["sample", "-n", "1", "-o", "M4RK3R"], ["eval", "M4RK3R.zip", "--codecs", "none", "--quiet"],
 ]     # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("commands", "more", "told"), [
     (COMMANDS, "", "AUDITED []"),
-    ([], "import pickle; pickle.loads(pickle.dumps(os.getcwd))", "pickle.find_class"), ([], "eval('\"MARKER\"')", "compile"),
+    ([], "import pickle; pickle.loads(pickle.dumps(os.getcwd))", "pickle.find_class"), ([], "eval('\"M4RK3R\"')", "compile"),
     ([], "import subprocess; subprocess.run(['true'])", "subprocess.Popen"),
 ], ids=["commands", "unpickles", "evaluates", "starts"])     # fmt: skip
 def test_no_command_unpickles_or_starts_anything(commands: list[list[str]], more: str, told: str, toy: Path) -> None:
     """In a process of its own, with an audit hook: what a file says is neither compiled nor run. The others show that the hook sees."""
-    save("MARKER.png")
-    Path("MARKER.zip").write_bytes(mutate.zipped([("MARKER.png", Path("MARKER.png").read_bytes())]))
+    save("M4RK3R.png")
+    Path("M4RK3R.zip").write_bytes(mutate.zipped([("M4RK3R.png", Path("M4RK3R.png").read_bytes())]))
     ours = {"VQTOK_MODELS": str(toy.parent), "VQTOK_MODEL": "toy", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT.parent)}
     code = AUDITED.format(tests=str(Path(__file__).parent.parent), commands=commands, more=more)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **ours}, timeout=300)
