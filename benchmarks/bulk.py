@@ -159,8 +159,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def kill(folder: Path, times: int, seed: int) -> None:
     """Kills at random moments after a run has begun to write, until `times` kills have struck; each folder is resumed until it is done."""
     random.seed(seed)
-    model, tars = tiny_model(folder / "tiny"), make_tars(folder / "in", 3000, each=1000)
-    words: list[object] = [*tars, "--model", model, "--shard-size", 20, "-q", "--resume"]
+    model, tars = tiny_model(folder / "tiny"), make_tars(folder / "in", 600, each=200)
+    words: list[object] = [*tars, "--model", model, "--shard-size", 10, "--workers", 1, "-q", "--resume"]
     process = start([*words, "-o", folder / "whole"])
     seconds = -wait_for_change(folder / "whole", process, time.monotonic())
     assert process.wait() == 0

@@ -1,12 +1,14 @@
 """The built-in shapes, splits, and batches that are pure functions of their step."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vqtok.data import ArrayData, Batches, Dataset, Shapes, convert, noise, open_data, split, whole
+from vqtok import images
+from vqtok.data import ArrayData, Batches, Dataset, PictureFiles, Shapes, convert, noise, open_data, split, whole
 from vqtok.errors import InputError
 
 
@@ -143,6 +145,82 @@ def test_prefetch_ends_and_passes_errors_on() -> None:
     endless = Batches(gradient(8, 8), np.arange(6), 4, 8).prefetch(10)
     assert next(endless).pixels.shape == (4, 3, 8, 8)
     endless.close()
+
+
+def jpegs(H: int, W: int, n: int = 4) -> tuple[PictureFiles, Counter[int]]:
+    """JPEGs of smooth gradients, and a count of how often each is fetched."""
+    slope = np.mgrid[:H, :W] * (250 / max(H, W))
+    files = [images._encode(np.stack([*slope, np.full((H, W), 60 * i)], -1).astype(np.uint8), ".jpg") for i in range(n)]
+    fetched: Counter[int] = Counter()
+
+    def fetch(index: int) -> bytes:
+        fetched[index] += 1
+        return files[index]
+
+    return PictureFiles("jpegs", [f"{i}.jpg" for i in range(n)], fetch), fetched
+
+
+def test_decoded_files_stay_in_memory_and_change_no_batch() -> None:
+    def make(keep: int | None, min_scale: float) -> tuple[Batches, Counter[int]]:
+        data, fetched = jpegs(48, 64)
+        return Batches(data, np.arange(4), 6, 16, flip=True, min_scale=min_scale, keep=keep), fetched
+
+    for min_scale in (1.0, 0.2):
+        forgetful, again = make(0, min_scale)
+        straight = [forgetful.batch(step).pixels for step in range(8)]
+        assert sum(again.values()) == 48
+        for keep in (None, 2 * 48 * 64 * 3 + 100):
+            batches, fetched = make(keep, min_scale)
+            shown = {step: batches.batch(step).pixels for step in (7, 3, 3, 0, 6, 1, 2, 4, 5)}
+            assert all((shown[step] == straight[step]).all() for step in range(8))
+            assert sum(fetched.values()) < 48, "some were found in memory"
+    batches, fetched = make(None, 1.0)
+    assert sum(len(b.labels) for b in batches.prefetch(0, 20, 3)) == 120
+    assert max(fetched.values()) <= 3, "each once, and more only where threads ask at the same time"
+
+
+def test_memory_for_decoded_files_is_bounded() -> None:
+    data, fetched = jpegs(48, 64)
+    batches = Batches(data, np.arange(4), 4, 16, keep=2 * 48 * 64 * 3)
+    for step in range(5):
+        batches.batch(step)
+    assert sorted(fetched.values()) == [1, 1, 5, 5], "two have room, whichever came first"
+    assert sum(picture.nbytes for picture, _ in batches._kept._pictures.values()) == 2 * 48 * 64 * 3
+
+
+def test_jpegs_are_decoded_smaller_where_the_crop_is_shrunk_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = jpegs(300, 500)
+    whole_ones = [data.picture(i) for i in range(4)]
+    sizes: list[tuple[int, int, int]] = []
+    reduced = PictureFiles.reduced
+
+    def watched(self: PictureFiles, index: int, shrink: int, least: int) -> tuple[np.ndarray, int]:
+        picture, divisor = reduced(self, index, shrink, least)
+        sizes.append((shrink, divisor, len(picture)))
+        return picture, divisor
+
+    monkeypatch.setattr(PictureFiles, "reduced", watched)
+    ours = Batches(data, np.arange(4), 60, 32, min_scale=0.05).batch(0).pixels.astype(int)
+    assert {(shrink, divisor) for shrink, divisor, _ in sizes} == {(1, 1), (2, 2), (4, 4), (8, 8)}
+    assert all(height == -(-300 // divisor) >= 32 for _, divisor, height in sizes)
+    full = Batches(ArrayData("whole", np.stack(whole_ones)), np.arange(4), 60, 32, min_scale=0.05).batch(0).pixels.astype(int)
+    assert abs(ours - full).mean() < 1
+    assert abs(ours - full).max() < 12, "the same places of the same pictures"
+    sizes.clear()
+    ours = Batches(data, np.arange(4), 60, 32, min_scale=0.51).batch(0).pixels
+    assert (ours == Batches(ArrayData("whole", np.stack(whole_ones)), np.arange(4), 60, 32, min_scale=0.51).batch(0).pixels).all()
+    assert {divisor for _, divisor, _ in sizes} == {1}
+
+
+def test_small_and_other_pictures_are_decoded_whole(tmp_path: Path) -> None:
+    data, _ = jpegs(100, 40)
+    assert [data.reduced(0, 8, least)[0].shape[:2] for least in (5, 6, 10, 11, 20, 21)] == [
+        (13, 5), (25, 10), (25, 10), (50, 20), (50, 20), (100, 40)
+    ]     # fmt: skip
+    images.write(tmp_path / "a.png", np.zeros((100, 40, 3), np.uint8))
+    assert images.read(tmp_path / "a.png", shrink=8).pixels.shape == (100, 40, 3)
+    sideways = images.read(tmp_path / "a.png")
+    assert sideways.reduced == 1
 
 
 def test_channels() -> None:

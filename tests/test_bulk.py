@@ -127,7 +127,7 @@ def test_bad_pictures_are_recorded_and_counted():
 
 def test_a_shard_of_bad_pictures_alone_has_no_file():
     make_tar("a.tar", {"0.png": b"x", "1.png": b"", **pictures(1)})
-    make_tar("none.tar", {})
+    make_tar("none.tar", {"notes.txt": b"no picture"})
     assert run("encode", "a.tar", "none.tar", "-o", "out", "--shard-size", 2, "--workers", 0).stderr.endswith("\n2 of 3 failed\n")
     assert sorted(contents("out")) == [
         "00000-00000.jsonl", "00000-00001.jsonl", "00000-00001.npz", "00001-00000.jsonl", "manifest.json"

@@ -181,8 +181,8 @@ def test_a_missing_model_is_looked_for_once_a_batch(monkeypatch: pytest.MonkeyPa
     for name in ("a.npz", "b.npz"):
         npz(name, indices=GRID, meta=meta())
     asked = []
-    find = weights.find_by_fingerprint
-    monkeypatch.setattr(weights, "find_by_fingerprint", lambda *which: asked.append(which) or find(*which))
+    find = weights.read_by_fingerprint
+    monkeypatch.setattr(weights, "read_by_fingerprint", lambda *which: asked.append(which) or find(*which))
     done = run("decode", "a.npz", "b.npz")
     assert done.exit_code == 1
     assert [line.split(":")[2].strip() for line in done.stderr.splitlines()[::2][:2]] == ["a.npz", "b.npz"]
@@ -217,7 +217,7 @@ def test_unknown_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "is a prior file, not a tokenizer file" in fails("encode", "a.png", "-m", tmp_path / "models/toy/prior.safetensors")
     Path("hollow").mkdir()
     assert "hollow holds no tokenizer.safetensors" in fails("info", "hollow")
-    monkeypatch.setattr(codec, "load", lambda *_: pytest.fail("torch was imported first"))
+    monkeypatch.setattr(codec, "Model", lambda *_: pytest.fail("torch was imported first"))
     fails("encode", "a.png", "-m", "nope")
 
 
@@ -262,7 +262,7 @@ def test_memory_that_runs_out_anywhere_else(monkeypatch: pytest.MonkeyPatch):
         raise MemoryError
 
     save("a.png")
-    monkeypatch.setattr(codec, "load", full)
+    monkeypatch.setattr(codec, "Model", full)
     assert "there is not enough memory for this" in fails("encode", "a.png")
 
 

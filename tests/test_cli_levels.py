@@ -82,7 +82,7 @@ def test_the_batch_goes_on_after_a_picture_that_does_not_fit(whole: codes.Codes)
 
 
 def test_rates_that_make_no_sense(whole: codes.Codes, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(codec, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(codec, "Model", lambda *_: pytest.fail("loaded"))
     for command, source in (("encode", "a.png"), ("truncate", "all.npz")):
         assert "--levels and --bpp do not go together" in fails(command, source, "--levels", "1", "--bpp", "1", code=2)
         assert "--bpp and --max-bytes" in fails(command, source, "--bpp", "1", "--max-bytes", "9", code=2)

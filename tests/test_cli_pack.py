@@ -62,9 +62,14 @@ def test_encode_compact_decodes_to_the_same_picture(coding: Path):
     assert Path("plain.png").read_bytes() == Path("compact.png").read_bytes()
 
 
-def test_encode_says_what_compact_would_save(coding: Path):
-    assert "--compact would make it" in ok("encode", "img.png", "-o", "a.npz").stderr
-    assert "would make it" not in ok("encode", "img.png", "--compact", "-o", "b.npz").stderr
+def test_encode_tells_of_compact_files_where_the_model_codes_them(coding: Path):
+    hint = "smaller still: --compact, or vqtok pack a.npz\n"
+    assert ok("encode", "img.png", "-o", "a.npz").stderr.endswith(hint)
+    ok("pack", "a.npz")
+    for words in (["--compact", "-o", "b.npz"], ["-q", "-o", "c.npz"], ["-o", "-"], ["--json", "-o", "d.npz"]):
+        assert "smaller still" not in ok("encode", "img.png", *words).stderr
+    (coding / "entropy.safetensors").unlink()
+    assert "smaller still" not in ok("encode", "img.png", "-o", "e.npz").stderr
 
 
 def test_verify_refuses_what_would_not_come_back(coding: Path, monkeypatch: pytest.MonkeyPatch):

@@ -261,7 +261,7 @@ def test_divergence_is_two_lines(data: Path, monkeypatch: pytest.MonkeyPatch) ->
         return loop.Step(step.loss * float("nan"), step.metrics, step.indices)
 
     monkeypatch.setattr(training.TokenizerTask, "forward", spoiled)
-    refused(small("-o", "m"), 1, "the loss is nan", "at step 1", "--set tokenizer_training.learning_rate=")
+    refused(small("-o", "m", "--steps", "12"), 1, "10 steps in a row", "the loss is nan", "--set tokenizer_training.learning_rate=")
 
 
 def test_compile_without_a_compiler(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

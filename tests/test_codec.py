@@ -15,6 +15,7 @@ from PIL import Image
 
 import vqtok
 from vqtok import codec, weights
+from vqtok.codec import loading
 from vqtok.codes import Codes
 from vqtok.errors import FormatError, ModelError, UsageError, VqtokError
 
@@ -242,14 +243,14 @@ def test_a_huge_config_in_a_small_file_reserves_nothing(model: Path, monkeypatch
     huge = {"width": 2048, "code_dim": 1024, "codebook_size": 65536, "encoder_blocks": 64, "decoder_blocks": 64}
     edit(model / "tokenizer.safetensors", lambda tensors, meta: meta["config"].update(huge))
     devices = set()
-    build = codec.VQVAE
+    build = loading.VQVAE
 
     def spy(settings: Any) -> Any:
         network = build(replace(settings, width=8, encoder_blocks=1, decoder_blocks=1))      # the test must not take 40 GB either
         devices.update(tensor.device.type for tensor in network.state_dict().values())
         return network
 
-    monkeypatch.setattr(codec, "VQVAE", spy)
+    monkeypatch.setattr(loading, "VQVAE", spy)
     with pytest.raises(FormatError, match="its config asks for"):
         codec.load("toy")
     assert devices == {"meta"}

@@ -113,8 +113,10 @@ DAMAGED = {
     "name past the end": (HEAD + b"\7\x08\1\1\x7ftoy", "truncated"),
     "name is no text": (HEAD + b"\7\x08\1\1\3\xff\xfe\xfd\x11\x19", "line of text"),
     "height 0": (HEAD + b"\7\x08\1\1\3toy\0\x19", "positive"),
-    "huge sides": (HEAD + b"\7\x08\1\1\3toy\xff\xff\xff\xff\x0f\xff\xff\xff\xff\x0f" + bytes(9), "do not take"),
-    "huge sides, coded": (b"\1\5" + HEAD[2:] + b"\1\2\3\4\7\x08\1\1\3toy\xff\xff\xff\xff\x0f\xff\xff\xff\xff\x0f" + bytes(9), "can hold"),
+    "huge sides": (HEAD + b"\7\x08\1\1\3toy\xff\xff\xff\xff\x0f\xff\xff\xff\xff\x0f" + bytes(9), "larger than any"),
+    "huge sides, coded": (
+        b"\1\5" + HEAD[2:] + b"\1\2\3\4\7\x08\1\1\3toy\xff\xff\xff\xff\x0f\xff\xff\xff\xff\x0f" + bytes(9), "larger than any",
+    ),
 }
 
 

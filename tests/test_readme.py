@@ -40,5 +40,5 @@ def test_every_command_of_the_readme_runs_in_order(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_readme_shows_every_command() -> None:
-    for command in ("train", "encode", "decode", "truncate", "sample", "eval", "info", "models"):
+    for command in ("train", "encode", "decode", "truncate", "sample", "eval", "info", "models", "report", "view", "pack", "unpack"):
         assert f"vqtok {command}" in README, command

@@ -184,7 +184,29 @@ def test_both_formats_show_the_same():
     for dot in marks(svg, "circle"):
         color = tuple(int(dot["fill"][i : i + 2], 16) for i in (1, 3, 5))
         assert tuple(pixels[round(2 * float(dot["cy"])), round(2 * float(dot["cx"]))]) == color
-    assert len({dot["fill"] for dot in marks(svg, "circle")}) == 2
+    for square in marks(svg, "polygon"):
+        corners = np.array([corner.split(",") for corner in square["points"].split()], float)
+        color = tuple(int(square["fill"][i : i + 2], 16) for i in (1, 3, 5))
+        assert tuple(pixels[tuple((2 * corners.mean(0)).round().astype(int)[::-1])]) == color
+    assert len({dot["fill"] for tag in ("circle", "polygon") for dot in marks(svg, tag)}) == 2
+
+
+def test_curves_are_told_apart_without_color():
+    """Dashes, markers and the name at the end differ; names of curves that end at one height lie below one another."""
+    series = [report.Series(f"curve {i}", [(x, 1.0 + i / 1000 * (3 - x)) for x in (1.0, 2.0, 3.0)]) for i in range(4)]
+    svg = report.plot_svg("t", [report.Panel("p", "steps", series, log=False)], legend=False)
+    assert len({line.get("stroke-dasharray") for line in marks(svg, "polyline") if line["class"].startswith("c")}) == 4
+    corners = [len(polygon["points"].split()) for polygon in marks(svg, "polygon")]
+    assert (len(marks(svg, "circle")), sorted(set(corners))) == (3, [3, 4])
+    ends = sorted(float(text["y"]) for text in marks(svg, "text") if text["class"].startswith("c"))
+    assert len(ends) == 4
+    assert min(np.diff(ends)) >= 12
+
+
+def test_a_linear_axis_is_linear():
+    svg = report.plot_svg("t", [report.Panel("p", "step", [report.Series("s", [(0.0, 1.0), (50.0, 2.0), (100.0, 3.0)])], log=False)])
+    xs = [float(dot["cx"]) for dot in marks(svg, "circle")][1:]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
 
 
 @pytest.mark.parametrize("values", [[1.0], [0.02, 4.0], [0.5, 0.51], [0.0, 0.0], [-3.0, 7.0], [1e-9, 2e-9], [float("inf")]])

@@ -391,3 +391,14 @@ def test_bundled_models_lie_in_the_package_or_beside_it(tmp_path: Path, monkeypa
     assert weights.bundled() == tmp_path / "models"                 # a checkout
     (tmp_path / "vqtok" / "models").mkdir(parents=True)
     assert weights.bundled() == tmp_path / "vqtok" / "models"       # an installed wheel
+
+
+def test_weights_are_held_once_while_they_are_read(tmp_path: Path) -> None:
+    tensors = {name: np.ones((256, 1024), np.float32) for name in "abcd"}         # 1 MiB each
+    weights.save(tmp_path / "a.safetensors", Weights(tensors, META))
+    tracemalloc.start()
+    found = weights.load(tmp_path / "a.safetensors", "tokenizer")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert_equal(found.tensors, tensors)
+    assert peak < 4.5 * (1 << 20)

@@ -183,7 +183,12 @@ def output_path(source: Source, suffix: str, out: Path | None, many: bool) -> Pa
             return out
         if out == STDIO or os.path.exists(out) or out.suffix.lower() == Path("x" + suffix).suffix:
             raise UsageError(f"several results do not go into one file ({out})", "give a folder: -o DIR")
-    return out / source.relative.with_suffix(suffix)
+    return out / _inside(source.relative.with_suffix(suffix))
+
+
+def _inside(path: Path) -> Path:
+    """The path without what leads up or away, as in `*/../../x.png`: results stay below -o."""
+    return Path(*(part for part in path.parts if part not in ("..", path.anchor)))
 
 
 def check_free(path: Path, force: bool) -> None:
@@ -271,9 +276,16 @@ def write_bytes(path: Path, data: bytes, force: bool = False) -> None:
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """The whole file. Raises InputError when it is missing, refused, a folder, or larger than `limit` bytes."""
+    with opened(path) as file:
+        return _read(file, limit, str(path))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """The file, to be read. Raises InputError when it is missing, refused or a folder, or fails while it is read."""
     try:
         with open(path, "rb") as file:
-            return _read(file, limit, str(path))
+            yield file
     except FileNotFoundError:
         raise InputError(f"{path} does not exist", "check the name") from None
     except IsADirectoryError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageColor, JpegImagePlugin, UnidentifiedImageError
 
 from vqtok.errors import InputError, OutputError, UsageError
 from vqtok.files import read_bytes, write_bytes
@@ -23,6 +23,13 @@ IMAGE_SUFFIXES = frozenset({
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".qoi", ".mpo",
 })
+_SCANS_MAX = 100                    # of a progressive JPEG: encoders write about 10, and 100 bytes make one more pass over all pixels ...
+_SCANNED_MAX = 4_000_000_000        # ... of which so many take 3 s
+_RLE_MAX = 20_000_000               # pixels of a packed BMP: Pillow unpacks these in Python, 0.1 s a million
+_COMMENTS_MAX = 1000                # in a PPM of plain text: Pillow copies a megabyte for each
+_COUNTED_PAGES = 1000
+_COUNTED_BYTES = 32 << 20           # of an animation whose frames are counted, which takes 2 s
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd8])")      # of a JPEG: those that a length follows, and the end
 Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
 
@@ -31,6 +38,8 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "
 _SIGNATURES = re.compile(
     rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|....ftypavi[fs]|BM|GIF8|II\*\0|MM\0\*|P[1-6]\s|\0\0\0\x0cjP  |qoif", re.DOTALL
 )
+# All that Pillow would try one of _FORMATS on, DIB among them, which begins with the size of its header.
+_STARTS = re.compile(rb"\x89PNG|\xff\xd8|\xff\x4f\xff\x51|RIFF|....ftyp|BM|GIF8|II|MM|P[0-6fy]|\0\0\0\x0cjP|qoif|[^\0]\0\0\0", re.DOTALL)
 _ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {     # EXIF tag 0x0112
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -59,10 +68,14 @@ class Picture:
     pixels: np.ndarray                  # uint8 (H, W, C), C 1 or 3, contiguous
     notes: tuple[str, ...] = ()         # what the user should know: "transparency laid over white"
     source_bytes: int = 0               # size of the file it came from; 0 for arrays
+    reduced: int = 1                    # how many pixels of the file, along each axis, became one
 
 
-def read(source: Path | bytes, channels: int = 3, background: Color = WHITE) -> Picture:
+def read(source: Path | bytes, channels: int = 3, background: Color = WHITE, shrink: int = 1, least: int = 1) -> Picture:
     """A picture file, by path or content, as uint8 (H, W, channels); channels is 1 or 3.
+
+    A JPEG is decoded at 1/shrink of its sides (1, 2, 4 or 8), or larger where its short side would be less than `least`: that
+    takes a part of the time. Other formats come whole.
 
     EXIF orientation is applied, color profiles are converted to sRGB, transparency is laid over `background`, 16-bit and
     float values are scaled to 8 bits, an animation gives its first frame. Raises InputError for whatever cannot be read.
@@ -72,9 +85,16 @@ def read(source: Path | bytes, channels: int = 3, background: Color = WHITE) -> 
     if not data:
         raise InputError(f"{name} is empty (0 bytes)", "give a picture file")
     with _guard(name, data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        frames = _first_frame(image)
+        _check_work(image, data, name)
+        frames = _first_frame(image, len(data))
+        reduced = _reduce(image, shrink, least)
         pixels, notes = _decode(image, name, channels, background)
-    return Picture(pixels, frames + notes, len(data))
+    return Picture(pixels, frames + notes, len(data), reduced)
+
+
+def may_be_picture(start: bytes) -> bool:
+    """Whether a file that begins with these bytes, some 16 or more, can be a picture: not, where `read` would refuse it as none."""
+    return _STARTS.match(start) is not None
 
 
 def from_any(image: Any, channels: int = 3, background: Color = WHITE) -> Picture:
@@ -163,12 +183,59 @@ def _too_large(name: str) -> InputError:
     return InputError(f"{name} claims more than {MAX_PIXELS // 10**6} million pixels", "shrink or cut up the picture first")
 
 
-def _first_frame(image: Image.Image) -> tuple[str, ...]:
-    """The note on further frames, of which an opened file stands at the first."""
-    frames = getattr(image, "n_frames", 1)
-    if frames == 1 or image.format == "MPO":     # MPO: a JPEG of a phone with a preview or depth map behind it
+def _first_frame(image: Image.Image, size: int) -> tuple[str, ...]:
+    """The note on further frames of a file of `size` bytes, of which it stands at the first."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):   # MPO: a JPEG of a phone with a preview or depth map behind it
         return ()
-    return (f"first of {frames} {'pages' if image.format == 'TIFF' else 'frames'}",)
+    frames = _pages(image) if image.format == "TIFF" else image.n_frames if size <= _COUNTED_BYTES else None     # type: ignore[attr-defined]
+    return (f"first of {frames or 'many'} {'pages' if image.format == 'TIFF' else 'frames'}",)
+
+
+def _pages(image: Image.Image) -> int | None:
+    """How many pages a TIFF has, or None for many: Pillow compares each with all before, 8 s for 40,000."""
+    pages = 1
+    try:
+        while pages < _COUNTED_PAGES:
+            image.seek(pages)
+            pages += 1
+        return None
+    except EOFError:
+        return pages
+    finally:
+        image.seek(0)
+
+
+def _check_work(image: Image.Image, data: bytes, name: str) -> None:
+    """Refuses small files that keep a decoder busy for minutes; the limits lie at 2 to 4 seconds, and no honest file reaches them."""
+    pixels = image.width * image.height
+    if image.format in ("JPEG", "MPO"):
+        scans = _scans(data)
+        busy = scans > _SCANS_MAX or scans * pixels > _SCANNED_MAX
+    elif image.format in ("BMP", "DIB"):
+        busy = pixels > _RLE_MAX and any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ()))
+    else:
+        busy = image.format == "PPM" and data[:2] in (b"P1", b"P2", b"P3") and data.count(b"#") > _COMMENTS_MAX
+    if busy:
+        raise InputError(f"{name} would take minutes to decode", "it looks made for that; save it as PNG with a program you trust")
+
+
+def _scans(data: bytes) -> int:
+    """Passes over the pixels of a JPEG, up to its end marker; counted no further than is allowed."""
+    at, scans = 2, 0
+    while scans <= _SCANS_MAX and (found := _MARKER.search(data, at)) and found[1] != b"\xd9":
+        scans += found[1] == b"\xda"
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return scans
+
+
+def _reduce(image: Image.Image, shrink: int, least: int) -> int:
+    """Has a JPEG decoded from a part of each block's frequencies; returns the divisor of its sides."""
+    while shrink > 1 and min(image.size) < shrink * least:
+        shrink //= 2
+    if shrink == 1 or not isinstance(image, JpegImagePlugin.JpegImageFile) or image.width * image.height > MAX_PIXELS:
+        return 1
+    image.draft(None, (image.width // shrink, image.height // shrink))
+    return shrink
 
 
 def _decode(image: Image.Image, name: str, channels: int, background: Color) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Encoder, decoder, and the VQ-VAE around a quantizer (van den Oord et al. 2017, arXiv 1711.00937).
 
 No normalization over space and no attention: each output depends on a bounded neighborhood, so that a picture of any size can be
-encoded whole or in tiles with the same result.
+encoded whole or part by part with the same result.
 """
 
 import math
@@ -27,12 +27,12 @@ class Output:
 
 def to_float(pictures: Tensor) -> Tensor:
     """uint8 (B, C, H, W) -> float in [-1, 1]."""
-    return pictures.float() / 127.5 - 1
+    return torch.div(pictures, 127.5).sub_(1)
 
 
 def to_uint8(pictures: Tensor) -> Tensor:
     """Float in [-1, 1] -> uint8, rounded to the nearest gray level."""
-    return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pictures.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
 
 
 class ResidualBlock(nn.Module):
@@ -67,9 +67,17 @@ class Halve(nn.Conv2d):
         super().__init__(inputs, outputs, 4, stride=2, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + self.shortcut(input)
+
+    def shortcut(self, input: Tensor) -> Tensor:
         B, _, H, W = input.shape
-        folded = F.pixel_unshuffle(input, 2).reshape(B, self.out_channels, -1, H // 2, W // 2)
-        return super().forward(input) + folded.mean(2)
+        return F.pixel_unshuffle(input, 2).reshape(B, self.out_channels, -1, H // 2, W // 2).mean(2)
+
+    def add_shortcut(self, output: Tensor, input: Tensor) -> None:
+        """In place, and the same numbers: the channels of a place's two rows alternate, each the mean of two neighbors in its row."""
+        means = (input[..., 0::2] + input[..., 1::2]).mul_(0.5)     # (B, C, H, W/2)
+        for row in range(2):
+            output[:, row::2].add_(means[:, :, row::2])
 
 
 class Widen(nn.Conv2d):
@@ -82,7 +90,16 @@ class Widen(nn.Conv2d):
         super().__init__(inputs, 4 * outputs, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) + input.repeat_interleave(self.out_channels // self.in_channels, 1)
+        return super().forward(input) + self.shortcut(input)
+
+    def shortcut(self, input: Tensor) -> Tensor:
+        return input.repeat_interleave(self.out_channels // self.in_channels, 1)
+
+    def add_shortcut(self, output: Tensor, input: Tensor) -> None:
+        """In place, and the same numbers."""
+        count = self.out_channels // self.in_channels
+        for i in range(count):
+            output[:, i::count].add_(input)
 
 
 class Encoder(nn.Sequential):
@@ -119,23 +136,6 @@ class Decoder(nn.Sequential):
                 layers += [widen, nn.PixelShuffle(2)]
         last = nn.Conv2d(widths[0], config.channels * config.fold**2, 3, padding=1)
         super().__init__(*layers, nn.SiLU(), last, nn.PixelShuffle(config.fold))
-
-
-def reach(network: Encoder | Decoder, f: int) -> int:
-    """How many codes away, at most, a picture's pixel can still change what an encoder or decoder makes of a code's place."""
-    unit = 1.0 if isinstance(network, Encoder) else float(f)     # pixels that one position of the features stands for
-    pixels = 0.0
-    for layer in network:
-        if isinstance(layer, nn.PixelUnshuffle):
-            unit *= layer.downscale_factor
-        elif isinstance(layer, nn.PixelShuffle):
-            unit /= layer.upscale_factor
-        elif isinstance(layer, ResidualBlock):
-            pixels += 2 * unit
-        elif isinstance(layer, nn.Conv2d):
-            pixels += layer.kernel_size[0] // 2 * unit
-            unit *= layer.stride[0]
-    return math.ceil(pixels / f)
 
 
 class VQVAE(nn.Module):

@@ -7,6 +7,7 @@ One key only, because safetensors shuffles several, and equal models would get d
 
 import difflib
 import hashlib
+import io
 import json
 import os
 import sys
@@ -28,7 +29,7 @@ KINDS = ("tokenizer", "prior", "entropy", "state")
 SUFFIX = ".safetensors"
 DEFAULT_MODEL = "photo"
 HEADER_LIMIT = 16 << 20     # bytes of JSON: some 150,000 tensors
-FILE_LIMIT = 64 << 30       # bytes; the file is held in memory while it is read
+FILE_LIMIT = 64 << 30       # bytes, all of which are held in memory
 _META_KEY = "vqtok"
 _COPY_AGAIN = "copy or download the file again"
 _DTYPES = {
@@ -73,36 +74,47 @@ def load(path: Path, kind: str) -> Weights:
 
     InputError: not readable. FormatError: damaged, truncated, a pickle, not vqtok's, of a newer format, or of another kind.
     """
-    data = files.read_bytes(path, FILE_LIMIT)
-    meta = _parse_header(data[8 : 8 + _header_size(data[:9], len(data), path)], path)
-    _check_kind(meta, kind, path)
-    return Weights(_tensors(data, path), meta)
+    with files.opened(path) as file:
+        header = _header(file, path)
+        meta = _parse_header(header, path)
+        _check_kind(meta, kind, path)
+        return Weights(_tensors(file, header, path), meta)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of any safetensors file, one of another program's too. Errors as `load`."""
-    data = files.read_bytes(path, FILE_LIMIT)
-    _header_size(data[:9], len(data), path)
-    return _tensors(data, path)
+    with files.opened(path) as file:
+        return _tensors(file, _header(file, path), path)
 
 
-def _tensors(data: bytes, path: Path) -> dict[str, np.ndarray]:
+def _header(file: io.BufferedReader, path: Path) -> bytes:
+    """The JSON that a safetensors file begins with; the file then stands at the first tensor."""
+    size = os.fstat(file.fileno()).st_size
+    length = _header_size(file.read(9), size, path)
+    file.seek(8)
+    return file.read(length)
+
+
+def _tensors(file: io.BufferedReader, header: bytes, path: Path) -> dict[str, np.ndarray]:
+    """The tensors that stand behind the header, by name. Each is read to where it stays: there is never a second copy in memory."""
+    if os.fstat(file.fileno()).st_size > FILE_LIMIT:
+        raise InputError(f"{path} is larger than {files.human_bytes(FILE_LIMIT)}", "give a smaller file")
     try:
-        views = safetensors.deserialize(data)
-    except safetensors.SafetensorError as error:
+        with safetensors.safe_open(path, "np"):     # checks the whole header, and that the tensors fill the file to its end
+            entries = json.loads(header)
+    except (safetensors.SafetensorError, ValueError) as error:
         raise FormatError(f"{path} is damaged or truncated ({error})", _COPY_AGAIN) from None
-    return {name: _array(view, f"{path}: {name}") for name, view in sorted(views)}
+    entries.pop("__metadata__", None)
+    found = {}
+    for name in sorted(entries, key=lambda name: entries[name]["data_offsets"]):
+        found[name] = _array(file, entries[name], f"{path}: {name}")
+    return {name: found[name] for name in sorted(found)}
 
 
 def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
     """The metadata alone: reads the header, not the tensors. Errors as `load`; kind None takes any."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-            file.seek(8)
-            header = file.read(_header_size(start, os.fstat(file.fileno()).st_size, path))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", "check the path and its permissions") from None
+    with files.opened(path) as file:
+        header = _header(file, path)
     meta = _parse_header(header, path)
     _check_kind(meta, kind, path)
     return meta
@@ -151,16 +163,18 @@ def _plain(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
-def _array(view: Mapping[str, Any], origin: str) -> np.ndarray:
-    """A writable array of this machine's byte order from what safetensors found."""
-    dtype = "<u2" if view["dtype"] == "BF16" else _DTYPES.get(view["dtype"])
+def _array(file: io.BufferedReader, entry: Mapping[str, Any], origin: str) -> np.ndarray:
+    """A writable array of this machine's byte order, of the next bytes in the file; the entry is its dtype and shape."""
+    dtype = "<u2" if entry["dtype"] == "BF16" else _DTYPES.get(entry["dtype"])
     if dtype is None:
-        raise FormatError(f"{origin} is of type {view['dtype']}, which vqtok does not read", "save it as float32 or float16")
+        raise FormatError(f"{origin} is of type {entry['dtype']}, which vqtok does not read", "save it as float32 or float16")
     try:
-        array = np.frombuffer(bytearray(view["data"]), dtype).reshape(view["shape"])
+        array = np.empty(entry["shape"], dtype)
     except (ValueError, OverflowError):     # a shape such as (2^63, 0), which holds nothing and yet fits no array
-        raise FormatError(f"{origin} has the shape {view['shape']}", _COPY_AGAIN) from None
-    if view["dtype"] == "BF16":             # the upper half of a float32; numpy has no such type
+        raise FormatError(f"{origin} has the shape {entry['shape']}", _COPY_AGAIN) from None
+    if array.size and file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+        raise FormatError(f"{origin} is cut off", _COPY_AGAIN)
+    if entry["dtype"] == "BF16":             # the upper half of a float32; numpy has no such type
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return array if sys.byteorder == "little" else array.astype(array.dtype.newbyteorder("="))
 
@@ -272,19 +286,40 @@ def find(name_or_path: str | None = None) -> ModelFolder:
     return model
 
 
+@dataclass(frozen=True)
+class Tokenizer:
+    """What a model's tokenizer file holds, read once: its fingerprint is known only when all of it is read."""
+
+    folder: ModelFolder
+    stored: Weights
+    fingerprint: str
+
+
+def read_tokenizer(folder: ModelFolder) -> Tokenizer:
+    """The tokenizer of a model. Errors as `load`."""
+    stored = load(folder.tokenizer, "tokenizer")
+    return Tokenizer(folder, stored, fingerprint(stored.tensors))
+
+
 def find_by_fingerprint(name: str, fingerprint: str) -> ModelFolder:
-    """The model that a codes file names. ModelError where no model in the search path has that tokenizer.
+    """The model that a codes file names. ModelError where no model in the search path has that tokenizer."""
+    return read_by_fingerprint(name, fingerprint).folder
+
+
+def read_by_fingerprint(name: str, fingerprint: str) -> Tokenizer:
+    """The tokenizer that a codes file names. ModelError where no model in the search path has it.
 
     The name comes from a file that may be hostile: it is compared with names, never used as a path.
     """
     here = None
     for model in sorted(_all_models(), key=lambda model: model.name != name):     # models of that name first
         try:
-            found = tokenizer_fingerprint(model.tokenizer)
+            tokenizer = read_tokenizer(model)
+            found = tokenizer.fingerprint
+            if found == fingerprint:
+                return tokenizer
         except VqtokError:      # one damaged model must not hide the others
             found = "damaged"
-        if found == fingerprint:
-            return model
         if model.name == name:
             here = here or found
     state = f"the model {name} here is {here}" if here else "no model here has that fingerprint"

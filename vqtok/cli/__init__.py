@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from vqtok import __version__
-from vqtok.cli import decode, encode, evaluate, info, output, pack, sample, train
+from vqtok.cli import decode, encode, evaluate, info, output, pack, report, sample, train, view
 from vqtok.errors import UsageError
 
 _ParseError: Any = typer.BadParameter.__mro__[2]    # Typer's ClickException, which has no public name
@@ -31,7 +31,7 @@ class _Commands(TyperGroup):
 def _show_parse_error(error: Any) -> int:
     context = getattr(error, "ctx", None)
     message = error.format_message().strip()
-    if context is None or not message or "\n" in message:      # no arguments at all: the message is the whole help
+    if context is None or not message or type(error).__name__ == "NoArgsIsHelpError":       # the message is the whole help
         error.show()
     else:
         first, *_ = message.split(" ", 1)
@@ -77,6 +77,8 @@ for name, command in (
     ("eval", evaluate.evaluate),
     ("info", info.info),
     ("models", info.models),
+    ("report", report.report),
+    ("view", view.view),
 ):
     app.command(name)(command)
 

@@ -119,7 +119,8 @@ class _Teller:
         """The last line; exit 1 where pictures have failed, in an earlier part of the run, too."""
         before = f", {self.old} of them before" if self.old else ""
         shards = "1 shard" if self.shards == 1 else f"{self.shards:,} shards"
-        output.say(f"{self.pictures:,} pictures in {shards}{before} -> {out}", self.quiet or self.json)
+        pictures = "1 picture" if self.pictures == 1 else f"{self.pictures:,} pictures"
+        output.say(f"{pictures} in {shards}{before} -> {out}", self.quiet or self.json)
         if self.failed:
             output.say(f"{self.failed} of {self.pictures + self.failed} failed", style="bold red")
             raise typer.Exit(1)

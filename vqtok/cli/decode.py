@@ -9,7 +9,8 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output, rate
-from vqtok.cli.encode import load, start
+from vqtok.cli.encode import start
+from vqtok.cli.start import load, load_with
 from vqtok.errors import ModelError, VqtokError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class _Models:
         from vqtok import weights
 
         try:
-            return load(str(weights.find_by_fingerprint(codes.model, codes.fingerprint).path), *self.options)
+            return load_with(lambda: weights.read_by_fingerprint(codes.model, codes.fingerprint), *self.options)
         except VqtokError as error:
             return error
 

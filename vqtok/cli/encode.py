@@ -3,7 +3,9 @@
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,12 +13,15 @@ import typer
 
 from vqtok.cli import bulk, output, rate
 from vqtok.cli import options as o
+from vqtok.cli.start import load
+from vqtok.cli.threads import ahead, behind, later
 from vqtok.errors import UsageError, VqtokError
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
     from vqtok.codes import Codes
     from vqtok.files import Source
+    from vqtok.images import Picture
 
 Pictures = Annotated[list[str], typer.Argument(help="Pictures, folders, globs, or - for standard input.", metavar="IN")]
 Job = tuple["Source", Path]
@@ -46,24 +51,30 @@ def encode(
     shard: bulk.Shard = None,
     workers: bulk.Workers = None,
 ) -> None:
-    """Turn pictures into codes: img.png -> img.npz. Tar shards, or --bulk, give codes shards in a folder."""
+    """Turn pictures into codes: img.png -> img.npz.
+
+    Tar shards, or --bulk for folders, give codes shards: many pictures a file, in the folder -o.
+    """
     if bulk.wanted(inputs, shards, shard_size, resume, shard, workers):
         bulk.check_free({"--bpp": bpp, "--max-bytes": max_bytes, "--verify": verify, "--skip-existing": skip_existing})
         asked = bulk.Asked(inputs, out, model, levels, compact, force, background, device, precision, shard_size, resume, shard, workers)
         return bulk.encode(asked, load, json, quiet, verbose)
-    from vqtok import files, images
+    from vqtok import files, images, weights
 
     color, wanted = images.parse_color(background), rate.Rate.parse(levels, bpp, max_bytes)
     rate.check_levels(levels, model)
     sources = files.expand(inputs, images.IMAGE_SUFFIXES)
     jobs = [(source, files.output_path(source, ".npz", out, len(sources) > 1)) for source in sources]
     batch, jobs = start(jobs, force, skip_existing, json, quiet)
-    codec = load(model, device, precision, verbose) if jobs else None
-    for source, target in jobs:
-        assert codec is not None
+    if not jobs:
+        return batch.finish()
+    channels = weights.tokenizer_config(weights.find(model).tokenizer).channels
+    pictures = ahead(lambda job: _read(job[0], channels, color), jobs)
+    codec, form = load(model, device, precision, verbose), _Form(wanted, compact, verify)
+    for (source, target), written in behind(partial(_encode_one, codec, form, force), zip(jobs, pictures, strict=True)):
         try:
             with output.memory_errors(source):
-                result = _encode_one(codec, source, target, force, color, _Form(wanted, compact, verify))
+                result = written.result()
         except VqtokError as error:
             batch.fail(error)
             continue
@@ -73,32 +84,10 @@ def encode(
             output.print_json(result)
         else:
             output.say(_summary(result, source, target), quiet)
-            if len(jobs) == 1 and not (quiet or compact):
-                _tell_compact(codec, target, result["bytes"])
+            if len(jobs) == 1 and not compact and codec.folder.entropy and target != files.STDIO:
+                # By how much is not said: to code one picture's indices takes longer than all else here.
+                output.say(f"smaller still: --compact, or vqtok pack {target}", quiet)
     batch.finish()
-
-
-def _tell_compact(codec: "Model", target: Path, size: int) -> None:
-    """What --compact would have saved: of one picture alone, as it takes a moment."""
-    from vqtok import codes
-    from vqtok.files import STDIO, human_bytes
-
-    if target != STDIO:
-        least = len(codes.to_bytes(codec.pack(codes.read(target))))
-        output.say(f"--compact would make it {human_bytes(least)}, {1 - least / size:.0%} less")
-
-
-def load(model: str | None, device: str | None, precision: str, verbose: bool = False) -> "Model":
-    """The model that the options ask for."""
-    from vqtok import weights
-
-    weights.find(model)     # torch takes seconds to import: a wrong name is told before
-    from vqtok import codec
-
-    loaded = codec.load(model, device, precision)
-    if verbose:
-        output.say(f"model {loaded.name} ({loaded.fingerprint}) from {loaded.folder.path}, {loaded.device.type}, {precision}")
-    return loaded
 
 
 def start(jobs: Sequence[Job], force: bool, skip: bool, json: bool, quiet: bool) -> tuple[output.Batch, list[Job]]:
@@ -134,23 +123,33 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
             raise UsageError(f"{first} and {source} would both become {target}", "rename one of them, or take them one by one with -o")
 
 
-def _encode_one(
-    codec: "Model", source: "Source", target: Path, force: bool, background: tuple[int, int, int], form: "_Form"
-) -> dict[str, Any]:
-    """Encodes one picture, writes its codes, and returns what there is to say of it."""
-    from vqtok import codes, files, images
+def _read(source: "Source", channels: int, background: tuple[int, int, int]) -> "Picture":
+    from vqtok import files, images
 
-    begin = time.perf_counter()
-    picture = images.read(source.path or files.read_stdin(images.MAX_BYTES), codec.config.channels, background)
+    return images.read(source.path or files.read_stdin(images.MAX_BYTES), channels, background)
+
+
+def _encode_one(codec: "Model", form: "_Form", force: bool, job: Job, read: "Future[Picture]") -> "Future[dict[str, Any]]":
+    """Encodes one picture, and begins to write its codes; what there is to say of it comes when they are written."""
+    from vqtok import codes
+
+    begin, (source, target) = time.perf_counter(), job
+    picture = read.result()
+    size, notes = picture.source_bytes, list(picture.notes)
     result, data = form.file(codec, codec.encode_batch([picture.pixels]), source)
-    output.write(target, data, force)
     height, width = result.sizes[0]
-    return {
-        "input": str(source.path or "-"), "output": str(target), "model": codec.name, "fingerprint": codec.fingerprint,
-        "size": [width, height], "source_bytes": picture.source_bytes, **rate.facts(result, len(data), codes.read_meta(data)["form"]),
-        "seconds": round(time.perf_counter() - begin, 3), "notes": list(picture.notes),
-        **({"verified": True} if form.verify else {}),
-    }     # fmt: skip
+    facts = rate.facts(result, len(data), codes.read_meta(data)["form"])
+
+    def write() -> dict[str, Any]:
+        output.write(target, data, force)
+        return {
+            "input": str(source.path or "-"), "output": str(target), "model": codec.name, "fingerprint": codec.fingerprint,
+            "size": [width, height], "source_bytes": size, **facts,
+            "seconds": round(time.perf_counter() - begin, 3), "notes": notes,
+            **({"verified": True} if form.verify else {}),
+        }     # fmt: skip
+
+    return later(write)
 
 
 @dataclass(frozen=True)

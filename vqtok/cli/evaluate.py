@@ -9,8 +9,8 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output
-from vqtok.cli.encode import load
 from vqtok.cli.progress import bar
+from vqtok.cli.start import load
 
 if TYPE_CHECKING:
     import numpy as np

@@ -32,14 +32,19 @@ def console() -> Console:
 def say(text: str, quiet: bool = False, style: str = "") -> None:
     """One line for a person."""
     if not quiet:
-        console().print(Text(_printable(text), style))      # Text: file names may look like markup or :emoji:
+        console().print(Text(printable(text), style))      # Text: file names may look like markup or :emoji:
 
 
 def show_error(error: VqtokError) -> None:
     """The two lines of an error."""
     target = console()
-    target.print(Text.assemble(("vqtok: error:", "bold red"), " ", _printable(str(error))))
-    target.print(Text.assemble(("  fix:", "green"), " ", _printable(error.fix)))
+    target.print(Text.assemble(("vqtok: error:", "bold red"), " ", printable(str(error))))
+    target.print(Text.assemble(("  fix:", "green"), " ", printable(error.fix)))
+
+
+def printable(text: str) -> str:
+    """One line of text. File names may hold line breaks, terminal escapes and undecodable bytes."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -203,8 +208,3 @@ class Batch:
         if self.failed:
             say(f"{self.failed} of {self.total} failed", style="bold red")
             raise typer.Exit(1)
-
-
-def _printable(text: str) -> str:
-    """One line of text. File names may hold line breaks, terminal escapes and undecodable bytes."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)

@@ -25,5 +25,5 @@ def bar(description: str, quiet: bool) -> Iterator[Callable[[int, int], None] | 
         yield None
         return
     with lines() as progress:
-        task = progress.add_task(description, total=None)
+        task = progress.add_task(output.printable(description), total=None)      # names of data sets are file names
         yield lambda done, total: progress.update(task, completed=done, total=total)

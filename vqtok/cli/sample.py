@@ -10,8 +10,8 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output, rate
-from vqtok.cli.encode import load
 from vqtok.cli.progress import bar
+from vqtok.cli.start import load
 from vqtok.errors import UsageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +47,7 @@ def train(
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of the tokenizer.")] = None,
     prior_steps: Annotated[int | None, typer.Option("--prior-steps", help="Steps of the prior.")] = None,
     entropy_steps: Annotated[int | None, typer.Option("--entropy-steps", help="Steps of the entropy prior.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Pictures a step of the tokenizer.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Pictures a step of the tokenizer, of all processes together.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate of the tokenizer.")] = None,
     optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw, or muon for the convolutions.")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Side of the training crops in pixels.")] = None,
@@ -79,7 +79,7 @@ def train(
     quiet: o.Quiet = False,
 ) -> None:
     """Train a tokenizer on pictures, then priors on its codes."""
-    from vqtok import config
+    from vqtok import config, distributed
     from vqtok import train as training
     from vqtok.codec import pick_device
     from vqtok.errors import UsageError
@@ -106,36 +106,101 @@ def train(
         "seed": seed,
         "precision": precision,
     }     # fmt: skip
-    target = pick_device(device)
+    target = distributed.local(pick_device(device))
     keep_memory()
-    if not (resume or dry_run):
-        training.check_free(out, stage, force)
     wanted = _wanted(data, preset, recipe, _given(flags), settings or [])
     wanted = replace(wanted, compiled=compiled, perceptual=str(perceptual) if perceptual else None, init=init)
-    begun, dataset = _begin(out, stage, resume, wanted)
     if dry_run:
-        _print_plan(begun, dataset, out, stage, target, json)
+        if distributed.place()[0] == 0:
+            _print_plan(*_begin(out, stage, resume, wanted), out, stage, target, json)
         return
-    if resume:
-        training.record(out, begun)
-    else:
-        training.start(out, begun, stage, force)
-    stop = training.Stop(deadline)
-    with _Listener(quiet, json) as listener, _signals(stop), training.resumable():
-        listener.note(f"{dataset.summary} -> {out}")
+    with _in_turn(distributed.place()[1]), distributed.joined(target):
+        first = distributed.first()
+        job = _Job(out, stage, resume, force, target, training.Stop(deadline), quiet or not first, json and first, max_time or "")
+        _train(job, wanted)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the command line says about one call, apart from the run itself."""
+
+    out: Path
+    stage: str
+    resume: bool
+    force: bool
+    device: Any
+    stop: "Stop"
+    quiet: bool
+    json: bool
+    max_time: str
+
+
+def _train(job: _Job, wanted: "Wanted") -> None:
+    """Trains, alone or as one of the processes of a run, of which the first writes and speaks."""
+    from vqtok import distributed
+    from vqtok import train as training
+
+    begun, dataset, resume = _start(job, wanted)
+    with _Listener(job.quiet, job.json) as listener, _signals(job.stop, together=distributed.size() > 1), training.resumable():
+        listener.note(f"{dataset.summary} -> {job.out}")
         given = (Path(path) if path else None for path in (begun.perceptual, begun.init))
-        run = training.Run(out, begun.recipe.seed, target, begun.recipe.precision, stop, listener, *given)
-        finished = training.train(begun.recipe, dataset, run, stage, resume, begun.compiled)
-    _tell_unreadable(dataset, quiet)
+        run = training.Run(job.out, begun.recipe.seed, job.device, begun.recipe.precision, job.stop, listener, *given)
+        finished = training.train(begun.recipe, dataset, run, job.stage, resume, begun.compiled)
+        stopped = not finished and job.stop.due         # by whom, all are to know
     if not finished:
-        why = "Interrupted" if stop.signal else f"Stopped after {max_time}"
-        what = "" if stage == "all" else f" --stage {stage}"
-        output.say(f"{why}. The state is saved; go on with: vqtok train --resume{what} -o {shlex.quote(str(out))}", quiet)
-        raise typer.Exit(130 if stop.signal else 0)
-    with training.resumable():
-        _finish(begun, out, stage, target.type, quiet)
-    if json:
-        output.print_json(_summary(out, stage, dataset))
+        why = "Interrupted" if stopped and job.stop.signal else f"Stopped after {job.max_time}"
+        what = "" if job.stage == "all" else f" --stage {job.stage}"
+        output.say(f"{why}. The state is saved; go on with: vqtok train --resume{what} -o {shlex.quote(str(job.out))}", job.quiet)
+        raise typer.Exit(130 if job.stop.signal else 0)
+    if distributed.first():
+        _tell_unreadable(dataset, job.quiet)
+        with training.resumable():
+            _finish(begun, job.out, job.stage, job.device.type, job.quiet)
+    if job.json:
+        output.print_json(_summary(job.out, job.stage, dataset))
+
+
+def _start(job: _Job, wanted: "Wanted") -> tuple["Begun", "Dataset", bool]:
+    """The run, its data, and whether it goes on; its folder is ready."""
+    from vqtok import distributed
+    from vqtok import train as training
+
+    def decide() -> bytes:
+        again = not job.resume and training.goes_on(job.out)
+        if not (job.resume or again):
+            training.check_free(job.out, job.stage, job.force)
+        return b"again" if again else b"resume" if job.resume else b""
+
+    def make_ready() -> bytes:
+        if how:
+            training.record(job.out, begun)
+        else:
+            training.start(job.out, begun, job.stage, job.force)
+        return b""
+
+    how = distributed.from_first(decide)
+    if how == b"again":         # a run that goes on has its preset and its first weights already
+        wanted = replace(wanted, preset=None, init=None)
+        output.say(f"A process of this run has ended: it goes on from what is saved in {job.out}.", job.quiet)
+    begun, dataset = training.agreed(lambda: _begin(job.out, job.stage, bool(how), wanted))
+    training.check_processes(begun.recipe, job.stage, distributed.size())
+    distributed.from_first(make_ready)
+    return begun, dataset, bool(how)
+
+
+@contextmanager
+def _in_turn(number: int) -> "Iterator[None]":
+    """Lets the first process of a machine tell its error first: torchrun then ends the others, which would tell the same."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except Exception:
+        try:
+            time.sleep(min(number, 8))
+        except KeyboardInterrupt:       # torchrun's SIGTERM
+            raise typer.Exit(1) from None
+        raise
 
 
 def keep_memory() -> None:
@@ -232,11 +297,14 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def _signals(stop: "Stop") -> "Iterator[None]":
-    """SIGINT and SIGTERM ask training to save and stop; a second one ends it at once."""
+def _signals(stop: "Stop", together: bool) -> "Iterator[None]":
+    """SIGINT and SIGTERM ask training to save and stop; a second one ends it at once.
+
+    Not where several train `together`: torchrun passes on the ctrl-C that the terminal has sent to each, and it ends who takes 30 s.
+    """
 
     def handle(number: int, _frame: Any) -> None:
-        if stop.signal:
+        if stop.signal and not together:
             raise KeyboardInterrupt
         stop.signal = number
 

@@ -21,6 +21,7 @@ from vqtok.errors import FormatError
 
 GIVE_CODES = "give a .npz that vqtok encode wrote"
 _DEFLATE_RATIO = 1032       # no deflate stream expands more
+_MEMBERS_MAX = 1024         # a few are ours, and the bytes that mark one come up by chance once in 4 GiB
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
     rb"\s*\{\s*'descr':\s*'([^']{1,20})',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(([0-9, ]{0,100})\),?\s*\}\s*"
@@ -68,6 +69,7 @@ def _zip_errors() -> Iterator[None]:
 def open_archive(data: bytes) -> zipfile.ZipFile:
     check(bool(data), "the file is empty")
     check(data[:2] == b"PK", "not a codes file (.npz)", GIVE_CODES)
+    check(data.count(b"PK\1\2") <= _MEMBERS_MAX, "more members than a codes file has")     # each takes 500 bytes as an object
     with _zip_errors():
         archive = zipfile.ZipFile(io.BytesIO(data))
     check(all(info.compress_size <= len(data) for info in archive.infolist()), "damaged or truncated")
@@ -106,10 +108,9 @@ def _parse_npy_header(header: bytes, name: str) -> tuple[np.dtype, tuple[int, ..
     check(_DTYPE.fullmatch(descr) is not None, f"the member {name} is of type {descr!r}")
     check(fortran == "False", f"the member {name} is in Fortran order")
     try:
-        shape = tuple(int(dim) for dim in dims.split(",") if dim.strip())
-    except ValueError:
+        return np.dtype(descr), tuple(int(dim) for dim in dims.split(",") if dim.strip())
+    except (ValueError, TypeError):     # TypeError: a string longer than NumPy can say, "<U9999999999"
         raise FormatError(f"the member {name} has a damaged header", COPY_AGAIN) from None
-    return np.dtype(descr), shape
 
 
 def read_member(archive: zipfile.ZipFile, member: Member) -> np.ndarray:

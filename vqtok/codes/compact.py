@@ -58,6 +58,8 @@ class Compact(Described):
             check(self.codebook_size <= entropy.TOTAL // 2, "the codebook is too large for a prior")
             least = math.log2(entropy.TOTAL / (entropy.TOTAL - self.codebook_size + 1))       # bits of the likeliest index there can be
             check(count * least <= 8 * size, f"{count} indices are claimed, more than {size} bytes can hold")
+            most = 2 * count + 6 * len(self.sizes)      # a word an index, and three for the state: the decoder makes lists of all words
+            check(size <= most, f"the streams take {size} bytes, {count} indices at most {most}")
 
     @property
     def shape(self) -> tuple[int, ...]:

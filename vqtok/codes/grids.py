@@ -9,6 +9,8 @@ import numpy as np
 from vqtok.codes.checks import COPY_AGAIN, check, is_int
 from vqtok.errors import FormatError, UsageError
 
+PIXELS_MAX = 200_000_000        # of a picture, as in `images`: 30 kB of deflated zeros can claim a thousand times more
+
 
 class Described:
     """What is said of index grids in either form."""
@@ -124,4 +126,5 @@ def check_sizes(sizes: object, shape: tuple[int, ...], f: int) -> None:
     pairs = all(isinstance(size, tuple) and len(size) == 2 and all(is_int(side, 1, math.inf) for side in size) for size in sizes)
     check(pairs, "the sizes are not pairs of positive integers")
     for H, W in set(sizes):
+        check(H * W <= PIXELS_MAX, f"a picture of {W}x{H} is claimed, larger than any that vqtok reads")
         check((-(-H // f), -(-W // f)) == (h, w), f"a picture of {W}x{H} does not have a grid of {w}x{h} at downsample {f}")

@@ -1,30 +1,32 @@
 """Data sets that are plain arrays: CIFAR-10 binaries, IDX (MNIST and its kin), .npz and .npy. Headers are checked first."""
 
 import gzip
+import lzma
 import math
 import re
 import struct
-import tarfile
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
 
+from vqtok.data import tar_index
 from vqtok.data.dataset import ArrayData, Split
 from vqtok.errors import InputError
 
 IDX_NAME = re.compile(r"images?[-.]idx[34]-ubyte(\.gz)?$")
 _RECORD = 1 + 3 * 32 * 32     # one byte of label, then the red, green and blue planes
-_CIFAR_LIMIT = 2**28     # bytes of one batch file; the real ones have 30,730,000
+_CIFAR_LIMIT = 2**28     # bytes of all batches together; the real ones have 185 MB
+_CIFAR_NAMES = 2**16
 _DEFLATE = 1032     # the most that deflate can expand: an honest header asks for no more than this times the bytes there are
-# What zipfile, gzip, tarfile and NumPy's header reader let through for damaged files (tarfile the TypeError, NumPy the last two).
+# What zipfile, gzip and NumPy's header reader let through for damaged files (NumPy the last two; MemoryError: LZMA's dictionary).
 BROKEN = (
-    zipfile.BadZipFile, zlib.error, tarfile.TarError, struct.error, EOFError, RuntimeError, ValueError, OverflowError, TypeError,
-    gzip.BadGzipFile, SyntaxError, tokenize.TokenError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError, OverflowError, TypeError,
+    gzip.BadGzipFile, SyntaxError, tokenize.TokenError, MemoryError,
 )
 
 
@@ -50,9 +52,8 @@ def open_cifar(paths: Sequence[Path]) -> ArrayData:
     """Binary batches of CIFAR-10, with the class names beside them when they are there."""
     names = paths[0].parent / "batches.meta.txt"
     text = names.read_text(encoding="utf-8", errors="replace") if names.is_file() else ""
-    for path in paths:
-        if path.stat().st_size > _CIFAR_LIMIT:
-            raise _damaged(path, "it is too large for a batch of CIFAR-10")
+    if sum(path.stat().st_size for path in paths) > _CIFAR_LIMIT:
+        raise _damaged(paths[0], "it is too large for a batch of CIFAR-10")
     return _cifar(paths[0].parent.name or "CIFAR-10", [(path, path.read_bytes()) for path in paths], text)
 
 
@@ -61,16 +62,16 @@ def open_cifar_archive(path: Path, split: Split) -> ArrayData:
     wanted = re.compile(r"data_batch_\d\.bin" if split == "train" else r"test_batch\.bin")
     batches, text = [], ""
     try:
-        with tarfile.open(path, "r|gz") as archive:
-            for member in archive:
-                name = Path(member.name).name
-                file = archive.extractfile(member) if member.isreg() and member.size <= _CIFAR_LIMIT else None
-                if file and wanted.fullmatch(name):
-                    batches.append((Path(name), file.read()))
-                elif file and name == "batches.meta.txt":
-                    text = file.read().decode("utf-8", "replace")
-                elif name == "batches.meta":
+        with gzip.open(path) as file:
+            for member in tar_index.index_stream(file, _CIFAR_LIMIT, path):
+                name = PurePosixPath(member.name).name
+                if name == "batches.meta":
                     raise InputError(f"{path} holds Python pickles, which vqtok does not read", "use cifar-10-binary.tar.gz")
+                if wanted.fullmatch(name) or name == "batches.meta.txt":
+                    file.seek(member.offset)
+                    data = file.read(min(member.size, _CIFAR_LIMIT - member.offset))
+                    batches += [(Path(name), data)] if wanted.fullmatch(name) else []
+                    text = data[:_CIFAR_NAMES].decode("utf-8", "replace") if name == "batches.meta.txt" else text
     except BROKEN as error:
         raise _damaged(path, error) from None
     if not batches:

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from vqtok.data import noise
-from vqtok.data.dataset import Dataset, convert
+from vqtok.data.dataset import Dataset, PictureFiles, convert
+from vqtok.data.kept import Kept, room
 from vqtok.errors import InputError
 
 _SPLIT, _SHUFFLE, _SCALE, _TOP, _LEFT, _FLIP, _REPLACE = range(1, 8)     # streams of random numbers
@@ -54,7 +55,11 @@ class Batches:
     Position p = step * batch + j lies in epoch p // N and shows the picture that the epoch's permutation has at p % N. Scale,
     place and flip are drawn from (seed, p). A crop is taken from the picture shrunk by a factor between `min_scale`
     and 1; a picture whose short side is less than `size` is enlarged until it fits. A picture that cannot be read is replaced by
-    another one, chosen by (seed, p) too, and counted in `dataset.skipped`.
+    another one, chosen by (seed, p) too, and counted in `dataset.skipped`. Of `count` processes, number `rank` gets the positions
+    with j % count == rank: `share` is (rank, count).
+
+    Decoded files stay in memory up to `keep` bytes (by default an eighth of the machine's memory, 4 GiB at most). A JPEG whose crop
+    is shrunk to half or less is decoded at 1/2, 1/4 or 1/8: which, (seed, p) tells, so what is in memory changes no batch.
     """
 
     def __init__(
@@ -67,19 +72,24 @@ class Batches:
         flip: bool = False,
         min_scale: float = 1.0,
         channels: int = 3,
+        share: tuple[int, int] = (0, 1),
+        keep: int | None = None,
     ) -> None:
+        assert batch % share[1] == 0
         assert min(len(indices), batch, size) > 0
         assert 0 < min_scale <= 1
         assert channels in (1, 3)
         self.dataset, self.indices = dataset, np.asarray(indices, np.int64)
-        self._batch, self._size, self._seed = batch, size, seed
+        self._batch, self._size, self._seed, self._share = batch, size, seed, share
         self._flip, self._min_scale, self._channels = flip, min_scale, channels
         self._orders: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
+        self._kept = Kept(room() if keep is None else keep)
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`, from 0 without end. Safe to call from several threads."""
-        positions = np.arange(step * self._batch, (step + 1) * self._batch)
+        rank, count = self._share
+        positions = np.arange(step * self._batch + rank, (step + 1) * self._batch, count)
         chosen = self._choose(positions)
         if isinstance(self.dataset, _OneSize) and self.dataset.size == (self._size, self._size):
             pixels = convert(self.dataset.pictures(chosen), self._channels)
@@ -132,22 +142,23 @@ class Batches:
 
     def _crop(self, index: int, position: int) -> tuple[int, np.ndarray]:
         """(index used, uint8 (size, size, C))."""
-        index, picture = self._read(index, position)
-        H, W = picture.shape[:2]
         scale, top, left = (float(noise.uniform(self._seed, s, np.array([position]))[0]) for s in (_SCALE, _TOP, _LEFT))
         factor = self._min_scale + (1 - self._min_scale) * scale
-        side = min(self._size / factor, H, W)     # of the square in the picture that becomes the crop
+        index, picture, reduced = self._read(index, position, next(d for d in (8, 4, 2, 1) if factor * d <= 1))
+        H, W = picture.shape[:2]
+        side = min(self._size / factor / reduced, H, W)     # of the square in the picture that becomes the crop
         if side == self._size:
             y, x = int(top * (H - side + 1)), int(left * (W - side + 1))
             return index, picture[y:y + self._size, x:x + self._size]
         y, x = top * (H - side), left * (W - side)
         return index, _resize(picture, self._size, (x, y, x + side, y + side))
 
-    def _read(self, index: int, position: int) -> tuple[int, np.ndarray]:
+    def _read(self, index: int, position: int, shrink: int) -> tuple[int, np.ndarray, int]:
+        """(index used, uint8 (H, W, C), how many of the file's pixels became one along each axis: at most `shrink`)."""
         N = len(self.indices)
         for attempt in range(_TRIES):
             try:
-                return index, convert(self.dataset.picture(index), self._channels)
+                return index, *self._decoded(index, shrink)
             except InputError:
                 draw = noise.bits(self._seed, _REPLACE + (attempt << 8), np.array([position]))[0]
                 index = int(self.indices[int(draw) % N])
@@ -155,6 +166,16 @@ class Batches:
             f"{self.dataset.skipped} of {len(self.dataset)} pictures in {self.dataset.name} cannot be read",
             "check that the files are whole and are pictures",
         )
+
+    def _decoded(self, index: int, shrink: int) -> tuple[np.ndarray, int]:
+        if not isinstance(self.dataset, PictureFiles):
+            return convert(self.dataset.picture(index), self._channels), 1
+        found = self._kept.get((index, shrink))
+        if found is None:
+            pixels, reduced = self.dataset.reduced(index, shrink, self._size)
+            found = convert(pixels, self._channels), reduced
+            self._kept.put((index, shrink), found)
+        return found
 
 
 def _resize(picture: np.ndarray, size: int, box: tuple[float, float, float, float]) -> np.ndarray:

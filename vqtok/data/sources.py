@@ -6,15 +6,18 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
+from vqtok import images
 from vqtok.data import arrays
 from vqtok.data.dataset import Dataset, PictureFiles, Split
 from vqtok.data.shapes import Shapes
+from vqtok.data.tar_index import TarMember
 from vqtok.data.tars import MEMBER_LIMIT, is_picture, tar_pictures
 from vqtok.errors import InputError
 from vqtok.files import expand
 from vqtok.images import IMAGE_SUFFIXES
 
 _SPLIT_NAMES = {"train": "train", "training": "train"} | dict.fromkeys(("test", "val", "valid", "validation"), "test")
+_START = 64     # bytes by which pictures are told from what is none
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _TEST_SEED = 2**32     # beyond every training seed: no test shape is a training shape
 
@@ -182,30 +185,42 @@ def _open_zip(path: Path, split: Split) -> Dataset:
             raise InputError(f"{member.filename} claims {member.file_size} bytes", "remove it from the zip")
         try:
             with lock:
-                return archive.read(member)
+                return _read_member(archive, member)
         except (*arrays.BROKEN, OSError) as error:
             raise InputError(f"{member.filename} in {path} is damaged: {error}", "pack the zip again") from None
 
     return _listed(path.name, [member.filename for member in members], fetch, split)
 
 
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A picture's bytes; ValueError where they are none's, before more than the first of them are unpacked."""
+    with archive.open(member) as file:
+        start = file.read(_START)
+        if not images.may_be_picture(start):
+            raise ValueError("it is not a picture")
+        data = bytearray(start)
+        while piece := file.read(1 << 20):      # all at once, zipfile would hold them twice
+            data += piece
+    return bytes(data)
+
+
 def _open_tars(paths: Sequence[Path], name: str, split: Split | None) -> Dataset:
     """Indexes the shards once; each picture is then one read at a known offset."""
-    members = [(path, *member) for path in paths for member in _index_tar(path)]
+    members = [(path, member) for path in paths for member in _index_tar(path)]
 
     def fetch(index: int) -> bytes:
-        path, member, offset, size = members[index]
+        path, member = members[index]
         try:
             with path.open("rb") as file:     # each time anew, 10 µs: no handle is shared by threads or left open
-                file.seek(offset)
-                return file.read(size)
+                file.seek(member.offset)
+                return file.read(member.size)
         except OSError as error:
-            raise InputError(f"{member} in {path}: {error.strerror}", "check the disk") from None
+            raise InputError(f"{member.name} in {path}: {error.strerror}", "check the disk") from None
 
-    return _listed(name if len(paths) == 1 else f"{len(paths)} shards of {name}", [m[1] for m in members], fetch, split)
+    return _listed(name if len(paths) == 1 else f"{len(paths)} shards of {name}", [member.name for _, member in members], fetch, split)
 
 
-def _index_tar(path: Path) -> list[tuple[str, int, int]]:
-    """(name, offset, bytes) of each picture; raises InputError when the file is no tar or is cut off."""
+def _index_tar(path: Path) -> list[TarMember]:
+    """The pictures in a tar; raises InputError when the file is no tar or is cut off."""
     length = path.stat().st_size
-    return [m for m in tar_pictures(path) if m[2] <= MEMBER_LIMIT and m[1] + m[2] <= length]
+    return [m for m in tar_pictures(path) if m.size <= MEMBER_LIMIT and m.offset + m.size <= length]

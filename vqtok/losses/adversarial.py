@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqtok import distributed
+
 FOLD = 4
 SIDE = 4 * FOLD         # pixels that a score stands for, along each axis
 SLOPE = 0.2             # of the leaky units
@@ -65,11 +67,13 @@ def feature_matching(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
     """Distance of the features of reconstructions from those of their pictures, mean over layers (Larsen et al. 2016, section 2.3).
 
     Each layer's is relative to the size of the real features, which nothing else bounds (Défossez et al. 2022, arXiv 2210.13438,
-    eq. 2): 0 for equal ones, 1 for features of 0. `real` gets no gradient.
+    eq. 2): 0 for equal ones, 1 for features of 0. `real` gets no gradient. Its size is that in the batch of all processes.
     """
-    ratios = []
-    for f, r in zip(fake, (r.detach().float() for r in real), strict=True):
-        ratios.append((f.float() - r).abs().mean() / (r.abs().mean() + EPSILON))
+    ratios, real = [], [r.detach().float() for r in real]
+    sizes = [r.abs().mean() for r in real]
+    distributed.mean_(*sizes)
+    for f, r, size in zip(fake, real, sizes, strict=True):
+        ratios.append((f.float() - r).abs().mean() / (size + EPSILON))
     return torch.stack(ratios).mean()
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from vqtok import distributed
 from vqtok.config import LossConfig
 from vqtok.errors import UsageError
 from vqtok.losses import perceptual
@@ -27,16 +28,27 @@ class Criterion(nn.Module):
             raise UsageError(f"MS-SSIM needs pictures of {WINDOW} pixels, these have {size}", "choose a larger --size")
         self.lpips = perceptual.load(file) if config.perceptual and file is not None else None
 
-    def forward(self, reconstruction: Tensor, pictures: Tensor) -> dict[str, Tensor]:
-        """Each term by name, a scalar that bears its weight; pictures are (B, C, H, W) in [-1, 1]."""
+    def forward(self, reconstruction: Tensor, pictures: Tensor, shared: bool = False) -> dict[str, Tensor]:
+        """Each term by name, a scalar that bears its weight; pictures are (B, C, H, W) in [-1, 1].
+
+        `shared`: they are this process's part of a batch, for which the means of the terms over all processes hold.
+        """
         terms = {}
         if self.config.ms_ssim:
             terms["ms_ssim"] = self.config.ms_ssim * (1 - ms_ssim(reconstruction, pictures))
         if self.lpips is not None:
-            count = max(1, round(self.config.perceptual_part * len(pictures)))
-            x, y = (_color(part[:count]) for part in (reconstruction, pictures))
-            terms["perceptual"] = self.config.perceptual * self.lpips(x, y).mean()
+            terms["perceptual"] = self.config.perceptual * self._distance(self.lpips, reconstruction, pictures, shared)
         return terms
+
+    def _distance(self, lpips: nn.Module, reconstruction: Tensor, pictures: Tensor, shared: bool) -> Tensor:
+        """The mean LPIPS of the first part of the pictures; of a shared batch, this process's share of that mean times their number."""
+        processes = distributed.size() if shared else 1
+        count = max(1, round(self.config.perceptual_part * processes * len(pictures)))
+        mine = distributed.own(count) if shared else count
+        if not mine:
+            return reconstruction.new_zeros(())
+        x, y = (_color(part[:mine]) for part in (reconstruction, pictures))
+        return lpips(x, y).mean() * (mine * processes / count)
 
 
 def _color(pictures: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from vqtok import entropy
 from vqtok.config import EntropyConfig
 from vqtok.errors import FormatError
+from vqtok.outline import outline
 from vqtok.priors.integer import (
     ACTIVATION_LIMIT,
     ACTIVATION_STEP,
@@ -43,7 +44,7 @@ EXACT = 1 << 24             # float32 holds every integer below
 
 def exact_shapes(config: EntropyConfig) -> dict[str, tuple[int, ...]]:
     """The tensors of a prior of that config, by name."""
-    with torch.device("meta"):
+    with outline():
         network = IntegerPrior(config)
     return {name: tuple(value.shape) for name, value in network.named_parameters()}
 
@@ -97,11 +98,20 @@ class Places:
 
 def wavefront(levels: int, h: int, w: int) -> list[np.ndarray]:
     """The order of a stream: steps of places (3, n) (level, row, column) that depend on earlier steps alone, sorted by level, then row."""
-    level, row, column = (part.ravel() for part in np.meshgrid(range(levels), range(h), range(w), indexing="ij"))
-    time = 2 * row + column + LAG * level
-    order = np.argsort(time, kind="stable")
-    places = np.stack([level, row, column])[:, order]
-    return np.split(places, np.flatnonzero(np.diff(time[order])) + 1, axis=1)
+    return list(steps(levels, h, w))
+
+
+def steps(levels: int, h: int, w: int) -> Iterator[np.ndarray]:
+    """The steps of `wavefront` one after another: a short stream that claims a vast grid ends long before the last is made."""
+    for time in range(2 * (h - 1) + w + LAG * (levels - 1)):
+        parts = []
+        for level in range(levels):
+            first = time - LAG * level
+            row = np.arange(max(0, (first - w + 2) // 2), min(h - 1, first // 2) + 1)
+            parts.append(np.stack([np.full_like(row, level), row, first - 2 * row]))
+        step = np.concatenate(parts, axis=1)
+        if step.size:       # in a column every other time has none
+            yield step
 
 
 class Sums:
@@ -110,8 +120,8 @@ class Sums:
     def __init__(self, prior: "ExactPrior", B: int, levels: int, h: int, w: int) -> None:
         self.prior, self.B, self.levels = prior, B, levels
         self.height, self.width = h + REACH + 1, w + 2 * REACH
-        self.sums = prior.embedding.new_zeros(levels + 1, B, self.height, self.width, prior.embedding.shape[-1])
-        self.indices = torch.zeros(levels, B, h, w, dtype=torch.int64, device=prior.device)
+        self.sums = _zeros((levels + 1, B, self.height, self.width, prior.embedding.shape[-1]), prior.embedding.dtype, prior.device)
+        self.indices = _zeros((levels, B, h, w), torch.int64, prior.device)
         self.batch = torch.arange(B, device=prior.device)[:, None]
         offsets = [[di * self.width + dj for di, dj in part] for part in (CAUSAL, AROUND)]
         level = B * self.height * self.width
@@ -204,6 +214,15 @@ class ExactPrior:
         with _exact_arithmetic(self.device):
             return list(chain.from_iterable(self._encode(indices[b : b + 1], order) for b in range(B)))
 
+    def bits(self, indices: np.ndarray) -> np.ndarray:
+        """What each index of the grids (B, l, h, w) takes in a stream, -log2 p: float64 (B, l, h, w)."""
+        order = np.concatenate(wavefront(*indices.shape[1:]), axis=1)
+        with _exact_arithmetic(self.device):
+            found = self.intervals(indices, order)
+        bits = np.empty(indices.shape)
+        bits[:, order[0], order[1], order[2]] = entropy.BITS - np.log2(found[..., 1] - found[..., 0])
+        return bits
+
     def _encode(self, indices: np.ndarray, order: np.ndarray) -> list[bytes]:
         intervals = self.intervals(indices, order)
         return entropy.encode(intervals[..., 0], intervals[..., 1] - intervals[..., 0])
@@ -241,15 +260,14 @@ class ExactPrior:
 
     def decode(self, streams: Sequence[bytes], levels: int, h: int, w: int) -> np.ndarray:
         """The grids (B, l, h, w) int64 in B streams; FormatError where a stream is damaged."""
-        order = wavefront(levels, h, w)
         with _exact_arithmetic(self.device):
-            parts = [self._decode(streams[b : b + PICTURES_AT_ONCE], order, levels, h, w) for b in range(0, len(streams), PICTURES_AT_ONCE)]
+            parts = [self._decode(streams[b : b + PICTURES_AT_ONCE], levels, h, w) for b in range(0, len(streams), PICTURES_AT_ONCE)]
         return np.concatenate(parts)
 
-    def _decode(self, streams: Sequence[bytes], order: Sequence[np.ndarray], levels: int, h: int, w: int) -> np.ndarray:
+    def _decode(self, streams: Sequence[bytes], levels: int, h: int, w: int) -> np.ndarray:
         decoder = entropy.Decoder(streams)
         sums = Sums(self, len(streams), levels, h, w)
-        for step in order:
+        for step in steps(levels, h, w):
             places = Places.of(*step).to(self.device)
             found = []
             for (_, size), logits in zip(places.counts, self._logits(sums, places), strict=True):
@@ -258,6 +276,16 @@ class ExactPrior:
             sums.add(places, torch.from_numpy(np.concatenate(found, axis=1)).to(self.device))
         decoder.finish()
         return sums.indices.transpose(0, 1).cpu().numpy()
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros of which a CPU takes memory where they are first written: torch's own take it all at once, whatever a file claims."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    try:
+        return torch.from_numpy(np.zeros(shape, np.dtype(str(dtype).removeprefix("torch."))))
+    except MemoryError:
+        raise FormatError("the grid does not fit in memory", "use a machine with more memory") from None
 
 
 def _shares(sums: Tensor, total: Tensor, K: int) -> Tensor:

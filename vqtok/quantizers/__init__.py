@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-import torch
-
 from vqtok.config import TokenizerConfig
+from vqtok.outline import outline
 from vqtok.quantizers.base import Quantized, Quantizer
 from vqtok.quantizers.codebook import EMAQuantizer, VectorQuantizer
 from vqtok.quantizers.finite import FSQuantizer, LFQuantizer
@@ -29,5 +28,5 @@ def build(config: TokenizerConfig) -> Quantizer:
 
 def check(config: TokenizerConfig) -> None:
     """Raises UsageError where the quantizer cannot have that many codes, or not in that code dimension."""
-    with torch.device("meta"):
+    with outline():
         build(replace(config, levels=1))

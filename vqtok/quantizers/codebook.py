@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqtok import distributed
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
 
@@ -53,7 +54,7 @@ def _largest(scores: Tensor, out: Tensor) -> None:
 
     torch's takes 20 times as long as NumPy's on a CPU, several times as long as the products themselves where D is small.
     """
-    if scores.device.type == "cpu" and not torch.compiler.is_compiling():
+    if scores.device.type == "cpu":
         np.argmax(scores.numpy(), 1, out=out.numpy())
     else:
         torch.argmax(scores, 1, out=out)
@@ -122,9 +123,12 @@ def sums_by_code(vectors: Tensor, indices: Tensor, size: int) -> tuple[Tensor, T
 
 def draw(vectors: Tensor, count: int) -> Tensor:
     """`count` of vectors (N, D), drawn without replacement while there are enough."""
-    if count <= len(vectors):
-        return vectors[torch.randperm(len(vectors), device=vectors.device)[:count]]
-    return vectors[torch.randint(len(vectors), (count,), device=vectors.device)]
+    return vectors[_drawn(len(vectors), count, vectors.device)]
+
+
+def _drawn(total: int, count: int, device: torch.device) -> Tensor:
+    """(count,) of the numbers below `total`, drawn without replacement while there are enough."""
+    return torch.randperm(total, device=device)[:count] if count <= total else torch.randint(total, (count,), device=device)
 
 
 def kmeans(vectors: Tensor, size: int, rounds: int = 10) -> Tensor:
@@ -182,15 +186,15 @@ class Codebook(Quantizer):
         with torch.autocast(z.device.type, enabled=False):      # distances in bf16 choose wrong codes
             flat = self._project(z.float().permute(0, 2, 3, 1).reshape(-1, dim))     # (B*h*w, D)
             chosen = Chosen(*StraightThrough.apply(flat, self._entries(), self.beta, self.gradual))      # type: ignore[misc]
-            self._see(flat, chosen)
+            self._see(flat.detach().view(batch, -1, dim), chosen)
         vectors = chosen.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)      # (B, D, h, w)
         return Quantized(vectors, chosen.indices.reshape(batch, 1, height, width), chosen.loss)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return F.embedding(indices[:, 0], self._entries()).permute(0, 3, 1, 2)       # (B, D, h, w)
 
-    def _see(self, flat: Tensor, chosen: Chosen) -> None:
-        """Hook for what `learn` wants to know: vectors (N, D) and what they chose."""
+    def _see(self, vectors: Tensor, chosen: Chosen) -> None:
+        """Hook for what `learn` wants to know: vectors (B, h*w, D), without gradient, and what they chose."""
 
 
 class AveragedCodebook(Codebook):
@@ -202,9 +206,9 @@ class AveragedCodebook(Codebook):
         self.average = _Average(config.codebook_size, config.code_dim)
         self._seen: tuple[Tensor, Chosen] | None = None
 
-    def _see(self, flat: Tensor, chosen: Chosen) -> None:
+    def _see(self, vectors: Tensor, chosen: Chosen) -> None:
         if self.training:
-            self._seen = flat.detach(), chosen
+            self._seen = vectors, chosen
 
     def needs_vectors(self) -> bool:
         return not bool(self.average.initialized)
@@ -225,20 +229,24 @@ class AveragedCodebook(Codebook):
     def learn(self) -> int:
         """Updates the averages, and moves dead codes onto vectors of the last batch; returns how many it moved.
 
-        Counts are kept in units of the mean use N/K, so that the threshold `restart` holds for any batch size and K.
+        Counts are kept in units of the mean use N/K, so that the threshold `restart` holds for any batch size and K. The batch is that
+        of all processes, and so are the vectors drawn.
         """
         assert self._seen is not None, "learn() follows a forward in training mode"
-        flat, chosen = self._seen
+        vectors, chosen = self._seen
         self._seen = None
-        unit = self.codebook_size / len(flat)
+        distributed.sum_(chosen.counts, chosen.sums)
+        total = distributed.size() * vectors.shape[0] * vectors.shape[1]
+        unit = self.codebook_size / total
         self.average.counts.lerp_(chosen.counts * unit, 1 - self.decay)
         self.average.sums.lerp_(chosen.sums * unit, 1 - self.decay)
         self._follow()
         dead = (self.average.counts < self.restart).nonzero()[:, 0]
         # At most a quarter of the batch's vectors, or dead codes would crowd on the same few.
-        dead = dead[: max(1, len(flat) // 4)]
+        dead = dead[: max(1, total // 4)]
         if len(dead):
-            fresh = draw(flat, len(dead))
+            which = _drawn(total, len(dead), vectors.device)
+            fresh = distributed.rows(vectors.flatten(0, 1), which, vectors.shape[1])
             self.codebook[dead] = fresh
             self.average.counts[dead] = 1.0
             self.average.sums[dead] = fresh

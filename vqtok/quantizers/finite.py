@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vqtok import distributed
 from vqtok.config import TokenizerConfig
 from vqtok.errors import UsageError
 from vqtok.quantizers.base import Quantized, Quantizer
@@ -71,12 +72,9 @@ def lfq_bits(size: int) -> int:
 
 
 def pack(digits: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Indices (...) from digits (..., d) in a mixed radix; the first digit counts ones."""
-    indices, unit = torch.zeros_like(digits[..., 0]), 1
-    for i, size in enumerate(sizes):
-        indices = indices + digits[..., i] * unit
-        unit *= size
-    return indices
+    """Indices (...), int64, from digits (..., d), whole numbers of any type, in a mixed radix; the first digit counts ones."""
+    units = digits.new_tensor([math.prod(sizes[:i]) for i in range(len(sizes))])
+    return (digits @ units).long()      # in float32, too: whole numbers below 2^24 are exact
 
 
 def unpack(indices: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -173,11 +171,11 @@ class _Finite(Quantizer):
         raise NotImplementedError
 
     def _digits(self, bounded: Tensor) -> Tensor:
-        """The nearest values' places: (..., d) -> int64 (..., d)."""
+        """The nearest values' places: (..., d) -> whole numbers of the same type (..., d)."""
         raise NotImplementedError
 
     def _values(self, digits: Tensor) -> Tensor:
-        """Numbers in [-1, 1] from their places: int64 (..., d) -> (..., d)."""
+        """Numbers in [-1, 1] from their places, whole numbers (..., d), in float32 if these are int64."""
         raise NotImplementedError
 
     def _loss(self, inner: Tensor) -> Tensor:
@@ -198,14 +196,14 @@ class FSQuantizer(_Finite):
         reach = inner.new_tensor([(n - 1) / 2 * (1 - 1e-3) for n in self.sizes])        # (d,)
         offset = inner.new_tensor([0.5 * (n % 2 == 0) for n in self.sizes])
         half = inner.new_tensor([n // 2 for n in self.sizes])
-        return (torch.tanh(inner + torch.atanh(offset / reach)) * reach - offset) / half
+        return torch.addcmul(-offset / half, torch.tanh(inner + torch.atanh(offset / reach)), reach / half)
 
     def _digits(self, bounded: Tensor) -> Tensor:
-        half = torch.tensor([n // 2 for n in self.sizes], device=bounded.device)
-        return (bounded * half).round().long() + half
+        half = bounded.new_tensor([n // 2 for n in self.sizes])
+        return (bounded * half).round_().add_(half)
 
     def _values(self, digits: Tensor) -> Tensor:
-        half = torch.tensor([n // 2 for n in self.sizes], device=digits.device)
+        half = digits.new_tensor([n // 2 for n in self.sizes])
         return (digits - half) / half
 
 
@@ -225,7 +223,7 @@ class LFQuantizer(_Finite):
         return torch.tanh(inner)
 
     def _digits(self, bounded: Tensor) -> Tensor:
-        return (bounded > 0).long()
+        return (bounded > 0).to(bounded.dtype)
 
     def _values(self, digits: Tensor) -> Tensor:
         return 2.0 * digits - 1
@@ -253,7 +251,7 @@ def entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
         total = _joint(logits)
     else:
         total = torch.stack([checkpoint(_joint, part, use_reentrant=False) for part in logits.split(rows)]).sum(0)  # type: ignore[arg-type]
-    mean = total / len(logits)
+    mean = distributed.mean(total / len(logits))
     mean = mean.clamp(min=1e-30)        # the slope of x log x at 0 is infinite
     return single, -(mean * mean.log()).sum()
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqtok import distributed
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
 
@@ -55,12 +56,15 @@ class ResidualQuantizer(Quantizer):
     def _draw_depths(self, count: int, device: torch.device) -> Tensor | None:
         """How many levels each of `count` pictures is decoded from, (count,); None for all: only training drops any, in part.
 
-        Drawn so that log n is uniform: the first levels matter at every rate, the last one at one rate only.
+        Drawn so that log n is uniform: the first levels matter at every rate, the last one at one rate only. Each process draws for
+        the whole batch, of which it has every n-th picture.
         """
         if not self.training or self.dropout == 0:
             return None
-        drawn = torch.exp(torch.rand(count, device=device) * math.log(self.levels + 1)).long().clamp(1, self.levels)
-        return torch.where(torch.rand(count, device=device) < self.dropout, drawn, self.levels)
+        total = count * distributed.size()
+        drawn = torch.exp(torch.rand(total, device=device) * math.log(self.levels + 1)).long().clamp(1, self.levels)
+        every = torch.where(torch.rand(total, device=device) < self.dropout, drawn, self.levels)
+        return every[distributed.rank() :: distributed.size()]
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors (B, D, h, w) for the indices (B, n, h, w) of the first n levels, n from 1 to L."""

@@ -13,7 +13,7 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     cells = [[plain(value).replace("|", "\\|") for value in row] for row in (headers, *rows)]
     columns = list(zip(*cells, strict=True))
     widths = [max(3, *map(len, column)) for column in columns]
-    right = [_numeric(column[1:]) for column in columns]
+    right = [numeric(column[1:]) for column in columns]
     rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right, strict=True)]
     lines = [
         [cell.rjust(width) if r else cell.ljust(width) for cell, width, r in zip(row, widths, right, strict=True)]
@@ -28,7 +28,7 @@ def rich_table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: 
     table = Table(title=Text(plain(title), no_wrap=True, overflow="ignore") if title else None, title_justify="left", box=SIMPLE_HEAD)
     cells = [[plain(value) for value in row] for row in rows]
     for i, header in enumerate(headers):
-        table.add_column(Text(plain(header)), justify="right" if _numeric([row[i] for row in cells]) else "left")
+        table.add_column(Text(plain(header)), justify="right" if numeric([row[i] for row in cells]) else "left")
     for row in cells:
         table.add_row(*map(Text, row))
     return table
@@ -40,7 +40,7 @@ def plain(value: object) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def _numeric(column: Sequence[str]) -> bool:
+def numeric(column: Sequence[str]) -> bool:
     """Whether every cell that is not blank begins like a number: `31.2 dB`, `-0.5`, `1,650`, `inf`."""
     filled = [cell for cell in column if cell]
     return bool(filled) and all(cell.lstrip("+-")[:1].isdigit() or cell in ("inf", "-inf", "nan") for cell in filled)

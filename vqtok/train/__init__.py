@@ -4,14 +4,14 @@ from itertools import islice
 
 import numpy as np
 
-from vqtok import weights
-from vqtok.codec import load_tokenizer, place
+from vqtok import distributed, weights
+from vqtok.codec import place, tokenizer_of
 from vqtok.config import ENTROPY_CODES_MAX, Recipe
 from vqtok.data import Dataset, split
 from vqtok.errors import InputError, TrainingError
 from vqtok.train import loop
-from vqtok.train.begin import Wanted, check_settable, merge, new, prior_for, resumed
-from vqtok.train.folder import Begun, check_free, record, resumable, start
+from vqtok.train.begin import Wanted, agreed, check_processes, check_settable, merge, new, prior_for, resumed
+from vqtok.train.folder import Begun, check_free, goes_on, record, resumable, start
 from vqtok.train.loop import Listener, Run, Status, Stop
 from vqtok.train.plan import plan
 from vqtok.train.prior import EntropyTask, Grids, PriorTask, encode_dataset, load_grids, save_grids
@@ -20,8 +20,8 @@ from vqtok.train.tokenizer import TokenizerTask
 from vqtok.vqvae import VQVAE
 
 __all__ = [
-    "STAGES", "Begun", "Listener", "Run", "Status", "Stop", "Wanted", "check_free", "check_settable", "merge", "new", "plan",
-    "prior_for", "record", "resumable", "resumed", "start", "train",
+    "STAGES", "Begun", "Listener", "Run", "Status", "Stop", "Wanted", "agreed", "check_free", "check_processes", "check_settable",
+    "goes_on", "merge", "new", "plan", "prior_for", "record", "resumable", "resumed", "start", "train",
 ]     # fmt: skip
 
 STAGES = ("tokenizer", "prior", "entropy", "all")
@@ -33,10 +33,13 @@ def train(recipe: Recipe, dataset: Dataset, run: Run, stage: str = "all", resume
 
     After an early stop (`run.stop`), the same call with `resume` continues as if there had been no stop: on a CPU the result
     is bit-equal, given the same machine and number of threads. Some of CUDA's sums have no fixed order.
+    Inside `distributed.joined`, all processes of a run call this alike and share the work; the first needs the folder, all need the
+    data. What comes out is the same for any number of them, but for rounding and for the prior's dropout.
     """
     if stage in ("tokenizer", "all"):
         refuse_codes(dataset)
-    copy_tokenizer(run.folder, dataset)
+    if distributed.first():
+        copy_tokenizer(run.folder, dataset)
     parts = _parts(recipe, dataset, run)
     run.listener.note(f"{len(parts[0]):,} pictures to train on, {len(parts[1]):,} set aside for validation.")
     if stage in ("tokenizer", "all") and not _train_tokenizer(recipe, dataset, parts, run, resume, compiled):
@@ -103,7 +106,7 @@ def _all_grids(network: VQVAE, fingerprint: str, recipe: Recipe, dataset: Datase
     grids = load_grids(path, fingerprint, len(dataset) * (2 if mirror else 1))
     if grids is not None:
         return grids
-    if path.exists():
+    if distributed.first() and path.exists():
         run.listener.note("The tokenizer has changed: its priors start anew.")
         for name in ("prior.state.safetensors", "prior.safetensors", "entropy.state.safetensors", "entropy.safetensors"):
             (run.folder / name).unlink(missing_ok=True)
@@ -124,6 +127,8 @@ def _split_grids(grids: Grids, parts: Parts, mirror: bool) -> tuple[Grids, Grids
 def _released_tokenizer(run: Run) -> tuple[VQVAE, str]:
     """The tokenizer as `vqtok encode` will use it, rounded to float16: the prior must know the indices that users get."""
     path = run.folder / "tokenizer.safetensors"
-    if not path.exists():
+    stored = distributed.weights_from_first(lambda: weights.load(path, "tokenizer") if path.exists() else None)
+    if stored is None:
         raise TrainingError(f"{run.folder} holds no tokenizer", "train one first: --stage all")
-    return place(load_tokenizer(path), run.device), weights.tokenizer_fingerprint(path)
+    fingerprint = weights.fingerprint(stored.tensors)       # first: the network takes the tensors away
+    return place(tokenizer_of(stored, path), run.device), fingerprint

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from vqtok import distributed
 from vqtok.codec import place
 from vqtok.config import Recipe
 from vqtok.losses.adversarial import PatchDiscriminator, discriminator_hinge, feature_matching, generator_hinge, lecam
@@ -82,9 +83,9 @@ class Adversary(nn.Module):
         leaf = reconstruction.detach().requires_grad_()     # the discriminator's own weights get no gradient here
         wish = self._wish(leaf, pictures)
         (gradient,) = torch.autograd.grad(wish, leaf)
-        length = gradient.norm()
+        length = _length(gradient)
         pull = _followed(self.pull, length, step - self.asked_from)
-        l1 = 1 / (2 * PIXEL_DEVIATION * math.sqrt(leaf.numel()))
+        l1 = 1 / (2 * PIXEL_DEVIATION * math.sqrt(leaf.numel() * distributed.size()))
         weight = self.config.adversarial * min(1.0, (step - self.asked_from + 1) / self.lead)
         factor = weight * l1 / torch.maximum(pull, length).clamp(min=1e-12)
         term = (reconstruction * (factor * gradient)).sum()         # has that gradient, and gets the value of the wish
@@ -110,9 +111,11 @@ class Adversary(nn.Module):
         real, fake = opinion.scores.chunk(2)
         hinge = discriminator_hinge(real, fake)
         (hinge + self.config.lecam * lecam(real, fake, self.scores)).backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        scores = torch.stack([real.mean(), fake.mean()]).detach()
-        self._seen = replace(seen, scores=scores, loss=float(hinge.detach()))
+        scores, hinge = torch.stack([real.mean(), fake.mean()]).detach(), hinge.detach()
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        distributed.mean_(hinge, scores, *gradients)
+        norm = nn.utils.get_total_norm(gradients)
+        self._seen = replace(seen, scores=scores, loss=float(hinge))
         return {"discriminator": self._seen.loss, "discriminator's gradient norm": float(norm)}
 
     def update(self) -> dict[str, float]:
@@ -133,6 +136,15 @@ class Adversary(nn.Module):
         """Leaves no trace of the batch just seen."""
         self._seen = None
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def _length(gradient: Tensor) -> Tensor:
+    """That of the whole batch's gradient; each process has its pictures' part of it, times the number of processes."""
+    if distributed.size() == 1:
+        return gradient.norm()
+    squares = gradient.square().sum()
+    distributed.sum_(squares)
+    return squares.sqrt() / distributed.size()
 
 
 @torch.no_grad()

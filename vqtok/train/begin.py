@@ -1,16 +1,16 @@
 """From what the user asks for to the recipe and the data of a run: a new one, one that goes on, or a prior for a tokenizer."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from vqtok import config, losses, quantizers, weights
+from vqtok import config, distributed, losses, quantizers, weights
 from vqtok.config import Recipe, TokenizerConfig
 from vqtok.data import Dataset, Shapes, open_data
-from vqtok.errors import TrainingError, UsageError
+from vqtok.errors import InputError, TrainingError, UsageError
 from vqtok.train import folder as folders
 from vqtok.train.folder import Begun
 from vqtok.train.shards import CodesData, check_codes, is_codes, refuse_codes, tokenizer_for
@@ -71,9 +71,9 @@ def resumed(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
         raise UsageError("--preset does not go with --resume", "leave it out: the run goes on with its own recipe")
     before = folders.continued(folder)
     recipe = before.recipe.override(wanted.values, wanted.origin)
-    changed = [name for name in changed_settings(before.recipe, recipe) if not name.endswith(".steps")]
-    if changed:
-        raise TrainingError(f"the run in {folder} was started with another {', '.join(changed)}", "leave that out, or start a new run")
+    other = [name for name in changed_settings(before.recipe, recipe) if not name.endswith(".steps")]
+    if other:
+        raise TrainingError(f"the run in {folder} was started with another {', '.join(other)}", "leave that out, or start a new run")
     dataset = _open(wanted.data or before.data)
     if (len(dataset), dataset.labels) != (before.pictures, recipe.prior.labels):
         raise TrainingError(
@@ -85,7 +85,8 @@ def resumed(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
     perceptual = _absolute(wanted.perceptual) if wanted.perceptual else before.perceptual
     compiled = before.compiled or wanted.compiled
     command = before.command or wanted.command
-    return replace(before, recipe=recipe, data=data, command=command, compiled=compiled, perceptual=perceptual), dataset
+    again = Begun(recipe, data, before.pictures, command, compiled, perceptual, before.init, distributed.job())
+    return again, dataset
 
 
 def prior_for(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
@@ -121,6 +122,31 @@ def _next_prior(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
 def _refuse(changed: list[str], folder: Path) -> None:
     if changed:
         raise TrainingError(f"the tokenizer in {folder} was trained with another {', '.join(changed)}", "leave that out, or train anew")
+
+
+def agreed(begin: Callable[[], tuple[Begun, Dataset]]) -> tuple[Begun, Dataset]:
+    """What `begin` gives in the first process, in all: no other needs the run's folder. Each opens the data by itself.
+
+    InputError where it is not what the first one sees. Errors of `begin` are raised in all.
+    """
+    mine: list[tuple[Begun, Dataset]] = []
+
+    def make() -> bytes:
+        mine.append(begin())
+        return folders.to_json(mine[0][0])
+
+    told = distributed.from_first(make)
+    if mine:
+        return mine[0]
+    begun = folders.from_json(told)
+    dataset = _open(begun.data)
+    if (len(dataset), dataset.labels) != (begun.pictures, begun.recipe.prior.labels):
+        raise InputError(
+            f"process {distributed.rank()} finds {_described(len(dataset), dataset.labels)} in {dataset.name}, "
+            f"but the first one {_described(begun.pictures, begun.recipe.prior.labels)}",
+            "give each machine the same data at the same place",
+        )
+    return begun, dataset
 
 
 def preset_for(dataset: Dataset, name: str | None = None) -> Recipe:
@@ -167,6 +193,18 @@ def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
+def check_processes(recipe: Recipe, stage: str, count: int) -> None:
+    """Raises UsageError where a batch of the stage cannot be shared by that many processes in equal parts.
+
+    A batch is that of all processes together, so that a recipe gives the same model for any number of them.
+    """
+    for name in ("tokenizer", "prior", "entropy"):
+        batch = getattr(recipe, f"{name}_training").batch
+        if stage in (name, "all") and batch % count:
+            fix = f"choose a multiple, like --set {name}_training.batch={-(-batch // count) * count}, or another number of processes"
+            raise UsageError(f"the {name}'s batch of {batch} cannot be shared equally by {count} processes", fix)
+
+
 def check_settable(values: Mapping[str, Any]) -> None:
     """Raises UsageError for settings of the priors that would be overruled by the tokenizer and the data."""
     for name, key in product(("prior", "entropy"), DERIVED):
@@ -178,7 +216,7 @@ def check_settable(values: Mapping[str, Any]) -> None:
 def _begun(recipe: Recipe, dataset: Dataset, wanted: Wanted) -> Begun:
     init = str(weights.find(wanted.init).tokenizer.absolute()) if wanted.init else ""
     perceptual = _absolute(wanted.perceptual)
-    return Begun(recipe, _absolute(wanted.data), len(dataset), wanted.command, wanted.compiled, perceptual, init)
+    return Begun(recipe, _absolute(wanted.data), len(dataset), wanted.command, wanted.compiled, perceptual, init, distributed.job())
 
 
 def _open(data: str | None) -> Dataset:

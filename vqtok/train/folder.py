@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqtok import config, files
+from vqtok import config, distributed, files
 from vqtok.config import Recipe
 from vqtok.errors import OutputError, TrainingError, VqtokError
 
@@ -31,6 +31,7 @@ class Begun:
     compiled: bool = False
     perceptual: str = ""        # an absolute path; "" for none
     init: str = ""              # likewise
+    job: str = ""               # the torchrun that last went on with it; "" for none
 
 
 def check_free(folder: Path, stage: str, force: bool) -> None:
@@ -59,10 +60,34 @@ def record(folder: Path, begun: Begun) -> None:
     files.remove_stale(folder)
     run = {
         "format": FORMAT, "data": begun.data, "pictures": begun.pictures, "command": begun.command, "compiled": begun.compiled,
-        "perceptual": begun.perceptual, "init": begun.init,
+        "perceptual": begun.perceptual, "init": begun.init, "job": begun.job,
     }     # fmt: skip
     files.write_bytes(folder / RECIPE_FILE, config.to_toml(begun.recipe).encode(), force=True)
     files.write_bytes(folder / RUN_FILE, (json.dumps(run) + "\n").encode(), force=True)
+
+
+def to_json(begun: Begun) -> bytes:
+    """All of it, for another process."""
+    return json.dumps({**vars(begun), "recipe": begun.recipe.to_dict()}).encode()
+
+
+def from_json(data: bytes) -> Begun:
+    """What `to_json` wrote."""
+    values = json.loads(data)
+    return Begun(Recipe().override(values.pop("recipe")), **values)
+
+
+def goes_on(folder: Path) -> bool:
+    """Whether the run in a folder is of the torchrun that starts this command: it does so again where a process has ended.
+
+    To be asked of the first process. Without an --rdzv-id of its own a torchrun is known by its process number only, which another
+    may have had before: then it must also say that it starts the command again.
+    """
+    job = distributed.job()
+    try:
+        return job != "" and continued(folder).job == job and (distributed.restarted() or not job.startswith("process "))
+    except TrainingError:
+        return False
 
 
 @contextmanager
@@ -82,7 +107,7 @@ def continued(folder: Path) -> Begun:
         newer = run["format"] > FORMAT
         data, pictures = str(run["data"]), int(run["pictures"])
         command, compiled = str(run.get("command", "")), bool(run.get("compiled", False))
-        perceptual, init = str(run.get("perceptual", "")), str(run.get("init", ""))
+        perceptual, init, job = (str(run.get(name, "")) for name in ("perceptual", "init", "job"))
     except (FileNotFoundError, NotADirectoryError):
         raise TrainingError(f"{folder} holds no run to resume", "leave --resume out to start one") from None
     except OSError as error:
@@ -91,7 +116,7 @@ def continued(folder: Path) -> Begun:
         raise TrainingError(f"{path} is damaged", _AGAIN) from None
     if newer:
         raise TrainingError(f"the run in {folder} was started by a newer vqtok", "upgrade vqtok")
-    return Begun(_recipe(folder / RECIPE_FILE), data, pictures, command, compiled, perceptual, init)
+    return Begun(_recipe(folder / RECIPE_FILE), data, pictures, command, compiled, perceptual, init, job)
 
 
 def _recipe(path: Path) -> Recipe:

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqtok import files, images
+from vqtok import distributed, files, images
 from vqtok.config import StageConfig
 from vqtok.errors import OutputError, TrainingError
 from vqtok.train import state
@@ -144,8 +144,15 @@ class Stop:
     signal: int = 0
 
     @property
-    def due(self) -> bool:
+    def here(self) -> bool:
+        """Whether this process has been told to stop."""
         return bool(self.signal) or time.monotonic() >= self.deadline
+
+    @property
+    def due(self) -> bool:
+        """Whether to stop. All processes of a run ask at the same moment and hear the same: any of them may have been told to."""
+        self.signal, stops = distributed.highest(self.signal, self.here)
+        return bool(stops)
 
 
 @dataclass
@@ -174,6 +181,7 @@ def train(task: Task, config: StageConfig, run: Run, resume: bool) -> bool:
     Writes NAME.safetensors (best by validation, but see Validation.keep) and NAME.state.safetensors (to resume) in the run's
     folder. A step whose loss, gradient or figures are not finite is done without any update, and counted. Raises TrainingError after
     ten of them in a row, and where a validation or a weight is not finite; the files of the last good step stay.
+    Of several processes (`distributed`) the first alone writes, validates and reports.
     """
     return _Trainer(task, config, run).train(resume)
 
@@ -196,14 +204,17 @@ class _Trainer:
         self.learners = [state.Learner(task.network, self.optimizer), *task.learners()]
 
     def train(self, resume: bool) -> bool:
-        if resume and self.state_path.exists():
-            self.progress = state.load(self.state_path, self.learners, self._extra())
+        progress = state.load(self.state_path, self.learners, self._extra()) if resume else None
+        if progress is not None:
+            self.progress = progress
         else:
             torch.manual_seed(_mix(self.run.seed, 0))
             self.task.prepare()
+            self._agree()
             if self.average is not None:
                 self.average.start()
-        _cut_log(self.log_path, self.task.name, self.progress.step)
+        if distributed.first():
+            _cut_log(self.log_path, self.task.name, self.progress.step)
         if self.progress.step < self.config.steps:
             self._loop()
         elif self.progress.best is None:        # `steps` was lowered below the first validation
@@ -239,6 +250,7 @@ class _Trainer:
         with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
             result = self.task.forward(batch)
         result.loss.backward()
+        result = self._over_all(result)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         figures = {"loss": result.loss, "gradient norm": norm, **result.metrics}
         values = torch.stack([value.detach().float() for value in figures.values()]).tolist()       # one wait for the device
@@ -268,7 +280,27 @@ class _Trainer:
         for name, value in {**figures, "steps": 1}.items():
             progress.window[name] = progress.window.get(name, 0) + value
         if result.indices is not None:
-            self.counts += torch.bincount(result.indices.flatten(), minlength=len(self.counts))
+            counts = torch.bincount(result.indices.flatten(), minlength=len(self.counts))
+            distributed.sum_(counts)
+            self.counts += counts
+
+    def _over_all(self, result: Step) -> Step:
+        """Loss and metrics of the whole batch in place of those of this process's part; the gradients, too.
+
+        Not by DistributedDataParallel: its hooks would have to be told of the discriminator's passes, and of what a step leaves out.
+        """
+        if distributed.size() == 1:
+            return result
+        distributed.mean_(*(p.grad for p in self.parameters if p.grad is not None))
+        means = {"loss": result.loss.detach().float(), **{name: value.detach().float() for name, value in result.metrics.items()}}
+        means = {name: value.clone() for name, value in means.items()}       # the loss may be one of the metrics
+        distributed.mean_(*means.values())
+        return replace(result, loss=means.pop("loss"), metrics=means)
+
+    def _agree(self) -> None:
+        """Gives all processes the weights of the first: no machine may round its own way for long."""
+        for learner in self.learners:
+            distributed.copy_first(learner.weights().values())
 
     def _skip(self, figures: dict[str, float]) -> None:
         """Counts a step that must not change anything: weights, moments, averages, codebook and adversary stay as they are."""
@@ -302,6 +334,8 @@ class _Trainer:
         return {**extra, "skipped": skipped}, sentence
 
     def _report(self, rate: float) -> None:
+        if not distributed.first():
+            return
         left = (self.config.steps - self.progress.step) / rate
         extra, _ = self._summary()
         del extra["skipped"]
@@ -312,6 +346,10 @@ class _Trainer:
         )
 
     def _validate(self, rate: float) -> None:
+        self._agree()
+        if not distributed.first():
+            self._forget_window()
+            return
         with self.average.applied() if self.average is not None else nullcontext():
             self._validate_weights(rate)
 
@@ -333,12 +371,15 @@ class _Trainer:
         }
         if validation.keep or progress.best is None or validation.score < progress.best:
             self._release(validation)
-        progress.window = {}
-        self.counts.zero_()
+        self._forget_window()
         _append(self.log_path, json.dumps(line) + "\n")
         if validation.sheet is not None:
             images.write(self.run.folder / f"{task.name}-{progress.step:06d}.png", validation.sheet, force=True)
         self.run.listener.validated(task.name, line, sentence)
+
+    def _forget_window(self) -> None:
+        self.progress.window = {}
+        self.counts.zero_()
 
     def _release(self, validation: Validation) -> None:
         """Writes the best weights so far. The state follows: after a kill in between, resuming comes here again."""
@@ -351,7 +392,8 @@ class _Trainer:
         progress.best, progress.best_step = validation.score, progress.step
 
     def _save(self) -> None:
-        state.save(self.state_path, self.learners, self._extra(), self.progress)
+        if distributed.first():
+            state.save(self.state_path, self.learners, self._extra(), self.progress)
 
     def _extra(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs besides its learners; they share memory with what they are of."""

@@ -3,7 +3,7 @@
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqtok import __version__, weights
+from vqtok import __version__, distributed, weights
 from vqtok.codec import place
 from vqtok.codes import index_dtype
 from vqtok.config import Recipe, StageConfig
@@ -21,11 +21,12 @@ from vqtok.errors import InputError, TrainingError
 from vqtok.images import pad
 from vqtok.priors import IntegerPrior, PixelCNN, largest_sum
 from vqtok.train import state
-from vqtok.train.loop import Run, Status, Step, Task, Validation
+from vqtok.train.loop import Run, Status, Step, Stop, Task, Validation
 from vqtok.vqvae import VQVAE, to_float
 
 LABEL_DROPOUT = 0.1         # so that one prior also samples without a label
 PIXELS_AT_ONCE = 2**20      # encoded in one go
+AT_ONCE = 256               # pictures that a process encodes before all look whether to stop
 
 
 @dataclass(frozen=True)
@@ -69,26 +70,51 @@ class Grids:
 def encode_dataset(network: VQVAE, dataset: Dataset, mirror: bool, run: Run) -> Grids | None:
     """Encodes every whole picture, and its mirror image after it where `mirror` says so: entries 2i and 2i + 1.
 
-    A picture that cannot be read gets an empty grid. None after an early stop.
+    A picture that cannot be read gets an empty grid. None after an early stop. Each of several processes encodes the next few of the
+    pictures; all of them get all grids.
     """
     network.eval()
-    flat, shapes, started, done = bytearray(), [], time.monotonic(), 0
-    dtype, copies = index_dtype(network.config.codebook_size), 2 if mirror else 1
-    for group in _same_shape(_pictures(dataset, network.config.channels)):
-        if run.stop.due:
-            return None
-        if group[0].size == 0:
-            shapes += [(network.config.levels, 0, 0)] * (copies * len(group))
-        else:
-            both = [group, [picture[:, ::-1] for picture in group]][:copies]
-            encoded = np.stack([_encode(network, pictures, run.device) for pictures in both], 1)     # (n, copies, L, h, w)
-            flat += encoded.astype(dtype).tobytes()
-            shapes += [encoded.shape[2:]] * (copies * len(group))
-        done += len(group)
+    flat, shapes, started, size = bytearray(), [], time.monotonic(), distributed.size()
+    dtype, copies, count = index_dtype(network.config.codebook_size), 2 if mirror else 1, len(dataset)
+
+    def report(done: int) -> None:
         rate = done / max(time.monotonic() - started, 1e-9)
-        run.listener.status(Status("indices", done, len(dataset), rate, (len(dataset) - done) / rate, {}))
-    labels = np.array([dataset.label(i) for i in range(len(dataset))], np.int64).repeat(copies)
-    return Grids.of(np.frombuffer(flat, dtype), np.array(shapes), labels)
+        run.listener.status(Status("indices", min(done, count), count, rate, max(0, count - done) / rate, {}))
+
+    for start in range(0, count, AT_ONCE * size):
+        begin = start + AT_ONCE * distributed.rank()
+        numbers = range(begin, min(begin + AT_ONCE, count))
+        indices, some = _encode_part(network, dataset, numbers, copies, run.stop, lambda done, start=start: report(start + size * done))
+        if distributed.highest(len(some) < copies * len(numbers))[0]:
+            return None
+        flat += b"".join(distributed.all_bytes(indices.astype(dtype).tobytes()))
+        shapes += [np.frombuffer(part, np.int64).reshape(-1, 3) for part in distributed.all_bytes(some.tobytes())]
+    labels = np.array([dataset.label(i) for i in range(count)], np.int64).repeat(copies)
+    return Grids.of(np.frombuffer(flat, dtype), np.concatenate(shapes), labels)
+
+
+def _encode_part(
+    network: VQVAE, dataset: Dataset, numbers: range, copies: int, stop: Stop, report: Callable[[int], None]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of some pictures and their mirror images, one after another, int64, and the shapes (n, 3) of their grids.
+
+    Fewer than those of all after an early stop. `report` hears how many are done.
+    """
+    parts, shapes, done = [np.empty(0, np.int64)], [np.empty((0, 3), np.int64)], 0
+    device = next(network.parameters()).device
+    for group in _same_shape(_pictures(dataset, numbers, network.config.channels)):
+        if stop.here:
+            break
+        shape = (network.config.levels, 0, 0)
+        if group[0].size:
+            both = [group, [picture[:, ::-1] for picture in group]][:copies]
+            encoded = np.stack([_encode(network, pictures, device) for pictures in both], 1)     # (n, copies, L, h, w)
+            parts.append(encoded.ravel())
+            shape = encoded.shape[2:]
+        shapes.append(np.tile(np.array(shape, np.int64), (copies * len(group), 1)))
+        done += len(group)
+        report(done)
+    return np.concatenate(parts), np.concatenate(shapes)
 
 
 def _encode(network: VQVAE, pictures: Sequence[np.ndarray], device: torch.device) -> np.ndarray:
@@ -98,19 +124,17 @@ def _encode(network: VQVAE, pictures: Sequence[np.ndarray], device: torch.device
     return network.encode(x.contiguous(memory_format=torch.channels_last)).cpu().numpy()
 
 
-def _pictures(dataset: Dataset, channels: int) -> Iterator[np.ndarray]:
-    """Every picture, whole; one without pixels in place of each that cannot be read."""
+def _pictures(dataset: Dataset, numbers: range, channels: int) -> Iterator[np.ndarray]:
+    """Some pictures, whole; one without pixels in place of each that cannot be read."""
     many = getattr(dataset, "pictures", None)       # data in arrays gives many at once: 5 times as fast for the built-in shapes
-    for start in range(0, len(dataset), 256):
-        numbers = range(start, min(start + 256, len(dataset)))
-        if many is not None:
-            yield from convert(many(np.array(numbers)), channels)
-            continue
-        for i in numbers:
-            try:
-                yield whole(dataset, i, channels)
-            except InputError:
-                yield np.empty((0, 0, channels), np.uint8)
+    if many is not None and numbers:
+        yield from convert(many(np.array(numbers)), channels)
+        return
+    for i in numbers:
+        try:
+            yield whole(dataset, i, channels)
+        except InputError:
+            yield np.empty((0, 0, channels), np.uint8)
 
 
 def _same_shape(pictures: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
@@ -127,22 +151,22 @@ def _same_shape(pictures: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
 
 
 def save_grids(path: Path, grids: Grids, tokenizer: str) -> None:
-    """Writes all grids with the fingerprint of their tokenizer, so that resuming need not encode again."""
+    """Writes all grids with the fingerprint of their tokenizer, so that resuming need not encode again; the first process does."""
+    if not distributed.first():
+        return
     tensors = {"indices": grids.flat, "shapes": grids.shapes.astype(np.int32), "labels": grids.labels}
     meta = {"format": 1, "kind": "state", "config": {}, "record": {"tokenizer": tokenizer}}
     weights.save(path, weights.Weights(tensors, meta), force=True)
 
 
 def load_grids(path: Path, tokenizer: str, count: int) -> Grids | None:
-    """What `save_grids` wrote; None when there is nothing, or it is of another tokenizer or not `count` grids.
+    """What `save_grids` wrote, in the first process; None when there is nothing, or it is of another tokenizer or not `count` grids.
 
     Raises TrainingError for a damaged file.
     """
-    if not path.exists():
-        return None
     fix = "delete this file: it is then made again"
-    stored = state.read(path, fix)
-    if stored.record.get("tokenizer") != tokenizer:
+    stored = distributed.weights_from_first(lambda: state.read(path, fix) if path.exists() else None)
+    if stored is None or stored.record.get("tokenizer") != tokenizer:
         return None
     flat, shapes, labels = (stored.tensors.get(name, np.empty(0)) for name in ("indices", "shapes", "labels"))
     kinds = (flat.dtype.kind, shapes.dtype.kind, labels.dtype.kind) == ("u", "i", "i")
@@ -152,16 +176,19 @@ def load_grids(path: Path, tokenizer: str, count: int) -> Grids | None:
 
 
 class GridBatches:
-    """Windows of index grids; each batch is a pure function of the step."""
+    """Windows of index grids; each batch is a pure function of the step. `share` is as in `Batches`."""
 
-    def __init__(self, grids: Grids, batch: int, window: tuple[int, int], seed: int, label_dropout: float) -> None:
-        self.grids, self.size, self.window = grids, batch, window
+    def __init__(
+        self, grids: Grids, batch: int, window: tuple[int, int], seed: int, label_dropout: float, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.grids, self.size, self.window, self.share = grids, batch, window, share
         self.seed, self.label_dropout = seed, label_dropout
         self._epoch, self._permutation = -1, np.empty(0, np.int64)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Indices int64 (B, L, h, w) and labels (B,)."""
-        items = [self._item(position) for position in range(step * self.size, (step + 1) * self.size)]
+        rank, count = self.share
+        items = [self._item(position) for position in range(step * self.size + rank, (step + 1) * self.size, count)]
         return np.stack([item[0] for item in items]).astype(np.int64), np.array([item[1] for item in items], np.int64)
 
     def _item(self, position: int) -> tuple[np.ndarray, int]:
@@ -198,7 +225,8 @@ class GridTask(Task):
         self.window = window_of(parts[0], recipe)
         dropout = LABEL_DROPOUT if recipe.prior.labels else 0.0
         batch = self.stage.batch
-        self._batches = GridBatches(parts[0], batch, self.window, recipe.seed, dropout)
+        share = distributed.rank(), distributed.size()
+        self._batches = GridBatches(parts[0], batch, self.window, recipe.seed, dropout, share)
         held_out = Grids.of_list([_pad_grid(parts[1][i], self.window) for i in range(len(parts[1]))], parts[1].labels)
         self._validation = GridBatches(held_out, batch, self.window, recipe.seed, 0.0)
 
@@ -223,6 +251,8 @@ class GridTask(Task):
             yield self._batches.batch(step)
 
     def forward(self, batch: tuple[np.ndarray, np.ndarray]) -> Step:
+        if distributed.size() > 1:      # each process drops other features: to draw for all would cost each of them as much as all
+            torch.manual_seed(torch.initial_seed() + distributed.rank())
         loss = self.loss(*self._to_device(batch))
         return Step(loss, {"bits": loss / math.log(2)})
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqtok import weights
+from vqtok import distributed, weights
 from vqtok.errors import FormatError, TrainingError
 
 FORMAT = 1
@@ -64,9 +64,14 @@ def save(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor], p
     weights.save(path, weights.Weights(arrays, meta), force=True)
 
 
-def load(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor]) -> Progress:
-    """Restores what `save` wrote, all tensors in place; raises TrainingError for a damaged file and for one of another network."""
-    stored = read(path, _AGAIN)
+def load(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor]) -> Progress | None:
+    """Restores what `save` wrote, all tensors in place, from the first process's file; None where there is none.
+
+    Raises TrainingError for a damaged file and for one of another network.
+    """
+    stored = distributed.weights_from_first(lambda: read(path, _AGAIN) if path.exists() else None)
+    if stored is None:
+        return None
     tensors = {name: torch.from_numpy(value) for name, value in stored.tensors.items()}
     _fill(extra, tensors, path)
     for learner in learners:

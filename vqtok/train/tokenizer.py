@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Generator
 from contextlib import closing
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import __version__, losses, report
+from vqtok import __version__, distributed, losses, report
 from vqtok.codec import load_tokenizer, place
 from vqtok.config import Recipe
 from vqtok.data import Batches, Dataset, whole
+from vqtok.data.kept import room
 from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.likelihood import PIXEL_VARIANCE
 from vqtok.metrics import usage_perplexity
@@ -43,7 +45,8 @@ class TokenizerTask(Task):
         self.adversary = Adversary(recipe, run) if recipe.losses.adversarial else None
         data, stage = recipe.data, recipe.tokenizer_training
         self._batches = Batches(
-            dataset, parts[0], stage.batch, data.size, recipe.seed, data.flip, data.min_scale, recipe.tokenizer.channels
+            dataset, parts[0], stage.batch, data.size, recipe.seed, data.flip, data.min_scale, recipe.tokenizer.channels,
+            share=(distributed.rank(), distributed.size()), keep=room() // distributed.in_machine(),
         )
         crops = [center_crop(whole(dataset, int(i), recipe.tokenizer.channels), data.size) for i in parts[1]]
         self._validation = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())     # (V, C, size, size)
@@ -62,12 +65,12 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def _vectors(self, count: int) -> Tensor:
-        """Encoder outputs (N, D) on training batches, N >= count."""
+        """Encoder outputs (N, D) on training batches, N >= count; the same in all processes."""
         parts, have, step = [], 0, 0
         while have < count:
             pictures, _ = self._batches.batch(step)
             z = self.vqvae.encoder(self._to_device(pictures))
-            parts.append(z.permute(0, 2, 3, 1).flatten(0, 2))
+            parts.append(distributed.all_rows(z.permute(0, 2, 3, 1).flatten(0, 2), z.shape[2] * z.shape[3]))
             have, step = have + len(parts[-1]), step + 1
         return torch.cat(parts)
 
@@ -89,7 +92,7 @@ class TokenizerTask(Task):
                 raise
             reason = str(error).strip().splitlines()[0]
             raise TrainingError(f"torch.compile fails here: {reason}", "leave --compile out") from None
-        terms = self.criterion(output.reconstruction, pictures)
+        terms = self.criterion(output.reconstruction, pictures, shared=True)
         if self.adversary is not None:
             terms |= self.adversary.generator_terms(output.reconstruction, pictures, step)
         error = (output.reconstruction.detach() - pictures).square().mean() / 4       # of pixels in [0, 1]
@@ -184,10 +187,16 @@ class TokenizerTask(Task):
 
 
 def _compile(network: VQVAE) -> Any:
-    """The compiled network. It is compiled at the first step, where a missing compiler would show as a page of traceback."""
+    """The compiled network. It is compiled at the first step, where a missing compiler would show as a page of traceback.
+
+    Not the quantizer: its search has nothing to fuse, and a compiler would take NumPy's quick argmax out of it.
+    """
     compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
     if not any(map(shutil.which, compilers)):
         raise UsageError("--compile needs a C++ compiler, and there is none", "install g++ or clang++, or leave --compile out")
+    network.quantizer.forward = torch.compiler.disable(network.quantizer.forward)     # type: ignore[method-assign]
+    # The decoder gets what the quantizer gives: torch 2.13 looks at its gradient before compiling, and warns itself that it does.
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed")
     return torch.compile(network)
 
 

@@ -1,0 +1,93 @@
+"""One process of a small run, for test_distributed.py: trains each kind of quantizer for a few steps and writes what came out.
+
+`python distributed_worker.py FOLDER` reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets them.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from train_helpers import recipe_for
+
+from vqtok import distributed, weights
+from vqtok import train as training
+from vqtok.config import Recipe
+from vqtok.data import Dataset, Shapes
+from vqtok.train.loop import Silent
+
+CASES: dict[str, dict[str, Any]] = {
+    "ema": {"tokenizer": {"restart": 0.9, "decay": 0.5}},       # codes die, and are drawn anew, at nearly each step
+    "vq": {"tokenizer": {"quantizer": "vq", "normalize": False, "restart": 0.9, "decay": 0.5}, "tokenizer_training": {"ema": 0.9}},
+    "simvq": {"tokenizer": {"quantizer": "simvq"}},
+    "fsq": {"tokenizer": {"quantizer": "fsq"}},
+    "lfq": {"tokenizer": {"quantizer": "lfq"}},
+    "residual": {"tokenizer": {"levels": 3, "level_dropout": 0.7, "normalize": False}},
+    "muon": {"tokenizer": {"width": 32}, "tokenizer_training": {"optimizer": "muon"}},
+    "adversarial": {"losses": {"adversarial": 0.5, "adversarial_start": 0.3, "ms_ssim": 0.5}},
+}
+SHARED: dict[str, Any] = {"tokenizer_training": {"steps": 6, "validate_every": 3}, "losses": {"ms_ssim": 0.0}}
+PRIORS = {"prior": {"dropout": 0.0}}
+
+
+def train(folder: Path, case: str, stage: str = "tokenizer", stop: training.Stop | None = None, resume: bool = False) -> bool:
+    """One of the cases, trained into FOLDER/case."""
+    dataset, recipe = shapes(), recipe_of(case)
+    run = training.Run(folder / case, recipe.seed, torch.device("cpu"), recipe.precision, stop or training.Stop(), Silent())
+    if distributed.first() and not resume:
+        training.start(run.folder, training.Begun(recipe, "", len(dataset)), stage, force=False)
+    return training.train(recipe, dataset, run, stage, resume)
+
+
+def shapes() -> Dataset:
+    return Shapes(40, 16)
+
+
+def recipe_of(case: str) -> Recipe:
+    return recipe_for(shapes(), **training.merge([SHARED, PRIORS, CASES[case]]))
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    from vqtok.train import tokenizer
+
+    tokenizer.INITIAL_VECTORS = 256
+    with distributed.joined(torch.device("cpu")):
+        for case in CASES:
+            train(folder, case, "all" if case == "ema" else "tokenizer")
+        (folder / f"rank{distributed.rank()}.json").write_text(json.dumps(_checks(folder)))
+
+
+def _checks(folder: Path) -> dict[str, Any]:
+    """What can only be asked where there are several processes."""
+    rank = distributed.rank()
+    value = torch.tensor(float(rank), requires_grad=True)
+    (distributed.mean(value) * 3).backward()
+    assert value.grad is not None
+    mine = torch.arange(6.0).view(3, 2, 1)[rank::2].flatten(0, 1) if rank == 0 else torch.tensor([[2.0], [3.0]])
+    error = ""
+    try:
+        distributed.from_first(_refuse)
+    except Exception as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    stored = distributed.weights_from_first(lambda: weights.load(folder / "ema" / "tokenizer.safetensors", "tokenizer"))
+    assert stored is not None
+    late = training.Stop(signal=15 if rank == 1 else 0)
+    return {
+        "gradient": float(value.grad), "rows": distributed.rows(mine[:2], torch.tensor([3, 0, 2]), 2).flatten().tolist(),
+        "bytes": [len(part) for part in distributed.all_bytes(b"x" * (3 * rank))], "error": error, "stops": [late.due, late.signal],
+        "fingerprint": weights.fingerprint(stored.tensors), "own": distributed.own(5),
+    }
+
+
+def _refuse() -> bytes:
+    from vqtok.errors import OutputError
+
+    raise OutputError("the disk is full", "make room")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("VQTOK_DEBUG", "1")
+    main(Path(sys.argv[1]))

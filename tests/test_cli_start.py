@@ -1,0 +1,184 @@
+"""How commands start, work beside their network, and end."""
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_helpers import fails, ok, run, save
+from conftest import TOKENIZER, picture
+from test_cli_pack import add_entropy
+
+from vqtok import codec
+from vqtok.cli.threads import ahead, behind, later
+from vqtok.config import EntropyConfig, TokenizerConfig
+from vqtok.outline import outline
+from vqtok.priors import IntegerPrior
+from vqtok.vqvae import VQVAE
+
+
+def python(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+
+
+# Starting
+
+
+@pytest.mark.slow
+def test_commands_import_no_compiler(toy: Path):
+    """torch._dynamo and sympy take as long to import as half of torch, and nothing here needs them."""
+    add_entropy(toy)
+    save("a.png")
+    script = """
+import sys
+from vqtok.cli import main
+for words in ("encode a.png", "decode a.npz", "encode a.png --compact -o b.npz", "decode b.npz", "pack a.npz", "sample"):
+    sys.argv = ["vqtok", *words.split()]
+    try:
+        main()
+    except SystemExit as done:
+        assert not done.code, words
+    for name in ("sympy", "torch._dynamo", "torch._inductor", "torch.distributed.tensor"):
+        assert name not in sys.modules, (words, name)
+"""
+    done = python(script)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("quantizer", ["ema", "vq", "simvq", "fsq", "lfq"])
+def test_an_outline_has_the_names_and_shapes_of_the_network(quantizer: str):
+    settings = TokenizerConfig(downsample=4, width=8, codebook_size=16, code_dim=4, levels=2, normalize=False, quantizer=quantizer)
+    entropy = EntropyConfig(codebook_size=16, levels=2, embedding=4, width=8, blocks=1, rank=4)
+    state = torch.get_rng_state()
+    with outline():
+        drawn = [VQVAE(settings), IntegerPrior(entropy)]
+    assert torch.equal(torch.get_rng_state(), state)
+    for network, real in zip(drawn, [VQVAE(settings), IntegerPrior(entropy)], strict=True):
+        expected = {name: (value.shape, value.dtype) for name, value in real.state_dict().items()}
+        assert {name: (value.shape, value.dtype) for name, value in network.state_dict().items()} == expected
+        assert all(value.is_meta for value in network.parameters())
+
+
+def test_each_part_is_filled_when_it_is_first_used(toy: Path):
+    def empty(part: str) -> bool:
+        return any(value.is_meta for value in model._network.get_submodule(part).state_dict().values())
+
+    model = codec.load("toy")
+    assert [empty("encoder"), empty("decoder")] == [True, True]
+    codes = model.encode(picture())
+    assert [empty("encoder"), empty("decoder")] == [False, True]
+    model.decode(codes)
+    assert not empty("decoder")
+    again = codec.load("toy")
+    whole = again.network.state_dict()
+    assert not any(value.is_meta for value in whole.values())
+    assert all(torch.equal(value, model.network.state_dict()[name]) for name, value in whole.items())
+    assert (again.decode(codes) == model.decode(codes)).all()
+    assert again.config == TOKENIZER
+
+
+# Beside the network
+
+
+def test_the_next_is_read_ahead_and_no_more():
+    begun: list[int] = []
+    may = threading.Event()
+
+    def read(item: int) -> int:
+        begun.append(item)
+        may.wait(10)
+        if item == 2:
+            raise ValueError("two")
+        return item * 10
+
+    results = ahead(read, [0, 1, 2, 3])
+    may.set()
+    first = next(results)
+    assert first.result() == 0
+    assert max(begun) <= 1
+    second, third = next(results), next(results)
+    assert second.result() == 10
+    with pytest.raises(ValueError, match="two"):
+        third.result()
+    assert next(results).result() == 30
+    assert list(results) == []
+    assert begun == [0, 1, 2, 3]
+
+
+def test_results_come_one_behind_and_in_order():
+    begun: list[str] = []
+
+    def work(item: str, given: int) -> "Future[int]":
+        begun.append(item)
+        if item == "b":
+            raise ValueError("b")
+        return later(lambda: given)
+
+    seen = behind(work, zip("abc", (1, 2, 3), strict=True))
+    item, future = next(seen)
+    assert (item, future.result(), begun) == ("a", 1, ["a", "b"])
+    item, future = next(seen)
+    with pytest.raises(ValueError, match="b"):
+        future.result()
+    assert [(item, future.result()) for item, future in seen] == [("c", 3)]
+
+
+def test_a_batch_gives_the_bytes_of_single_commands(toy: Path):
+    for i in range(6):
+        save(f"in/{i}.png", picture(20 + i // 4, 30, seed=i))
+    ok("encode", "in", "-o", "together")
+    for i in range(6):
+        ok("encode", f"in/{i}.png", "-o", f"{i}.npz")
+        assert Path(f"{i}.npz").read_bytes() == Path(f"together/{i}.npz").read_bytes()
+    assert len({Path(f"{i}.npz").read_bytes() for i in range(6)}) == 6
+
+
+def test_messages_keep_the_order_of_the_inputs(toy: Path):
+    for i in range(4):
+        save(f"in/{i}.png", picture(seed=i))
+    Path("in/1.png").write_bytes(b"no picture")
+    Path("in/3.npz").mkdir()
+    done = run("encode", "in")
+    assert done.exit_code == 1
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("  fix")]
+    assert ["in/3" in lines[0], "in/0.png ->" in lines[1], "in/1.png" in lines[2], "in/2.png ->" in lines[3]] == [True] * 4, lines
+    assert lines[4] == "2 of 4 failed"
+
+
+def test_a_result_that_cannot_be_written_fails(toy: Path, monkeypatch: pytest.MonkeyPatch):
+    save("a.png")
+    save("b.png", np.zeros((8, 8, 3), np.uint8))
+    Path("file").write_bytes(b"")
+    assert "cannot write" in fails("encode", "a.png", "-o", "file/a.npz")
+
+
+# Ending
+
+
+LEAVING = """
+import atexit, sys, threading, time, types
+sys.modules["torch"] = types.ModuleType("torch")
+from vqtok import __main__
+atexit.register(lambda: print("third"))
+print("first", end=" ")
+{more}
+__main__._leave({code})
+"""
+WRITING = "threading.Thread(target=lambda: (time.sleep(0.2), print('second', end=' '))).start()"
+
+
+@pytest.mark.parametrize(("more", "told"), [("", "first third\n"), (WRITING, "first second third\n")])
+def test_nothing_is_lost_by_leaving_at_once(more: str, told: str):
+    for code, expected in (("None", 0), ("0", 0), ("3", 3)):
+        done = python(LEAVING.format(more=more, code=code))
+        assert (done.returncode, done.stdout, done.stderr) == (expected, told, "")
+
+
+def test_a_reader_that_hangs_does_not_keep_the_process():
+    hang = "from vqtok.cli.threads import ahead; ahead(lambda item: time.sleep(100), [1])"
+    done = python(LEAVING.format(more=hang, code=130))
+    assert (done.returncode, done.stdout) == (130, "first third\n")

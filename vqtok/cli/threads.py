@@ -1,0 +1,59 @@
+"""Work beside the main thread: the next picture is read, and the last result written, while the present one is encoded."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+S = TypeVar("S")
+
+
+def later(call: Callable[[], R], leave: bool = False) -> "Future[R]":
+    """The result of a call that a thread of its own makes. The process waits for it at its end, unless it may `leave`."""
+    future: Future[R] = Future()
+    threading.Thread(target=_settle, args=(future, call), daemon=leave).start()
+    return future
+
+
+def _settle(future: "Future[R]", call: Callable[[], R]) -> None:
+    try:
+        future.set_result(call())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def ahead(read: Callable[[T], R], items: Sequence[T]) -> "Iterator[Future[R]]":
+    """What `read` makes of each item in turn. The first is begun at once, and each other when the one before it is given out.
+
+    No more: pictures can be large. A read that hangs does not keep an interrupted command from ending.
+    """
+    first = later(lambda: read(items[0]), leave=True)
+
+    def rest() -> "Iterator[Future[R]]":
+        present = first
+        for item in items[1:]:
+            present.exception()         # one thread at a time
+            following = later(lambda item=item: read(item), leave=True)
+            yield present
+            present = following
+        yield present
+
+    return rest()
+
+
+def behind(work: "Callable[[T, S], Future[R]]", items: Iterable[tuple[T, S]]) -> "Iterator[tuple[T, Future[R]]]":
+    """Each item with what `work` has begun for it, one later than that was begun; an error of `work` itself is told there, too."""
+    last = None
+    for item, given in items:
+        try:
+            future = work(item, given)
+        except Exception as error:
+            future = Future[R]()
+            future.set_exception(error)
+        if last:
+            yield last
+        last = item, future
+    if last:
+        yield last

@@ -1,0 +1,101 @@
+"""From weights files to networks on a device."""
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqtok import config, weights
+from vqtok.config import PriorConfig, TokenizerConfig
+from vqtok.errors import FormatError, ModelError, UsageError
+from vqtok.outline import outline
+from vqtok.priors import PixelCNN
+from vqtok.vqvae import VQVAE
+
+N = TypeVar("N", bound=torch.nn.Module)
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device called auto, cpu, cuda or mps (None: VQTOK_DEVICE, else auto, which takes the fastest there is)."""
+    name = name or os.environ.get("VQTOK_DEVICE") or "auto"
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if name not in available:
+        raise UsageError(f"there is no device {name!r}", "choose auto, cpu, cuda or mps")
+    if not available[name]:
+        raise UsageError(f"this machine has no {name} device that torch can use", "choose another with --device, or leave it out")
+    return torch.device(name)
+
+
+def place(network: N, device: torch.device) -> N:
+    """The network on the device, channels last: 1.7 times as fast on a CPU."""
+    return network.to(device=device, memory_format=torch.channels_last)     # type: ignore[call-overload]
+
+
+def load_tokenizer(path: Path) -> VQVAE:
+    """The network of a tokenizer file in float32 on the CPU, without training state. Raises FormatError, InputError."""
+    return tokenizer_of(weights.load(path, "tokenizer"), path)
+
+
+def tokenizer_of(stored: weights.Weights, path: Path) -> VQVAE:
+    """What `load_tokenizer` gives, of a file that has been read. Raises FormatError."""
+    network = build_tokenizer(stored, path)
+    take(network, stored.tensors)
+    return network
+
+
+def build_tokenizer(stored: weights.Weights, path: Path) -> VQVAE:
+    """The network that these weights fill, still without values. Raises FormatError where they do not fit it."""
+    settings = config.from_dict(TokenizerConfig, stored.meta["config"], str(path))
+    try:
+        with outline():
+            network = VQVAE(settings)
+    except UsageError as error:         # a quantizer that cannot have that many codes
+        raise FormatError(f"{path}: {error}", "the file is damaged, or written by a newer vqtok") from None
+    _check(network.release_state(), stored, path)
+    for module in list(network.modules()):
+        if "average" in dict(module.named_children()):      # training state, which no weights file holds
+            del module.average
+    return network.eval()
+
+
+def load_prior(path: Path, tokenizer: TokenizerConfig, fingerprint: str) -> tuple[PixelCNN, dict[str, Any]]:
+    """The network of a prior file, and its record; ModelError where it belongs to another tokenizer."""
+    stored = weights.load(path, "prior")
+    settings = config.from_dict(PriorConfig, stored.meta["config"], str(path))
+    if (settings.codebook_size, settings.levels) != (tokenizer.codebook_size, tokenizer.levels) or stored.meta["record"].get(
+        "tokenizer"
+    ) != fingerprint:
+        raise ModelError(
+            f"{path} is the prior of another tokenizer than the one beside it ({fingerprint})",
+            "train it again: vqtok train --stage prior",
+        )
+    with outline():
+        network = PixelCNN(settings)
+    _check(network.state_dict(), stored, path)
+    take(network, stored.tensors)
+    return network.eval(), stored.meta["record"]
+
+
+def _check(expected: dict[str, Tensor], stored: weights.Weights, path: Path) -> None:
+    weights.check(stored.tensors, {name: tuple(value.shape) for name, value in expected.items()}, str(path))
+
+
+def take(network: torch.nn.Module, tensors: dict[str, np.ndarray], part: str = "") -> None:
+    """Fills a network, or the part of it with that name, and takes those tensors out of the dictionary.
+
+    float32 and channels last in one step: each copy of new memory costs more than the arithmetic (a page fault for every 4 KiB).
+    """
+    prefix = part and f"{part}."
+    state = {name.removeprefix(prefix): _placed(tensors.pop(name)) for name in list(tensors) if name.startswith(prefix)}
+    (network.get_submodule(part) if part else network).load_state_dict(state, strict=False, assign=True)
+
+
+def _placed(array: np.ndarray) -> Tensor:
+    """float32, channels last where it has four axes."""
+    order = torch.channels_last if array.ndim == 4 else torch.contiguous_format
+    return torch.from_numpy(array).to(torch.float32, memory_format=order)

@@ -1,0 +1,298 @@
+"""One training run in several processes, as torchrun starts them: how each takes its part, and how all come to the same numbers.
+
+A run is the same for any number of processes: each takes every n-th picture of a step's batch, and what the whole batch decides
+(gradients, averages, codes in use, random draws) is summed or drawn over all. So whatever changes weights is equal everywhere. A
+process that was started alone is a group of one, for which each function here gives back what it got.
+"""
+
+import json
+import os
+import platform
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+
+from vqtok import errors
+from vqtok.errors import TrainingError, UsageError, VqtokError
+from vqtok.weights import Weights
+
+TIMEOUT = timedelta(minutes=10)     # the longest that others wait is for a validation by the first
+BUCKET = 2**23                      # numbers summed at a time: 32 MiB
+
+
+class _Group:
+    """Where this process stands. Plain numbers: torch.compile, which goes through what asks for them, stumbles over torch's own answer."""
+
+    rank, size = 0, 1
+
+
+def started() -> int:
+    """How many processes torchrun has started for this command, in all; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+
+def place() -> tuple[int, int]:
+    """This process's number in the run, and in its machine, by what torchrun says."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+
+
+def in_machine() -> int:
+    """How many of this machine's processes are of this run."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started() > 1 else 1
+
+
+def local(device: torch.device) -> torch.device:
+    """The device of this process: of several GPUs in a machine, the one with its number."""
+    if device.type != "cuda" or started() == 1:
+        return device
+    device = torch.device("cuda", place()[1])
+    torch.cuda.set_device(device)
+    return device
+
+
+def job() -> str:
+    """What all starts of this command by one torchrun have in common, and no others; "" without it.
+
+    torchrun's --rdzv-id, where it has one; else the process that starts this one and its machine.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"process {os.getppid()} of {platform.node()}" if name == "none" else name
+
+
+def restarted() -> bool:
+    """Whether torchrun starts this command anew because a process of the run has ended (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Inside, this process is one of its run's: gloo connects those on CPUs, nccl those on GPUs. Entered by all of them or by none."""
+    if started() == 1:
+        yield
+        return
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"several processes cannot train together on {device.type}", "choose --device cpu or cuda, or start one process")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with _connected():
+        store, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        store = PrefixStore(_meeting(store, number, count), store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+    _Group.rank, _Group.size = number, count
+    yield       # after an error nobody is left to take leave of
+    dist.destroy_process_group()
+    _Group.rank, _Group.size = 0, 1
+
+
+def _meeting(store: Store, number: int, count: int) -> str:
+    """A name that the processes which are here now, and no others, agree on.
+
+    A torchrun that starts its processes again keeps the store in which those before have left their addresses, and its count of
+    restarts differs from machine to machine. So each process calls with a word of its own until the first answers with its own.
+    """
+    word = uuid.uuid4().hex
+    if number:
+        store.set(f"vqtok/call/{number}", word)
+        name = store.get(f"vqtok/answer/{word}").decode()
+        store.set(f"vqtok/{name}/{number}", "here")
+        return name
+    missing, deadline = set(range(1, count)), time.monotonic() + TIMEOUT.total_seconds()
+    while missing:
+        for other in list(missing):
+            if store.check([f"vqtok/{word}/{other}"]):
+                missing.discard(other)
+            elif store.check([f"vqtok/call/{other}"]):      # perhaps one of a process that has ended: the next look finds a newer one
+                store.set(f"vqtok/answer/{store.get(f'vqtok/call/{other}').decode()}", word)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no call from processes {sorted(missing)}")
+        time.sleep(0.02)
+    return word
+
+
+def size() -> int:
+    """How many processes there are."""
+    return _Group.size
+
+
+def rank() -> int:
+    """The number of this one, from 0."""
+    return _Group.rank
+
+
+def first() -> bool:
+    """Whether this is the process that writes files, validates and speaks."""
+    return rank() == 0
+
+
+def own(count: int) -> int:
+    """How many of the first `count` pictures of a batch are this process's: those with j % size() == rank()."""
+    return len(range(rank(), count, size()))
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:       # whose message names sockets; torch's kinds for the network are of this kind too
+        if os.environ.get("VQTOK_DEBUG") == "1":
+            raise
+        raise TrainingError(
+            f"process {place()[0]} of {started()} has lost another one, which has ended or cannot be reached",
+            "see what that one said; then go on with --resume, or have torchrun do so by itself: --max-restarts 3",
+        ) from error
+
+
+def sum_(*tensors: Tensor) -> None:
+    """Replaces tensors of one dtype by their sums over all processes."""
+    if size() == 1:
+        return
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.flatten() for tensor in bucket])
+        with _connected():
+            dist.all_reduce(flat)
+        for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def mean_(*tensors: Tensor) -> None:
+    """Replaces tensors by their means over all processes: of means over parts of a batch, which are equally long, over the batch."""
+    sum_(*tensors)
+    if size() > 1:
+        for tensor in tensors:
+            tensor /= size()
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        whole = value.clone()
+        mean_(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        return gradients[0]
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a value over all processes, for losses that are no mean over pictures themselves.
+
+    Its gradient is taken for that of one's own value. The mean over processes of such gradients is the whole batch's: each is the
+    size()-th part of what the loss changes by, size() times.
+    """
+    return value if size() == 1 else _Mean.apply(value)      # type: ignore[no-any-return]
+
+
+def rows(mine: Tensor, which: Tensor, block: int) -> Tensor:
+    """Rows `which` (n,) of the whole batch's (N, D), of which `mine` are this process's; each picture has `block` of them."""
+    if size() == 1:
+        return mine[which]
+    picture, row = which // block, which % block
+    here = picture % size() == rank()
+    found = mine.new_zeros(len(which), mine.shape[1])
+    found[here] = mine[(picture // size() * block + row)[here]]
+    sum_(found)         # all others hold zeros
+    return found
+
+
+def all_rows(mine: Tensor, block: int) -> Tensor:
+    """All rows (N, D) of the whole batch, of which `mine` are this process's; each picture has `block` of them."""
+    return mine if size() == 1 else rows(mine, torch.arange(len(mine) * size(), device=mine.device), block)
+
+
+def highest(*numbers: int) -> list[int]:
+    """Of each number the highest in any process."""
+    if size() == 1:
+        return list(numbers)
+    values = torch.tensor(numbers)
+    with _connected():
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return [int(value) for value in values]
+
+
+def copy_first(tensors: Iterable[Tensor]) -> None:
+    """Replaces tensors by those of the first process."""
+    if size() > 1:
+        with _connected():
+            for tensor in tensors:
+                whole = tensor.detach().contiguous()        # a broadcast takes no channels-last ones
+                dist.broadcast(whole, 0)
+                tensor.detach().copy_(whole)
+
+
+def from_first(make: Callable[[], bytes]) -> bytes:
+    """What `make` gives in the first process; called there only. A VqtokError of it is raised in all."""
+    if size() == 1:
+        return make()
+    data, failed = b"", 0
+    if first():
+        try:
+            data = make()
+        except VqtokError as error:
+            data, failed = json.dumps([type(error).__name__, str(error), error.fix]).encode(), 1
+    head = torch.tensor([len(data), failed])
+    with _connected():
+        dist.broadcast(head, 0)
+    body = torch.from_numpy(np.frombuffer(data, np.uint8).copy()) if first() else torch.empty(int(head[0]), dtype=torch.uint8)
+    with _connected():
+        dist.broadcast(body, 0)
+    data = body.numpy().tobytes()
+    if head[1]:
+        kind, message, fix = json.loads(data)
+        raise getattr(errors, kind)(message, fix)
+    return data
+
+
+def weights_from_first(read: Callable[[], Weights | None]) -> Weights | None:
+    """The weights that `read` gives in the first process: only that one needs the file. Errors as `from_first`."""
+    if size() == 1:
+        return read()
+
+    def make() -> bytes:
+        found = read()
+        if found is None:
+            return b""
+        head = json.dumps(found.meta).encode()
+        return len(head).to_bytes(8, "little") + head + safetensors.numpy.save(found.tensors)
+
+    data = from_first(make)
+    if not data:
+        return None
+    end = 8 + int.from_bytes(data[:8], "little")
+    return Weights(safetensors.numpy.load(data[end:]), json.loads(data[8:end]))
+
+
+def all_bytes(mine: bytes) -> list[bytes]:
+    """What each process has, in their order."""
+    if size() == 1:
+        return [mine]
+    lengths = torch.zeros(size(), dtype=torch.int64)
+    lengths[rank()] = len(mine)
+    sum_(lengths)
+    padded = torch.zeros(max(1, int(lengths.max())), dtype=torch.uint8)
+    padded[: len(mine)] = torch.from_numpy(np.frombuffer(mine, np.uint8).copy())
+    found = [torch.empty_like(padded) for _ in range(size())]
+    with _connected():
+        dist.all_gather(found, padded)
+    return [part[: int(length)].numpy().tobytes() for part, length in zip(found, lengths, strict=True)]
