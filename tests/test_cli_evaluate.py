@@ -79,7 +79,8 @@ def test_curves_in_both_formats(four: Path):
     root = ElementTree.fromstring(Path("new/rd.svg").read_bytes())
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"four on 2 pictures of in", "vqtok four", "JPEG", "WebP", "MS-SSIM: higher is better", "bits per pixel, files"} <= set(texts)
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 3 + 3 + 2 * 5     # legend, ours, theirs
+    markers = [element for tag in ("circle", "polygon") for element in root.iter(f"{{http://www.w3.org/2000/svg}}{tag}")]
+    assert len(markers) == 3 + 3 + 2 * 5     # legend, ours, theirs
     width, height = (int(root.attrib[side]) for side in ("width", "height"))
     assert size_of("new/rd.png") == (2 * width, 2 * height)
     assert "exists" in fails("eval", "in", "-m", four, "--plot", "new/rd.svg")
