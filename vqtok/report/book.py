@@ -113,7 +113,8 @@ def _explorer(book: Codebook, order: np.ndarray, columns: int) -> str:
     """The controls that show one code and those near it, and a table for who has no script."""
     near, distances = neighbors(book.vectors)
     counts, total = book.counts[0], max(1, int(book.counts[0].sum()))
-    used = [f"used {int(count):,} times ({count / total:.2%})" if count else "never used" for count in counts]
+    times = ["once" if count == 1 else f"{count:,} times" for count in counts.tolist()]
+    used = [f"used {often} ({count / total:.2%})" if count else "never used" for often, count in zip(times, counts, strict=True)]
     data = html.script_data("codebook", {
         "order": order.tolist(), "columns": columns, "side": int(book.tiles.shape[1]), "near": near.tolist(),
         "distances": [[f"{value:.3g}" for value in row] for row in distances], "used": used,
