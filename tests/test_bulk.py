@@ -20,6 +20,7 @@ from vqtok.bulk import CodesDataset, pool
 from vqtok.bulk import run as bulk_run
 from vqtok.bulk.inputs import Entry
 from vqtok.cli.bulk import wanted
+from vqtok.codec import model as codec_model
 from vqtok.errors import VqtokError
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -93,11 +94,11 @@ def test_batches_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch)
         return encode_batch(model, pixels, levels)
 
     monkeypatch.setattr(codec.Model, "encode_batch", counted)
-    monkeypatch.setattr(bulk_run, "BATCH_PIXELS", {"cpu": 3 * 16 * 16})
+    monkeypatch.setattr(codec_model, "PIXELS_AT_ONCE", 3 * 16 * 16)
     encode("a.tar", "-o", "small")
     assert max(sizes) == 3
     sizes.clear()
-    monkeypatch.setattr(bulk_run, "BATCH_PIXELS", {"cpu": 1 << 30})
+    monkeypatch.setattr(codec_model, "PIXELS_AT_ONCE", 1 << 30)
     monkeypatch.setattr(bulk_run, "PENDING_PIXELS", 5 * 16 * 16)
     encode("a.tar", "-o", "pending")
     assert len(sizes) > 2

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_helpers import png, saved, smooth, with_gamma_one
+from attacks.pictures import wholes
+from image_helpers import png, saved, smooth
 from PIL import Image
 
 from vqtok import images
@@ -104,39 +105,10 @@ def read_quietly(data: bytes) -> None:
         assert picture.pixels.ndim == 3
 
 
-def samples() -> dict[str, bytes]:
-    """One small file of each kind, with as much metadata as it takes."""
-    image, exif = Image.fromarray(smooth(20, 30)), Image.Exif()
-    exif[0x0112], exif[0x010E] = 6, "a picture"
-    icc = with_gamma_one()
-    palette = image.quantize(16)
-    frames = {"save_all": True, "append_images": [image.rotate(180)]}
-    return {
-        "png": saved(image, "PNG", exif=exif, icc_profile=icc),
-        "png palette": saved(palette, "PNG", transparency=bytes(range(16))),
-        "png animated": saved(image, "PNG", **frames),
-        "jpeg": saved(image, "JPEG", exif=exif, icc_profile=icc),
-        "jpeg progressive cmyk": saved(image.convert("CMYK"), "JPEG", progressive=True),
-        "mpo": saved(image, "MPO", **frames),
-        "webp": saved(image.convert("RGBA"), "WEBP", exif=exif),
-        "webp lossless animated": saved(image, "WEBP", lossless=True, **frames),
-        "avif": saved(image, "AVIF", exif=exif, speed=10),
-        "gif": saved(palette, "GIF", transparency=3, **frames),
-        "tiff": saved(image, "TIFF", exif=exif, icc_profile=icc),
-        "tiff deflate": saved(image, "TIFF", compression="tiff_deflate"),
-        "tiff float": saved(image.convert("F"), "TIFF"),
-        "tiff 16": saved(Image.fromarray(smooth(9, 9, 1)[..., 0].astype(np.uint16) * 200), "TIFF"),
-        "bmp": saved(image, "BMP"),
-        "ppm": saved(image, "PPM"),
-        "pgm 16": saved(Image.fromarray(smooth(9, 9, 1)[..., 0].astype(np.uint16) * 200), "PPM"),
-        "jpeg2000": saved(image, "JPEG2000"),
-    }
-
-
-@pytest.mark.parametrize("kind", samples())
+@pytest.mark.parametrize("kind", wholes())
 def test_damaged_files_raise_input_error_or_are_read(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 1 << 20)      # flipped sizes stay small, so the test stays fast
-    data, random = samples()[kind], np.random.default_rng(0)
+    data, random = wholes()[kind], np.random.default_rng(0)
     assert read(data).pixels.size
     for _ in range(30):
         damaged = bytearray(data[: random.integers(1, len(data))])

@@ -238,11 +238,16 @@ def atomic(path: Path, force: bool = False) -> Iterator[Path]:
         raise OutputError(f"cannot write {path}: {what}", fix) from None
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file has a name that writers give to what is not whole yet."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def remove_stale(folder: Path) -> None:
     """Removes the temporary files that writers have left in a folder where they were killed. Only for a folder with one writer."""
     with suppress(OSError):     # a folder that is not there, or not ours: the first write tells
         for path in folder.iterdir():
-            if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            if is_temporary(path.name) and path.is_file():
                 path.unlink(missing_ok=True)
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from vqtok import codes, files, images
+from vqtok import distributed, files, images
 from vqtok.bulk import shards
 from vqtok.bulk.inputs import Chunk, Entry, Inputs, Share
 from vqtok.bulk.pool import Pool
@@ -18,11 +17,7 @@ from vqtok.codec import Model
 from vqtok.codes import Codes, Compact
 from vqtok.errors import OutputError, VqtokError
 
-# Pixels encoded at once: 4 pictures of 432x320 on a CPU, where more are no faster (18.2 pictures/s from 2 to 8, 15.8 at 32).
-BATCH_PIXELS = {"cpu": 2**19}
-BATCH_PIXELS_ELSEWHERE = 2**22
 PENDING_PIXELS = 2**23          # decoded and waiting for others of their grid: 25 MB
-PACKED_AT_ONCE = 32             # pictures that an entropy prior codes in one go
 WORKERS_MAX = 16
 
 
@@ -51,8 +46,7 @@ class Report:
 
 def default_workers() -> int:
     """A process for each processor, divided among the ranks that torchrun starts on this machine; at most 16."""
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, min(WORKERS_MAX, (os.cpu_count() or 1) // (int(ranks) if ranks.isdecimal() and ranks != "0" else 1)))
+    return max(1, min(WORKERS_MAX, (os.cpu_count() or 1) // distributed.in_machine()))
 
 
 def encode(
@@ -66,9 +60,7 @@ def encode(
     if force and share.count > 1:
         raise OutputError("-f would take away what other parts have written", "remove the folder, and leave -f out")
     begin(out, manifest_of(model, inputs, settings), share, resume, force)
-    device = model.device.type
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.local(model.device)
     with Pool(workers, model.config.channels, images.parse_color(settings.background)) as pool:
         shard = _Shard(model, settings)
         for item, picture in pool.map(_work(inputs, out, settings, share, resume)):
@@ -208,7 +200,7 @@ class _Shard:
         bucket.places.append(place)
         bucket.pictures.append(picture.pixels)
         bucket.pixels += grid[0] * grid[1] * f * f
-        if bucket.pixels >= BATCH_PIXELS.get(self.model.device.type, BATCH_PIXELS_ELSEWHERE):
+        if bucket.pixels >= self.model.pixels_at_once:      # 4 pictures of 432x320 on a CPU, where more are no faster
             self._encode(grid)
         elif sum(each.pixels for each in self.waiting.values()) > PENDING_PIXELS:
             self._encode(max(self.waiting, key=lambda key: self.waiting[key].pixels))
@@ -238,13 +230,4 @@ class _Shard:
         stack = Codes(
             indices, self.model.name, self.model.fingerprint, config.codebook_size, config.downsample, config.channels, sizes
         )       # fmt: skip
-        return self._pack(stack) if self.settings.compact else stack
-
-    def _pack(self, stack: Codes) -> Compact:
-        coder = self.model.entropy_coder
-        if coder is None:
-            return codes.compact(stack)
-        streams: list[bytes] = []
-        for start in range(0, len(stack), PACKED_AT_ONCE):
-            streams += coder.prior.encode(stack.indices[start : start + PACKED_AT_ONCE])
-        return codes.compact(stack, coder.fingerprint, streams)
+        return self.model.pack(stack) if self.settings.compact else stack

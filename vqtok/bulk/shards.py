@@ -21,6 +21,7 @@ from vqtok.errors import FormatError, InputError
 MANIFEST = "manifest.json"
 KIND = "codes shards"
 LINES_LIMIT = 1 << 30               # bytes of a shard's manifest
+_SUFFIXES = (".npz", ".tar", ".jsonl")
 STEM = re.compile(r"(\d{5,12})-(\d{5,12})", re.ASCII)
 
 
@@ -321,6 +322,6 @@ def _object(line: bytes) -> dict[str, Any]:
 def stale(folder: Path) -> Iterator[Path]:
     """All files in a folder that a run made, or was making when it was killed."""
     for path in folder.iterdir():
-        ours = path.suffix in (".npz", ".tar", ".jsonl") and STEM.fullmatch(path.stem)
-        if ours or path.name == MANIFEST or re.fullmatch(r"\.vqtok-[0-9a-f]{12}\.(npz|tar|jsonl|json)", path.name):
+        ours = path.suffix in _SUFFIXES and STEM.fullmatch(path.stem)
+        if ours or path.name == MANIFEST or (path.suffix in (*_SUFFIXES, ".json") and files.is_temporary(path.name)):
             yield path

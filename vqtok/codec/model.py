@@ -143,7 +143,7 @@ class Model:
             raise UsageError(f"these {len(pictures)} pictures do not fill one grid", "encode pictures of different sizes one by one")
         h, w = (-(-side // f) for side in pictures[0].shape[:2])
         indices = torch.empty(len(pictures), count, h, w, dtype=torch.int64)
-        group = max(1, self._pixels_at_once // (h * w * f * f))
+        group = max(1, self.pixels_at_once // (h * w * f * f))
         for i in range(0, len(pictures), group):
             self._encode(pictures[i : i + group], indices[i : i + group])
         return self._codes(indices, tuple((p.shape[0], p.shape[1]) for p in pictures))
@@ -151,7 +151,7 @@ class Model:
     def _encode(self, pictures: list[np.ndarray], indices: Tensor) -> None:
         """Writes the indices (n, L, h, w) of n pictures that share a grid, or those of the first few levels."""
         f, (count, h, w) = self.config.downsample, indices.shape[1:]
-        cut = Cut.of(h, w, f, self._pixels_at_once, len(pictures))
+        cut = Cut.of(h, w, f, self.pixels_at_once, len(pictures))
         place = 0
         with self._inference():
             parts = (self._floats([p[cut.slices(part, f)] for p in pictures]) for part in cut.parts)
@@ -203,7 +203,7 @@ class Model:
     def _outputs(self, indices: np.ndarray) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
         """Rows and columns of pixels, and what the decoder says of them, float32 (1, C, rows, columns), from (1, L, h, w)."""
         f, (h, w) = self.config.downsample, indices.shape[2:]
-        cut = Cut.of(h, w, f, self._pixels_at_once)
+        cut = Cut.of(h, w, f, self.pixels_at_once)
         lookups = (self._vectors(indices[:, :, *cut.slices(part)]) for part in cut.parts)
         place = 0
         for output in in_parts(self.decoder, lookups, cut.axis, cut.most):
@@ -311,7 +311,7 @@ class Model:
             raise ModelError(f"the codes do not fit the model {self.name}", "the codes file is damaged: make it again")
 
     @property
-    def _pixels_at_once(self) -> int:
+    def pixels_at_once(self) -> int:
         """How many pixels, more or less, are worked on at a time."""
         return PIXELS_AT_ONCE if self.device.type == "cpu" else GPU_PIXELS_AT_ONCE
 
