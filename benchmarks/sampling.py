@@ -27,7 +27,7 @@ from torch import Tensor
 from vqtok import load
 from vqtok.config import PriorConfig
 from vqtok.priors import PixelCNN, sample
-from vqtok.priors.sampling import choose
+from vqtok.priors.draw import choose
 
 SIZE = 1024     # of the product that gives the machine's rate
 

@@ -52,6 +52,7 @@ FLAGS: list[tuple[list[str], str, Any]] = [
     (["--set", "prior.width=20", "--set", "prior.layers=3"], "prior.width", 20),
     (["--set", "tokenizer.likelihood=mse"], "tokenizer.likelihood", "mse"),
     (["--width", "12", "--set", "tokenizer.width=16"], "tokenizer.width", 16),
+    (["--prior", "fvsbn"], "prior.architecture", "fvsbn"),
     (["--preset", "tiny"], "data.min_scale", 1.0),
 ]
 

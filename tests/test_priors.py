@@ -8,8 +8,9 @@ from torch import Tensor
 
 from vqtok.config import PriorConfig
 from vqtok.errors import UsageError
-from vqtok.priors import PixelCNN, cross_entropy, pixelcnn, receptive_field, sample
-from vqtok.priors.sampling import Cache, choose
+from vqtok.priors import PixelCNN, base, cross_entropy, receptive_field, sample
+from vqtok.priors.draw import choose
+from vqtok.priors.pixelcnn.cache import Cache
 
 GRIDS = [(5, 9), (9, 5), (1, 7), (7, 1), (1, 1), (4, 4)]
 NAMES = ("cat", "dog", "car")
@@ -156,7 +157,7 @@ def test_loss_is_mean_nats_in_pieces_and_whole(monkeypatch: pytest.MonkeyPatch, 
     whole = prior.loss(indices, labels)
     torch.testing.assert_close(whole, expected.mean())
     grads = torch.autograd.grad(whole, [p for p in prior.parameters() if p.requires_grad])
-    monkeypatch.setattr(pixelcnn, "LOGITS_AT_ONCE", 77)
+    monkeypatch.setattr(base, "LOGITS_AT_ONCE", 77)
     pieces = prior.loss(indices, labels)
     torch.testing.assert_close(pieces, whole)
     torch.testing.assert_close(torch.autograd.grad(pieces, list(prior.parameters())), grads)

@@ -7,10 +7,10 @@ from test_priors import GRIDS, tiny
 from torch import Tensor
 
 from vqtok import load
-from vqtok.priors import PixelCNN, sample, sampling
-from vqtok.priors.sampling import choose, tape
-from vqtok.priors.sampling.draw import choose_quickly
-from vqtok.priors.sampling.tape import Packed, Tape
+from vqtok.priors import PixelCNN, sample
+from vqtok.priors.draw import choose, choose_quickly
+from vqtok.priors.pixelcnn import tape
+from vqtok.priors.pixelcnn.tape import Packed, Tape
 
 
 def taped_logits(prior: PixelCNN, indices: Tensor, labels: Tensor | None) -> Tensor:
@@ -59,8 +59,8 @@ def test_both_paths_draw_the_same(monkeypatch: pytest.MonkeyPatch, n: int, level
     known[0, :, 3:] = 4
     ways = [{}, {"labels": 2}, {"known": known, "labels": -1}, {"levels": 1}]
     quick = [sample(prior, n, 5, 7, seed=3, **way, **options) for way in ways]
-    monkeypatch.setattr(sampling, "fits_tape", lambda prior: False)
-    monkeypatch.setattr(sampling, "Tape", None)
+    monkeypatch.setattr(PixelCNN, "quick", lambda *_: None)
+    monkeypatch.setattr(tape, "Tape", None)
     for grid, way in zip(quick, ways, strict=True):
         assert torch.equal(grid, sample(prior, n, 5, 7, seed=3, **way, **options)), way
 

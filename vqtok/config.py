@@ -19,9 +19,14 @@ QUANTIZERS = ("ema", "vq", "simvq", "fsq", "lfq")
 LEVELS_MAX = 32
 ENTROPY_CODES_MAX = 4096                # K up to which a table of 65,536 leaves each code enough to choose from
 OPTIMIZERS = ("adamw", "muon")
+ARCHITECTURES = ("pixelcnn", "pixelrnn", "transformer", "fvsbn")
+OUTPUTS = ("softmax", "logistic")
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes", tuple[str, ...]: "a list of texts"}
 # Settings that are younger than format 1, and what files without them were made with.
-BEFORE = {"level_dropout": 0.0, "shortcut": False}
+BEFORE = {
+    "level_dropout": 0.0, "shortcut": False,
+    "architecture": "pixelcnn", "output": "softmax", "mixtures": 10, "heads": 4, "rows": 0, "columns": 0,
+}     # fmt: skip
 T = TypeVar("T")
 
 
@@ -96,15 +101,21 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """The gated PixelCNN over index grids."""
+    """The network that knows which index grids are likely."""
 
     codebook_size: int = 1024           # K, the tokenizer's
     levels: int = 1                     # L, the tokenizer's
     width: int = 128
     layers: int = 10
-    kernel: int = 3                     # columns of the vertical stack; odd. 5 takes 2.5 times the weights
+    kernel: int = 3                     # columns that a layer sees (pixelcnn, pixelrnn); odd. 5 takes 2.5 times pixelcnn's weights
     dropout: float = 0.1
     labels: tuple[str, ...] = ()        # class names; none: unconditional
+    architecture: str = "pixelcnn"
+    output: str = "softmax"             # or logistic, for codes that are gray levels: a mixture of discretized logistics
+    mixtures: int = 10                  # of the logistic output
+    heads: int = 4                      # of the transformer's attention
+    rows: int = 0                       # of the grids that it knows, and their columns, where it knows one size only (fvsbn); else 0
+    columns: int = 0
 
     def __post_init__(self) -> None:
         _check_range("codebook size", self.codebook_size, 2, 65536)
@@ -113,9 +124,20 @@ class PriorConfig:
         _check_range("prior layers", self.layers, 1, 64)
         _check(self.kernel in (3, 5, 7, 9), f"prior kernel is {self.kernel}", "choose 3, 5, 7 or 9")
         _check_range("prior dropout", self.dropout, 0.0, 0.9)
+        _check_choice("prior", self.architecture, ARCHITECTURES)
+        _check_choice("prior output", self.output, OUTPUTS)
+        _check_range("mixtures", self.mixtures, 1, 100)
+        _check_range("heads", self.heads, 1, 64)
+        _check_range("prior rows", self.rows, 0, 4096)
+        _check_range("prior columns", self.columns, 0, 4096)
         # They come from folder names, are printed, and go into TOML, which holds neither kind: Cc control, Cs stray surrogate.
         bad = [label for label in self.labels if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in label)]
         _check(not bad, f"the label {bad[:1]} holds control characters, or is not UTF-8", "rename the folder it comes from")
+
+
+    def for_grid(self, h: int, w: int) -> "PriorConfig":
+        """With the size of the grids to come, where the network has weights for each of their places."""
+        return replace(self, rows=h, columns=w) if self.architecture == "fvsbn" else self
 
 
 @dataclass(frozen=True)

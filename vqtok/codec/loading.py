@@ -12,7 +12,7 @@ from vqtok import config, weights
 from vqtok.config import PriorConfig, TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.outline import outline
-from vqtok.priors import PixelCNN
+from vqtok.priors import Prior, build
 from vqtok.vqvae import VQVAE
 
 N = TypeVar("N", bound=torch.nn.Module)
@@ -63,7 +63,7 @@ def build_tokenizer(stored: weights.Weights, path: Path) -> VQVAE:
     return network.eval()
 
 
-def load_prior(path: Path, tokenizer: TokenizerConfig, fingerprint: str) -> tuple[PixelCNN, dict[str, Any]]:
+def load_prior(path: Path, tokenizer: TokenizerConfig, fingerprint: str) -> tuple[Prior, dict[str, Any]]:
     """The network of a prior file, and its record; ModelError where it belongs to another tokenizer."""
     stored = weights.load(path, "prior")
     settings = config.from_dict(PriorConfig, stored.meta["config"], str(path))
@@ -75,7 +75,7 @@ def load_prior(path: Path, tokenizer: TokenizerConfig, fingerprint: str) -> tupl
             "train it again: vqtok train --stage prior",
         )
     with outline():
-        network = PixelCNN(settings)
+        network = build(settings)
     _check(network.state_dict(), stored, path)
     take(network, stored.tensors)
     return network.eval(), stored.meta["record"]

@@ -19,7 +19,7 @@ from vqtok.config import TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.losses import Likelihood
 from vqtok.parts import Cut, in_parts
-from vqtok.priors import PixelCNN, sample
+from vqtok.priors import Prior, sample
 from vqtok.quantizers import Quantizer
 from vqtok.vqvae import VQVAE, Decoder, Encoder, to_float, to_uint8
 
@@ -84,7 +84,7 @@ class Model:
         return self._network
 
     @cached_property
-    def _prior(self) -> tuple[PixelCNN, dict[str, Any]]:
+    def _prior(self) -> tuple[Prior, dict[str, Any]]:
         if self.folder.prior is None:
             fix = "train one: vqtok train --stage prior, or choose another --model"
             raise ModelError(f"the model {self.name} has no prior", fix)
@@ -111,7 +111,7 @@ class Model:
         return self.entropy_coder.unpack(packed)
 
     @property
-    def prior(self) -> PixelCNN:
+    def prior(self) -> Prior:
         """The network that knows which grids are likely; ModelError where the model has none."""
         return self._prior[0]
 

@@ -56,10 +56,10 @@ def index_colors(model: Model) -> np.ndarray:
 
 
 def bits(model: Model, codes: Codes) -> tuple[np.ndarray, str] | None:
-    """What each index takes, (n, L, h, w) bits, by the model's integer prior or else its float one, and which; None without either."""
+    """What each index takes, (n, L, h, w) bits, by the model's integer prior or else its float one, and which; None without."""
     if model.entropy_coder is not None:
         return model.entropy_coder.prior.bits(codes.indices), "the integer prior of compact files"
-    if model.folder.prior is None:
+    if model.folder.prior is None or not model.prior.fits(*codes.indices.shape[2:]):
         return None
     indices = torch.from_numpy(codes.indices.astype(np.int64)).to(model.device)
     with torch.inference_mode():

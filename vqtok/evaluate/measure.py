@@ -16,7 +16,7 @@ from vqtok.evaluate.coders import grid_bytes
 from vqtok.evaluate.figures import Evaluation, Sums, Tally
 from vqtok.evaluate.quality import SMALLEST, Judge
 from vqtok.losses import LPIPS
-from vqtok.priors import PixelCNN
+from vqtok.priors import Prior
 from vqtok.vqvae import to_float
 
 BATCH_PIXELS = 2**18        # pictures of one size are encoded together up to here
@@ -128,12 +128,13 @@ def _groups(
         yield pictures, labels
 
 
-def _add_grids(sums: Sums, prior: PixelCNN | None, codes: Codes, labels: list[int]) -> None:
+def _add_grids(sums: Sums, prior: Prior | None, codes: Codes, labels: list[int]) -> None:
     """Which codes are used at each level, and the bits that a level would take if it were coded with the prior's probabilities."""
     for level, counts in enumerate(sums.counts):
         counts += np.bincount(codes.indices[:, level].ravel(), minlength=len(counts))
     sums.indices += codes.indices[:, 0].size
-    if prior is None:
+    if prior is None or not prior.fits(*codes.indices.shape[2:]):
+        sums.has_prior = False      # of some pictures it says nothing, so of all together neither
         return
     device = next(prior.parameters()).device
     indices = torch.from_numpy(codes.indices.astype(np.int64)).to(device)

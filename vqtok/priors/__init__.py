@@ -1,8 +1,20 @@
 """Priors over index grids: how likely a grid is, and new grids."""
 
+from vqtok.config import PriorConfig
+from vqtok.priors.base import Prior, cross_entropy
 from vqtok.priors.exact import ExactPrior, exact_shapes, largest_sum
 from vqtok.priors.integer import IntegerPrior
-from vqtok.priors.pixelcnn import PixelCNN, cross_entropy, receptive_field
+from vqtok.priors.pixelcnn import PixelCNN, receptive_field
 from vqtok.priors.sampling import sample
 
-__all__ = ["ExactPrior", "IntegerPrior", "PixelCNN", "cross_entropy", "exact_shapes", "largest_sum", "receptive_field", "sample"]
+__all__ = [
+    "ExactPrior", "IntegerPrior", "PixelCNN", "Prior", "build", "cross_entropy", "exact_shapes", "largest_sum", "receptive_field",
+    "sample",
+]     # fmt: skip
+
+CLASSES = {"pixelcnn": PixelCNN}
+
+
+def build(config: PriorConfig) -> Prior:
+    """The prior that a config names."""
+    return CLASSES[config.architecture](config)

@@ -15,7 +15,7 @@ from vqtok.train import folder as folders
 from vqtok.train.folder import Begun
 from vqtok.train.shards import CodesData, check_codes, is_codes, refuse_codes, tokenizer_for
 
-DERIVED = ("codebook_size", "levels", "labels")     # of the prior: the tokenizer and the data decide them
+DERIVED = ("codebook_size", "levels", "labels", "rows", "columns")      # of the prior: the tokenizer and the data decide them
 _PRIOR_SETTINGS = ("prior", "prior_training", "entropy", "entropy_training", "precision", "data.prior_size")
 
 
@@ -210,7 +210,8 @@ def check_settable(values: Mapping[str, Any]) -> None:
     for name, key in product(("prior", "entropy"), DERIVED):
         part = values.get(name)
         if isinstance(part, Mapping) and key in part:
-            raise UsageError(f"{name}.{key} cannot be set: it is the {'data' if key == 'labels' else 'tokenizer'}'s", "leave it out")
+            owner = "data" if key in ("labels", "rows", "columns") else "tokenizer"
+            raise UsageError(f"{name}.{key} cannot be set: it is the {owner}'s", "leave it out")
 
 
 def _begun(recipe: Recipe, dataset: Dataset, wanted: Wanted) -> Begun:

@@ -12,7 +12,7 @@ from vqtok import losses
 from vqtok.codec import place
 from vqtok.config import ENTROPY_CODES_MAX, Recipe
 from vqtok.data import Dataset
-from vqtok.priors import IntegerPrior, PixelCNN
+from vqtok.priors import IntegerPrior, build
 from vqtok.vqvae import VQVAE
 
 
@@ -32,7 +32,7 @@ def plan(recipe: Recipe, dataset: Dataset, stage: str, device: torch.device, per
         seconds = _seconds(_Tokenizing(tokenizer, criterion), pictures, recipe.precision, device)
         stages["tokenizer"] = _stage(tokenizer, recipe.tokenizer_training.steps, batch, seconds)
     if stage in ("prior", "all"):
-        prior, batch = PixelCNN(recipe.prior), recipe.prior_training.batch
+        prior, batch = build(recipe.prior.for_grid(*_window(recipe, dataset))), recipe.prior_training.batch
         indices = torch.randint(recipe.prior.codebook_size, (batch, recipe.prior.levels, *_window(recipe, dataset)))
         stages["prior"] = _stage(prior, recipe.prior_training.steps, batch, _seconds(prior, indices, recipe.precision, device))
     if stage in ("entropy", "all") and recipe.tokenizer.codebook_size <= ENTROPY_CODES_MAX:

@@ -4,7 +4,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from vqtok import __version__, distributed, weights
 from vqtok.codec import place
 from vqtok.codes import index_dtype
-from vqtok.config import Recipe, StageConfig
+from vqtok.config import EntropyConfig, PriorConfig, Recipe, StageConfig
 from vqtok.data import Dataset, convert, whole
 from vqtok.errors import InputError, TrainingError
 from vqtok.images import pad
-from vqtok.priors import IntegerPrior, PixelCNN, largest_sum
+from vqtok.priors import IntegerPrior, Prior, build, largest_sum
 from vqtok.train import state
 from vqtok.train.loop import Run, Status, Step, Stop, Task, Validation
 from vqtok.vqvae import VQVAE, to_float
@@ -221,8 +221,8 @@ class GridTask(Task):
         if len(parts[0]) == 0:
             raise InputError(f"no picture of {dataset.name} can be read to train the {self.name} on", "give more pictures")
         torch.manual_seed(recipe.seed)
-        self.network = place(self.make(), run.device)
         self.window = window_of(parts[0], recipe)
+        self.network = place(self.make(), run.device)
         dropout = LABEL_DROPOUT if recipe.prior.labels else 0.0
         batch = self.stage.batch
         share = distributed.rank(), distributed.size()
@@ -234,6 +234,11 @@ class GridTask(Task):
     @abstractmethod
     def stage(self) -> StageConfig:
         """How it is trained."""
+
+    @property
+    @abstractmethod
+    def config(self) -> PriorConfig | EntropyConfig:
+        """The network's settings, from which it can be built again."""
 
     @abstractmethod
     def make(self) -> nn.Module:
@@ -275,21 +280,25 @@ class GridTask(Task):
             **record, "data": self.dataset.name, "seed": self.recipe.seed, "version": __version__,
             "tokenizer": self.tokenizer, "grid": list(self.window),
         }
-        return weights.Weights(tensors, {"format": 1, "kind": self.name, "config": self.recipe.to_dict()[self.name], "record": record})
+        return weights.Weights(tensors, {"format": 1, "kind": self.name, "config": asdict(self.config), "record": record})
 
 
 class PriorTask(GridTask):
-    """The PixelCNN that `vqtok sample` draws from."""
+    """The network that `vqtok sample` draws from."""
 
     name = "prior"
-    network: PixelCNN
+    network: Prior
 
     @property
     def stage(self) -> StageConfig:
         return self.recipe.prior_training
 
-    def make(self) -> PixelCNN:
-        return PixelCNN(self.recipe.prior)
+    @property
+    def config(self) -> PriorConfig:
+        return self.recipe.prior.for_grid(*self.window)
+
+    def make(self) -> Prior:
+        return build(self.config)
 
     def loss(self, indices: Tensor, labels: Tensor) -> Tensor:
         return self.network.loss(indices, labels)
@@ -316,8 +325,12 @@ class EntropyTask(GridTask):
     def stage(self) -> StageConfig:
         return self.recipe.entropy_training
 
+    @property
+    def config(self) -> EntropyConfig:
+        return self.recipe.entropy
+
     def make(self) -> IntegerPrior:
-        return IntegerPrior(self.recipe.entropy)
+        return IntegerPrior(self.config)
 
     def prepare(self) -> None:
         self.network.start(self.codebooks)

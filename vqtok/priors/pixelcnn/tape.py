@@ -8,12 +8,17 @@ the residual added. sigmoid(b) = (1 + tanh(b/2)) / 2: the halves are folded into
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqtok.priors.pixelcnn import GatedLayer, PixelCNN
+from vqtok.priors.outputs import Output
+from vqtok.priors.pixelcnn.gated import GatedLayer
+
+if TYPE_CHECKING:
+    from vqtok.priors.pixelcnn.network import PixelCNN
 
 SMALL = 2**18       # multiplications: NumPy starts quicker (16x64x64: 1.0 us, torch 1.5), torch's BLAS is faster (64x128x128: 11, NumPy 16)
 Array = np.ndarray
@@ -43,14 +48,17 @@ class PackedLayer:
 class Packed:
     """A prior's weights for n grids with the given labels' rows; the same for all levels."""
 
-    def __init__(self, prior: PixelCNN, rows: Tensor | None) -> None:
+    def __init__(self, prior: "PixelCNN", rows: Tensor | None) -> None:
         self.config = prior.config
         self.layers = [PackedLayer(layer, rows) for layer in prior.layers]      # type: ignore[arg-type]
         self.skip = np.concatenate([layer.skip for layer in self.layers])       # (layers*C, C)
         self.head, self.head_bias = _array(prior.head.weight.T), _array(prior.head.bias)
         self.embedding = _array(prior.embedding.weight)                         # (L*K, C)
-        readouts: Sequence[nn.Linear] = list(prior.readout)                     # type: ignore[arg-type]
-        self.readout = [(_array(linear.weight.T), _array(linear.bias)) for linear in readouts]
+        self.outputs = [prior.output(level) for level in range(self.config.levels)]
+        self.readout = [(_array(output.weight.T), _array(output.bias)) for output in self.outputs]
+
+    def cursor(self, level: int, n: int, w: int, context: Tensor | None) -> "Tape":
+        return Tape(self, level, n, w, context)
 
 
 class Tape:
@@ -58,6 +66,7 @@ class Tape:
 
     def __init__(self, packed: Packed, level: int, n: int, w: int, context: Tensor | None) -> None:
         C, K, layers = packed.config.width, packed.config.codebook_size, packed.layers
+        self.output: Output = packed.outputs[level]
         self.reach = r = packed.config.kernel // 2
         self.embedding = packed.embedding[level * K : (level + 1) * K]
         self.context = None if context is None else _array(context.permute(2, 3, 0, 1))         # (h, w, n, C)
@@ -67,7 +76,7 @@ class Tape:
         self.windows = np.zeros((len(layers), n, (r + 1) * C), np.float32)      # x of each layer in the last reach + 1 columns
         self.column = np.zeros((len(layers), n, 2 * C), np.float32)
         self.gated = np.zeros((n, len(layers) * C), np.float32)
-        self.scores = np.zeros((n, K), np.float32)                              # the logits
+        self.scores = np.zeros((n, self.output.out_features), np.float32)       # what the last linear layer gives
         self.x = self.windows[0, :, r * C :]
         self.older, self.newer = self.windows[..., : r * C], self.windows[..., C:]
         self.i = self.j = -1
@@ -100,7 +109,7 @@ class Tape:
         """(n, K), valid until the next call."""
         for call in self.score_calls:
             call()
-        return self.scores
+        return self.output.spread(torch.from_numpy(self.scores)).numpy()
 
     def _row_calls(self, layers: Sequence[PackedLayer]) -> list[Call]:
         """The vertical stack for one row: `v` from layer to layer, and `above` of each."""

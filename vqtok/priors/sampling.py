@@ -1,6 +1,6 @@
 """New index grids from a prior, and known ones completed; every position is computed once, from cached activations.
 
-On a CPU `tape` runs calls of NumPy and BLAS that were prepared once; elsewhere `cache` does the same in torch.
+On a CPU a prior's `quick` runs calls of NumPy and BLAS that were prepared once; elsewhere its `cursor` does the same in torch.
 """
 
 import hashlib
@@ -16,13 +16,10 @@ import torch
 from torch import Tensor
 
 from vqtok.errors import UsageError
-from vqtok.priors.pixelcnn import PixelCNN
-from vqtok.priors.sampling.cache import Cache
-from vqtok.priors.sampling.draw import choose, choose_quickly
-from vqtok.priors.sampling.tape import Array, Packed, Tape
+from vqtok.priors.base import Cursor, Prior, QuickCursor
+from vqtok.priors.draw import choose, choose_quickly
 
-__all__ = ["Cache", "choose", "sample"]
-
+Array = np.ndarray
 FEW_GRIDS = 64
 Progress = Callable[[int, int], None]
 Values = TypeVar("Values", Tensor, Array)
@@ -30,7 +27,7 @@ Draw = Callable[[Values, Values], Values]
 
 
 def sample(
-    prior: PixelCNN,
+    prior: Prior,
     n: int,
     h: int,
     w: int,
@@ -54,10 +51,12 @@ def sample(
     picture i, unless a draw lies within rounding (about 1e-6) of the border between two indices. Raises UsageError.
     """
     L, K = prior.config.levels if levels is None else levels, prior.config.codebook_size
-    device = prior.embedding.weight.device
+    device = next(prior.parameters()).device
     _check_options(n, h, w, temperature, top_k, top_p)
     if not 1 <= L <= prior.config.levels:
         raise UsageError(f"{L} levels cannot be drawn: the prior has {prior.config.levels}", f"choose 1 to {prior.config.levels}")
+    if not prior.fits(h, w):
+        raise UsageError(f"this {prior.config.architecture} prior does not know grids of {h}x{w}", "leave the size out")
     known = torch.full((n, L, h, w), -1) if known is None else _check_known(known.cpu(), (n, L, h, w), K)
     uniform = _uniform(seed, n, L * h * w).view(n, L, h, w)
     uniform = uniform.to(device, torch.float32 if device.type == "mps" else torch.float64)      # MPS has no float64
@@ -67,45 +66,40 @@ def sample(
     tick = (lambda: None) if progress is None else (lambda: progress(next(done), L * h))
     with torch.inference_mode(), _full_precision(device), _threads(n):
         indices = known.clamp(min=0).to(device)
-        packed = Packed(prior, rows) if fits_tape(prior) else None
+        quick = prior.quick(rows)
         for level in range(L):
-            context = None if prior.context is None else prior.context(indices)[:, level]
             grid, unknown, chances = indices[:, level], known[:, level] < 0, uniform[:, level]
-            if packed is None:
-                _fill(Cache(prior, level, n, w, rows, context), grid, unknown, chances, partial(choose, **options), tick)
+            if quick is None:
+                _fill(prior.cursor(level, n, h, w, rows, indices), grid, unknown, chances, partial(choose, **options), tick)
             else:
-                tape, draw = Tape(packed, level, n, w, context), _quick_draw(**options)
-                _fill_quickly(tape, grid.numpy(), unknown.numpy(), chances.numpy(), draw, tick)
+                context = prior.context_of(indices)
+                cursor = quick.cursor(level, n, w, None if context is None else context[:, level])
+                _fill_quickly(cursor, grid.numpy(), unknown.numpy(), chances.numpy(), _quick_draw(**options), tick)
     return indices.clone()      # outside inference mode: an ordinary tensor
 
 
-def fits_tape(prior: PixelCNN) -> bool:
-    """Whether NumPy can do the arithmetic: on the CPU, in float32."""
-    return all(weights.device.type == "cpu" and weights.dtype == torch.float32 for weights in prior.parameters())
-
-
-def _fill(cache: Cache, grid: Tensor, unknown: Tensor, uniform: Tensor, draw: Draw[Tensor], tick: Callable[[], None]) -> None:
+def _fill(cursor: Cursor, grid: Tensor, unknown: Tensor, uniform: Tensor, draw: Draw[Tensor], tick: Callable[[], None]) -> None:
     """Draws the unknown indices of one level, in place; grid, unknown (on the CPU) and uniform are (n, h, w)."""
     for i in range(grid.shape[1]):
-        cache.next_row(grid[:, i - 1] if i else None)
+        cursor.next_row(grid[:, i - 1] if i else None)
         wanted, missing = unknown[:, i].any(0).tolist(), unknown[:, i].to(grid.device)
         for j in range(_last(wanted) + 1):
-            features = cache.next_column(grid[:, i, j - 1] if j else None)
+            features = cursor.next_column(grid[:, i, j - 1] if j else None)
             if wanted[j]:
-                drawn = draw(cache.logits(features), uniform[:, i, j])
+                drawn = draw(cursor.logits(features), uniform[:, i, j])
                 grid[:, i, j] = torch.where(missing[:, j], drawn, grid[:, i, j])
         tick()
 
 
-def _fill_quickly(tape: Tape, grid: Array, unknown: Array, uniform: Array, draw: Draw[Array], tick: Callable[[], None]) -> None:
+def _fill_quickly(cursor: QuickCursor, grid: Array, unknown: Array, uniform: Array, draw: Draw[Array], tick: Callable[[], None]) -> None:
     """`_fill` on NumPy arrays."""
     for i in range(grid.shape[1]):
-        tape.next_row(grid[:, i - 1] if i else None)
+        cursor.next_row(grid[:, i - 1] if i else None)
         wanted: list[bool] = np.any(unknown[:, i], axis=0).tolist()
         for j in range(_last(wanted) + 1):
-            tape.next_column(grid[:, i, j - 1] if j else None)
+            cursor.next_column(grid[:, i, j - 1] if j else None)
             if wanted[j]:
-                np.copyto(grid[:, i, j], draw(tape.logits(), uniform[:, i, j]), where=unknown[:, i, j])
+                np.copyto(grid[:, i, j], draw(cursor.logits(), uniform[:, i, j]), where=unknown[:, i, j])
         tick()
 
 

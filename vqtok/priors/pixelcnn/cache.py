@@ -5,11 +5,16 @@ tells the horizontal stack is computed for the whole row at once. The horizontal
 layer, on 2-D views that are made once.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok.priors.pixelcnn import GatedLayer, PixelCNN, gate
+from vqtok.priors.pixelcnn.gated import GatedLayer, gate
+
+if TYPE_CHECKING:
+    from vqtok.priors.pixelcnn.network import PixelCNN
 
 
 class CachedLayer:
@@ -61,12 +66,12 @@ class CachedLayer:
 class Cache:
     """The prior part-way through one level of n grids."""
 
-    def __init__(self, prior: PixelCNN, level: int, n: int, w: int, rows: Tensor | None, context: Tensor | None) -> None:
+    def __init__(self, prior: "PixelCNN", level: int, n: int, w: int, rows: Tensor | None, context: Tensor | None) -> None:
         C, K = prior.config.width, prior.config.codebook_size
         self.embedding = prior.embedding.weight[level * K : (level + 1) * K]
         self.context = None if context is None else context.permute(2, 0, 3, 1)         # (h, n, w, C)
         self.layers = [CachedLayer(layer, n, w, rows, context) for layer in prior.layers]    # type: ignore[arg-type]
-        self.head, self.readout = prior.head, prior.readout[level]
+        self.head, self.readout = prior.head, prior.output(level)
         self.start = self.embedding.new_zeros(n, w, C)
         self.state = self.embedding.new_zeros(n, 2 * C)     # x and the sum of the skips
         self.x, self.skips = self.state[:, :C], self.state[:, C:]

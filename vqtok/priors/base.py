@@ -1,0 +1,173 @@
+"""What every prior over index grids is: a likelihood of grids, level by level and in raster order, and a cursor that draws new ones."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vqtok.config import PriorConfig
+from vqtok.priors import outputs
+from vqtok.priors.outputs import Output
+
+CONTEXT_BLOCKS = 2
+LOGITS_AT_ONCE = 2**24      # 64 MiB of float32; 64 grids of 8x8 with K = 65536 would take 1 GiB, and as much for the gradient
+
+
+class Cursor(Protocol):
+    """A prior part-way through one level of n grids, with all that it still needs of the places before kept: nothing is computed twice."""
+
+    def next_row(self, above: Tensor | None) -> None:
+        """Moves on to the next row; `above` (n, w) are the indices of the row before it, None at the top."""
+        ...
+
+    def next_column(self, left: Tensor | None) -> Tensor:
+        """Moves on to the next column; `left` (n,) are the indices of the column before it, None at the edge. What `logits` takes."""
+        ...
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(n, K), of what `next_column` gave, before it is called again."""
+        ...
+
+
+class QuickCursor(Protocol):
+    """The same on NumPy arrays; after `next_column`, `logits` is asked where they are wanted."""
+
+    def next_row(self, above: np.ndarray | None) -> None: ...
+
+    def next_column(self, left: np.ndarray | None) -> None: ...
+
+    def logits(self) -> np.ndarray:
+        """(n, K), valid until the next call."""
+        ...
+
+
+class Quick(Protocol):
+    """A prior's weights, prepared for NumPy."""
+
+    def cursor(self, level: int, n: int, w: int, context: Tensor | None) -> QuickCursor: ...
+
+
+class Context(nn.Module):
+    """What level l may know of the grids of all levels below it: their embeddings, summed, through residual 3x3 convolutions."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        C = config.width
+        self.codebook_size = config.codebook_size
+        self.embedding = nn.Embedding((config.levels - 1) * config.codebook_size, C)
+        self.level = nn.Embedding(config.levels, C)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, padding=1), nn.ReLU(), nn.Conv2d(C, C, 1)) for _ in range(CONTEXT_BLOCKS)
+        )
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """(B, L, h, w) indices -> (B, L, C, h, w): entry l depends on the levels below l only."""
+        B, L, h, w = indices.shape
+        below = self.embedding(offset(indices[:, :-1], self.codebook_size)).cumsum(1)       # (B, L-1, h, w, C)
+        total = F.pad(below, (0, 0, 0, 0, 0, 0, 1, 0))                                      # (B, L, h, w, C)
+        total = total + self.level.weight[:L, None, None, :]
+        features = total.reshape(B * L, h, w, -1).permute(0, 3, 1, 2)
+        for block in self.blocks:
+            features = features + block(features)
+        return features.reshape(B, L, -1, h, w)
+
+
+class Prior(nn.Module, ABC):
+    """p(indices) = the product, over levels and then raster order, of p(index | levels below, indices before; label).
+
+    An architecture says in `hidden` and `cursor` what a place's features are; `readout` makes a distribution over the K codes of them.
+    """
+
+    readout: nn.ModuleList      # one Output for each level: each has a codebook of its own
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def hidden(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Features (B, L, h, w, F) for `readout`, of int64 indices (B, L, h, w): all but the last layer."""
+
+    @abstractmethod
+    def cursor(self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor) -> Cursor:
+        """To draw that level of n grids: `rows` (n,) are the labels' rows, the levels below of `indices` (n, L, h, w) are known."""
+
+    def quick(self, rows: Tensor | None) -> Quick | None:
+        """The same for NumPy on a CPU, which calls faster; None where torch has to do."""
+        return None
+
+    def context_of(self, indices: Tensor) -> Tensor | None:
+        """What the levels know of those below them, (B, L, C, h, w); None in a prior of one level."""
+        context = getattr(self, "context", None)
+        return None if context is None else context(indices)
+
+    def fits(self, h: int, w: int) -> bool:
+        """Whether it knows grids of that size; most know any."""
+        return True
+
+    def forward(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits (B, L, h, w, K) for int64 indices (B, L, h, w); (l, i, j) sees the levels below l, and level l before (i, j).
+
+        Indices of the first few levels alone do as well: no level needs to know of those above it.
+        Labels (B,) are class numbers, -1 for none; None is -1 for all. A prior without classes does not look at them.
+        """
+        hidden = self.hidden(indices, labels)
+        return torch.stack([self.output(level)(hidden[:, level]) for level in range(indices.shape[1])], dim=1)
+
+    def output(self, level: int) -> Output:
+        return cast(Output, self.readout[level])
+
+    def label_rows(self, labels: Tensor | None, B: int, device: torch.device) -> Tensor | None:
+        """Rows of the label embeddings, (B,): 0 is unconditional, 1 + c is class c. None where the prior has no classes."""
+        if not self.config.labels:
+            return None
+        if labels is None:
+            return torch.zeros(B, dtype=torch.int64, device=device)
+        return labels.to(device) + 1
+
+    def loss(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy in nats per index, a scalar; the distributions are in float32 also under bf16 autocast."""
+        return self.nats(indices, labels).mean()
+
+    def nats(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+        """-ln p of each index, (B, L, h, w). Holds at most LOGITS_AT_ONCE logits where there are many."""
+        hidden = self.hidden(indices, labels)
+        return torch.stack([self._nats(level, hidden[:, level], indices[:, level]) for level in range(indices.shape[1])], dim=1)
+
+    def _nats(self, level: int, hidden: Tensor, target: Tensor) -> Tensor:
+        output = self.output(level)
+        flat, wanted = hidden.flatten(0, 2), target.flatten()       # (B*h*w, F), (B*h*w,)
+        size = max(1, LOGITS_AT_ONCE // output.out_features)
+        if len(flat) <= size:
+            return output.nats(flat, wanted).view_as(target)
+        parts = [checkpoint(output.nats, f, t, use_reentrant=False) for f, t in zip(flat.split(size), wanted.split(size), strict=True)]
+        return torch.cat(parts).view_as(target)     # type: ignore[arg-type]
+
+    def _readouts(self, features: int) -> nn.ModuleList:
+        return nn.ModuleList(outputs.build(self.config, features) for _ in range(self.config.levels))
+
+
+@torch.no_grad()
+def cross_entropy(prior: Prior, indices: Tensor, labels: Tensor | None = None, batch: int = 32) -> Tensor:
+    """-log2 p of each picture's indices in bits, (B,) float64, without dropout, `batch` pictures at a time."""
+    training = prior.training
+    prior.eval()
+    try:
+        parts = []
+        for start in range(0, len(indices), batch):
+            some = None if labels is None else labels[start : start + batch]
+            nats = prior.nats(indices[start : start + batch], some)
+            parts.append(nats.flatten(1).cpu().double().sum(1) / math.log(2))       # on the CPU: MPS has no float64
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    finally:
+        prior.train(training)
+
+
+def offset(indices: Tensor, K: int) -> Tensor:
+    """Level l's indices moved up by l*K: the levels' embeddings lie in one table."""
+    return indices + K * torch.arange(indices.shape[1], device=indices.device)[:, None, None]
