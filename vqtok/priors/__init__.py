@@ -3,16 +3,17 @@
 from vqtok.config import PriorConfig
 from vqtok.priors.base import Prior, cross_entropy
 from vqtok.priors.exact import ExactPrior, exact_shapes, largest_sum
+from vqtok.priors.fvsbn import FVSBN
 from vqtok.priors.integer import IntegerPrior
 from vqtok.priors.pixelcnn import PixelCNN, receptive_field
 from vqtok.priors.sampling import sample
 
 __all__ = [
-    "ExactPrior", "IntegerPrior", "PixelCNN", "Prior", "build", "cross_entropy", "exact_shapes", "largest_sum", "receptive_field",
-    "sample",
+    "CLASSES", "FVSBN", "ExactPrior", "IntegerPrior", "PixelCNN", "Prior", "build", "cross_entropy", "exact_shapes", "largest_sum",
+    "receptive_field", "sample",
 ]     # fmt: skip
 
-CLASSES = {"pixelcnn": PixelCNN}
+CLASSES = {"fvsbn": FVSBN, "pixelcnn": PixelCNN}
 
 
 def build(config: PriorConfig) -> Prior:
