@@ -37,14 +37,14 @@ def refused(result: Result, code: int, *texts: str) -> None:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, number: int) -> None:
     """Sends this process a signal after some step."""
-    report = command._Listener.status
+    report = command.Listener.status
 
     def status(self: Any, status: training.Status) -> None:
         report(self, status)
         if (status.stage, status.step) == (stage, step):
             signal.raise_signal(number)
 
-    monkeypatch.setattr(command._Listener, "status", status)
+    monkeypatch.setattr(command.Listener, "status", status)
 
 
 # A whole run

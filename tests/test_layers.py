@@ -14,12 +14,12 @@ import vqtok
 ROOT = Path(vqtok.__file__).parent
 LAYERS = (
     "errors", "files", "config", "images", "entropy", "codes", "weights", "metrics", "report",
-    "outline", "distributed", "quantizers", "losses", "vqvae", "parts", "priors", "data", "codec", "bulk", "evaluate", "train", "cli",
+    "outline", "distributed", "quantizers", "losses", "vqvae", "parts", "priors", "data", "codec", "bulk", "evaluate", "train", "study", "cli",
     "__init__", "__main__",     # the two doors: the library's names (on first use) and `python -m vqtok`
 )
 
 WITHOUT_TORCH = LAYERS[:LAYERS.index("outline")]
-PACKAGES = ("bulk", "codec", "codes", "data", "evaluate", "losses", "priors", "quantizers", "report", "train", "cli")
+PACKAGES = ("bulk", "codec", "codes", "data", "evaluate", "losses", "priors", "quantizers", "report", "study", "train", "cli")
 PRINTERS = ("cli", "__main__")
 PRINTS = ("print", "input", "typer.echo", "typer.secho", "rich.print", "traceback.print_exc")
 PRINTING_MODULES = ("rich.console", "rich.progress", "rich.live", "rich.print", "typer", "sys.stdout", "sys.stderr")

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from vqtok import __version__
-from vqtok.cli import decode, encode, evaluate, info, output, pack, report, sample, train, view
+from vqtok.cli import decode, encode, evaluate, info, output, pack, report, sample, study, train, view
 from vqtok.errors import UsageError
 
 _ParseError: Any = typer.BadParameter.__mro__[2]    # Typer's ClickException, which has no public name
@@ -79,6 +79,7 @@ for name, command in (
     ("models", info.models),
     ("report", report.report),
     ("view", view.view),
+    ("study", study.study),
 ):
     app.command(name)(command)
 

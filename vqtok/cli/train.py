@@ -143,7 +143,7 @@ def _train(job: _Job, wanted: "Wanted") -> None:
     from vqtok import train as training
 
     begun, dataset, resume = _start(job, wanted)
-    with _Listener(job.quiet, job.json) as listener, _signals(job.stop, together=distributed.size() > 1), training.resumable():
+    with Listener(job.quiet, job.json) as listener, signals(job.stop, together=distributed.size() > 1), training.resumable():
         listener.note(f"{dataset.summary} -> {job.out}")
         given = (Path(path) if path else None for path in (begun.perceptual, begun.init))
         run = training.Run(job.out, begun.recipe.seed, job.device, begun.recipe.precision, job.stop, listener, *given)
@@ -299,7 +299,7 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def _signals(stop: "Stop", together: bool) -> "Iterator[None]":
+def signals(stop: "Stop", together: bool) -> "Iterator[None]":
     """SIGINT and SIGTERM ask training to save and stop; a second one ends it at once.
 
     Not where several train `together`: torchrun passes on the ctrl-C that the terminal has sent to each, and it ends who takes 30 s.
@@ -318,7 +318,7 @@ def _signals(stop: "Stop", together: bool) -> "Iterator[None]":
             signal.signal(number, handler)
 
 
-class _Listener:
+class Listener:
     """Shows what training has to say: a progress line on a terminal, a line for each validation, JSON on request."""
 
     def __init__(self, quiet: bool, json: bool) -> None:
@@ -326,7 +326,7 @@ class _Listener:
         self.progress = progress.lines("{task.fields[text]}")
         self.tasks: dict[str, Any] = {}
 
-    def __enter__(self) -> "_Listener":
+    def __enter__(self) -> "Listener":
         if not self.quiet:
             self.progress.start()
         return self

@@ -1,0 +1,309 @@
+"""The study: equal time, every bit counted, and nothing done twice."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from study_helpers import shrink, write_pictures
+from train_helpers import Interrupt
+
+from vqtok import codec, images, study, train
+from vqtok.config import Recipe
+from vqtok.errors import InputError, OutputError, UsageError
+from vqtok.study import budget, measure, page, pictures, table, trained
+from vqtok.study.budget import Spent
+from vqtok.study.results import Result
+from vqtok.study.systems import Shape
+from vqtok.train import Run, Stop
+
+VQ = study.choose("vq-pixelcnn")
+
+
+def plan(folder: Path, **values: Any) -> study.Plan:
+    data = str(write_pictures(folder / "data.npz"))
+    return study.Plan(**{"data": data, "folder": folder / "out", "budget": 60.0, "systems": VQ, "samples": 3, "steps": 4, **values})
+
+
+def go(plan: study.Plan, resume: bool = False, listener: Interrupt | None = None) -> study.Study:
+    listener = listener or Interrupt()
+    return study.study(plan, listener.stop, listener, torch.device("cpu"), resume)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VQTOK_DATA", raising=False)
+    shrink(monkeypatch)
+
+
+# One system from pictures to the table
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, study.Study]:
+    """A study of the VQ-VAE alone, four steps each."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shrink(monkeypatch)
+        folder = tmp_path_factory.mktemp("study")
+        return folder, go(plan(folder))
+
+
+def test_every_bit_of_a_vqvae_is_counted(done: tuple[Path, study.Study]):
+    """Against the networks themselves: softmax of the prior's logits, and the logistic's integral over the bin of each pixel."""
+    folder, found = done
+    model = codec.load(folder / "out" / "vq-pixelcnn", "cpu")
+    test = np.load(folder / "out" / "data" / "test.npy")
+    x = torch.from_numpy(test).permute(0, 3, 1, 2).double() / 127.5 - 1
+    with torch.no_grad():
+        indices = model.network.encode(x.float())
+        chances = model.prior(indices).double().log_softmax(-1)
+        index_bits = -chances.gather(-1, indices[..., None]).sum() / math.log(2)
+        output = model.network.decoder(model.network.quantizer.lookup(indices)).double()
+        scale = model.likelihood.log_scale.double().exp()[:, None, None]
+        upper = torch.where(x > 1 - 1 / 255, 1.0, torch.sigmoid((x + 1 / 255 - output) / scale))
+        lower = torch.where(x < -1 + 1 / 255, 0.0, torch.sigmoid((x - 1 / 255 - output) / scale))
+        pixel_bits = -(upper - lower).log2().sum()
+    result = found.results[0]
+    assert result.bits_latents == pytest.approx(float(index_bits) / test.size, rel=1e-4)
+    assert result.bits_pixels == pytest.approx(float(pixel_bits) / test.size, rel=1e-4)
+    assert result.bits == result.bits_latents + result.bits_pixels
+    assert result.kind == "bound, code length"
+
+
+def test_the_row_says_what_was_done(done: tuple[Path, study.Study]):
+    _, found = done
+    result = found.results[0]
+    assert (result.steps, result.tokenizer_steps) == (4, 4)
+    assert (result.pictures, result.tokenizer_pictures) == (16, 16)
+    assert (result.symbols, result.alphabet, result.test_pictures, result.samples) == (2 * 2 * 2, 16, 6, 3)
+    assert result.training_seconds > result.tokenizer_seconds > 0
+    assert found.facts["training pictures"] == 24
+    assert "test set" in found.facts["test set"]
+
+
+def test_table_pages_and_samples_are_written(done: tuple[Path, study.Study]):
+    folder, found = done
+    out = folder / "out"
+    stored = json.loads((out / page.JSON).read_text())
+    assert stored["systems"][0]["bits"] == pytest.approx(found.results[0].bits)
+    assert stored["seed"] == 0
+    assert {anchor["system"]: anchor["bits"] for anchor in stored["anchors"]}["VQ-VAE"] == 4.67
+    text = (out / page.MARKDOWN).read_text()
+    assert f"{found.results[0].bits:.3f}" in text
+    assert all(sentence in text for sentence in [*table.sentences(found), *table.cautions(found)])
+    html = (out / page.HTML).read_text()
+    assert "vq-pixelcnn" in html
+    assert html.count("<img") == 1
+    sheet = images.read(measure.sheet_path(out, "vq-pixelcnn")).pixels
+    assert sheet.shape == (64 + 8, 3 * 64 + 16, 3)
+    assert (out / page.SHEET).exists()
+
+
+def test_each_system_is_an_ordinary_run(done: tuple[Path, study.Study]):
+    folder, found = done
+    run = folder / "out" / "vq-pixelcnn"
+    begun, dataset = train.resumed(run, train.Wanted())
+    assert (begun.recipe.prior_training.steps, begun.recipe.prior.labels, len(dataset)) == (4, (), 24)
+    assert begun.recipe.data.flip is False
+    assert len(codec.load(run, "cpu").sample(2)) == 2
+    assert not (run / trained.INDICES).exists()
+    assert [json.loads(line)["stage"] for line in (run / "log.jsonl").read_text().splitlines()][-1] == "prior"
+
+
+# Going on
+
+
+@pytest.mark.slow
+def test_what_is_finished_stays(tmp_path: Path):
+    first = go(plan(tmp_path))
+    weights = tmp_path / "out" / "vq-pixelcnn" / "prior.safetensors"
+    before = weights.stat().st_mtime_ns
+    listener = Interrupt()
+    assert go(plan(tmp_path), True, listener).results == first.results
+    assert listener.statuses == []
+    assert weights.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_other_settings_train_anew(tmp_path: Path):
+    first = go(plan(tmp_path)).results[0]
+    again = go(plan(tmp_path, seed=1), True).results[0]
+    assert again.settings != first.settings
+    assert again.bits != first.bits
+
+
+@pytest.mark.slow
+def test_other_measurements_keep_the_weights(tmp_path: Path):
+    go(plan(tmp_path))
+    listener = Interrupt()
+    assert go(plan(tmp_path, samples=2), True, listener).results[0].samples == 2
+    assert listener.statuses == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["tokenizer-vq: tokenizer", "vq-pixelcnn: prior"])
+def test_an_interrupted_study_ends_as_if_it_had_not_been(tmp_path: Path, stage: str):
+    whole = go(plan(tmp_path / "whole")).results[0]
+    with pytest.raises(study.Interrupted):
+        go(plan(tmp_path), listener=Interrupt(stage, 0))     # a bar shows seconds, and the first step takes none
+    after = go(plan(tmp_path), True).results[0]
+    assert (after.bits, after.steps, after.tokenizer_steps) == (whole.bits, 4, 4)
+
+
+def test_a_study_is_not_replaced_unasked(tmp_path: Path):
+    go(plan(tmp_path))
+    with pytest.raises(OutputError, match="holds a study already"):
+        study.check_free(tmp_path / "out", False)
+    study.check_free(tmp_path / "out", True)
+
+
+# The budget
+
+
+class Clock:
+    """A trainer that takes a given time for a step, and the clock that it goes by."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self.now, self.seconds, self.rates = 0.0, seconds, list[float]()
+        self.done = Spent(0, 0.0)
+        self.run = Run(folder, 0, torch.device("cpu"), stop=Stop())
+        monkeypatch.setattr(budget.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr("vqtok.train.loop.time.monotonic", lambda: self.now)
+        monkeypatch.setattr(budget, "spent", lambda folder, stage: self.done)
+
+    def train(self, recipe: Recipe) -> bool:
+        steps = recipe.prior_training.steps
+        while self.done.steps < steps and not self.run.stop.due:
+            self.rates.append(train.loop.learning_rate(recipe.prior_training, self.done.steps))
+            self.now += self.seconds
+            self.done = Spent(self.done.steps + 1, self.done.seconds + self.seconds)
+        return self.done.steps >= steps
+
+
+def test_the_schedule_ends_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clock = Clock(tmp_path, monkeypatch, 0.05)
+    recipe = budget.spend(clock.train, Recipe(), clock.run, "prior", 60.0)
+    assert 58 < clock.done.seconds <= 60
+    assert recipe.prior_training.steps == clock.done.steps
+    assert clock.rates[-1] < 1e-4 * max(clock.rates)
+    assert all(after < 1.0001 * before for before, after in zip(clock.rates[100:], clock.rates[101:], strict=False))
+
+
+def test_a_machine_that_slows_down_is_stopped_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clock = Clock(tmp_path, monkeypatch, 0.05)
+    original = clock.train
+
+    def slower(recipe: Recipe) -> bool:
+        clock.seconds *= 1.5
+        return original(recipe)
+
+    recipe = budget.spend(slower, Recipe(), clock.run, "prior", 60.0)
+    assert clock.done.seconds < 62
+    assert recipe.prior_training.steps == clock.done.steps
+
+
+def test_time_of_an_earlier_session_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clock = Clock(tmp_path, monkeypatch, 0.05)
+    clock.done = Spent(600, 30.0)
+    budget.spend(clock.train, Recipe(), clock.run, "prior", 60.0)
+    assert 28 < clock.now <= 30
+
+
+# Pictures
+
+
+def test_test_pictures_are_the_datas_own(tmp_path: Path):
+    path = write_pictures(tmp_path / "a.npz")
+    found = pictures.prepare(path, tmp_path, 4, 0)
+    assert (found.train, len(found.test), found.shape) == (24, 4, Shape(8, 3))
+    own = {picture(8, 8, seed=1000 + i).tobytes() for i in range(6)}
+    assert {p.tobytes() for p in found.test} < own
+    assert pictures.prepare(path, tmp_path, 4, 0).digest == found.digest
+
+
+def test_pictures_are_set_aside_where_there_are_none(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.stack([picture(8, 8, seed=i) for i in range(30)]))
+    found = pictures.prepare(tmp_path / "a.npy", tmp_path / "out", 100, 0)
+    training = {p.tobytes() for p in np.load(found.path)}
+    assert (len(training), len(found.test)) == (27, 3)
+    assert not training & {p.tobytes() for p in found.test}
+
+
+def test_gray_pictures_stay_gray(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.stack([picture(8, 8, 1, seed=i) for i in range(30)]))
+    assert pictures.prepare(tmp_path / "a.npy", tmp_path / "out", 3, 0).shape == Shape(8, 1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (68, 68), (10, 10)])
+def test_pictures_that_no_study_can_use(tmp_path: Path, height: int, width: int):
+    np.save(tmp_path / "a.npy", np.stack([picture(height, width, seed=i) for i in range(20)]))
+    with pytest.raises(UsageError, match=f"{width}x{height}"):
+        pictures.prepare(tmp_path / "a.npy", tmp_path / "out", 3, 0)
+
+
+def test_pictures_of_several_sizes(tmp_path: Path):
+    for i in range(12):
+        images.write(tmp_path / "in" / f"{i}.png", picture(8, 8 + 4 * (i == 7), seed=i))
+    with pytest.raises(UsageError, match="12x8"):
+        pictures.prepare(tmp_path / "in", tmp_path / "out", 3, 0)
+
+
+def test_too_few_pictures(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.stack([picture(8, 8, seed=i) for i in range(3)]))
+    with pytest.raises(InputError, match="too few"):
+        pictures.prepare(tmp_path / "a.npy", tmp_path / "out", 3, 0)
+
+
+def test_data_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InputError, match="there is no cifar10"):
+        pictures.find("cifar10")
+    write_pictures(tmp_path / "sets" / "cifar10")
+    monkeypatch.setenv("VQTOK_DATA", str(tmp_path / "sets"))
+    (tmp_path / "sets" / "cifar10").mkdir()
+    assert pictures.find("cifar10") == tmp_path / "sets" / "cifar10"
+    assert pictures.find(None) is None
+    (tmp_path / "cifar10").mkdir()
+    assert pictures.find("cifar10") == Path("cifar10")
+
+
+# Sentences
+
+
+def result(system: str, latents: float, pixels: float = 0.0, symbols: int = 3072, seconds: float = 10.0) -> Result:
+    return Result(
+        "", system, "", 10**6, symbols, 256, latents, pixels, "bound, code length" if pixels else "exact", 1000, 64, seconds, "",
+        600.0, 0.0, 100, 1600, 0, 0, "fp32",
+    )     # fmt: skip
+
+
+def sentences(*found: Result) -> str:
+    return " ".join(table.sentences(table.Study(found, Shape(32, 3), 64)))
+
+
+def test_sentences_follow_from_the_figures():
+    raw, vq = result("pixelcnn", 4.0), result("vq-pixelcnn", 0.4, 4.4, 192, 0.5)
+    text = sentences(raw, vq)
+    assert "pixelcnn takes the fewest bits per dimension, 4.00 (exact), and vq-pixelcnn the most, 4.80 (bound, code length)" in text
+    assert "draws 192 symbols a picture where pixelcnn draws 3,072, 16 times fewer, and its 64 samples come 20.0 times faster" in text
+    assert "Of the 4.80 bits of vq-pixelcnn, 0.40 are for the latents and 4.40 for the pixels" in text
+    assert "vq-pixelcnn takes the fewest" in sentences(result("pixelcnn", 5.5), vq)
+
+
+@pytest.mark.parametrize(("logistic", "words"), [(3.8, "saves 0.20"), (4.3, "costs 0.30")])
+def test_kinship_may_go_either_way(logistic: float, words: str):
+    assert words in sentences(result("pixelcnn", 4.0), result("pixelcnn-logistic", logistic))
+
+
+def test_systems_are_chosen_by_name():
+    assert [system.name for system in study.choose(" vq-pixelcnn ,")] == ["vq-pixelcnn"]
+    assert study.choose(None) == study.SYSTEMS
+    with pytest.raises(UsageError, match="no system 'vae9'"):
+        study.choose("vae9")
+    with pytest.raises(UsageError, match="no system is named"):
+        study.choose(",")
+
+

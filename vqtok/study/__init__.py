@@ -1,0 +1,116 @@
+"""Why quantize at all: autoregressive models of raw pixels, a VAE and VQ-VAEs, each trained for the same time on the same pictures.
+
+Every system is an ordinary run in a folder of its own, so that the other commands resume, report and sample it.
+"""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqtok import __version__, train
+from vqtok.errors import OutputError, UsageError
+from vqtok.study import budget, measure, page, pictures, results, trained
+from vqtok.study.budget import Interrupted
+from vqtok.study.results import Result
+from vqtok.study.systems import SYSTEMS, System
+from vqtok.study.table import Study
+from vqtok.study.trained import Lab
+from vqtok.study.watch import Watch
+
+__all__ = ["SYSTEMS", "Interrupted", "Plan", "Result", "Study", "System", "check_free", "choose", "study"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study is to be."""
+
+    data: str | None            # None: the built-in shapes
+    folder: Path
+    budget: float               # seconds of training for each system
+    systems: tuple[System, ...] = SYSTEMS
+    seed: int = 0
+    test_pictures: int = 1000
+    samples: int = 64
+    command: str = ""
+    steps: int | None = None    # of each stage, in place of the budget: for tests
+
+
+def choose(names: str | None) -> tuple[System, ...]:
+    """The systems named, separated by commas, in the table's order; None: all. UsageError for an unknown one."""
+    known = {system.name: system for system in SYSTEMS}
+    wanted = list(known) if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"there is no system {name!r}", f"choose from {', '.join(known)}")
+    if not wanted:
+        raise UsageError("no system is named", f"choose from {', '.join(known)}")
+    return tuple(system for system in SYSTEMS if system.name in wanted)
+
+
+def check_free(folder: Path, force: bool) -> None:
+    """Raises OutputError where a new study would replace one and `force` does not allow that."""
+    if (folder / page.JSON).exists() and not force:
+        raise OutputError(
+            f"{folder} holds a study already", "go on with --resume, replace it with -f/--force, or choose another -o"
+        )
+
+
+def study(plan: Plan, stop: train.Stop, listener: train.Listener, device: torch.device, resume: bool = False) -> Study:
+    """Trains and measures the systems one after another; the tables and pages in the folder are written anew after each.
+
+    With `resume`, what is finished with the same settings is kept, and what is begun goes on. Raises Interrupted after a signal, when
+    all that is needed to go on is saved; InputError and UsageError for pictures that a study cannot use.
+    """
+    found = pictures.prepare(pictures.find(plan.data), plan.folder / "data", plan.test_pictures, plan.seed)
+    watch = Watch(listener)
+    lab = Lab(plan.folder, found, plan.budget, plan.seed, device, stop, watch, plan.command, plan.steps)
+    if not resume:
+        _forget(plan.folder)
+    outcome = _outcome(plan, lab, [])
+    page.write(plan.folder, outcome)
+    for system in plan.systems:
+        watch.begin(system.name, plan.budget, 0.0)
+        done = trained.train(lab, system)
+        settings = measure.settings_of(done, len(found.test), plan.samples)
+        result = results.read(plan.folder / system.name, settings) or measure.measure(lab, system, done, plan.samples)
+        outcome = _outcome(plan, lab, [*outcome.results, result])
+        page.write(plan.folder, outcome)
+    return outcome
+
+
+def _forget(folder: Path) -> None:
+    """Marks all that an earlier study left in the folder as not done; its files are replaced one by one."""
+    for mark in (*folder.glob(f"*/{trained.MARK}"), *folder.glob(f"*/{results.RESULT}")):
+        mark.unlink()
+
+
+def _outcome(plan: Plan, lab: Lab, found: list[Result]) -> Study:
+    test = lab.pictures.test
+    facts: dict[str, Any] = {
+        "data": lab.pictures.name, "size": list(test.shape[1:]), "training pictures": lab.pictures.train,
+        "test pictures": len(test), "test set": lab.pictures.source, "digest of the pictures": lab.pictures.digest,
+        "budget in seconds": plan.budget, "seed": plan.seed, "command": plan.command, "vqtok": __version__, **_machine(lab.device),
+    }     # fmt: skip
+    return Study(tuple(found), lab.pictures.shape, plan.samples, facts)
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    """What the seconds were measured on."""
+    return {
+        "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device.type,
+        "torch": torch.__version__, "python": platform.python_version(),
+    }     # fmt: skip
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it, as Linux does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

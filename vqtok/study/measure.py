@@ -1,0 +1,123 @@
+"""How well a trained system knows pictures that it has not seen, and how fast it invents some."""
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqtok import codec, images, report
+from vqtok.codec import Model
+from vqtok.priors import cross_entropy
+from vqtok.study import budget, results
+from vqtok.study.results import Result
+from vqtok.study.systems import System
+from vqtok.study.trained import Lab, Trained
+from vqtok.train import Stop
+from vqtok.vqvae import to_float
+
+AT_ONCE = 16            # test pictures weighed at a time: logits of 16 raw pictures take 50 MB
+SHEET_COLUMNS = 8
+TILE, GAP = 64, 4       # pixels a side of a picture in a sheet, about, and between two
+LOG2 = math.log(2)
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits per dimension, means over the test pictures."""
+
+    latents: float
+    pixels: float
+
+
+def bits(model: Model, pictures: np.ndarray, stop: Stop) -> Bits:
+    """-log2 p of pictures uint8 (n, H, W, C): of their indices by the prior, and of the pixels given those by the decoder. In float32.
+
+    The sum is the length of a lossless code, and with it a bound of -log2 p(x), as other indices could give x too; where the indices
+    are the pixels it is -log2 p(x) itself. Raises budget.Interrupted.
+    """
+    latents = pixels = 0.0
+    network = model.network
+    for start in range(0, len(pictures), AT_ONCE):
+        if stop.here:
+            raise budget.Interrupted
+        x = _floats(pictures[start : start + AT_ONCE], model.device)
+        with torch.inference_mode():
+            indices = network.encode(x)
+            latents += float(cross_entropy(model.prior, indices, batch=AT_ONCE).sum())
+            pixels += nats(model, indices, x) / LOG2
+    return Bits(latents / pictures.size, pixels / pictures.size)
+
+
+def nats(model: Model, indices: Tensor, x: Tensor) -> float:
+    """-ln p(x | indices) of pictures (B, C, H, W) in [-1, 1], summed over all of them."""
+    output = model.decoder(model.quantizer.lookup(indices)).float()
+    return float(model.likelihood.nll(output, x)) * x.numel()
+
+
+def _floats(pictures: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (n, H, W, C) -> float (n, C, H, W) in [-1, 1], channels last."""
+    x = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2)
+    return to_float(x).contiguous(memory_format=torch.channels_last)
+
+
+def settings_of(trained: Trained, test_pictures: int, samples: int) -> str:
+    """Digest of what a result depends on."""
+    return hashlib.sha256(f"{trained.settings} {test_pictures} {samples}".encode()).hexdigest()[:16]
+
+
+def measure(lab: Lab, system: System, trained: Trained, samples: int) -> Result:
+    """Measures a trained system, draws its samples into samples-SYSTEM.png, and writes its result."""
+    folder, test = lab.folder / system.name, lab.pictures.test
+    model = codec.load(folder.resolve(), lab.device.type)       # the whole path: by a bare name a bundled model would be found first
+    lab.watch.note(f"Weighing {len(test):,} test pictures.")
+    found = bits(model, test, lab.stop)
+    lab.watch.note(f"Drawing {samples} samples.")
+    seconds = draw(model, samples, lab.seed, lab.stop, sheet_path(lab.folder, system.name))
+    h, w = (side // model.config.downsample for side in test.shape[1:3])
+    result = Result(
+        settings_of(trained, len(test), samples), system.name, system.what, _parameters(model), model.config.levels * h * w,
+        model.config.codebook_size, found.latents, found.pixels, "exact" if found.pixels == 0 else "bound, code length",
+        len(test), samples, seconds, "mean of p(x|z)",
+        trained.all_seconds, trained.tokenizer_seconds + trained.encoding_seconds, trained.steps, trained.steps * trained.batch,
+        trained.tokenizer_steps, trained.tokenizer_steps * trained.tokenizer_batch, "",
+    )     # fmt: skip
+    results.write(folder, result)
+    return result
+
+
+def draw(model: Model, n: int, seed: int, stop: Stop, path: Path) -> float:
+    """Draws n pictures, writes a sheet of them, and returns the seconds that drawing took."""
+
+    def look(_done: int, _total: int) -> None:
+        if stop.here:
+            raise budget.Interrupted
+
+    start = time.perf_counter()
+    pictures = model.sample(n, seed=seed, progress=look)
+    seconds = time.perf_counter() - start
+    write_sheet(path, pictures)
+    return seconds
+
+
+def write_sheet(path: Path, pictures: list[np.ndarray]) -> None:
+    images.write(path, report.sheet(pictures, SHEET_COLUMNS, gap=GAP, scale=scale_of(len(pictures[0]))), force=True)
+
+
+def scale_of(side: int) -> int:
+    """How many times a picture is enlarged in a sheet."""
+    return max(1, TILE // side)
+
+
+def sheet_path(folder: Path, system: str) -> Path:
+    return folder / f"samples-{system}.png"
+
+
+def _parameters(model: Model) -> int:
+    """Numbers in the weights files of a model, what the identity has left out."""
+    tensors = [*model.network.release_state().values(), *model.prior.state_dict().values()]
+    return sum(tensor.numel() for tensor in tensors)

@@ -1,0 +1,95 @@
+"""What a study leaves behind for people and programs: study.json, study.md, report.html and one sheet of all samples."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqtok import files, images, report
+from vqtok.errors import VqtokError
+from vqtok.report import html
+from vqtok.study import measure, table
+from vqtok.study.table import Study
+
+JSON, MARKDOWN, HTML, SHEET = "study.json", "study.md", "report.html", "samples.png"
+SHOWN = 16              # samples of each system in the sheet of all
+
+
+def write(folder: Path, study: Study) -> None:
+    """Writes all of them anew."""
+    sheets = _sheets(folder, study)
+    files.write_bytes(folder / JSON, (json.dumps(to_json(study), indent=1) + "\n").encode(), force=True)
+    files.write_bytes(folder / MARKDOWN, to_markdown(study).encode(), force=True)
+    files.write_bytes(folder / HTML, to_html(study, sheets), force=True)
+    if sheets:
+        images.write(folder / SHEET, _all(sheets, study), force=True)
+
+
+def to_json(study: Study) -> dict[str, Any]:
+    """All figures, as plain values."""
+    systems = [{**asdict(result), "bits": result.bits} for result in study.results]
+    anchors = [asdict(anchor) for anchor in table.ANCHORS]
+    return {"format": 1, **study.facts, "systems": systems, "anchors": anchors, "uniform": table.UNIFORM, "sentences": _told(study)}
+
+
+def to_markdown(study: Study) -> str:
+    """The table, the published figures, and what both mean."""
+    parts = [
+        "# Study: why quantize at all", report.markdown(study.headers, study.rows()),
+        "Published on CIFAR-10:", report.markdown(["system", "bits/dim", "source"], table.anchor_rows()),
+        "## What the table shows", _list(table.sentences(study)), "## What it does not show", _list(table.cautions(study)),
+        "## How it was made", report.markdown(["", ""], [[name, _plain(value)] for name, value in study.facts.items()]),
+    ]     # fmt: skip
+    return "\n".join(part if part.endswith("\n") else f"{part}\n" for part in parts)
+
+
+def to_html(study: Study, sheets: dict[str, np.ndarray]) -> bytes:
+    """The page."""
+    what = [[result.system, result.what] for result in study.results]
+    samples = [
+        html.figure(html.picture(sheets[r.system], f"{study.samples} samples of {r.system}", lossless=False), f"{r.system}: {r.shown}")
+        for r in study.results if r.system in sheets
+    ]      # fmt: skip
+    sections = [
+        html.section("Table", html.table(study.headers, study.rows(), "Systems, each trained for the same time"), html.table(["", ""], what)),
+        html.section("What the table shows", *map(html.paragraph, table.sentences(study))),
+        html.section("What it does not show", *map(html.paragraph, table.cautions(study))),
+        html.section("Samples", html.figures(samples) if samples else ""),
+        html.section("Published on CIFAR-10", html.table(["system", "bits/dim", "source"], table.anchor_rows())),
+        html.section("How it was made", html.table(["", ""], [[name, _plain(value)] for name, value in study.facts.items()])),
+    ]
+    return html.page("Why quantize at all", "raw pixels, latents, and what each costs in equal time", sections)
+
+
+def _told(study: Study) -> list[str]:
+    return [*table.sentences(study), *table.cautions(study)]
+
+
+def _list(sentences: list[str]) -> str:
+    return "".join(f"- {sentence}\n" for sentence in sentences)
+
+
+def _plain(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _sheets(folder: Path, study: Study) -> dict[str, np.ndarray]:
+    """The sheet of each system's samples, where it can be read."""
+    found = {}
+    for result in study.results:
+        try:
+            found[result.system] = images.read(measure.sheet_path(folder, result.system)).pixels
+        except VqtokError:
+            continue
+    return found
+
+
+def _all(sheets: dict[str, np.ndarray], study: Study) -> np.ndarray:
+    """The first rows of each system's sheet, under its name, uint8 (H, W, 3)."""
+    tile = study.shape.side * measure.scale_of(study.shape.side) + measure.GAP
+    rows = -(-SHOWN // measure.SHEET_COLUMNS)
+    tops = [sheet[: rows * tile + measure.GAP] for sheet in sheets.values()]
+    labels = [f"{r.system}, {r.bits:.2f} bits/dim" for r in study.results if r.system in sheets]
+    return report.sheet(tops, 2, labels)

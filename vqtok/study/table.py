@@ -1,0 +1,150 @@
+"""The study's one table, and sentences that say what it shows and what it does not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vqtok.study.results import Result
+from vqtok.study.systems import Shape
+
+UNIFORM = 8.0           # bits per dimension of a coder that knows nothing: log2 of 256
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A published figure on CIFAR-10, in bits per dimension."""
+
+    system: str
+    bits: float
+    source: str
+
+
+# Trained to convergence on GPUs, most of them for days.
+ANCHORS = (
+    Anchor("VIMCO", 5.14, "van den Oord et al. 2017, arXiv 1711.00937, section 4.1"),
+    Anchor("VQ-VAE", 4.67, "van den Oord et al. 2017, arXiv 1711.00937, section 4.1"),
+    Anchor("VAE", 4.51, "van den Oord et al. 2017, arXiv 1711.00937, section 4.1"),
+    Anchor("PixelCNN", 3.14, "van den Oord et al. 2016, arXiv 1601.06759"),
+    Anchor("Gated PixelCNN", 3.03, "van den Oord et al. 2016, arXiv 1606.05328"),
+    Anchor("PixelCNN++", 2.92, "Salimans et al. 2017, arXiv 1701.05517"),
+    Anchor("PixelSNAIL", 2.85, "Chen et al. 2017, arXiv 1712.09763"),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study has found so far."""
+
+    results: tuple[Result, ...]
+    shape: Shape
+    samples: int
+    facts: dict[str, Any] = field(default_factory=dict)      # data, seed, command, machine
+
+    @property
+    def headers(self) -> list[str]:
+        return [
+            "system", "parameters", "symbols", "bits/dim", "what it is", "latents", "pixels", f"s for {self.samples} samples",
+            "training s", "steps", "pictures seen",
+        ]     # fmt: skip
+
+    def rows(self) -> list[list[str]]:
+        return [_row(result) for result in self.results]
+
+
+def _row(r: Result) -> list[str]:
+    """A result, in words and figures."""
+    return [
+        r.system, f"{r.parameters / 1e6:.2f} M", f"{r.symbols:,}", f"{r.bits:.3f}", r.kind, f"{r.bits_latents:.3f}",
+        f"{r.bits_pixels:.3f}", f"{r.sample_seconds:.1f}", f"{r.training_seconds:.0f}",
+        f"{r.tokenizer_steps:,} + {r.steps:,}" if r.tokenizer_steps else f"{r.steps:,}",
+        f"{r.tokenizer_pictures:,} + {r.pictures:,}" if r.tokenizer_steps else f"{r.pictures:,}",
+    ]     # fmt: skip
+
+
+def anchor_rows() -> list[list[str]]:
+    """The published figures, and what a coder without a model takes."""
+    return [["uniform", f"{UNIFORM:.2f}", "8 bits for each number"]] + [[a.system, f"{a.bits:.2f}", a.source] for a in ANCHORS]
+
+
+def sentences(study: Study) -> list[str]:
+    """What the table shows: each sentence follows from its figures."""
+    found = study.results
+    if not found:
+        return ["No system is finished yet."]
+    parts = [_best(found), *_symbols(found), *_kinship(found), *_latents(found)]
+    return [part for part in parts if part]
+
+
+def _best(found: Sequence[Result]) -> str:
+    order = sorted(found, key=lambda r: r.bits)
+    best, worst = order[0], order[-1]
+    if len(found) == 1:
+        return f"{best.system} takes {best.bits:.2f} bits per dimension ({best.kind}), where a coder without a model takes {UNIFORM:.2f}."
+    return (
+        f"After equal time, {best.system} takes the fewest bits per dimension, {best.bits:.2f} ({best.kind}), and {worst.system} the most, "
+        f"{worst.bits:.2f} ({worst.kind}); a coder without a model takes {UNIFORM:.2f}."
+    )
+
+
+def _symbols(found: Sequence[Result]) -> list[str]:
+    """How long the sentence is, and what that costs when it is spoken, for systems that differ in nothing else."""
+    by_name, said = {r.system: r for r in found}, []
+    for r in found:
+        raw = by_name.get(r.system.removeprefix("vq-"))
+        if r.system.startswith("vq-") and raw is not None and r.sample_seconds > 0:
+            factor = raw.sample_seconds / r.sample_seconds
+            speed = f"{factor:.1f} times faster" if factor >= 1 else f"{1 / factor:.1f} times slower"
+            said.append(
+                f"{r.system} draws {r.symbols:,} symbols a picture where {raw.system} draws {raw.symbols:,}, "
+                f"{raw.symbols / r.symbols:.0f} times fewer, and its {r.samples} samples come {speed} "
+                f"({r.sample_seconds:.1f} s against {raw.sample_seconds:.1f} s)."
+            )
+    return said
+
+
+def _kinship(found: Sequence[Result]) -> list[str]:
+    """What it brings to know that 99 is next to 100."""
+    by_name = {r.system: r for r in found}
+    plain, kin = by_name.get("pixelcnn"), by_name.get("pixelcnn-logistic")
+    if plain is None or kin is None:
+        return []
+    difference = plain.bits - kin.bits
+    outcome = f"saves {difference:.2f}" if difference >= 0 else f"costs {-difference:.2f}"
+    return [
+        f"With a mixture of logistics, which knows that gray level 99 is next to 100, in place of a softmax over 256 values, the PixelCNN "
+        f"{outcome} bits per dimension in the same time ({kin.bits:.2f} against {plain.bits:.2f})."
+    ]
+
+
+def _latents(found: Sequence[Result]) -> list[str]:
+    """Where the bits of the bounds go."""
+    said = [
+        f"Of the {r.bits:.2f} bits of {r.system}, {r.bits_latents:.2f} are for the latents and {r.bits_pixels:.2f} for the pixels given them."
+        for r in found if r.bits_pixels > 0
+    ]      # fmt: skip
+    return said
+
+
+def cautions(study: Study) -> list[str]:
+    """What the table does not show."""
+    facts, first = study.facts, study.results[0] if study.results else None
+    minutes = f"{facts.get('budget in seconds', 0) / 60:.3g} minutes on {facts.get('threads', '?')} threads of {facts.get('processor', '?')}"
+    said = [
+        f"Each system had {minutes}, counted as steps and validations, and is far from converged: the table compares what each learns in "
+        "that time, not what each can reach. The published figures are of models trained for days on GPUs.",
+        "Equal time is not equal size: widths and rates were chosen by trials of a minute or two, and one seed was run.",
+        "Exact is -log2 p(x). A bound counts every bit of one way to describe a picture, its latents and the pixels given them; other "
+        "latents could give the same picture, so the true figure is at most the bound.",
+    ]
+    if study.shape.channels == 3:
+        said.append(
+            "Systems over raw pixels read the picture plane by plane: red whole, then green given red, then blue given both. The published "
+            "models read the three values of a pixel together. It is the same sentence in another order, which is neither easier nor "
+            "harder in principle, but not for a small network."
+        )
+    if first is not None:
+        said.append(
+            f"Bits are means over {first.test_pictures:,} pictures ({facts.get('test set', 'unseen')}), the same for all systems, in "
+            "float32, from the weights as they are saved. Bits per dimension say little about how samples look."
+        )
+    return said

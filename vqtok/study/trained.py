@@ -1,0 +1,181 @@
+"""Training of a study's systems, each an ordinary run in a folder of its own; tokenizers are shared."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqtok import files, weights
+from vqtok import train as training
+from vqtok.codec import load_tokenizer, place
+from vqtok.config import Recipe
+from vqtok.data import Dataset, open_data
+from vqtok.study import budget
+from vqtok.study.pictures import Pictures
+from vqtok.study.systems import System, recipe_of
+from vqtok.study.watch import Watch
+from vqtok.train import Begun, Run, Stop
+from vqtok.train.prior import encode_dataset, save_grids
+
+MARK = "trained.json"
+INDICES = "indices.state.safetensors"
+TOKENIZER_PART = 0.5        # of the budget, where tokenizer and prior share one
+_TOKENIZER_TABLES = ("tokenizer", "data", "losses", "tokenizer_training", "seed", "precision")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What all systems of a study share."""
+
+    folder: Path
+    pictures: Pictures
+    budget: float               # seconds of training for each system
+    seed: int
+    device: torch.device
+    stop: Stop
+    watch: Watch
+    command: str = ""
+    steps: int | None = None    # of each stage, in place of the budget: for tests
+    dataset: Dataset = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dataset", open_data(self.pictures.path))
+
+    def run(self, folder: Path, recipe: Recipe) -> Run:
+        return Run(folder, recipe.seed, self.device, recipe.precision, self.stop, self.watch)
+
+    def begun(self, recipe: Recipe) -> Begun:
+        return Begun(recipe, os.path.abspath(self.pictures.path), len(self.dataset), self.command)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a system's training took."""
+
+    settings: str                   # digest of all that it depends on
+    finished: bool = False
+    steps: int = 0                  # of the network that gives the likelihood: prior or VAE
+    seconds: float = 0.0
+    batch: int = 0
+    tokenizer_steps: int = 0
+    tokenizer_seconds: float = 0.0
+    tokenizer_batch: int = 0
+    encoding_seconds: float = 0.0   # pictures to indices, which the prior learns from
+
+    @property
+    def all_seconds(self) -> float:
+        return self.seconds + self.tokenizer_seconds + self.encoding_seconds
+
+
+def read(folder: Path) -> Trained | None:
+    """What `write` has written; None where there is nothing that can be read: it is then trained anew."""
+    with suppress(OSError, ValueError, TypeError):
+        return Trained(**json.loads((folder / MARK).read_text(encoding="utf-8")))
+    return None
+
+
+def write(folder: Path, trained: Trained) -> None:
+    files.write_bytes(folder / MARK, (json.dumps(asdict(trained)) + "\n").encode(), force=True)
+
+
+def train(lab: Lab, system: System) -> Trained:
+    """Trains the system, or goes on with it, or finds it done. Raises budget.Interrupted, and TrainingError as training does."""
+    recipe = recipe_of(system, lab.pictures.shape, lab.seed)
+    folder = lab.folder / system.name
+    tokenizer = _tokenizer(lab, system, recipe)
+    settings = _digest(lab, recipe.to_dict())
+    found = _begin(lab, folder, settings, recipe)
+    if found.finished:
+        return found
+    _share(lab.folder / f"tokenizer-{system.tokenizer}", folder)
+    seconds = lab.budget - tokenizer.all_seconds if system.trains_tokenizer else lab.budget
+    run = lab.run(folder, recipe)
+    recipe = _spend(lab, run, recipe, "prior", seconds, system.name)
+    done = budget.spent(folder, "prior")
+    (folder / INDICES).unlink(missing_ok=True)      # `vqtok train --resume` makes it again: 150 MB of raw pixels
+    trained = replace(
+        tokenizer, settings=settings, finished=True, steps=done.steps, seconds=done.seconds, batch=recipe.prior_training.batch
+    )
+    write(folder, trained)
+    return trained
+
+
+def _spend(lab: Lab, run: Run, recipe: Recipe, stage: str, seconds: float, name: str) -> Recipe:
+    """Spends the seconds on a stage; the folder's recipe is that which the stage went on with."""
+
+    def train(recipe: Recipe) -> bool:
+        training.record(run.folder, lab.begun(recipe))
+        return training.train(recipe, lab.dataset, run, stage, resume=True)
+
+    lab.watch.begin(name, seconds, budget.spent(run.folder, stage).seconds)
+    return budget.spend(train, recipe, run, stage, seconds, steps=lab.steps)
+
+
+def _tokenizer(lab: Lab, system: System, recipe: Recipe) -> Trained:
+    """The tokenizer of the system, trained once for all that share it, and the indices that it gives of all pictures."""
+    folder = lab.folder / f"tokenizer-{system.tokenizer}"
+    settings = _digest(lab, {name: recipe.to_dict()[name] for name in _TOKENIZER_TABLES})
+    found = _begin(lab, folder, settings, recipe)
+    if found.finished and (folder / INDICES).exists():
+        return found
+    run, name = lab.run(folder, recipe), folder.name
+    recipe = _spend(lab, run, recipe, "tokenizer", TOKENIZER_PART * lab.budget, name)
+    done = budget.spent(folder, "tokenizer")
+    trained = Trained(
+        settings, True, 0, 0.0, 0, done.steps, done.seconds, recipe.tokenizer_training.batch, _encode(lab, run, name)
+    )
+    write(folder, trained)
+    return trained
+
+
+def _encode(lab: Lab, run: Run, name: str) -> float:
+    """Encodes all pictures into the tokenizer's folder; returns the seconds that it took."""
+    path, start = run.folder / "tokenizer.safetensors", time.monotonic()
+    network = place(load_tokenizer(path), lab.device)
+    lab.watch.begin(name, 1.0, 0.0)
+    grids = encode_dataset(network, lab.dataset, False, run)
+    if grids is None:
+        raise budget.Interrupted
+    save_grids(run.folder / INDICES, grids, weights.tokenizer_fingerprint(path))
+    return time.monotonic() - start
+
+
+def _begin(lab: Lab, folder: Path, settings: str, recipe: Recipe) -> Trained:
+    """What the folder holds of a run with the same settings; any other run in it is replaced by a new one."""
+    found = read(folder)
+    if found is not None and found.settings == settings:
+        return found
+    for path in (folder / MARK, folder / INDICES):
+        path.unlink(missing_ok=True)
+    training.start(folder, lab.begun(recipe), "all", force=True)
+    write(folder, Trained(settings))
+    return Trained(settings)
+
+
+def _share(tokenizer: Path, folder: Path) -> None:
+    """Gives a system its tokenizer, and the indices that its prior learns."""
+    shutil.copyfile(tokenizer / "tokenizer.safetensors", folder / "tokenizer.safetensors")
+    target = folder / INDICES
+    target.unlink(missing_ok=True)
+    try:
+        os.link(tokenizer / INDICES, target)
+    except OSError:         # a file system without links
+        shutil.copyfile(tokenizer / INDICES, target)
+
+
+def _digest(lab: Lab, values: dict[str, Any]) -> str:
+    """Of settings without the numbers that the budget decides, of the budget and the pictures."""
+    kept = json.loads(json.dumps(values))
+    for table in kept.values():
+        if isinstance(table, dict):
+            for name in ("steps", "validate_every"):
+                table.pop(name, None)
+    whole = {"settings": kept, "budget": lab.budget, "steps": lab.steps, "pictures": lab.pictures.digest}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
