@@ -104,7 +104,7 @@ def test_table_pages_and_samples_are_written(done: tuple[Path, study.Study]):
 
 
 def test_each_system_is_an_ordinary_run(done: tuple[Path, study.Study]):
-    folder, found = done
+    folder, _ = done
     run = folder / "out" / "vq-pixelcnn"
     begun, dataset = train.resumed(run, train.Wanted())
     assert (begun.recipe.prior_training.steps, begun.recipe.prior.labels, len(dataset)) == (4, (), 24)

@@ -23,7 +23,7 @@ def study(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", help="Small square pictures: what `train` takes, here or in VQTOK_DATA. Default: shapes that vqtok draws.", metavar="DATA"
+            "--data", metavar="DATA", help="Small square pictures, as for `train`, here or in VQTOK_DATA. Default: built-in shapes."
         ),
     ] = None,
     budget: Annotated[str, typer.Option("--budget", help="Training time of each system, like 10m or 1h.", metavar="TIME")] = "10m",
@@ -36,7 +36,7 @@ def study(
     ] = 1000,
     samples: Annotated[int, typer.Option("--samples", help="How many samples each system draws.", metavar="N", min=1, max=1024)] = 64,
     seed: o.Seed = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in -o; what is finished with these settings stays.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in -o: what is finished stays.")] = False,
     force: o.Force = False,
     device: o.Device = None,
     json: o.Json = False,

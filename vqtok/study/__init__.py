@@ -13,7 +13,7 @@ import torch
 
 from vqtok import __version__, train
 from vqtok.errors import OutputError, UsageError
-from vqtok.study import budget, measure, page, pictures, results, trained
+from vqtok.study import measure, page, pictures, results, trained
 from vqtok.study.budget import Interrupted
 from vqtok.study.results import Result
 from vqtok.study.systems import SYSTEMS, System

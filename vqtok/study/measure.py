@@ -41,7 +41,7 @@ def bits(model: Model, pictures: np.ndarray, stop: Stop) -> Bits:
     are the pixels it is -log2 p(x) itself. Raises budget.Interrupted.
     """
     latents = pixels = 0.0
-    network = model.network
+    network, identity = model.network, model.config.quantizer == "pixels"
     for start in range(0, len(pictures), AT_ONCE):
         if stop.here:
             raise budget.Interrupted
@@ -49,7 +49,7 @@ def bits(model: Model, pictures: np.ndarray, stop: Stop) -> Bits:
         with torch.inference_mode():
             indices = network.encode(x)
             latents += float(cross_entropy(model.prior, indices, batch=AT_ONCE).sum())
-            pixels += nats(model, indices, x) / LOG2
+            pixels += 0.0 if identity else nats(model, indices, x) / LOG2
     return Bits(latents / pictures.size, pixels / pictures.size)
 
 
@@ -78,13 +78,14 @@ def measure(lab: Lab, system: System, trained: Trained, samples: int) -> Result:
     found = bits(model, test, lab.stop)
     lab.watch.note(f"Drawing {samples} samples.")
     seconds = draw(model, samples, lab.seed, lab.stop, sheet_path(lab.folder, system.name))
+    identity = model.config.quantizer == "pixels"
     h, w = (side // model.config.downsample for side in test.shape[1:3])
     result = Result(
         settings_of(trained, len(test), samples), system.name, system.what, _parameters(model), model.config.levels * h * w,
-        model.config.codebook_size, found.latents, found.pixels, "exact" if found.pixels == 0 else "bound, code length",
-        len(test), samples, seconds, "mean of p(x|z)",
+        model.config.codebook_size, found.latents, found.pixels, "exact" if identity else "bound, code length",
+        len(test), samples, seconds, "pixels, drawn one after another" if identity else "drawn indices, and the mean of p(x|z)",
         trained.all_seconds, trained.tokenizer_seconds + trained.encoding_seconds, trained.steps, trained.steps * trained.batch,
-        trained.tokenizer_steps, trained.tokenizer_steps * trained.tokenizer_batch, "",
+        trained.tokenizer_steps, trained.tokenizer_steps * trained.tokenizer_batch, trained.precision,
     )     # fmt: skip
     results.write(folder, result)
     return result
@@ -118,6 +119,6 @@ def sheet_path(folder: Path, system: str) -> Path:
 
 
 def _parameters(model: Model) -> int:
-    """Numbers in the weights files of a model, what the identity has left out."""
-    tensors = [*model.network.release_state().values(), *model.prior.state_dict().values()]
-    return sum(tensor.numel() for tensor in tensors)
+    """Numbers in the weights files of a model. The identity's are those of its palette: it has none that were learned."""
+    tokenizer = [] if model.config.quantizer == "pixels" else list(model.network.release_state().values())
+    return sum(tensor.numel() for tensor in [*tokenizer, *model.prior.state_dict().values()])

@@ -53,7 +53,7 @@ def to_html(study: Study, sheets: dict[str, np.ndarray]) -> bytes:
         for r in study.results if r.system in sheets
     ]      # fmt: skip
     sections = [
-        html.section("Table", html.table(study.headers, study.rows(), "Systems, each trained for the same time"), html.table(["", ""], what)),
+        html.section("Table", html.table(study.headers, study.rows(), "Each trained for the same time"), html.table(["", ""], what)),
         html.section("What the table shows", *map(html.paragraph, table.sentences(study))),
         html.section("What it does not show", *map(html.paragraph, table.cautions(study))),
         html.section("Samples", html.figures(samples) if samples else ""),

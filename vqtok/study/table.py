@@ -118,20 +118,20 @@ def _kinship(found: Sequence[Result]) -> list[str]:
 
 def _latents(found: Sequence[Result]) -> list[str]:
     """Where the bits of the bounds go."""
-    said = [
-        f"Of the {r.bits:.2f} bits of {r.system}, {r.bits_latents:.2f} are for the latents and {r.bits_pixels:.2f} for the pixels given them."
-        for r in found if r.bits_pixels > 0
-    ]      # fmt: skip
-    return said
+    return [
+        f"Of the {r.bits:.2f} bits of {r.system}, {r.bits_latents:.2f} are for the latents and {r.bits_pixels:.2f} for the pixels given "
+        "them." for r in found if r.bits_pixels > 0
+    ]     # fmt: skip
 
 
 def cautions(study: Study) -> list[str]:
     """What the table does not show."""
     facts, first = study.facts, study.results[0] if study.results else None
-    minutes = f"{facts.get('budget in seconds', 0) / 60:.3g} minutes on {facts.get('threads', '?')} threads of {facts.get('processor', '?')}"
+    minutes = f"{facts.get('budget in seconds', 0) / 60:.3g} minutes"
+    where = f"{facts.get('threads', '?')} threads of {facts.get('processor', '?')}"
     said = [
-        f"Each system had {minutes}, counted as steps and validations, and is far from converged: the table compares what each learns in "
-        "that time, not what each can reach. The published figures are of models trained for days on GPUs.",
+        f"Each system had {minutes} on {where}, counted as steps and validations, and is far from converged: the table compares what each "
+        "learns in that time, not what each can reach. The published figures are of models trained for days on GPUs.",
         "Equal time is not equal size: widths and rates were chosen by trials of a minute or two, and one seed was run.",
         "Exact is -log2 p(x). A bound counts every bit of one way to describe a picture, its latents and the pixels given them; other "
         "latents could give the same picture, so the true figure is at most the bound.",

@@ -68,6 +68,7 @@ class Trained:
     tokenizer_seconds: float = 0.0
     tokenizer_batch: int = 0
     encoding_seconds: float = 0.0   # pictures to indices, which the prior learns from
+    precision: str = ""
 
     @property
     def all_seconds(self) -> float:
@@ -95,14 +96,14 @@ def train(lab: Lab, system: System) -> Trained:
     if found.finished:
         return found
     _share(lab.folder / f"tokenizer-{system.tokenizer}", folder)
-    seconds = lab.budget - tokenizer.all_seconds if system.trains_tokenizer else lab.budget
     run = lab.run(folder, recipe)
-    recipe = _spend(lab, run, recipe, "prior", seconds, system.name)
+    recipe = _spend(lab, run, recipe, "prior", lab.budget - tokenizer.all_seconds, system.name)
     done = budget.spent(folder, "prior")
     (folder / INDICES).unlink(missing_ok=True)      # `vqtok train --resume` makes it again: 150 MB of raw pixels
     trained = replace(
-        tokenizer, settings=settings, finished=True, steps=done.steps, seconds=done.seconds, batch=recipe.prior_training.batch
-    )
+        tokenizer, settings=settings, finished=True, steps=done.steps, seconds=done.seconds, batch=recipe.prior_training.batch,
+        precision=recipe.precision,
+    )     # fmt: skip
     write(folder, trained)
     return trained
 

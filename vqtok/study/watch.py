@@ -22,8 +22,9 @@ class Watch:
         """The number of steps is a guess that changes: the bar shows seconds."""
         used = time.monotonic() - self._start
         left = max(0.0, self._seconds - used)
+        steps = int(self._seconds)
         self.listener.status(
-            replace(status, stage=self._stage(status.stage), step=min(int(used), int(self._seconds)), steps=int(self._seconds), seconds_left=left)
+            replace(status, stage=self._stage(status.stage), step=min(int(used), steps), steps=steps, seconds_left=left)
         )
 
     def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
