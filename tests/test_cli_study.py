@@ -27,7 +27,8 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_a_study_prints_its_table():
     result = ok(*WORDS)
-    assert [word for word in ("system", "bits/dim", "vq-pixelcnn", "bound, code length", "PixelSNAIL", "2.85") if word not in result.stdout] == []
+    words = ("system", "bits/dim", "vq-pixelcnn", "bound, code length", "PixelSNAIL", "2.85")
+    assert [word for word in words if word not in result.stdout] == []
     assert "a coder without a model takes 8.00" in result.stderr
     assert {path.name for path in Path("out").iterdir()} == {
         "data", "tokenizer-vq", "vq-pixelcnn", "study.json", "study.md", "report.html", "samples.png", "samples-vq-pixelcnn.png",
