@@ -6,13 +6,14 @@ from vqtok.priors.exact import ExactPrior, exact_shapes, largest_sum
 from vqtok.priors.integer import IntegerPrior
 from vqtok.priors.pixelcnn import PixelCNN, receptive_field
 from vqtok.priors.sampling import sample
+from vqtok.priors.transformer import Transformer
 
 __all__ = [
-    "ExactPrior", "IntegerPrior", "PixelCNN", "Prior", "build", "cross_entropy", "exact_shapes", "largest_sum", "receptive_field",
+    "ExactPrior", "IntegerPrior", "PixelCNN", "Prior", "Transformer", "build", "cross_entropy", "exact_shapes", "largest_sum", "receptive_field",
     "sample",
 ]     # fmt: skip
 
-CLASSES = {"pixelcnn": PixelCNN}
+CLASSES = {"pixelcnn": PixelCNN, "transformer": Transformer}
 
 
 def build(config: PriorConfig) -> Prior:
