@@ -7,13 +7,12 @@ from vqtok.priors.fvsbn import FVSBN
 from vqtok.priors.integer import IntegerPrior
 from vqtok.priors.pixelcnn import PixelCNN, receptive_field
 from vqtok.priors.sampling import sample
+from vqtok.priors.transformer import Transformer
 
 __all__ = [
-    "CLASSES", "FVSBN", "ExactPrior", "IntegerPrior", "PixelCNN", "Prior", "build", "cross_entropy", "exact_shapes", "largest_sum",
-    "receptive_field", "sample",
+    "exact_shapes", "largest_sum", "receptive_field", "sample",
 ]     # fmt: skip
 
-CLASSES = {"fvsbn": FVSBN, "pixelcnn": PixelCNN}
 
 
 def build(config: PriorConfig) -> Prior:
