@@ -5,14 +5,15 @@ from vqtok.priors.base import Prior, cross_entropy
 from vqtok.priors.exact import ExactPrior, exact_shapes, largest_sum
 from vqtok.priors.integer import IntegerPrior
 from vqtok.priors.pixelcnn import PixelCNN, receptive_field
+from vqtok.priors.pixelrnn import PixelRNN
 from vqtok.priors.sampling import sample
 
 __all__ = [
-    "ExactPrior", "IntegerPrior", "PixelCNN", "Prior", "build", "cross_entropy", "exact_shapes", "largest_sum", "receptive_field",
-    "sample",
+    "ExactPrior", "IntegerPrior", "PixelCNN", "PixelRNN", "Prior", "build", "cross_entropy", "exact_shapes", "largest_sum",
+    "receptive_field", "sample",
 ]     # fmt: skip
 
-CLASSES = {"pixelcnn": PixelCNN}
+CLASSES = {"pixelcnn": PixelCNN, "pixelrnn": PixelRNN}
 
 
 def build(config: PriorConfig) -> Prior:
