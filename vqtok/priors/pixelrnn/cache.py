@@ -57,23 +57,24 @@ class Cache:
 
     def __init__(self, prior: "PixelRNN", level: int, n: int, w: int, constant: Tensor | None) -> None:
         """`constant` (n, h, w, 2C): what the places know beside their own level."""
-        C, K, self.w = prior.config.width, prior.config.codebook_size, w
+        K, C, self.w = prior.config.codebook_size, prior.config.width, w
         self.embedding = prior.embedding.weight[level * K : (level + 1) * K]
-        first = prior.first.masked()                                            # (2C, C, rows, columns)
-        self.reach, assert_bias = first.shape[2] - 1, prior.first.bias
-        assert assert_bias is not None
-        self.above_matrix = first[:, :, :-1].permute(2, 3, 1, 0).flatten(0, 2)                  # (reach * columns * C, 2C)
-        self.left_matrix = first[:, :, -1, : self.reach].permute(2, 1, 0).flatten(0, 1)         # (reach * C, 2C)
-        bias = assert_bias.expand(1, 1, 1, -1) if constant is None else constant + assert_bias
+        E = self.embedding.shape[1]
+        first = prior.first.masked()                                            # (2C, E, rows, columns)
+        self.reach, first_bias = first.shape[2] - 1, prior.first.bias
+        assert first_bias is not None
+        self.above_matrix = first[:, :, :-1].permute(2, 3, 1, 0).flatten(0, 2)                  # (reach * columns * E, 2C)
+        self.left_matrix = first[:, :, -1, : self.reach].permute(2, 1, 0).flatten(0, 1)         # (reach * E, 2C)
+        bias = first_bias.expand(1, 1, 1, -1) if constant is None else constant + first_bias
         self.constant = bias.expand(n, -1, w, -1).permute(1, 2, 0, 3)           # (h or 1, w, n, 2C)
         self.layers = [CachedLayer(layer, n, w) for layer in prior.layers]      # type: ignore[arg-type]
         self.head, self.readout = prior.head, prior.output(level)
         zeros = self.embedding.new_zeros
-        self.rows = zeros(self.reach, w + 2 * self.reach, n, C)                 # embedded, the newest last, zeros to both sides
+        self.rows = zeros(self.reach, w + 2 * self.reach, n, E)                 # embedded, the newest last, zeros to both sides
         self.row = zeros(w, n, 2 * C)                                           # what the first layer sees in the rows above
-        self.before = zeros(n, (w + self.reach) * C)                            # this row embedded, column j holds column j-reach
-        self.windows = [self.before[:, j * C : (j + self.reach) * C] for j in range(w)]
-        self.slots = [self.before[:, (j + self.reach) * C : (j + self.reach + 1) * C] for j in range(w)]
+        self.before = zeros(n, (w + self.reach) * E)                            # this row embedded, column j holds column j-reach
+        self.windows = [self.before[:, j * E : (j + self.reach) * E] for j in range(w)]
+        self.slots = [self.before[:, (j + self.reach) * E : (j + self.reach + 1) * E] for j in range(w)]
         self.from_above = list(self.row.unbind(0))
         self.x = zeros(n, 2 * C)
         self.i = self.j = -1
@@ -86,7 +87,7 @@ class Cache:
         if above is not None:
             while self.j + 1 < self.w:
                 self.next_column(above[:, self.j] if self.j >= 0 else None)
-            embedded = F.embedding(above.T, self.embedding)                     # (w, n, C)
+            embedded = F.embedding(above.T, self.embedding)                     # (w, n, E)
             padded = F.pad(embedded, (0, 0, 0, 0, self.reach, self.reach))
             self.rows = torch.cat([self.rows[1:], padded[None]])
             for layer in self.layers:
@@ -95,8 +96,8 @@ class Cache:
             for layer in self.layers:
                 layer.told.copy_(layer.bias.expand_as(layer.told))
         self.i, self.j = self.i + 1, -1
-        patches = self.rows.unfold(1, 2 * self.reach + 1, 1)                    # (reach, w, n, C, columns)
-        patches = patches.permute(1, 2, 0, 4, 3).flatten(2)                     # (w, n, reach * columns * C)
+        patches = self.rows.unfold(1, 2 * self.reach + 1, 1)                    # (reach, w, n, E, columns)
+        patches = patches.permute(1, 2, 0, 4, 3).flatten(2)                     # (w, n, reach * columns * E)
         self.row.copy_(patches @ self.above_matrix + self.constant[self.i if len(self.constant) > 1 else 0])
 
     def next_column(self, left: Tensor | None) -> Tensor:
