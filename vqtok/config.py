@@ -128,6 +128,11 @@ class PriorConfig:
         _check_choice("prior output", self.output, OUTPUTS)
         _check_range("mixtures", self.mixtures, 1, 100)
         _check_range("heads", self.heads, 1, 64)
+        _check(
+            self.architecture != "transformer" or self.width % (4 * self.heads) == 0,
+            f"prior width {self.width} does not go with {self.heads} heads",
+            f"choose a multiple of {4 * self.heads}, or fewer heads: each takes a multiple of 4",
+        )
         _check_range("prior rows", self.rows, 0, 4096)
         _check_range("prior columns", self.columns, 0, 4096)
         # They come from folder names, are printed, and go into TOML, which holds neither kind: Cc control, Cs stray surrogate.

@@ -6,14 +6,16 @@ from vqtok.priors.exact import ExactPrior, exact_shapes, largest_sum
 from vqtok.priors.fvsbn import FVSBN
 from vqtok.priors.integer import IntegerPrior
 from vqtok.priors.pixelcnn import PixelCNN, receptive_field
+from vqtok.priors.pixelrnn import PixelRNN
 from vqtok.priors.sampling import sample
+from vqtok.priors.transformer import Transformer
 
 __all__ = [
-    "CLASSES", "FVSBN", "ExactPrior", "IntegerPrior", "PixelCNN", "Prior", "build", "cross_entropy", "exact_shapes", "largest_sum",
-    "receptive_field", "sample",
+    "CLASSES", "FVSBN", "ExactPrior", "IntegerPrior", "PixelCNN", "PixelRNN", "Prior", "Transformer", "build", "cross_entropy",
+    "exact_shapes", "largest_sum", "receptive_field", "sample",
 ]     # fmt: skip
 
-CLASSES = {"fvsbn": FVSBN, "pixelcnn": PixelCNN}
+CLASSES = {"fvsbn": FVSBN, "pixelcnn": PixelCNN, "pixelrnn": PixelRNN, "transformer": Transformer}
 
 
 def build(config: PriorConfig) -> Prior:

@@ -1,0 +1,212 @@
+"""The PixelRNN: its equations place by place, what it sees and what it is blind to, and the commands that train and use it."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cli_helpers import ok, small
+from torch import Tensor
+
+from vqtok import codes, weights
+from vqtok.config import PriorConfig
+from vqtok.priors import PixelRNN, sample
+from vqtok.priors.pixelrnn.network import FIRST_REACH, drop
+from vqtok.priors.pixelrnn.scan import gather, scan, scatter
+
+K = 5
+
+
+def made(levels: int = 1, labels: tuple[str, ...] = (), layers: int = 2, kernel: int = 3, width: int = 6) -> PixelRNN:
+    """Small, with noise on every parameter."""
+    torch.manual_seed(1)
+    prior = PixelRNN(PriorConfig(K, levels, width=width, layers=layers, kernel=kernel, dropout=0.3, labels=labels, architecture="pixelrnn"))
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return prior.eval()
+
+
+def at(features: dict[tuple[int, int], Tensor], i: int, j: int, size: int) -> Tensor:
+    return features.get((i, j), torch.zeros(size))
+
+
+def slow(prior: PixelRNN, grid: Tensor, constant: Tensor) -> Tensor:
+    """Features (h, w, 2C) of one level's grid (h, w), one place at a time, as the paper has it; constant is (h, w, 2C)."""
+    (h, w), C, E = grid.shape, prior.config.width, prior.embedding.embedding_dim
+    places = [(i, j) for i in range(h) for j in range(w)]
+    embedded = {(i, j): prior.embedding.weight[grid[i, j]] for i, j in places}
+    x = {}
+    for i, j in places:
+        x[i, j] = prior.first.bias + constant[i, j]
+        for up in range(FIRST_REACH + 1):
+            for right in range(-FIRST_REACH, FIRST_REACH + 1):
+                if up or right < 0:
+                    matrix = prior.first.weight[:, :, FIRST_REACH - up, FIRST_REACH + right]
+                    x[i, j] = x[i, j] + matrix @ at(embedded, i - up, j + right, E)
+    for layer in prior.layers:
+        reach, hidden, cells, after = prior.config.kernel // 2, {}, {}, {}
+        for i, j in places:
+            gates = layer.input.bias
+            for left in range(reach + 1):
+                gates = gates + layer.input.weight[:, :, reach - left, 0] @ at(x, i, j - left, 2 * C)
+            for right in range(-reach, reach + 1):
+                gates = gates + layer.state.weight[:, :, reach + right] @ at(hidden, i - 1, j + right, C)
+            enter, keep, leave, content = gates.split(C)
+            cells[i, j] = keep.sigmoid() * at(cells, i - 1, j, C) + enter.sigmoid() * content.tanh()
+            hidden[i, j] = leave.sigmoid() * cells[i, j].tanh()
+            after[i, j] = x[i, j] + layer.out.weight @ hidden[i, j]
+        x = after
+    features = torch.stack([x[place] for place in places]).view(h, w, -1)
+    return F.relu(F.linear(F.relu(features), prior.head.weight, prior.head.bias))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kernel", "layers"), [(3, 2), (5, 1)])
+def test_hidden_is_what_the_equations_say(kernel: int, layers: int) -> None:
+    prior = made(layers=layers, kernel=kernel)
+    indices = torch.randint(K, (2, 1, 4, 5))
+    hidden = prior.hidden(indices)
+    assert hidden.shape == (2, 1, 4, 5, 12)
+    for picture in range(2):
+        wanted = slow(prior, indices[picture, 0], torch.zeros(4, 5, 12))
+        torch.testing.assert_close(hidden[picture, 0], wanted, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_levels_below_and_labels_add_to_what_enters() -> None:
+    prior = made(levels=2, labels=("cat", "dog"))
+    assert prior.label is not None
+    assert prior.from_context is not None
+    indices = torch.randint(K, (1, 2, 3, 4))
+    context = prior.context_of(indices)
+    assert context is not None
+    constant = prior.label.weight[2] + context[0, 1].permute(1, 2, 0) @ prior.from_context.weight.T
+    wanted = slow(prior, indices[0, 1] + K, constant)
+    torch.testing.assert_close(prior.hidden(indices, torch.tensor([1]))[0, 1], wanted, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [1, 2])
+def test_it_is_blind_outside_of_a_triangle(layers: int) -> None:
+    """To the right it sees what the first layer shows the rows above, one column more with each row; to the left each layer adds one."""
+    prior, (h, w), (i, j) = made(layers=layers), (6, 16), (5, 8)
+    indices = torch.randint(K, (1, 1, h, w))
+    before = prior(indices)[0, 0, i, j]
+    for row in range(h):
+        for column in range(w):
+            changed = indices.clone()
+            changed[0, 0, row, column] = (changed[0, 0, row, column] + 1) % K
+            seen = not torch.equal(prior(changed)[0, 0, i, j], before)
+            up = i - row
+            left = j - layers - up - FIRST_REACH
+            right = j + up - 1 + FIRST_REACH if up else j - 1
+            assert seen == (left <= column <= right), (row, column)
+
+
+def plain(gates: Tensor, weight: Tensor, w: int) -> Tensor:
+    """The recurrence for autograd, through a convolution along the row."""
+    h, size, C = gates.shape[0], gates.shape[1], gates.shape[2] // 4
+    hidden, cells, rows = torch.zeros(size, C).to(gates), torch.zeros(size, C).to(gates), []
+    kernel = weight.view(-1, C, 4 * C).permute(2, 1, 0)                                         # (4C, C, k)
+    for i in range(h):
+        above = F.conv1d(hidden.view(w, -1, C).permute(1, 2, 0), kernel, padding="same")        # (N, 4C, w)
+        enter, keep, leave, content = (gates[i] + above.permute(2, 0, 1).reshape(size, -1)).split(C, 1)
+        cells = keep.sigmoid() * cells + enter.sigmoid() * content.tanh()
+        hidden = leave.sigmoid() * cells.tanh()
+        rows.append(hidden)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("h", "w", "k"), [(4, 5, 3), (3, 2, 7), (1, 3, 3), (3, 1, 3)])
+def test_the_gradient_of_the_recurrence(h: int, w: int, k: int) -> None:
+    torch.manual_seed(0)
+    gates = torch.randn(h, w * 3, 4 * 2, dtype=torch.float64, requires_grad=True)      # of 3 pictures, 2 units
+    weight = torch.randn(k * 2, 4 * 2, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(h, w * 3, 2, dtype=torch.float64)
+    ours, theirs = scan(gates.clone(), weight, w), plain(gates, weight, w)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, (gates, weight), upstream), torch.autograd.grad(theirs, (gates, weight), upstream))
+
+
+def test_the_gradient_is_asked_for_once() -> None:
+    """It takes the place of the gates: a second one would be wrong, and is refused."""
+    gates = torch.randn(2, 3, 4, requires_grad=True)
+    hidden = scan(gates.clone(), torch.randn(3, 4), 3).sum()
+    hidden.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        hidden.backward()
+
+
+def test_the_recurrence_in_bfloat16_is_close_to_float32() -> None:
+    torch.manual_seed(0)
+    gates, weight, upstream = torch.randn(8, 6 * 4, 32), 0.2 * torch.randn(24, 32), torch.randn(8, 6 * 4, 8)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        g, v = gates.to(dtype).requires_grad_(), weight.clone().requires_grad_()
+        hidden = scan(g.clone(), v, 6)
+        assert hidden.dtype == dtype
+        for_gates, for_weight = torch.autograd.grad(hidden, (g, v), upstream.to(dtype))
+        assert for_weight.dtype == torch.float32
+        results.append((hidden.float(), for_gates.float(), for_weight))
+    for full, half in zip(*results, strict=True):
+        assert float((full - half).norm() / full.norm()) < 0.02
+
+
+def test_scatter_is_the_transpose_of_gather() -> None:
+    torch.manual_seed(0)
+    for w, k in ((4, 3), (1, 3), (2, 5)):
+        states, copies = torch.randn(w * 3, 2), torch.randn(w * 3, k, 2)
+        back = torch.zeros(w * 3, 2)
+        scatter(copies, back, 3)
+        forth = gather(states, torch.zeros(w * 3, k, 2), 3)
+        torch.testing.assert_close((forth * copies).sum(), (back * states).sum())
+        assert torch.equal(forth[:, k // 2], states)
+
+
+def test_dropout_drops_its_part_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    dropped = drop(torch.ones(3, 5, 4001), 0.25)
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.008)      # 4.5 standard deviations
+    prior = made()
+    indices = torch.randint(K, (1, 1, 4, 4))
+    assert torch.equal(prior(indices), prior(indices))
+    assert not torch.equal(prior.train()(indices), prior(indices))
+
+
+def test_a_new_network_remembers() -> None:
+    """The forget gates start open, at sigmoid(1)."""
+    prior = PixelRNN(PriorConfig(K, width=6, layers=2, architecture="pixelrnn"))
+    for layer in prior.layers:
+        assert layer.input.bias.tolist() == [0] * 6 + [1] * 6 + [0] * 12
+    loss = prior.eval().loss(torch.randint(K, (4, 1, 8, 8)))
+    assert float(loss) == pytest.approx(math.log(K), abs=0.05)
+
+
+def test_rows_after_a_known_part_see_all_of_it() -> None:
+    """The sampler stops a row at the last column that it draws; the states to the right of it are needed all the same."""
+    prior = made()
+    torch.manual_seed(2)
+    known = torch.randint(K, (3, 1, 6, 7))
+    unknown = torch.zeros(6, 7, dtype=torch.bool)
+    unknown[1, 2] = unknown[4, :3] = unknown[5, 6] = True
+    drawn = sample(prior, 3, 6, 7, known=known.masked_fill(unknown, -1), temperature=0)
+    with torch.no_grad():
+        likeliest = prior(drawn).argmax(-1)
+    assert torch.equal(drawn[..., unknown], likeliest[..., unknown])
+    assert torch.equal(drawn[..., ~unknown], known[..., ~unknown])
+
+
+@pytest.mark.usefixtures("few_vectors", "data")
+@pytest.mark.slow
+def test_train_sample_and_report() -> None:
+    trained = small("-o", "run", "--prior", "pixelrnn", "--size", "16")
+    assert trained.exit_code == 0, trained.output
+    stored = weights.load(Path("run/prior.safetensors"), "prior")
+    assert stored.config["architecture"] == "pixelrnn"
+    ok("sample", "-m", "run", "-n", "2", "--size", "16x12", "-o", "s.npz")
+    assert codes.read(Path("s.npz")).indices.shape == (2, 1, 3, 4)
+    ok("report", "run", "-o", "report.html")
+    assert "pixelrnn" in Path("report.html").read_text()

@@ -1,0 +1,116 @@
+"""A PixelRNN with Row LSTM layers over index grids (van den Oord et al. 2016, arXiv 1601.06759, sections 3.1, 3.3 and 3.4).
+
+A row's states follow from those of the row above it, through a convolution along the row: all of its columns are computed at once,
+and a row knows all rows above, in a triangle that widens by kernel//2 columns a row. Outside of the triangle the network is blind.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtok.config import PriorConfig
+from vqtok.priors.base import Context, Prior, offset
+from vqtok.priors.pixelrnn.cache import Cache
+from vqtok.priors.pixelrnn.scan import scan
+
+FIRST_REACH = 3     # of the first layer: 7 columns, three rows up (table 1 of the paper)
+
+
+class First(nn.Conv2d):
+    """A convolution that sees the rows above, and its own row to the left: mask A of the paper's section 3.4, without the rows below."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, (FIRST_REACH + 1, 2 * FIRST_REACH + 1))
+
+    def masked(self) -> Tensor:
+        """The weights (outputs, inputs, rows, columns), zero where they would see their own place or beyond."""
+        seen = torch.ones_like(self.weight[0, 0])
+        seen[-1, FIRST_REACH:] = 0
+        return self.weight * seen
+
+    def forward(self, input: Tensor) -> Tensor:
+        r = FIRST_REACH
+        return F.conv2d(F.pad(input, (r, r, r, 0)), self.masked(), self.bias)
+
+
+class RowLSTM(nn.Module):
+    """One layer: C hidden units between residual connections of 2C features (figure 5 of the paper)."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        C, reach = config.width, config.kernel // 2
+        self.reach, self.dropout = reach, config.dropout
+        self.input = nn.Conv2d(2 * C, 4 * C, (reach + 1, 1))                # its own column and those to the left: mask B
+        self.state = nn.Conv1d(C, 4 * C, config.kernel, bias=False)
+        self.out = nn.Linear(C, 2 * C, bias=False)
+        assert self.input.bias is not None
+        nn.init.zeros_(self.input.bias)
+        nn.init.ones_(self.input.bias[C : 2 * C])       # the forget gates: cells keep what they hold until they learn better
+
+    def state_matrix(self) -> Tensor:
+        """(k*C, 4C): from the states of k columns of the row above to the gates."""
+        return self.state.weight.permute(2, 1, 0).flatten(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The next x, of x (h, w, N, 2C): rows, columns, pictures, features."""
+        h, w, N, _ = x.shape
+        padded = F.pad(x, (0, 0, 0, 0, self.reach, 0)).permute(0, 3, 1, 2)      # (h, 2C, w + reach, N), channels last
+        gates = self.input(padded).permute(0, 2, 3, 1).reshape(h, w * N, -1)
+        hidden = scan(gates, self.state_matrix(), w).view(h, w, N, -1)
+        return x + self.out(drop(hidden, self.dropout) if self.training and self.dropout else hidden)
+
+
+def drop(values: Tensor, part: float) -> Tensor:
+    """Zeros for a part of the values, counted in steps of 2^-16; the others grow to keep the mean.
+
+    Four factors from each 64 bits of the generator: with torch's own dropout, one from a draw, a step takes ??? longer.
+    """
+    draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device).random_(-(2**63), None)
+    lost = round(part * 2**16)
+    kept = torch.ge(draws.view(torch.int16)[: values.numel()], lost - 2**15, out=values.new_empty(values.numel()))
+    return values * kept.mul_(2**16 / (2**16 - lost)).view(values.shape)
+
+
+class PixelRNN(Prior):
+    """The PixelRNN with Row LSTM layers."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__(config)
+        C, K, L = config.width, config.codebook_size, config.levels
+        self.embedding = nn.Embedding(L * K, C // 2)        # the first layer sees 28 places: as many more channels take 13 % of a step
+        self.first = First(C // 2, 2 * C)
+        self.label = nn.Embedding(len(config.labels) + 1, 2 * C) if config.labels else None
+        self.context = Context(config) if L > 1 else None
+        self.from_context = nn.Linear(C, 2 * C, bias=False) if L > 1 else None
+        self.layers = nn.ModuleList(RowLSTM(config) for _ in range(config.layers))
+        self.head = nn.Linear(2 * C, 2 * C)
+        self.readout = self._readouts(2 * C)
+
+    def hidden(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, L, h, w, 2C)."""
+        B, L, h, w = indices.shape
+        assert self.config.levels >= L, f"{L} levels in, {self.config.levels} in the prior"
+        embedded = self.embedding(offset(indices, self.config.codebook_size)).flatten(0, 1)     # (B*L, h, w, C/2)
+        x = self.first(embedded.permute(0, 3, 1, 2)).permute(2, 3, 0, 1)                        # (h, w, B*L, 2C)
+        constant = self.constant(self.label_rows(labels, B, indices.device), self.context_of(indices))
+        if constant is not None:
+            x = x + constant.expand(-1, L, -1, -1, -1).flatten(0, 1).permute(1, 2, 0, 3)
+        x = x.contiguous()
+        for layer in self.layers:
+            x = layer(x)
+        features = F.relu(self.head(F.relu(x)))
+        return features.view(h, w, B, L, -1).permute(2, 3, 0, 1, 4)
+
+    def constant(self, rows: Tensor | None, context: Tensor | None) -> Tensor | None:
+        """What the places know beside their own level, (B, L or 1, h or 1, w or 1, 2C), from the labels' rows and (B, L, C, h, w)."""
+        parts = []
+        if self.label is not None and rows is not None:
+            parts.append(self.label(rows)[:, None, None, None])
+        if self.from_context is not None and context is not None:
+            parts.append(self.from_context(context.permute(0, 1, 3, 4, 2)))
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def cursor(self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor) -> Cache:
+        context = self.context_of(indices)
+        constant = self.constant(rows, None if context is None else context[:, level : level + 1])
+        return Cache(self, level, n, w, None if constant is None else constant[:, 0].expand(n, h, w, -1))

@@ -1,0 +1,39 @@
+"""A block of the transformer: attention and a small network, each added to what goes through (pre-norm, as in GPT-2)."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtok.config import PriorConfig
+from vqtok.priors.transformer.rotary import rotate
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), and that + mlp(norm(that))."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        C = config.width
+        self.heads, self.dropout = config.heads, config.dropout
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(C), nn.LayerNorm(C)
+        self.qkv = nn.Linear(C, 3 * C, bias=False)
+        self.merge = nn.Linear(C, C, bias=False)
+        self.up = nn.Linear(C, 4 * C, bias=False)
+        self.down = nn.Linear(4 * C, C, bias=False)
+        for layer in (self.qkv, self.up):
+            nn.init.normal_(layer.weight, std=C**-0.5)
+        for layer in (self.merge, self.down):       # 2 * layers of them are added up (Radford et al. 2019, section 2.3)
+            nn.init.normal_(layer.weight, std=(layer.in_features * 2 * config.layers) ** -0.5)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(N, T, C) -> (N, T, C): token t sees the tokens up to t. Cosines and sines as `rotary.turns` gives them."""
+        N, T, C = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(N, T, 3, self.heads, C // self.heads)
+        q, k, v = rotate(qkv, cos, sin).transpose(1, 3).unbind(2)       # (N, heads, T, D), views
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)      # without a mask tensor or dropout: the flash kernel
+        x = x + self._drop(self.merge(attended.transpose(1, 2).reshape(N, T, C)))
+        return x + self._drop(self.down(F.gelu(self.up(self.mlp_norm(x)), approximate="tanh")))
+
+    def _drop(self, values: Tensor) -> Tensor:
+        return F.dropout(values, self.dropout, self.training)
