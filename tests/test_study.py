@@ -186,7 +186,7 @@ class Clock:
 
 def test_the_schedule_ends_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clock = Clock(tmp_path, monkeypatch, 0.05)
-    recipe = budget.spend(clock.train, Recipe(), clock.run, "prior", 60.0)
+    recipe = budget.spend(clock.train, Recipe(), clock.run, "prior", 60.0, table="prior_training")
     assert 58 < clock.done.seconds <= 60
     assert recipe.prior_training.steps == clock.done.steps
     assert clock.rates[-1] < 1e-4 * max(clock.rates)
@@ -201,7 +201,7 @@ def test_a_machine_that_slows_down_is_stopped_by_the_clock(tmp_path: Path, monke
         clock.seconds *= 1.5
         return original(recipe)
 
-    recipe = budget.spend(slower, Recipe(), clock.run, "prior", 60.0)
+    recipe = budget.spend(slower, Recipe(), clock.run, "prior", 60.0, table="prior_training")
     assert clock.done.seconds < 62
     assert recipe.prior_training.steps == clock.done.steps
 
@@ -209,7 +209,7 @@ def test_a_machine_that_slows_down_is_stopped_by_the_clock(tmp_path: Path, monke
 def test_time_of_an_earlier_session_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clock = Clock(tmp_path, monkeypatch, 0.05)
     clock.done = Spent(600, 30.0)
-    budget.spend(clock.train, Recipe(), clock.run, "prior", 60.0)
+    budget.spend(clock.train, Recipe(), clock.run, "prior", 60.0, table="prior_training")
     assert 28 < clock.now <= 30
 
 

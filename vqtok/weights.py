@@ -1,7 +1,7 @@
 """Config and tensors <-> .safetensors; where models are found, and by which fingerprint they are known.
 
 A weights file is a safetensors file whose metadata has the one key "vqtok": one JSON object in ASCII, keys sorted: "format" (1),
-"kind" ("tokenizer", "prior", "entropy" or "state"), "config" (it rebuilds the network) and "record" (data, steps, seed, figures, version).
+"kind" ("tokenizer", "prior", "entropy", "vae" or "state"), "config" (it rebuilds the network) and "record" (data, steps, seed, figures, version).
 One key only, because safetensors shuffles several, and equal models would get different bytes.
 """
 
@@ -25,7 +25,7 @@ from vqtok.codes import named, parse_meta
 from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 
 FORMAT = 1
-KINDS = ("tokenizer", "prior", "entropy", "state")
+KINDS = ("tokenizer", "prior", "entropy", "vae", "state")
 SUFFIX = ".safetensors"
 DEFAULT_MODEL = "photo"
 HEADER_LIMIT = 16 << 20     # bytes of JSON: some 150,000 tensors

@@ -40,15 +40,13 @@ def spent(folder: Path, stage: str) -> Spent:
 
 
 def spend(
-    train: Callable[[Recipe], bool], recipe: Recipe, run: Run, stage: str, seconds: float, *, table: str = "", steps: int | None = None
+    train: Callable[[Recipe], bool], recipe: Recipe, run: Run, stage: str, seconds: float, *, table: str, steps: int | None = None
 ) -> Recipe:
     """Trains a stage for `seconds`, those of earlier sessions included, or for `steps`; returns the recipe as it ended.
 
     `train` goes on with the state in the run's folder and returns whether all steps are done, as `vqtok.train.train` does; `table` is
     the part of the recipe that holds the stage's steps. Counted are steps and validations. Raises Interrupted.
     """
-    table = table or f"{stage}_training"
-
     def go(count: int, until: float) -> bool:
         nonlocal recipe
         recipe = with_steps(recipe, table, count)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,11 +18,11 @@ from vqtok import train as training
 from vqtok.codec import load_tokenizer, place
 from vqtok.config import Recipe
 from vqtok.data import Dataset, open_data
-from vqtok.study import budget
+from vqtok.study import budget, vae
 from vqtok.study.pictures import Pictures
 from vqtok.study.systems import System, recipe_of
 from vqtok.study.watch import Watch
-from vqtok.train import Begun, Run, Stop
+from vqtok.train import Begun, Run, Stop, loop
 from vqtok.train.prior import encode_dataset, save_grids
 
 MARK = "trained.json"
@@ -90,6 +91,8 @@ def train(lab: Lab, system: System) -> Trained:
     """Trains the system, or goes on with it, or finds it done. Raises budget.Interrupted, and TrainingError as training does."""
     recipe = recipe_of(system, lab.pictures.shape, lab.seed)
     folder = lab.folder / system.name
+    if system.tokenizer == vae.NAME:
+        return _train_vae(lab, folder, recipe)
     tokenizer = _tokenizer(lab, system, recipe)
     settings = _digest(lab, recipe.to_dict())
     found = _begin(lab, folder, settings, recipe)
@@ -97,7 +100,8 @@ def train(lab: Lab, system: System) -> Trained:
         return found
     _share(lab.folder / f"tokenizer-{system.tokenizer}", folder)
     run = lab.run(folder, recipe)
-    recipe = _spend(lab, run, recipe, "prior", lab.budget - tokenizer.all_seconds, system.name)
+    seconds = lab.budget - tokenizer.all_seconds
+    recipe = _spend(lab, run, recipe, "prior", seconds, lambda recipe: _stage(lab, run, recipe, "prior"))
     done = budget.spent(folder, "prior")
     (folder / INDICES).unlink(missing_ok=True)      # `vqtok train --resume` makes it again: 150 MB of raw pixels
     trained = replace(
@@ -108,15 +112,37 @@ def train(lab: Lab, system: System) -> Trained:
     return trained
 
 
-def _spend(lab: Lab, run: Run, recipe: Recipe, stage: str, seconds: float, name: str) -> Recipe:
+def _train_vae(lab: Lab, folder: Path, recipe: Recipe) -> Trained:
+    settings = _digest(lab, {name: recipe.to_dict()[name] for name in _TOKENIZER_TABLES})
+    found = _begin(lab, folder, settings, recipe)
+    if found.finished:
+        return found
+    run = lab.run(folder, recipe)
+
+    def go_on(recipe: Recipe) -> bool:
+        return loop.train(vae.VaeTask(recipe, lab.dataset, run), recipe.tokenizer_training, run, resume=True)
+
+    recipe = _spend(lab, run, recipe, vae.NAME, lab.budget, go_on)
+    done = budget.spent(folder, vae.NAME)
+    trained = Trained(settings, True, done.steps, done.seconds, recipe.tokenizer_training.batch, precision=recipe.precision)
+    write(folder, trained)
+    return trained
+
+
+def _stage(lab: Lab, run: Run, recipe: Recipe, stage: str) -> bool:
+    return training.train(recipe, lab.dataset, run, stage, resume=True)
+
+
+def _spend(lab: Lab, run: Run, recipe: Recipe, stage: str, seconds: float, go_on: Callable[[Recipe], bool]) -> Recipe:
     """Spends the seconds on a stage; the folder's recipe is that which the stage went on with."""
 
     def train(recipe: Recipe) -> bool:
         training.record(run.folder, lab.begun(recipe))
-        return training.train(recipe, lab.dataset, run, stage, resume=True)
+        return go_on(recipe)
 
-    lab.watch.begin(name, seconds, budget.spent(run.folder, stage).seconds)
-    return budget.spend(train, recipe, run, stage, seconds, steps=lab.steps)
+    lab.watch.begin(run.folder.name, seconds, budget.spent(run.folder, stage).seconds)
+    table = "prior_training" if stage == "prior" else "tokenizer_training"
+    return budget.spend(train, recipe, run, stage, seconds, table=table, steps=lab.steps)
 
 
 def _tokenizer(lab: Lab, system: System, recipe: Recipe) -> Trained:
@@ -126,21 +152,21 @@ def _tokenizer(lab: Lab, system: System, recipe: Recipe) -> Trained:
     found = _begin(lab, folder, settings, recipe)
     if found.finished and (folder / INDICES).exists():
         return found
-    run, name = lab.run(folder, recipe), folder.name
-    recipe = _spend(lab, run, recipe, "tokenizer", TOKENIZER_PART * lab.budget, name)
+    run, seconds = lab.run(folder, recipe), TOKENIZER_PART * lab.budget
+    recipe = _spend(lab, run, recipe, "tokenizer", seconds, lambda recipe: _stage(lab, run, recipe, "tokenizer"))
     done = budget.spent(folder, "tokenizer")
     trained = Trained(
-        settings, True, 0, 0.0, 0, done.steps, done.seconds, recipe.tokenizer_training.batch, _encode(lab, run, name)
+        settings, True, 0, 0.0, 0, done.steps, done.seconds, recipe.tokenizer_training.batch, _encode(lab, run),
     )
     write(folder, trained)
     return trained
 
 
-def _encode(lab: Lab, run: Run, name: str) -> float:
+def _encode(lab: Lab, run: Run) -> float:
     """Encodes all pictures into the tokenizer's folder; returns the seconds that it took."""
     path, start = run.folder / "tokenizer.safetensors", time.monotonic()
     network = place(load_tokenizer(path), lab.device)
-    lab.watch.begin(name, 1.0, 0.0)
+    lab.watch.begin(run.folder.name, 1.0, 0.0)
     grids = encode_dataset(network, lab.dataset, False, run)
     if grids is None:
         raise budget.Interrupted

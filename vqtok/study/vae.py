@@ -1,0 +1,77 @@
+"""Training of the VAE by the loop that trains all else, and its weights file."""
+
+import math
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqtok import __version__, config, weights
+from vqtok.codec import place
+from vqtok.config import Recipe, TokenizerConfig
+from vqtok.data import Batches, Dataset, split, whole
+from vqtok.train.loop import Run, Step, Task, Validation
+from vqtok.vae import VAE
+from vqtok.vqvae import to_float
+from vqtok.weights import Weights
+
+NAME = "vae"
+FILE = f"{NAME}.safetensors"
+
+
+class VaeTask(Task):
+    """A VAE on whole pictures of one size, and validation pictures that it is not trained on."""
+
+    name = NAME
+    network: VAE
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, run: Run) -> None:
+        self.recipe, self.dataset, self.run = recipe, dataset, run
+        torch.manual_seed(recipe.seed)
+        self.network = place(VAE(recipe.tokenizer), run.device)
+        training, aside = split(dataset, recipe.data.validation, recipe.data.validation_max, recipe.seed)
+        data, channels = recipe.data, recipe.tokenizer.channels
+        self._batches = Batches(dataset, training, recipe.tokenizer_training.batch, data.size, recipe.seed, data.flip, 1.0, channels)
+        self._validation = torch.from_numpy(np.stack([whole(dataset, int(i), channels) for i in aside]).transpose(0, 3, 1, 2))
+
+    def prepare(self) -> None:
+        pass
+
+    def batches(self, start: int, stop: int) -> Generator[np.ndarray, None, None]:
+        with closing(self._batches.prefetch(start, stop)) as batches:
+            for pictures, _ in batches:
+                yield pictures
+
+    def _floats(self, pictures: np.ndarray | Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float in [-1, 1] on the device."""
+        return to_float(torch.as_tensor(pictures).to(self.run.device)).contiguous(memory_format=torch.channels_last)
+
+    def forward(self, batch: np.ndarray) -> Step:
+        bound = self.network(self._floats(batch))
+        return Step(bound.loss, {"bits": bound.loss / math.log(2), "kl": bound.kl / math.log(2)})
+
+    def validate(self) -> Validation:
+        torch.manual_seed(self.recipe.seed)      # the same latents' noise each time; a step draws from a seed of its own
+        total = sum(float(self.network.bits(self._floats(some)).sum()) for some in self._validation.split(self._batches.size))
+        bits = total / len(self._validation)
+        return Validation(bits, {"bits": bits})
+
+    def release(self, record: dict[str, Any]) -> Weights:
+        """float16 tensors."""
+        tensors = {name: value.detach().cpu().half().numpy() for name, value in self.network.state_dict().items()}
+        record = {**record, "data": self.dataset.name, "pictures": len(self.dataset), "seed": self.recipe.seed, "version": __version__}
+        return Weights(tensors, {"format": 1, "kind": NAME, "config": self.recipe.to_dict()["tokenizer"], "record": record})
+
+
+def load(folder: Path, device: torch.device) -> VAE:
+    """The VAE of a run's folder, in float32. Raises FormatError, InputError."""
+    path = folder / FILE
+    stored = weights.load(path, NAME)
+    network = VAE(config.from_dict(TokenizerConfig, stored.meta["config"], str(path)))
+    weights.check(stored.tensors, {name: tuple(value.shape) for name, value in network.state_dict().items()}, str(path))
+    network.load_state_dict({name: torch.from_numpy(value).float() for name, value in stored.tensors.items()})
+    return place(network.eval(), device)
