@@ -1,8 +1,8 @@
 """Config and tensors <-> .safetensors; where models are found, and by which fingerprint they are known.
 
 A weights file is a safetensors file whose metadata has the one key "vqtok": one JSON object in ASCII, keys sorted: "format" (1),
-"kind" ("tokenizer", "prior", "entropy", "vae" or "state"), "config" (it rebuilds the network) and "record" (data, steps, seed, figures, version).
-One key only, because safetensors shuffles several, and equal models would get different bytes.
+"kind" ("tokenizer", "prior", "entropy", "vae" or "state"), "config" (it rebuilds the network) and "record" (data, steps, seed, figures,
+version). One key only, because safetensors shuffles several, and equal models would get different bytes.
 """
 
 import difflib

@@ -13,16 +13,18 @@ from torch import Tensor
 from vqtok import codec, images, report
 from vqtok.codec import Model
 from vqtok.priors import cross_entropy
-from vqtok.study import budget, results
+from vqtok.study import budget, results, vae
 from vqtok.study.results import Result
 from vqtok.study.systems import System
 from vqtok.study.trained import Lab, Trained
 from vqtok.train import Stop
-from vqtok.vqvae import to_float
+from vqtok.vae import VAE, divergence
+from vqtok.vqvae import to_float, to_uint8
 
 AT_ONCE = 16            # test pictures weighed at a time: logits of 16 raw pictures take 50 MB
 SHEET_COLUMNS = 8
 TILE, GAP = 64, 4       # pixels a side of a picture in a sheet, about, and between two
+CODE_LENGTH = "bound, code length"
 LOG2 = math.log(2)
 
 
@@ -41,7 +43,7 @@ def bits(model: Model, pictures: np.ndarray, stop: Stop) -> Bits:
     are the pixels it is -log2 p(x) itself. Raises budget.Interrupted.
     """
     latents = pixels = 0.0
-    network, identity = model.network, model.config.quantizer == "pixels"
+    network = model.network
     for start in range(0, len(pictures), AT_ONCE):
         if stop.here:
             raise budget.Interrupted
@@ -49,14 +51,8 @@ def bits(model: Model, pictures: np.ndarray, stop: Stop) -> Bits:
         with torch.inference_mode():
             indices = network.encode(x)
             latents += float(cross_entropy(model.prior, indices, batch=AT_ONCE).sum())
-            pixels += 0.0 if identity else nats(model, indices, x) / LOG2
+            pixels += 0.0 if model.config.identity else float(network.nll(x).double().sum()) / LOG2
     return Bits(latents / pictures.size, pixels / pictures.size)
-
-
-def nats(model: Model, indices: Tensor, x: Tensor) -> float:
-    """-ln p(x | indices) of pictures (B, C, H, W) in [-1, 1], summed over all of them."""
-    output = model.decoder(model.quantizer.lookup(indices)).float()
-    return float(model.likelihood.nll(output, x)) * x.numel()
 
 
 def _floats(pictures: np.ndarray, device: torch.device) -> Tensor:
@@ -70,25 +66,74 @@ def settings_of(trained: Trained, test_pictures: int, samples: int) -> str:
     return hashlib.sha256(f"{trained.settings} {test_pictures} {samples}".encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What a network is, knows and draws."""
+
+    bits: Bits
+    kind: str
+    parameters: int
+    symbols: int
+    alphabet: int
+    seconds: float              # for the samples
+    shown: str
+
+
 def measure(lab: Lab, system: System, trained: Trained, samples: int) -> Result:
     """Measures a trained system, draws its samples into samples-SYSTEM.png, and writes its result."""
+    found = (_measure_vae if system.tokenizer == vae.NAME else _measure_model)(lab, system, samples)
+    result = Result(
+        settings_of(trained, len(lab.pictures.test), samples), system.name, system.what, found.parameters, found.symbols, found.alphabet,
+        found.bits.latents, found.bits.pixels, found.kind, len(lab.pictures.test), samples, found.seconds, found.shown,
+        trained.all_seconds, trained.tokenizer_seconds + trained.encoding_seconds, trained.steps, trained.steps * trained.batch,
+        trained.tokenizer_steps, trained.tokenizer_steps * trained.tokenizer_batch, trained.precision,
+    )     # fmt: skip
+    results.write(lab.folder / system.name, result)
+    return result
+
+
+def _measure_model(lab: Lab, system: System, samples: int) -> _Measured:
+    """Of a tokenizer, which may be the identity, and a prior."""
     folder, test = lab.folder / system.name, lab.pictures.test
     model = codec.load(folder.resolve(), lab.device.type)       # the whole path: by a bare name a bundled model would be found first
     lab.watch.note(f"Weighing {len(test):,} test pictures.")
     found = bits(model, test, lab.stop)
     lab.watch.note(f"Drawing {samples} samples.")
     seconds = draw(model, samples, lab.seed, lab.stop, sheet_path(lab.folder, system.name))
-    identity = model.config.quantizer == "pixels"
+    kind, shown = ("exact", "pixels, drawn one after another") if model.config.identity else (CODE_LENGTH, "drawn indices, mean of p(x|z)")
     h, w = (side // model.config.downsample for side in test.shape[1:3])
-    result = Result(
-        settings_of(trained, len(test), samples), system.name, system.what, _parameters(model), model.config.levels * h * w,
-        model.config.codebook_size, found.latents, found.pixels, "exact" if identity else "bound, code length",
-        len(test), samples, seconds, "pixels, drawn one after another" if identity else "drawn indices, and the mean of p(x|z)",
-        trained.all_seconds, trained.tokenizer_seconds + trained.encoding_seconds, trained.steps, trained.steps * trained.batch,
-        trained.tokenizer_steps, trained.tokenizer_steps * trained.tokenizer_batch, trained.precision,
-    )     # fmt: skip
-    results.write(folder, result)
-    return result
+    symbols = model.config.levels * h * w
+    return _Measured(found, kind, _parameters(model), symbols, model.config.codebook_size, seconds, shown)
+
+
+def _measure_vae(lab: Lab, system: System, samples: int) -> _Measured:
+    network = vae.load(lab.folder / system.name, lab.device)
+    lab.watch.note(f"Weighing {len(lab.pictures.test):,} test pictures.")
+    found = vae_bits(network, lab.pictures.test, lab.seed, lab.stop)
+    lab.watch.note(f"Drawing {samples} samples.")
+    h, w = (side // network.config.downsample for side in lab.pictures.test.shape[1:3])
+    start = time.perf_counter()
+    pictures = to_uint8(network.sample(samples, h, w, torch.Generator().manual_seed(lab.seed))).permute(0, 2, 3, 1).cpu().numpy()
+    seconds = time.perf_counter() - start
+    write_sheet(sheet_path(lab.folder, system.name), list(pictures))
+    parameters = sum(tensor.numel() for tensor in network.state_dict().values())
+    shown = "drawn latents, mean of p(x|z)"
+    return _Measured(found, "bound, ELBO", parameters, network.config.code_dim * h * w, 0, seconds, shown)
+
+
+def vae_bits(network: VAE, pictures: np.ndarray, seed: int, stop: Stop) -> Bits:
+    """The two parts of the negative evidence lower bound of pictures uint8 (n, H, W, C), by one draw of z each."""
+    latents = total = 0.0
+    device = network.likelihood.log_scale.device
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(seed)
+        for start in range(0, len(pictures), AT_ONCE):
+            if stop.here:
+                raise budget.Interrupted
+            x = _floats(pictures[start : start + AT_ONCE], device)
+            latents += float(divergence(*network.encode(x)).double().sum()) / LOG2
+            total += float(network.bits(x).double().sum()) * x[0].numel()
+    return Bits(latents / pictures.size, (total - latents) / pictures.size)
 
 
 def draw(model: Model, n: int, seed: int, stop: Stop, path: Path) -> float:
@@ -120,5 +165,5 @@ def sheet_path(folder: Path, system: str) -> Path:
 
 def _parameters(model: Model) -> int:
     """Numbers in the weights files of a model. The identity's are those of its palette: it has none that were learned."""
-    tokenizer = [] if model.config.quantizer == "pixels" else list(model.network.release_state().values())
+    tokenizer = [] if model.config.identity else list(model.network.release_state().values())
     return sum(tensor.numel() for tensor in [*tokenizer, *model.prior.state_dict().values()])

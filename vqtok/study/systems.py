@@ -54,11 +54,6 @@ class System:
     tokenizer: str                              # a key of TOKENIZERS; the VAE's is its own network
     settings: Mapping[str, Any] = field(default_factory=dict)       # nested as in a recipe
 
-    @property
-    def trains_tokenizer(self) -> bool:
-        """Whether the budget is shared by a tokenizer and a prior."""
-        return self.tokenizer == "vq"
-
 
 def _prior(architecture: str, learning_rate: float, batch: int, **settings: Any) -> dict[str, Any]:
     return {

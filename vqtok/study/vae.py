@@ -56,8 +56,8 @@ class VaeTask(Task):
 
     def validate(self) -> Validation:
         torch.manual_seed(self.recipe.seed)      # the same latents' noise each time; a step draws from a seed of its own
-        total = sum(float(self.network.bits(self._floats(some)).sum()) for some in self._validation.split(self._batches.size))
-        bits = total / len(self._validation)
+        parts = self._validation.split(self.recipe.tokenizer_training.batch)
+        bits = float(torch.cat([self.network.bits(self._floats(some)) for some in parts]).mean())
         return Validation(bits, {"bits": bits})
 
     def release(self, record: dict[str, Any]) -> Weights:
