@@ -39,7 +39,7 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     (TokenizerConfig, "decay", (0.0, 0.9999), (-0.1, 1.0, math.nan)),
     (TokenizerConfig, "restart", (0.0, 1.0), (-0.1, 1.1, math.nan)),
     (TokenizerConfig, "quantizer", ("vq", "ema", "simvq", "fsq", "lfq"), ("", "VQ", "residual")),
-    (TokenizerConfig, "likelihood", ("mse", "l1", "charbonnier", "bce", "logistic"), ("", "l2")),
+    (TokenizerConfig, "likelihood", ("mse", "l1", "charbonnier", "bce", "logistic", "heteroscedastic"), ("", "l2")),
     (PriorConfig, "codebook_size", (2, 65536), (1, 65537)),
     (PriorConfig, "levels", (1, 32), (0, 33)),
     (PriorConfig, "width", (4, 2048), (3, 2049)),

@@ -14,7 +14,8 @@ import vqtok
 ROOT = Path(vqtok.__file__).parent
 LAYERS = (
     "errors", "files", "config", "images", "entropy", "codes", "weights", "metrics", "report",
-    "outline", "distributed", "quantizers", "losses", "vqvae", "parts", "priors", "data", "codec", "bulk", "evaluate", "train", "cli",
+    "outline", "distributed", "quantizers", "losses", "vqvae", "vae", "parts", "priors", "data", "codec", "bulk", "evaluate", "train",
+    "cli",
     "__init__", "__main__",     # the two doors: the library's names (on first use) and `python -m vqtok`
 )
 

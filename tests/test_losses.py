@@ -18,6 +18,11 @@ def build(likelihood: str, channels: int = 1) -> Likelihood:
     return losses.build(TokenizerConfig(likelihood=likelihood, channels=channels))
 
 
+def outputs_of(model: Likelihood, means: Tensor) -> Tensor:
+    """What a decoder gives for these means (B, C, H, W), where it says of the scales that they are the channel's."""
+    return torch.cat([means, *[torch.zeros_like(means)] * (model.outputs - 1)], 1)
+
+
 def nll_of_levels(mean: float, log_scale: float) -> Tensor:
     """-log p in nats of each of the 256 values, (256,)."""
     means = torch.full((1, 1, 1, 256), mean)
@@ -72,7 +77,7 @@ def test_loss_and_gradients_are_finite_at_extremes(likelihood: str, output: floa
     model = build(likelihood)
     with torch.no_grad():
         model.log_scale.fill_(log_scale)
-    outputs = torch.full((1, 1, 1, 256), output, requires_grad=True)
+    outputs = torch.full((1, model.outputs, 1, 256), output, requires_grad=True)
     loss = model(outputs, LEVELS.reshape(1, 1, 1, 256))
     loss.backward()
     assert torch.isfinite(loss.detach())
@@ -109,7 +114,7 @@ def test_the_scale_learns_the_noise(likelihood: str):
     optimizer = torch.optim.Adam([model.log_scale], lr=0.05)
     for _ in range(120):
         optimizer.zero_grad()
-        model(outputs, pictures).backward()
+        model(outputs_of(model, outputs), pictures).backward()
         optimizer.step()
     torch.testing.assert_close(model.log_scale.exp().detach(), scales, rtol=0.08, atol=0)
 
@@ -128,6 +133,55 @@ def test_logistic_trains_on_the_bits_it_reports():
     output, picture = 2 * torch.randn(2, 3, 4, 6), LEVELS[torch.randint(256, (2, 3, 4, 6))]
     assert output.abs().max() > 1
     assert torch.equal(model(output, picture), model.nll(output, picture))
+
+
+def test_the_decoder_says_the_scale_of_each_pixel():
+    model = build("heteroscedastic", channels=3)
+    mean, log_scale = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6)
+    picture = LEVELS[torch.randint(256, (2, 3, 4, 6))]
+    with torch.no_grad():
+        model.log_scale.copy_(torch.tensor([-3.0, -2.0, 0.0]))
+        found = model.nats(torch.cat([mean, log_scale], 1), picture)
+    for place in [(0, 0, 0, 0), (1, 2, 3, 5), (1, 1, 0, 4)]:
+        scale = log_scale[place] + model.log_scale[place[1]].detach()
+        one = discretized_logistic(mean[place].reshape(1, 1, 1, 1), scale.reshape(1), picture[place].reshape(1, 1, 1, 1))
+        assert found[place] == pytest.approx(float(one), rel=1e-5)
+
+
+def test_scales_of_single_pixels_are_bounded():
+    model = build("heteroscedastic")
+    for raw, bound in [(-1000.0, -7.0), (1000.0, 2.0)]:
+        output = torch.tensor([0.3, raw]).reshape(1, 2, 1, 1)
+        assert float(model.logistic(output)[1].detach()) == bound
+        expected = discretized_logistic(output[:, :1], torch.tensor([bound]), torch.ones(1, 1, 1, 1))
+        assert torch.equal(model.nats(output, torch.ones(1, 1, 1, 1)).detach(), expected)
+
+
+def test_a_scale_for_each_pixel_takes_fewer_bits_than_one_for_all():
+    torch.manual_seed(0)
+    scales = torch.tensor([0.01, 0.3]).repeat(1, 1, 32, 32)         # even columns are known well, odd ones are not
+    uniform = torch.rand_like(scales)
+    pictures = ((torch.logit(uniform) * scales).clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
+    best = min(float(discretized_logistic(torch.zeros_like(scales), torch.tensor([s]), pictures).mean()) for s in np.arange(-5, 0, 0.1))
+    model = build("heteroscedastic")
+    each = model.nll(torch.cat([torch.zeros_like(scales), scales.log() - model.log_scale.detach()], 1), pictures)
+    assert float(each.detach()) / math.log(2) < best / math.log(2) - 0.5
+
+
+@pytest.mark.parametrize("likelihood", ["mse", "logistic", "heteroscedastic"])
+def test_drawn_pixels_have_the_frequencies_that_the_nats_say(likelihood: str):
+    model = build(likelihood)
+    with torch.no_grad():
+        model.log_scale.fill_(-3.0)
+    output = outputs_of(model, torch.full((1, 1, 200, 200), 0.9))
+    drawn = model.sample(output, torch.Generator().manual_seed(0))
+    levels = ((drawn + 1) * 127.5).round().long()
+    assert torch.equal(drawn, LEVELS[levels])
+    expected = torch.exp(-model.nats(output[..., :16, :16], LEVELS.reshape(1, 1, 16, 16))).detach().flatten()
+    found = torch.bincount(levels.flatten(), minlength=256) / levels.numel()
+    assert expected[255] > 0.1      # the tail
+    torch.testing.assert_close(found, expected, atol=0.006, rtol=0)
+    assert torch.equal(drawn, model.sample(output, torch.Generator().manual_seed(0)))
 
 
 # Values
@@ -151,9 +205,9 @@ def test_bce_of_known_logits():
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_mean_lies_in_the_pictures_range(likelihood: str):
     model = build(likelihood)
-    outputs = torch.tensor([-50.0, -1.0, 0.0, 0.5, 50.0])
+    outputs = outputs_of(model, torch.tensor([-50.0, -1.0, 0.0, 0.5, 50.0]).reshape(1, 1, 1, 5))
     expected = [-1, math.tanh(-0.5), 0, math.tanh(0.25), 1] if likelihood == "bce" else [-1, -1, 0, 0.5, 1]
-    assert model.mean(outputs).tolist() == pytest.approx(expected)
+    assert model.mean(outputs).flatten().tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -161,7 +215,7 @@ def test_mean_lies_in_the_pictures_range(likelihood: str):
 def test_a_right_output_costs_less_than_a_wrong_one(likelihood: str, channels: int):
     model = build(likelihood, channels)
     picture = LEVELS[torch.randint(20, 236, (2, channels, 5, 7))]
-    output = torch.logit((picture + 1) / 2) if likelihood == "bce" else picture
+    output = outputs_of(model, torch.logit((picture + 1) / 2) if likelihood == "bce" else picture)
     assert model(output, picture) < model(output.flip(2), picture)
     assert model.nll(output, picture) < model.nll(output.flip(2), picture)
     assert model.log_scale.shape == (channels,)

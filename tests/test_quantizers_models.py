@@ -9,10 +9,10 @@ from cli_helpers import fails, small
 from conftest import TOKENIZER, make_model, picture
 
 from vqtok import codec, vqvae, weights
-from vqtok.config import QUANTIZERS
+from vqtok.config import LEARNED
 from vqtok.errors import FormatError
 
-CASES = [(kind, levels) for kind in QUANTIZERS for levels in (1, 3)]
+CASES = [(kind, levels) for kind in LEARNED for levels in (1, 3)]
 
 
 @pytest.mark.parametrize(("kind", "levels"), CASES)

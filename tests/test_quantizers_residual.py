@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from vqtok import quantizers
-from vqtok.config import QUANTIZERS, TokenizerConfig
+from vqtok.config import LEARNED, TokenizerConfig
 from vqtok.quantizers import ResidualQuantizer
 
-EVERY = pytest.mark.parametrize("kind", QUANTIZERS)
+EVERY = pytest.mark.parametrize("kind", LEARNED)
 
 
 def make(kind: str, levels: int = 4, size: int = 64, dim: int = 6, dropout: float = 0.0) -> ResidualQuantizer:

@@ -6,7 +6,7 @@ import torch
 from conftest import picture
 from torch import Tensor, nn
 
-from vqtok.config import LIKELIHOODS, QUANTIZERS, TokenizerConfig
+from vqtok.config import LEARNED, LIKELIHOODS, TokenizerConfig
 from vqtok.vqvae import VQVAE, Halve, ResidualBlock, Widen, to_float, to_uint8
 
 SMALL = TokenizerConfig(downsample=4, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=16, code_dim=4)
@@ -74,7 +74,7 @@ def test_one_code_is_one_block_of_pixels():
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("quantizer", LEARNED)
 def test_forward_is_encode_and_decode(likelihood: str, quantizer: str):
     network, x = make(replace(SMALL, likelihood=likelihood, quantizer=quantizer)), pictures(2, 12, 20)
     with torch.no_grad():
@@ -209,7 +209,7 @@ def test_contiguous_and_channels_last_give_the_same_indices():
 
 # What is kept, and what is learned
 
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("quantizer", LEARNED)
 def test_the_release_holds_all_that_decoding_needs_and_no_training_state(quantizer: str):
     network, x = make(replace(SMALL, quantizer=quantizer)), pictures(1, 12, 20)
     network.quantizer.initialize(torch.randn(100, 4))
@@ -227,7 +227,7 @@ def test_the_release_holds_all_that_decoding_needs_and_no_training_state(quantiz
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("quantizer", LEARNED)
 def test_a_small_network_learns_a_few_pictures_by_heart(likelihood: str, quantizer: str):
     torch.manual_seed(0)
     network, x = VQVAE(replace(SMALL, likelihood=likelihood, quantizer=quantizer, width=16)), pictures(4, 16, 24)

@@ -14,8 +14,10 @@ from typing import Any, Self, TypeVar, get_type_hints
 
 from vqtok.errors import FormatError, InputError, UsageError
 
-LIKELIHOODS = ("mse", "l1", "charbonnier", "bce", "logistic")
-QUANTIZERS = ("ema", "vq", "simvq", "fsq", "lfq")
+LIKELIHOODS = ("mse", "l1", "charbonnier", "bce", "logistic", "heteroscedastic")
+LEARNED = ("ema", "vq", "simvq", "fsq", "lfq")      # quantizers of what an encoder gives
+QUANTIZERS = (*LEARNED, "pixels")                   # and of the pixels themselves: no encoder, nothing to learn
+GRAY_LEVELS = 256
 LEVELS_MAX = 32
 ENTROPY_CODES_MAX = 4096                # K up to which a table of 65,536 leaves each code enough to choose from
 OPTIMIZERS = ("adamw", "muon")
@@ -63,7 +65,9 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         _check(self.channels in (1, 3), f"channels is {self.channels}", "choose 1 (gray) or 3 (color)")
-        _check(self.downsample in (2, 4, 8, 16), f"downsample is {self.downsample}", "choose 2, 4, 8 or 16")
+        if self.identity:
+            self._check_pixels()
+        _check(self.identity or self.downsample in (2, 4, 8, 16), f"downsample is {self.downsample}", "choose 2, 4, 8 or 16")
         _check(
             self.fold in (1, 2, 4) and self.fold <= self.downsample,
             f"fold is {self.fold} at downsample {self.downsample}",
@@ -92,9 +96,28 @@ class TokenizerConfig:
         _check_choice("quantizer", self.quantizer, QUANTIZERS)
         _check_choice("likelihood", self.likelihood, LIKELIHOODS)
 
+    def _check_pixels(self) -> None:
+        found = (self.downsample, self.fold, self.levels, self.code_dim)
+        _check(
+            found == (1, 1, self.channels, self.channels) and not self.normalize,
+            f"the pixels quantizer needs downsample 1, fold 1, {self.channels} levels and code dimensions (channels), and no normalization",
+            "use --preset pixels, and of the tokenizer's settings choose the codebook size alone",
+        )
+        fix = f"choose a codebook size from 2 (black and white) to {GRAY_LEVELS} (bytes as they are)"
+        _check(2 <= self.codebook_size <= GRAY_LEVELS, f"a channel has {GRAY_LEVELS} values, not {self.codebook_size}", fix)
+        shown = ("mse", "l1", "charbonnier", "logistic")
+        _check(self.likelihood in shown, f"pixels are no parameters of {self.likelihood}", f"choose one of {', '.join(shown)}")
+
+    @property
+    def identity(self) -> bool:
+        """Whether indices are the pixels themselves: encoder and decoder are the identity then, and nothing is learned."""
+        return self.quantizer == "pixels"
+
     @property
     def grid(self) -> str:
         """What a place of the grid stands for, in words."""
+        if self.identity:
+            return f"{'a gray value' if self.channels == 1 else '3 gray values'} of {self.codebook_size} for each pixel"
         levels = "" if self.levels == 1 else f"{self.levels} levels, each "
         return f"{levels}one of {self.codebook_size} codes for {self.downsample}x{self.downsample} pixels"
 
@@ -377,6 +400,18 @@ PRESETS: dict[str, Recipe] = {
         prior_training=StageConfig(steps=4000, batch=64, validate_every=500),
         entropy=EntropyConfig(codebook_size=512),
         entropy_training=StageConfig(steps=2000, batch=64, learning_rate=5e-3, validate_every=250),
+        precision="bf16",
+    ),
+    # No tokenizer at all, for small pictures: a prior over the gray values of each pixel, and with it a lossless codec.
+    "pixels": Recipe(
+        tokenizer=TokenizerConfig(
+            downsample=1, fold=1, quantizer="pixels", codebook_size=256, code_dim=3, levels=3, normalize=False, likelihood="logistic",
+        ),
+        prior=PriorConfig(codebook_size=256, levels=3, width=64, layers=8, dropout=0.05),
+        data=DataConfig(size=32, prior_size=32),
+        prior_training=StageConfig(steps=8000, batch=32, warmup=200, validate_every=500),
+        entropy=EntropyConfig(codebook_size=256, levels=3, width=128),
+        entropy_training=StageConfig(steps=2000, batch=16, learning_rate=5e-3, validate_every=250),
         precision="bf16",
     ),
     # Photographs of any size, f16: eight levels of 10 bits for 16x16 pixels, 0.04 to 0.31 bits per pixel.

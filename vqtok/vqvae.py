@@ -105,10 +105,14 @@ class Widen(nn.Conv2d):
 class Encoder(nn.Sequential):
     """Pictures (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f).
 
-    Folds `fold` x `fold` pixels into channels first: most of the cost of a tokenizer lies at full resolution.
+    Folds `fold` x `fold` pixels into channels first: most of the cost of a tokenizer lies at full resolution. Without layers, the
+    identity, where the pixels themselves are quantized.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
+        if config.identity:
+            super().__init__()
+            return
         widths = _widths(config)
         layers: list[nn.Module] = [
             nn.PixelUnshuffle(config.fold),
@@ -123,9 +127,12 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """Vectors (B, D, h, w) -> what the likelihood needs, (B, C, h*f, w*f)."""
+    """Vectors (B, D, h, w) -> what the likelihood needs, (B, n*C, h*f, w*f); without layers, the identity, beside such an encoder."""
 
     def __init__(self, config: TokenizerConfig) -> None:
+        if config.identity:
+            super().__init__()
+            return
         widths = _widths(config)
         layers: list[nn.Module] = [nn.Conv2d(config.code_dim, widths[-1], 3, padding=1)]
         for stage in reversed(range(len(widths))):
@@ -134,7 +141,7 @@ class Decoder(nn.Sequential):
                 finer = widths[stage - 1]
                 widen = Widen(widths[stage], finer) if config.shortcut else nn.Conv2d(widths[stage], 4 * finer, 3, padding=1)
                 layers += [widen, nn.PixelShuffle(2)]
-        last = nn.Conv2d(widths[0], config.channels * config.fold**2, 3, padding=1)
+        last = nn.Conv2d(widths[0], losses.outputs(config) * config.fold**2, 3, padding=1)
         super().__init__(*layers, nn.SiLU(), last, nn.PixelShuffle(config.fold))
 
 
@@ -163,6 +170,11 @@ class VQVAE(nn.Module):
     def decode(self, indices: Tensor) -> Tensor:
         """Pictures (B, C, h*f, w*f) in [-1, 1] from indices (B, L, h, w), or from those of the first few levels."""
         return self.likelihood.mean(self.decoder(self.quantizer.lookup(indices)).float())
+
+    def nll(self, pictures: Tensor) -> Tensor:
+        """-log p(x | z_q) of pictures (B, C, H, W) in [-1, 1], (B,) in nats per picture: what their indices leave to be said."""
+        output = self.decoder(self.quantizer(self.encoder(pictures)).vectors)
+        return self.likelihood.nats(output.float(), pictures).sum((1, 2, 3))
 
     def release_state(self) -> dict[str, Tensor]:
         """The tensors that encoding and decoding need, without the training state of the quantizer."""

@@ -161,7 +161,7 @@ def _giant(data: bytes, others: list[bytes], draw: random.Random) -> tuple[bytes
     largest = {
         "tokenizer": replace(
             TOKENIZER, width=2048, encoder_blocks=64, decoder_blocks=64, downsample=16, fold=1, codebook_size=65536, code_dim=1024,
-            levels=32, normalize=False, quantizer=draw.choice(config.QUANTIZERS),
+            levels=32, normalize=False, quantizer=draw.choice(config.LEARNED),
         ),
         "prior": replace(PRIOR, width=2048, layers=64, kernel=9, labels=("x",) * 10_000),
         "entropy": replace(ENTROPY, width=1024, blocks=16, rank=512, embedding=256, levels=32, codebook_size=4096),

@@ -33,7 +33,7 @@ def train(
     ] = None,
     out: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.")] = DEFAULT_OUTPUT,
     stage: Annotated[str, typer.Option("--stage", help="tokenizer, prior, entropy (which codes compact files) or all.")] = "all",
-    preset: Annotated[str | None, typer.Option("--preset", help="tiny, cifar or photo; default: by the data.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="tiny, cifar, photo or pixels; default: by the data.")] = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="TOML file with settings, like the recipe.toml of a run.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting of a recipe, like prior.width=192.", metavar="KEY=VALUE")
@@ -51,7 +51,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate of the tokenizer.")] = None,
     optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw, or muon for the convolutions.")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Side of the training crops in pixels.")] = None,
-    quantizer: Annotated[str | None, typer.Option("--quantizer", help="ema, vq, simvq, fsq or lfq.")] = None,
+    quantizer: Annotated[str | None, typer.Option("--quantizer", help="ema, vq, simvq, fsq, lfq, or pixels (by its preset).")] = None,
     codebook_size: Annotated[int | None, typer.Option("--codebook-size", help="K: number of codes, 2 to 65536.")] = None,
     code_dim: Annotated[int | None, typer.Option("--code-dim", help="D: dimension of a code.")] = None,
     normalize: Annotated[bool | None, typer.Option("--normalize/--no-normalize", help="Codes on the unit sphere.")] = None,
@@ -61,7 +61,7 @@ def train(
     level_dropout: Annotated[
         float | None, typer.Option("--level-dropout", help="Part of the pictures decoded from their first few levels only.")
     ] = None,
-    likelihood: Annotated[str | None, typer.Option("--likelihood", help="mse, l1, charbonnier, bce or logistic.")] = None,
+    likelihood: Annotated[str | None, typer.Option("--likelihood", help="mse, l1, charbonnier, bce, logistic or heteroscedastic.")] = None,
     ms_ssim: Annotated[float | None, typer.Option("--ms-ssim", help="Weight of 1 - MS-SSIM.")] = None,
     perceptual: Annotated[
         Path | None, typer.Option("--perceptual", help="LPIPS weights (safetensors): adds the perceptual distance.", metavar="FILE")

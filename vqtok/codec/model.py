@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import images, weights
+from vqtok import images, losses, weights
 from vqtok.codec.coder import EntropyCoder, without_prior
 from vqtok.codec.loading import build_tokenizer, load_prior, pick_device, place, take
 from vqtok.codes import Codes, Compact, choice, compact, counted, index_dtype
@@ -191,17 +191,17 @@ class Model:
         return picture
 
     def output(self, codes: Codes, i: int) -> Tensor:
-        """What the decoder says of picture i: the likelihood's float32 parameters (1, C, H, W), at the picture's own size."""
+        """What the decoder says of picture i: the likelihood's float32 parameters (1, n*C, H, W), at the picture's own size."""
         indices, (height, width) = codes.indices[i : i + 1], codes.sizes[i]
         f, (h, w) = self.config.downsample, indices.shape[2:]
-        output = torch.empty(1, self.config.channels, h * f, w * f, device=self.device)
+        output = torch.empty(1, losses.outputs(self.config), h * f, w * f, device=self.device)
         with self._inference():
             for where, part in self._outputs(indices):
                 output[:, :, *where] = part
         return output[:, :, :height, :width]
 
     def _outputs(self, indices: np.ndarray) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-        """Rows and columns of pixels, and what the decoder says of them, float32 (1, C, rows, columns), from (1, L, h, w)."""
+        """Rows and columns of pixels, and what the decoder says of them, float32 (1, n*C, rows, columns), from (1, L, h, w)."""
         f, (h, w) = self.config.downsample, indices.shape[2:]
         cut = Cut.of(h, w, f, self.pixels_at_once)
         lookups = (self._vectors(indices[:, :, *cut.slices(part)]) for part in cut.parts)
@@ -216,7 +216,7 @@ class Model:
         return self.quantizer.lookup(torch.from_numpy(indices.astype(np.int64)).to(self.device))
 
     def to_picture(self, output: Tensor) -> np.ndarray:
-        """The picture to show for a decoder's output (1, C, H, W): uint8 (H, W, C)."""
+        """The picture to show for a decoder's output (1, n*C, H, W): uint8 (H, W, C)."""
         with torch.inference_mode():
             decoded = to_uint8(self.likelihood.mean(output))
         return decoded[0].permute(1, 2, 0).contiguous().cpu().numpy()

@@ -1,8 +1,8 @@
 """What a decoder's output is measured by: likelihoods, structure, and distances of features."""
 
 from vqtok.losses.criterion import Criterion
-from vqtok.losses.likelihood import Likelihood, build, discretized_logistic
+from vqtok.losses.likelihood import Likelihood, build, discretized_logistic, outputs
 from vqtok.losses.perceptual import LPIPS
 from vqtok.losses.structure import ms_ssim
 
-__all__ = ["LPIPS", "Criterion", "Likelihood", "build", "discretized_logistic", "ms_ssim"]
+__all__ = ["LPIPS", "Criterion", "Likelihood", "build", "discretized_logistic", "ms_ssim", "outputs"]

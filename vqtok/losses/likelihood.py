@@ -1,7 +1,8 @@
 """Reconstruction likelihoods: what the decoder's output says about a picture, and how wrong that is.
 
 Pictures are floats in [-1, 1], (B, C, H, W). Each likelihood gives a loss for training and a mean for showing. Each also learns
-one scale per channel of a discretized logistic around that mean, so that bits per dimension are real numbers for every model.
+one scale per channel of a discretized logistic around that mean, so that bits per dimension are real numbers for every model;
+`heteroscedastic` has the decoder say the scale of each pixel.
 """
 
 import math
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok.config import TokenizerConfig
+from vqtok.config import GRAY_LEVELS, TokenizerConfig
 
 # Variance of CIFAR-10's training pixels in [0, 1] (van den Oord's notebook divides by it too), and the mean distance of the same
 # pixels from their median: with them a loss of 1 means "no better than a gray picture", for mse as for l1.
@@ -18,14 +19,17 @@ PIXEL_VARIANCE = 0.0633
 PIXEL_DEVIATION = 0.21
 HALF_BIN = 1 / 255      # half the distance of two gray levels in [-1, 1]
 LOG_SCALES = (-9.0, 30.0)       # narrower than e^-9 a bin holds all there is, and float32 no longer knows its edges; wider, none
+PIXEL_LOG_SCALES = (-7.0, 2.0)  # of one pixel; below, a single wrong guess costs more than a thousand nats (PixelCNN++ stops there, too)
+FIRST_LOG_SCALE = math.log(0.1)
 
 
 def discretized_logistic(mean: Tensor, log_scale: Tensor, picture: Tensor) -> Tensor:
     """-log p in nats of each pixel value, the logistic density integrated over its bin (Salimans et al. 2017, eq. 2).
 
-    mean and picture are (B, C, H, W), log_scale (C,). The lowest and highest value take the tails.
+    mean and picture are (B, C, H, W), log_scale (C,) or (B, C, H, W). The lowest and highest value take the tails.
     """
-    scale = torch.exp(-log_scale.clamp(*LOG_SCALES))[:, None, None]     # (C, 1, 1)
+    scale = torch.exp(-log_scale.clamp(*LOG_SCALES))
+    scale = scale[:, None, None] if scale.dim() == 1 else scale         # (C, 1, 1) or (B, C, H, W)
     centered = picture - mean
     upper, lower = (centered + HALF_BIN) * scale, (centered - HALF_BIN) * scale
     # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), exact and stable in float32, with
@@ -36,19 +40,40 @@ def discretized_logistic(mean: Tensor, log_scale: Tensor, picture: Tensor) -> Te
 
 
 class Likelihood(nn.Module):
-    """p(x | z_q) for decoder outputs (B, C, H, W) and pictures (B, C, H, W)."""
+    """p(x | z_q) for decoder outputs (B, n*C, H, W) and pictures (B, C, H, W)."""
+
+    outputs = 1             # n: numbers that the decoder gives for each value of a picture
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.full((channels,), math.log(0.1)))
+        self.log_scale = nn.Parameter(torch.full((channels,), FIRST_LOG_SCALE))
 
     def mean(self, output: Tensor) -> Tensor:
         """The picture to show, in [-1, 1]."""
         return output.clamp(-1, 1)
 
+    def logistic(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, C, H, W) and log scale, (C,) or (B, C, H, W), of the discretized logistic."""
+        return self.mean(output), self.log_scale
+
+    def nats(self, output: Tensor, picture: Tensor) -> Tensor:
+        """-log p of each value, (B, C, H, W)."""
+        return discretized_logistic(*self.logistic(output.float()), picture)
+
     def nll(self, output: Tensor, picture: Tensor) -> Tensor:
         """-log p in nats per dimension, a scalar; over log 2 it is bits per dimension."""
-        return discretized_logistic(self.mean(output), self.log_scale, picture).mean()
+        return self.nats(output, picture).mean()
+
+    @torch.no_grad()
+    def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Pictures (B, C, H, W) in [-1, 1] drawn from p, each value a gray level: the logistic's inverse CDF of uniform draws."""
+        mean, log_scale = self.logistic(output.float())
+        scale = log_scale.clamp(*LOG_SCALES).exp()
+        scale = scale[:, None, None] if scale.dim() == 1 else scale
+        device = mean.device if generator is None else generator.device
+        uniform = torch.rand(mean.shape, generator=generator, device=device).to(mean.device)
+        drawn = mean + scale * torch.logit(uniform, eps=1e-6)
+        return drawn.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
 
     def forward(self, output: Tensor, picture: Tensor) -> Tensor:
         """The training loss, a scalar. Only the scale learns from the likelihood: the term has the value 0."""
@@ -96,17 +121,52 @@ class Bernoulli(Likelihood):
 class Logistic(Likelihood):
     """Discretized logistic; network and scale both learn from it."""
 
-    def nll(self, output: Tensor, picture: Tensor) -> Tensor:
+    def logistic(self, output: Tensor) -> tuple[Tensor, Tensor]:
         # Not around the clamped mean: one beyond white makes white likelier, and the network has learned to say so.
-        return discretized_logistic(output, self.log_scale, picture).mean()
+        return output, self.log_scale
 
     def forward(self, output: Tensor, picture: Tensor) -> Tensor:
         return self.nll(output, picture)
 
 
-_CLASSES = {"mse": MeanSquared, "l1": MeanAbsolute, "charbonnier": Charbonnier, "bce": Bernoulli, "logistic": Logistic}
+class Heteroscedastic(Logistic):
+    """Discretized logistic whose scale the decoder gives, too: (B, 2C, H, W) are C means, then C log scales beside the channel's own.
+
+    Flat parts of a picture are known far better than edges: one scale for both wastes bits.
+    """
+
+    outputs = 2
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output.chunk(2, 1)[0].clamp(-1, 1)
+
+    def logistic(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_scale = output.chunk(2, 1)
+        return mean, (log_scale + self.log_scale[:, None, None]).clamp(*PIXEL_LOG_SCALES)
+
+
+_CLASSES: dict[str, type[Likelihood]] = {
+    "mse": MeanSquared, "l1": MeanAbsolute, "charbonnier": Charbonnier, "bce": Bernoulli, "logistic": Logistic,
+    "heteroscedastic": Heteroscedastic,
+}     # fmt: skip
+
+
+def outputs(config: TokenizerConfig) -> int:
+    """Channels of what the decoder gives."""
+    return config.channels * _CLASSES[config.likelihood].outputs
 
 
 def build(config: TokenizerConfig) -> Likelihood:
     """The likelihood that a tokenizer's config names."""
-    return _CLASSES[config.likelihood](config.channels)
+    likelihood = _CLASSES[config.likelihood](config.channels)
+    if config.identity:
+        nn.init.constant_(likelihood.log_scale, _rounding_log_scale(config.codebook_size))
+    return likelihood
+
+
+def _rounding_log_scale(K: int) -> float:
+    """Of a logistic that has the deviation of what rounding to K gray levels in [-1, 1] leaves; the narrowest where nothing is lost."""
+    if K == GRAY_LEVELS:
+        return LOG_SCALES[0]
+    deviation = 2 / (K - 1) / math.sqrt(12)
+    return math.log(deviation * math.sqrt(3) / math.pi)

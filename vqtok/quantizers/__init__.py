@@ -7,12 +7,13 @@ from vqtok.outline import outline
 from vqtok.quantizers.base import Quantized, Quantizer
 from vqtok.quantizers.codebook import EMAQuantizer, VectorQuantizer
 from vqtok.quantizers.finite import FSQuantizer, LFQuantizer
+from vqtok.quantizers.pixels import PixelQuantizer
 from vqtok.quantizers.residual import ResidualQuantizer
 from vqtok.quantizers.simvq import SimVQuantizer
 
 __all__ = [
-    "EMAQuantizer", "FSQuantizer", "LFQuantizer", "Quantized", "Quantizer", "ResidualQuantizer", "SimVQuantizer", "VectorQuantizer",
-    "build", "check",
+    "EMAQuantizer", "FSQuantizer", "LFQuantizer", "PixelQuantizer", "Quantized", "Quantizer", "ResidualQuantizer", "SimVQuantizer",
+    "VectorQuantizer", "build", "check",
 ]
 
 _CLASSES = {"ema": EMAQuantizer, "vq": VectorQuantizer, "simvq": SimVQuantizer, "fsq": FSQuantizer, "lfq": LFQuantizer}
@@ -20,6 +21,8 @@ _CLASSES = {"ema": EMAQuantizer, "vq": VectorQuantizer, "simvq": SimVQuantizer, 
 
 def build(config: TokenizerConfig) -> Quantizer:
     """The quantizer that a tokenizer's config names; with several levels, one for each of them."""
+    if config.identity:
+        return PixelQuantizer(config)
     if config.levels == 1:
         return _CLASSES[config.quantizer](config)
     single = replace(config, levels=1)
@@ -29,4 +32,4 @@ def build(config: TokenizerConfig) -> Quantizer:
 def check(config: TokenizerConfig) -> None:
     """Raises UsageError where the quantizer cannot have that many codes, or not in that code dimension."""
     with outline():
-        build(replace(config, levels=1))
+        build(config if config.identity else replace(config, levels=1))

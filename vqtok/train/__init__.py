@@ -16,7 +16,7 @@ from vqtok.train.loop import Listener, Run, Status, Stop
 from vqtok.train.plan import plan
 from vqtok.train.prior import EntropyTask, Grids, PriorTask, encode_dataset, load_grids, save_grids
 from vqtok.train.shards import CodesData, copy_tokenizer, refuse_codes
-from vqtok.train.tokenizer import TokenizerTask
+from vqtok.train.tokenizer import TokenizerTask, write_identity
 from vqtok.vqvae import VQVAE
 
 __all__ = [
@@ -70,6 +70,9 @@ def _readable(dataset: Dataset, index: int) -> bool:
 
 
 def _train_tokenizer(recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, resume: bool, compiled: bool) -> bool:
+    if recipe.tokenizer.identity:
+        write_identity(recipe, dataset, parts, run)
+        return True
     task = TokenizerTask(recipe, dataset, parts, run, compiled)
     return loop.train(task, recipe.tokenizer_training, run, resume)
 

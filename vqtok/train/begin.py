@@ -38,7 +38,7 @@ def new(wanted: Wanted) -> tuple[Begun, Dataset]:
     dataset = _open(wanted.data)
     refuse_codes(dataset)
     recipe = preset_for(dataset, wanted.preset)
-    recipe = replace(recipe, tokenizer=replace(recipe.tokenizer, channels=dataset.channels))
+    recipe = replace(recipe, tokenizer=_for_channels(recipe.tokenizer, dataset.channels))
     before = _first_tokenizer(wanted.init)
     if before is not None:
         recipe = replace(recipe, tokenizer=before)
@@ -55,6 +55,12 @@ def new(wanted: Wanted) -> tuple[Begun, Dataset]:
 def _first_tokenizer(model: str | None) -> TokenizerConfig | None:
     """The settings of the tokenizer whose weights a run starts from."""
     return None if model is None else weights.tokenizer_config(weights.find(model).tokenizer)
+
+
+def _for_channels(tokenizer: TokenizerConfig, channels: int) -> TokenizerConfig:
+    """The tokenizer for pictures of that many channels; of the identity each is a level."""
+    more = {"levels": channels, "code_dim": channels} if tokenizer.identity else {}
+    return replace(tokenizer, channels=channels, **more)
 
 
 def _check_same_network(before: TokenizerConfig, after: TokenizerConfig, model: str) -> None:
@@ -98,7 +104,7 @@ def prior_for(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
     tokenizer = weights.tokenizer_config(path)
     dataset = _open(wanted.data)
     check_codes(dataset, path)
-    preset = preset_for(dataset, wanted.preset)
+    preset = preset_for(dataset, wanted.preset or ("pixels" if tokenizer.identity else None))
     size = meta["record"].get("size", 16 * tokenizer.downsample)
     base = replace(preset, tokenizer=tokenizer, data=replace(preset.data, size=size))
     recipe = base.override(wanted.values, wanted.origin)

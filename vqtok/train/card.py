@@ -51,6 +51,8 @@ def _text(folder: Path, fingerprint: str, tokenizer: dict[str, Any], prior: dict
 
 
 def _stage(record: dict[str, Any]) -> str:
+    if not record["step"]:
+        return "nothing to learn"
     seconds = record["seconds"]
     time = f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     return f"step {record['step']:,}, after {time} of training"

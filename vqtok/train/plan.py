@@ -25,7 +25,7 @@ def plan(recipe: Recipe, dataset: Dataset, stage: str, device: torch.device, per
     tokenizer = VQVAE(recipe.tokenizer)
     costs = multiply_adds_by_part(tokenizer)
     stages: dict[str, Any] = {}
-    if stage in ("tokenizer", "all"):
+    if stage in ("tokenizer", "all") and not recipe.tokenizer.identity:
         batch, side = recipe.tokenizer_training.batch, recipe.data.size
         pictures = torch.rand(batch, recipe.tokenizer.channels, side, side) * 2 - 1
         criterion = losses.Criterion(recipe.losses, perceptual, side)

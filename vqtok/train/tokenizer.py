@@ -24,7 +24,7 @@ from vqtok.train.adversary import Adversary
 from vqtok.train.loop import Run, Step, Task, Validation
 from vqtok.train.state import Learner
 from vqtok.vqvae import VQVAE, to_float, to_uint8
-from vqtok.weights import Weights, fingerprint
+from vqtok.weights import Weights, fingerprint, save
 
 INITIAL_VECTORS = 20_000        # k-means on fewer leaves codes dead from the start (DESIGN.md, leads)
 SHEET_PICTURES = 16
@@ -184,6 +184,19 @@ class TokenizerTask(Task):
         }
         meta = {"format": 1, "kind": "tokenizer", "config": self.recipe.to_dict()["tokenizer"], "record": record}
         return Weights(tensors, meta)
+
+
+def write_identity(recipe: Recipe, dataset: Dataset, parts: tuple[np.ndarray, np.ndarray], run: Run) -> None:
+    """Writes the tokenizer file of a quantizer that has nothing to learn, where it is not there yet; the first process does."""
+    path = run.folder / "tokenizer.safetensors"
+    if not distributed.first() or path.exists():
+        return
+    task = TokenizerTask(recipe, dataset, parts, run, compiled=False)
+    task.network.eval()
+    with torch.no_grad():
+        metrics = task.validate().metrics
+    save(path, task.release({"step": 0, "seconds": 0.0, "metrics": metrics}), force=True)
+    run.listener.note("The tokenizer is the identity: nothing is learned, and its file is written.")
 
 
 def _compile(network: VQVAE) -> Any:
