@@ -66,11 +66,11 @@ def slow(prior: PixelRNN, grid: Tensor, constant: Tensor) -> Tensor:
 @pytest.mark.parametrize(("kernel", "layers"), [(3, 2), (5, 1)])
 def test_hidden_is_what_the_equations_say(kernel: int, layers: int) -> None:
     prior = made(layers=layers, kernel=kernel)
-    indices = torch.randint(K, (2, 1, 4, 5))
+    indices = torch.randint(K, (2, 1, 3, 4))
     hidden = prior.hidden(indices)
-    assert hidden.shape == (2, 1, 4, 5, 12)
+    assert hidden.shape == (2, 1, 3, 4, 12)
     for picture in range(2):
-        wanted = slow(prior, indices[picture, 0], torch.zeros(4, 5, 12))
+        wanted = slow(prior, indices[picture, 0], torch.zeros(3, 4, 12))
         torch.testing.assert_close(hidden[picture, 0], wanted, atol=2e-5, rtol=1e-4)
 
 
@@ -91,7 +91,7 @@ def test_levels_below_and_labels_add_to_what_enters() -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 def test_it_is_blind_outside_of_a_triangle(layers: int) -> None:
     """To the right it sees what the first layer shows the rows above, one column more with each row; to the left each layer adds one."""
-    prior, (h, w), (i, j) = made(layers=layers), (6, 16), (5, 8)
+    prior, (h, w), (i, j) = made(layers=layers), (5, 14), (4, 7)
     indices = torch.randint(K, (1, 1, h, w))
     before = prior(indices)[0, 0, i, j]
     for row in range(h):
@@ -149,7 +149,7 @@ def test_the_recurrence_in_bfloat16_is_close_to_float32() -> None:
         assert hidden.dtype == dtype
         for_gates, for_weight = torch.autograd.grad(hidden, (g, v), upstream.to(dtype))
         assert for_weight.dtype == torch.float32
-        results.append((hidden.float(), for_gates.float(), for_weight))
+        results.append((hidden.detach().float(), for_gates.float(), for_weight))
     for full, half in zip(*results, strict=True):
         assert float((full - half).norm() / full.norm()) < 0.02
 

@@ -45,7 +45,7 @@ def _taps(size: int, k: int, n: int) -> list[tuple[int, slice, slice]]:
 
 
 class _Scan(torch.autograd.Function):
-    """The arithmetic between the products is float32, in buffers of one row, also for bfloat16 gates, whose tanh takes six times as long."""
+    """Between the products all is float32, in buffers of one row, for bfloat16 gates too: their own tanh takes six times as long."""
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, weight: Tensor, w: int) -> Tensor:
