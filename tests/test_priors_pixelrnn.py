@@ -210,3 +210,25 @@ def test_train_sample_and_report() -> None:
     assert codes.read(Path("s.npz")).indices.shape == (2, 1, 3, 4)
     ok("report", "run", "-o", "report.html")
     assert "pixelrnn" in Path("report.html").read_text()
+
+
+@pytest.mark.parametrize(("n", "levels"), [(1, 1), (3, 2)])
+def test_the_quick_cursor_gives_the_logits_of_the_cursor(n: int, levels: int) -> None:
+    prior, level, (h, w) = made(levels, labels=("cat",)), levels - 1, (4, 5)
+    indices = torch.randint(K, (n, levels, h, w))
+    rows = prior.label_rows(torch.zeros(n, dtype=torch.int64), n, indices.device)
+    with torch.inference_mode():
+        slowly = prior.cursor(level, n, h, w, rows, indices)
+        packed, context = prior.quick(rows), prior.context_of(indices)
+        assert packed is not None
+        quickly = packed.cursor(level, n, w, None if context is None else context[:, level])
+        for i in range(h):
+            above = indices[:, level, i - 1] if i else None
+            slowly.next_row(above)
+            quickly.next_row(None if above is None else above.numpy())
+            for j in range(w if i != 1 else 2):         # the second row is left early
+                left = indices[:, level, i, j - 1] if j else None
+                wanted = slowly.logits(slowly.next_column(left))
+                quickly.next_column(None if left is None else left.numpy())
+                torch.testing.assert_close(torch.from_numpy(quickly.logits()), wanted, atol=1e-5, rtol=1e-5)
+    assert prior.double().quick(rows) is None

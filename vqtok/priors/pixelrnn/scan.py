@@ -86,7 +86,7 @@ class _Scan(torch.autograd.Function):
             step(gates[i], cells[i], cells[i - 1] if i else None)
         gathered = gather(hidden[:-1], hidden.new_zeros(h - 1, size, len(weight) // C, C), n)
         for_weight = gathered.view(-1, len(weight)).T @ gates[1:].flatten(0, 1)
-        return gates, for_weight.to(weight.dtype), None
+        return gates.detach(), for_weight.to(weight.dtype), None
 
 
 class _StepBack:
