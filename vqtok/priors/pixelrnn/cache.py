@@ -56,7 +56,7 @@ class Cache:
     """The prior part-way through one level of n grids."""
 
     def __init__(self, prior: "PixelRNN", level: int, n: int, w: int, constant: Tensor | None) -> None:
-        """`constant` (n, h, w, 2C): what the places know beside their own level."""
+        """`constant` (n, h or 1, w or 1, 2C): what the places know beside their own level."""
         K, C, self.w = prior.config.codebook_size, prior.config.width, w
         self.embedding = prior.embedding.weight[level * K : (level + 1) * K]
         E = self.embedding.shape[1]
