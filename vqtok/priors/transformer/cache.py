@@ -36,7 +36,7 @@ class CachedBlock:
         q, k, v = qkv[:, :, 0].transpose(1, 2), self.keys[:, :, :end], self.values[:, :, :end]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
         x = x + block.merge(attended.reshape(x.shape))
-        return x + block.down(F.gelu(block.up(block.mlp_norm(x)), approximate="tanh"))
+        return x + block.down(F.gelu(block.up(block.mlp_norm(x))))
 
 
 class Cache:
