@@ -1,8 +1,9 @@
-"""What is the transformer's own: rotary positions, its block next to one written with loops, the cache, and its way through the commands."""
+"""What is the transformer's own: rotary positions, its block beside one written in loops, its cache, its way through the commands."""
 
 import cmath
 import math
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from vqtok.priors.transformer import block as blocks
 from vqtok.priors.transformer import cache, rotary
 from vqtok.priors.transformer.block import Block, attention, drop
 
+Module = TypeVar("Module", bound=torch.nn.Module)
 CONFIG = PriorConfig(7, 2, width=16, layers=2, dropout=0.0, labels=("cat", "dog"), architecture="transformer", heads=2)
 
 
-def noisy(module: torch.nn.Module) -> torch.nn.Module:
+def noisy(module: Module) -> Module:
     """With noise on every parameter, so that each of them matters."""
     with torch.no_grad():
         for parameter in module.parameters():
@@ -164,7 +166,6 @@ def test_places_nobody_asked_for_are_caught_up(together: int, monkeypatch: pytes
     monkeypatch.setattr(cache, "TOGETHER", together)
     torch.manual_seed(0)
     prior = noisy(Transformer(CONFIG))
-    assert isinstance(prior, Transformer)
     indices, labels = torch.randint(7, (3, 2, 5, 4)), torch.tensor([1, -1, 0])
     with torch.inference_mode():
         wanted = prior(indices, labels)

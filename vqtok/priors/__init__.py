@@ -9,8 +9,8 @@ from vqtok.priors.sampling import sample
 from vqtok.priors.transformer import Transformer
 
 __all__ = [
-    "ExactPrior", "IntegerPrior", "PixelCNN", "Prior", "Transformer", "build", "cross_entropy", "exact_shapes", "largest_sum", "receptive_field",
-    "sample",
+    "ExactPrior", "IntegerPrior", "PixelCNN", "Prior", "Transformer", "build", "cross_entropy", "exact_shapes", "largest_sum",
+    "receptive_field", "sample",
 ]     # fmt: skip
 
 CLASSES = {"pixelcnn": PixelCNN, "transformer": Transformer}
