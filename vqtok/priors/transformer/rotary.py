@@ -1,4 +1,4 @@
-"""Rotary positions in two dimensions (Su et al. 2021, arXiv 2104.09864, eq. 34): what attention sees of two places is how far apart they are.
+"""Rotary positions in two dimensions (Su et al. 2021, arXiv 2104.09864, eq. 34): attention sees how far apart two places are.
 
 Component m of a head and component m + D/2 are a pair, a point of the plane that is turned by its place's angle; the first half of the
 pairs are turned by the row, the others by the column. No angle is learned and none belongs to a size: every grid has them.
@@ -50,7 +50,8 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _turned(gradients[0], *ctx.saved_tensors, -1), None, None
+        cos, sin = ctx.saved_tensors
+        return _turned(gradients[0], cos, sin, -1), None, None
 
 
 def _turned(qkv: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
