@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from vqtok import codes, weights
 from vqtok.config import PriorConfig
 from vqtok.priors import PixelRNN, sample
-from vqtok.priors.pixelrnn.network import FIRST_REACH, drop
+from vqtok.priors.pixelrnn.network import FIRST_REACH, RowLSTM, drop
 from vqtok.priors.pixelrnn.scan import gather, scan, scatter
 
 K = 5
@@ -32,6 +33,10 @@ def at(features: dict[tuple[int, int], Tensor], i: int, j: int, size: int) -> Te
     return features.get((i, j), torch.zeros(size))
 
 
+def layers_of(prior: PixelRNN) -> list[RowLSTM]:
+    return cast(list[RowLSTM], list(prior.layers))
+
+
 def slow(prior: PixelRNN, grid: Tensor, constant: Tensor) -> Tensor:
     """Features (h, w, 2C) of one level's grid (h, w), one place at a time, as the paper has it; constant is (h, w, 2C)."""
     (h, w), C, E = grid.shape, prior.config.width, prior.embedding.embedding_dim
@@ -39,16 +44,16 @@ def slow(prior: PixelRNN, grid: Tensor, constant: Tensor) -> Tensor:
     embedded = {(i, j): prior.embedding.weight[grid[i, j]] for i, j in places}
     x = {}
     for i, j in places:
-        x[i, j] = prior.first.bias + constant[i, j]
+        x[i, j] = torch.as_tensor(prior.first.bias) + constant[i, j]
         for up in range(FIRST_REACH + 1):
             for right in range(-FIRST_REACH, FIRST_REACH + 1):
                 if up or right < 0:
                     matrix = prior.first.weight[:, :, FIRST_REACH - up, FIRST_REACH + right]
                     x[i, j] = x[i, j] + matrix @ at(embedded, i - up, j + right, E)
-    for layer in prior.layers:
+    for layer in layers_of(prior):
         reach, hidden, cells, after = prior.config.kernel // 2, {}, {}, {}
         for i, j in places:
-            gates = layer.input.bias
+            gates = torch.as_tensor(layer.input.bias)
             for left in range(reach + 1):
                 gates = gates + layer.input.weight[:, :, reach - left, 0] @ at(x, i, j - left, 2 * C)
             for right in range(-reach, reach + 1):
@@ -180,7 +185,8 @@ def test_a_new_network_remembers() -> None:
     """The forget gates start open, at sigmoid(1)."""
     torch.manual_seed(0)
     prior = PixelRNN(PriorConfig(K, width=6, layers=2, architecture="pixelrnn"))
-    for layer in prior.layers:
+    for layer in layers_of(prior):
+        assert layer.input.bias is not None
         assert layer.input.bias.tolist() == [0] * 6 + [1] * 6 + [0] * 12
     loss = prior.eval().loss(torch.randint(K, (4, 1, 8, 8)))
     assert loss.item() == pytest.approx(math.log(K), abs=0.1)
