@@ -198,7 +198,7 @@ def test_rows_after_a_known_part_see_all_of_it() -> None:
     torch.manual_seed(2)
     known = torch.randint(K, (3, 1, 6, 7))
     unknown = torch.zeros(6, 7, dtype=torch.bool)
-    unknown[1, 2] = unknown[4, :3] = unknown[5, 6] = True
+    unknown[:, :3] = True
     drawn = sample(prior, 3, 6, 7, known=known.masked_fill(unknown, -1), temperature=0)
     with torch.no_grad():
         likeliest = prior(drawn).argmax(-1)
@@ -222,6 +222,7 @@ def test_train_sample_and_report() -> None:
 @pytest.mark.parametrize(("n", "levels"), [(1, 1), (3, 2)])
 def test_the_quick_cursor_gives_the_logits_of_the_cursor(n: int, levels: int) -> None:
     prior, level, (h, w) = made(levels, labels=("cat",)), levels - 1, (4, 5)
+    prior.to(memory_format=torch.channels_last)         # as training leaves it: some of its matrices are transposed views then
     indices = torch.randint(K, (n, levels, h, w))
     rows = prior.label_rows(torch.zeros(n, dtype=torch.int64), n, indices.device)
     with torch.inference_mode():

@@ -64,7 +64,7 @@ class Cache:
         self.reach, first_bias = first.shape[2] - 1, prior.first.bias
         assert first_bias is not None
         self.above_matrix = first[:, :, :-1].permute(2, 3, 1, 0).flatten(0, 2)                  # (reach * columns * E, 2C)
-        self.left_matrix = first[:, :, -1, : self.reach].permute(2, 1, 0).flatten(0, 1)         # (reach * E, 2C)
+        self.left_matrix = first[:, :, -1, : self.reach].permute(2, 1, 0).flatten(0, 1).contiguous()       # (reach * E, 2C)
         bias = first_bias.expand(1, 1, 1, -1) if constant is None else constant + first_bias
         self.constant = bias.expand(n, -1, w, -1).permute(1, 2, 0, 3)           # (h or 1, w, n, 2C)
         self.layers = [CachedLayer(layer, n, w) for layer in prior.layers]      # type: ignore[arg-type]
