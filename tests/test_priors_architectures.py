@@ -147,6 +147,8 @@ def test_known_places_stay_and_the_seed_decides_the_rest(architecture: str) -> N
     assert torch.equal(first, second)
     assert torch.equal(first[known >= 0], known[known >= 0])
     assert not torch.equal(first, sample(prior, 3, 4, 6, seed=6, known=known, labels=1))
+    # As models are loaded: another order of the weights in memory, the same pictures.
+    assert torch.equal(first, sample(prior.to(memory_format=torch.channels_last), 3, 4, 6, seed=5, known=known, labels=1))     # type: ignore[call-overload]
 
 
 @every

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from vqtok import codes, weights
 from vqtok.config import PriorConfig
 from vqtok.priors import PixelRNN, sample
-from vqtok.priors.pixelrnn.network import FIRST_REACH, drop
+from vqtok.priors.pixelrnn.network import FIRST_REACH, RowLSTM, drop
 from vqtok.priors.pixelrnn.scan import gather, scan, scatter
 
 K = 5
@@ -32,6 +33,10 @@ def at(features: dict[tuple[int, int], Tensor], i: int, j: int, size: int) -> Te
     return features.get((i, j), torch.zeros(size))
 
 
+def layers_of(prior: PixelRNN) -> list[RowLSTM]:
+    return cast(list[RowLSTM], list(prior.layers))
+
+
 def slow(prior: PixelRNN, grid: Tensor, constant: Tensor) -> Tensor:
     """Features (h, w, 2C) of one level's grid (h, w), one place at a time, as the paper has it; constant is (h, w, 2C)."""
     (h, w), C, E = grid.shape, prior.config.width, prior.embedding.embedding_dim
@@ -39,16 +44,16 @@ def slow(prior: PixelRNN, grid: Tensor, constant: Tensor) -> Tensor:
     embedded = {(i, j): prior.embedding.weight[grid[i, j]] for i, j in places}
     x = {}
     for i, j in places:
-        x[i, j] = prior.first.bias + constant[i, j]
+        x[i, j] = torch.as_tensor(prior.first.bias) + constant[i, j]
         for up in range(FIRST_REACH + 1):
             for right in range(-FIRST_REACH, FIRST_REACH + 1):
                 if up or right < 0:
                     matrix = prior.first.weight[:, :, FIRST_REACH - up, FIRST_REACH + right]
                     x[i, j] = x[i, j] + matrix @ at(embedded, i - up, j + right, E)
-    for layer in prior.layers:
+    for layer in layers_of(prior):
         reach, hidden, cells, after = prior.config.kernel // 2, {}, {}, {}
         for i, j in places:
-            gates = layer.input.bias
+            gates = torch.as_tensor(layer.input.bias)
             for left in range(reach + 1):
                 gates = gates + layer.input.weight[:, :, reach - left, 0] @ at(x, i, j - left, 2 * C)
             for right in range(-reach, reach + 1):
@@ -66,11 +71,11 @@ def slow(prior: PixelRNN, grid: Tensor, constant: Tensor) -> Tensor:
 @pytest.mark.parametrize(("kernel", "layers"), [(3, 2), (5, 1)])
 def test_hidden_is_what_the_equations_say(kernel: int, layers: int) -> None:
     prior = made(layers=layers, kernel=kernel)
-    indices = torch.randint(K, (2, 1, 4, 5))
+    indices = torch.randint(K, (2, 1, 3, 4))
     hidden = prior.hidden(indices)
-    assert hidden.shape == (2, 1, 4, 5, 12)
+    assert hidden.shape == (2, 1, 3, 4, 12)
     for picture in range(2):
-        wanted = slow(prior, indices[picture, 0], torch.zeros(4, 5, 12))
+        wanted = slow(prior, indices[picture, 0], torch.zeros(3, 4, 12))
         torch.testing.assert_close(hidden[picture, 0], wanted, atol=2e-5, rtol=1e-4)
 
 
@@ -91,7 +96,7 @@ def test_levels_below_and_labels_add_to_what_enters() -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 def test_it_is_blind_outside_of_a_triangle(layers: int) -> None:
     """To the right it sees what the first layer shows the rows above, one column more with each row; to the left each layer adds one."""
-    prior, (h, w), (i, j) = made(layers=layers), (6, 16), (5, 8)
+    prior, (h, w), (i, j) = made(layers=layers), (5, 14), (4, 7)
     indices = torch.randint(K, (1, 1, h, w))
     before = prior(indices)[0, 0, i, j]
     for row in range(h):
@@ -149,7 +154,7 @@ def test_the_recurrence_in_bfloat16_is_close_to_float32() -> None:
         assert hidden.dtype == dtype
         for_gates, for_weight = torch.autograd.grad(hidden, (g, v), upstream.to(dtype))
         assert for_weight.dtype == torch.float32
-        results.append((hidden.float(), for_gates.float(), for_weight))
+        results.append((hidden.detach().float(), for_gates.float(), for_weight))
     for full, half in zip(*results, strict=True):
         assert float((full - half).norm() / full.norm()) < 0.02
 
@@ -178,11 +183,13 @@ def test_dropout_drops_its_part_and_keeps_the_mean() -> None:
 
 def test_a_new_network_remembers() -> None:
     """The forget gates start open, at sigmoid(1)."""
+    torch.manual_seed(0)
     prior = PixelRNN(PriorConfig(K, width=6, layers=2, architecture="pixelrnn"))
-    for layer in prior.layers:
+    for layer in layers_of(prior):
+        assert layer.input.bias is not None
         assert layer.input.bias.tolist() == [0] * 6 + [1] * 6 + [0] * 12
     loss = prior.eval().loss(torch.randint(K, (4, 1, 8, 8)))
-    assert float(loss) == pytest.approx(math.log(K), abs=0.05)
+    assert loss.item() == pytest.approx(math.log(K), abs=0.1)
 
 
 def test_rows_after_a_known_part_see_all_of_it() -> None:
@@ -191,7 +198,7 @@ def test_rows_after_a_known_part_see_all_of_it() -> None:
     torch.manual_seed(2)
     known = torch.randint(K, (3, 1, 6, 7))
     unknown = torch.zeros(6, 7, dtype=torch.bool)
-    unknown[1, 2] = unknown[4, :3] = unknown[5, 6] = True
+    unknown[:, :3] = True
     drawn = sample(prior, 3, 6, 7, known=known.masked_fill(unknown, -1), temperature=0)
     with torch.no_grad():
         likeliest = prior(drawn).argmax(-1)
@@ -210,3 +217,28 @@ def test_train_sample_and_report() -> None:
     assert codes.read(Path("s.npz")).indices.shape == (2, 1, 3, 4)
     ok("report", "run", "-o", "report.html")
     assert "pixelrnn" in Path("report.html").read_text()
+
+
+@pytest.mark.parametrize(("n", "levels"), [(1, 1), (3, 2)])
+def test_both_cursors_give_the_logits_of_the_full_pass_also_of_rows_left_early(n: int, levels: int) -> None:
+    prior, level, (h, w) = made(levels, labels=("cat",)), levels - 1, (4, 5)
+    # As training leaves it: some of its matrices are transposed views then.
+    prior.to(memory_format=torch.channels_last)     # type: ignore[call-overload]
+    indices = torch.randint(K, (n, levels, h, w))
+    labels = torch.zeros(n, dtype=torch.int64)
+    rows, full = prior.label_rows(labels, n, indices.device), prior(indices, labels).detach()[:, level]
+    with torch.inference_mode():
+        slowly = prior.cursor(level, n, h, w, rows, indices)
+        packed, context = prior.quick(rows), prior.context_of(indices)
+        assert packed is not None
+        quickly = packed.cursor(level, n, w, None if context is None else context[:, level])
+        for i in range(h):
+            above = indices[:, level, i - 1] if i else None
+            slowly.next_row(above)
+            quickly.next_row(None if above is None else above.numpy())
+            for j in range(w if i != 1 else 2):         # the second row is left early
+                left = indices[:, level, i, j - 1] if j else None
+                torch.testing.assert_close(slowly.logits(slowly.next_column(left)), full[:, i, j], atol=1e-5, rtol=1e-4)
+                quickly.next_column(None if left is None else left.numpy())
+                torch.testing.assert_close(torch.from_numpy(quickly.logits()), full[:, i, j], atol=1e-5, rtol=1e-4)
+    assert prior.double().quick(rows) is None

@@ -56,7 +56,7 @@ class Cache:
     """The prior part-way through one level of n grids."""
 
     def __init__(self, prior: "PixelRNN", level: int, n: int, w: int, constant: Tensor | None) -> None:
-        """`constant` (n, h, w, 2C): what the places know beside their own level."""
+        """`constant` (n, h or 1, w or 1, 2C): what the places know beside their own level."""
         K, C, self.w = prior.config.codebook_size, prior.config.width, w
         self.embedding = prior.embedding.weight[level * K : (level + 1) * K]
         E = self.embedding.shape[1]
@@ -64,7 +64,7 @@ class Cache:
         self.reach, first_bias = first.shape[2] - 1, prior.first.bias
         assert first_bias is not None
         self.above_matrix = first[:, :, :-1].permute(2, 3, 1, 0).flatten(0, 2)                  # (reach * columns * E, 2C)
-        self.left_matrix = first[:, :, -1, : self.reach].permute(2, 1, 0).flatten(0, 1)         # (reach * E, 2C)
+        self.left_matrix = first[:, :, -1, : self.reach].permute(2, 1, 0).flatten(0, 1).contiguous()     # (reach * E, 2C)
         bias = first_bias.expand(1, 1, 1, -1) if constant is None else constant + first_bias
         self.constant = bias.expand(n, -1, w, -1).permute(1, 2, 0, 3)           # (h or 1, w, n, 2C)
         self.layers = [CachedLayer(layer, n, w) for layer in prior.layers]      # type: ignore[arg-type]

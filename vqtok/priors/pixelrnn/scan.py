@@ -45,7 +45,7 @@ def _taps(size: int, k: int, n: int) -> list[tuple[int, slice, slice]]:
 
 
 class _Scan(torch.autograd.Function):
-    """The arithmetic between the products is float32, in buffers of one row, also for bfloat16 gates, whose tanh takes six times as long."""
+    """Between the products all is float32, in buffers of one row, for bfloat16 gates too: their own tanh takes six times as long."""
 
     @staticmethod
     def forward(ctx: Any, gates: Tensor, weight: Tensor, w: int) -> Tensor:
@@ -86,7 +86,7 @@ class _Scan(torch.autograd.Function):
             step(gates[i], cells[i], cells[i - 1] if i else None)
         gathered = gather(hidden[:-1], hidden.new_zeros(h - 1, size, len(weight) // C, C), n)
         for_weight = gathered.view(-1, len(weight)).T @ gates[1:].flatten(0, 1)
-        return gates, for_weight.to(weight.dtype), None
+        return gates.detach(), for_weight.to(weight.dtype), None
 
 
 class _StepBack:

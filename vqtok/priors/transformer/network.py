@@ -5,12 +5,11 @@ known of the levels below around the place that it asks for.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
 from vqtok.priors.base import Context, Prior, offset
-from vqtok.priors.transformer.block import Block
+from vqtok.priors.transformer.block import Block, drop
 from vqtok.priors.transformer.cache import Cache
 from vqtok.priors.transformer.rotary import turns
 
@@ -41,7 +40,8 @@ class Transformer(Prior):
         x = torch.cat([self.start.to(carried.dtype).expand(B, L, 1, -1), carried], dim=2)
         added = self.added(indices, self.label_rows(labels, B, indices.device))
         x = (x if added is None else x + added).flatten(0, 1)               # (B*L, h*w, C)
-        x = F.dropout(x, self.config.dropout, self.training)
+        if self.training and self.config.dropout:
+            x = drop(x, self.config.dropout, torch.zeros_like(x))
         cos, sin = turns(h, w, self.head_size, indices.device)
         for block in self.blocks:
             x = block(x, cos, sin)
