@@ -15,7 +15,7 @@ from train_helpers import Interrupt
 from vqtok import codec, images, study, train
 from vqtok.config import Recipe
 from vqtok.errors import InputError, OutputError, UsageError
-from vqtok.study import budget, measure, page, pictures, table, trained
+from vqtok.study import budget, measure, page, pictures, table, trained, vae
 from vqtok.study.budget import Spent
 from vqtok.study.results import Result
 from vqtok.study.systems import Shape
@@ -62,8 +62,8 @@ def test_every_bit_of_a_vqvae_is_counted(done: tuple[Path, study.Study]):
         indices = model.network.encode(x.float())
         chances = model.prior(indices).double().log_softmax(-1)
         index_bits = -chances.gather(-1, indices[..., None]).sum() / math.log(2)
-        output = model.network.decoder(model.network.quantizer.lookup(indices)).double()
-        scale = model.likelihood.log_scale.double().exp()[:, None, None]
+        output, own = model.network.decoder(model.network.quantizer.lookup(indices)).double().chunk(2, 1)
+        scale = (model.likelihood.log_scale.double()[:, None, None] + own).clamp(-7, 2).exp()
         upper = torch.where(x > 1 - 1 / 255, 1.0, torch.sigmoid((x + 1 / 255 - output) / scale))
         lower = torch.where(x < -1 + 1 / 255, 0.0, torch.sigmoid((x - 1 / 255 - output) / scale))
         pixel_bits = -(upper - lower).log2().sum()
@@ -72,6 +72,38 @@ def test_every_bit_of_a_vqvae_is_counted(done: tuple[Path, study.Study]):
     assert result.bits_pixels == pytest.approx(float(pixel_bits) / test.size, rel=1e-4)
     assert result.bits == result.bits_latents + result.bits_pixels
     assert result.kind == "bound, code length"
+
+
+@pytest.mark.slow
+def test_raw_pixels_are_exact(tmp_path: Path):
+    found = go(plan(tmp_path, systems=study.choose("pixelcnn"))).results[0]
+    model = codec.load(tmp_path / "out" / "pixelcnn", "cpu")
+    test = np.load(tmp_path / "out" / "data" / "test.npy")
+    planes = torch.from_numpy(test.astype(np.int64)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        chances = model.prior(planes).double().log_softmax(-1)
+    bits = -float(chances.gather(-1, planes[..., None]).sum()) / math.log(2) / test.size
+    assert found.bits == pytest.approx(bits, rel=1e-4)
+    assert (found.kind, found.bits_pixels, found.symbols, found.alphabet) == ("exact", 0.0, 8 * 8 * 3, 256)
+    assert found.parameters == sum(p.numel() for p in model.prior.parameters())
+    assert found.tokenizer_steps == 0
+
+
+@pytest.mark.slow
+def test_both_parts_of_a_vae_are_counted(tmp_path: Path):
+    found = go(plan(tmp_path, systems=study.choose("vae"))).results[0]
+    network = vae.load(tmp_path / "out" / "vae", torch.device("cpu"))
+    x = torch.from_numpy(np.load(tmp_path / "out" / "data" / "test.npy")).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        mean, log_variance = network.encode(x)
+        q = torch.distributions.Normal(mean, (log_variance / 2).exp())
+        divergence = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum()
+        rest = network.likelihood.nll(network.decoder(q.sample()), x)
+    assert found.bits_latents == pytest.approx(float(divergence) / math.log(2) / x.numel(), rel=1e-3)
+    assert found.bits_pixels == pytest.approx(float(rest) / math.log(2), rel=0.05)       # of other draws of z
+    assert (found.kind, found.symbols, found.alphabet, found.steps) == ("bound, ELBO", 4 * 2 * 2, 0, 4)
+    begun, _ = train.resumed(tmp_path / "out" / "vae", train.Wanted())
+    assert begun.recipe.tokenizer_training.steps == 4
 
 
 def test_the_row_says_what_was_done(done: tuple[Path, study.Study]):
@@ -126,6 +158,17 @@ def test_what_is_finished_stays(tmp_path: Path):
     assert go(plan(tmp_path), True, listener).results == first.results
     assert listener.statuses == []
     assert weights.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_what_was_finished_before_stays_in_the_table(tmp_path: Path):
+    go(plan(tmp_path))
+    both = go(plan(tmp_path, systems=study.choose("vq-fvsbn")), True).results
+    assert [result.system for result in both] == ["vq-fvsbn", "vq-pixelcnn"]
+    assert both[0].bits_pixels == both[1].bits_pixels       # one tokenizer, trained once
+    assert both[0].tokenizer_seconds == both[1].tokenizer_seconds
+    other = go(plan(tmp_path, systems=study.choose("vq-fvsbn"), seed=1), True).results
+    assert [result.system for result in other] == ["vq-fvsbn"]
 
 
 @pytest.mark.slow
@@ -299,7 +342,7 @@ def test_kinship_may_go_either_way(logistic: float, words: str):
 
 
 def test_systems_are_chosen_by_name():
-    assert [system.name for system in study.choose(" vq-pixelcnn ,")] == ["vq-pixelcnn"]
+    assert [system.name for system in study.choose(" vq-pixelcnn ,vae")] == ["vae", "vq-pixelcnn"]
     assert study.choose(None) == study.SYSTEMS
     with pytest.raises(UsageError, match="no system 'vae9'"):
         study.choose("vae9")

@@ -62,24 +62,34 @@ def check_free(folder: Path, force: bool) -> None:
 def study(plan: Plan, stop: train.Stop, listener: train.Listener, device: torch.device, resume: bool = False) -> Study:
     """Trains and measures the systems one after another; the tables and pages in the folder are written anew after each.
 
-    With `resume`, what is finished with the same settings is kept, and what is begun goes on. Raises Interrupted after a signal, when
-    all that is needed to go on is saved; InputError and UsageError for pictures that a study cannot use.
+    With `resume`, what is finished with the same settings is kept, of systems that are not asked for, too, and what is begun goes on.
+    Raises Interrupted after a signal, when all that is needed to go on is saved; InputError and UsageError for pictures that a study
+    cannot use.
     """
     found = pictures.prepare(pictures.find(plan.data), plan.folder / "data", plan.test_pictures, plan.seed)
     watch = Watch(listener)
     lab = Lab(plan.folder, found, plan.budget, plan.seed, device, stop, watch, plan.command, plan.steps)
     if not resume:
         _forget(plan.folder)
-    outcome = _outcome(plan, lab, [])
-    page.write(plan.folder, outcome)
+    have = _finished(plan, lab)
+    page.write(plan.folder, _outcome(plan, lab, have))
     for system in plan.systems:
-        watch.begin(system.name, plan.budget, 0.0)
-        done = trained.train(lab, system)
-        settings = measure.settings_of(done, len(found.test), plan.samples)
-        result = results.read(plan.folder / system.name, settings) or measure.measure(lab, system, done, plan.samples)
-        outcome = _outcome(plan, lab, [*outcome.results, result])
-        page.write(plan.folder, outcome)
-    return outcome
+        if system.name not in have:
+            watch.begin(system.name, plan.budget, 0.0)
+            have[system.name] = measure.measure(lab, system, trained.train(lab, system), plan.samples)
+            page.write(plan.folder, _outcome(plan, lab, have))
+    return _outcome(plan, lab, have)
+
+
+def _finished(plan: Plan, lab: Lab) -> dict[str, Result]:
+    """Results that are in the folder already, by system."""
+    found = {}
+    for system in {system.name: system for system in (*SYSTEMS, *plan.systems)}.values():
+        settings = measure.settings_of(trained.settings_of(lab, system), len(lab.pictures.test), plan.samples)
+        result = results.read(plan.folder / system.name, settings)
+        if result is not None:
+            found[system.name] = result
+    return found
 
 
 def _forget(folder: Path) -> None:
@@ -88,7 +98,10 @@ def _forget(folder: Path) -> None:
         mark.unlink()
 
 
-def _outcome(plan: Plan, lab: Lab, found: list[Result]) -> Study:
+def _outcome(plan: Plan, lab: Lab, have: dict[str, Result]) -> Study:
+    """The study so far, its systems in the table's order."""
+    order = dict.fromkeys([*(system.name for system in SYSTEMS), *have])
+    found = [have[name] for name in order if name in have]
     test = lab.pictures.test
     facts: dict[str, Any] = {
         "data": lab.pictures.name, "size": list(test.shape[1:]), "training pictures": lab.pictures.train,

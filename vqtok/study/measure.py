@@ -61,9 +61,9 @@ def _floats(pictures: np.ndarray, device: torch.device) -> Tensor:
     return to_float(x).contiguous(memory_format=torch.channels_last)
 
 
-def settings_of(trained: Trained, test_pictures: int, samples: int) -> str:
-    """Digest of what a result depends on."""
-    return hashlib.sha256(f"{trained.settings} {test_pictures} {samples}".encode()).hexdigest()[:16]
+def settings_of(trained: str, test_pictures: int, samples: int) -> str:
+    """Digest of what a result depends on; `trained` is that of its training."""
+    return hashlib.sha256(f"{trained} {test_pictures} {samples}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def measure(lab: Lab, system: System, trained: Trained, samples: int) -> Result:
     """Measures a trained system, draws its samples into samples-SYSTEM.png, and writes its result."""
     found = (_measure_vae if system.tokenizer == vae.NAME else _measure_model)(lab, system, samples)
     result = Result(
-        settings_of(trained, len(lab.pictures.test), samples), system.name, system.what, found.parameters, found.symbols, found.alphabet,
+        settings_of(trained.settings, len(lab.pictures.test), samples), system.name, system.what,
+        found.parameters, found.symbols, found.alphabet,
         found.bits.latents, found.bits.pixels, found.kind, len(lab.pictures.test), samples, found.seconds, found.shown,
         trained.all_seconds, trained.tokenizer_seconds + trained.encoding_seconds, trained.steps, trained.steps * trained.batch,
         trained.tokenizer_steps, trained.tokenizer_steps * trained.tokenizer_batch, trained.precision,

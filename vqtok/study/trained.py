@@ -94,7 +94,7 @@ def train(lab: Lab, system: System) -> Trained:
     if system.tokenizer == vae.NAME:
         return _train_vae(lab, folder, recipe)
     tokenizer = _tokenizer(lab, system, recipe)
-    settings = _digest(lab, recipe.to_dict())
+    settings = settings_of(lab, system)
     found = _begin(lab, folder, settings, recipe)
     if found.finished:
         return found
@@ -113,7 +113,7 @@ def train(lab: Lab, system: System) -> Trained:
 
 
 def _train_vae(lab: Lab, folder: Path, recipe: Recipe) -> Trained:
-    settings = _digest(lab, {name: recipe.to_dict()[name] for name in _TOKENIZER_TABLES})
+    settings = _digest(lab, _of_tokenizer(recipe))
     found = _begin(lab, folder, settings, recipe)
     if found.finished:
         return found
@@ -148,7 +148,7 @@ def _spend(lab: Lab, run: Run, recipe: Recipe, stage: str, seconds: float, go_on
 def _tokenizer(lab: Lab, system: System, recipe: Recipe) -> Trained:
     """The tokenizer of the system, trained once for all that share it, and the indices that it gives of all pictures."""
     folder = lab.folder / f"tokenizer-{system.tokenizer}"
-    settings = _digest(lab, {name: recipe.to_dict()[name] for name in _TOKENIZER_TABLES})
+    settings = _digest(lab, _of_tokenizer(recipe))
     found = _begin(lab, folder, settings, recipe)
     if found.finished and (folder / INDICES).exists():
         return found
@@ -195,6 +195,16 @@ def _share(tokenizer: Path, folder: Path) -> None:
         os.link(tokenizer / INDICES, target)
     except OSError:         # a file system without links
         shutil.copyfile(tokenizer / INDICES, target)
+
+
+def settings_of(lab: Lab, system: System) -> str:
+    """Digest of all that the system's training depends on."""
+    recipe = recipe_of(system, lab.pictures.shape, lab.seed)
+    return _digest(lab, _of_tokenizer(recipe) if system.tokenizer == vae.NAME else recipe.to_dict())
+
+
+def _of_tokenizer(recipe: Recipe) -> dict[str, Any]:
+    return {name: value for name, value in recipe.to_dict().items() if name in _TOKENIZER_TABLES}
 
 
 def _digest(lab: Lab, values: dict[str, Any]) -> str:
