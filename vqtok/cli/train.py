@@ -39,7 +39,10 @@ def train(
         list[str] | None, typer.Option("--set", help="Any setting of a recipe, like prior.width=192.", metavar="KEY=VALUE")
     ] = None,
     init: Annotated[
-        str | None, typer.Option("--init", help="Start from the tokenizer of this model (fine-tune it).", metavar="MODEL")
+        str | None,
+        typer.Option(
+            "--init", help="Start from the tokenizer of this model (fine-tune it).", metavar="MODEL", autocompletion=o.model_names
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in -o as if it had never stopped.")] = False,
     max_time: Annotated[str | None, typer.Option("--max-time", help="Save and stop after this time, like 10m or 1h30m.")] = None,
