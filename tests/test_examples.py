@@ -42,6 +42,7 @@ def test_all_examples_are_tested_short_and_on_a_page():
         assert f"```python\n{text}```\n" in (ROOT / "docs" / SHOWN[name]).read_text(), name
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shards")
 def test_train_transformer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     example(monkeypatch, "train_transformer.py", "codes", "new.png", 2)
