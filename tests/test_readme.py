@@ -11,10 +11,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_vectors")
 def test_every_command_of_the_readme_runs_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("VQTOK_MODELS")
     make_pictures(tmp_path)
-    assert len(lines(README)) >= 15
+    assert len(lines(README)) >= 12
     for line in lines(README):
         run_line(line)
     assert codes.read_any(tmp_path / "tiny.npz") != codes.read_any(tmp_path / "photo.npz")
