@@ -64,7 +64,8 @@ def test_the_list_of_commands_has_all_that_help_shows(monkeypatch: pytest.Monkey
     for command in app.registered_commands:
         section = page.partition(f"\n## {command.name}\n")[2].partition("\n## ")[0]
         shown = ok(command.name, "--help").stdout
-        options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", shown.partition("Options:")[2])) - {"--help", "-h"}
+        heads = " ".join(re.findall(r"^  (-.*?)  ", shown.partition("Options:")[2], re.MULTILINE))
+        options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", heads)) - {"--help", "-h"}
         assert options, command.name
         assert not {option for option in options if f"`{option}" not in section}, command.name
         assert section.count("\n| `") == section.count("\n| ") - 1
