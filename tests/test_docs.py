@@ -17,6 +17,7 @@ from vqtok.errors import FormatError
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 WITH_COMMANDS = [page.name for page in PAGES if page.parent == ROOT / "docs" and lines(page.read_text(encoding="utf-8"))]
+WITH_SNIPPETS = [ROOT / "README.md", ROOT / "docs" / "recipes.md", ROOT / "docs" / "transformer.md"]
 NAMED = [word for page in PAGES for word in re.findall(r"`(tests/[\w/]+\.py::\w+)`", page.read_text(encoding="utf-8"))]
 
 
@@ -34,6 +35,19 @@ def test_every_command_of_a_page_runs_in_order(name: str, monkeypatch: pytest.Mo
     make_pictures(tmp_path)
     for line in lines((ROOT / "docs" / name).read_text(encoding="utf-8")):
         run_line(line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.name)
+def test_snippets_run(page: Path, tmp_path: Path):
+    """Those that begin with an import of ours or of NumPy; examples, which begin with a docstring, have tests of their own."""
+    make_pictures(tmp_path)
+    for line in ("vqtok encode photo.jpg", "vqtok encode holiday/ --bulk -o codes/ --workers 0"):
+        run_line(line)
+    snippets = re.findall(r"```python\n((?:import vqtok|from vqtok|import numpy).*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert snippets
+    for snippet in snippets:
+        exec(compile(snippet, page.name, "exec"), {})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -14,6 +14,17 @@ def model_names(incomplete: str) -> list[str]:
     return [model.name for model in weights.models() if model.name.startswith(incomplete)]
 
 
+def known(names: str) -> Callable[[str], list[str]]:
+    """What the shell completes an option to whose words `config` lists under that name."""
+
+    def complete(incomplete: str) -> list[str]:
+        from vqtok import config
+
+        return [word for word in getattr(config, names) if word.startswith(incomplete)]
+
+    return complete
+
+
 def one_of(*words: str) -> Callable[[str], list[str]]:
     """What the shell completes an option to that takes one of a few words."""
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]

@@ -52,9 +52,13 @@ def train(
     entropy_steps: Annotated[int | None, typer.Option("--entropy-steps", help="Steps of the entropy prior.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", help="Pictures a step of the tokenizer, of all processes together.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate of the tokenizer.")] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw, or muon for the convolutions.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", help="adamw, or muon for the convolutions.", autocompletion=o.known("OPTIMIZERS"))
+    ] = None,
     size: Annotated[int | None, typer.Option("--size", help="Side of the training crops in pixels.")] = None,
-    quantizer: Annotated[str | None, typer.Option("--quantizer", help="ema, vq, simvq, fsq or lfq.")] = None,
+    quantizer: Annotated[
+        str | None, typer.Option("--quantizer", help="ema, vq, simvq, fsq or lfq.", autocompletion=o.known("QUANTIZERS"))
+    ] = None,
     codebook_size: Annotated[int | None, typer.Option("--codebook-size", help="K: number of codes, 2 to 65536.")] = None,
     code_dim: Annotated[int | None, typer.Option("--code-dim", help="D: dimension of a code.")] = None,
     normalize: Annotated[bool | None, typer.Option("--normalize/--no-normalize", help="Codes on the unit sphere.")] = None,
@@ -64,7 +68,9 @@ def train(
     level_dropout: Annotated[
         float | None, typer.Option("--level-dropout", help="Part of the pictures decoded from their first few levels only.")
     ] = None,
-    likelihood: Annotated[str | None, typer.Option("--likelihood", help="mse, l1, charbonnier, bce or logistic.")] = None,
+    likelihood: Annotated[
+        str | None, typer.Option("--likelihood", help="mse, l1, charbonnier, bce or logistic.", autocompletion=o.known("LIKELIHOODS"))
+    ] = None,
     ms_ssim: Annotated[float | None, typer.Option("--ms-ssim", help="Weight of 1 - MS-SSIM.")] = None,
     perceptual: Annotated[
         Path | None, typer.Option("--perceptual", help="LPIPS weights (safetensors): adds the perceptual distance.", metavar="FILE")
