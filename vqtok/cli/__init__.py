@@ -1,5 +1,6 @@
 """The `vqtok` command. Each command parses, calls the library and prints; torch is imported inside commands only."""
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -85,4 +86,6 @@ for name, command in (
 
 def main() -> None:
     """Entry point of the command."""
+    if "_VQTOK_COMPLETE" in os.environ:     # a shell asks what a word may become
+        os.environ["COLUMNS"] = "1000"      # Typer breaks help at this width, and fish takes the second line for a word of its own
     app()
