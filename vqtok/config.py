@@ -105,7 +105,8 @@ class TokenizerConfig:
 
     def _check_classic(self) -> None:
         count = len(self.stages)
-        _check(2 ** (count - 1) == self.downsample, f"{count} stages do not make downsample {self.downsample}", "one halving less than stages")
+        made = f"{count} stages do not make downsample {self.downsample}"
+        _check(2 ** (count - 1) == self.downsample, made, "there is a halving between two stages")
         _check((self.fold, self.shortcut) == (1, False), "the classic network has no fold and no shortcut", "set fold=1, shortcut=false")
         _check(self.width == self.stages[0], f"width {self.width} is not that of the first stage", f"set width={self.stages[0]}")
         _check(min(self.encoder_blocks, self.decoder_blocks) > 0, "the classic network has blocks at each stage", "choose 1 or more blocks")

@@ -54,8 +54,8 @@ def export(folder: weights.ModelFolder) -> Exported:
 def _check(settings: TokenizerConfig, name: str) -> None:
     if settings.network != "classic":
         raise ModelError(
-            f"a VQModel of diffusers cannot be the model {name}: it has no layers that fold pixels into channels, as the folded network does",
-            "export an imported model, or one trained with the classic network",
+            f"the model {name} cannot be a VQModel of diffusers, which has no layers that fold pixels into channels",
+            "export a model with the classic network: one that vqtok import made",
         )
     other = [
         f"the {kind} {value}"
@@ -65,7 +65,7 @@ def _check(settings: TokenizerConfig, name: str) -> None:
     other += ["several levels"] if settings.levels > 1 else []
     other += ["more decoder blocks than one past the encoder's"] if settings.decoder_blocks != settings.encoder_blocks + 1 else []
     if other:
-        raise ModelError(f"a VQModel of diffusers cannot be the model {name}: it has no {other[0]}", "export an imported model")
+        raise ModelError(f"the model {name} cannot be a VQModel of diffusers, which has no {other[0]}", "export an imported model")
 
 
 def _unit(codebook: np.ndarray) -> np.ndarray:

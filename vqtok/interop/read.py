@@ -75,7 +75,7 @@ def _torch_tensors(path: Path) -> dict[str, np.ndarray]:
 def _refused(path: Path, reason: str) -> FormatError:
     name = re.search(r"GLOBAL ([\w.]+)", reason)
     if name:
-        return FormatError(f"{path} holds more than tensors ({name[1][:80]}): to read that would run code, which vqtok never does", _SAVE_SAFELY)
+        return FormatError(f"{path} holds more than tensors ({name[1][:80]}): to read that would run code of the file's", _SAVE_SAFELY)
     first = " ".join(reason.split())[:100]
     return FormatError(f"{path} is damaged, or not made by torch.save ({first})", _COPY_AGAIN)
 
