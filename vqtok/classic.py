@@ -105,7 +105,7 @@ class Whole(nn.Module):
 
     def __init__(self, config: TokenizerConfig, scale: int) -> None:
         super().__init__()
-        self.scale, self.bytes_per_pixel = scale, _bytes_per_pixel(config)
+        self.config, self.scale = config, scale
 
     def run(self, x: Tensor) -> Tensor:
         """Output for one or a few inputs."""
@@ -114,12 +114,7 @@ class Whole(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Output (B, ...) of x (B, ..., H, W). InputError where one picture takes more than MEMORY_LIMIT."""
         H, W = (side * self.scale for side in x.shape[2:])
-        need = H * W * self.bytes_per_pixel
-        if need > MEMORY_LIMIT:
-            raise InputError(
-                f"a picture of {W}x{H} takes about {files.human_bytes(need)} of memory: this model's network needs all of it at once",
-                f"make it smaller, at most {MEMORY_LIMIT // self.bytes_per_pixel / 1e6:.1f} megapixels, or choose another --model",
-            )
+        check_size(self.config, H, W)
         if torch.is_grad_enabled() or len(x) == 1:
             return self.run(x)
         count = max(1, (PIXELS_AT_ONCE if x.device.type == "cpu" else GPU_PIXELS_AT_ONCE) // (H * W))
@@ -171,6 +166,17 @@ class Decoder(Whole):
         for stage in self.stages:
             x = stage(x)
         return self.last(_silu(self.norm(x)))
+
+
+def check_size(config: TokenizerConfig, H: int, W: int) -> None:
+    """Raises InputError where a picture of H x W pixels takes more than MEMORY_LIMIT."""
+    each = _bytes_per_pixel(config)
+    if H * W * each > MEMORY_LIMIT:
+        need, most = files.human_bytes(H * W * each), MEMORY_LIMIT / each / 1e6
+        raise InputError(
+            f"a picture of {W}x{H} takes about {need} of memory: the classic network needs all of it at once",
+            f"make it smaller, at most {most:.1f} megapixels, or choose another --model",
+        )
 
 
 def _silu(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import images, weights
+from vqtok import classic, images, weights
 from vqtok.codec.coder import EntropyCoder, without_prior
 from vqtok.codec.loading import build_tokenizer, load_prior, pick_device, place, take
 from vqtok.codes import Codes, Compact, choice, compact, counted, index_dtype
@@ -148,6 +148,12 @@ class Model:
             self._encode(pictures[i : i + group], indices[i : i + group])
         return self._codes(indices, tuple((p.shape[0], p.shape[1]) for p in pictures))
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raises InputError where a picture is too large for the network: one that sees it whole keeps all of it in memory."""
+        if self.config.network == "classic":
+            f = self.config.downsample
+            classic.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
+
     def _encode(self, pictures: list[np.ndarray], indices: Tensor) -> None:
         """Writes the indices (n, L, h, w) of n pictures that share a grid, or those of the first few levels."""
         f, (count, h, w) = self.config.downsample, indices.shape[1:]
@@ -212,8 +218,8 @@ class Model:
 
     def _cut(self, h: int, w: int, n: int = 1) -> Cut:
         """How n grids are worked on: in parts of `pixels_at_once`, or in one where the network sees the whole picture."""
-        f, classic = self.config.downsample, self.config.network == "classic"
-        return Cut.of(h, w, f, n * h * w * f * f if classic else self.pixels_at_once, n)
+        f, whole = self.config.downsample, self.config.network == "classic"
+        return Cut.of(h, w, f, n * h * w * f * f if whole else self.pixels_at_once, n)
 
     def _vectors(self, indices: np.ndarray) -> Tensor:
         """(1, D, h, w) from (1, L, h, w)."""
