@@ -134,3 +134,19 @@ def test_an_imported_model_is_fine_tuned(data: Path, few_vectors: None):
     before, after = (weights.load(Path(name) / "tokenizer.safetensors", "tokenizer") for name in ("m", "tuned"))
     assert after.tensors.keys() == before.tensors.keys()
     assert (after.tensors["encoder.first.weight"] != before.tensors["encoder.first.weight"]).any()
+
+
+@pytest.mark.slow
+def test_a_classic_network_is_trained_from_scratch_resumed_and_exported(data: Path, few_vectors: None):
+    settings = ["network=classic", "fold=1", "shortcut=false", "stages=[8, 8, 16]", "attention=[2]", "groups=4", "z_channels=4",
+                "quantizer=vq", "decoder_blocks=2"]     # fmt: skip
+    asked = [word for setting in settings for word in ("--set", f"tokenizer.{setting}")]
+    ok("train", "data", "--recipe", "small.toml", *asked, "--stage", "tokenizer", "--steps", "3", "-o", "run", "-q")
+    ok("train", "--resume", "--stage", "tokenizer", "--steps", "6", "-o", "run", "-q")
+    assert weights.read_meta(Path("run/tokenizer.safetensors"))["config"]["stages"] == [8, 8, 16]
+    ok("export", "run", "-o", "theirs")
+    ok("import", "theirs", "-o", "back")
+    save("a.png", picture(16, 16))
+    for name in ("run", "back"):
+        ok("encode", "a.png", "-m", name, "-o", f"{name}.npz")
+    assert (read(Path("run.npz")).indices == read(Path("back.npz")).indices).all()

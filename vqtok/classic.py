@@ -172,7 +172,7 @@ def check_size(config: TokenizerConfig, H: int, W: int) -> None:
     """Raises InputError where a picture of H x W pixels takes more than MEMORY_LIMIT."""
     each = _bytes_per_pixel(config)
     if H * W * each > MEMORY_LIMIT:
-        need, most = files.human_bytes(H * W * each), MEMORY_LIMIT / each / 1e6
+        need, most = files.human_bytes(H * W * each), MEMORY_LIMIT / each // 1e5 / 10
         raise InputError(
             f"a picture of {W}x{H} takes about {need} of memory: the classic network needs all of it at once",
             f"make it smaller, at most {most:.1f} megapixels, or choose another --model",
