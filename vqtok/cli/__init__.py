@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from vqtok import __version__
-from vqtok.cli import decode, encode, evaluate, info, output, pack, report, sample, train, view
+from vqtok.cli import decode, encode, evaluate, exchange, info, output, pack, report, sample, train, view
 from vqtok.errors import UsageError
 
 _ParseError: Any = typer.BadParameter.__mro__[2]    # Typer's ClickException, which has no public name
@@ -78,6 +78,8 @@ for name, command in (
     ("eval", evaluate.evaluate),
     ("info", info.info),
     ("models", info.models),
+    ("import", exchange.import_),
+    ("export", exchange.export),
     ("report", report.report),
     ("view", view.view),
 ):
