@@ -104,8 +104,9 @@ def contestants(options: argparse.Namespace) -> Iterator[tuple[str, PixelCNN, in
     """Name, prior, and rows and columns of its grid."""
     for name in filter(None, options.models.split(",")):
         model = load(name, "cpu")
-        f = model.config.downsample
-        yield name, model.prior, model.native_size[0] // f, model.native_size[1] // f
+        f, prior = model.config.downsample, model.prior
+        assert isinstance(prior, PixelCNN), "the naive loop here is a PixelCNN's"
+        yield name, prior, model.native_size[0] // f, model.native_size[1] // f
     if not options.models:
         for width in map(int, options.widths.split(",")):
             for grid in options.grids.split(","):

@@ -3,15 +3,22 @@
 import json
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from cli_helpers import fails, ok, run, snapshot
 from study_helpers import shrink, write_pictures
 
 from vqtok import study
+from vqtok.cli import app
 from vqtok.cli.train import Listener
 from vqtok.study import page
+from vqtok.study.systems import Shape
+
+COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands      # type: ignore[attr-defined]
 
 WORDS = ("study", "--data", "data.npz", "-o", "out", "--budget", "1s", "--systems", "vq-pixelcnn", "--samples", "2")
 
@@ -42,6 +49,27 @@ def test_a_study_prints_its_table():
     lines = ok(*WORDS, "--resume", "--json", "--quiet").stdout.splitlines()
     assert [json.loads(line)["bits"] for line in lines] == [stored["bits"]]
     assert snapshot(Path("out/vq-pixelcnn")) == before
+
+
+def test_every_option_reaches_the_study(monkeypatch: pytest.MonkeyPatch):
+    seen: dict[str, Any] = {}
+
+    def note(plan: study.Plan, stop: object, listener: object, device: object, resume: bool) -> study.Study:
+        seen.update(plan=plan, device=str(device), resume=resume)
+        return study.Study((), Shape(8, 3), plan.samples)
+
+    monkeypatch.setattr(study, "study", note)
+    words = [
+        "--data", "x", "--budget", "2m", "--output", "o", "--systems", "vae,fvsbn", "--test-pictures", "7", "--samples", "5", "--seed", "3",
+        "--device", "cpu", "--resume", "--json", "--quiet",
+    ]     # fmt: skip
+    options = {max(p.opts, key=len) for p in COMMANDS["study"].params} - {"--help"}
+    assert options == {word for word in words if word.startswith("--")} | {"--force"}
+    assert ok("study", *words).output == ""
+    plan = seen["plan"]
+    assert (plan.data, plan.budget, plan.folder, plan.test_pictures, plan.samples, plan.seed) == ("x", 120.0, Path("o"), 7, 5, 3)
+    assert [system.name for system in plan.systems] == ["fvsbn", "vae"]
+    assert (seen["device"], seen["resume"]) == ("cpu", True)
 
 
 def test_nothing_is_downloaded():

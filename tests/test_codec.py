@@ -396,3 +396,14 @@ def test_complete_of_a_single_row_or_column(toy: codec.Model):
 def test_record_is_the_files(toy: codec.Model, model: Path):
     assert toy.record == weights.read_meta(model / "tokenizer.safetensors")["record"]
     assert json.loads(json.dumps(asdict(toy.config))) == weights.read_meta(model / "tokenizer.safetensors")["config"]
+
+
+def test_a_decoder_that_says_the_scales_too_decodes_in_parts_as_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = codec.load(make_model(tmp_path / "m", replace(TOKENIZER, likelihood="heteroscedastic"), prior=None))
+    codes = model.encode(picture(77, 31))
+    whole, output = model.decode(codes), model.output(codes, 0)
+    assert output.shape == (1, 6, 77, 31)
+    np.testing.assert_array_equal(model.to_picture(output), whole)
+    monkeypatch.setattr("vqtok.codec.model.PIXELS_AT_ONCE", 256)
+    torch.testing.assert_close(model.output(codes, 0), output)
+    np.testing.assert_array_equal(model.decode(codes), whole)

@@ -40,6 +40,11 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     (TokenizerConfig, "restart", (0.0, 1.0), (-0.1, 1.1, math.nan)),
     (TokenizerConfig, "quantizer", ("vq", "ema", "simvq", "fsq", "lfq"), ("", "VQ", "residual")),
     (TokenizerConfig, "likelihood", ("mse", "l1", "charbonnier", "bce", "logistic", "heteroscedastic"), ("", "l2")),
+    (TokenizerConfig, "network", ("folded",), ("", "classic")),     # classic and its settings: test_classic.py
+    (TokenizerConfig, "stages", ((),), ((64,), (64, 64, 64, 64))),
+    (TokenizerConfig, "attention", ((),), ((0,),)),
+    (TokenizerConfig, "groups", (0,), (1, 32)),
+    (TokenizerConfig, "z_channels", (0,), (1, 256)),
     (PriorConfig, "codebook_size", (2, 65536), (1, 65537)),
     (PriorConfig, "levels", (1, 32), (0, 33)),
     (PriorConfig, "width", (4, 2048), (3, 2049)),
@@ -200,7 +205,7 @@ def test_a_config_survives_json(settings: TokenizerConfig | PriorConfig):
 
 
 def test_settings_younger_than_a_file_are_what_it_was_made_with():
-    values = {key: value for key, value in asdict(TokenizerConfig(beta=1.0)).items() if key not in ("level_dropout", "shortcut")}
+    values = {key: value for key, value in asdict(TokenizerConfig(beta=1.0)).items() if key not in config.BEFORE}
     assert from_dict(TokenizerConfig, values, "x.safetensors") == TokenizerConfig(beta=1.0, shortcut=False)
 
 
@@ -226,7 +231,7 @@ def test_wrong_values_in_a_file_are_format_errors(kind: type, value: Any):
             assert getattr(read, name) == (tuple(value) if isinstance(value, list) else value)
         except FormatError as error:
             messages.append(str(error))
-    assert len(messages) >= len(fields(kind)) - 5
+    assert len(messages) >= len(fields(kind)) - 7
     assert all(text.startswith("x.safetensors: ") and len(text) < 300 and text.isprintable() for text in messages)
 
 

@@ -165,3 +165,16 @@ def test_bfloat16_training_gives_float32_losses(architecture: str) -> None:
 def test_a_prior_has_no_more_weights_than_its_levels_ask_for(architecture: str) -> None:
     one, three = (sum(p.numel() for p in build(replace(made(architecture).config, levels=n)).parameters()) for n in (1, 3))
     assert one < three
+
+
+@every
+def test_dropout_follows_the_seed_and_rests_in_evaluation(architecture: str) -> None:
+    prior, indices = made(architecture), torch.randint(K, (2, 1, 4, 6))
+
+    def loss(seed: int) -> float:
+        torch.manual_seed(seed)
+        return float(prior.loss(indices).detach())
+
+    assert loss(1) == loss(2)
+    prior.train()
+    assert loss(1) == loss(1) != loss(2)

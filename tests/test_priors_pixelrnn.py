@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vqtok import codes, weights
 from vqtok.config import PriorConfig
-from vqtok.priors import PixelRNN, sample
-from vqtok.priors.pixelrnn.network import FIRST_REACH, RowLSTM, drop
+from vqtok.priors import PixelRNN
+from vqtok.priors.pixelrnn.network import FIRST_REACH, RowLSTM
 from vqtok.priors.pixelrnn.scan import gather, scan, scatter
 
 K = 5
@@ -170,17 +170,6 @@ def test_scatter_is_the_transpose_of_gather() -> None:
         assert torch.equal(forth[:, k // 2], states)
 
 
-def test_dropout_drops_its_part_and_keeps_the_mean() -> None:
-    torch.manual_seed(0)
-    dropped = drop(torch.ones(3, 5, 4001), 0.25)
-    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
-    assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.008)      # 4.5 standard deviations
-    prior = made()
-    indices = torch.randint(K, (1, 1, 4, 4))
-    assert torch.equal(prior(indices), prior(indices))
-    assert not torch.equal(prior.train()(indices), prior(indices))
-
-
 def test_a_new_network_remembers() -> None:
     """The forget gates start open, at sigmoid(1)."""
     torch.manual_seed(0)
@@ -190,20 +179,6 @@ def test_a_new_network_remembers() -> None:
         assert layer.input.bias.tolist() == [0] * 6 + [1] * 6 + [0] * 12
     loss = prior.eval().loss(torch.randint(K, (4, 1, 8, 8)))
     assert loss.item() == pytest.approx(math.log(K), abs=0.1)
-
-
-def test_rows_after_a_known_part_see_all_of_it() -> None:
-    """The sampler stops a row at the last column that it draws; the states to the right of it are needed all the same."""
-    prior = made()
-    torch.manual_seed(2)
-    known = torch.randint(K, (3, 1, 6, 7))
-    unknown = torch.zeros(6, 7, dtype=torch.bool)
-    unknown[:, :3] = True
-    drawn = sample(prior, 3, 6, 7, known=known.masked_fill(unknown, -1), temperature=0)
-    with torch.no_grad():
-        likeliest = prior(drawn).argmax(-1)
-    assert torch.equal(drawn[..., unknown], likeliest[..., unknown])
-    assert torch.equal(drawn[..., ~unknown], known[..., ~unknown])
 
 
 @pytest.mark.usefixtures("few_vectors", "data")

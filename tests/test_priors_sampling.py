@@ -7,7 +7,7 @@ from test_priors import GRIDS, tiny
 from torch import Tensor
 
 from vqtok import load
-from vqtok.priors import PixelCNN, sample
+from vqtok.priors import PixelCNN, calls, sample
 from vqtok.priors.draw import choose, choose_quickly
 from vqtok.priors.pixelcnn import tape
 from vqtok.priors.pixelcnn.tape import Packed, Tape
@@ -20,22 +20,22 @@ def taped_logits(prior: PixelCNN, indices: Tensor, labels: Tensor | None) -> Ten
     with torch.inference_mode():
         packed = Packed(prior, prior.label_rows(labels, n, indices.device))
         for level in range(L):
-            calls = Tape(packed, level, n, w, None if prior.context is None else prior.context(indices)[:, level])
+            cursor = Tape(packed, level, n, w, None if prior.context is None else prior.context(indices)[:, level])
             grid = indices[:, level].numpy()
             for i in range(h):
-                calls.next_row(grid[:, i - 1] if i else None)
+                cursor.next_row(grid[:, i - 1] if i else None)
                 for j in range(w):
-                    calls.next_column(grid[:, i, j - 1] if j else None)
+                    cursor.next_column(grid[:, i, j - 1] if j else None)
                     if j % 2 == 0:
-                        logits[:, level, i, j] = torch.from_numpy(calls.logits())
+                        logits[:, level, i, j] = torch.from_numpy(cursor.logits())
     return logits
 
 
-@pytest.mark.parametrize("small", [0, tape.SMALL], ids=["torch-products", "numpy-products"])
+@pytest.mark.parametrize("small", [0, calls.SMALL], ids=["torch-products", "numpy-products"])
 @pytest.mark.parametrize("kernel", [3, 7])
 @pytest.mark.parametrize("levels", [1, 3])
 def test_taped_logits_equal_full_pass(monkeypatch: pytest.MonkeyPatch, levels: int, kernel: int, small: int) -> None:
-    monkeypatch.setattr(tape, "SMALL", small)
+    monkeypatch.setattr(calls, "SMALL", small)
     prior = tiny(levels, kernel=kernel)
     for h, w in GRIDS:
         for labels in (None, torch.tensor([0, 2, -1, 1]), torch.tensor([1])):

@@ -187,7 +187,8 @@ def test_an_interrupted_run_goes_on_to_the_same_files(tmp_path: Path):
 @pytest.mark.slow
 def test_settings_follow_the_pictures_and_binarize(tmp_path: Path):
     np.save(tmp_path / "gray.npy", np.stack([picture(12, 12, 1, seed=i) for i in range(6)]))
-    text = "\n".join(["[data]", "size = 12", "prior_size = 12", "[prior]", "width = 8", "layers = 2"])
+    text = "\n".join(["[data]", "size = 12", "prior_size = 12", "[prior]", "width = 8", "layers = 2", "[prior_training]", "batch = 2",
+                      "[entropy]", "width = 8", "rank = 4", "[entropy_training]", "batch = 2"])
     (tmp_path / "small.toml").write_text(text)
     steps = ("--stage", "tokenizer", "-o", "m", "--recipe", "small.toml")
     ok("train", "gray.npy", "--preset", "pixels", "--codebook-size", "2", *steps)

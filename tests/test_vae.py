@@ -56,7 +56,7 @@ def test_the_bits_of_an_untrained_model_are_near_those_of_no_knowledge():
     vae, x = make(), pictures(8)
     bits = vae.bits(x)
     assert bits.shape == (8,)
-    assert 6.5 < float(bits.mean()) < 10
+    assert 7 < float(bits.mean()) < 9
     assert float(bits.mean()) == pytest.approx(float(vae(x).loss.detach()) / math.log(2), rel=0.05)
 
 
@@ -94,12 +94,11 @@ def test_more_samples_come_nearer_to_the_exact_bits():
     x = to_float(torch.tensor([20, 100, 128, 200]).view(4, 1, 1, 1))
     with torch.no_grad():
         true = exact(vae, x)
-        draws = {S: torch.stack([vae.bits(x, S) for _ in range(400)]).mean(0) for S in (1, 4, 32)}
-        close = vae.bits(x, 20_000)
+        draws = {S: vae.bits(x.repeat(400, 1, 1, 1), S).view(400, 4).mean(0) for S in (1, 4, 32, 256)}
     assert (draws[1] > draws[4]).all()
     assert (draws[4] > draws[32]).all()
     assert (draws[32] > true - 0.02).all()
-    torch.testing.assert_close(close, true, atol=0.03, rtol=0)
+    torch.testing.assert_close(draws[256], true, atol=0.03, rtol=0)
 
 
 def test_variances_are_bounded():
@@ -126,10 +125,10 @@ def test_pixels_have_no_latents():
 
 
 def test_it_learns_a_few_pictures():
-    vae, x = make(width=16), pictures(4)
+    vae, x = make(), pictures(4)
     optimizer = torch.optim.Adam(vae.parameters(), lr=4e-3)
     before = float(vae.bits(x).mean())
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         vae(x).loss.backward()
         optimizer.step()

@@ -10,12 +10,13 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_type_hints
+from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from vqtok.errors import FormatError, InputError, UsageError
 
 LIKELIHOODS = ("mse", "l1", "charbonnier", "bce", "logistic", "heteroscedastic")
 LEARNED = ("ema", "vq", "simvq", "fsq", "lfq")      # quantizers of what an encoder gives
+NETWORKS = ("folded", "classic")
 QUANTIZERS = (*LEARNED, "pixels")                   # and of the pixels themselves: no encoder, nothing to learn
 GRAY_LEVELS = 256
 LEVELS_MAX = 32
@@ -23,11 +24,13 @@ ENTROPY_CODES_MAX = 4096                # K up to which a table of 65,536 leaves
 OPTIMIZERS = ("adamw", "muon")
 ARCHITECTURES = ("pixelcnn", "pixelrnn", "transformer", "fvsbn")
 OUTPUTS = ("softmax", "logistic")
-TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes", tuple[str, ...]: "a list of texts"}
+TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes", tuple[str, ...]: "a list of texts",
+         tuple[int, ...]: "a list of whole numbers"}      # fmt: skip
 # Settings that are younger than format 1, and what files without them were made with.
 BEFORE = {
     "level_dropout": 0.0, "shortcut": False,
     "architecture": "pixelcnn", "output": "softmax", "mixtures": 10, "heads": 4, "rows": 0, "columns": 0,
+    "network": "folded", "stages": (), "attention": (), "groups": 0, "z_channels": 0,
 }     # fmt: skip
 T = TypeVar("T")
 
@@ -62,6 +65,11 @@ class TokenizerConfig:
     decay: float = 0.99                 # of the moving averages of the codebook
     restart: float = 0.1                # restart a code used less than this part of the mean use; 0 never
     likelihood: str = "mse"
+    network: str = "folded"             # or classic: the VQGAN's, which sees the whole picture; the settings below are its own
+    stages: tuple[int, ...] = ()        # channels of each stage, finest first; each but the last halves the resolution
+    attention: tuple[int, ...] = ()     # numbers of the stages with attention, 0 the finest; one past the last is the middle
+    groups: int = 0                     # of its normalization over space
+    z_channels: int = 0                 # between encoder and codes, and codes and decoder
 
     def __post_init__(self) -> None:
         _check(self.channels in (1, 3), f"channels is {self.channels}", "choose 1 (gray) or 3 (color)")
@@ -95,6 +103,27 @@ class TokenizerConfig:
         )
         _check_choice("quantizer", self.quantizer, QUANTIZERS)
         _check_choice("likelihood", self.likelihood, LIKELIHOODS)
+        _check_choice("network", self.network, NETWORKS)
+        if self.network == "classic":
+            self._check_classic()
+        else:
+            own = (self.stages, self.attention, self.groups, self.z_channels)
+            _check(own == ((), (), 0, 0), "stages, attention, groups and z_channels are of the classic network", "leave them out")
+
+    def _check_classic(self) -> None:
+        count = len(self.stages)
+        made = f"{count} stages do not make downsample {self.downsample}"
+        _check(2 ** (count - 1) == self.downsample, made, "there is a halving between two stages")
+        _check((self.fold, self.shortcut) == (1, False), "the classic network has no fold and no shortcut", "set fold=1, shortcut=false")
+        _check(self.width == self.stages[0], f"width {self.width} is not that of the first stage", f"set width={self.stages[0]}")
+        _check(min(self.encoder_blocks, self.decoder_blocks) > 0, "the classic network has blocks at each stage", "choose 1 or more blocks")
+        _check_range("groups", self.groups, 1, 2048)
+        _check_range("z channels", self.z_channels, 1, 2048)
+        for channels in self.stages:
+            _check_range("channels of a stage", channels, 4, 2048)
+            _check(channels % self.groups == 0, f"{channels} channels make no {self.groups} equal groups", "choose another groups")
+        fits = all(0 <= stage <= count for stage in self.attention) and len(set(self.attention)) == len(self.attention)
+        _check(fits, f"attention {list(self.attention)} does not fit {count} stages", f"choose from 0 to {count}, each once")
 
     def _check_pixels(self) -> None:
         found = (self.downsample, self.fold, self.levels, self.code_dim)
@@ -306,10 +335,10 @@ def _convert(key: str, value: Any, kind: Any, origin: str) -> Any:
         raise UsageError(f"{origin}: {key} is too large a number", f"write {TYPES[kind]}")
     if kind is float and type(value) is int:
         return float(value)
-    if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(v, str) for v in value):
+    entry = get_args(kind)[0] if get_origin(kind) is tuple else None
+    if entry and isinstance(value, list | tuple) and all(type(v) is entry for v in value):
         return tuple(value)
-    _check(type(value) is kind or (kind == tuple[str, ...] and isinstance(value, tuple)),
-           f"{origin}: {key} is {reprlib.repr(value)}", f"write {TYPES[kind]}")
+    _check(type(value) is kind, f"{origin}: {key} is {reprlib.repr(value)}", f"write {TYPES[kind]}")
     return value
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok.vqvae import Decoder, Encoder, Halve, ResidualBlock, Widen
+from vqtok.vqvae import AnyDecoder, AnyEncoder, Decoder, Encoder, Halve, ResidualBlock, Widen
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,16 @@ class _Step:
             part.add_(x)
 
 
-def in_parts(network: Encoder | Decoder, parts: Iterable[Tensor], axis: int, most: int) -> Iterator[Tensor]:
+def in_parts(network: AnyEncoder | AnyDecoder, parts: Iterable[Tensor], axis: int, most: int) -> Iterator[Tensor]:
     """What a network makes of its input, which comes in parts along an axis, 2 (rows) or 3 (columns): part by part along the same axis.
 
     Nothing is computed twice, and put together it is what comes out at once, up to float rounding: each layer keeps the few rows that
     its next part needs. A part holds `most` positions of the input along the axis at the most; later layers, which get the end of
-    the input all at once, cut theirs to the same size.
+    the input all at once, cut theirs to the same size. A network that sees the whole picture gets it in one part.
     """
+    if not isinstance(network, Encoder | Decoder):
+        yield from map(network, parts)
+        return
     unit, steps = 1.0, []
     for layer in network:
         steps.append((_Step(layer, axis), round(most / unit)))

@@ -1,7 +1,7 @@
-"""Encoder, decoder, and the VQ-VAE around a quantizer (van den Oord et al. 2017, arXiv 1711.00937).
+"""The folded encoder and decoder, and the VQ-VAE around a quantizer (van den Oord et al. 2017, arXiv 1711.00937).
 
-No normalization over space and no attention: each output depends on a bounded neighborhood, so that a picture of any size can be
-encoded whole or part by part with the same result.
+The folded network has no normalization over space and no attention: each output depends on a bounded neighborhood, so that a
+picture of any size can be encoded whole or part by part with the same result. The other network is in `classic`.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok import losses, quantizers
+from vqtok import classic, losses, quantizers
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers import Quantized
 
@@ -145,15 +145,20 @@ class Decoder(nn.Sequential):
         super().__init__(*layers, nn.SiLU(), last, nn.PixelShuffle(config.fold))
 
 
+AnyEncoder = Encoder | classic.Encoder
+AnyDecoder = Decoder | classic.Decoder
+
+
 class VQVAE(nn.Module):
     """Encoder, quantizer, decoder and likelihood in one."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        classical = config.network == "classic"
+        self.encoder: AnyEncoder = classic.Encoder(config) if classical else Encoder(config)
         self.quantizer = quantizers.build(config)
-        self.decoder = Decoder(config)
+        self.decoder: AnyDecoder = classic.Decoder(config) if classical else Decoder(config)
         self.likelihood = losses.build(config)
 
     def forward(self, pictures: Tensor) -> Output:

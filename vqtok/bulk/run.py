@@ -189,6 +189,11 @@ class _Shard:
 
     def add(self, entry: Entry, picture: images.Picture | VqtokError) -> None:
         """The next picture, or why it could not be read."""
+        if not isinstance(picture, VqtokError):
+            try:
+                self.model.check_size(*picture.pixels.shape[:2])
+            except VqtokError as error:
+                picture = error
         if isinstance(picture, VqtokError):
             self.lines.append(Line(entry.name, error=str(picture)))
             return

@@ -1,5 +1,6 @@
 """The `vqtok` command. Each command parses, calls the library and prints; torch is imported inside commands only."""
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from vqtok import __version__
-from vqtok.cli import decode, encode, evaluate, info, output, pack, report, sample, study, train, view
+from vqtok.cli import decode, encode, evaluate, exchange, info, output, pack, report, sample, study, train, view
 from vqtok.errors import UsageError
 
 _ParseError: Any = typer.BadParameter.__mro__[2]    # Typer's ClickException, which has no public name
@@ -77,6 +78,8 @@ for name, command in (
     ("eval", evaluate.evaluate),
     ("info", info.info),
     ("models", info.models),
+    ("import", exchange.import_),
+    ("export", exchange.export),
     ("report", report.report),
     ("view", view.view),
     ("study", study.study),
@@ -86,4 +89,6 @@ for name, command in (
 
 def main() -> None:
     """Entry point of the command."""
+    if "_VQTOK_COMPLETE" in os.environ:     # a shell asks what a word may become
+        os.environ["COLUMNS"] = "1000"      # Typer breaks help at this width, and fish takes the second line for a word of its own
     app()

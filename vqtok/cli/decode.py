@@ -11,7 +11,7 @@ from vqtok.cli import options as o
 from vqtok.cli import output, rate
 from vqtok.cli.encode import start
 from vqtok.cli.start import load, load_with
-from vqtok.errors import ModelError, VqtokError
+from vqtok.errors import InputError, ModelError, VqtokError
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
@@ -114,8 +114,8 @@ def _decode_one(
         found = codec.unpack(found) if isinstance(found, codes.Compact) else found
         found = found if levels is None else rate.first_levels(found, levels, source)
         pictures = codec.decode_all(found)
-    except ModelError as error:
-        raise ModelError(f"{source}: {error}", error.fix) from None
+    except (ModelError, InputError) as error:
+        raise type(error)(f"{source}: {error}", error.fix) from None
     for path, picture in zip(targets, pictures, strict=True):
         if path == files.STDIO:
             output.write_stdout(images.encode_png(picture))

@@ -15,7 +15,7 @@ from vqtok.cli import bulk, output, rate
 from vqtok.cli import options as o
 from vqtok.cli.start import load
 from vqtok.cli.threads import ahead, behind, later
-from vqtok.errors import UsageError, VqtokError
+from vqtok.errors import InputError, UsageError, VqtokError
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
@@ -136,7 +136,11 @@ def _encode_one(codec: "Model", form: "_Form", force: bool, job: Job, read: "Fut
     begin, (source, target) = time.perf_counter(), job
     picture = read.result()
     size, notes = picture.source_bytes, list(picture.notes)
-    result, data = form.file(codec, codec.encode_batch([picture.pixels]), source)
+    try:
+        found = codec.encode_batch([picture.pixels])
+    except InputError as error:
+        raise InputError(f"{source}: {error}", error.fix) from None
+    result, data = form.file(codec, found, source)
     height, width = result.sizes[0]
     facts = rate.facts(result, len(data), codes.read_meta(data)["form"])
 

@@ -116,6 +116,8 @@ def _rows(facts: dict[str, Any], indent: str = "") -> Iterator[list[str]]:
             yield [name, f"{value} of {facts['model_levels']}"]
         elif key == "model_levels":     # told beside the file's own
             continue
+        elif key in ("stages", "attention") and value:     # a list of numbers, no size
+            yield [name, ", ".join(map(str, value))]
         else:
             yield [name, human_bytes(value) if key == "bytes" else _shown(value)]
 

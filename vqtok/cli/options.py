@@ -1,20 +1,49 @@
 """Options and arguments that several commands share, declared once."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+
+def model_names(incomplete: str) -> list[str]:
+    """What the shell completes a model to: names of models. None fits a path, and the shell then completes it to files."""
+    from vqtok import weights
+
+    return [model.name for model in weights.models() if model.name.startswith(incomplete)]
+
+
+def known(names: str) -> Callable[[str], list[str]]:
+    """What the shell completes an option to whose words `config` lists under that name."""
+
+    def complete(incomplete: str) -> list[str]:
+        from vqtok import config
+
+        return [word for word in getattr(config, names) if word.startswith(incomplete)]
+
+    return complete
+
+
+def one_of(*words: str) -> Callable[[str], list[str]]:
+    """What the shell completes an option to that takes one of a few words."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
 ModelName = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="MODEL", help="Name (see `vqtok models`), folder or tokenizer file. Default: VQTOK_MODEL, else photo."
+        "--model", "-m", metavar="MODEL", autocompletion=model_names,
+        help="Name (see `vqtok models`), folder or tokenizer file. Default: VQTOK_MODEL, else photo.",
     ),
-]
+]     # fmt: skip
 FileModel = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="MODEL", help="Name, folder or tokenizer file. Default: the model that each file names."),
-]
+    typer.Option(
+        "--model", "-m", metavar="MODEL", autocompletion=model_names,
+        help="Name, folder or tokenizer file. Default: the model that each file names.",
+    ),
+]     # fmt: skip
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="PATH", help="File, folder (made if missing), or - for standard output. Default: beside IN."),
@@ -25,9 +54,19 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but erro
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say which model, device and precision are used.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line on standard output.")]
 Device = Annotated[
-    str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or mps. Default: VQTOK_DEVICE, else auto: the fastest.")
-]
-Precision = Annotated[str, typer.Option("--precision", metavar="PRECISION", help="fp32, or bf16: faster, and some indices differ.")]
+    str | None,
+    typer.Option(
+        "--device", metavar="DEVICE", autocompletion=one_of("auto", "cpu", "cuda", "mps"),
+        help="auto, cpu, cuda or mps. Default: VQTOK_DEVICE, else auto: the fastest.",
+    ),
+]     # fmt: skip
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", metavar="PRECISION", autocompletion=one_of("fp32", "bf16"),
+        help="fp32, or bf16: faster, and some indices differ.",
+    ),
+]     # fmt: skip
 Levels = Annotated[
     int | None, typer.Option("--levels", metavar="N", help="Use the first N levels only: fewer bits, less detail. Default: all.", min=1)
 ]

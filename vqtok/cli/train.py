@@ -39,7 +39,10 @@ def train(
         list[str] | None, typer.Option("--set", help="Any setting of a recipe, like prior.width=192.", metavar="KEY=VALUE")
     ] = None,
     init: Annotated[
-        str | None, typer.Option("--init", help="Start from the tokenizer of this model (fine-tune it).", metavar="MODEL")
+        str | None,
+        typer.Option(
+            "--init", help="Start from the tokenizer of this model (fine-tune it).", metavar="MODEL", autocompletion=o.model_names
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in -o as if it had never stopped.")] = False,
     max_time: Annotated[str | None, typer.Option("--max-time", help="Save and stop after this time, like 10m or 1h30m.")] = None,
@@ -49,9 +52,14 @@ def train(
     entropy_steps: Annotated[int | None, typer.Option("--entropy-steps", help="Steps of the entropy prior.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", help="Pictures a step of the tokenizer, of all processes together.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate of the tokenizer.")] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw, or muon for the convolutions.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", help="adamw, or muon for the convolutions.", autocompletion=o.known("OPTIMIZERS"))
+    ] = None,
     size: Annotated[int | None, typer.Option("--size", help="Side of the training crops in pixels.")] = None,
-    quantizer: Annotated[str | None, typer.Option("--quantizer", help="ema, vq, simvq, fsq, lfq, or pixels (by its preset).")] = None,
+    quantizer: Annotated[
+        str | None,
+        typer.Option("--quantizer", help="ema, vq, simvq, fsq, lfq, or pixels (by its preset).", autocompletion=o.known("QUANTIZERS")),
+    ] = None,
     codebook_size: Annotated[int | None, typer.Option("--codebook-size", help="K: number of codes, 2 to 65536.")] = None,
     code_dim: Annotated[int | None, typer.Option("--code-dim", help="D: dimension of a code.")] = None,
     normalize: Annotated[bool | None, typer.Option("--normalize/--no-normalize", help="Codes on the unit sphere.")] = None,
@@ -61,14 +69,21 @@ def train(
     level_dropout: Annotated[
         float | None, typer.Option("--level-dropout", help="Part of the pictures decoded from their first few levels only.")
     ] = None,
-    likelihood: Annotated[str | None, typer.Option("--likelihood", help="mse, l1, charbonnier, bce, logistic or heteroscedastic.")] = None,
+    likelihood: Annotated[
+        str | None,
+        typer.Option(
+            "--likelihood", help="mse, l1, charbonnier, bce, logistic or heteroscedastic.", autocompletion=o.known("LIKELIHOODS")
+        ),
+    ] = None,
     ms_ssim: Annotated[float | None, typer.Option("--ms-ssim", help="Weight of 1 - MS-SSIM.")] = None,
     perceptual: Annotated[
         Path | None, typer.Option("--perceptual", help="LPIPS weights (safetensors): adds the perceptual distance.", metavar="FILE")
     ] = None,
     perceptual_weight: Annotated[float | None, typer.Option("--perceptual-weight", help="Its weight; 1 where FILE is given.")] = None,
     adversarial: Annotated[float | None, typer.Option("--adversarial", help="Weight of a patch discriminator, late in training.")] = None,
-    prior: Annotated[str | None, typer.Option("--prior", help="pixelcnn, pixelrnn, transformer or fvsbn.")] = None,
+    prior: Annotated[
+        str | None, typer.Option("--prior", help="pixelcnn, pixelrnn, transformer or fvsbn.", autocompletion=o.known("ARCHITECTURES"))
+    ] = None,
     ema: Annotated[float | None, typer.Option("--ema", help="Decay of the moving average of the tokenizer's weights.")] = None,
     width: Annotated[int | None, typer.Option("--width", help="Channels of the finest stage.")] = None,
     precision: Annotated[str | None, typer.Option("--precision", help="fp32 or bf16.")] = None,

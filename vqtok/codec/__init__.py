@@ -6,9 +6,10 @@
 """
 
 from vqtok.codec.coder import EntropyCoder, unpack, without_prior
-from vqtok.codec.loading import load_tokenizer, pick_device, place, tokenizer_of
+from vqtok.codec.loading import build_tokenizer, load_tokenizer, pick_device, place, tokenizer_of
 from vqtok.codec.model import Model, kept_part, load
 
 __all__ = [
-    "EntropyCoder", "Model", "kept_part", "load", "load_tokenizer", "pick_device", "place", "tokenizer_of", "unpack", "without_prior",
+    "EntropyCoder", "Model", "build_tokenizer", "kept_part", "load", "load_tokenizer", "pick_device", "place", "tokenizer_of", "unpack",
+    "without_prior",
 ]     # fmt: skip

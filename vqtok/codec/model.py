@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import images, losses, weights
+from vqtok import classic, images, losses, weights
 from vqtok.codec.coder import EntropyCoder, without_prior
 from vqtok.codec.loading import build_tokenizer, load_prior, pick_device, place, take
 from vqtok.codes import Codes, Compact, choice, compact, counted, index_dtype
@@ -21,7 +21,7 @@ from vqtok.losses import Likelihood
 from vqtok.parts import Cut, in_parts
 from vqtok.priors import Prior, sample
 from vqtok.quantizers import Quantizer
-from vqtok.vqvae import VQVAE, Decoder, Encoder, to_float, to_uint8
+from vqtok.vqvae import VQVAE, AnyDecoder, AnyEncoder, to_float, to_uint8
 
 PIXELS_AT_ONCE = 2**19      # worked on, at about 60 bytes each; in smaller parts a pixel costs up to 1.3 times as much (2**16)
 GPU_PIXELS_AT_ONCE = 2**22
@@ -61,11 +61,11 @@ class Model:
         return part
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> AnyEncoder:
         return self._part("encoder")
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> AnyDecoder:
         return self._part("decoder")
 
     @property
@@ -148,10 +148,16 @@ class Model:
             self._encode(pictures[i : i + group], indices[i : i + group])
         return self._codes(indices, tuple((p.shape[0], p.shape[1]) for p in pictures))
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raises InputError where a picture is too large for the network: one that sees it whole keeps all of it in memory."""
+        if self.config.network == "classic":
+            f = self.config.downsample
+            classic.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
+
     def _encode(self, pictures: list[np.ndarray], indices: Tensor) -> None:
         """Writes the indices (n, L, h, w) of n pictures that share a grid, or those of the first few levels."""
         f, (count, h, w) = self.config.downsample, indices.shape[1:]
-        cut = Cut.of(h, w, f, self.pixels_at_once, len(pictures))
+        cut = self._cut(h, w, len(pictures))
         place = 0
         with self._inference():
             parts = (self._floats([p[cut.slices(part, f)] for p in pictures]) for part in cut.parts)
@@ -202,14 +208,18 @@ class Model:
 
     def _outputs(self, indices: np.ndarray) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
         """Rows and columns of pixels, and what the decoder says of them, float32 (1, n*C, rows, columns), from (1, L, h, w)."""
-        f, (h, w) = self.config.downsample, indices.shape[2:]
-        cut = Cut.of(h, w, f, self.pixels_at_once)
+        cut = self._cut(*indices.shape[2:])
         lookups = (self._vectors(indices[:, :, *cut.slices(part)]) for part in cut.parts)
         place = 0
         for output in in_parts(self.decoder, lookups, cut.axis, cut.most):
             end = place + output.shape[cut.axis]
             yield cut.slices(slice(place, end)), output.float()
             place = end
+
+    def _cut(self, h: int, w: int, n: int = 1) -> Cut:
+        """How n grids are worked on: in parts of `pixels_at_once`, or in one where the network sees the whole picture."""
+        f, whole = self.config.downsample, self.config.network == "classic"
+        return Cut.of(h, w, f, n * h * w * f * f if whole else self.pixels_at_once, n)
 
     def _vectors(self, indices: np.ndarray) -> Tensor:
         """(1, D, h, w) from (1, L, h, w)."""

@@ -113,6 +113,7 @@ def _groups(
     for i in range(total):
         try:
             picture = whole(dataset, i, model.config.channels)
+            model.check_size(*picture.shape[:2])
         except InputError as error:
             sums.skipped += 1
             if skip is not None:

@@ -20,7 +20,6 @@ PIXEL_DEVIATION = 0.21
 HALF_BIN = 1 / 255      # half the distance of two gray levels in [-1, 1]
 LOG_SCALES = (-9.0, 30.0)       # narrower than e^-9 a bin holds all there is, and float32 no longer knows its edges; wider, none
 PIXEL_LOG_SCALES = (-7.0, 2.0)  # of one pixel; below, a single wrong guess costs more than a thousand nats (PixelCNN++ stops there, too)
-FIRST_LOG_SCALE = math.log(0.1)
 
 
 def discretized_logistic(mean: Tensor, log_scale: Tensor, picture: Tensor) -> Tensor:
@@ -43,10 +42,11 @@ class Likelihood(nn.Module):
     """p(x | z_q) for decoder outputs (B, n*C, H, W) and pictures (B, C, H, W)."""
 
     outputs = 1             # n: numbers that the decoder gives for each value of a picture
+    first_scale = 0.1
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.full((channels,), FIRST_LOG_SCALE))
+        self.log_scale = nn.Parameter(torch.full((channels,), math.log(self.first_scale)))
 
     def mean(self, output: Tensor) -> Tensor:
         """The picture to show, in [-1, 1]."""
@@ -136,6 +136,7 @@ class Heteroscedastic(Logistic):
     """
 
     outputs = 2
+    first_scale = 0.3       # the best for gray values that are all equally likely: an untrained network takes about 8 bits
 
     def mean(self, output: Tensor) -> Tensor:
         return output.chunk(2, 1)[0].clamp(-1, 1)

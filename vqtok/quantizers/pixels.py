@@ -15,6 +15,8 @@ class PixelQuantizer(Quantizer):
     gray: their mean stands in for the others. A palette is saved, so that models of another K have another fingerprint.
     """
 
+    palette: Tensor
+
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.codebook_size, self.levels = config.codebook_size, config.levels

@@ -31,12 +31,13 @@ def write_samples(folder: Path, device: str, seed: int) -> None:
 
 def _text(folder: Path, fingerprint: str, tokenizer: dict[str, Any], prior: dict[str, Any] | None, command: str) -> str:
     record = tokenizer["record"]
-    rows: list[list[Any]] = [
+    grid = ["grid", weights.tokenizer_config(folder / "tokenizer.safetensors").grid]
+    rows: list[list[Any]] = [grid, *_imported(record["imported"])] if "imported" in record else [
         ["data", f"{record['data']}, {record['pictures']:,} pictures"],
-        ["grid", weights.tokenizer_config(folder / "tokenizer.safetensors").grid],
+        grid,
         ["tokenizer", _stage(record)],
         ["validation", ", ".join(f"{key} {value:.4g}" for key, value in record["metrics"].items())],
-    ]
+    ]       # fmt: skip
     if prior is not None:
         rows.append(["prior", _stage(prior["record"])])
         rows.append(["validation", f"{prior['record']['metrics']['bits']:.3f} bits per index"])
@@ -45,9 +46,16 @@ def _text(folder: Path, fingerprint: str, tokenizer: dict[str, Any], prior: dict
     if (folder / "entropy.safetensors").exists():
         entropy = weights.read_meta(folder / "entropy.safetensors", "entropy")["record"]
         rows += [["entropy prior", _stage(entropy)], ["validation", f"{entropy['metrics']['bits']:.3f} bits per index"]]
-    rows += [["seed", record["seed"]], ["machine", machine()], ["vqtok", record["version"]]]
+    if "imported" not in record:
+        rows.append(["seed", record["seed"]])
+    rows += [["machine", machine()], ["vqtok", record["version"]]]
     sheet = "\n![Samples of the prior](samples.png)\n" if (folder / "samples.png").exists() else ""
     return f"# {folder.resolve().name} ({fingerprint})\n\n{report.markdown(['', ''], rows)}\nMade by\n\n```\n{command}\n```\n{sheet}"
+
+
+def _imported(source: dict[str, str]) -> list[list[Any]]:
+    """What is known of a tokenizer that another program trained."""
+    return [["tokenizer", f"a {source['program']}, imported from {source['file']}"], ["data", "unknown"], ["validation", "not measured"]]
 
 
 def _stage(record: dict[str, Any]) -> str:

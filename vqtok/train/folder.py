@@ -46,13 +46,18 @@ def check_free(folder: Path, stage: str, force: bool) -> None:
 
 def start(folder: Path, begun: Begun, stage: str, force: bool) -> None:
     """Makes the run's folder, or the start of a new prior in it, and removes what the new run replaces. Errors as `check_free`."""
+    clear(folder, stage, force)
+    record(folder, begun)
+
+
+def clear(folder: Path, stage: str, force: bool) -> None:
+    """Removes what training `stage` anew would replace. Errors as `check_free`."""
     check_free(folder, stage, force)
     try:
         for path in _replaced(folder, stage):
             path.unlink()
     except OSError as error:
         raise OutputError(f"cannot empty {folder}: {error.strerror}", "choose another folder with -o") from None
-    record(folder, begun)
 
 
 def record(folder: Path, begun: Begun) -> None:

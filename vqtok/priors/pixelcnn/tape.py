@@ -6,7 +6,7 @@ calls of 0.3 to 0.9 us: window x weights, what came from above added, one tanh f
 the residual added. sigmoid(b) = (1 + tanh(b/2)) / 2: the halves are folded into the weights, exactly, as they are powers of two.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vqtok.priors.calls import Array, Call, product
 from vqtok.priors.outputs import Output
 from vqtok.priors.pixelcnn.gated import GatedLayer
 
 if TYPE_CHECKING:
     from vqtok.priors.pixelcnn.network import PixelCNN
 
-SMALL = 2**18       # multiplications: NumPy starts quicker (16x64x64: 1.0 us, torch 1.5), torch's BLAS is faster (64x128x128: 11, NumPy 16)
-Array = np.ndarray
-Call = Callable[[], object]
 
 
 class PackedLayer:
@@ -170,15 +168,6 @@ def _told_calls(told: Array, bias: Array, down: Array) -> list[Call]:
     calls: list[Call] = [partial(np.add, parts[0], later[0], down)]
     calls += [partial(np.add, part, following, row) for part, row, following in zip(parts[1:], later, later[1:], strict=False)]
     return [*calls, partial(np.add, parts[-1], bias, later[-1])]
-
-
-def product(a: Array, b: Array, out: Array) -> Call:
-    """The call that writes the matrix product a @ b into out, in whichever library is quicker at its size."""
-    assert b.flags.c_contiguous
-    rows, out = a.reshape(-1, len(b)), out.reshape(-1, b.shape[1])
-    if rows.shape[0] * b.size < SMALL:
-        return partial(rows.dot, b, out)
-    return partial(torch.mm, torch.from_numpy(rows), torch.from_numpy(b), out=torch.from_numpy(out))
 
 
 def _matrix(conv: nn.Conv2d, scale: Array) -> Array:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
 from vqtok.priors.base import Context, Prior, offset
+from vqtok.priors.dropout import drop
 from vqtok.priors.pixelrnn.cache import Cache
 from vqtok.priors.pixelrnn.scan import scan
 from vqtok.priors.pixelrnn.tape import Packed
@@ -59,17 +60,6 @@ class RowLSTM(nn.Module):
         gates = self.input(padded).permute(0, 2, 3, 1).reshape(h, w * N, -1)
         hidden = scan(gates, self.state_matrix(), w).view(h, w, N, -1)
         return x + self.out(drop(hidden, self.dropout) if self.training and self.dropout else hidden)
-
-
-def drop(values: Tensor, part: float) -> Tensor:
-    """Zeros for a part of the values, counted in steps of 2^-16; the others grow to keep the mean.
-
-    Four factors from each 64 bits of the generator: torch's own dropout, one from a draw, took 11 % of a step in bfloat16.
-    """
-    draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device).random_(-(2**63), None)
-    lost = round(part * 2**16)
-    kept = torch.ge(draws.view(torch.int16)[: values.numel()], lost - 2**15, out=values.new_empty(values.numel()))
-    return values * kept.mul_(2**16 / (2**16 - lost)).view(values.shape)
 
 
 class PixelRNN(Prior):

@@ -11,17 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok.priors.pixelcnn.tape import product
+from vqtok.priors.calls import Array, Call, product
 from vqtok.priors.pixelrnn.cache import Cache, CachedLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vqtok.priors.pixelrnn.network import PixelRNN
 
-    Call = Callable[[], object]
-
-Array = np.ndarray
 HALF, ONE, ZERO = np.float32(0.5), np.float32(1), np.float32(0)
 
 
@@ -75,7 +70,7 @@ class Tape:
             call()
         return self.output.spread(torch.from_numpy(self.scores)).numpy()
 
-    def _column_calls(self, j: int) -> "list[Call]":
+    def _column_calls(self, j: int) -> list[Call]:
         """All layers at one column."""
         cache, now = self.cache, self.now
         entered = [_array(layer.slots[j]) for layer in cache.layers] + [self.x]
@@ -86,7 +81,7 @@ class Tape:
             calls += [product(_array(layer.columns[j][2]), out, now), partial(np.add, x, now, after)]
         return calls
 
-    def _cell_calls(self, layer: CachedLayer, j: int) -> "list[Call]":
+    def _cell_calls(self, layer: CachedLayer, j: int) -> list[Call]:
         """One layer's gates, cells and states at one column, from what its own row tells the gates."""
         told, cells, hidden = (_array(part) for part in layer.columns[j])
         gates, part, C = self.gates, self.part, cells.shape[1]
@@ -104,7 +99,7 @@ class Tape:
             partial(np.multiply, hidden, HALF, hidden),
         ]
 
-    def _score_calls(self) -> "list[Call]":
+    def _score_calls(self) -> list[Call]:
         """The logits of what the last layer gave."""
         cache, now, hidden = self.cache, self.now, np.zeros_like(self.x)
         return [

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
 from vqtok.priors.base import Context, Prior, offset
-from vqtok.priors.transformer.block import Block, drop
+from vqtok.priors.dropout import drop
+from vqtok.priors.transformer.block import Block
 from vqtok.priors.transformer.cache import Cache
 from vqtok.priors.transformer.rotary import turns
 
@@ -41,7 +42,7 @@ class Transformer(Prior):
         added = self.added(indices, self.label_rows(labels, B, indices.device))
         x = (x if added is None else x + added).flatten(0, 1)               # (B*L, h*w, C)
         if self.training and self.config.dropout:
-            x = drop(x, self.config.dropout, torch.zeros_like(x))
+            x = drop(x, self.config.dropout)
         cos, sin = turns(h, w, self.head_size, indices.device)
         for block in self.blocks:
             x = block(x, cos, sin)

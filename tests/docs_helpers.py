@@ -1,0 +1,56 @@
+"""What the tests of the README and of the pages share: their `$ vqtok ...` lines, and running one."""
+
+import re
+import shlex
+from pathlib import Path
+
+from conftest import picture
+from typer.testing import CliRunner
+
+from vqtok import images
+from vqtok.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+# Training lines run with a network and a number of steps that fit a test; what the line itself asks for stays.
+FEW = "--prior-steps 2 --entropy-steps 2 --set prior.width=8 --set prior.layers=2 --set prior_training.batch=4 --set data.prior_size=32"
+SMALL = (
+    "--steps 2 --batch 4 --width 8 --size 32 --set tokenizer.encoder_blocks=1 --set tokenizer.decoder_blocks=1 --set data.validation_max=2"
+    " --set entropy.width=8 --set entropy_training.batch=4"
+)
+PICTURES = ("photo.jpg", "holiday/a.jpg", "holiday/b/c.png", *(f"my-photos/{i}.png" for i in range(3)))
+
+
+def lines(text: str) -> list[str]:
+    """The commands of a page, in order, without the remarks behind them."""
+    found = re.findall(r"^\$ (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
+    return [part for line in found for part in line.split(" && ") if "vqtok " in part]
+
+
+def make_pictures(folder: Path) -> None:
+    for seed, name in enumerate(PICTURES):
+        images.write(folder / name, picture(96, 128, seed=seed))
+
+
+def run_line(line: str) -> None:
+    """Runs a line as a shell would, as far as pages need it: `cat FILE |`, pipes between commands, and `> FILE`."""
+    command, _, redirected = line.partition(" > ")
+    data = b""
+    for part in command.split(" | "):
+        program, *words = shlex.split(part)
+        data = Path(words[0]).read_bytes() if program == "cat" else _vqtok(words, data)
+    if redirected:
+        Path(redirected.strip()).write_bytes(data)
+
+
+def _vqtok(words: list[str], given: bytes) -> bytes:
+    result = CliRunner().invoke(app, [*words, *_short(words)], input=given)
+    assert result.exit_code == 0, (words, result.output)
+    return result.stdout_bytes
+
+
+def _short(words: list[str]) -> list[str]:
+    """What makes a training short. A tokenizer that is there already keeps its network."""
+    if words[0] != "train" or "--resume" in words:
+        return []
+    there = "--init" in words or "--stage" in words
+    return shlex.split(FEW if there else f"{FEW} {SMALL}")

@@ -1,0 +1,76 @@
+"""Each example runs as its page says, on tiny pictures, and the page shows its text."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import ok, save, size_of
+from conftest import picture
+
+import vqtok
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+SHOWN = {
+    "look_alikes.py": "recipes.md", "read_codes.py": "format.md", "roundtrip.py": "recipes.md", "train_transformer.py": "transformer.md",
+}     # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+
+def example(monkeypatch: pytest.MonkeyPatch, name: str, *words: object) -> None:
+    monkeypatch.setattr("sys.argv", [name, *map(str, words)])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+
+@pytest.fixture
+def shards(toy: Path) -> None:
+    """Three pictures in codes/: 8x8, 9x8 and 8x8 places at the toy's f = 4; the last is a copy of the first."""
+    for name, seed, width in (("a", 0, 32), ("b", 1, 36), ("c", 0, 32)):
+        save(f"in/{name}.png", picture(32, width, seed=seed))
+    ok("encode", "in", "--bulk", "-o", "codes", "--workers", 0)
+
+
+def test_all_examples_are_tested_short_and_on_a_page():
+    assert sorted(SHOWN) == EXAMPLES
+    tests = Path(__file__).read_text()
+    for name in EXAMPLES:
+        text = (ROOT / "examples" / name).read_text()
+        assert f'"{name}", ' in tests
+        assert sum(bool(line.strip()) for line in text.splitlines()) <= 40, name
+        assert f"```python\n{text}```\n" in (ROOT / "docs" / SHOWN[name]).read_text(), name
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shards")
+def test_train_transformer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    example(monkeypatch, "train_transformer.py", "codes", "new.png", 2)
+    first, bits, *_ = capsys.readouterr().out.removeprefix("step ").split(": ")
+    assert first == "0"
+    assert 4 < float(bits.split()[0]) < 6                   # log2(K) = 4 bits, and a little more at the start
+    assert size_of("new.png") == (8 * 32, 32)
+
+
+def test_roundtrip(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    save("photo.jpg")
+    example(monkeypatch, "roundtrip.py", "photo.jpg")
+    assert capsys.readouterr().out.startswith("1 of 1 levels: 0.267 bits per pixel, ")      # 5 x 8 codes of 4 bits for 20 x 30 pixels
+    assert size_of("photo.1.png") == (30, 20)
+    assert vqtok.read_codes("photo.npz") == vqtok.load("toy").encode("photo.jpg")
+
+
+def test_read_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    save("photo.jpg")
+    ok("encode", "photo.jpg")
+    example(monkeypatch, "read_codes.py", "photo.npz")
+    first, second = capsys.readouterr().out.splitlines()
+    codes = vqtok.read_codes("photo.npz")
+    assert first == f"1 x 5x8x1 indices below 16 (uint8), by model toy ({codes.fingerprint}), f = 4"
+    assert second.startswith(f"level 1: {len(np.unique(codes.indices))} codes in use, ")
+
+
+@pytest.mark.usefixtures("shards")
+def test_look_alikes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    example(monkeypatch, "look_alikes.py", "codes", "a.png", 2)
+    assert capsys.readouterr().out.split()[::2] == ["1.000", "1.000"]       # itself and its copy, before b.png

@@ -1,0 +1,94 @@
+"""VQModel of diffusers: its names, and its config.json.
+
+Source: github.com/huggingface/diffusers, src/diffusers/models/autoencoders/vq_model.py and vae.py, models/unets/unet_2d_blocks.py.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from vqtok import files
+from vqtok.config import TokenizerConfig
+from vqtok.errors import FormatError, InputError
+from vqtok.interop.layout import Layout
+
+CONFIG, STEM = "config.json", "diffusion_pytorch_model"
+CONFIG_LIMIT = 1 << 20      # bytes; one of theirs has some 700
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}       # before its release 0.15
+
+LAYOUT = Layout(
+    name="diffusers VQModel",
+    mark="encoder.down_blocks.",
+    parts={
+        "encoder.first": "encoder.conv_in",
+        "encoder.stages.#.blocks.#": "encoder.down_blocks.#.resnets.#",
+        "encoder.stages.#.attention.#": "encoder.down_blocks.#.attentions.#",
+        "encoder.stages.#.resample": "encoder.down_blocks.#.downsamplers.0.conv",
+        "encoder.middle.before": "encoder.mid_block.resnets.0",
+        "encoder.middle.attention": "encoder.mid_block.attentions.0",
+        "encoder.middle.after": "encoder.mid_block.resnets.1",
+        "encoder.norm": "encoder.conv_norm_out",
+        "encoder.last": "encoder.conv_out",
+        "encoder.project": "quant_conv",
+        "quantizer.codebook": "quantize.embedding.weight",
+        "decoder.project": "post_quant_conv",
+        "decoder.first": "decoder.conv_in",
+        "decoder.middle.before": "decoder.mid_block.resnets.0",
+        "decoder.middle.attention": "decoder.mid_block.attentions.0",
+        "decoder.middle.after": "decoder.mid_block.resnets.1",
+        "decoder.stages.#.blocks.#": "decoder.up_blocks.#.resnets.#",
+        "decoder.stages.#.attention.#": "decoder.up_blocks.#.attentions.#",
+        "decoder.stages.#.resample": "decoder.up_blocks.#.upsamplers.0.conv",
+        "decoder.norm": "decoder.conv_norm_out",
+        "decoder.last": "decoder.conv_out",
+    },
+    block={"shortcut": "conv_shortcut"},
+    attention={"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"},
+)
+
+
+def modern(name: str) -> str:
+    """The name that diffusers gives a tensor today: attention was named otherwise once."""
+    return re.sub(r"(?<=\.attentions\.)(\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{_OLD[m[2]]}.", name)
+
+
+def groups(folder: Path) -> int:
+    """Groups of the normalization, from the config in a model's folder. InputError, FormatError: none, damaged, or of another network."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {CONFIG}, which a VQModel of diffusers comes with", "put it beside the weights")
+    try:
+        values = json.loads(files.read_bytes(path, CONFIG_LIMIT))
+        activation, norm, count = (values.get(*pair) for pair in (("act_fn", "silu"), ("norm_type", "group"), ("norm_num_groups", 32)))
+    except (ValueError, RecursionError, AttributeError):        # UnicodeDecodeError is a ValueError
+        raise FormatError(f"{path} is damaged", "copy or download it again") from None
+    if activation not in ("silu", "swish") or norm != "group":
+        other = f"act_fn {str(activation)[:40]!r}, norm_type {str(norm)[:40]!r}"
+        raise FormatError(f"{path} asks for {other}", "vqtok reads VQModels with silu and group normalization")
+    if type(count) is not int:
+        raise FormatError(f"{path}: norm_num_groups is {str(count)[:40]!r}", "copy or download it again")
+    return count
+
+
+def config_of(settings: TokenizerConfig) -> dict[str, Any]:
+    """The config.json of a classic network."""
+    count = len(settings.stages)
+    attends = [i in settings.attention for i in range(count)]
+    return {
+        "_class_name": "VQModel",
+        "act_fn": "silu",
+        "block_out_channels": list(settings.stages),
+        "down_block_types": [f"{'Attn' * attend}DownEncoderBlock2D" for attend in attends],
+        "in_channels": settings.channels,
+        "latent_channels": settings.z_channels,
+        "layers_per_block": settings.encoder_blocks,
+        "mid_block_add_attention": count in settings.attention,
+        "norm_num_groups": settings.groups,
+        "norm_type": "group",
+        "num_vq_embeddings": settings.codebook_size,
+        "out_channels": settings.channels,
+        "sample_size": 256,
+        "up_block_types": [f"{'Attn' * attend}UpDecoderBlock2D" for attend in reversed(attends)],
+        "vq_embed_dim": settings.code_dim,
+    }
