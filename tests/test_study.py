@@ -171,6 +171,14 @@ def test_what_was_finished_before_stays_in_the_table(tmp_path: Path):
     assert [result.system for result in other] == ["vq-fvsbn"]
 
 
+def test_a_study_outlives_new_settings():
+    """A setting that comes later, at the value that stands for how it was before, changes no digest; any other value does."""
+    table = {"width": 8, "steps": 5, "network": "folded", "stages": ()}
+    assert trained._counted(table) == {"width": 8}
+    assert trained._counted({**table, "network": "classic"}) == {"width": 8, "network": "classic"}
+    assert trained._counted({"shortcut": False}) == {"shortcut": False}
+
+
 @pytest.mark.slow
 def test_other_settings_train_anew(tmp_path: Path):
     first = go(plan(tmp_path)).results[0]

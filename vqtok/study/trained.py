@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vqtok import files, weights
+from vqtok import config, files, weights
 from vqtok import train as training
 from vqtok.codec import load_tokenizer, place
 from vqtok.config import Recipe
@@ -28,6 +28,8 @@ from vqtok.train.prior import encode_dataset, save_grids
 MARK = "trained.json"
 INDICES = "indices.state.safetensors"
 TOKENIZER_PART = 0.5        # of the budget, where tokenizer and prior share one
+# Of the settings that are younger than format 1 (`config.BEFORE`), those that the first studies knew.
+_OLD = ("level_dropout", "shortcut", "architecture", "output", "mixtures", "heads", "rows", "columns")
 _TOKENIZER_TABLES = ("tokenizer", "data", "losses", "tokenizer_training", "seed", "precision")
 
 
@@ -207,12 +209,17 @@ def _of_tokenizer(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in recipe.to_dict().items() if name in _TOKENIZER_TABLES}
 
 
+def _counted(table: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide what comes out, without younger ones that stand for how it was before them: a study outlives an upgrade."""
+    younger = {name: value for name, value in config.BEFORE.items() if name not in _OLD}
+    return {
+        name: value for name, value in table.items()
+        if name not in ("steps", "validate_every") and not (name in younger and younger[name] == value)
+    }     # fmt: skip
+
+
 def _digest(lab: Lab, values: dict[str, Any]) -> str:
     """Of settings without the numbers that the budget decides, of the budget and the pictures."""
-    kept = json.loads(json.dumps(values))
-    for table in kept.values():
-        if isinstance(table, dict):
-            for name in ("steps", "validate_every"):
-                table.pop(name, None)
+    kept = {name: _counted(value) if isinstance(value, dict) else value for name, value in values.items()}
     whole = {"settings": kept, "budget": lab.budget, "steps": lab.steps, "pictures": lab.pictures.digest}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
