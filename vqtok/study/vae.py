@@ -27,12 +27,12 @@ class VaeTask(Task):
     """A VAE on whole pictures of one size, and validation pictures that it is not trained on."""
 
     name = NAME
-    network: VAE
 
     def __init__(self, recipe: Recipe, dataset: Dataset, run: Run) -> None:
         self.recipe, self.dataset, self.run = recipe, dataset, run
         torch.manual_seed(recipe.seed)
-        self.network = place(VAE(recipe.tokenizer), run.device)
+        self.vae = place(VAE(recipe.tokenizer), run.device)
+        self.network = self.vae
         training, aside = split(dataset, recipe.data.validation, recipe.data.validation_max, recipe.seed)
         data, channels = recipe.data, recipe.tokenizer.channels
         self._batches = Batches(dataset, training, recipe.tokenizer_training.batch, data.size, recipe.seed, data.flip, 1.0, channels)
@@ -51,13 +51,13 @@ class VaeTask(Task):
         return to_float(torch.as_tensor(pictures).to(self.run.device)).contiguous(memory_format=torch.channels_last)
 
     def forward(self, batch: np.ndarray) -> Step:
-        bound = self.network(self._floats(batch))
+        bound = self.vae(self._floats(batch))
         return Step(bound.loss, {"bits": bound.loss / math.log(2), "kl": bound.kl / math.log(2)})
 
     def validate(self) -> Validation:
         torch.manual_seed(self.recipe.seed)      # the same latents' noise each time; a step draws from a seed of its own
         parts = self._validation.split(self.recipe.tokenizer_training.batch)
-        bits = float(torch.cat([self.network.bits(self._floats(some)) for some in parts]).mean())
+        bits = float(torch.cat([self.vae.bits(self._floats(some)) for some in parts]).mean())
         return Validation(bits, {"bits": bits})
 
     def release(self, record: dict[str, Any]) -> Weights:
