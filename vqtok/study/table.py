@@ -19,7 +19,7 @@ class Anchor:
     source: str
 
 
-# Trained to convergence on GPUs, most of them for days.
+# Of larger models, trained far longer, on GPUs.
 ANCHORS = (
     Anchor("VIMCO", 5.14, "van den Oord et al. 2017, arXiv 1711.00937, section 4.1"),
     Anchor("VQ-VAE", 4.67, "van den Oord et al. 2017, arXiv 1711.00937, section 4.1"),
@@ -131,7 +131,7 @@ def cautions(study: Study) -> list[str]:
     where = f"{facts.get('threads', '?')} threads of {facts.get('processor', '?')}"
     said = [
         f"Each system had {minutes} on {where}, counted as steps and validations, and is far from converged: the table compares what each "
-        "learns in that time, not what each can reach. The published figures are of models trained for days on GPUs.",
+        "learns in that time, not what each can reach. The published figures are of larger models that were trained far longer, on GPUs.",
         "Equal time is not equal size: widths and rates were chosen by trials of a minute or two, and one seed was run.",
         "Exact is -log2 p(x). A bound counts every bit of one way to describe a picture, its latents and the pixels given them; other "
         "latents could give the same picture, so the true figure is at most the bound.",
@@ -139,8 +139,8 @@ def cautions(study: Study) -> list[str]:
     if study.shape.channels == 3:
         said.append(
             "Systems over raw pixels read the picture plane by plane: red whole, then green given red, then blue given both. The published "
-            "models read the three values of a pixel together. It is the same sentence in another order, which is neither easier nor "
-            "harder in principle, but not for a small network."
+            "models read the three values of a pixel together. Either order counts every bit; which of them a small network learns more "
+            "easily, this study does not tell."
         )
     if first is not None:
         said.append(
