@@ -164,7 +164,7 @@ def test_a_checkpoint_of_lightning_names_its_callbacks(package: str, tmp_path: P
     kind = type("ModelCheckpoint", (), {"__module__": name})
     module.ModelCheckpoint = kind       # type: ignore[attr-defined]
     callback = kind()
-    callback.best = 0.5
+    callback.best = 0.5     # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
         parts = name.split(".")
         for end in range(1, len(parts)):

@@ -19,7 +19,7 @@ from vqtok.interop.diffusers import STEM
 _INNER = ("ema", "model", "state_dict")     # where the tensors stand, the better ones first: LlamaGen's two, and taming's
 _MEMBERS_MAX = 200_000
 _LIGHTNING = ("pytorch_lightning", "lightning.pytorch")
-# Classes that PyTorch Lightning's checkpoints name as keys of their callbacks' state, taming's among them. A class of ours stands in for each.
+# Classes that checkpoints of PyTorch Lightning, taming's among them, name as keys of their callbacks' state. Empty ones stand in for them.
 _CALLBACKS = {
     "model_checkpoint": "ModelCheckpoint", "early_stopping": "EarlyStopping", "lr_monitor": "LearningRateMonitor",
     "progress.tqdm_progress": "TQDMProgressBar", "timer": "Timer",
