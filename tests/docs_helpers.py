@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import interop_helpers
 from conftest import picture
 from typer.testing import CliRunner
 
@@ -29,6 +30,13 @@ def lines(text: str) -> list[str]:
 def make_pictures(folder: Path) -> None:
     for seed, name in enumerate(PICTURES):
         images.write(folder / name, picture(96, 128, seed=seed))
+
+
+def make_checkpoints(folder: Path) -> None:
+    """What `vqtok import` lines name, laid out as each program does it."""
+    for program, name in (("taming", "last.ckpt"), ("llamagen", "vq_ds16_c2i.pt"), ("diffusers", "vqvae")):
+        _, path = interop_helpers.save(program, folder / program)
+        path.rename(folder / name)
 
 
 def run_line(line: str) -> None:

@@ -8,7 +8,7 @@ import make_commands_doc
 import numpy as np
 import pytest
 from cli_helpers import ok
-from docs_helpers import ROOT, lines, make_pictures, run_line
+from docs_helpers import ROOT, lines, make_checkpoints, make_pictures, run_line
 
 from vqtok import codes, weights
 from vqtok.cli import app
@@ -33,6 +33,7 @@ def anchors(page: Path) -> set[str]:
 def test_every_command_of_a_page_runs_in_order(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.delenv("VQTOK_MODELS")
     make_pictures(tmp_path)
+    make_checkpoints(tmp_path)
     for line in lines((ROOT / "docs" / name).read_text(encoding="utf-8")):
         run_line(line)
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import interop_helpers
@@ -150,6 +152,30 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path):
         interop.read(tmp_path / "evil.ckpt")
     assert "save_file" in caught.value.fix
     assert not Path("ran").exists()
+
+
+@pytest.mark.skipif(not hasattr(torch.serialization, "safe_globals"), reason="torch before 2.5 has no safe_globals")
+@pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
+def test_a_checkpoint_of_lightning_names_its_callbacks(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As taming-transformers' own do: the class is the key of the callback's state, here also an object of it."""
+    source, path = save("taming", tmp_path / "theirs")
+    name = f"{package}.callbacks.model_checkpoint"
+    module = ModuleType(name)
+    kind = type("ModelCheckpoint", (), {"__module__": name})
+    module.ModelCheckpoint = kind       # type: ignore[attr-defined]
+    callback = kind()
+    callback.best = 0.5     # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        parts = name.split(".")
+        for end in range(1, len(parts)):
+            patch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
+        patch.setitem(sys.modules, name, module)
+        whole = {**torch.load(path, weights_only=True), "callbacks": {kind: {"best_model_score": torch.tensor(0.3)}}, "extra": callback}
+        torch.save(whole, path)
+    check_same(source, imported(path, tmp_path / "ours"))
+    assert name not in sys.modules
+    with pytest.raises(Exception, match="Weights only load failed"):        # the stand-ins were for that call alone
+        torch.load(path, weights_only=True)
 
 
 def test_damaged_files_are_vqtok_errors(tmp_path: Path):

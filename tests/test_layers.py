@@ -20,7 +20,9 @@ LAYERS = (
 )
 
 WITHOUT_TORCH = LAYERS[:LAYERS.index("outline")]
-PACKAGES = ("bulk", "codec", "codes", "data", "evaluate", "interop", "losses", "priors", "quantizers", "report", "study", "train", "cli")
+PACKAGES = (
+    "bulk", "codec", "codes", "config", "data", "evaluate", "interop", "losses", "priors", "quantizers", "report", "study", "train", "cli",
+)
 PRINTERS = ("cli", "__main__")
 PRINTS = ("print", "input", "typer.echo", "typer.secho", "rich.print", "traceback.print_exc")
 PRINTING_MODULES = ("rich.console", "rich.progress", "rich.live", "rich.print", "typer", "sys.stdout", "sys.stderr")

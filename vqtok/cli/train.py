@@ -32,8 +32,17 @@ def train(
         typer.Argument(help="Folder, zip, tar shards, CIFAR-10, IDX or array file; none: shapes that vqtok draws.", metavar="[DATA]"),
     ] = None,
     out: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.")] = DEFAULT_OUTPUT,
-    stage: Annotated[str, typer.Option("--stage", help="tokenizer, prior, entropy (which codes compact files) or all.")] = "all",
-    preset: Annotated[str | None, typer.Option("--preset", help="tiny, cifar, photo or pixels; default: by the data.")] = None,
+    stage: Annotated[
+        str,
+        typer.Option(
+            "--stage", help="tokenizer, prior, entropy (which codes compact files) or all.",
+            autocompletion=o.one_of("tokenizer", "prior", "entropy", "all"),
+        ),
+    ] = "all",
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="tiny, cifar, photo or pixels; default: by the data.", autocompletion=o.known("PRESETS")),
+    ] = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="TOML file with settings, like the recipe.toml of a run.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting of a recipe, like prior.width=192.", metavar="KEY=VALUE")
@@ -86,7 +95,9 @@ def train(
     ] = None,
     ema: Annotated[float | None, typer.Option("--ema", help="Decay of the moving average of the tokenizer's weights.")] = None,
     width: Annotated[int | None, typer.Option("--width", help="Channels of the finest stage.")] = None,
-    precision: Annotated[str | None, typer.Option("--precision", help="fp32 or bf16.")] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32 or bf16.", autocompletion=o.one_of("fp32", "bf16"))
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of all random draws.")] = None,
     device: o.Device = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the tokenizer with torch.compile (needs a C++ compiler).")] = False,

@@ -3,6 +3,7 @@
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from vqtok.interop.diffusers import STEM
 
 _INNER = ("ema", "model", "state_dict")     # where the tensors stand, the better ones first: LlamaGen's two, and taming's
 _MEMBERS_MAX = 200_000
+_LIGHTNING = ("pytorch_lightning", "lightning.pytorch")
+# Classes that checkpoints of PyTorch Lightning, taming's among them, name as keys of their callbacks' state. Empty ones stand in for them.
+_CALLBACKS = {
+    "model_checkpoint": "ModelCheckpoint", "early_stopping": "EarlyStopping", "lr_monitor": "LearningRateMonitor",
+    "progress.tqdm_progress": "TQDMProgressBar", "timer": "Timer",
+}     # fmt: skip
 _FLOATS = (torch.float32, torch.float16, torch.float64, torch.bfloat16)
 _COPY_AGAIN = "copy or download the file again"
 _SAVE_SAFELY = (
@@ -61,7 +68,8 @@ def _torch_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of what torch.save wrote: in the dictionary itself, or in the one that it holds for them."""
     _check_zip(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with _stand_ins():
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:      # UnpicklingError, RuntimeError, KeyError, IndexError, struct.error...: by what the bytes hold
         raise _refused(path, str(error)) from None
     for name in _INNER:
@@ -70,6 +78,13 @@ def _torch_tensors(path: Path) -> dict[str, np.ndarray]:
             break
     tensors = {name: value for name, value in loaded.items() if isinstance(name, str)} if isinstance(loaded, Mapping) else {}
     return _arrays(path, {name: value for name, value in tensors.items() if isinstance(value, Tensor)})
+
+
+def _stand_ins() -> AbstractContextManager:
+    """Lets the loader put an empty class in the place of each callback's; before torch 2.5 such files are refused."""
+    allow = getattr(torch.serialization, "safe_globals", None)
+    names = [(f"{package}.callbacks.{module}", name) for package in _LIGHTNING for module, name in _CALLBACKS.items()]
+    return nullcontext() if allow is None else allow([type(name, (), {"__module__": module}) for module, name in names])
 
 
 def _refused(path: Path, reason: str) -> FormatError:

@@ -1,0 +1,24 @@
+"""Settings as frozen dataclasses: defaults < preset < TOML recipe < flags. Each class checks its own values."""
+
+from vqtok.config.presets import PRESETS
+from vqtok.config.recipe import (
+    ARCHITECTURES,
+    ENTROPY_CODES_MAX,
+    OPTIMIZERS,
+    OUTPUTS,
+    DataConfig,
+    EntropyConfig,
+    LossConfig,
+    PriorConfig,
+    Recipe,
+    StageConfig,
+)  # fmt: skip
+from vqtok.config.text import parse_duration, parse_setting, read_recipe, to_toml
+from vqtok.config.tokenizer import GRAY_LEVELS, LEARNED, LEVELS_MAX, LIKELIHOODS, NETWORKS, QUANTIZERS, TokenizerConfig
+from vqtok.config.values import BEFORE, from_dict
+
+__all__ = [
+    "ARCHITECTURES", "BEFORE", "ENTROPY_CODES_MAX", "GRAY_LEVELS", "LEARNED", "LEVELS_MAX", "LIKELIHOODS", "NETWORKS", "OPTIMIZERS",
+    "OUTPUTS", "PRESETS", "QUANTIZERS", "DataConfig", "EntropyConfig", "LossConfig", "PriorConfig", "Recipe", "StageConfig",
+    "TokenizerConfig", "from_dict", "parse_duration", "parse_setting", "read_recipe", "to_toml",
+]     # fmt: skip
