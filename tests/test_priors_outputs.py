@@ -96,3 +96,14 @@ def test_a_pixelcnn_with_the_mixture_learns_and_samples_gray_levels(monkeypatch:
     drawn = sample(prior.eval(), 16, 4, 4).double()
     assert drawn.shape == (16, 3, 4, 4)
     torch.testing.assert_close(drawn.mean((0, 2, 3)), torch.tensor([3.0, 8.0, 12.0], dtype=torch.float64), atol=1.0, rtol=0)
+
+
+def test_gray_levels_that_are_close_start_with_vectors_that_are_close() -> None:
+    torch.manual_seed(0)
+    for output, kin in (("logistic", True), ("softmax", False)):
+        prior = PixelCNN(PriorConfig(256, levels=2, width=32, layers=1, output=output))
+        assert prior.context is not None
+        for weight in (prior.embedding.weight[256:], prior.context.embedding.weight):
+            assert 0.5 < float(weight.detach().std()) < 2
+            near, far = ((weight[100] - weight[100 + d]).norm().item() for d in (1, 60))
+            assert (near < 0.2 * far) == kin

@@ -15,6 +15,7 @@ from vqtok.priors import outputs
 from vqtok.priors.outputs import Output
 
 CONTEXT_BLOCKS = 2
+WAVES = 4                   # of 1, 2, 4 and 8 half turns from black to white to start the embedding of gray levels from
 LOGITS_AT_ONCE = 2**24      # 64 MiB of float32; 64 grids of 8x8 with K = 65536 would take 1 GiB, and as much for the gradient
 
 
@@ -59,7 +60,7 @@ class Context(nn.Module):
         super().__init__()
         C = config.width
         self.codebook_size = config.codebook_size
-        self.embedding = nn.Embedding((config.levels - 1) * config.codebook_size, C)
+        self.embedding = code_embedding(config, C, config.levels - 1)
         self.level = nn.Embedding(config.levels, C)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, padding=1), nn.ReLU(), nn.Conv2d(C, C, 1)) for _ in range(CONTEXT_BLOCKS)
@@ -166,6 +167,25 @@ def cross_entropy(prior: Prior, indices: Tensor, labels: Tensor | None = None, b
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
     finally:
         prior.train(training)
+
+
+def code_embedding(config: PriorConfig, size: int, levels: int) -> nn.Embedding:
+    """Vectors (levels * K, size) for the codes of the first few levels, to be learned.
+
+    Random ones; but where the output is logistic codes are gray levels, and those that are close start with vectors that are close: random
+    projections of the gray level v in [-1, 1] and of its sines and cosines. A PixelCNN of 4 layers of 32 channels took 4.67
+    bits a value after 400 steps on the middle of CIFAR-10 pictures, and 5.66 from random vectors.
+    """
+    K = config.codebook_size
+    embedding = nn.Embedding(levels * K, size)
+    if config.output == "logistic":
+        v = torch.linspace(-1, 1, K)
+        waves = [wave(math.pi * 2**k * v) / 2**k for k in range(WAVES) for wave in (torch.sin, torch.cos)]
+        features = torch.stack([3 * v, *waves], dim=1)                                  # (K, F)
+        projections = torch.randn(levels, features.shape[1], size) / features.square().mean(0).sum().sqrt()
+        with torch.no_grad():
+            embedding.weight.copy_((features @ projections).flatten(0, 1))
+    return embedding
 
 
 def offset(indices: Tensor, K: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
-from vqtok.priors.base import Context, Prior, offset
+from vqtok.priors.base import Context, Prior, code_embedding, offset
 from vqtok.priors.pixelcnn.cache import Cache
 from vqtok.priors.pixelcnn.gated import GatedLayer
 from vqtok.priors.pixelcnn.tape import Packed
@@ -30,8 +30,8 @@ class PixelCNN(Prior):
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
-        C, K, L = config.width, config.codebook_size, config.levels
-        self.embedding = nn.Embedding(L * K, C)
+        C, L = config.width, config.levels
+        self.embedding = code_embedding(config, C, L)
         self.context = Context(config) if L > 1 else None
         self.layers = nn.ModuleList(GatedLayer(config) for _ in range(config.layers))
         self.head = nn.Linear(C, 2 * C)

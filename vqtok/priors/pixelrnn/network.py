@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
-from vqtok.priors.base import Context, Prior, offset
+from vqtok.priors.base import Context, Prior, code_embedding, offset
 from vqtok.priors.dropout import drop
 from vqtok.priors.pixelrnn.cache import Cache
 from vqtok.priors.pixelrnn.scan import scan
@@ -67,8 +67,8 @@ class PixelRNN(Prior):
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
-        C, K, L = config.width, config.codebook_size, config.levels
-        self.embedding = nn.Embedding(L * K, C // 2)        # the first layer sees 28 places: as many more channels take 13 % of a step
+        C, L = config.width, config.levels
+        self.embedding = code_embedding(config, C // 2, L)    # the first layer sees 28 places: as many more channels take 13 % of a step
         self.first = First(C // 2, 2 * C)
         self.label = nn.Embedding(len(config.labels) + 1, 2 * C) if config.labels else None
         self.context = Context(config) if L > 1 else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
-from vqtok.priors.base import Context, Prior, offset
+from vqtok.priors.base import Context, Prior, code_embedding, offset
 from vqtok.priors.dropout import drop
 from vqtok.priors.transformer.block import Block
 from vqtok.priors.transformer.cache import Cache
@@ -20,8 +20,8 @@ class Transformer(Prior):
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
-        C, K, L = config.width, config.codebook_size, config.levels
-        self.embedding = nn.Embedding(L * K, C)
+        C, L = config.width, config.levels
+        self.embedding = code_embedding(config, C, L)
         self.start = nn.Parameter(torch.randn(C))       # in place of the index before the first
         self.label = nn.Embedding(1 + len(config.labels), C) if config.labels else None
         self.context = Context(config) if L > 1 else None
