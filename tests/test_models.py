@@ -67,12 +67,13 @@ def test_default_model_is_photo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_readme_figures_are_those_of_the_cards() -> None:
-    """Every figure in the README's table of models stands in that model's card."""
+    """Every figure in the README's tables of models stands in that model's card."""
     readme = (MODELS.parent / "README.md").read_text(encoding="utf-8")
     for name in NAMES:
-        (row,) = re.findall(rf"^\| `{name}` .*$", readme, re.MULTILINE)
+        rows = re.findall(rf"^\| `{name}` .*$", readme, re.MULTILINE)
+        assert len(rows) == 2, "what it is, and how good"
         card = (MODELS / name / "README.md").read_text(encoding="utf-8")
-        for number in re.findall(r"(?<![\w.])\d+\.\d+", row):
+        for number in re.findall(r"(?<![\w.])\d+\.\d+", "".join(rows)):
             digits = len(number.split(".")[1])
             known = {f"{float(n):.{digits}f}" for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", card)}
             assert number in known, (name, number)
