@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from docs_helpers import ROOT, lines, make_pictures, run_line
+from docs_helpers import ROOT, lines, make_checkpoints, make_pictures, run_line
 
 from vqtok import codes
 
@@ -15,6 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_every_command_of_the_readme_runs_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("VQTOK_MODELS")
     make_pictures(tmp_path)
+    make_checkpoints(tmp_path)
     assert len(lines(README)) >= 12
     for line in lines(README):
         run_line(line)

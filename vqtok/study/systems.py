@@ -66,7 +66,7 @@ SYSTEMS: tuple[System, ...] = (
     System("pixelrnn", "raw pixels: a PixelRNN with Row LSTM layers", "pixels", _prior("pixelrnn", 2e-3, 8, layers=3)),
     System("pixelcnn", "raw pixels: a gated PixelCNN", "pixels", _prior("pixelcnn", 4e-3, 4)),
     System(
-        "pixelcnn-logistic", "the same, whose output is a mixture of discretized logistics in place of a softmax", "pixels",
+        "pixelcnn-logistic", "the same that knows the order of gray levels: a mixture of logistics in place of a softmax", "pixels",
         _prior("pixelcnn", 4e-3, 4, output="logistic"),
     ),
     System("transformer", "raw pixels: a causal transformer", "pixels", _prior("transformer", 2e-3, 4, layers=4)),
