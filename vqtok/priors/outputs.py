@@ -74,9 +74,17 @@ class LogisticMixture(Output):
         return -self._log_probability(F.linear(features, self.weight, self.bias).float(), wanted)
 
     def spread(self, values: Tensor) -> Tensor:
-        """ln p of each of the K gray levels; values are (..., 3M)."""
-        every = torch.arange(self.codebook_size, device=values.device)
-        return self._log_probability(values.float()[..., None, :], every)
+        """ln p of each of the K gray levels; values are (..., 3M). Each edge between two bins is looked at once."""
+        weights, means, log_scales = values.float()[..., None].chunk(3, dim=-2)         # (..., M, 1)
+        half = 1 / (self.codebook_size - 1)
+        edges = torch.arange(1, self.codebook_size, device=values.device) * (2 * half) - (1 + half)
+        inverse = torch.exp(-log_scales.clamp(*LOG_SCALES))
+        scaled = (edges - means) * inverse                                              # (..., M, K-1)
+        below = F.logsigmoid(scaled)        # of the mass below each edge
+        above = below - scaled              # and above it: log sigmoid(-x) = log sigmoid(x) - x
+        within = torch.log(-torch.expm1(-2 * half * inverse))
+        each = torch.cat([below[..., :1], below[..., 1:] + above[..., :-1] + within, above[..., -1:]], dim=-1)      # (..., M, K)
+        return torch.logsumexp(weights.log_softmax(-2) + each, dim=-2)
 
     def _log_probability(self, values: Tensor, wanted: Tensor) -> Tensor:
         """ln p of gray levels (N,) under values (N, 3M); leading axes broadcast."""
