@@ -1,6 +1,7 @@
 """Calls of NumPy and BLAS that are prepared once and then only run: at n = 1 most of torch's time on a CPU is starting its calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -9,6 +10,21 @@ import torch
 SMALL = 2**18       # multiplications: NumPy starts quicker (16x64x64: 1.0 us, torch 1.5), torch's BLAS is faster (64x128x128: 11, NumPy 16)
 Array = np.ndarray
 Call = Callable[[], object]
+
+
+@contextmanager
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """torch works with one thread inside, where `wanted`: for products too small to share.
+
+    Two threads on two busy cores waited for each other at every call: 16 ms a sampled place at n = 1, where one thread took 1.2.
+    """
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def product(a: Array, b: Array, out: Array) -> Call:

@@ -21,6 +21,7 @@ from vqtok import entropy
 from vqtok.config import EntropyConfig
 from vqtok.errors import FormatError
 from vqtok.outline import outline
+from vqtok.priors.calls import one_thread
 from vqtok.priors.integer import (
     ACTIVATION_LIMIT,
     ACTIVATION_STEP,
@@ -260,7 +261,7 @@ class ExactPrior:
 
     def decode(self, streams: Sequence[bytes], levels: int, h: int, w: int) -> np.ndarray:
         """The grids (B, l, h, w) int64 in B streams; FormatError where a stream is damaged."""
-        with _exact_arithmetic(self.device):
+        with _exact_arithmetic(self.device), one_thread(len(streams) == 1):     # a step of one grid is small: two threads gain nothing
             parts = [self._decode(streams[b : b + PICTURES_AT_ONCE], levels, h, w) for b in range(0, len(streams), PICTURES_AT_ONCE)]
         return np.concatenate(parts)
 

@@ -6,8 +6,8 @@ On a CPU a prior's `quick` runs calls of NumPy and BLAS that were prepared once;
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TypeVar
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from vqtok.errors import UsageError
 from vqtok.priors.base import Cursor, Prior, QuickCursor
+from vqtok.priors.calls import Array, one_thread
 from vqtok.priors.draw import choose, choose_quickly
 
-Array = np.ndarray
 FEW_GRIDS = 64
 Progress = Callable[[int, int], None]
 Values = TypeVar("Values", Tensor, Array)
@@ -64,7 +64,7 @@ def sample(
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     done = itertools.count(1)
     tick = (lambda: None) if progress is None else (lambda: progress(next(done), L * h))
-    with torch.inference_mode(), _full_precision(device), _threads(n):
+    with torch.inference_mode(), _full_precision(device), one_thread(n < FEW_GRIDS):
         indices = known.clamp(min=0).to(device)
         quick = prior.quick(rows)
         for level in range(L):
@@ -118,21 +118,6 @@ def _quick_draw(temperature: float, top_k: int | None, top_p: float | None) -> D
 def _full_precision(device: torch.device) -> AbstractContextManager:
     """Autocast off: half of the calls below would leave it, the other half not."""
     return torch.autocast(device.type, enabled=False) if device.type in ("cpu", "cuda") else nullcontext()
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """One thread for few grids: the products are then too small to share.
-
-    Two threads on two busy cores waited for each other at every call: 16 ms a position at n = 1, where one thread took 1.2.
-    """
-    before = torch.get_num_threads()
-    if n < FEW_GRIDS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _uniform(seed: int | torch.Generator, n: int, count: int) -> Tensor:
