@@ -266,6 +266,20 @@ def test_a_machine_that_slows_down_is_stopped_by_the_clock(tmp_path: Path, monke
     assert recipe.prior_training.steps == clock.done.steps
 
 
+@pytest.mark.parametrize("part", [1, 2, 5, 6])
+def test_a_machine_that_speeds_up_gets_more_steps(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Other work took most of it in the first parts: the steps planned then are done long before the time is over."""
+    clock, parts = Clock(tmp_path, monkeypatch, 0.5), iter(range(100))
+    original = clock.train
+
+    def faster(recipe: Recipe) -> bool:
+        clock.seconds = 0.02 if next(parts) >= part else 0.5
+        return original(recipe)
+
+    budget.spend(faster, Recipe(), clock.run, "prior", 60.0, table="prior_training")
+    assert 0.92 * 60 < clock.done.seconds <= 60.5
+
+
 def test_time_of_an_earlier_session_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clock = Clock(tmp_path, monkeypatch, 0.05)
     clock.done = Spent(600, 30.0)

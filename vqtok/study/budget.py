@@ -60,19 +60,27 @@ def spend(
     if steps is not None:
         go(steps, math.inf)
         return recipe
+    before = now = spent(run.folder, stage)
     for part in PARTS:
-        now = spent(run.folder, stage)
-        if now.seconds < part * seconds and go(planned(now, seconds), part * seconds - now.seconds):
-            return recipe
+        if now.seconds < part * seconds:
+            done = go(planned(before, now, seconds), part * seconds - now.seconds)
+            before, now = now, spent(run.folder, stage)
+            if done and now.seconds > PARTS[-2] * seconds:
+                return recipe
+    if now.seconds < PARTS[-2] * seconds:       # it was faster than planned, again and again
+        go(planned(before, now, seconds), seconds - now.seconds)
     go(spent(run.folder, stage).steps + 1, math.inf)        # the clock has stopped it: one last step, which is validated
     return recipe
 
 
-def planned(now: Spent, seconds: float) -> int:
-    """Steps in all, if the rest goes on as fast as it has so far."""
+def planned(before: Spent, now: Spent, seconds: float) -> int:
+    """Steps in all, if the rest goes on as fast as it has since `before`. A part that other work disturbed does not count for ever."""
     if not now.steps:
         return UNKNOWN
-    return now.steps + max(1, int((AIM * seconds - now.seconds) * now.steps / max(now.seconds, 1e-3)))
+    if now.steps == before.steps:
+        before = Spent(0, 0.0)
+    speed = (now.steps - before.steps) / max(now.seconds - before.seconds, 1e-3)
+    return now.steps + max(1, int((AIM * seconds - now.seconds) * speed))
 
 
 def with_steps(recipe: Recipe, table: str, steps: int) -> Recipe:
