@@ -11,7 +11,7 @@ from typing import Any
 from vqtok import files
 from vqtok.config import TokenizerConfig
 from vqtok.errors import FormatError, InputError
-from vqtok.interop.layout import Layout
+from vqtok.interop.layout import SHARED, Layout
 
 CONFIG, STEM = "config.json", "diffusion_pytorch_model"
 CONFIG_LIMIT = 1 << 20      # bytes; one of theirs has some 700
@@ -20,8 +20,7 @@ _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"
 LAYOUT = Layout(
     name="diffusers VQModel",
     mark="encoder.down_blocks.",
-    parts={
-        "encoder.first": "encoder.conv_in",
+    parts=SHARED | {
         "encoder.stages.#.blocks.#": "encoder.down_blocks.#.resnets.#",
         "encoder.stages.#.attention.#": "encoder.down_blocks.#.attentions.#",
         "encoder.stages.#.resample": "encoder.down_blocks.#.downsamplers.0.conv",
@@ -29,11 +28,6 @@ LAYOUT = Layout(
         "encoder.middle.attention": "encoder.mid_block.attentions.0",
         "encoder.middle.after": "encoder.mid_block.resnets.1",
         "encoder.norm": "encoder.conv_norm_out",
-        "encoder.last": "encoder.conv_out",
-        "encoder.project": "quant_conv",
-        "quantizer.codebook": "quantize.embedding.weight",
-        "decoder.project": "post_quant_conv",
-        "decoder.first": "decoder.conv_in",
         "decoder.middle.before": "decoder.mid_block.resnets.0",
         "decoder.middle.attention": "decoder.mid_block.attentions.0",
         "decoder.middle.after": "decoder.mid_block.resnets.1",
@@ -41,7 +35,6 @@ LAYOUT = Layout(
         "decoder.stages.#.attention.#": "decoder.up_blocks.#.attentions.#",
         "decoder.stages.#.resample": "decoder.up_blocks.#.upsamplers.0.conv",
         "decoder.norm": "decoder.conv_norm_out",
-        "decoder.last": "decoder.conv_out",
     },
     block={"shortcut": "conv_shortcut"},
     attention={"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"},

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 FIRST, CODEBOOK = "encoder.first.weight", "quantizer.codebook"
 STAGE_BLOCKS, STAGE_ATTENTION = "encoder.stages.#.blocks.#", "encoder.stages.#.attention.#"
 DECODER_BLOCKS, MIDDLE_ATTENTION = "decoder.stages.#.blocks.#", "encoder.middle.attention"
+SHARED = {                                          # what all three programs call alike: our names to theirs
+    "encoder.first": "encoder.conv_in", "encoder.last": "encoder.conv_out", "encoder.project": "quant_conv",
+    CODEBOOK: "quantize.embedding.weight",
+    "decoder.project": "post_quant_conv", "decoder.first": "decoder.conv_in", "decoder.last": "decoder.conv_out",
+}     # fmt: skip
 _OWN = re.compile(r"(?:encoder|decoder|quantize|quant_conv|post_quant_conv)\.")     # beside them: losses, averages, schedules
 
 

@@ -3,13 +3,13 @@
 Source: github.com/FoundationVision/LlamaGen, tokenizer/tokenizer_image/vq_model.py.
 """
 
-from vqtok.interop.layout import Layout
+from vqtok.interop import taming
+from vqtok.interop.layout import SHARED, Layout
 
 LAYOUT = Layout(
     name="LlamaGen VQ model",
     mark="encoder.conv_blocks.",
-    parts={
-        "encoder.first": "encoder.conv_in",
+    parts=SHARED | {
         "encoder.stages.#.blocks.#": "encoder.conv_blocks.#.res.#",
         "encoder.stages.#.attention.#": "encoder.conv_blocks.#.attn.#",
         "encoder.stages.#.resample": "encoder.conv_blocks.#.downsample.conv",
@@ -17,11 +17,6 @@ LAYOUT = Layout(
         "encoder.middle.attention": "encoder.mid.1",
         "encoder.middle.after": "encoder.mid.2",
         "encoder.norm": "encoder.norm_out",
-        "encoder.last": "encoder.conv_out",
-        "encoder.project": "quant_conv",
-        "quantizer.codebook": "quantize.embedding.weight",
-        "decoder.project": "post_quant_conv",
-        "decoder.first": "decoder.conv_in",
         "decoder.middle.before": "decoder.mid.0",
         "decoder.middle.attention": "decoder.mid.1",
         "decoder.middle.after": "decoder.mid.2",
@@ -29,10 +24,9 @@ LAYOUT = Layout(
         "decoder.stages.#.attention.#": "decoder.conv_blocks.#.attn.#",
         "decoder.stages.#.resample": "decoder.conv_blocks.#.upsample.conv",
         "decoder.norm": "decoder.norm_out",
-        "decoder.last": "decoder.conv_out",
     },
-    block={"shortcut": "nin_shortcut"},
-    attention={"query": "q", "key": "k", "value": "v", "out": "proj_out"},
+    block=taming.LAYOUT.block,          # its layers are taming's
+    attention=taming.LAYOUT.attention,
     normalize=True,
     ignored=("quantize.codebook_used",),
 )

@@ -3,13 +3,12 @@
 Source: github.com/CompVis/taming-transformers, taming/modules/diffusionmodules/model.py and taming/models/vqgan.py.
 """
 
-from vqtok.interop.layout import Layout
+from vqtok.interop.layout import SHARED, Layout
 
 LAYOUT = Layout(
     name="taming-transformers VQGAN",
     mark="encoder.down.",
-    parts={
-        "encoder.first": "encoder.conv_in",
+    parts=SHARED | {
         "encoder.stages.#.blocks.#": "encoder.down.#.block.#",
         "encoder.stages.#.attention.#": "encoder.down.#.attn.#",
         "encoder.stages.#.resample": "encoder.down.#.downsample.conv",
@@ -17,11 +16,6 @@ LAYOUT = Layout(
         "encoder.middle.attention": "encoder.mid.attn_1",
         "encoder.middle.after": "encoder.mid.block_2",
         "encoder.norm": "encoder.norm_out",
-        "encoder.last": "encoder.conv_out",
-        "encoder.project": "quant_conv",
-        "quantizer.codebook": "quantize.embedding.weight",
-        "decoder.project": "post_quant_conv",
-        "decoder.first": "decoder.conv_in",
         "decoder.middle.before": "decoder.mid.block_1",
         "decoder.middle.attention": "decoder.mid.attn_1",
         "decoder.middle.after": "decoder.mid.block_2",
@@ -29,7 +23,6 @@ LAYOUT = Layout(
         "decoder.stages.#.attention.#": "decoder.up.#.attn.#",
         "decoder.stages.#.resample": "decoder.up.#.upsample.conv",
         "decoder.norm": "decoder.norm_out",
-        "decoder.last": "decoder.conv_out",
     },
     block={"shortcut": "nin_shortcut"},
     attention={"query": "q", "key": "k", "value": "v", "out": "proj_out"},

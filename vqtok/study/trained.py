@@ -92,11 +92,10 @@ def write(folder: Path, trained: Trained) -> None:
 def train(lab: Lab, system: System) -> Trained:
     """Trains the system, or goes on with it, or finds it done. Raises budget.Interrupted, and TrainingError as training does."""
     recipe = recipe_of(system, lab.pictures.shape, lab.seed)
-    folder = lab.folder / system.name
+    folder, settings = lab.folder / system.name, settings_of(lab, system)
     if system.tokenizer == vae.NAME:
-        return _train_vae(lab, folder, recipe)
+        return _train_vae(lab, folder, recipe, settings)
     tokenizer = _tokenizer(lab, system, recipe)
-    settings = settings_of(lab, system)
     found = _begin(lab, folder, settings, recipe)
     if found.finished:
         return found
@@ -114,8 +113,7 @@ def train(lab: Lab, system: System) -> Trained:
     return trained
 
 
-def _train_vae(lab: Lab, folder: Path, recipe: Recipe) -> Trained:
-    settings = _digest(lab, _of_tokenizer(recipe))
+def _train_vae(lab: Lab, folder: Path, recipe: Recipe, settings: str) -> Trained:
     found = _begin(lab, folder, settings, recipe)
     if found.finished:
         return found
