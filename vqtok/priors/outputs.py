@@ -7,6 +7,7 @@ they have an order, and a mixture of logistics knows it (Salimans et al. 2017, P
 import math
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +32,10 @@ class Output(nn.Linear, ABC):
     def spread(self, values: Tensor) -> Tensor:
         """Logits (..., K) of what the linear layer alone gives."""
 
+    def spread_array(self, values: np.ndarray) -> np.ndarray:
+        """`spread` for NumPy, at each sampled place."""
+        return self.spread(torch.from_numpy(values)).numpy()
+
 
 class Softmax(Output):
     """A logit for each code."""
@@ -48,6 +53,9 @@ class Softmax(Output):
 
     def spread(self, values: Tensor) -> Tensor:
         return values
+
+    def spread_array(self, values: np.ndarray) -> np.ndarray:
+        return values       # not through torch and back: that took 7 us of 125 at n = 1
 
 
 class LogisticMixture(Output):

@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from vqtok.priors.calls import Array, Call, product
@@ -107,7 +106,7 @@ class Tape:
         """(n, K), valid until the next call."""
         for call in self.score_calls:
             call()
-        return self.output.spread(torch.from_numpy(self.scores)).numpy()
+        return self.output.spread_array(self.scores)
 
     def _row_calls(self, layers: Sequence[PackedLayer]) -> list[Call]:
         """The vertical stack for one row: `v` from layer to layer, and `above` of each."""

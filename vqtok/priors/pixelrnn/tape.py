@@ -68,7 +68,7 @@ class Tape:
         """(n, K), valid until the next call."""
         for call in self.score_calls:
             call()
-        return self.output.spread(torch.from_numpy(self.scores)).numpy()
+        return self.output.spread_array(self.scores)
 
     def _column_calls(self, j: int) -> list[Call]:
         """All layers at one column."""
