@@ -62,7 +62,7 @@ def _prior(architecture: str, learning_rate: float, batch: int, **settings: Any)
 
 
 SYSTEMS: tuple[System, ...] = (
-    System("fvsbn", "raw pixels: a belief network without hidden units", "pixels", _prior("fvsbn", 1e-3, 16)),
+    System("fvsbn", "raw pixels: a belief network without hidden units", "pixels", _prior("fvsbn", 4e-2, 32)),
     System("pixelrnn", "raw pixels: a PixelRNN with Row LSTM layers", "pixels", _prior("pixelrnn", 2e-3, 8, layers=3)),
     System("pixelcnn", "raw pixels: a gated PixelCNN", "pixels", _prior("pixelcnn", 4e-3, 4)),
     System(
@@ -71,7 +71,7 @@ SYSTEMS: tuple[System, ...] = (
     ),
     System("transformer", "raw pixels: a causal transformer", "pixels", _prior("transformer", 2e-3, 4, layers=4)),
     System("vae", "a VAE: Gaussian latents, encoder and decoder of the VQ-VAE", "vae"),
-    System("vq-fvsbn", "a VQ-VAE's indices: the belief network", "vq", _prior("fvsbn", 1e-3, 64)),
+    System("vq-fvsbn", "a VQ-VAE's indices: the belief network", "vq", _prior("fvsbn", 4e-3, 64)),
     System("vq-pixelrnn", "a VQ-VAE's indices: the PixelRNN", "vq", _prior("pixelrnn", 2e-3, 64, layers=4)),
     System("vq-pixelcnn", "a VQ-VAE's indices: the gated PixelCNN", "vq", _prior("pixelcnn", 2e-3, 64)),
     System("vq-transformer", "a VQ-VAE's indices: the causal transformer", "vq", _prior("transformer", 1e-3, 64, layers=6)),
