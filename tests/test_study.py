@@ -129,10 +129,20 @@ def test_table_pages_and_samples_are_written(done: tuple[Path, study.Study]):
     assert all(sentence in text for sentence in [*table.sentences(found), *table.cautions(found)])
     html = (out / page.HTML).read_text()
     assert "vq-pixelcnn" in html
-    assert html.count("<img") == 1
+    assert (html.count("<img"), html.count("<svg")) == (1, 1)
     sheet = images.read(measure.sheet_path(out, "vq-pixelcnn")).pixels
     assert sheet.shape == (64 + 8, 3 * 64 + 16, 3)
     assert (out / page.SHEET).exists()
+
+
+def test_curves_count_every_bit(done: tuple[Path, study.Study]):
+    folder, found = done
+    (panel,), (result,) = page.curves(folder / "out", found), found.results
+    (series,), log = panel.series, (folder / "out" / "vq-pixelcnn" / "log.jsonl").read_text().splitlines()
+    last = json.loads(log[-1])
+    assert len(series.points) == len(log)
+    assert series.points[-1][0] == pytest.approx(result.tokenizer_seconds + last["seconds"])
+    assert series.points[-1][1] == pytest.approx(last["val_bits"] * 8 / 192 + result.bits_pixels)
 
 
 def test_each_system_is_an_ordinary_run(done: tuple[Path, study.Study]):
@@ -365,6 +375,11 @@ def test_sentences_follow_from_the_figures():
     assert "draws 192 symbols a picture where pixelcnn draws 3,072, 16 times fewer, and its 64 samples come 20.0 times faster" in text
     assert "Of the 4.80 bits of vq-pixelcnn, 0.40 are for the latents and 4.40 for the pixels" in text
     assert "vq-pixelcnn takes the fewest" in sentences(result("pixelcnn", 5.5), vq)
+
+
+def test_raw_pixels_have_no_latents_in_the_table():
+    rows = table.Study((result("pixelcnn", 4.0), result("vq-pixelcnn", 0.4, 4.4)), Shape(32, 3), 64).rows()
+    assert [row[3:7] for row in rows] == [["4.000", "exact", "", "4.000"], ["4.800", "bound, code length", "0.400", "4.400"]]
 
 
 @pytest.mark.parametrize(("logistic", "words"), [(3.8, "saves 0.20"), (4.3, "costs 0.30")])

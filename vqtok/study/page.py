@@ -9,12 +9,18 @@ import numpy as np
 
 from vqtok import files, images, report
 from vqtok.errors import VqtokError
-from vqtok.report import html
+from vqtok.report import Panel, Series, html
+from vqtok.report.runs import read_run
 from vqtok.study import measure, table
+from vqtok.study.results import Result
 from vqtok.study.table import Study
 
 JSON, MARKDOWN, HTML, SHEET = "study.json", "study.md", "report.html", "samples.png"
 SHOWN = 16              # samples of each system in the sheet of all
+CURVES = (
+    "Of pictures set aside for validation, which are few: the table's figures are of the test pictures. A VQ-VAE's curve begins when its "
+    "tokenizer is trained, and the bits of its pixels are those of the table."
+)
 
 
 def write(folder: Path, study: Study) -> None:
@@ -22,7 +28,7 @@ def write(folder: Path, study: Study) -> None:
     sheets = _sheets(folder, study)
     files.write_bytes(folder / JSON, (json.dumps(to_json(study), indent=1) + "\n").encode(), force=True)
     files.write_bytes(folder / MARKDOWN, to_markdown(study).encode(), force=True)
-    files.write_bytes(folder / HTML, to_html(study, sheets), force=True)
+    files.write_bytes(folder / HTML, to_html(study, sheets, curves(folder, study)), force=True)
     if sheets:
         images.write(folder / SHEET, _all(sheets, study), force=True)
 
@@ -45,7 +51,7 @@ def to_markdown(study: Study) -> str:
     return "\n".join(part if part.endswith("\n") else f"{part}\n" for part in parts)
 
 
-def to_html(study: Study, sheets: dict[str, np.ndarray]) -> bytes:
+def to_html(study: Study, sheets: dict[str, np.ndarray], learned: list[Panel]) -> bytes:
     """The page."""
     what = [[result.system, result.what] for result in study.results]
     samples = [
@@ -56,11 +62,32 @@ def to_html(study: Study, sheets: dict[str, np.ndarray]) -> bytes:
         html.section("Table", html.table(study.headers, study.rows(), "Each trained for the same time"), html.table(["", ""], what)),
         html.section("What the table shows", *map(html.paragraph, table.sentences(study))),
         html.section("What it does not show", *map(html.paragraph, table.cautions(study))),
+        html.section("While they learned", *map(html.chart, learned), html.paragraph(CURVES) if learned else ""),
         html.section("Samples", html.figures(samples) if samples else ""),
         html.section("Published on CIFAR-10", html.table(["system", "bits/dim", "source"], table.anchor_rows())),
         html.section("How it was made", html.table(["", ""], [[name, _plain(value)] for name, value in study.facts.items()])),
     ]
     return html.page("Why quantize at all", "raw pixels, latents, and what each costs in equal time", sections)
+
+
+def curves(folder: Path, study: Study) -> list[Panel]:
+    """Bits per dimension over seconds of training: of the systems over raw pixels, and of those with latents."""
+    kinds = {"Raw pixels: bits/dim": [r for r in study.results if r.raw], "With latents: bits/dim": [r for r in study.results if not r.raw]}
+    panels = [Panel(title, "seconds of training", [_learned(folder, r, study) for r in some], log=False) for title, some in kinds.items()]
+    return [panel for panel in panels if any(series.points for series in panel.series)]
+
+
+def _learned(folder: Path, result: Result, study: Study) -> Series:
+    """What the validations of a system say; a prior's bits are per index, and those of the pixels, given the indices, come to them."""
+    try:
+        lines = read_run(folder / result.system).lines
+    except VqtokError:
+        lines = []
+    ours = [line for line in lines if line["stage"] != "tokenizer" and all(isinstance(line.get(k), float) for k in ("seconds", "val_bits"))]
+    per_index = result.symbols / study.shape.dimensions if result.alphabet else 1.0      # a VAE's are per dimension already
+    rest = result.bits_pixels if result.alphabet else 0.0
+    points = [(result.tokenizer_seconds + line["seconds"], per_index * line["val_bits"] + rest) for line in ours]
+    return Series(result.system, points)
 
 
 def _told(study: Study) -> list[str]:

@@ -40,6 +40,11 @@ class Result:
         """Bits per dimension, every one counted."""
         return self.bits_latents + self.bits_pixels
 
+    @property
+    def raw(self) -> bool:
+        """Whether it models the pixels themselves, without latents."""
+        return self.bits_pixels == 0
+
 
 def read(folder: Path, settings: str) -> Result | None:
     """The result in a system's folder, if it is of these settings."""

@@ -53,9 +53,10 @@ class Study:
 
 def _row(r: Result) -> list[str]:
     """A result, in words and figures."""
+    parts = ["", f"{r.bits:.3f}"] if r.raw else [f"{r.bits_latents:.3f}", f"{r.bits_pixels:.3f}"]
     return [
-        r.system, f"{r.parameters / 1e6:.2f} M", f"{r.symbols:,}", f"{r.bits:.3f}", r.kind, f"{r.bits_latents:.3f}",
-        f"{r.bits_pixels:.3f}", f"{r.sample_seconds:.1f}", f"{r.training_seconds:.0f}",
+        r.system, f"{r.parameters / 1e6:.2f} M", f"{r.symbols:,}", f"{r.bits:.3f}", r.kind, *parts, f"{r.sample_seconds:.1f}",
+        f"{r.training_seconds:.0f}",
         f"{r.tokenizer_steps:,} + {r.steps:,}" if r.tokenizer_steps else f"{r.steps:,}",
         f"{r.tokenizer_pictures:,} + {r.pictures:,}" if r.tokenizer_steps else f"{r.pictures:,}",
     ]     # fmt: skip
@@ -121,7 +122,7 @@ def _latents(found: Sequence[Result]) -> list[str]:
     """Where the bits of the bounds go."""
     return [
         f"Of the {r.bits:.2f} bits of {r.system}, {r.bits_latents:.2f} are for the latents and {r.bits_pixels:.2f} for the pixels given "
-        "them." for r in found if r.bits_pixels > 0
+        "them." for r in found if not r.raw
     ]     # fmt: skip
 
 
