@@ -1,6 +1,7 @@
 """Figures by level, and other codecs at the same bytes."""
 
 import io
+import lzma
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from vqtok import codec, codes, images, losses, metrics
 from vqtok.data.dataset import ArrayData
 from vqtok.errors import UsageError
-from vqtok.evaluate import CodecRow, codecs, evaluate, measure, quality
+from vqtok.evaluate import CodecRow, codecs, coders, evaluate, measure, quality
 from vqtok.evaluate.figures import needed
 from vqtok.losses import perceptual
 
@@ -254,3 +255,9 @@ def test_bits_needed_for_the_same_quality():
     assert needed(ask(0.85, None), curve) == pytest.approx(math.sqrt(0.2 * 0.4))
     assert needed(ask(0.9, 0.05), curve) is None
     assert needed(ask(0.9, 0.6), curve) is None
+
+
+@pytest.mark.parametrize("size", [1, 64, 3000])
+def test_lzma_with_a_small_dictionary_gives_the_bytes_of_its_preset(size: int):
+    raw = np.random.default_rng(size).zipf(1.3, size).clip(0, 400).astype(np.uint16).tobytes()
+    assert coders._lzma_bytes(raw) == len(lzma.compress(raw, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME))
