@@ -351,3 +351,9 @@ def test_no_permission(tmp_path: Path) -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+def test_many_built_in_pictures_are_those_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqtok.data.shapes.AT_ONCE", 3)
+    data, wanted = open_data(None), np.array([7, 0, 19_999, 7, 3, 12, 5])
+    np.testing.assert_array_equal(data.pictures(wanted), np.stack([data.picture(int(i)) for i in wanted]))      # type: ignore[attr-defined]

@@ -38,7 +38,7 @@ def test_a_few_hostile_files(name: str, count: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("codes", 5000), ("bombs", 10), ("weights", 1000), ("pictures", 500), ("archives", 100)])
+@pytest.mark.parametrize(("name", "count"), [("codes", 5000), ("bombs", 10), ("weights", 1000), ("pictures", 500), ("archives", 300)])
 def test_many_hostile_files(name: str, count: int, tmp_path: Path) -> None:
     check(name, tmp_path, count, seed=2)
 

@@ -72,8 +72,10 @@ def to_html(study: Study, sheets: dict[str, np.ndarray], learned: list[Panel]) -
 
 def curves(folder: Path, study: Study) -> list[Panel]:
     """Bits per dimension over seconds of training: of the systems over raw pixels, and of those with latents."""
-    kinds = {"Raw pixels: bits/dim": [r for r in study.results if r.raw], "With latents: bits/dim": [r for r in study.results if not r.raw]}
-    panels = [Panel(title, "seconds of training", [_learned(folder, r, study) for r in some], log=False) for title, some in kinds.items()]
+    panels = []
+    for title, raw in (("Raw pixels: bits/dim", True), ("With latents: bits/dim", False)):
+        learned = [_learned(folder, result, study) for result in study.results if result.raw == raw]
+        panels.append(Panel(title, "seconds of training", learned, log=False))
     return [panel for panel in panels if any(series.points for series in panel.series)]
 
 
@@ -84,9 +86,10 @@ def _learned(folder: Path, result: Result, study: Study) -> Series:
     except VqtokError:
         lines = []
     ours = [line for line in lines if line["stage"] != "tokenizer" and all(isinstance(line.get(k), float) for k in ("seconds", "val_bits"))]
-    per_index = result.symbols / study.shape.dimensions if result.alphabet else 1.0      # a VAE's are per dimension already
-    rest = result.bits_pixels if result.alphabet else 0.0
-    points = [(result.tokenizer_seconds + line["seconds"], per_index * line["val_bits"] + rest) for line in ours]
+    scale, rest = 1.0, 0.0                      # a VAE's are of all, and per dimension
+    if result.alphabet:
+        scale, rest = result.symbols / study.shape.dimensions, result.bits_pixels
+    points = [(result.tokenizer_seconds + line["seconds"], scale * line["val_bits"] + rest) for line in ours]
     return Series(result.system, points)
 
 
