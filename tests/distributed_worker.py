@@ -91,5 +91,6 @@ def _refuse() -> bytes:
 if __name__ == "__main__":
     os.environ.setdefault("VQTOK_DEBUG", "1")
     main(Path(sys.argv[1]))
+    # Leave as the command does (`vqtok.__main__`): while Python takes torch apart, a thread of gloo ended one run in 28 by SIGABRT.
     sys.stdout.flush()
-    os._exit(0)     # as the command leaves (`vqtok.__main__`): while Python takes torch apart, a thread of gloo ended one run in 28 by SIGABRT
+    os._exit(0)
