@@ -1,6 +1,5 @@
 """A small causal transformer on vqtok codes, in plain torch: python train_transformer.py CODES OUT.png STEPS"""
 import sys
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ import vqtok
 
 S, width, layers = 8, 256, 4                                    # S x S places of a grid are one sentence
 data = vqtok.CodesDataset(sys.argv[1])
-K, L, f = data.manifest.codebook_size, data.manifest.levels, data.manifest.downsample
+K, L = data.manifest.codebook_size, data.manifest.levels
 grids = [grid for grid, name in data if min(grid.shape[1:]) >= S]                       # each (L, h, w)
 level = torch.arange(S * S * L) % L * K                         # each level has tokens of its own; L * K stands before the first
 token, place, head = nn.Embedding(L * K + 1, width), nn.Embedding(S * S * L, width), nn.Linear(width, K)
@@ -41,6 +40,6 @@ for step in range(int(sys.argv[3])):
 new = torch.zeros(8, S * S * L, dtype=torch.int64)              # eight pictures that never were
 for n in range(S * S * L):
     new[:, n] = torch.multinomial(logits(new[:, : n + 1])[:, n].detach().softmax(-1), 1)[:, 0]
-first, indices = data.codes(0), new.view(8, S, S, L).permute(0, 3, 1, 2).numpy()
-codes = replace(first, indices=indices.astype(first.indices.dtype), sizes=((S * f, S * f),) * 8)
-Image.fromarray(np.hstack(vqtok.load(codes.model).decode_all(codes))).save(sys.argv[2])
+model = vqtok.load(data.manifest.model)
+pictures = model.decode_all(model.codes(new.view(8, S, S, L).permute(0, 3, 1, 2)))
+Image.fromarray(np.hstack(pictures)).save(sys.argv[2])

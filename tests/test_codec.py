@@ -126,6 +126,40 @@ def test_decode_is_for_one_picture(toy: codec.Model):
         toy.decode(toy.encode_batch([picture()] * 2))
 
 
+@pytest.mark.parametrize("form", [torch.from_numpy, np.asarray, lambda grids: grids.astype(np.uint8)])
+def test_codes_of_index_grids_from_elsewhere(toy: codec.Model, form: Callable[[np.ndarray], Any]):
+    codes = toy.encode_batch([picture(20, 30), picture(19, 29)])
+    grids = codes.indices.astype(np.int64)
+    assert toy.codes(form(grids), codes.sizes) == codes
+    assert toy.codes(form(grids)).sizes == ((20, 32), (20, 32))         # 5 x 8 places, f = 4
+    assert [decoded.shape for decoded in toy.decode_all(toy.codes(form(grids)))] == [(20, 32, 3)] * 2
+
+
+def test_codes_of_the_first_levels(tmp_path: Path):
+    model = codec.load(make_model(tmp_path / "deep", tokenizer=replace(TOKENIZER, levels=2, normalize=False)))
+    codes = model.encode(picture(20, 30))
+    assert model.codes(codes.indices[:, :1], codes.sizes) == codes.first_levels(1)
+
+
+GRIDS = np.zeros((2, 1, 3, 4), np.int64)
+NO_CODES: dict[str, tuple[Any, Any]] = {
+    "float32 in the shape": (GRIDS.astype(np.float32), None),
+    r"the shape \(1, 3, 4\)": (GRIDS[0], None),
+    r"the shape \(0, 1, 3, 4\)": (GRIDS[:0], None),
+    "from -1 to 0": (GRIDS - np.eye(4, dtype=np.int64)[:3], None),
+    "from 0 to 16": (torch.from_numpy(GRIDS + 16 * np.eye(4, dtype=np.int64)[:3]), None),
+    "has 1 level, not 2": (GRIDS.repeat(2, axis=1), None),
+    "sizes": (GRIDS, ((12, 16),)),
+    "17": (GRIDS, ((12, 16), (12, 17))),
+}
+
+
+@pytest.mark.parametrize(("message", "given"), NO_CODES.items(), ids=NO_CODES)
+def test_what_is_no_index_grid_of_the_model(toy: codec.Model, message: str, given: tuple[Any, Any]):
+    with pytest.raises(UsageError, match=message):
+        toy.codes(*given)
+
+
 def test_grey_model(tmp_path: Path):
     make_model(tmp_path / "models" / "grey", replace(TOKENIZER, channels=1), None)
     grey = codec.load("grey")

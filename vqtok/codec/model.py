@@ -146,7 +146,28 @@ class Model:
         group = max(1, self.pixels_at_once // (h * w * f * f))
         for i in range(0, len(pictures), group):
             self._encode(pictures[i : i + group], indices[i : i + group])
-        return self._codes(indices, tuple((p.shape[0], p.shape[1]) for p in pictures))
+        return self.codes(indices, tuple((p.shape[0], p.shape[1]) for p in pictures))
+
+    def codes(self, indices: np.ndarray | Tensor, sizes: tuple[tuple[int, int], ...] | None = None) -> Codes:
+        """Codes of index grids (n, L, h, w) from elsewhere, a transformer of your own for one: to decode, or to write to a file.
+
+        indices are integers of any dtype, of the model's first L levels. sizes are the (H, W) of each picture, by default all that
+        the grid spans: h*f x w*f. Raises UsageError.
+        """
+        array = indices.detach().cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
+        K, f = self.config.codebook_size, self.config.downsample
+        if array.ndim != 4 or array.size == 0 or array.dtype.kind not in "iu":
+            what = f"indices of {array.dtype} in the shape {array.shape} are no index grids"
+            raise UsageError(what, "give integers (n, L, h, w): pictures, levels, rows, columns")
+        if array.min() < 0 or array.max() >= K:
+            raise UsageError(f"these indices go from {array.min()} to {array.max()}", f"the model {self.name} has 0 to {K - 1}")
+        n, levels, h, w = array.shape
+        self._count(levels)
+        shown = ((h * f, w * f),) * n if sizes is None else sizes
+        try:
+            return Codes(array.astype(index_dtype(K)), self.name, self.fingerprint, K, f, self.config.channels, shown)
+        except FormatError as error:
+            raise UsageError(str(error), f"give the (H, W) of each picture, at most {h * f} and {w * f}: the grid is {w}x{h}") from None
 
     def check_size(self, height: int, width: int) -> None:
         """Raises InputError where a picture is too large for the network: one that sees it whole keeps all of it in memory."""
@@ -262,7 +283,7 @@ class Model:
             self.prior, n, -(-height // f), -(-width // f), labels=self._labels(label, n), seed=seed, temperature=temperature,
             top_k=top_k, top_p=top_p, levels=self._count(levels), progress=progress,
         )       # fmt: skip
-        return self._codes(indices, ((height, width),) * n)
+        return self.codes(indices, ((height, width),) * n)
 
     def complete(self, codes: Codes, keep: str, n: int = 1, **options: Any) -> Codes:
         """Codes of n pictures that keep a part of a picture and invent the rest.
@@ -283,7 +304,7 @@ class Model:
         label = options.pop("label", None)
         options["labels"] = None if label is None else self._labels(label, n)
         indices = sample(self.prior, n, h, w, known=known, levels=levels, **options)
-        return self._codes(indices, codes.sizes * n)
+        return self.codes(indices, codes.sizes * n)
 
     def _labels(self, label: str | int | None, n: int) -> Tensor | None:
         """Class numbers (n,): one class for all, or all classes in turn; None where there are no classes and none is asked for."""
@@ -296,11 +317,6 @@ class Model:
             known = f"choose one of {', '.join(self.labels)}" if self.labels else none
             raise UsageError(f"there is no label {text!r}", known)
         return torch.full((n,), number)
-
-    def _codes(self, indices: Tensor, sizes: tuple[tuple[int, int], ...]) -> Codes:
-        K = self.config.codebook_size
-        array = indices.cpu().numpy().astype(index_dtype(K))
-        return Codes(array, self.name, self.fingerprint, K, self.config.downsample, self.config.channels, sizes)
 
     def _count(self, levels: int | None) -> int:
         """How many levels are meant: all, unless fewer are asked for. UsageError where the model has not so many."""
