@@ -12,7 +12,7 @@ from vqtok.study import systems
 SMALL: dict[str, Any] = {
     "precision": "fp32",
     "data": {"validation_max": 4},
-    "tokenizer": {"width": 8, "encoder_blocks": 1, "decoder_blocks": 1, "codebook_size": 16, "code_dim": 4},
+    "tokenizer": {"levels": 2, "width": 8, "encoder_blocks": 1, "decoder_blocks": 1, "codebook_size": 16, "code_dim": 4},
     "prior": {"width": 8, "layers": 2, "heads": 2},
     "tokenizer_training": {"batch": 4},
     "prior_training": {"batch": 4},

@@ -27,7 +27,7 @@ from vqtok.train.prior import encode_dataset, save_grids
 
 MARK = "trained.json"
 INDICES = "indices.state.safetensors"
-TOKENIZER_PART = 0.5        # of the budget, where tokenizer and prior share one
+TOKENIZER_PART = 0.6        # of the budget, where tokenizer and prior share one: most bits are of pixels, given the latents
 # Of the settings that are younger than format 1 (`config.BEFORE`), those that the first studies knew.
 _OLD = ("level_dropout", "shortcut", "architecture", "output", "mixtures", "heads", "rows", "columns")
 _TOKENIZER_TABLES = ("tokenizer", "data", "losses", "tokenizer_training", "seed", "precision")
