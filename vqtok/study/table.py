@@ -134,7 +134,7 @@ def cautions(study: Study) -> list[str]:
     said = [
         f"Each system had {minutes} on {where}, counted as steps and validations, and is far from converged: the table compares what each "
         "learns in that time, not what each can reach. The published figures are of larger models that were trained far longer, on GPUs.",
-        "Equal time is not equal size: widths and rates were chosen by trials of a minute or two, and one seed was run.",
+        "Equal time is not equal size: widths and rates were chosen by trials of one to three minutes, and one seed was run.",
         "Exact is -log2 p(x). A bound counts every bit of one way to describe a picture, its latents and the pixels given them; other "
         "latents could give the same picture, so the true figure is at most the bound.",
     ]
