@@ -57,7 +57,9 @@ def _vqtok(words: list[str], given: bytes) -> bytes:
 
 
 def _short(words: list[str]) -> list[str]:
-    """What makes a training short. A tokenizer that is there already keeps its network."""
+    """What makes a training or a study short. A tokenizer that is there already keeps its network."""
+    if words[0] == "study":
+        return ["--budget", "1s"]
     if words[0] != "train" or "--resume" in words:
         return []
     there = "--init" in words or "--stage" in words

@@ -289,7 +289,7 @@ def wait_for(stage: str, out: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError("it takes too long")
 
 
-LONG = ("data", "--recipe", "small.toml", "--steps", 400, "--prior-steps", 400, "--entropy-steps", 2, "--set",
+LONG = ("data", "--recipe", "small.toml", "--steps", 240, "--prior-steps", 240, "--entropy-steps", 2, "--set",
         "tokenizer_training.validate_every=20",
         "--set", "prior_training.validate_every=20")      # fmt: skip
 
@@ -310,7 +310,7 @@ def test_killed_run_goes_on_to_the_same_model(data: Path, tmp_path: Path, monkey
     assert result.exit_code == 0, result.output
     assert fingerprints(tmp_path / "m") == fingerprints(tmp_path / "whole")
     steps = [(line["stage"], line["step"]) for line in map(json.loads, (tmp_path / "m" / "log.jsonl").read_text().splitlines())]
-    assert steps == [*((stage, step) for stage in ("tokenizer", "prior") for step in range(20, 401, 20)), ("entropy", 2)]
+    assert steps == [*((stage, step) for stage in ("tokenizer", "prior") for step in range(20, 241, 20)), ("entropy", 2)]
 
 
 @pytest.mark.slow
