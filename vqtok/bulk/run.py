@@ -230,9 +230,6 @@ class _Shard:
 
     def _stack(self, places: list[int]) -> Codes | Compact:
         """The codes of the pictures at these places, all of one grid."""
-        config, sizes = self.model.config, tuple((H, W) for W, H in (self.lines[place].size for place in places))
-        indices = np.stack([self.grids[place] for place in places])         # (n, L, h, w)
-        stack = Codes(
-            indices, self.model.name, self.model.fingerprint, config.codebook_size, config.downsample, config.channels, sizes
-        )       # fmt: skip
+        sizes = tuple((H, W) for W, H in (self.lines[place].size for place in places))
+        stack = self.model.codes(np.stack([self.grids[place] for place in places]), sizes)
         return self.model.pack(stack) if self.settings.compact else stack

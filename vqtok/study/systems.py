@@ -31,7 +31,6 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
             "quantizer": "pixels", "downsample": 1, "fold": 1, "codebook_size": 256, "normalize": False, "likelihood": "logistic",
         },
         "prior": {"width": 64, "layers": 6, "dropout": 0.0},
-        "prior_training": {"batch": 4, "learning_rate": 4e-3},
     },
     "vae": {
         "tokenizer": {**_AUTOENCODER, "code_dim": 32},
@@ -41,7 +40,6 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
         "tokenizer": {**_AUTOENCODER, "levels": 4},
         "tokenizer_training": _AUTOENCODER_TRAINING,
         "prior": {"width": 96, "layers": 5, "dropout": 0.1},
-        "prior_training": {"batch": 16, "learning_rate": 2e-3},
     },
 }     # fmt: skip
 
