@@ -45,6 +45,8 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     (TokenizerConfig, "attention", ((),), ((0,),)),
     (TokenizerConfig, "groups", (0,), (1, 32)),
     (TokenizerConfig, "z_channels", (0,), (1, 256)),
+    (TokenizerConfig, "decoder_widths", ((),), ((64,), (64, 128))),      # together: the next test but one
+    (TokenizerConfig, "decoder_depths", ((),), ((1,), (1, 2))),
     (PriorConfig, "codebook_size", (2, 65536), (1, 65537)),
     (PriorConfig, "levels", (1, 32), (0, 33)),
     (PriorConfig, "width", (4, 2048), (3, 2049)),
@@ -62,6 +64,8 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     (StageConfig, "batch", (1, 65536), (0, 65537)),
     (StageConfig, "learning_rate", (1e-9, 1.0), (0.0, -1e-3, 1.1, math.nan)),
     (StageConfig, "warmup", (0,), (-1,)),
+    (StageConfig, "schedule", ("cosine", "constant"), ("", "linear")),
+    (StageConfig, "cooldown", (0.01, 1.0), (0.0, -0.1, 1.1, math.nan)),
     (StageConfig, "clip", (1e-3, math.inf), (0.0, -1.0, math.nan)),
     (StageConfig, "optimizer", ("adamw", "muon"), ("", "sgd")),
     (StageConfig, "ema", (0.0, 0.99999), (-0.1, 1.0, math.nan)),
@@ -69,6 +73,7 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     *((LossConfig, name, (0.0, 100.0), (-0.1, 101.0, math.nan)) for name in LOSS_WEIGHTS),
     (LossConfig, "perceptual_part", (0.01, 1.0), (0.0, 1.1, math.nan)),
     (LossConfig, "adversarial_start", (0.0, 1.0), (-0.1, 1.1, math.nan)),
+    (LossConfig, "perceptual_start", (0.0, 1.0), (-0.1, 1.1, math.nan)),
     (DataConfig, "size", (2, 4096), (1, 4097)),
     (DataConfig, "prior_size", (2, 4096), (1, 4097)),
     (DataConfig, "min_scale", (0.01, 1.0), (0.0, 1.5, math.nan)),
@@ -113,6 +118,22 @@ def test_what_must_fit_together():
     assert "--no-normalize" in caught.value.fix
     with pytest.raises(UsageError, match="size 100 is no multiple of downsample 8"):
         Recipe(data=DataConfig(size=100))
+
+
+def test_stages_of_a_decoder():
+    assert TokenizerConfig(downsample=8, width=16, decoder_blocks=3).decoder_stages == [(16, 3), (32, 3)]
+    assert TokenizerConfig(downsample=8, decoder_widths=(8, 16, 16), decoder_depths=(0, 1, 2)).decoder_stages == [(8, 0), (16, 1), (16, 2)]
+    with pytest.raises(UsageError, match="2 decoder_widths and 1 decoder_depths"):
+        TokenizerConfig(decoder_widths=(8, 16), decoder_depths=(1,))
+    with pytest.raises(UsageError, match="4 x 8 channels are no multiple of 24"):
+        TokenizerConfig(decoder_widths=(8, 24), decoder_depths=(1, 1))
+    assert TokenizerConfig(decoder_widths=(8, 24), decoder_depths=(1, 1), shortcut=False).decoder_stages == [(8, 1), (24, 1)]
+    with pytest.raises(UsageError, match="5 stages are too many for downsample 8"):
+        TokenizerConfig(decoder_widths=(8,) * 5, decoder_depths=(1,) * 5)
+    with pytest.raises(UsageError, match="width of a decoder's stage"):
+        TokenizerConfig(decoder_widths=(3,), decoder_depths=(1,))
+    with pytest.raises(UsageError, match="depth of a decoder's stage"):
+        TokenizerConfig(decoder_widths=(8,), decoder_depths=(65,))
 
 
 # Overrides
@@ -170,12 +191,12 @@ def test_everything_that_a_recipe_can_hold_survives_toml(tmp_path: Path):
         TokenizerConfig(1, 2, 2, 16, 0, 5, False, "vq", 7, 1, 3, 0.5, False, 0.1, 0.5, 0.0, "bce"),
         PriorConfig(7, 3, 9, 3, 5, 0.0, ('quo"te', "back\\slash", "Größe", "👩‍🚀", "[x] = # 3", "", "true")),
         DataConfig(64, 0.1 + 0.2, False, 10, 0.0, 3),
-        LossConfig(0.5, 1.5, 0.25, 0.1, 0.7, 2.0, 0.0),
-        StageConfig(5, 1, 1e-9, "muon", 0, math.inf, 0.9, 2),
-        StageConfig(10**9, 2, 5e-324, "muon", 3, 1e300, 0.1, 4),
+        LossConfig(0.5, 1.5, 0.25, 0.2, 0.1, 0.7, 2.0, 0.0),
+        StageConfig(5, 1, 1e-9, "muon", 0, "constant", 0.2, math.inf, 0.9, 2),
+        StageConfig(10**9, 2, 5e-324, "muon", 3, "constant", 1.0, 1e300, 0.1, 4),
         3, "bf16",
         EntropyConfig(7, 3, 8, 16, 1, 9),
-        StageConfig(8, 3, 1e-4, "muon", 1, 2.0, 0.5, 6),
+        StageConfig(8, 3, 1e-4, "muon", 1, "constant", 0.1, 2.0, 0.5, 6),
     )     # fmt: skip
     for part in fields(Recipe):
         assert getattr(recipe, part.name) != getattr(Recipe(), part.name)

@@ -1,5 +1,6 @@
 """Large pictures are worked on in parts; what comes out is what would come out at once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ CONFIGS = [
     TokenizerConfig(downsample=f, fold=fold, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=64, code_dim=4, shortcut=shortcut)
     for f, fold, shortcut in ((2, 1, True), (4, 4, True), (8, 4, False), (16, 2, True))
 ]
+CONFIGS.append(replace(CONFIGS[2], shortcut=True, decoder_widths=(4, 8, 16), decoder_depths=(2, 0, 1)))     # of its own shape: fold 2
 LEVELS = TokenizerConfig(
     downsample=16, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=64, code_dim=4, levels=3, normalize=False
 )

@@ -79,6 +79,22 @@ def test_the_levels_are_those_of_the_base_quantizer_on_what_is_left(kind: str):
 
 
 @EVERY
+def test_each_level_commits_z_once(kind: str):
+    """The gradient of the loss is that of the mean over the levels of beta |z - sum of the levels up to this one|^2."""
+    if kind not in ("ema", "vq", "simvq"):
+        return      # they have no commitment of their own
+    quantizer, z = started(kind, levels=3).train(), as_grid(gaussian(200)).requires_grad_()
+    quantized = quantizer(z)
+    (gradient,) = torch.autograd.grad(quantized.loss, z)
+    totals = [quantizer.lookup(quantized.indices[:, :n]).detach() for n in (1, 2, 3)]
+    totals = [total - quantizer.depth[n][:, None, None].detach() for n, total in enumerate(totals)]
+    expected = 0.25 * torch.stack([(z - total).square().mean() for total in totals]).mean()
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, z)[0])
+    if kind == "ema":
+        torch.testing.assert_close(quantized.loss, expected)
+
+
+@EVERY
 def test_gradients_reach_z_and_all_that_learns_by_them(kind: str):
     quantizer = started(kind, levels=3).train()
     z = as_grid(gaussian(200)).requires_grad_()

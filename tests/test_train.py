@@ -179,6 +179,15 @@ def test_learning_rate_rises_and_falls_to_zero() -> None:
     assert loop.learning_rate(replace(stage, warmup=0), 0) == 2e-3
 
 
+def test_a_constant_learning_rate_falls_at_the_end() -> None:
+    stage = StageConfig(steps=1000, learning_rate=2.0e-3, warmup=10, schedule="constant", cooldown=0.2)
+    rates = [loop.learning_rate(stage, step) for step in range(1000)]
+    assert rates[0] == pytest.approx(2e-4, rel=1e-3)
+    assert set(rates[10:800]) == {2e-3}
+    assert rates[900] == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(2e-3 / 200)
+
+
 def test_gradients_are_clipped_and_the_schedule_is_used(tmp_path: Path) -> None:
     seen: list[tuple[float, float]] = []
 

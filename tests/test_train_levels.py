@@ -105,3 +105,13 @@ def test_the_perceptual_distance_is_learned_from(tmp_path: Path, alex: Path):  #
     assert line["val_perceptual"] > 0
     assert "perceptual" not in without
     assert line["loss"] != without["loss"]
+
+
+def test_the_perceptual_distance_waits_for_its_start(tmp_path: Path, alex: Path):  # noqa: F811
+    size = {"size": 64, "prior_size": 64, "validation_max": 2}
+    stage = {"steps": 4, "validate_every": 1, "batch": 2}
+    data, values = Shapes(10, 64), {"perceptual": 1.0, "perceptual_start": 0.5}
+    go(tmp_path / "run", recipe_for(data, data=size, tokenizer_training=stage, losses=values), data, stage="tokenizer", perceptual=alex)
+    lines = log(tmp_path / "run")
+    assert ["perceptual" in line for line in lines] == [False, False, True, True]
+    assert all(line["val_perceptual"] > 0 for line in lines)

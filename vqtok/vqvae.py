@@ -4,7 +4,6 @@ The folded network has no normalization over space and no attention: each output
 picture of any size can be encoded whole or part by part with the same result. The other network is in `classic`.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -47,12 +46,6 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(x))))
-
-
-def _widths(config: TokenizerConfig) -> list[int]:
-    """Channels of each stage, finest (1/fold of the picture) to coarsest (1/f)."""
-    stages = int(math.log2(config.downsample // config.fold)) + 1
-    return [config.width * 2**stage for stage in range(stages)]
 
 
 class Halve(nn.Conv2d):
@@ -113,7 +106,7 @@ class Encoder(nn.Sequential):
         if config.identity:
             super().__init__()
             return
-        widths = _widths(config)
+        widths = config.encoder_widths
         layers: list[nn.Module] = [
             nn.PixelUnshuffle(config.fold),
             nn.Conv2d(config.channels * config.fold**2, widths[0], 3, padding=1),
@@ -127,22 +120,28 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """Vectors (B, D, h, w) -> what the likelihood needs, (B, n*C, h*f, w*f); without layers, the identity, beside such an encoder."""
+    """Vectors (B, D, h, w) -> what the likelihood needs, (B, n*C, h*f, w*f); without layers, the identity, beside such an encoder.
+
+    Its last layer gives all pixels under a place of the finest stage at once. Where that stage stands at 1/4 of the resolution, each
+    of 4x4 pixels has weights of its own, and what they do not agree on shows as a lattice in even areas; at 1/2, hardly.
+    """
 
     def __init__(self, config: TokenizerConfig) -> None:
         if config.identity:
             super().__init__()
             return
-        widths = _widths(config)
-        layers: list[nn.Module] = [nn.Conv2d(config.code_dim, widths[-1], 3, padding=1)]
-        for stage in reversed(range(len(widths))):
-            layers += [ResidualBlock(widths[stage]) for _ in range(config.decoder_blocks)]
+        stages = config.decoder_stages
+        layers: list[nn.Module] = [nn.Conv2d(config.code_dim, stages[-1][0], 3, padding=1)]
+        for stage in reversed(range(len(stages))):
+            width, depth = stages[stage]
+            layers += [ResidualBlock(width) for _ in range(depth)]
             if stage:
-                finer = widths[stage - 1]
-                widen = Widen(widths[stage], finer) if config.shortcut else nn.Conv2d(widths[stage], 4 * finer, 3, padding=1)
+                finer = stages[stage - 1][0]
+                widen = Widen(width, finer) if config.shortcut else nn.Conv2d(width, 4 * finer, 3, padding=1)
                 layers += [widen, nn.PixelShuffle(2)]
-        last = nn.Conv2d(widths[0], losses.outputs(config) * config.fold**2, 3, padding=1)
-        super().__init__(*layers, nn.SiLU(), last, nn.PixelShuffle(config.fold))
+        fold = config.downsample // 2 ** (len(stages) - 1)
+        last = nn.Conv2d(stages[0][0], losses.outputs(config) * fold**2, 3, padding=1)
+        super().__init__(*layers, nn.SiLU(), last, nn.PixelShuffle(fold))
 
 
 AnyEncoder = Encoder | classic.Encoder

@@ -13,6 +13,7 @@ ENTROPY_CODES_MAX = 4096                # K up to which a table of 65,536 leaves
 OPTIMIZERS = ("adamw", "muon")
 ARCHITECTURES = ("pixelcnn", "pixelrnn", "transformer", "fvsbn")
 OUTPUTS = ("softmax", "logistic")
+SCHEDULES = ("cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class LossConfig:
     ms_ssim: float = 0.0                # weight of 1 - MS-SSIM
     perceptual: float = 0.0             # weight of the LPIPS distance; its network is given by --perceptual FILE
     perceptual_part: float = 1.0        # of each batch that this distance is measured on: it costs more than the tokenizer
+    perceptual_start: float = 0.0       # part of the steps that pass before it is asked
     adversarial: float = 0.0            # weight of the patch discriminator's opinion
     adversarial_start: float = 0.6      # part of the steps that pass before it is asked
     feature_matching: float = 1.0       # weight of the distance of its features, relative to its opinion
@@ -97,6 +99,7 @@ class LossConfig:
         for name in ("ms_ssim", "perceptual", "adversarial", "feature_matching", "lecam"):
             check_range(name.replace("_", " "), getattr(self, name), 0.0, 100.0)
         check_range("adversarial start", self.adversarial_start, 0.0, 1.0)
+        check_range("perceptual start", self.perceptual_start, 0.0, 1.0)
         check(0 < self.perceptual_part <= 1, f"perceptual part is {self.perceptual_part}", "choose a value in (0, 1]")
 
 
@@ -109,6 +112,8 @@ class StageConfig:
     learning_rate: float = 1e-3
     optimizer: str = "adamw"            # or muon, which learns more in a step of a convolutional network
     warmup: int = 100                   # steps of linear rise
+    schedule: str = "cosine"            # half a cosine down to 0; or constant, and a linear fall to 0 in the last part of the steps:
+    cooldown: float = 0.3               # that part. The weights before it are what a longer run goes on from
     clip: float = 1.0                   # largest gradient norm
     ema: float = 0.0                    # decay of the moving average of the weights, which is what is kept; 0: the weights themselves
     validate_every: int = 250
@@ -121,6 +126,8 @@ class StageConfig:
         check(self.clip > 0, f"clip is {self.clip}", "choose a value above 0")
         check_range("ema", self.ema, 0.0, 0.99999)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check(0 < self.cooldown <= 1, f"cooldown is {self.cooldown}", "choose a value in (0, 1]")
         check_range("validate every", self.validate_every, 1, 10**9)
 
 

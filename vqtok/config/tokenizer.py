@@ -1,6 +1,7 @@
 """The settings of a tokenizer."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from vqtok.config.check import check, check_choice, check_range
 
@@ -38,6 +39,10 @@ class TokenizerConfig:
     attention: tuple[int, ...] = ()     # numbers of the stages with attention, 0 the finest; one past the last is the middle
     groups: int = 0                     # of its normalization over space
     z_channels: int = 0                 # between encoder and codes, and codes and decoder
+    # Of the folded network's decoder, where it is not the encoder's mirror image: channels and residual blocks of each stage,
+    # finest first. s stages end at 2**(s - 1) / downsample of the resolution and unfold what is missing at once.
+    decoder_widths: tuple[int, ...] = ()
+    decoder_depths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check(self.channels in (1, 3), f"channels is {self.channels}", "choose 1 (gray) or 3 (color)")
@@ -77,6 +82,7 @@ class TokenizerConfig:
         else:
             own = (self.stages, self.attention, self.groups, self.z_channels)
             check(own == ((), (), 0, 0), "stages, attention, groups and z_channels are of the classic network", "leave them out")
+        self._check_decoder()
 
     def _check_classic(self) -> None:
         count = len(self.stages)
@@ -92,6 +98,34 @@ class TokenizerConfig:
             check(channels % self.groups == 0, f"{channels} channels make no {self.groups} equal groups", "choose another groups")
         fits = all(0 <= stage <= count for stage in self.attention) and len(set(self.attention)) == len(self.attention)
         check(fits, f"attention {list(self.attention)} does not fit {count} stages", f"choose from 0 to {count}, each once")
+
+    def _check_decoder(self) -> None:
+        widths, depths = self.decoder_widths, self.decoder_depths
+        if not widths and not depths:
+            return
+        plain = self.network == "folded" and not self.identity
+        check(plain, "decoder_widths and decoder_depths are of the folded network with an encoder", "leave them out")
+        check(len(widths) == len(depths), f"{len(widths)} decoder_widths and {len(depths)} decoder_depths", "give one of each a stage")
+        most = self.downsample.bit_length()
+        check(len(widths) <= most, f"{len(widths)} stages are too many for downsample {self.downsample}", f"choose at most {most}")
+        for width, depth in zip(widths, depths, strict=True):
+            check_range("width of a decoder's stage", width, 4, 2048)
+            check_range("depth of a decoder's stage", depth, 0, 64)
+        for finer, width in pairwise(widths):
+            fits = not self.shortcut or 4 * finer % width == 0
+            check(fits, f"4 x {finer} channels are no multiple of {width}, as a shortcut needs", "choose other decoder_widths")
+
+    @property
+    def decoder_stages(self) -> list[tuple[int, int]]:
+        """Channels and residual blocks of the folded decoder's stages, finest first."""
+        if self.decoder_widths:
+            return list(zip(self.decoder_widths, self.decoder_depths, strict=True))
+        return [(width, self.decoder_blocks) for width in self.encoder_widths]
+
+    @property
+    def encoder_widths(self) -> list[int]:
+        """Channels of the folded encoder's stages, finest (1/fold of the picture) to coarsest (1/f)."""
+        return [self.width * 2**stage for stage in range((self.downsample // self.fold).bit_length())]
 
     def _check_pixels(self) -> None:
         found = (self.downsample, self.fold, self.levels, self.code_dim)

@@ -16,6 +16,7 @@ BEFORE = {
     "level_dropout": 0.0, "shortcut": False,
     "architecture": "pixelcnn", "output": "softmax", "mixtures": 10, "heads": 4, "rows": 0, "columns": 0,
     "network": "folded", "stages": (), "attention": (), "groups": 0, "z_channels": 0,
+    "decoder_widths": (), "decoder_depths": (),
 }     # fmt: skip
 T = TypeVar("T")
 

@@ -28,15 +28,18 @@ class Criterion(nn.Module):
             raise UsageError(f"MS-SSIM needs pictures of {WINDOW} pixels, these have {size}", "choose a larger --size")
         self.lpips = perceptual.load(file) if config.perceptual and file is not None else None
 
-    def forward(self, reconstruction: Tensor, pictures: Tensor, shared: bool = False) -> dict[str, Tensor]:
+    def forward(
+        self, reconstruction: Tensor, pictures: Tensor, shared: bool = False, perceptual: bool = True
+    ) -> dict[str, Tensor]:
         """Each term by name, a scalar that bears its weight; pictures are (B, C, H, W) in [-1, 1].
 
-        `shared`: they are this process's part of a batch, for which the means of the terms over all processes hold.
+        `shared`: they are this process's part of a batch, for which the means of the terms over all processes hold. Without
+        `perceptual`, the perceptual distance is left out.
         """
         terms = {}
         if self.config.ms_ssim:
             terms["ms_ssim"] = self.config.ms_ssim * (1 - ms_ssim(reconstruction, pictures))
-        if self.lpips is not None:
+        if self.lpips is not None and perceptual:
             terms["perceptual"] = self.config.perceptual * self._distance(self.lpips, reconstruction, pictures, shared)
         return terms
 

@@ -39,15 +39,17 @@ class ResidualQuantizer(Quantizer):
             residual, total, vectors = z, torch.zeros_like(z), torch.zeros_like(z)
             indices, losses = [], []
             for level in range(self.levels):
-                if level:
-                    # The gradient that reaches z through `residual` is zero after a level that passes it straight through, so
-                    # the commitment of later levels needs a term of its own: z should lie near what all of them make of it.
-                    losses[-1] = losses[-1] + self.beta * F.mse_loss(z, total.detach())
                 part = self._level(level)(residual)
                 residual, total = residual - part.vectors, total + part.vectors
                 vectors = total if depths is None else torch.where((depths > level)[:, None, None, None], total, vectors)
                 indices.append(part.indices)
                 losses.append(part.loss)
+                if level:
+                    # The gradient that reaches z through `residual` is zero after a level that passes it straight through, so the
+                    # commitment of a later level, whose value is in its loss, gets its gradient here: z should lie near what all
+                    # levels up to this one make of it.
+                    commitment = self.beta * F.mse_loss(z, total.detach())
+                    losses[-1] = losses[-1] + commitment - commitment.detach()
             # The mark of the depth that each picture is decoded from.
             depth = self.depth[-1:] if depths is None else self.depth[depths - 1]                       # (B, D)
             vectors = vectors + depth[:, :, None, None]

@@ -170,9 +170,10 @@ class Run:
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """Half a cosine from the peak at step 0 down to 0 at `steps`, times a linear rise over the first `warmup` steps."""
-    rise = min(1.0, (step + 1) / max(1, config.warmup))
-    return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    """That of a step: a linear rise over the first `warmup` steps, times what is left of the peak by the schedule, which ends at 0."""
+    rise, done = min(1.0, (step + 1) / max(1, config.warmup)), step / config.steps
+    left = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else min(1.0, (1 - done) / config.cooldown)
+    return config.learning_rate * rise * left
 
 
 def train(task: Task, config: StageConfig, run: Run, resume: bool) -> bool:

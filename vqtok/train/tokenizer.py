@@ -92,7 +92,8 @@ class TokenizerTask(Task):
                 raise
             reason = str(error).strip().splitlines()[0]
             raise TrainingError(f"torch.compile fails here: {reason}", "leave --compile out") from None
-        terms = self.criterion(output.reconstruction, pictures, shared=True)
+        perceptual = step >= self.recipe.losses.perceptual_start * self.recipe.tokenizer_training.steps
+        terms = self.criterion(output.reconstruction, pictures, shared=True, perceptual=perceptual)
         if self.adversary is not None:
             terms |= self.adversary.generator_terms(output.reconstruction, pictures, step)
         error = (output.reconstruction.detach() - pictures).square().mean() / 4       # of pixels in [0, 1]
