@@ -9,16 +9,14 @@ from torch import nn
 
 import vqtok
 
-S, width, layers = 8, 256, 4  # S x S places of a grid are one sequence
+S, dim, layers = 8, 256, 4  # S x S places of a grid are one sequence
 data = vqtok.CodesDataset(sys.argv[1])
 K, L = data.manifest.codebook_size, data.manifest.levels
 grids = [grid for grid, name in data if min(grid.shape[1:]) >= S]  # each (L, h, w)
 level = torch.arange(S * S * L) % L * K  # own tokens for each level; L * K: start
-token, place = nn.Embedding(L * K + 1, width), nn.Embedding(S * S * L, width)
-options = {"activation": "gelu", "batch_first": True, "norm_first": True}
-block = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, **options)
+token, place, head = nn.Embedding(L * K + 1, dim), nn.Embedding(S * S * L, dim), nn.Linear(dim, K)
+block = nn.TransformerEncoderLayer(dim, 4, 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True)
 blocks = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
-head = nn.Linear(width, K)
 optimizer = torch.optim.AdamW(nn.ModuleList([token, place, head, blocks]).parameters(), 3e-4)
 
 
