@@ -14,13 +14,15 @@ def section(heading: str) -> str:
 
 
 def test_files_that_the_page_names_are_there() -> None:
-    named = {path for path in re.findall(r"`((?:vqtok|tests)/[\w./]+)`", PAGE) if "NAME" not in path}
+    named = {
+        path for path in re.findall(r"`((?:vqtok|tests)/[\w./]+)`", PAGE) if "NAME" not in path
+    }
     assert len(named) > 40
     assert sorted(path for path in named if not (ROOT / path).exists()) == []
 
 
 def test_short_names_stand_beside_a_file_that_is_named_in_full() -> None:
-    """`base.py` after `vqtok/quantizers/NAME.py` is vqtok/quantizers/base.py: a line's short names are in a folder that it names."""
+    """`base.py` on the line of `vqtok/quantizers/NAME.py` is vqtok/quantizers/base.py."""
     for line in PAGE.splitlines():
         folders = {ROOT / path for path in re.findall(r"`(vqtok/(?:\w+/)*)[\w.]*`", line)}
         for name in re.findall(r"`(\w+\.py)`", line) if folders else ():
