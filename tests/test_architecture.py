@@ -1,4 +1,4 @@
-"""docs/architecture.md names files that are there, and tells the journey of an image in ten stops."""
+"""The files that docs/architecture.md names are there, and an image goes through ten stops."""
 
 import re
 
