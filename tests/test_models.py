@@ -25,7 +25,7 @@ def test_card_recipe_and_samples_belong_to_the_weights(name: str) -> None:
     folder = MODELS / name
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card.startswith(f"# {name} ({weights.tokenizer_fingerprint(folder / 'tokenizer.safetensors')})")
-    for word in ("Data", "Command", "Machine", "seed", "PSNR", "licence", "samples.png"):
+    for word in ("Data", "Command", "Machine", "seed", "PSNR", "license", "samples.png"):
         assert word in card, word
     assert (folder / "samples.png").exists()
     recipe = Recipe().override(config.read_recipe(folder / "recipe.toml"), "recipe.toml")
