@@ -1,8 +1,12 @@
-"""Bulk tokenizing: pictures a second, peak memory for 1,000 and 100,000 pictures, and bytes after kill -9 and --resume.
+"""Bulk tokenizing: pictures a second, peak memory for 1,000 and 100,000 pictures, and bytes
+after kill -9 and --resume.
 
-    python benchmarks/bulk.py memory [--loose]  # 64x64 pictures in tars or folders, a tiny model: the memory of all processes together
-    python benchmarks/bulk.py photos TAR...     # the photo model on photographs, beside one file a picture
-    python benchmarks/bulk.py kill --times 100  # kill -9 of the process group at random moments, then --resume, until it is done
+    python benchmarks/bulk.py memory [--loose] # 64x64 pictures in tars or folders, a tiny model:
+        the memory of all processes together
+    python benchmarks/bulk.py photos TAR...
+        # the photo model on photographs, beside one file a picture
+    python benchmarks/bulk.py kill --times 100 # kill -9 of the process group at random moments,
+        then --resume, until it is done
 """
 
 import argparse
@@ -31,22 +35,36 @@ from vqtok.config import TokenizerConfig
 from vqtok.data import Shapes
 from vqtok.vqvae import VQVAE
 
-TINY = TokenizerConfig(downsample=8, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=256, code_dim=4)
+TINY = TokenizerConfig(
+    downsample=8, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=256, code_dim=4
+)
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def tiny_model(folder: Path) -> Path:
     """A model with random weights: what it costs is decoding pictures and writing shards."""
     torch.manual_seed(0)
-    tensors = {name: value.detach().half().numpy() for name, value in VQVAE(TINY).release_state().items()}
-    record = {"data": "none", "pictures": 0, "seed": 0, "step": 0, "seconds": 0.0, "metrics": {}, "version": "0"}
+    tensors = {
+        name: value.detach().half().numpy() for name, value in VQVAE(TINY).release_state().items()
+    }
+    record = {
+        "data": "none",
+        "pictures": 0,
+        "seed": 0,
+        "step": 0,
+        "seconds": 0.0,
+        "metrics": {},
+        "version": "0",
+    }
     meta = {"kind": "tokenizer", "config": asdict(TINY), "record": record}
     weights.save(folder / "tokenizer.safetensors", weights.Weights(tensors, meta))
     return folder
 
 
 def make_tars(folder: Path, count: int, each: int = 5000) -> list[Path]:
-    """Tars of 64x64 JPEGs and PNGs, and 96x64 ones for every 50th: the built-in shapes, enlarged, each in turns."""
+    """Tars of 64x64 JPEGs and PNGs, and 96x64 ones for every 50th:
+    the built-in shapes, enlarged, each in turns.
+    """
     shapes, paths = Shapes(2000), []
     contents = [_content(shapes.picture(i), i) for i in range(2000)]
     folder.mkdir(parents=True)
@@ -71,7 +89,9 @@ def _content(pixels: np.ndarray, number: int) -> tuple[str, bytes]:
 def start(words: list[object]) -> "subprocess.Popen[bytes]":
     """`vqtok encode` in a process group of its own."""
     command = [sys.executable, "-m", "vqtok", "encode", *map(str, words)]
-    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def resident(group: int) -> int:
@@ -83,12 +103,14 @@ def resident(group: int) -> int:
                 if os.getpgid(int(entry.name)) == group:
                     total += int((entry / "statm").read_text().split()[1]) * PAGE
             except (OSError, IndexError):
-                pass        # it has ended
+                pass  # it has ended
     return total
 
 
 def measure(words: list[object]) -> tuple[float, int]:
-    """Seconds that a run takes, from start to end, and the most memory that it holds, looked at every 50 ms."""
+    """Seconds that a run takes, from start to end, and the most memory that it
+    holds, looked at every 50 ms.
+    """
     began, peak = time.perf_counter(), 0
     process = start(words)
     while process.poll() is None:
@@ -109,18 +131,30 @@ def memory(folder: Path, counts: list[int], loose: bool) -> None:
             inputs = [folder / f"loose{count}"]
         seconds, peak = measure([*inputs, "--bulk", "-o", folder / f"out{count}", "--model", model])
         assert len(CodesDataset(folder / f"out{count}")) == count
-        rows.append([f"{count:,}", f"{seconds:.1f}", f"{count / seconds:.0f}", f"{peak / 2**20:.0f}"])
+        rows.append(
+            [f"{count:,}", f"{seconds:.1f}", f"{count / seconds:.0f}", f"{peak / 2**20:.0f}"]
+        )
         print(f"{count:,} done", file=sys.stderr)
     print(table(["pictures", "seconds", "pictures/s", "peak MiB"], rows))
 
 
 def photos(folder: Path, tars: list[Path], limit: int, workers: list[int], rounds: int) -> None:
-    """The photo model on the first photographs of these tars, in bulk and one file a picture in turn: medians."""
+    """The photo model on the first photographs of these tars, in bulk and one file a
+    picture in turn: medians.
+    """
     few = _first(tars, folder / "photos.tar", limit)
     with tarfile.open(folder / "photos.tar") as archive:
         archive.extractall(folder / "photos", filter="data")
     ways: dict[str, list[object]] = {
-        f"bulk, {count} workers": [folder / "photos.tar", "-o", folder / f"photos-{count}", "--workers", count, "-f"] for count in workers
+        f"bulk, {count} workers": [
+            folder / "photos.tar",
+            "-o",
+            folder / f"photos-{count}",
+            "--workers",
+            count,
+            "-f",
+        ]
+        for count in workers
     } | {"one file a picture": [folder / "photos", "-o", folder / "single", "-f"]}
     found = [{name: measure(words) for name, words in ways.items()} for _ in range(rounds)]
     rows = []
@@ -128,7 +162,10 @@ def photos(folder: Path, tars: list[Path], limit: int, workers: list[int], round
         seconds = statistics.median(turn[name][0] for turn in found)
         peak = max(turn[name][1] for turn in found)
         rows.append([name, f"{seconds:.1f}", f"{few / seconds:.1f}", f"{peak / 2**20:.0f}"])
-    print(f"{few} photographs; the same indices as from one picture at a time: {'yes' if equal(folder, workers) else 'NO'}\n")
+    print(
+        f"{few} photographs; the same indices as from one picture at a time: "
+        f"{'yes' if equal(folder, workers) else 'NO'}\n"
+    )
     print(table(["encode", "seconds", "pictures/s", "peak MiB"], rows))
 
 
@@ -136,7 +173,9 @@ def equal(folder: Path, workers: list[int]) -> bool:
     """Whether all ways of encoding gave the same indices."""
     data = [CodesDataset(folder / f"photos-{count}") for count in workers]
     single = {path.stem: codes.read(path) for path in (folder / "single").iterdir()}
-    return all(each.codes(i) == single[Path(each[i][1]).stem] for each in data for i in range(len(each)))
+    return all(
+        each.codes(i) == single[Path(each[i][1]).stem] for each in data for i in range(len(each))
+    )
 
 
 def _first(tars: list[Path], target: Path, limit: int) -> int:
@@ -157,10 +196,22 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def kill(folder: Path, times: int, seed: int) -> None:
-    """Kills at random moments after a run has begun to write, until `times` kills have struck; each folder is resumed until it is done."""
+    """Kills at random moments after a run has begun to write, until `times` kills have struck;
+    each folder is resumed until it is done.
+    """
     random.seed(seed)
     model, tars = tiny_model(folder / "tiny"), make_tars(folder / "in", 600, each=200)
-    words: list[object] = [*tars, "--model", model, "--shard-size", 10, "--workers", 1, "-q", "--resume"]
+    words: list[object] = [
+        *tars,
+        "--model",
+        model,
+        "--shard-size",
+        10,
+        "--workers",
+        1,
+        "-q",
+        "--resume",
+    ]
     process = start([*words, "-o", folder / "whole"])
     seconds = -wait_for_change(folder / "whole", process, time.monotonic())
     assert process.wait() == 0
@@ -171,15 +222,26 @@ def kill(folder: Path, times: int, seed: int) -> None:
         shutil.rmtree(out, ignore_errors=True)
         while kills < times and strike([*words, "-o", out], out, random.uniform(0, 0.4) * seconds):
             kills += 1
-            damaged += sum(data != whole.get(name) for name, data in contents(out).items() if not name.startswith("."))
+            damaged += sum(
+                data != whole.get(name)
+                for name, data in contents(out).items()
+                if not name.startswith(".")
+            )
         assert start([*words, "-o", out]).wait() == 0
         folders, unequal = folders + 1, unequal + (contents(out) != whole)
-    print(f"{kills} kills -9, at random in the {seconds:.1f} s that a run writes its {len(whole)} files: {damaged} files damaged")
-    print(f"{folders} folders resumed to the end: {unequal} of them unequal to the uninterrupted one")
+    print(
+        f"{kills} kills -9, at random in the {seconds:.1f} s that a run writes its {len(whole)} "
+        f"files: {damaged} files damaged"
+    )
+    print(
+        f"{folders} folders resumed to the end: {unequal} of them unequal to the uninterrupted one"
+    )
 
 
 def strike(words: list[object], out: Path, delay: float) -> bool:
-    """Kills a run's process group so many seconds after it has begun to write; False where it was done before."""
+    """Kills a run's process group so many seconds after it has begun to write;
+    False where it was done before.
+    """
     process = start(words)
     wait_for_change(out, process, time.monotonic())
     try:
@@ -192,14 +254,18 @@ def strike(words: list[object], out: Path, delay: float) -> bool:
 def wait_for_change(folder: Path, process: "subprocess.Popen[bytes]", now: float) -> float:
     """Waits until something is written in a folder, or the process has ended; gives the time."""
     before = folder.stat().st_mtime_ns if folder.exists() else 0
-    while process.poll() is None and (folder.stat().st_mtime_ns if folder.exists() else 0) == before:
+    while (
+        process.poll() is None and (folder.stat().st_mtime_ns if folder.exists() else 0) == before
+    ):
         time.sleep(0.002)
         now = time.monotonic()
     return now
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["memory", "photos", "kill"])
     parser.add_argument("tars", nargs="*", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 100_000])

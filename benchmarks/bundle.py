@@ -1,10 +1,12 @@
 """Makes a bundled model of a finished run: weights, samples, and a card with figures on test data.
 
-    python benchmarks/bundle.py RUN NAME --test DATA --about ABOUT.md [--lpips FILE] [--sample "-n 40 --top-p 0.9"]
+    python benchmarks/bundle.py RUN NAME --test DATA --about ABOUT.md [--lpips FILE]
+        [--sample "-n 40 --top-p 0.9"]
 
-RUN is the folder of `vqtok train`; ABOUT.md holds what only a person knows: data and its licence, machine, how the run went, what the
-pictures look like. Figures come from `vqtok eval DATA --json`, the samples from `vqtok sample`; the card names the commands.
-RUN/recipe.toml is copied too: with it `vqtok train` makes the model again. No reconstructions: they would carry other people's
+RUN is the folder of `vqtok train`; ABOUT.md holds what only a person knows: data and its licence,
+machine, how the run went, what the pictures look like. Figures come from `vqtok eval DATA --json`,
+the samples from `vqtok sample`; the card names the commands. RUN/recipe.toml is copied too: with
+it `vqtok train` makes the model again. No reconstructions: they would carry other people's
 pictures into the repository.
 """
 
@@ -25,30 +27,55 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 
 def vqtok(*words: str) -> str:
     """Runs a vqtok command and returns its standard output."""
-    return subprocess.run([sys.executable, "-m", "vqtok", *words], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(
+        [sys.executable, "-m", "vqtok", *words], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
 
 
 def figures_table(figures: dict[str, Any]) -> str:
     names = {
-        "pictures": "pictures", "psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "lpips": "LPIPS (v0.1)",
+        "pictures": "pictures",
+        "psnr": "PSNR, dB",
+        "ssim": "SSIM",
+        "ms_ssim": "MS-SSIM",
+        "lpips": "LPIPS (v0.1)",
         "normalized_error": "error / variance",
-        "usage": "codes used", "perplexity": "perplexity", "bpp": "bits per pixel, raw", "bpp_packed": "bits per pixel, .npz files",
-        "bpp_coded": "bits per pixel, by the prior's cross-entropy", "bits_per_dim": "bits per dimension",
-    }     # fmt: skip
+        "usage": "codes used",
+        "perplexity": "perplexity",
+        "bpp": "bits per pixel, raw",
+        "bpp_packed": "bits per pixel, .npz files",
+        "bpp_coded": "bits per pixel, by the prior's cross-entropy",
+        "bits_per_dim": "bits per dimension",
+    }
     shown = {key: value for key in names if (value := figures.get(key)) is not None}
-    rows = [[names[key], f"{value:.2%}" if key == "usage" else f"{value:.5g}"] for key, value in shown.items()]
+    rows = [
+        [names[key], f"{value:.2%}" if key == "usage" else f"{value:.5g}"]
+        for key, value in shown.items()
+    ]
     return markdown(["figure", "value"], rows)
 
 
 def levels_table(figures: dict[str, Any]) -> str:
-    """A row for each number of levels, with the bits per pixel that AVIF needs for the same LPIPS, or MS-SSIM where that is not known."""
+    """A row for each number of levels, with the bits per pixel that AVIF needs for the same LPIPS,
+    or MS-SSIM where that is not known.
+    """
     columns = {
-        "levels": ("levels", "d"), "bpp": ("bpp, raw", ".4f"), "bpp_packed": ("in files", ".4f"), "bpp_coded": ("by the prior", ".4f"),
-        "psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f"), "ms_ssim": ("MS-SSIM", ".4f"), "lpips": ("LPIPS", ".4f"),
-        "usage": ("used", ".1%"), "perplexity": ("perplexity", ".0f"),
-    }     # fmt: skip
+        "levels": ("levels", "d"),
+        "bpp": ("bpp, raw", ".4f"),
+        "bpp_packed": ("in files", ".4f"),
+        "bpp_coded": ("by the prior", ".4f"),
+        "psnr": ("PSNR, dB", ".2f"),
+        "ssim": ("SSIM", ".4f"),
+        "ms_ssim": ("MS-SSIM", ".4f"),
+        "lpips": ("LPIPS", ".4f"),
+        "usage": ("used", ".1%"),
+        "perplexity": ("perplexity", ".0f"),
+    }
     rows = [
-        [None if row[key] is None else format(row[key], style) for key, (_, style) in columns.items()]
+        [
+            None if row[key] is None else format(row[key], style)
+            for key, (_, style) in columns.items()
+        ]
         + [None if row["needs"].get("avif") is None else format(row["needs"]["avif"], ".3f")]
         for row in figures["levels"]
     ]
@@ -59,9 +86,17 @@ def codecs_table(figures: dict[str, Any]) -> str:
     """The other codecs at the bytes of our files."""
     columns = {"bpp": ".4f", "psnr": ".2f", "ms_ssim": ".4f", "lpips": ".4f"}
     rows = [
-        [row["codec"], row["levels"], *(None if row[key] is None else format(row[key], style) for key, style in columns.items())]
-        for row in figures["codecs"] if row["times"] == 1
-    ]     # fmt: skip
+        [
+            row["codec"],
+            row["levels"],
+            *(
+                None if row[key] is None else format(row[key], style)
+                for key, style in columns.items()
+            ),
+        ]
+        for row in figures["codecs"]
+        if row["times"] == 1
+    ]
     return markdown(["codec", "at the bytes of", "bpp", "PSNR, dB", "MS-SSIM", "LPIPS"], rows)
 
 
@@ -70,15 +105,29 @@ def training_table(folder: Path) -> str:
     for kind in ("tokenizer", "prior"):
         meta = weights.read_meta(folder / f"{kind}.safetensors", kind)
         record = meta["record"]
-        parameters = sum(tensor.size for tensor in weights.load(folder / f"{kind}.safetensors", kind).tensors.values())
+        parameters = sum(
+            tensor.size
+            for tensor in weights.load(folder / f"{kind}.safetensors", kind).tensors.values()
+        )
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
         minutes = f"{record['seconds'] / 60:.0f} min"
-        rows.append([kind, f"{parameters / 1e6:.2f} M", f"{record['step']:,}", minutes, record["seed"], metrics])
+        rows.append(
+            [
+                kind,
+                f"{parameters / 1e6:.2f} M",
+                f"{record['step']:,}",
+                minutes,
+                record["seed"],
+                metrics,
+            ]
+        )
     return markdown(["network", "parameters", "best step", "training", "seed", "validation"], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
     parser.add_argument("--test", type=Path, required=True)
@@ -88,20 +137,40 @@ def main() -> None:
     options = parser.parse_args()
     folder = MODELS / options.name
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.safetensors", "prior.safetensors", "entropy.safetensors", "recipe.toml"):
-        if name != "entropy.safetensors" or (options.run / name).exists():      # a model may do without
+    for name in (
+        "tokenizer.safetensors",
+        "prior.safetensors",
+        "entropy.safetensors",
+        "recipe.toml",
+    ):
+        if name != "entropy.safetensors" or (options.run / name).exists():  # a model may do without
             shutil.copy(options.run / name, folder / name)
     sample = ["sample", "--model", options.name, *shlex.split(options.sample)]
     measure = ["--lpips", str(options.lpips)] if options.lpips else []
-    evaluate = ["eval", options.test.name, "--model", options.name, *(["--lpips", options.lpips.name] if options.lpips else [])]
+    evaluate = [
+        "eval",
+        options.test.name,
+        "--model",
+        options.name,
+        *(["--lpips", options.lpips.name] if options.lpips else []),
+    ]
     vqtok(*sample, "-f", "-o", str(folder / "samples.png"))
-    figures = json.loads(vqtok("eval", str(options.test), "--model", options.name, "--json", *measure))
-    several = "\n".join([levels_table(figures), codecs_table(figures)]) + "\n" if len(figures["levels"]) > 1 else ""
+    figures = json.loads(
+        vqtok("eval", str(options.test), "--model", options.name, "--json", *measure)
+    )
+    several = (
+        "\n".join([levels_table(figures), codecs_table(figures)]) + "\n"
+        if len(figures["levels"]) > 1
+        else ""
+    )
     card = (
-        f"# {options.name} ({figures['fingerprint']})\n\n{options.about.read_text(encoding='utf-8').strip()}\n\n"
-        f"## Figures\n\n`vqtok {shlex.join(evaluate)}`, on pictures it was never trained on:\n\n{figures_table(figures)}\n{several}"
-        f"## Training\n\n{training_table(folder)}\n`recipe.toml` holds every setting.\n\n"
-        f"## Samples\n\n`vqtok {shlex.join(sample)}`:\n\n![samples](samples.png)\n"
+        f"# {options.name} ({figures['fingerprint']})\n"
+        f"\n{options.about.read_text(encoding='utf-8').strip()}\n"
+        f"\n## Figures\n\n`vqtok {shlex.join(evaluate)}`, on pictures it was never trained on:\n"
+        f"\n{figures_table(figures)}\n{several}## Training\n"
+        f"\n{training_table(folder)}\n`recipe.toml` holds every setting.\n"
+        f"\n## Samples\n\n`vqtok {shlex.join(sample)}`:\n"
+        "\n![samples](samples.png)\n"
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     print(json.dumps(figures))

@@ -1,8 +1,11 @@
-"""Time and bits of coding a photograph's grids with a model's integer prior, beside the same network in floats.
+"""Time and bits of coding a photograph's grids with a model's integer prior, beside
+the same network in floats.
 
-    python benchmarks/coding.py [--model photo] [--height 512] [--width 768] [--pictures 1] [PICTURE]
+    python benchmarks/coding.py [--model photo] [--height 512]
+        [--width 768] [--pictures 1] [PICTURE]
 
-Without a picture the grids are random: the work is the same, the bits mean nothing. Prints medians of five.
+Without a picture the grids are random: the work is the same, the bits mean nothing.
+Prints medians of five.
 """
 
 import argparse
@@ -26,10 +29,18 @@ def median(run, times: int = 5) -> float:
     return statistics.median(taken[1:])
 
 
-def float_bits(coder: codec.EntropyCoder, tensors: dict[str, np.ndarray], indices: np.ndarray) -> tuple[float, float]:
-    """Bits an index by the network with rounding and without: the same weights, activations and logits left as they are."""
+def float_bits(
+    coder: codec.EntropyCoder, tensors: dict[str, np.ndarray], indices: np.ndarray
+) -> tuple[float, float]:
+    """Bits an index by the network with rounding and without:
+    the same weights, activations and logits left as they are.
+    """
     network = IntegerPrior(coder.config).eval()
-    steps = {name: (module.step, module.product_step) for name, module in network.named_modules() if isinstance(module, Linear)}
+    steps = {
+        name: (module.step, module.product_step)
+        for name, module in network.named_modules()
+        if isinstance(module, Linear)
+    }
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             module, _, part = name.rpartition(".")
@@ -41,7 +52,9 @@ def float_bits(coder: codec.EntropyCoder, tensors: dict[str, np.ndarray], indice
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("picture", nargs="?")
     parser.add_argument("--model", default="photo")
     parser.add_argument("--height", type=int, default=512)
@@ -63,10 +76,19 @@ def main() -> None:
     encode = median(lambda: coder.prior.encode(indices))
     decode = median(lambda: coder.prior.decode(streams, *indices.shape[1:]))
     rounded, plain = float_bits(coder, weights.load(folder.entropy, "entropy").tensors, indices[:1])
-    print(f"{folder.name}: grid {indices.shape}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"{folder.name}: grid {indices.shape}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
+    )
     print(f"largest sum {coder.prior.largest_sum:,} of {1 << 24:,}; prior {coder.fingerprint}")
-    print(f"encode {encode:.3f} s, decode {decode:.3f} s, {1e6 * decode / indices.size:.1f} us an index")
-    print(f"stream {8 * sum(map(len, streams)) / indices.size:.4f} bits an index; by its logits {rounded:.4f}, in floats {plain:.4f}")
+    print(
+        f"encode {encode:.3f} s, decode {decode:.3f} s, "
+        f"{1e6 * decode / indices.size:.1f} us an index"
+    )
+    print(
+        f"stream {8 * sum(map(len, streams)) / indices.size:.4f} bits an index; "
+        f"by its logits {rounded:.4f}, in floats {plain:.4f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Whole commands, from the start of their process to its end, beside a bare `import torch`: seconds, and peak memory.
+"""Whole commands, from the start of their process to its end, beside a bare `import torch`:
+seconds, and peak memory.
 
     python benchmarks/commands.py [--rounds 9] [--photos 100] [--only encode decode]
 
-Each command runs as a process of its own, all of them in turn, so that what else the machine does hits all alike; medians. The
-picture is made of the photo model's example, 768x512. Everything is written to a temporary folder.
+Each command runs as a process of its own, all of them in turn, so that what else the machine does
+hits all alike; medians. The picture is made of the photo model's example, 768x512. Everything is
+written to a temporary folder.
 """
 
 import argparse
@@ -50,7 +52,9 @@ def measure(words: list[str], folder: Path) -> tuple[float, int]:
     return taken, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def alternate(commands: dict[str, list[str]], folder: Path, rounds: int) -> dict[str, tuple[float, int]]:
+def alternate(
+    commands: dict[str, list[str]], folder: Path, rounds: int
+) -> dict[str, tuple[float, int]]:
     """Median seconds and memory of each; one round more warms up the disk's cache."""
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
     for turn in range(rounds + 1):
@@ -58,7 +62,10 @@ def alternate(commands: dict[str, list[str]], folder: Path, rounds: int) -> dict
             result = measure(words, folder)
             if turn:
                 found[name].append(result)
-    medians = {name: [statistics.median(figures) for figures in zip(*results, strict=True)] for name, results in found.items()}
+    medians = {
+        name: [statistics.median(figures) for figures in zip(*results, strict=True)]
+        for name, results in found.items()
+    }
     return {name: (taken, round(held)) for name, (taken, held) in medians.items()}
 
 
@@ -70,40 +77,69 @@ def prepare(folder: Path, photos: int) -> None:
     picture.save(folder / "photo.jpg", quality=90)
     (folder / "many").mkdir()
     for i in range(photos):
-        picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, i, 0, 1, i)).save(folder / "many" / f"{i:03}.jpg", quality=90)
+        picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, i, 0, 1, i)).save(
+            folder / "many" / f"{i:03}.jpg", quality=90
+        )
     for words in ("encode photo.png", "pack photo.npz"):
         subprocess.run([*VQTOK, *words.split()], cwd=folder, check=True, capture_output=True)
 
 
 def machine() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
     name = names[0] if names else platform.processor()
-    return f"{name}, {os.cpu_count()} cores, torch {version('torch')}, Python {platform.python_version()}"
+    return (
+        f"{name}, {os.cpu_count()} cores, torch {version('torch')}, "
+        f"Python {platform.python_version()}"
+    )
 
 
 def table(found: dict[str, tuple[float, int]]) -> str:
     seconds, memory = found["import torch"]
-    lines = ["| command | seconds | of import torch | peak memory, MB | of import torch |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| command | seconds | of import torch | peak memory, MB | of import torch |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name, (taken, held) in found.items():
-        lines.append(f"| `{name}` | {taken:.2f} | {taken / seconds:.2f} | {held / 1e6:.0f} | {held / memory:.2f} |")
+        lines.append(
+            f"| `{name}` | {taken:.2f} | {taken / seconds:.2f} | {held / 1e6:.0f} "
+            f"| {held / memory:.2f} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--photos", type=int, default=100, help="in the folder that one call encodes")
+    parser.add_argument(
+        "--photos", type=int, default=100, help="in the folder that one call encodes"
+    )
     parser.add_argument("--only", nargs="+", default=[], help="parts of the commands' names")
     options = parser.parse_args()
-    wanted = {name: words for name, words in COMMANDS.items() if not options.only or any(part in name for part in options.only)}
+    wanted = {
+        name: words
+        for name, words in COMMANDS.items()
+        if not options.only or any(part in name for part in options.only)
+    }
     if options.photos and (not options.only or "many" in options.only):
         wanted[f"encode many/ ({options.photos} photos)"] = "encode many -f"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, options.photos)
         print(machine())
-        commands = {"import torch": BARE} | {name: [*VQTOK, *words.split()] for name, words in wanted.items()}
+        commands = {"import torch": BARE} | {
+            name: [*VQTOK, *words.split()] for name, words in wanted.items()
+        }
         print(table(alternate(commands, folder, options.rounds)))
 
 

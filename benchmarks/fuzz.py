@@ -1,15 +1,20 @@
-"""Hostile files: mutated codes, weights, pictures and archives, each read in a forked worker under a watchdog.
+"""Hostile files: mutated codes, weights, pictures and archives, each read in a
+forked worker under a watchdog.
 
-    python benchmarks/fuzz.py --kind codes --count 200000 --seed 0      # plain, packed and coded, by a prior made on the spot
-    python benchmarks/fuzz.py --kind coded --count 10000                # streams coded by a bundled model's prior (--model photo)
-    python benchmarks/fuzz.py --kind bombs --count 200                  # codes files that unpack to many MB
+    python benchmarks/fuzz.py --kind codes --count 200000 --seed 0 # plain, packed and coded,
+        by a prior made on the spot
+    python benchmarks/fuzz.py --kind coded --count 10000 # streams coded by a bundled
+        model's prior (--model photo)
+    python benchmarks/fuzz.py --kind bombs --count 200 # codes files that unpack to many MB
     python benchmarks/fuzz.py --kind weights --count 50000
     python benchmarks/fuzz.py --kind pictures --count 20000
     python benchmarks/fuzz.py --kind archives --count 10000
-    python benchmarks/fuzz.py --kind codes --seed 0 --first 4711 --count 1 --keep /tmp/case     # one case again, and its bytes
+    python benchmarks/fuzz.py --kind codes --seed 0 --first 4711 --count 1 --keep /tmp/case # one
+        case again, and its bytes
 
-A case passes where it gives a valid result or a VqtokError, within 5 s of processor time (beyond what the decoding of the grid takes that
-a coded stream claims) and twice the memory that an honest file of its claims needs (and 16 MiB), and writes nothing.
+A case passes where it gives a valid result or a VqtokError, within 5 s of processor time (beyond
+what the decoding of the grid takes that a coded stream claims) and twice the memory that an honest
+file of its claims needs (and 16 MiB), and writes nothing.
 For codes with a checksum a valid result is one equal to an original. Exits 1 on a finding.
 """
 
@@ -35,8 +40,14 @@ from vqtok import codec
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=("codes", "coded", "bombs", "weights", "pictures", "archives"), required=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kind",
+        choices=("codes", "coded", "bombs", "weights", "pictures", "archives"),
+        required=True,
+    )
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0)
@@ -59,8 +70,13 @@ def _coded(model: str) -> CodesFiles:
     loaded = codec.load(model)
     assert loaded.entropy_coder is not None, "the model has no entropy prior"
     rows, columns = np.mgrid[:64, :96]
-    pictures = [np.stack([rows * a, columns * b, rows + columns], -1).astype(np.uint8) for a, b in ((2, 1), (1, 2))]
-    kind = CodesFiles(loaded.entropy_coder, [loaded.encode(picture, levels=3) for picture in pictures])
+    pictures = [
+        np.stack([rows * a, columns * b, rows + columns], -1).astype(np.uint8)
+        for a, b in ((2, 1), (1, 2))
+    ]
+    kind = CodesFiles(
+        loaded.entropy_coder, [loaded.encode(picture, levels=3) for picture in pictures]
+    )
     coded = [stream for stream in kind.streams if stream[1] & 1]
     assert coded
     kind.streams, kind.compacts = coded, [one for one in kind.compacts if one.prior]
@@ -69,9 +85,13 @@ def _coded(model: str) -> CodesFiles:
 
 def _kind(name: str, model: str, folder: Path) -> harness.Kind:
     makers: dict[str, Callable[[], harness.Kind]] = {
-        "codes": CodesFiles, "coded": lambda: _coded(model), "bombs": CodesBombs, "weights": lambda: WeightsFiles(folder),
-        "pictures": Pictures, "archives": lambda: Archives(folder),
-    }     # fmt: skip
+        "codes": CodesFiles,
+        "coded": lambda: _coded(model),
+        "bombs": CodesBombs,
+        "weights": lambda: WeightsFiles(folder),
+        "pictures": Pictures,
+        "archives": lambda: Archives(folder),
+    }
     return makers[name]()
 
 
@@ -85,17 +105,28 @@ def _progress(begin: float) -> Callable[[int, harness.Report], None]:
         if time.perf_counter() - last[0] > 30:
             last[0] = time.perf_counter()
             rate = report.total / (last[0] - begin)
-            print(f"  {report.total} cases, {rate:.0f}/s, {len(report.findings)} findings, at {number}", file=sys.stderr, flush=True)
+            print(
+                f"  {report.total} cases, {rate:.0f}/s, "
+                f"{len(report.findings)} findings, at {number}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     return tell
 
 
 def show(report: harness.Report, title: str, seconds: float) -> None:
     rows = [[outcome, str(count)] for outcome, count in report.outcomes.most_common()]
-    print(machine(), f"\n{title}: {report.total} cases in {seconds:.0f} s, {report.total / seconds:.0f}/s\n")
+    print(
+        machine(),
+        f"\n{title}: {report.total} cases in {seconds:.0f} s, {report.total / seconds:.0f}/s\n",
+    )
     print(table(["outcome", "cases"], rows))
     print(f"\nslowest: case {report.slowest[1]}, {report.slowest[0]:.2f} s of processor time")
-    print(f"most memory: case {report.largest[1]}, {report.largest[0] / 2**20:.0f} MiB beyond what the worker held before")
+    print(
+        f"most memory: case {report.largest[1]}, "
+        f"{report.largest[0] / 2**20:.0f} MiB beyond what the worker held before"
+    )
     print(f"findings: {len(report.findings)}")
     for number, what in report.findings[:50]:
         print(f"  case {number}: {what}")

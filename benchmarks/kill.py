@@ -1,12 +1,17 @@
-"""kill -9 at random moments, full disks and read-only folders: what is on the disk is whole, and --resume ends with the same result.
+"""kill -9 at random moments, full disks and read-only folders:
+what is on the disk is whole, and --resume ends with the same result.
 
-    python benchmarks/kill.py train --times 100     # tokenizer, prior and entropy prior of a tiny recipe, on built-in pictures
-    python benchmarks/kill.py bulk --times 100      # encode of three tars by worker processes (benchmarks/bulk.py kill)
-    python benchmarks/kill.py disk                  # each command on tmpfs disks of many sizes, and read-only; needs root
+    python benchmarks/kill.py train --times 100 # tokenizer, prior and entropy prior of a tiny
+        recipe, on built-in pictures
+    python benchmarks/kill.py bulk --times 100 # encode of three tars by worker processes
+        (benchmarks/bulk.py kill)
+    python benchmarks/kill.py disk # each command on tmpfs disks of many sizes,
+        and read-only; needs root
 
-A training process is a fork of this one, which has loaded torch already, so that a strike takes a second; it is a process of its own
-all the same, and SIGKILL ends it anywhere. Each run is struck, resumed and struck again until it comes to its end. Every other strike
-waits, from its random moment on, for the next file to be written, and hits the middle of that.
+A training process is a fork of this one, which has loaded torch already, so that a strike takes a
+second; it is a process of its own all the same, and SIGKILL ends it anywhere. Each run is struck,
+resumed and struck again until it comes to its end. Every other strike waits, from its random moment
+on, for the next file to be written, and hits the middle of that.
 """
 
 import argparse
@@ -82,6 +87,7 @@ TIMES = ("seconds", "pictures_per_second")
 
 # One command, and what it left
 
+
 def begin(words: Sequence[object], errors: Path) -> int:
     """Starts `vqtok` with these words as a fork; gives its process id."""
     sys.stdout.flush()
@@ -103,7 +109,8 @@ def begin(words: Sequence[object], errors: Path) -> int:
 def end(child: int, after: float | None = None, writing: Path | None = None) -> int:
     """Waits for a process, or kills it after so many seconds; its exit code, negative for a signal.
 
-    With `writing`, it is killed after that as soon as a temporary file is in this folder: in the middle of a write.
+    With `writing`, it is killed after that as soon as a temporary file is in this folder:
+    in the middle of a write.
     """
     due = time.monotonic() + (after if after is not None else 3600)
     while time.monotonic() < due or (writing is not None and not temporaries(writing)):
@@ -116,7 +123,11 @@ def end(child: int, after: float | None = None, writing: Path | None = None) -> 
 
 
 def temporaries(folder: Path) -> list[str]:
-    return [name for name in os.listdir(folder) if name.startswith(".vqtok-")] if folder.exists() else []
+    return (
+        [name for name in os.listdir(folder) if name.startswith(".vqtok-")]
+        if folder.exists()
+        else []
+    )
 
 
 def damaged(path: Path) -> str:
@@ -124,7 +135,11 @@ def damaged(path: Path) -> str:
     try:
         if path.suffix == ".safetensors":
             stored = weights.load(path, weights.read_meta(path)["kind"])
-            assert all(np.isfinite(value).all() for value in stored.tensors.values() if value.dtype.kind == "f"), "not finite"
+            assert all(
+                np.isfinite(value).all()
+                for value in stored.tensors.values()
+                if value.dtype.kind == "f"
+            ), "not finite"
         elif path.suffix == ".npz":
             codes.read_any(path.read_bytes())
         elif path.suffix == ".json":
@@ -149,22 +164,36 @@ def damaged(path: Path) -> str:
             assert path.read_text().startswith("# "), "no heading"
         else:
             return f"{path.name}: of no kind that is known"
-    except (AssertionError, OSError, ValueError, SyntaxError, VqtokError, tarfile.TarError) as error:
+    except (
+        AssertionError,
+        OSError,
+        ValueError,
+        SyntaxError,
+        VqtokError,
+        tarfile.TarError,
+    ) as error:
         return f"{path.name}: {error}"
     return ""
 
 
 def looked_at(folder: Path) -> tuple[list[str], int]:
-    """What is wrong with the files in a folder, and how many temporary files are in it: those have never had their own name."""
+    """What is wrong with the files in a folder, and how many temporary files are in it:
+    those have never had their own name.
+    """
     found = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
     temporary = [path for path in found if path.name.startswith(".vqtok-")]
-    return [why for path in found if path not in temporary and (why := damaged(path))], len(temporary)
+    return [why for path in found if path not in temporary and (why := damaged(path))], len(
+        temporary
+    )
 
 
 # Training
 
+
 def result(folder: Path) -> dict[str, Any]:
-    """All that a run left, without the times: tensors and records of weights and states, lines of the log, bytes of pictures."""
+    """All that a run left, without the times:
+    tensors and records of weights and states, lines of the log, bytes of pictures.
+    """
     found: dict[str, Any] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors":
@@ -173,22 +202,36 @@ def result(folder: Path) -> dict[str, Any]:
             found[path.name] = weights.fingerprint(stored.tensors), stored.config, record
         elif path.suffix == ".jsonl":
             lines = map(json.loads, path.read_text().splitlines())
-            found[path.name] = [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+            found[path.name] = [
+                {key: value for key, value in line.items() if key not in TIMES} for line in lines
+            ]
         elif path.suffix == ".png":
             found[path.name] = path.read_bytes()
         else:
-            found[path.name] = "there"      # README.md tells times, run.json the command
+            found[path.name] = "there"  # README.md tells times, run.json the command
     return found
 
 
 def where(folder: Path) -> str:
     """The stage that a run was in when it was killed."""
     order = ("entropy", "prior", "indices", "tokenizer")
-    return next((f"after the first save of {name}" for name in order if (folder / f"{name}.state.safetensors").exists()), "before any save")
+    return next(
+        (
+            f"after the first save of {name}"
+            for name in order
+            if (folder / f"{name}.state.safetensors").exists()
+        ),
+        "before any save",
+    )
 
 
 def train(folder: Path, times: int, seed: int) -> None:
-    draw, errors, out, kept = random.Random(seed), folder / "errors", folder / "killed", Counter[str]()
+    draw, errors, out, kept = (
+        random.Random(seed),
+        folder / "errors",
+        folder / "killed",
+        Counter[str](),
+    )
     (folder / "small.toml").write_text(RECIPE)
     pictures = folder / "pictures"
     for i in range(48):
@@ -197,16 +240,26 @@ def train(folder: Path, times: int, seed: int) -> None:
     began = time.monotonic()
     assert end(begin([*words, "-o", folder / "whole"], errors)) == 0, errors.read_text()
     seconds, whole = time.monotonic() - began, result(folder / "whole")
-    reach = seconds         # of a strike: longer where it strikes, shorter where the run was faster, so that all of the run is hit
+    # of a strike: longer where it strikes, shorter where the run was faster, so
+    # that all of the run is hit
+    reach = seconds
     kills = folders = unequal = 0
     wrong: list[str] = []
     while kills < times:
         shutil.rmtree(out, ignore_errors=True)
         code = -signal.SIGKILL
         while code == -signal.SIGKILL:
-            again = ["train", "--resume", "-q", "-o", out] if (out / "run.json").exists() else [*words, "-f", "-o", out]
+            again = (
+                ["train", "--resume", "-q", "-o", out]
+                if (out / "run.json").exists()
+                else [*words, "-f", "-o", out]
+            )
             delay, aimed = draw.uniform(0, reach), kills % 2 == 1
-            code = end(begin(again, errors), delay if kills < times else None, out if aimed and kills < times else None)
+            code = end(
+                begin(again, errors),
+                delay if kills < times else None,
+                out if aimed and kills < times else None,
+            )
             reach *= 1.04 if code == -signal.SIGKILL else 0.8
             if code == -signal.SIGKILL:
                 kills += 1
@@ -219,13 +272,24 @@ def train(folder: Path, times: int, seed: int) -> None:
         bad, temporary = looked_at(out)
         wrong += bad + ["temporary files after the end"] * (temporary > 0)
         folders, unequal = folders + 1, unequal + (result(out) != whole)
-        print(f"{kills} kills, {folders} folders, {len(wrong)} wrong, {unequal} unequal", file=sys.stderr, flush=True)
-    print(f"{kills} kills -9 of a training run that takes {seconds:.1f} s: {len(wrong)} files damaged {wrong or ''}")
+        print(
+            f"{kills} kills, {folders} folders, {len(wrong)} wrong, {unequal} unequal",
+            file=sys.stderr,
+            flush=True,
+        )
+    print(
+        f"{kills} kills -9 of a training run that takes {seconds:.1f} s: "
+        f"{len(wrong)} files damaged {wrong or ''}"
+    )
     print("  " + ", ".join(f"{name}: {count}" for name, count in sorted(kept.items())))
-    print(f"{folders} runs resumed to the end: {unequal} of them unequal to the uninterrupted one ({len(whole)} files compared)")
+    print(
+        f"{folders} runs resumed to the end: "
+        f"{unequal} of them unequal to the uninterrupted one ({len(whole)} files compared)"
+    )
 
 
 # Full and read-only disks
+
 
 @contextlib.contextmanager
 def disk(place: Path, size: int) -> Iterator[Path]:
@@ -244,33 +308,58 @@ def change(place: Path, options: str) -> None:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def commands(folder: Path) -> dict[str, tuple[list[object], list[object]]]:
-    """Each command that writes, without its -o and that; how it goes on is in a second list of words."""
+    """Each command that writes, without its -o and that;
+    how it goes on is in a second list of words.
+    """
     (folder / "small.toml").write_text(RECIPE)
     for i in range(48):
         images.write(folder / "pictures" / f"{i:02}.png", Shapes(48).picture(i))
     base = folder / "model"
     train: list[object] = ["train", folder / "pictures", "--recipe", folder / "small.toml"]
     assert end(begin([*train, "-q", "-o", base], folder / "errors")) == 0
-    levels = ["--set", "tokenizer.levels=2", "--set", "tokenizer.normalize=false", "--stage", "tokenizer"]
+    levels = [
+        "--set",
+        "tokenizer.levels=2",
+        "--set",
+        "tokenizer.normalize=false",
+        "--stage",
+        "tokenizer",
+    ]
     deep = folder / "deep"
     assert end(begin([*train, *levels, "-q", "-o", deep], folder / "errors")) == 0
     for model, name in ((base, "codes"), (deep, "layers")):
-        assert end(begin(["encode", folder / "pictures", "--model", model, "-q", "-o", folder / name], folder / "errors")) == 0
+        assert (
+            end(
+                begin(
+                    ["encode", folder / "pictures", "--model", model, "-q", "-o", folder / name],
+                    folder / "errors",
+                )
+            )
+            == 0
+        )
     tars = bulk.make_tars(folder / "tars", 200, each=100)
     again: list[object] = ["--skip-existing"]
     return {
         "train": (train, ["train", "--resume"]),
         "encode": (["encode", folder / "pictures", "--model", base], again),
-        "encode --bulk": (["encode", *tars, "--model", base, "--shard-size", 10, "--workers", 1], ["--resume"]),
+        "encode --bulk": (
+            ["encode", *tars, "--model", base, "--shard-size", 10, "--workers", 1],
+            ["--resume"],
+        ),
         "decode": (["decode", folder / "codes", "--model", base], again),
         "pack": (["pack", folder / "codes", "--model", base], again),
         "truncate": (["truncate", folder / "layers", "--levels", 1], again),
         "sample": (["sample", "-n", 4, "--model", base], []),
-        "eval": (["eval", folder / "pictures", "--model", base], ["-f"]),       # of its two files the first may be there
+        # of its two files the first may be there
+        "eval": (["eval", folder / "pictures", "--model", base], ["-f"]),
     }
 
 
@@ -283,16 +372,36 @@ def disks(folder: Path, tries: int, wanted: list[str]) -> None:
             continue
         rows.append(on_disks(folder, name, words, more, tries))
         print(rows[-1], file=sys.stderr, flush=True)
-    print(table(["command", "full disks", "read-only", "two lines, exit 1", "damaged", "left over", "result differs"], rows))
+    print(
+        table(
+            [
+                "command",
+                "full disks",
+                "read-only",
+                "two lines, exit 1",
+                "damaged",
+                "left over",
+                "result differs",
+            ],
+            rows,
+        )
+    )
 
 
-def on_disks(folder: Path, name: str, words: list[object], more: list[object], tries: int) -> list[str]:
-    """A command on disks of many sizes below what it needs, then again where there is room, and once where nothing may be written."""
+def on_disks(
+    folder: Path, name: str, words: list[object], more: list[object], tries: int
+) -> list[str]:
+    """A command on disks of many sizes below what it needs, then again where there is room, and
+    once where nothing may be written.
+    """
     place, errors = folder / "disk", folder / "errors"
     again = [*more, "-q"] if name == "train" else [*words, *more, "-q"]
     with disk(place, 64 << 20):
         assert end(begin([*words, "-q", *target(name, place)], errors)) == 0, errors.read_text()
-        whole, need = result_of(name, place), sum(-(-len(data) // 4096) * 4096 for data in tree(place).values())
+        whole, need = (
+            result_of(name, place),
+            sum(-(-len(data) // 4096) * 4096 for data in tree(place).values()),
+        )
     struck = told = bad = left = unequal = 0
     for i in range(tries):
         with disk(place, max(4096, need * i // tries // 4096 * 4096)):
@@ -306,7 +415,9 @@ def on_disks(folder: Path, name: str, words: list[object], more: list[object], t
             print("\n".join(wrong), end="", file=sys.stderr, flush=True)
             change(place, "size=67108864")
             begun = name != "train" or (place / "out" / "run.json").exists()
-            code = end(begin([*(again if begun else [*words, "-q", "-f"]), *target(name, place)], errors))
+            code = end(
+                begin([*(again if begun else [*words, "-q", "-f"]), *target(name, place)], errors)
+            )
             if code or result_of(name, place) != whole:
                 unequal += 1
                 print(name, code, errors.read_text(), file=sys.stderr)
@@ -314,12 +425,22 @@ def on_disks(folder: Path, name: str, words: list[object], more: list[object], t
     with disk(place, 64 << 20):
         change(place, "ro")
         refused = clear(end(begin([*words, "-q", *target(name, place)], errors)), errors)
-    return [name, str(struck), "1", f"{told + refused} of {struck + 1}", str(bad), str(left), str(unequal)]
+    return [
+        name,
+        str(struck),
+        "1",
+        f"{told + refused} of {struck + 1}",
+        str(bad),
+        str(left),
+        str(unequal),
+    ]
 
 
 def target(name: str, place: Path) -> list[object]:
     out = place / "out"
-    return {"sample": ["-o", out / "a.png"], "eval": ["--plot", out / "a.svg"]}.get(name, ["-o", out])
+    return {"sample": ["-o", out / "a.png"], "eval": ["--plot", out / "a.svg"]}.get(
+        name, ["-o", out]
+    )
 
 
 def result_of(name: str, place: Path) -> dict[str, Any]:
@@ -327,25 +448,34 @@ def result_of(name: str, place: Path) -> dict[str, Any]:
 
 
 def clear(code: int, errors: Path) -> bool:
-    """Whether a command failed as it should; of a batch, each input that fails has two lines, and a last line counts."""
+    """Whether a command failed as it should;
+    of a batch, each input that fails has two lines, and a last line counts.
+    """
     lines = errors.read_text().splitlines()
     if len(lines) > 2 and len(lines) % 2 and lines[-1].endswith("failed"):
         lines.pop()
     pairs = list(zip(lines[::2], lines[1::2], strict=False))
-    good = code == 1 and pairs and all(a.startswith("vqtok: error: ") and b.startswith("  fix: ") for a, b in pairs) and len(lines) % 2 == 0
+    good = (
+        code == 1
+        and pairs
+        and all(a.startswith("vqtok: error: ") and b.startswith("  fix: ") for a, b in pairs)
+        and len(lines) % 2 == 0
+    )
     if not good:
         print(code, errors.read_text(), file=sys.stderr)
     return bool(good)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["train", "bulk", "disk"])
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--commands", nargs="+", default=[], help="of disk: only these")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    torch.set_num_threads(1)        # threads of torch's own would not outlive a fork
+    torch.set_num_threads(1)  # threads of torch's own would not outlive a fork
     print(machine() + "\n", flush=True)
     with tempfile.TemporaryDirectory() as name:
         if asked.what == "train":

@@ -2,8 +2,9 @@
 
     python benchmarks/large.py [--megapixels 100] [--model MODEL] [--preset photo] [--suffix .png]
 
-Without --model the network of the preset is used with random weights: memory does not depend on what they are. Each command runs in
-a process of its own, and what is printed is that process's peak resident memory, as the system counted it.
+Without --model the network of the preset is used with random weights: memory does not depend on
+what they are. Each command runs in a process of its own, and what is printed is that process's peak
+resident memory, as the system counted it.
 """
 
 import argparse
@@ -28,8 +29,13 @@ def make_picture(path: Path, side: int) -> None:
     columns = np.arange(side, dtype=np.float32)
     pixels = np.empty((side, side, 3), np.uint8)
     for row in range(side):
-        waves = np.sin(columns * 0.01 + row * 0.003) * 60 + np.sign(np.sin(columns * 0.05 - row * 0.02)) * 30
-        pixels[row] = (waves[:, None] + draw.normal(127, 6, 3) + draw.integers(-8, 8, (side, 3))).clip(0, 255)
+        waves = (
+            np.sin(columns * 0.01 + row * 0.003) * 60
+            + np.sign(np.sin(columns * 0.05 - row * 0.02)) * 30
+        )
+        pixels[row] = (
+            waves[:, None] + draw.normal(127, 6, 3) + draw.integers(-8, 8, (side, 3))
+        ).clip(0, 255)
     images.write(path, pixels)
 
 
@@ -43,8 +49,13 @@ def make_model(folder: Path, preset: str) -> None:
 
     torch.manual_seed(0)
     config = PRESETS[preset].tokenizer
-    tensors = {name: value.detach().half().numpy() for name, value in VQVAE(config).release_state().items()}
-    weights.save(folder / "tokenizer.safetensors", weights.Weights(tensors, {"kind": "tokenizer", "config": asdict(config), "record": {}}))
+    tensors = {
+        name: value.detach().half().numpy() for name, value in VQVAE(config).release_state().items()
+    }
+    weights.save(
+        folder / "tokenizer.safetensors",
+        weights.Weights(tensors, {"kind": "tokenizer", "config": asdict(config), "record": {}}),
+    )
 
 
 def measure(*words: str) -> tuple[float, float]:
@@ -55,12 +66,14 @@ def measure(*words: str) -> tuple[float, float]:
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(child.returncode)
-    unit = 1 if sys.platform == "darwin" else 1024      # Linux counts in KiB
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
     return time.perf_counter() - begin, usage.ru_maxrss * unit / 1e9
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megapixels", type=float, default=100)
     parser.add_argument("--model")
     parser.add_argument("--preset", default="photo")
@@ -68,23 +81,40 @@ def main() -> None:
     options = parser.parse_args()
     side = math.isqrt(round(options.megapixels * 1e6))
     with tempfile.TemporaryDirectory() as folder:
-        picture, packed, decoded = Path(folder, f"large{options.suffix}"), Path(folder, "large.npz"), Path(folder, f"back{options.suffix}")
-        # In a process of its own: a child's peak is never below what its parent held when it was started.
-        maker = multiprocessing.get_context("spawn").Process(target=make_picture, args=(picture, side))
+        picture, packed, decoded = (
+            Path(folder, f"large{options.suffix}"),
+            Path(folder, "large.npz"),
+            Path(folder, f"back{options.suffix}"),
+        )
+        # In a process of its own: a child's peak is never below what its parent
+        # held when it was started.
+        maker = multiprocessing.get_context("spawn").Process(
+            target=make_picture, args=(picture, side)
+        )
         maker.start()
         maker.join()
         model = options.model or str(Path(folder, "random"))
         if options.model is None:
-            builder = multiprocessing.get_context("spawn").Process(target=make_model, args=(Path(model), options.preset))
+            builder = multiprocessing.get_context("spawn").Process(
+                target=make_model, args=(Path(model), options.preset)
+            )
             builder.start()
             builder.join()
-        print(f"{side}x{side}, {picture.stat().st_size / 1e6:.0f} MB {options.suffix}, model {options.model or options.preset}", flush=True)
+        print(
+            f"{side}x{side}, {picture.stat().st_size / 1e6:.0f} MB {options.suffix}, "
+            f"model {options.model or options.preset}",
+            flush=True,
+        )
         for name, words in (
             ("encode", ["encode", str(picture), "-o", str(packed), "--model", model, "-q"]),
             ("decode", ["decode", str(packed), "-o", str(decoded), "--model", model, "-q"]),
         ):
             seconds, peak = measure(*words)
-            print(f"{name}: peak {peak:.2f} GB, {seconds:.0f} s, {side * side / seconds / 1e6:.2f} megapixels/s", flush=True)
+            print(
+                f"{name}: peak {peak:.2f} GB, {seconds:.0f} s, "
+                f"{side * side / seconds / 1e6:.2f} megapixels/s",
+                flush=True,
+            )
         found = codes.read_meta(packed)
         print(f"codes {'x'.join(map(str, found['shape']))}, {packed.stat().st_size / 1e6:.2f} MB")
 

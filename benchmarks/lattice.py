@@ -2,9 +2,10 @@
 
     python benchmarks/lattice.py IMAGES... [--model photo] [--levels 1,8] [--period 4]
 
-The error of a reconstruction (mean over its channels) is taken at all places whose 15x15 surroundings in the original
-deviate by less than 2 gray levels, less its own mean over 15x15, and averaged by (row mod 4, column mod 4) over all
-images. The figure is the largest of these 16 means less the smallest: 0 where no place of the lattice is favored.
+The error of a reconstruction (mean over its channels) is taken at all places whose 15x15
+surroundings in the original deviate by less than 2 gray levels, less its own mean over 15x15, and
+averaged by (row mod 4, column mod 4) over all images. The figure is the largest of these 16 means
+less the smallest: 0 where no place of the lattice is favored.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import vqtok
 from vqtok import images
 
 WINDOW = 15
-EVEN = 2.0          # gray levels: the largest deviation of surroundings that count as even
+EVEN = 2.0  # gray levels: the largest deviation of surroundings that count as even
 
 
 def box_mean(x: np.ndarray) -> np.ndarray:
@@ -26,10 +27,10 @@ def box_mean(x: np.ndarray) -> np.ndarray:
     return (sums[n:, n:] - sums[:-n, n:] - sums[n:, :-n] + sums[:-n, :-n]) / n**2
 
 
-def phases(
-    original: np.ndarray, decoded: np.ndarray, period: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of the error and numbers of places by (row, column) mod period; images are uint8 (H, W, C)."""
+def phases(original: np.ndarray, decoded: np.ndarray, period: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the error and numbers of places by (row, column) mod period;
+    images are uint8 (H, W, C).
+    """
     gray = original.astype(np.float64).mean(2)
     error = (decoded.astype(np.float64) - original).mean(2)
     even = box_mean(gray**2) - box_mean(gray) ** 2 < EVEN**2
@@ -42,7 +43,9 @@ def phases(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("images", nargs="+")
     parser.add_argument("--model", default="photo")
     parser.add_argument("--levels", default="1,8")
@@ -58,7 +61,10 @@ def main() -> None:
             totals[n] += phases(original, model.decode(codes, levels=n), options.period)
     for n, (sums, counts) in totals.items():
         means = sums / np.maximum(counts, 1)
-        print(f"{n} levels: {means.max() - means.min():.3f} gray levels, {int(counts.sum()):,} even places")
+        print(
+            f"{n} levels: {means.max() - means.min():.3f} gray levels, "
+            f"{int(counts.sum()):,} even places"
+        )
 
 
 if __name__ == "__main__":

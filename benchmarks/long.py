@@ -1,9 +1,12 @@
-"""Long runs do not rot: thousands of steps on photographs in fp32 and bf16. Steps that were not finite, the loss, and whether memory grows.
+"""Long runs do not rot: thousands of steps on photographs in fp32 and bf16.
 
-    python benchmarks/long.py TAR... [--steps 3000] [--precision fp32 bf16]     # the photo preset at a quarter of its width
+Steps that were not finite, the loss, and whether memory grows.
 
-A run's resident memory is read after every step; its slope is that of the line of least squares through the second half of the
-run: the first half fills caches, and what leaks goes on leaking.
+    python benchmarks/long.py TAR... [--steps 3000] [--precision fp32 bf16] # the photo preset
+        at a quarter of its width
+
+A run's resident memory is read after every step; its slope is that of the line of least squares
+through the second half of the run: the first half fills caches, and what leaks goes on leaking.
 """
 
 import argparse
@@ -26,7 +29,8 @@ from vqtok.data import open_data
 from vqtok.train import begin
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-# The photo preset's shapes (f 16, 8 levels, level dropout, MS-SSIM, Muon, EMA of the weights) in a hundredth of its arithmetic.
+# The photo preset's shapes (f 16, 8 levels, level dropout, MS-SSIM, Muon, EMA of the weights) in a
+# hundredth of its arithmetic.
 SMALL: dict[str, Any] = {
     "tokenizer": {"width": 16, "encoder_blocks": 1, "decoder_blocks": 1, "codebook_size": 256},
     "data": {"size": 64, "validation_max": 32},
@@ -38,13 +42,18 @@ class Watch:
     """A listener that reads the resident memory after every step."""
 
     def __init__(self, steps: int) -> None:
-        self.resident, self.began = np.zeros(steps), time.monotonic()       # made at once: a list would grow by 100 bytes a step
+        # made at once: a list would grow by 100 bytes a step
+        self.resident, self.began = np.zeros(steps), time.monotonic()
 
     def status(self, status: training.Status) -> None:
         self.resident[status.step - 1] = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
     def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
-        print(f"{time.monotonic() - self.began:6.0f} s  step {line['step']}: PSNR {line['val_psnr']:.2f} dB. {sentence}", flush=True)
+        print(
+            f"{time.monotonic() - self.began:6.0f} s  step {line['step']}: PSNR "
+            f"{line['val_psnr']:.2f} dB. {sentence}",
+            flush=True,
+        )
 
     def note(self, text: str) -> None:
         print(text, flush=True)
@@ -60,20 +69,32 @@ def run(recipe: Recipe, tars: list[Path], folder: Path) -> list[str]:
     recipe = begin.fit_to_data(recipe, dataset)
     watch = Watch(recipe.tokenizer_training.steps)
     training.start(folder, training.Begun(recipe, "", len(dataset)), "tokenizer", force=False)
-    settings = training.Run(folder, recipe.seed, torch.device("cpu"), recipe.precision, listener=watch)
+    settings = training.Run(
+        folder, recipe.seed, torch.device("cpu"), recipe.precision, listener=watch
+    )
     assert training.train(recipe, dataset, settings, "tokenizer")
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     first, last = lines[0], lines[-1]
     return [
-        recipe.precision, f"{last['step']:,}", f"{sum(line['skipped'] for line in lines)}",
-        f"{first['loss']:.3f}", f"{last['loss']:.3f}", f"{last['val_psnr']:.2f}",
-        *(f"{watch.resident[len(watch.resident) * part // 4 - 1] / 2**20:.1f}" for part in range(1, 5)), f"{watch.slope():.0f}",
+        recipe.precision,
+        f"{last['step']:,}",
+        f"{sum(line['skipped'] for line in lines)}",
+        f"{first['loss']:.3f}",
+        f"{last['loss']:.3f}",
+        f"{last['val_psnr']:.2f}",
+        *(
+            f"{watch.resident[len(watch.resident) * part // 4 - 1] / 2**20:.1f}"
+            for part in range(1, 5)
+        ),
+        f"{watch.slope():.0f}",
         f"{last['seconds']:.0f}",
-    ]     # fmt: skip
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tars", nargs="+", type=Path)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
@@ -81,7 +102,9 @@ def main() -> None:
     keep_memory()
     print(machine() + "\n", flush=True)
     recipe, rows = PRESETS["photo"].override(SMALL), []
-    recipe = replace(recipe, tokenizer_training=replace(recipe.tokenizer_training, steps=asked.steps))
+    recipe = replace(
+        recipe, tokenizer_training=replace(recipe.tokenizer_training, steps=asked.steps)
+    )
     for precision in asked.precision:
         with tempfile.TemporaryDirectory() as name:
             rows.append(run(replace(recipe, precision=precision), asked.tars, Path(name)))

@@ -1,14 +1,17 @@
-"""Sampling from cached activations against the naive sampler, which runs the whole network for every position, and against the floor.
+"""Sampling from cached activations against the naive sampler, which runs the whole network for
+every position, and against the floor.
 
     python benchmarks/sampling.py [--grids 8x8,32x32] [--widths 64] [--batches 1,16] [--rounds 5]
     python benchmarks/sampling.py --models cifar10,photo
 
-A gated PixelCNN of 15 layers, kernel 3, K = 512 and random weights, or bundled models at their own grid; one thread. Prints a
-Markdown table: microseconds a token, sampled and naive, and their ratio; the rate of a large matrix product in the same run, what
-the operations of a token would take at that rate (the floor), and how far the sampler is from it; and what is left of a token's time
-when there is nothing to compute (the same layers with 4 channels and K = 2): calls and Python. Medians of alternating turns. The
-naive sampler draws at positions spread evenly, 2 to 12 of them, and is scaled: each of its steps is a forward pass of the whole
-grid. Exits 1 if it would draw another index at one of them.
+A gated PixelCNN of 15 layers, kernel 3, K = 512 and random weights, or bundled models at their own
+grid; one thread. Prints a Markdown table: microseconds a token, sampled and naive, and their
+ratio; the rate of a large matrix product in the same run, what the operations of a token would
+take at that rate (the floor), and how far the sampler is from it; and what is left of a token's
+time when there is nothing to compute (the same layers with 4 channels and K = 2): calls and
+Python. Medians of alternating turns. The naive sampler draws at positions spread evenly, 2 to 12
+of them, and is scaled: each of its steps is a forward pass of the whole grid. Exits 1 if it would
+draw another index at one of them.
 """
 
 import argparse
@@ -29,12 +32,16 @@ from vqtok.config import PriorConfig
 from vqtok.priors import PixelCNN, sample
 from vqtok.priors.draw import choose
 
-SIZE = 1024     # of the product that gives the machine's rate
+SIZE = 1024  # of the product that gives the machine's rate
 
 
 @torch.inference_mode()
-def naive(prior: PixelCNN, indices: Tensor, labels: Tensor | None, positions: list[tuple[int, int, int]]) -> Tensor:
-    """Greedy indices (positions, n) of some (level, row, column), by a full forward for each; indices (n, L, h, w) hold the rest."""
+def naive(
+    prior: PixelCNN, indices: Tensor, labels: Tensor | None, positions: list[tuple[int, int, int]]
+) -> Tensor:
+    """Greedy indices (positions, n) of some (level, row, column), by a full forward for each;
+    indices (n, L, h, w) hold the rest.
+    """
     drawn = []
     for level, i, j in positions:
         logits = prior(indices, labels)[:, level, i, j]
@@ -50,7 +57,9 @@ def spread(levels: int, h: int, w: int, count: int) -> list[tuple[int, int, int]
 
 
 def operations(prior: PixelCNN) -> int:
-    """Multiplications and additions that one token of level 0 needs: each convolution and matrix once, without the context."""
+    """Multiplications and additions that one token of level 0 needs:
+    each convolution and matrix once, without the context.
+    """
     weights = sum(layer_weights(layer) for layer in prior.layers)
     readout = prior.readout[0]
     assert isinstance(readout, torch.nn.Linear)
@@ -58,7 +67,9 @@ def operations(prior: PixelCNN) -> int:
 
 
 def layer_weights(layer: torch.nn.Module) -> int:
-    return sum(part.weight.numel() for part in layer.children() if isinstance(part, torch.nn.Conv2d))
+    return sum(
+        part.weight.numel() for part in layer.children() if isinstance(part, torch.nn.Conv2d)
+    )
 
 
 def labels_of(prior: PixelCNN, n: int) -> Tensor | None:
@@ -89,9 +100,24 @@ def measure(prior: PixelCNN, n: int, h: int, w: int, rounds: int) -> tuple[list[
         rounds,
     )
     tokens, rate = n * prior.config.levels * h * w, 2 * SIZE**3 / taken["product"]
-    sampled, full, floor = taken["sampled"] / tokens, taken["naive"] / len(places) / n, operations(prior) / rate
-    figures = [f"{w}x{h}", str(n), f"{sampled * 1e6:.1f}", f"{full * 1e6:,.0f}", f"{full / sampled:,.0f}x"]
-    figures += [f"{rate / 1e9:.0f}", f"{floor * 1e6:.1f}", f"{sampled / floor:.1f}x", f"{taken['calls'] / tokens * 1e6:.1f}"]
+    sampled, full, floor = (
+        taken["sampled"] / tokens,
+        taken["naive"] / len(places) / n,
+        operations(prior) / rate,
+    )
+    figures = [
+        f"{w}x{h}",
+        str(n),
+        f"{sampled * 1e6:.1f}",
+        f"{full * 1e6:,.0f}",
+        f"{full / sampled:,.0f}x",
+    ]
+    figures += [
+        f"{rate / 1e9:.0f}",
+        f"{floor * 1e6:.1f}",
+        f"{sampled / floor:.1f}x",
+        f"{taken['calls'] / tokens * 1e6:.1f}",
+    ]
     return figures, torch.equal(naive(prior, greedy, labels, places), expected)
 
 
@@ -115,11 +141,19 @@ def contestants(options: argparse.Namespace) -> Iterator[tuple[str, PixelCNN, in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default="", help="bundled models, in place of random weights")
-    parser.add_argument("--grids", default="8x8,32x32", help="columns x rows; the full table has 8x8,16x16,32x32,24x40")
+    parser.add_argument(
+        "--grids",
+        default="8x8,32x32",
+        help="columns x rows; the full table has 8x8,16x16,32x32,24x40",
+    )
     parser.add_argument("--widths", default="64", help="channels; the full table has 64,128")
-    parser.add_argument("--batches", default="1,16", help="grids at a time; the full table has 1,16,64")
+    parser.add_argument(
+        "--batches", default="1,16", help="grids at a time; the full table has 1,16,64"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -130,7 +164,18 @@ def main() -> None:
             rows.append([name, *figures])
             equal.append(same)
     print(machine())
-    head = ["prior", "grid", "batch", "us a token", "naive, us", "ratio", "GFLOP/s", "floor, us", "to the floor", "calls, us"]
+    head = [
+        "prior",
+        "grid",
+        "batch",
+        "us a token",
+        "naive, us",
+        "ratio",
+        "GFLOP/s",
+        "floor, us",
+        "to the floor",
+        "calls, us",
+    ]
     print(table(head, rows))
     if not all(equal):
         sys.exit("the naive sampler draws other indices")

@@ -20,7 +20,9 @@ def seconds(call: Call) -> float:
 
 
 def alternate(calls: Mapping[str, Call], rounds: int) -> dict[str, float]:
-    """Median seconds of each call over `rounds`: all take turns, so that what else the machine does hits all alike. One turn warms up."""
+    """Median seconds of each call over `rounds`:
+    all take turns, so that what else the machine does hits all alike. One turn warms up.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
@@ -35,7 +37,10 @@ def peak(call: Call) -> int:
     recorder: Any = torch.autograd.profiler.profile(profile_memory=True)
     with recorder:
         call()
-    events = sorted((e for e in recorder.kineto_results.events() if e.name() == "[memory]"), key=lambda event: event.start_ns())
+    events = sorted(
+        (e for e in recorder.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda event: event.start_ns(),
+    )
     live = highest = 0
     for event in events:
         live += event.nbytes()
@@ -46,7 +51,15 @@ def peak(call: Call) -> int:
 def machine() -> str:
     """Processor, threads and versions, for the head of a table."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
     name = names[0] if names else platform.processor()
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of {versions}"

@@ -1,14 +1,18 @@
-"""Steps of training against a plain PyTorch writing of the same networks, and the wait for pictures from a folder.
+"""Steps of training against a plain PyTorch writing of the same networks, and the wait
+for pictures from a folder.
 
-    python benchmarks/training.py [tokenizer prior] [--rounds 9] [--threads 2] [--compile] [--profile]
+    python benchmarks/training.py [tokenizer prior] [--rounds 9]
+        [--threads 2] [--compile] [--profile]
     python benchmarks/training.py --data FOLDER [--steps 40] [--forget]
 
-Tokenizer: 32x32 pictures x 128, f4, hidden 128 (64 at 16x16), two residual blocks a stage, K = 512, D = 64. Prior: gated PixelCNN of
-8 layers of 128 channels, K = 512, 64 grids of 8x8. The plain networks have the same layers, sizes and losses, and the same weights
-give the same loss: that is checked first. What differs is how they are written, as research repositories do it: NCHW, Adam as it
-comes, all distances and one-hot matrices in the quantizer, masked convolutions in the prior, `loss.item()` at every step, memory as
-the C library manages it. They do without what ours does besides: bits per dimension, clipped gradients, restart of dead codes,
-means of all figures. Their pictures lie in memory as floats. Each contestant is a process of its own, and they take turns.
+Tokenizer: 32x32 pictures x 128, f4, hidden 128 (64 at 16x16), two residual blocks a stage, K = 512,
+D = 64. Prior: gated PixelCNN of 8 layers of 128 channels, K = 512, 64 grids of 8x8. The plain
+networks have the same layers, sizes and losses, and the same weights give the same loss: that is
+checked first. What differs is how they are written, as research repositories do it: NCHW, Adam as
+it comes, all distances and one-hot matrices in the quantizer, masked convolutions in the prior,
+`loss.item()` at every step, memory as the C library manages it. They do without what ours does
+besides: bits per dimension, clipped gradients, restart of dead codes, means of all figures. Their
+pictures lie in memory as floats. Each contestant is a process of its own, and they take turns.
 """
 
 import argparse
@@ -43,14 +47,16 @@ from vqtok.vqvae import VQVAE
 
 CIFAR = PRESETS["cifar"]
 RECIPE = replace(
-    CIFAR, tokenizer=replace(CIFAR.tokenizer, encoder_blocks=2, decoder_blocks=2),
+    CIFAR,
+    tokenizer=replace(CIFAR.tokenizer, encoder_blocks=2, decoder_blocks=2),
     tokenizer_training=replace(CIFAR.tokenizer_training, batch=128),
-)     # fmt: skip
+)
 PICTURES = 4096
 LEARNING_RATE = 1e-3
 
 
 # The plain writings
+
 
 class Block(nn.Module):
     def __init__(self, channels: int) -> None:
@@ -78,7 +84,11 @@ class OneHotQuantizer(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.permute(0, 2, 3, 1).contiguous()
         flat = z.view(-1, z.shape[-1])
-        distances = flat.pow(2).sum(1, keepdim=True) + self.codebook.pow(2).sum(1) - 2 * flat @ self.codebook.t()
+        distances = (
+            flat.pow(2).sum(1, keepdim=True)
+            + self.codebook.pow(2).sum(1)
+            - 2 * flat @ self.codebook.t()
+        )
         one_hot = F.one_hot(distances.argmin(1), len(self.codebook)).float()
         quantized = (one_hot @ self.codebook).view_as(z)
         if self.training:
@@ -96,14 +106,29 @@ class PlainVQVAE(nn.Module):
         super().__init__()
         C, D = config.width, config.code_dim
         self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(2), nn.Conv2d(12, C, 3, padding=1), Block(C), Block(C),
-            nn.Conv2d(C, 2 * C, 4, stride=2, padding=1), Block(2 * C), Block(2 * C), nn.SiLU(), nn.Conv2d(2 * C, D, 1),
-        )     # fmt: skip
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(12, C, 3, padding=1),
+            Block(C),
+            Block(C),
+            nn.Conv2d(C, 2 * C, 4, stride=2, padding=1),
+            Block(2 * C),
+            Block(2 * C),
+            nn.SiLU(),
+            nn.Conv2d(2 * C, D, 1),
+        )
         self.quantizer = OneHotQuantizer(config.codebook_size, D, config.beta, config.decay)
         self.decoder = nn.Sequential(
-            nn.Conv2d(D, 2 * C, 3, padding=1), Block(2 * C), Block(2 * C), nn.Conv2d(2 * C, 4 * C, 3, padding=1), nn.PixelShuffle(2),
-            Block(C), Block(C), nn.SiLU(), nn.Conv2d(C, 12, 3, padding=1), nn.PixelShuffle(2),
-        )     # fmt: skip
+            nn.Conv2d(D, 2 * C, 3, padding=1),
+            Block(2 * C),
+            Block(2 * C),
+            nn.Conv2d(2 * C, 4 * C, 3, padding=1),
+            nn.PixelShuffle(2),
+            Block(C),
+            Block(C),
+            nn.SiLU(),
+            nn.Conv2d(C, 12, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
 
     def forward(self, pictures: Tensor) -> Tensor:
         """The loss, a scalar."""
@@ -112,7 +137,9 @@ class PlainVQVAE(nn.Module):
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A convolution that sees nothing below its place (vertical), or nothing to the right of it (horizontal)."""
+    """A convolution that sees nothing below its place (vertical), or nothing to the
+    right of it (horizontal).
+    """
 
     mask: Tensor
 
@@ -153,13 +180,19 @@ class PlainPixelCNN(nn.Module):
         super().__init__()
         C = config.width
         self.embedding = nn.Embedding(config.codebook_size, C)
-        self.layers = nn.ModuleList(PlainLayer(C, config.kernel, config.dropout) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            PlainLayer(C, config.kernel, config.dropout) for _ in range(config.layers)
+        )
         self.head, self.readout = nn.Conv2d(C, 2 * C, 1), nn.Conv2d(2 * C, config.codebook_size, 1)
 
     def forward(self, indices: Tensor) -> Tensor:
         """Mean cross-entropy of indices (B, h, w), a scalar."""
         embedded = self.embedding(indices).permute(0, 3, 1, 2).contiguous()
-        v, x, total = F.pad(embedded, (0, 0, 1, -1)), F.pad(embedded, (1, -1, 0, 0)), torch.zeros(())
+        v, x, total = (
+            F.pad(embedded, (0, 0, 1, -1)),
+            F.pad(embedded, (1, -1, 0, 0)),
+            torch.zeros(()),
+        )
         for layer in self.layers:
             v, x, skip = layer(v, x)
             total = total + skip
@@ -181,23 +214,34 @@ def plain_prior(source: PixelCNN) -> PlainPixelCNN:
         given = values.get(name.replace("readout.", "readout.0."))
         if given is not None:
             part = (..., slice(given.shape[2]), slice(given.shape[3])) if given.dim() == 4 else ...
-            target[part].copy_(given.view_as(target) if given.dim() == 2 and target.dim() == 4 else given)
+            target[part].copy_(
+                given.view_as(target) if given.dim() == 2 and target.dim() == 4 else given
+            )
     return network
 
 
 # Contestants: each makes a call that does one step
+
 
 def pictures() -> ArrayData:
     """Colored waves with a little noise: random, but not so that no code fits."""
     draw = np.random.default_rng(0)
     row, column = np.mgrid[:32, :32] / 32
     waves = draw.uniform(-6, 6, (4, 2, PICTURES, 1, 1, 3))
-    pixels = np.sum([np.sin(a * row[..., None] + b * column[..., None]) for a, b in waves], axis=0)     # (N, 32, 32, 3)
-    return ArrayData("waves", (127.5 + 25 * pixels + draw.normal(0, 8, pixels.shape)).clip(0, 255).astype(np.uint8))
+    # (N, 32, 32, 3)
+    pixels = np.sum([np.sin(a * row[..., None] + b * column[..., None]) for a, b in waves], axis=0)
+    return ArrayData(
+        "waves",
+        (127.5 + 25 * pixels + draw.normal(0, 8, pixels.shape)).clip(0, 255).astype(np.uint8),
+    )
 
 
 def grids() -> Grids:
-    indices = np.random.default_rng(0).integers(0, RECIPE.tokenizer.codebook_size, PICTURES * 64).astype(np.uint16)
+    indices = (
+        np.random.default_rng(0)
+        .integers(0, RECIPE.tokenizer.codebook_size, PICTURES * 64)
+        .astype(np.uint16)
+    )
     return Grids.of(indices, np.tile([[1, 8, 8]], (PICTURES, 1)), np.full(PICTURES, -1))
 
 
@@ -205,7 +249,13 @@ def task_of(stage: str, recipe: Recipe, run: loop.Run, compiled: bool) -> loop.T
     data = pictures()
     recipe = fit_to_data(recipe, data)
     if stage == "tokenizer":
-        return TokenizerTask(recipe, data, (np.arange(PICTURES - 64), np.arange(PICTURES - 64, PICTURES)), run, compiled)
+        return TokenizerTask(
+            recipe,
+            data,
+            (np.arange(PICTURES - 64), np.arange(PICTURES - 64, PICTURES)),
+            run,
+            compiled,
+        )
     return PriorTask(recipe, data, "", (grids(), grids()), run)
 
 
@@ -214,7 +264,9 @@ def ours(stage: str, precision: str, compiled: bool, folder: Path) -> Callable[[
     recipe = replace(RECIPE, precision=precision)
     run = loop.Run(folder, 0, torch.device("cpu"), precision)
     task = task_of(stage, recipe, run, compiled)
-    trainer = loop._Trainer(task, recipe.tokenizer_training if stage == "tokenizer" else recipe.prior_training, run)
+    trainer = loop._Trainer(
+        task, recipe.tokenizer_training if stage == "tokenizer" else recipe.prior_training, run
+    )
     task.prepare()
     task.network.train()
     batches = task.batches(0, 10**6)
@@ -226,7 +278,13 @@ def plain(stage: str, precision: str, kept: bool) -> Callable[[], object]:
         keep_memory()
     if stage == "tokenizer":
         network: nn.Module = PlainVQVAE(RECIPE.tokenizer)
-        data = torch.from_numpy(pictures().pictures(np.arange(PICTURES))).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+        data = (
+            torch.from_numpy(pictures().pictures(np.arange(PICTURES)))
+            .permute(0, 3, 1, 2)
+            .contiguous()
+            / 127.5
+            - 1
+        )
         batch = RECIPE.tokenizer_training.batch
     else:
         network, batch = PlainPixelCNN(RECIPE.prior), RECIPE.prior_training.batch
@@ -254,7 +312,9 @@ def make(name: str, stage: str, folder: Path) -> Callable[[], object]:
 
 
 def serve(connection: Any, name: str, stage: str, folder: Path, threads: int) -> None:
-    """A contestant's process: makes its network, then does a step whenever it is told to, and answers when it is done."""
+    """A contestant's process: makes its network, then does a step whenever it is told to,
+    and answers when it is done.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     step = make(name, stage, folder)
@@ -274,10 +334,15 @@ def compare(stage: str, names: list[str], rounds: int, threads: int) -> dict[str
         ends, processes = {}, []
         for name in names:
             ends[name], other = context.Pipe()
-            processes.append(context.Process(target=serve, args=(other, name, stage, Path(folder), threads)))
+            processes.append(
+                context.Process(target=serve, args=(other, name, stage, Path(folder), threads))
+            )
             processes[-1].start()
-            ends[name].recv()       # it is warm; one at a time, or they warm up in each other's way
-        times = alternate({name: lambda end=end: (end.send(True), end.recv()) for name, end in ends.items()}, rounds)
+            ends[name].recv()  # it is warm; one at a time, or they warm up in each other's way
+        times = alternate(
+            {name: lambda end=end: (end.send(True), end.recv()) for name, end in ends.items()},
+            rounds,
+        )
         for end in ends.values():
             end.send(False)
         for process in processes:
@@ -289,7 +354,9 @@ def check(stage: str) -> str:
     """That the plain network, given our weights, has our loss."""
     torch.manual_seed(1)
     with TemporaryDirectory() as folder, torch.no_grad():
-        task = task_of(stage, RECIPE, loop.Run(Path(folder), 0, torch.device("cpu")), compiled=False)
+        task = task_of(
+            stage, RECIPE, loop.Run(Path(folder), 0, torch.device("cpu")), compiled=False
+        )
         task.prepare()
         task.network.eval()
         batch = next(task.batches(0, 1))
@@ -300,7 +367,10 @@ def check(stage: str) -> str:
         else:
             assert isinstance(task.network, PixelCNN)
             indices = torch.from_numpy(batch[0])
-            both = float(task.network.loss(indices)), float(plain_prior(task.network).eval()(indices[:, 0]))
+            both = (
+                float(task.network.loss(indices)),
+                float(plain_prior(task.network).eval()(indices[:, 0])),
+            )
     assert abs(both[0] - both[1]) < 1e-4 * abs(both[0]), both
     return f"equal weights give the losses {both[0]:.6f} and, written plainly, {both[1]:.6f}"
 
@@ -308,13 +378,24 @@ def check(stage: str) -> str:
 def compare_all(options: argparse.Namespace) -> None:
     for stage in options.stages:
         recipe = RECIPE.tokenizer_training if stage == "tokenizer" else RECIPE.prior_training
-        units, unit = (recipe.batch, "images/s") if stage == "tokenizer" else (64 * recipe.batch, "tokens/s")
+        units, unit = (
+            (recipe.batch, "images/s") if stage == "tokenizer" else (64 * recipe.batch, "tokens/s")
+        )
         names = ["plain", "plain, memory kept", "plain bf16", "vqtok fp32", "vqtok bf16"]
-        names += ["vqtok fp32 compiled", "vqtok bf16 compiled"] if options.compile and stage == "tokenizer" else []
+        names += (
+            ["vqtok fp32 compiled", "vqtok bf16 compiled"]
+            if options.compile and stage == "tokenizer"
+            else []
+        )
         print(f"{stage}: {check(stage)}", flush=True)
-        times = compare(stage, [name.replace(", memory", "") for name in names], options.rounds, options.threads)
+        times = compare(
+            stage, [name.replace(", memory", "") for name in names], options.rounds, options.threads
+        )
         pairs = zip(names, times.values(), strict=True)
-        rows = [[name, f"{1e3 * t:.0f}", f"{units / t:,.0f}", f"{times['plain'] / t:.2f}"] for name, t in pairs]
+        rows = [
+            [name, f"{1e3 * t:.0f}", f"{units / t:,.0f}", f"{times['plain'] / t:.2f}"]
+            for name, t in pairs
+        ]
         print(f"\n{table([stage, 'ms a step', unit, 'of plain'], rows)}\n", flush=True)
 
 
@@ -330,16 +411,25 @@ def show_profile(stage: str, name: str) -> None:
     rows = sorted(measured.key_averages(), key=lambda row: -row.self_cpu_time_total)
     whole = sum(row.self_cpu_time_total for row in rows)
     cells = [
-        [row.key, f"{row.self_cpu_time_total / 4e3:.1f}", f"{row.self_cpu_time_total / whole:.1%}", f"{row.count / 4:.0f}"]
+        [
+            row.key,
+            f"{row.self_cpu_time_total / 4e3:.1f}",
+            f"{row.self_cpu_time_total / whole:.1%}",
+            f"{row.count / 4:.0f}",
+        ]
         for row in rows[:20]
     ]
-    print(f"{table([f'{stage}, {name}', 'ms a step', 'part', 'calls a step'], cells)}\n", flush=True)
+    print(
+        f"{table([f'{stage}, {name}', 'ms a step', 'part', 'calls a step'], cells)}\n", flush=True
+    )
 
 
 def waiting(folder: Path, name: str, recipe: Recipe, steps: int, forget: bool) -> list[str]:
-    """How long steps take on a folder of pictures, what part of that they wait for the next batch, and steps on one batch again and again.
+    """How long steps take on a folder of pictures, what part of that they wait for the next batch,
+    and steps on one batch again and again.
 
-    The wait alone would flatter: threads that decode take the step's processors, so a step is longer where it does not wait, too.
+    The wait alone would flatter: threads that decode take the step's processors, so a step is
+    longer where it does not wait, too.
     """
     data: Dataset = open_data(folder)
     recipe = fit_to_data(recipe, data)
@@ -360,31 +450,59 @@ def waiting(folder: Path, name: str, recipe: Recipe, steps: int, forget: bool) -
                 waits.append(time.perf_counter() - begin)
                 trainer._step(batch)
                 whole.append(time.perf_counter() - begin)
-        alone = statistics.median(seconds(lambda: trainer._step(batch)) for _ in range(8))      # the threads have ended
+        # the threads have ended
+        alone = statistics.median(seconds(lambda: trainer._step(batch)) for _ in range(8))
     epoch = -(-len(parts[0]) // recipe.tokenizer_training.batch)
     cells = [name, f"{len(data)}", f"{recipe.tokenizer_training.batch} x {recipe.data.size}"]
     for part in (slice(1, epoch), slice(epoch, None)):
         count = len(whole[part])
-        cells += [f"{1e3 * sum(whole[part]) / count:.0f}", f"{sum(waits[part]) / sum(whole[part]):.1%}"] if count else ["", ""]
+        cells += (
+            [f"{1e3 * sum(whole[part]) / count:.0f}", f"{sum(waits[part]) / sum(whole[part]):.1%}"]
+            if count
+            else ["", ""]
+        )
     return [*cells, f"{1e3 * alone:.0f}"]
 
 
 def show_waiting(folder: Path, steps: int, forget: bool) -> None:
     presets = ("photo preset", PRESETS["photo"]), ("CIFAR-size", RECIPE)
     rows = [waiting(folder, name, recipe, steps, forget) for name, recipe in presets]
-    head = [f"{folder.name}", "pictures", "batch", "ms a step, first epoch", "waiting", "ms a step, later", "waiting", "without data work"]
+    head = [
+        f"{folder.name}",
+        "pictures",
+        "batch",
+        "ms a step, first epoch",
+        "waiting",
+        "ms a step, later",
+        "waiting",
+        "without data work",
+    ]
     print(table(head, rows), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", default=["tokenizer", "prior"], help="tokenizer, prior")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "stages", nargs="*", default=["tokenizer", "prior"], help="tokenizer, prior"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="also the tokenizer under torch.compile")
-    parser.add_argument("--profile", action="store_true", help="print what takes the time in place of a comparison")
-    parser.add_argument("--data", type=Path, help="measure the wait for pictures from this folder instead")
-    parser.add_argument("--forget", action="store_true", help="keep no decoded pictures, as if they were far more than memory holds")
+    parser.add_argument(
+        "--compile", action="store_true", help="also the tokenizer under torch.compile"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="print what takes the time in place of a comparison"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="measure the wait for pictures from this folder instead"
+    )
+    parser.add_argument(
+        "--forget",
+        action="store_true",
+        help="keep no decoded pictures, as if they were far more than memory holds",
+    )
     parser.add_argument("--steps", type=int, default=40, help="of each model with --data")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -16,9 +16,14 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def pictures(count: int, sizes: tuple[tuple[int, int], ...] = ((16, 16),), first: int = 0) -> dict[str, bytes]:
+def pictures(
+    count: int, sizes: tuple[tuple[int, int], ...] = ((16, 16),), first: int = 0
+) -> dict[str, bytes]:
     """Names and contents of pictures, whose sizes (H, W) take turns."""
-    return {f"{i:03}.png": png(picture(*sizes[i % len(sizes)], seed=i)) for i in range(first, first + count)}
+    return {
+        f"{i:03}.png": png(picture(*sizes[i % len(sizes)], seed=i))
+        for i in range(first, first + count)
+    }
 
 
 def make_tar(path: str, members: Mapping[str, bytes]) -> Path:

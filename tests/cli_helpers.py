@@ -25,7 +25,9 @@ def ok(*words: object, stdin: bytes | None = None) -> Result:
 
 
 def fails(*words: object, code: int = 1, stdin: bytes | None = None) -> str:
-    """Runs a command that must fail with two lines on stderr, nothing on stdout, and no file made, changed or gone."""
+    """Runs a command that must fail with two lines on stderr, nothing on stdout, and no
+    file made, changed or gone.
+    """
     before = snapshot()
     result = run(*words, stdin=stdin)
     assert snapshot() == before
@@ -40,7 +42,10 @@ def fails(*words: object, code: int = 1, stdin: bytes | None = None) -> str:
 
 def snapshot(folder: Path | None = None) -> dict[str, bytes]:
     folder = folder or Path.cwd()
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b""
+        for p in folder.rglob("*")
+    }
 
 
 def save(name: str, pixels: np.ndarray | None = None, **options: Any) -> Path:
@@ -85,4 +90,7 @@ def small(*arguments: object) -> Result:
 
 
 def fingerprints(out: Path) -> list[str]:
-    return [weights.fingerprint(weights.load(out / f"{kind}.safetensors", kind).tensors) for kind in ("tokenizer", "prior")]
+    return [
+        weights.fingerprint(weights.load(out / f"{kind}.safetensors", kind).tensors)
+        for kind in ("tokenizer", "prior")
+    ]

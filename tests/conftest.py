@@ -1,4 +1,6 @@
-"""What all tests share: no environment of the user's, one torch thread, and small models made on the spot."""
+"""What all tests share: no environment of the user's, one torch thread, and
+small models made on the spot.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +12,12 @@ import torch
 from vqtok import images, weights
 from vqtok.config import PriorConfig, TokenizerConfig
 
-pytest.register_assert_rewrite("cli_helpers", "image_helpers", "train_helpers")     # their failures show values too
+# their failures show values too
+pytest.register_assert_rewrite("cli_helpers", "image_helpers", "train_helpers")
 
-TOKENIZER = TokenizerConfig(downsample=4, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=16, code_dim=4)
+TOKENIZER = TokenizerConfig(
+    downsample=4, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=16, code_dim=4
+)
 PRIOR = PriorConfig(codebook_size=16, width=8, layers=2, labels=("cat", "dog", "eel"))
 RECIPE = """
 seed = 3
@@ -56,7 +61,9 @@ validate_every = 2
 
 @pytest.fixture(autouse=True)
 def _hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Every VQTOK_* variable is unset or points below tmp_path, which is also where relative paths go."""
+    """Every VQTOK_* variable is unset or points below tmp_path, which is
+    also where relative paths go.
+    """
     for name in ("VQTOK_MODEL", "VQTOK_DEVICE", "VQTOK_DEBUG", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VQTOK_MODELS", str(tmp_path / "models"))
@@ -67,7 +74,12 @@ def _hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     torch.set_num_threads(threads)
 
 
-def make_model(folder: Path, tokenizer: TokenizerConfig = TOKENIZER, prior: PriorConfig | None = PRIOR, seed: int = 0) -> Path:
+def make_model(
+    folder: Path,
+    tokenizer: TokenizerConfig = TOKENIZER,
+    prior: PriorConfig | None = PRIOR,
+    seed: int = 0,
+) -> Path:
     """A model folder with untrained weights: everything works, nothing looks good."""
     from dataclasses import asdict
 
@@ -76,13 +88,36 @@ def make_model(folder: Path, tokenizer: TokenizerConfig = TOKENIZER, prior: Prio
 
     torch.manual_seed(seed)
     network = VQVAE(tokenizer)
-    tensors = {name: value.detach().half().numpy() for name, value in network.release_state().items()}
-    record = {"data": "noise", "pictures": 1, "seed": seed, "step": 0, "seconds": 0.0, "metrics": {"psnr": 10.0}, "version": "0"}
-    weights.save(folder / "tokenizer.safetensors", weights.Weights(tensors, _meta("tokenizer", asdict(tokenizer), record)))
+    tensors = {
+        name: value.detach().half().numpy() for name, value in network.release_state().items()
+    }
+    record = {
+        "data": "noise",
+        "pictures": 1,
+        "seed": seed,
+        "step": 0,
+        "seconds": 0.0,
+        "metrics": {"psnr": 10.0},
+        "version": "0",
+    }
+    weights.save(
+        folder / "tokenizer.safetensors",
+        weights.Weights(tensors, _meta("tokenizer", asdict(tokenizer), record)),
+    )
     if prior is not None:
-        state = {name: value.detach().half().numpy() for name, value in PixelCNN(prior).state_dict().items()}
-        more = record | {"tokenizer": weights.fingerprint(tensors), "grid": [4, 5], "metrics": {"bits": 4.0}}
-        weights.save(folder / "prior.safetensors", weights.Weights(state, _meta("prior", asdict(prior), more)))
+        state = {
+            name: value.detach().half().numpy()
+            for name, value in PixelCNN(prior).state_dict().items()
+        }
+        more = record | {
+            "tokenizer": weights.fingerprint(tensors),
+            "grid": [4, 5],
+            "metrics": {"bits": 4.0},
+        }
+        weights.save(
+            folder / "prior.safetensors",
+            weights.Weights(state, _meta("prior", asdict(prior), more)),
+        )
     return folder
 
 

@@ -1,6 +1,8 @@
-"""One process of a small run, for test_distributed.py: trains each kind of quantizer for a few steps and writes what came out.
+"""One process of a small run, for test_distributed.py:
+trains each kind of quantizer for a few steps and writes what came out.
 
-`python distributed_worker.py FOLDER` reads RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets them.
+`python distributed_worker.py FOLDER` reads RANK, WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT, as torchrun sets them.
 """
 
 import json
@@ -19,8 +21,12 @@ from vqtok.data import Dataset, Shapes
 from vqtok.train.loop import Silent
 
 CASES: dict[str, dict[str, Any]] = {
-    "ema": {"tokenizer": {"restart": 0.9, "decay": 0.5}},       # codes die, and are drawn anew, at nearly each step
-    "vq": {"tokenizer": {"quantizer": "vq", "normalize": False, "restart": 0.9, "decay": 0.5}, "tokenizer_training": {"ema": 0.9}},
+    # codes die, and are drawn anew, at nearly each step
+    "ema": {"tokenizer": {"restart": 0.9, "decay": 0.5}},
+    "vq": {
+        "tokenizer": {"quantizer": "vq", "normalize": False, "restart": 0.9, "decay": 0.5},
+        "tokenizer_training": {"ema": 0.9},
+    },
     "simvq": {"tokenizer": {"quantizer": "simvq"}},
     "fsq": {"tokenizer": {"quantizer": "fsq"}},
     "lfq": {"tokenizer": {"quantizer": "lfq"}},
@@ -28,14 +34,30 @@ CASES: dict[str, dict[str, Any]] = {
     "muon": {"tokenizer": {"width": 32}, "tokenizer_training": {"optimizer": "muon"}},
     "adversarial": {"losses": {"adversarial": 0.5, "adversarial_start": 0.3, "ms_ssim": 0.5}},
 }
-SHARED: dict[str, Any] = {"tokenizer_training": {"steps": 6, "validate_every": 3}, "losses": {"ms_ssim": 0.0}}
+SHARED: dict[str, Any] = {
+    "tokenizer_training": {"steps": 6, "validate_every": 3},
+    "losses": {"ms_ssim": 0.0},
+}
 PRIORS = {"prior": {"dropout": 0.0}}
 
 
-def train(folder: Path, case: str, stage: str = "tokenizer", stop: training.Stop | None = None, resume: bool = False) -> bool:
+def train(
+    folder: Path,
+    case: str,
+    stage: str = "tokenizer",
+    stop: training.Stop | None = None,
+    resume: bool = False,
+) -> bool:
     """One of the cases, trained into FOLDER/case."""
     dataset, recipe = shapes(), recipe_of(case)
-    run = training.Run(folder / case, recipe.seed, torch.device("cpu"), recipe.precision, stop or training.Stop(), Silent())
+    run = training.Run(
+        folder / case,
+        recipe.seed,
+        torch.device("cpu"),
+        recipe.precision,
+        stop or training.Stop(),
+        Silent(),
+    )
     if distributed.first() and not resume:
         training.start(run.folder, training.Begun(recipe, "", len(dataset)), stage, force=False)
     return training.train(recipe, dataset, run, stage, resume)
@@ -66,19 +88,29 @@ def _checks(folder: Path) -> dict[str, Any]:
     value = torch.tensor(float(rank), requires_grad=True)
     (distributed.mean(value) * 3).backward()
     assert value.grad is not None
-    mine = torch.arange(6.0).view(3, 2, 1)[rank::2].flatten(0, 1) if rank == 0 else torch.tensor([[2.0], [3.0]])
+    mine = (
+        torch.arange(6.0).view(3, 2, 1)[rank::2].flatten(0, 1)
+        if rank == 0
+        else torch.tensor([[2.0], [3.0]])
+    )
     error = ""
     try:
         distributed.from_first(_refuse)
     except Exception as caught:
         error = f"{type(caught).__name__}: {caught}"
-    stored = distributed.weights_from_first(lambda: weights.load(folder / "ema" / "tokenizer.safetensors", "tokenizer"))
+    stored = distributed.weights_from_first(
+        lambda: weights.load(folder / "ema" / "tokenizer.safetensors", "tokenizer")
+    )
     assert stored is not None
     late = training.Stop(signal=15 if rank == 1 else 0)
     return {
-        "gradient": float(value.grad), "rows": distributed.rows(mine[:2], torch.tensor([3, 0, 2]), 2).flatten().tolist(),
-        "bytes": [len(part) for part in distributed.all_bytes(b"x" * (3 * rank))], "error": error, "stops": [late.due, late.signal],
-        "fingerprint": weights.fingerprint(stored.tensors), "own": distributed.own(5),
+        "gradient": float(value.grad),
+        "rows": distributed.rows(mine[:2], torch.tensor([3, 0, 2]), 2).flatten().tolist(),
+        "bytes": [len(part) for part in distributed.all_bytes(b"x" * (3 * rank))],
+        "error": error,
+        "stops": [late.due, late.signal],
+        "fingerprint": weights.fingerprint(stored.tensors),
+        "own": distributed.own(5),
     }
 
 
@@ -91,6 +123,7 @@ def _refuse() -> bytes:
 if __name__ == "__main__":
     os.environ.setdefault("VQTOK_DEBUG", "1")
     main(Path(sys.argv[1]))
-    # Leave as the command does (`vqtok.__main__`): while Python takes torch apart, a thread of gloo ended one run in 28 by SIGABRT.
+    # Leave as the command does (`vqtok.__main__`):
+    # while Python takes torch apart, a thread of gloo ended one run in 28 by SIGABRT.
     sys.stdout.flush()
     os._exit(0)

@@ -1,4 +1,6 @@
-"""What the tests of the README and of the pages share: their `$ vqtok ...` lines, and running one."""
+"""What the tests of the README and of the pages share:
+their `$ vqtok ...` lines, and running one.
+"""
 
 import re
 import shlex
@@ -12,13 +14,23 @@ from vqtok import images
 from vqtok.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
-# Training lines run with a network and a number of steps that fit a test; what the line itself asks for stays.
-FEW = "--prior-steps 2 --entropy-steps 2 --set prior.width=8 --set prior.layers=2 --set prior_training.batch=4 --set data.prior_size=32"
-SMALL = (
-    "--steps 2 --batch 4 --width 8 --size 32 --set tokenizer.encoder_blocks=1 --set tokenizer.decoder_blocks=1 --set data.validation_max=2"
-    " --set entropy.width=8 --set entropy_training.batch=4"
+# Training lines run with a network and a number of steps that fit a test;
+# what the line itself asks for stays.
+FEW = (
+    "--prior-steps 2 --entropy-steps 2 --set prior.width=8 --set prior.layers=2 --set "
+    "prior_training.batch=4 --set data.prior_size=32"
 )
-PICTURES = ("photo.jpg", "holiday/a.jpg", "holiday/b/c.png", *(f"my-photos/{i}.png" for i in range(3)))
+SMALL = (
+    "--steps 2 --batch 4 --width 8 --size 32 --set tokenizer.encoder_blocks=1 --set "
+    "tokenizer.decoder_blocks=1 --set data.validation_max=2 --set entropy.width=8 --set "
+    "entropy_training.batch=4"
+)
+PICTURES = (
+    "photo.jpg",
+    "holiday/a.jpg",
+    "holiday/b/c.png",
+    *(f"my-photos/{i}.png" for i in range(3)),
+)
 
 
 def lines(text: str) -> list[str]:
@@ -34,13 +46,19 @@ def make_pictures(folder: Path) -> None:
 
 def make_checkpoints(folder: Path) -> None:
     """What `vqtok import` lines name, laid out as each program does it."""
-    for program, name in (("taming", "last.ckpt"), ("llamagen", "vq_ds16_c2i.pt"), ("diffusers", "vqvae")):
+    for program, name in (
+        ("taming", "last.ckpt"),
+        ("llamagen", "vq_ds16_c2i.pt"),
+        ("diffusers", "vqvae"),
+    ):
         _, path = interop_helpers.save(program, folder / program)
         path.rename(folder / name)
 
 
 def run_line(line: str) -> None:
-    """Runs a line as a shell would, as far as pages need it: `cat FILE |`, pipes between commands, and `> FILE`."""
+    """Runs a line as a shell would, as far as pages need it:
+    `cat FILE |`, pipes between commands, and `> FILE`.
+    """
     command, _, redirected = line.partition(" > ")
     data = b""
     for part in command.split(" | "):
@@ -57,7 +75,10 @@ def _vqtok(words: list[str], given: bytes) -> bytes:
 
 
 def _short(words: list[str]) -> list[str]:
-    """What makes a training or a study short. A tokenizer that is there already keeps its network."""
+    """What makes a training or a study short.
+
+    A tokenizer that is there already keeps its network.
+    """
     if words[0] == "study":
         return ["--budget", "1s"]
     if words[0] != "train" or "--resume" in words:

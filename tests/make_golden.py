@@ -1,4 +1,6 @@
-"""Writes the golden files of format 1. They are kept for ever: run this only to add files for a new format number.
+"""Writes the golden files of format 1.
+
+They are kept for ever: run this only to add files for a new format number.
 
 Run as `python tests/make_golden.py FOLDER`; it refuses to replace a file.
 """
@@ -20,7 +22,9 @@ def small_codes() -> Codes:
 
 
 def large_codes() -> Codes:
-    """Two bytes an index, two gray pictures of unequal size, two levels, a K that is no power of two."""
+    """Two bytes an index, two gray pictures of unequal size, two levels, a
+    K that is no power of two.
+    """
     indices = (np.arange(48) * 377 % 1000).astype(np.uint16).reshape(2, 2, 3, 4)
     return Codes(indices, "Füße 2", "12345678", 1000, 8, 1, ((24, 32), (17, 25)))
 
@@ -28,12 +32,20 @@ def large_codes() -> Codes:
 def small_weights() -> Weights:
     """A tensor of each type that a model holds."""
     tensors = {
-        "encoder.weight": np.arange(-6, 6, dtype=np.float32).reshape(2, 3, 2) / 8,     # exact on every machine
+        # exact on every machine
+        "encoder.weight": np.arange(-6, 6, dtype=np.float32).reshape(2, 3, 2) / 8,
         "codebook": np.arange(8, dtype=np.float16).reshape(4, 2) / 4,
         "initialized": np.array(True),
         "steps": np.array(1234567890123, dtype=np.int64),
     }
-    return Weights(tensors, {"kind": "tokenizer", "config": {"width": 4, "beta": 0.25}, "record": {"data": "Füße", "seed": 0}})
+    return Weights(
+        tensors,
+        {
+            "kind": "tokenizer",
+            "config": {"width": 4, "beta": 0.25},
+            "record": {"data": "Füße", "seed": 0},
+        },
+    )
 
 
 def main(folder: Path) -> None:

@@ -12,7 +12,14 @@ from vqtok.study import systems
 SMALL: dict[str, Any] = {
     "precision": "fp32",
     "data": {"validation_max": 4},
-    "tokenizer": {"levels": 2, "width": 8, "encoder_blocks": 1, "decoder_blocks": 1, "codebook_size": 16, "code_dim": 4},
+    "tokenizer": {
+        "levels": 2,
+        "width": 8,
+        "encoder_blocks": 1,
+        "decoder_blocks": 1,
+        "codebook_size": 16,
+        "code_dim": 4,
+    },
     "prior": {"width": 8, "layers": 2, "heads": 2},
     "tokenizer_training": {"batch": 4},
     "prior_training": {"batch": 4},
@@ -26,8 +33,15 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def recipe_of(system: systems.System, shape: systems.Shape, seed: int) -> Any:
         recipe = original(system, shape, seed)
-        small = {name: values for name, values in SMALL.items() if name != "tokenizer" or system.tokenizer != "pixels"}
-        return systems.fit_to_data(recipe.override(small), systems.NoLabels())      # type: ignore[arg-type]
+        small = {
+            name: values
+            for name, values in SMALL.items()
+            if name != "tokenizer" or system.tokenizer != "pixels"
+        }
+        return systems.fit_to_data(
+            recipe.override(small),
+            systems.NoLabels(),  # type: ignore[arg-type]
+        )
 
     monkeypatch.setattr("vqtok.study.trained.recipe_of", recipe_of)
 

@@ -8,7 +8,18 @@ import pytest
 from PIL import Image
 
 from vqtok import images
-from vqtok.data import ArrayData, Batches, Dataset, PictureFiles, Shapes, convert, noise, open_data, split, whole
+from vqtok.data import (
+    ArrayData,
+    Batches,
+    Dataset,
+    PictureFiles,
+    Shapes,
+    convert,
+    noise,
+    open_data,
+    split,
+    whole,
+)
 from vqtok.errors import InputError
 
 
@@ -18,13 +29,16 @@ def targets(data: Dataset) -> list[int]:
 
 # Shapes
 
+
 def test_shapes_are_the_same_everywhere() -> None:
     shapes = Shapes()
     assert (len(shapes), shapes.picture(0).shape, len(shapes.labels)) == (20000, (32, 32, 3), 6)
     some = np.array([19999, 3, 3, 500])
     block = shapes.pictures(some)
     assert all((shapes.picture(int(i)) == block[j]).all() for j, i in enumerate(some))
-    assert [shapes.label(i) for i in range(12)] == [3, 4, 4, 5, 1, 4, 3, 4, 4, 3, 1, 1], "a bundled recipe's data must not move"
+    assert [shapes.label(i) for i in range(12)] == [3, 4, 4, 5, 1, 4, 3, 4, 4, 3, 1, 1], (
+        "a bundled recipe's data must not move"
+    )
     assert shapes.picture(0)[16, ::8].mean(1).round().tolist() == pytest.approx(SHAPE_ROW, abs=1)
     with pytest.raises(IndexError):
         shapes.picture(20000)
@@ -41,7 +55,9 @@ def test_shapes_vary_and_show_their_label() -> None:
     block = shapes.pictures(np.arange(600))
     assert len({p.tobytes() for p in block}) == 600
     assert block.reshape(600, -1).std(1).min() > 8, "each picture has something on it"
-    rings, circles = (block[np.array(targets(shapes)) == shapes.labels.index(k)] for k in ("ring", "circle"))
+    rings, circles = (
+        block[np.array(targets(shapes)) == shapes.labels.index(k)] for k in ("ring", "circle")
+    )
     assert rings.std((1, 2)).mean() < circles.std((1, 2)).mean(), "a ring covers less than a disk"
 
 
@@ -52,6 +68,7 @@ def test_test_shapes_are_not_training_shapes() -> None:
 
 
 # Split and batches
+
 
 def numbered(n: int, H: int = 4, W: int = 4) -> ArrayData:
     """Picture i is i everywhere, so a batch tells what it holds."""
@@ -75,7 +92,8 @@ def test_split() -> None:
 def test_each_epoch_shows_each_picture_once() -> None:
     indices = np.arange(0, 100, 2)
     batches = Batches(numbered(100), indices, batch=8, size=4, channels=1)
-    shown = np.concatenate([batches.batch(step).pixels[:, 0, 0, 0] for step in range(25)])     # 200 positions: 4 epochs
+    # 200 positions: 4 epochs
+    shown = np.concatenate([batches.batch(step).pixels[:, 0, 0, 0] for step in range(25)])
     epochs = shown.reshape(4, 50)
     assert all(sorted(epoch) == indices.tolist() for epoch in epochs.tolist())
     assert (epochs[0] != epochs[1]).any(), "each epoch has its own order"
@@ -97,10 +115,15 @@ def gradient(H: int, W: int, n: int = 6) -> ArrayData:
 
 
 def test_crops_keep_pixels_and_reach_every_place() -> None:
-    pixels = Batches(gradient(10, 14), np.arange(6), 600, 8).batch(0).pixels.astype(int)     # (B, 3, 8, 8)
-    assert (pixels[:, 0, :, :] - pixels[:, 0, :1, :1] == np.arange(8)[:, None]).all(), "no resampling, height is height"
+    # (B, 3, 8, 8)
+    pixels = Batches(gradient(10, 14), np.arange(6), 600, 8).batch(0).pixels.astype(int)
+    assert (pixels[:, 0, :, :] - pixels[:, 0, :1, :1] == np.arange(8)[:, None]).all(), (
+        "no resampling, height is height"
+    )
     assert (pixels[:, 1, :, :] - pixels[:, 1, :1, :1] == np.arange(8)).all()
-    assert {(p[0, 0, 0], p[1, 0, 0]) for p in pixels} == {(y, x) for y in range(3) for x in range(7)}
+    assert {(p[0, 0, 0], p[1, 0, 0]) for p in pixels} == {
+        (y, x) for y in range(3) for x in range(7)
+    }
 
 
 def test_scale_and_flip() -> None:
@@ -109,8 +132,10 @@ def test_scale_and_flip() -> None:
     span = plain[:, 1, 4, 7] - plain[:, 1, 4, 0]
     assert span.min() < 9
     assert span.max() > 22, "crops of 8 to 32 pixels a side"
-    flipped = Batches(data, np.arange(6), 200, 8, flip=True, min_scale=0.25).batch(0).pixels.astype(int)
-    mirrored = (flipped[:, 1, 4, 0] > flipped[:, 1, 4, 7])
+    flipped = (
+        Batches(data, np.arange(6), 200, 8, flip=True, min_scale=0.25).batch(0).pixels.astype(int)
+    )
+    mirrored = flipped[:, 1, 4, 0] > flipped[:, 1, 4, 7]
     assert 60 < mirrored.sum() < 140
     assert (flipped[mirrored] == plain[mirrored, :, :, ::-1]).all()
     assert (flipped[~mirrored] == plain[~mirrored]).all()
@@ -150,7 +175,10 @@ def test_prefetch_ends_and_passes_errors_on() -> None:
 def jpegs(H: int, W: int, n: int = 4) -> tuple[PictureFiles, Counter[int]]:
     """JPEGs of smooth gradients, and a count of how often each is fetched."""
     slope = np.mgrid[:H, :W] * (250 / max(H, W))
-    files = [images._encode(np.stack([*slope, np.full((H, W), 60 * i)], -1).astype(np.uint8), ".jpg") for i in range(n)]
+    files = [
+        images._encode(np.stack([*slope, np.full((H, W), 60 * i)], -1).astype(np.uint8), ".jpg")
+        for i in range(n)
+    ]
     fetched: Counter[int] = Counter()
 
     def fetch(index: int) -> bytes:
@@ -163,7 +191,9 @@ def jpegs(H: int, W: int, n: int = 4) -> tuple[PictureFiles, Counter[int]]:
 def test_decoded_files_stay_in_memory_and_change_no_batch() -> None:
     def make(keep: int | None, min_scale: float) -> tuple[Batches, Counter[int]]:
         data, fetched = jpegs(48, 64)
-        return Batches(data, np.arange(4), 6, 16, flip=True, min_scale=min_scale, keep=keep), fetched
+        return Batches(
+            data, np.arange(4), 6, 16, flip=True, min_scale=min_scale, keep=keep
+        ), fetched
 
     for min_scale in (1.0, 0.2):
         forgetful, again = make(0, min_scale)
@@ -188,7 +218,9 @@ def test_memory_for_decoded_files_is_bounded() -> None:
     assert sum(picture.nbytes for picture, _ in batches._kept._pictures.values()) == 2 * 48 * 64 * 3
 
 
-def test_jpegs_are_decoded_smaller_where_the_crop_is_shrunk_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpegs_are_decoded_smaller_where_the_crop_is_shrunk_anyway(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data, _ = jpegs(300, 500)
     whole_ones = [data.picture(i) for i in range(4)]
     sizes: list[tuple[int, int, int]] = []
@@ -203,20 +235,34 @@ def test_jpegs_are_decoded_smaller_where_the_crop_is_shrunk_anyway(monkeypatch: 
     ours = Batches(data, np.arange(4), 60, 32, min_scale=0.05).batch(0).pixels.astype(int)
     assert {(shrink, divisor) for shrink, divisor, _ in sizes} == {(1, 1), (2, 2), (4, 4), (8, 8)}
     assert all(height == -(-300 // divisor) >= 32 for _, divisor, height in sizes)
-    full = Batches(ArrayData("whole", np.stack(whole_ones)), np.arange(4), 60, 32, min_scale=0.05).batch(0).pixels.astype(int)
+    full = (
+        Batches(ArrayData("whole", np.stack(whole_ones)), np.arange(4), 60, 32, min_scale=0.05)
+        .batch(0)
+        .pixels.astype(int)
+    )
     assert abs(ours - full).mean() < 1
     assert abs(ours - full).max() < 12, "the same places of the same pictures"
     sizes.clear()
     ours = Batches(data, np.arange(4), 60, 32, min_scale=0.51).batch(0).pixels
-    assert (ours == Batches(ArrayData("whole", np.stack(whole_ones)), np.arange(4), 60, 32, min_scale=0.51).batch(0).pixels).all()
+    assert (
+        ours
+        == Batches(ArrayData("whole", np.stack(whole_ones)), np.arange(4), 60, 32, min_scale=0.51)
+        .batch(0)
+        .pixels
+    ).all()
     assert {divisor for _, divisor, _ in sizes} == {1}
 
 
 def test_small_and_other_pictures_are_decoded_whole(tmp_path: Path) -> None:
     data, _ = jpegs(100, 40)
     assert [data.reduced(0, 8, least)[0].shape[:2] for least in (5, 6, 10, 11, 20, 21)] == [
-        (13, 5), (25, 10), (25, 10), (50, 20), (50, 20), (100, 40)
-    ]     # fmt: skip
+        (13, 5),
+        (25, 10),
+        (25, 10),
+        (50, 20),
+        (50, 20),
+        (100, 40),
+    ]
     images.write(tmp_path / "a.png", np.zeros((100, 40, 3), np.uint8))
     assert images.read(tmp_path / "a.png", shrink=8).pixels.shape == (100, 40, 3)
     sideways = images.read(tmp_path / "a.png")
@@ -224,12 +270,19 @@ def test_small_and_other_pictures_are_decoded_whole(tmp_path: Path) -> None:
 
 
 def test_channels() -> None:
-    color = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [7, 7, 7]]], np.uint8)
+    color = np.array(
+        [[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [7, 7, 7]]], np.uint8
+    )
     expected = np.asarray(Image.fromarray(color).convert("L"))
     assert (convert(color, 1)[..., 0] == expected).all()
     assert (convert(convert(color, 1), 3)[..., 1] == expected).all()
     assert whole(numbered(3), 2, 3).shape == (4, 4, 3)
-    assert Batches(gradient(8, 8), np.arange(6), 4, 8, channels=1).batch(0).pixels.shape == (4, 1, 8, 8)
+    assert Batches(gradient(8, 8), np.arange(6), 4, 8, channels=1).batch(0).pixels.shape == (
+        4,
+        1,
+        8,
+        8,
+    )
 
 
 def test_noise_is_fixed_and_even() -> None:
@@ -239,7 +292,11 @@ def test_noise_is_fixed_and_even() -> None:
     assert values.max() < 1
     assert abs(values.mean() - 0.5) < 0.01
     assert abs(values.std() - 12**-0.5) < 0.01
-    for other in (noise.uniform(7, 3, np.arange(20000)), noise.uniform(8, 2, np.arange(20000)), np.roll(values, 1)):
+    for other in (
+        noise.uniform(7, 3, np.arange(20000)),
+        noise.uniform(8, 2, np.arange(20000)),
+        np.roll(values, 1),
+    ):
         assert abs(np.corrcoef(values, other)[0, 1]) < 0.03
     assert sorted(noise.permutation(1, 2, 1000).tolist()) == list(range(1000))
 

@@ -24,7 +24,7 @@ from vqtok.codec import model as codec_model
 from vqtok.errors import VqtokError
 
 pytestmark = pytest.mark.usefixtures("toy")
-SIZES = ((16, 16), (16, 20), (13, 15))      # two of them fill the same grid
+SIZES = ((16, 16), (16, 20), (13, 15))  # two of them fill the same grid
 
 
 def encode(*words: object, workers: int = 0) -> None:
@@ -36,8 +36,12 @@ def test_shards_hold_what_single_pictures_give():
     make_tar("a.tar", members)
     encode("a.tar", "-o", "out", "--shard-size", 4)
     assert sorted(contents("out")) == [
-        "00000-00000.jsonl", "00000-00000.tar", "00000-00001.jsonl", "00000-00001.tar", "manifest.json"
-    ]       # fmt: skip
+        "00000-00000.jsonl",
+        "00000-00000.tar",
+        "00000-00001.jsonl",
+        "00000-00001.tar",
+        "manifest.json",
+    ]
     data, model = CodesDataset("out"), codec.load("toy")
     assert len(data) == 7
     for i, (name, content) in enumerate(members.items()):
@@ -47,7 +51,7 @@ def test_shards_hold_what_single_pictures_give():
         assert (data[i][0] == alone.indices[0]).all()
         assert data.codes(i) == alone
     assert data.grids.tolist() == [list(data[i][0].shape) for i in range(7)]
-    with tarfile.open("out/00000-00000.tar") as archive:        # codes files of an ordinary kind
+    with tarfile.open("out/00000-00000.tar") as archive:  # codes files of an ordinary kind
         assert archive.getnames() == ["4x4.npz", "5x4.npz"]
         archive.extractall("unpacked", filter="data")
     assert codes.read("unpacked/4x4.npz").sizes == ((16, 16), (13, 15), (16, 16))
@@ -89,7 +93,9 @@ def test_batches_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch)
     sizes = []
     encode_batch = codec.Model.encode_batch
 
-    def counted(model: codec.Model, pixels: list[np.ndarray], levels: int | None = None) -> codes.Codes:
+    def counted(
+        model: codec.Model, pixels: list[np.ndarray], levels: int | None = None
+    ) -> codes.Codes:
         sizes.append(len(pixels))
         return encode_batch(model, pixels, levels)
 
@@ -129,21 +135,40 @@ def test_bad_pictures_are_recorded_and_counted():
 def test_a_shard_of_bad_pictures_alone_has_no_file():
     make_tar("a.tar", {"0.png": b"x", "1.png": b"", **pictures(1)})
     make_tar("none.tar", {"notes.txt": b"no picture"})
-    assert run("encode", "a.tar", "none.tar", "-o", "out", "--shard-size", 2, "--workers", 0).stderr.endswith("\n2 of 3 failed\n")
+    assert run(
+        "encode", "a.tar", "none.tar", "-o", "out", "--shard-size", 2, "--workers", 0
+    ).stderr.endswith("\n2 of 3 failed\n")
     assert sorted(contents("out")) == [
-        "00000-00000.jsonl", "00000-00001.jsonl", "00000-00001.npz", "00001-00000.jsonl", "manifest.json"
-    ]       # fmt: skip
+        "00000-00000.jsonl",
+        "00000-00001.jsonl",
+        "00000-00001.npz",
+        "00001-00000.jsonl",
+        "manifest.json",
+    ]
     assert len(CodesDataset("out")) == 1
 
 
 def test_hostile_names_go_nowhere():
-    names = ["../../up.png", "/etc/passwd.png", "a\nb\x1b[31m.png", "\udcff.png", "x" * 300 + ".png", "C:\\x.png", ":smile:[red].png"]
-    make_tar("a.tar", {name: png(picture(16, 16, seed=i)) for i, name in enumerate(names)} | {"\x1b]0;bad\x07.png": b"x"})
+    names = [
+        "../../up.png",
+        "/etc/passwd.png",
+        "a\nb\x1b[31m.png",
+        "\udcff.png",
+        "x" * 300 + ".png",
+        "C:\\x.png",
+        ":smile:[red].png",
+    ]
+    make_tar(
+        "a.tar",
+        {name: png(picture(16, 16, seed=i)) for i, name in enumerate(names)}
+        | {"\x1b]0;bad\x07.png": b"x"},
+    )
     before = set(os.listdir())
     done = run("encode", "a.tar", "-o", "out", "--workers", 1)
     assert set(os.listdir()) == before | {"out"}
     assert sorted(contents("out")) == ["00000-00000.jsonl", "00000-00000.npz", "manifest.json"]
-    assert [name for _, name in CodesDataset("out")] == [f"a.tar/{name}" for name in names[1:]]     # .. counts as hidden
+    # .. counts as hidden
+    assert [name for _, name in CodesDataset("out")] == [f"a.tar/{name}" for name in names[1:]]
     assert Path("out/00000-00000.jsonl").read_bytes().isascii()
     assert "\x1b" not in done.stderr
     assert "\x07" not in done.stderr
@@ -156,12 +181,15 @@ def test_resume_skips_what_is_finished_and_mends_the_rest(monkeypatch: pytest.Mo
     ok("encode", *words)
     whole = contents("out")
     assert "holds codes shards already" in fails("encode", *words)
-    Path("out/00000-00001.jsonl").unlink()          # killed between the shard and its manifest
-    Path("out/00001-00000.npz").write_bytes(b"")    # and one that lost its end
+    Path("out/00000-00001.jsonl").unlink()  # killed between the shard and its manifest
+    Path("out/00001-00000.npz").write_bytes(b"")  # and one that lost its end
     Path("out/.vqtok-0123456789ab.npz").write_bytes(b"half")
     Path("out/mine.txt").write_text("mine")
     done = ok("encode", *words, "--resume", "--json")
-    assert [json.loads(line)["manifest"] for line in done.stdout.splitlines()] == ["out/00000-00001.jsonl", "out/00001-00000.jsonl"]
+    assert [json.loads(line)["manifest"] for line in done.stdout.splitlines()] == [
+        "out/00000-00001.jsonl",
+        "out/00001-00000.jsonl",
+    ]
     assert contents("out") == whole | {"mine.txt": b"mine"}
     monkeypatch.setattr(codec.Model, "encode_batch", lambda *_: pytest.fail("encoded"))
     assert ok("encode", *words, "--resume", "-q").output == ""
@@ -186,7 +214,11 @@ def test_resume_refuses_other_inputs_and_settings():
     make_tar("a.tar", pictures(2))
     words = ["in", "a.tar", "-o", "out", "--shard-size", 2, "--workers", 0]
     ok("encode", *words)
-    for change, name in ((["--shard-size", 3], "shard size"), (["--compact"], "compact"), (["--background", "black"], "background")):
+    for change, name in (
+        (["--shard-size", 3], "shard size"),
+        (["--compact"], "compact"),
+        (["--background", "black"], "background"),
+    ):
         assert f"were made with another {name}" in fails("encode", *words, *change, "--resume")
     make_model(Path("other"), seed=5)
     assert "another model, fingerprint" in fails("encode", *words, "--resume", "--model", "./other")
@@ -204,7 +236,9 @@ def test_force_starts_anew():
     encode("a.tar", "-o", "out", "--shard-size", 3, "-f")
     encode("a.tar", "-o", "fresh", "--shard-size", 3)
     assert contents("out") == contents("fresh") | {"mine.txt": b"mine"}
-    assert "does not go with --resume" in fails("encode", "a.tar", "-o", "out", "-f", "--resume", code=2)
+    assert "does not go with --resume" in fails(
+        "encode", "a.tar", "-o", "out", "-f", "--resume", code=2
+    )
     assert "other parts" in fails("encode", "a.tar", "-o", "out", "-f", "--shard", "0/2")
 
 
@@ -213,7 +247,10 @@ def test_parts_do_not_replace_what_is_there():
     words = ["a.tar", "-o", "out", "--shard-size", 1, "--shard", "0/2", "--workers", 0]
     ok("encode", *words)
     assert "00000-00000.jsonl exists" in fails("encode", *words)
-    assert ok("encode", *words, "--resume").stderr == "2 pictures in 2 shards, 2 of them before -> out\n"
+    assert (
+        ok("encode", *words, "--resume").stderr
+        == "2 pictures in 2 shards, 2 of them before -> out\n"
+    )
 
 
 def test_folders_stay_as_they_were_without_a_bulk_option():
@@ -222,7 +259,7 @@ def test_folders_stay_as_they_were_without_a_bulk_option():
     make_tar("in/x.tar", pictures(1))
     ok("encode", "in", "-o", "plain")
     assert sorted(str(p) for p in Path("plain").rglob("*.npz")) == ["plain/a.npz", "plain/b/c.npz"]
-    encode("in", "-o", "out")       # --workers is such an option, even 0
+    encode("in", "-o", "out")  # --workers is such an option, even 0
     assert [name for _, name in CodesDataset("out")] == ["x.tar/000.png", "a.png", "b/c.png"]
 
 
@@ -243,10 +280,19 @@ def test_levels_compact_and_background(toy: Path):
     encode("a.tar", "-o", "compact", "--compact", "--levels", 1)
     encode("a.tar", "-o", "black", "--background", "black")
     plain, compact = CodesDataset("plain"), CodesDataset("compact")
-    assert all((plain[i][0] == compact[i][0]).all() and plain.codes(i) == compact.codes(i) for i in range(4))
-    assert Path("plain/00000-00000.tar").read_bytes() != Path("compact/00000-00000.tar").read_bytes()
-    assert CodesDataset("black").codes(3) == codec.load("toy").encode(png(picture(16, 16, 4)), (0, 0, 0))
-    (line,) = [line for line in Path("black/00000-00000.jsonl").read_text().splitlines() if "alpha" in line]
+    assert all(
+        (plain[i][0] == compact[i][0]).all() and plain.codes(i) == compact.codes(i)
+        for i in range(4)
+    )
+    assert (
+        Path("plain/00000-00000.tar").read_bytes() != Path("compact/00000-00000.tar").read_bytes()
+    )
+    assert CodesDataset("black").codes(3) == codec.load("toy").encode(
+        png(picture(16, 16, 4)), (0, 0, 0)
+    )
+    (line,) = [
+        line for line in Path("black/00000-00000.jsonl").read_text().splitlines() if "alpha" in line
+    ]
     assert json.loads(line)["notes"] == ["transparency laid over black"]
     os.remove(toy / "entropy.safetensors")
     encode("a.tar", "-o", "packed", "--compact")
@@ -257,12 +303,17 @@ def test_what_is_refused():
     make_tar("a.tar", pictures(1))
     Path("file").write_text("x")
     for words, message in (
-        ([], "need a folder"), (["-o", "-"], "not go into one file"), (["-o", "file"], "not go into one file"),
-        (["-o", "o", "--bpp", "1"], "--bpp does not go"), (["-o", "o", "--max-bytes", "1k"], "--max-bytes does not go"),
-        (["-o", "o", "--verify"], "--verify does not go"), (["-o", "o", "--skip-existing"], "--skip-existing does not go"),
-        (["-o", "o", "--shard", "2/2"], "--shard is '2/2'"), (["-o", "o", "--levels", "2"], "has 1 level, not 2"),
+        ([], "need a folder"),
+        (["-o", "-"], "not go into one file"),
+        (["-o", "file"], "not go into one file"),
+        (["-o", "o", "--bpp", "1"], "--bpp does not go"),
+        (["-o", "o", "--max-bytes", "1k"], "--max-bytes does not go"),
+        (["-o", "o", "--verify"], "--verify does not go"),
+        (["-o", "o", "--skip-existing"], "--skip-existing does not go"),
+        (["-o", "o", "--shard", "2/2"], "--shard is '2/2'"),
+        (["-o", "o", "--levels", "2"], "has 1 level, not 2"),
         (["-o", "o", "--background", "no"], "is no color"),
-    ):      # fmt: skip
+    ):
         assert message in fails("encode", "a.tar", *words, code=2)
     assert "does not exist" in fails("encode", "gone.tar", "-o", "o")
     assert "standard input" in fails("encode", "-", "--bulk", "-o", "o", code=2)
@@ -275,7 +326,7 @@ def test_a_worker_that_dies_is_an_error_and_what_is_finished_stays(monkeypatch: 
     start = bulk_run.Pool.__init__
 
     def remember(pool: bulk_run.Pool, *more: object) -> None:
-        start(pool, *more)      # type: ignore[arg-type]
+        start(pool, *more)  # type: ignore[arg-type]
         pool.ahead = 0
         pools.append(pool)
 
@@ -288,7 +339,9 @@ def test_a_worker_that_dies_is_an_error_and_what_is_finished_stays(monkeypatch: 
         patch.setattr("vqtok.cli.bulk._Teller.tell", killing)
         done = run("encode", *words)
     assert done.exit_code == 1
-    assert "a process that decodes pictures was ended by signal 9 while it read 002.png" in done.stderr
+    assert (
+        "a process that decodes pictures was ended by signal 9 while it read 002.png" in done.stderr
+    )
     assert "--resume" in done.stderr
     assert sorted(contents("out")) == ["00000-00000.jsonl", "00000-00000.npz", "manifest.json"]
     ok("encode", *words, "--resume")
@@ -298,7 +351,9 @@ def test_a_worker_that_dies_is_an_error_and_what_is_finished_stays(monkeypatch: 
 
 
 def ahead(monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many pictures are decoded at the most before the first of 50 is taken, by three threads in all."""
+    """How many pictures are decoded at the most before the first of 50 is
+    taken, by three threads in all.
+    """
     path, decoded = str(save("a.png")), []
 
     def decode(*_: object) -> images.Picture:
@@ -311,7 +366,7 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> int:
         decoding.ahead = 12
         found = decoding.map((number, Entry("a.png", path)) for number in range(50))
         first = next(found)
-        time.sleep(0.1)     # what may be decoded is decoded by now
+        time.sleep(0.1)  # what may be decoded is decoded by now
         count = len(decoded)
         assert [number for number, _ in (first, *found)] == list(range(50))
     return count
@@ -347,8 +402,16 @@ def test_a_full_disk_leaves_whole_files(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_picture_is_decoded_alike_in_a_process_and_here():
-    make_tar("a.tar", {"turned.jpg": save("x.jpg", picture(33, 21)).read_bytes(), "gray.png": png(picture(8, 9, 3)[..., 0])})
+    make_tar(
+        "a.tar",
+        {
+            "turned.jpg": save("x.jpg", picture(33, 21)).read_bytes(),
+            "gray.png": png(picture(8, 9, 3)[..., 0]),
+        },
+    )
     encode("a.tar", "-o", "here", workers=0)
     encode("a.tar", "-o", "there", workers=1)
     assert contents("here") == contents("there")
-    assert vqtok.CodesDataset("here").codes(0) == codec.load("toy").encode(images.read(Path("x.jpg")).pixels)
+    assert vqtok.CodesDataset("here").codes(0) == codec.load("toy").encode(
+        images.read(Path("x.jpg")).pixels
+    )

@@ -1,4 +1,6 @@
-"""CodesDataset: codes shards as a data set, for torch and for priors; damaged and hostile shards."""
+"""CodesDataset: codes shards as a data set, for torch and for priors;
+damaged and hostile shards.
+"""
 
 import json
 import random
@@ -58,7 +60,10 @@ def test_few_shards_are_open_at_a_time(shards: Path, monkeypatch: pytest.MonkeyP
 def test_reading_needs_no_torch(shards: Path):
     from test_layers import loaded_by
 
-    code = f"from vqtok import CodesDataset; data = CodesDataset({str(shards.absolute())!r}); indices, name = data[0]"
+    code = (
+        f"from vqtok import CodesDataset; data = CodesDataset({str(shards.absolute())!r}); "
+        "indices, name = data[0]"
+    )
     assert "torch" not in loaded_by(code)
 
 
@@ -66,8 +71,13 @@ def test_reading_needs_no_torch(shards: Path):
 def test_torch_loads_it_with_workers(shards: Path):
     ok("encode", "in", "-o", "one", "--bulk", "--workers", 0)
     data = CodesDataset("one")
-    data[0]     # what is open is not sent to the workers
-    loader = torch.utils.data.DataLoader(data, batch_size=3, num_workers=2, multiprocessing_context="spawn")      # type: ignore[arg-type]
+    data[0]  # what is open is not sent to the workers
+    loader = torch.utils.data.DataLoader(
+        data,  # type: ignore[arg-type]
+        batch_size=3,
+        num_workers=2,
+        multiprocessing_context="spawn",
+    )
     ((batch, names),) = list(loader)
     assert batch.dtype == torch.int64
     assert batch.shape == (3, 1, 4, 4)
@@ -94,11 +104,19 @@ def test_damage_is_told(shards: Path):
     assert "do not hold that many" in broken(changed(pictures=5))
     assert "past the end" in broken(changed(bytes=100))
     assert "not the 1000000 bytes" in broken(changed(bytes=1_000_000))
-    assert "damaged" in broken(changed(stacks=[{**stack, "indices": 10**9}, *json.loads(head)["stacks"][1:]]))
-    assert "damaged" in broken(changed(stacks=[{**stack, "grid": [4000, 4000]}, *json.loads(head)["stacks"][1:]]))
+    assert "damaged" in broken(
+        changed(stacks=[{**stack, "indices": 10**9}, *json.loads(head)["stacks"][1:]])
+    )
+    assert "damaged" in broken(
+        changed(stacks=[{**stack, "grid": [4000, 4000]}, *json.loads(head)["stacks"][1:]])
+    )
     assert "lines are missing" in broken(new_lines=lines[:-1])
-    assert "is not in the shard" in broken(new_lines=[lines[0].replace('"row":0', '"row":9'), *lines[1:]])
-    assert "is not in the shard" in broken(new_lines=[lines[0].replace('"grid":[4,4]', '"grid":[5,5]'), *lines[1:]])
+    assert "is not in the shard" in broken(
+        new_lines=[lines[0].replace('"row":0', '"row":9'), *lines[1:]]
+    )
+    assert "is not in the shard" in broken(
+        new_lines=[lines[0].replace('"grid":[4,4]', '"grid":[5,5]'), *lines[1:]]
+    )
     assert "a line is damaged" in broken(new_lines=["[]", *lines[1:]])
     CodesDataset(shards).verify()
     data = bytearray(Path("codes/00000-00000.tar").read_bytes())
@@ -133,7 +151,9 @@ def test_fuzzed_manifests_raise_nothing_else(shards: Path):
         data = bytearray(files[name])
         for _ in range(draw.randint(1, 4)):
             at = draw.randrange(len(data))
-            data[at : at + draw.choice((0, 1, 1, 9))] = draw.choice((b"", b"0", b"-", b"9" * 30, b'"', b"[]", b"null", b"\xff", b"1e9"))
+            data[at : at + draw.choice((0, 1, 1, 9))] = draw.choice(
+                (b"", b"0", b"-", b"9" * 30, b'"', b"[]", b"null", b"\xff", b"1e9")
+            )
         Path(shards, name).write_bytes(data)
         with suppress(VqtokError):
             list(CodesDataset(shards, partial=turn % 2 == 0))
@@ -143,9 +163,11 @@ def test_fuzzed_manifests_raise_nothing_else(shards: Path):
 # Priors
 
 SMALL = shlex.split(
-    "--prior-steps 2 --entropy-steps 2 --set prior.width=8 --set prior.layers=2 --set prior_training.batch=4 --set data.validation_max=2"
-    " --set prior_training.validate_every=2 --set data.prior_size=16 --set entropy.width=8 --set entropy.blocks=1 --set entropy.rank=4"
-    " --set entropy_training.batch=4 --set entropy_training.validate_every=2 --set data.flip=false --preset photo"
+    "--prior-steps 2 --entropy-steps 2 --set prior.width=8 --set prior.layers=2 --set "
+    "prior_training.batch=4 --set data.validation_max=2 --set prior_training.validate_every=2 "
+    "--set data.prior_size=16 --set entropy.width=8 --set entropy.blocks=1 --set entropy.rank=4 "
+    "--set entropy_training.batch=4 --set entropy_training.validate_every=2 --set "
+    "data.flip=false --preset photo"
 )
 
 
@@ -167,19 +189,28 @@ def test_a_prior_learns_the_same_from_codes_as_from_pictures(toy: Path):
     for out in ("pictures", "shards"):
         make_model(Path(out), prior=None)
     trained("photos", "--stage", "prior", "-o", "pictures")
-    assert "codes of 9 pictures from codes -> shards" in trained("codes", "--stage", "prior", "-o", "shards")
+    assert "codes of 9 pictures from codes -> shards" in trained(
+        "codes", "--stage", "prior", "-o", "shards"
+    )
     assert prior_of("pictures") == prior_of("shards")
 
 
 @pytest.mark.slow
 def test_a_prior_on_codes_gets_their_tokenizer(shards: Path, toy: Path):
     trained("codes", "--stage", "prior", "-o", "mine")
-    assert Path("mine/tokenizer.safetensors").read_bytes() == (toy / "tokenizer.safetensors").read_bytes()
+    assert (
+        Path("mine/tokenizer.safetensors").read_bytes()
+        == (toy / "tokenizer.safetensors").read_bytes()
+    )
     assert len(codec.load("./mine").sample(2)) == 2
-    done = train("codes", "--stage", "entropy", "-o", "mine", *SMALL[:-2])        # a run is there: its preset stays
+    # a run is there: its preset stays
+    done = train("codes", "--stage", "entropy", "-o", "mine", *SMALL[:-2])
     assert done.exit_code == 0, done.output
     ok("encode", "in/007.png", "--compact", "--model", "./mine", "-o", "x.npz")
-    assert vqtok.read_codes("x.npz", "./mine").indices.tolist() == CodesDataset(shards).codes(7).indices.tolist()
+    assert (
+        vqtok.read_codes("x.npz", "./mine").indices.tolist()
+        == CodesDataset(shards).codes(7).indices.tolist()
+    )
     assert train("codes", "--stage", "prior", "-o", "new", "--dry-run").exit_code == 0
     assert not Path("new").exists()
 
@@ -190,13 +221,18 @@ def test_compact_codes_train_a_prior_too(toy: Path):
     ok("encode", "a.tar", "-o", "plain", "--workers", 0)
     ok("encode", "a.tar", "-o", "compact", "--compact", "--workers", 0)
     plain, compact = (CodesData(Path(name)).grids for name in ("plain", "compact"))
-    assert [grid.tolist() for grid in (plain[i] for i in range(5))] == [grid.tolist() for grid in (compact[i] for i in range(5))]
+    assert [grid.tolist() for grid in (plain[i] for i in range(5))] == [
+        grid.tolist() for grid in (compact[i] for i in range(5))
+    ]
     assert plain.take(np.array([4, 1]))[0].tolist() == compact[4].tolist()
     assert plain.shapes.tolist() == compact.shapes.tolist()
 
 
 def test_folders_become_labels():
-    make_tar("a.tar", {f"{'cat' if i % 2 else 'dog'}/{i}.png": png(picture(16, 16, seed=i)) for i in range(4)})
+    make_tar(
+        "a.tar",
+        {f"{'cat' if i % 2 else 'dog'}/{i}.png": png(picture(16, 16, seed=i)) for i in range(4)},
+    )
     ok("encode", "a.tar", "-o", "codes", "--workers", 0)
     data = CodesData(Path("codes"))
     assert data.labels == ("cat", "dog")
@@ -206,8 +242,12 @@ def test_folders_become_labels():
 
 def test_codes_that_do_not_fit_are_refused(shards: Path, toy: Path):
     make_model(Path("other"), seed=9)
-    assert "the codes were made with model toy" in fails("train", "codes", "--stage", "prior", "-o", "other", "-f")
+    assert "the codes were made with model toy" in fails(
+        "train", "codes", "--stage", "prior", "-o", "other", "-f"
+    )
     assert "a tokenizer learns from pictures" in fails("train", "codes", "-o", "new", code=2)
     assert "no prior" not in fails("train", "codes", "--stage", "tokenizer", "-o", "new", code=2)
     (toy / "tokenizer.safetensors").unlink()
-    assert "no model here has that fingerprint" in fails("train", "codes", "--stage", "prior", "-o", "new")
+    assert "no model here has that fingerprint" in fails(
+        "train", "codes", "--stage", "prior", "-o", "new"
+    )

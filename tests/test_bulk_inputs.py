@@ -30,7 +30,11 @@ def test_tars_come_first_and_loose_pictures_last():
     Path("in/notes.txt").write_text("no picture")
     os.rename("deep.tar", "in/b/deep.tar")
     found = Inputs(["in", "a.tar"])
-    assert [(source.name, source.bytes is None) for source in found.all] == [("b/deep.tar", False), ("a.tar", False), ("pictures", True)]
+    assert [(source.name, source.bytes is None) for source in found.all] == [
+        ("b/deep.tar", False),
+        ("a.tar", False),
+        ("pictures", True),
+    ]
     assert names(["in", "a.tar"]) == ["007.png", "000.png", "001.png", "a.jpg", "z.png", "b/a.png"]
     save("more/x.png")
     assert names(["in", "more"])[1:] == ["in/a.jpg", "in/z.png", "in/b/a.png", "more/x.png"]
@@ -38,7 +42,8 @@ def test_tars_come_first_and_loose_pictures_last():
 
 
 @pytest.mark.parametrize(
-    ("count", "size", "lengths"), [(0, 3, [0]), (1, 3, [1]), (3, 3, [3]), (4, 3, [3, 1]), (6, 3, [3, 3]), (2, 1, [1, 1])]
+    ("count", "size", "lengths"),
+    [(0, 3, [0]), (1, 3, [1]), (3, 3, [3]), (4, 3, [3, 1]), (6, 3, [3, 3]), (2, 1, [1, 1])],
 )
 def test_chunks_are_full_but_the_last(count: int, size: int, lengths: list[int]):
     make_tar("a.tar", {"notes.txt": b"x", **pictures(count)})
@@ -54,7 +59,10 @@ def test_entries_say_where_the_bytes_lie():
     (chunk,) = chunks(Inputs(["a.tar"]), 10)
     for entry, (name, content) in zip(chunk.entries, members.items(), strict=True):
         assert entry.size is not None
-        assert (entry.name, path.read_bytes()[entry.offset : entry.offset + entry.size]) == (name, content)
+        assert (entry.name, path.read_bytes()[entry.offset : entry.offset + entry.size]) == (
+            name,
+            content,
+        )
 
 
 def test_the_checksum_tells_other_pictures():
@@ -90,9 +98,10 @@ def test_folders_and_links_that_cannot_be_read_are_entries(monkeypatch: pytest.M
     monkeypatch.setattr(os, "scandir", refuse)
     (chunk,) = chunks(Inputs(["in"]), 9)
     assert chunk.entries == (
-        Entry("a.png", "in/a.png"), Entry("broken.png", "in/broken.png"),
+        Entry("a.png", "in/a.png"),
+        Entry("broken.png", "in/broken.png"),
         Entry("closed/", "in/closed", error="the folder cannot be listed"),
-    )     # fmt: skip
+    )
 
 
 def test_inputs_that_make_no_sense():
@@ -121,10 +130,16 @@ def test_shares_are_disjoint_and_complete(tars: int, parts: int):
         for source in inputs.all:
             whole = share.takes_input(source, inputs.tars)
             if whole is not False:
-                taken += [chunk.stem for chunk in inputs.chunks(source, 1) if whole or share.takes(source, chunk.number)]
+                taken += [
+                    chunk.stem
+                    for chunk in inputs.chunks(source, 1)
+                    if whole or share.takes(source, chunk.number)
+                ]
     assert sorted(taken) == [chunk.stem for chunk in chunks(inputs, 1)]
-    if tars >= parts:       # then nobody needs to look into another's
-        assert all(Share(0, parts).takes_input(source, tars) in (True, False) for source in inputs.all[:-1])
+    if tars >= parts:  # then nobody needs to look into another's
+        assert all(
+            Share(0, parts).takes_input(source, tars) in (True, False) for source in inputs.all[:-1]
+        )
 
 
 def test_a_share_is_given_or_torchruns(monkeypatch: pytest.MonkeyPatch):
@@ -152,7 +167,7 @@ def test_listing_a_tar_holds_no_list():
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 5000
-    assert most < 300_000       # tarfile took 5 MB
+    assert most < 300_000  # tarfile took 5 MB
 
 
 def test_a_size_below_zero_is_damage():

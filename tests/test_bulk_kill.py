@@ -1,4 +1,5 @@
-"""kill -9 at random moments of a bulk encode: what is on the disk is whole, and --resume ends with the same bytes.
+"""kill -9 at random moments of a bulk encode:
+what is on the disk is whole, and --resume ends with the same bytes.
 
 benchmarks/bulk.py does the same a hundred times.
 """
@@ -24,7 +25,9 @@ ROOT = Path(vqtok.__file__).parents[1]
 def start(*words: object) -> "subprocess.Popen[bytes]":
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "vqtok", "encode", *map(str, words)]
-    return subprocess.Popen(command, start_new_session=True, env=environment, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, start_new_session=True, env=environment, stderr=subprocess.PIPE
+    )
 
 
 def ended(process: "subprocess.Popen[bytes]") -> int:
@@ -43,7 +46,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes():
     whole, draw = contents("whole"), random.Random(0)
     for _ in range(3):
         process = start(*words, "-o", "out", "--resume")
-        wanted = finished("out") + draw.randint(1, 8)       # of 60 shards
+        wanted = finished("out") + draw.randint(1, 8)  # of 60 shards
         while finished("out") < wanted and process.poll() is None:
             time.sleep(draw.uniform(0, 0.01))
         os.killpg(process.pid, signal.SIGKILL)

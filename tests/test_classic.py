@@ -12,16 +12,45 @@ from vqtok.errors import InputError, UsageError
 from vqtok.vqvae import VQVAE
 
 CLASSIC = TokenizerConfig(
-    downsample=4, fold=1, width=8, encoder_blocks=1, decoder_blocks=2, shortcut=False, quantizer="vq", codebook_size=16, code_dim=4,
-    network="classic", stages=(8, 16, 16), attention=(1, 3), groups=4, z_channels=6,
-)     # fmt: skip
+    downsample=4,
+    fold=1,
+    width=8,
+    encoder_blocks=1,
+    decoder_blocks=2,
+    shortcut=False,
+    quantizer="vq",
+    codebook_size=16,
+    code_dim=4,
+    network="classic",
+    stages=(8, 16, 16),
+    attention=(1, 3),
+    groups=4,
+    z_channels=6,
+)
 
 
-@pytest.mark.parametrize("changes", [
-    {"stages": (8, 16)}, {"stages": ()}, {"stages": (8, 16, 18)}, {"stages": (8, 16, 4096)}, {"width": 16}, {"fold": 2},
-    {"shortcut": True}, {"groups": 0}, {"groups": 3}, {"z_channels": 0}, {"attention": (4,)}, {"attention": (-1,)},
-    {"attention": (1, 1)}, {"encoder_blocks": 0}, {"decoder_blocks": 0}, {"network": "folded"},
-], ids=str)     # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stages": (8, 16)},
+        {"stages": ()},
+        {"stages": (8, 16, 18)},
+        {"stages": (8, 16, 4096)},
+        {"width": 16},
+        {"fold": 2},
+        {"shortcut": True},
+        {"groups": 0},
+        {"groups": 3},
+        {"z_channels": 0},
+        {"attention": (4,)},
+        {"attention": (-1,)},
+        {"attention": (1, 1)},
+        {"encoder_blocks": 0},
+        {"decoder_blocks": 0},
+        {"network": "folded"},
+    ],
+    ids=str,
+)
 def test_settings_that_make_no_classic_network_are_usage_errors(changes: dict[str, Any]):
     with pytest.raises(UsageError):
         replace(CLASSIC, **changes)
@@ -56,7 +85,8 @@ def test_a_distant_pixel_changes_every_vector():
 def test_a_picture_too_large_for_memory_is_an_input_error(monkeypatch: pytest.MonkeyPatch):
     made = network()
     need = classic._bytes_per_pixel(CLASSIC)
-    assert need == 4 * classic.TENSORS * 16      # the second stage's 16 channels, at the first one's resolution
+    # the second stage's 16 channels, at the first one's resolution
+    assert need == 4 * classic.TENSORS * 16
     monkeypatch.setattr(classic, "MEMORY_LIMIT", need * 16 * 16)
     with torch.inference_mode():
         made.decode(made.encode(torch.zeros(2, 3, 16, 16)))

@@ -1,4 +1,6 @@
-"""The commands' help, options that do something, terminals and pipes, and the commands as real processes."""
+"""The commands' help, options that do something, terminals and pipes, and the
+commands as real processes.
+"""
 
 import errno
 import io
@@ -23,7 +25,7 @@ from vqtok import codec, codes, weights
 from vqtok.cli import app, output
 
 MINE = ("encode", "decode", "truncate", "pack", "unpack", "sample", "eval", "info", "models")
-COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands      # type: ignore[attr-defined]
+COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -35,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("toy")
 def test_every_command_and_option_has_help(name: str):
     command = COMMANDS[name]
     assert command.help
-    assert len(command.help.splitlines()[0]) <= 72      # one line in the list of commands
+    assert len(command.help.splitlines()[0]) <= 72  # one line in the list of commands
     for parameter in command.params:
         assert getattr(parameter, "help", None), f"{name} {parameter.name}"
         assert parameter.help.endswith("."), f"{name} {parameter.name}: {parameter.help}"
@@ -47,14 +49,25 @@ def test_every_command_and_option_has_help(name: str):
 def test_overview_lists_every_command():
     shown = ok("--help").stdout
     assert all(re.search(rf"^  {name} .*\w", shown, re.MULTILINE) for name in COMMANDS)
-    assert "..." not in shown.split("Commands:")[1].replace("[ARGS]...", "")      # no help that is cut off
+    # no help that is cut off
+    assert "..." not in shown.split("Commands:")[1].replace("[ARGS]...", "")
 
 
 class Case:
-    """An option, words of a command that it must change the outcome of, and files that exist before."""
+    """An option, words of a command that it must change the outcome of,
+    and files that exist before.
+    """
 
-    def __init__(self, command: str, option: str, value: str | None, *words: str, before: Sequence[str] = ()) -> None:
-        self.command, self.option, self.value, self.words, self.before = command, option, value, words, before
+    def __init__(
+        self, command: str, option: str, value: str | None, *words: str, before: Sequence[str] = ()
+    ) -> None:
+        self.command, self.option, self.value, self.words, self.before = (
+            command,
+            option,
+            value,
+            words,
+            before,
+        )
 
     def __repr__(self) -> str:
         return f"{self.command} {self.option}"
@@ -63,7 +76,8 @@ class Case:
 CASES = [
     Case("encode", "--output", "o.npz", "a.png"),
     Case("encode", "--model", "other", "a.png"),
-    Case("encode", "--levels", "2", "a.png"),       # of a model with one: an error. What they do: test_cli_levels.py
+    # of a model with one: an error. What they do: test_cli_levels.py
+    Case("encode", "--levels", "2", "a.png"),
     Case("encode", "--bpp", "0.01", "a.png"),
     Case("encode", "--max-bytes", "9", "a.png"),
     Case("encode", "--force", None, "a.png", before=["a.npz"]),
@@ -90,12 +104,16 @@ CASES = [
     Case("encode", "--shard-size", "1", "pictures", "-o", "o", "--bulk"),
     Case("encode", "--shard", "1/2", "pictures", "-o", "o", "--bulk"),
     Case("encode", "--resume", None, "pictures", "-o", "o", "--bulk", before=["o/manifest.json"]),
-    Case("encode", "--workers", "0", "pictures", "-o", "o"),     # without --bulk: what it changes in a shard is nothing, by design
+    # without --bulk: what it changes in a shard is nothing, by design
+    Case("encode", "--workers", "0", "pictures", "-o", "o"),
     *(
         Case(command, *options)
-        for command in ("pack", "unpack") for options in (
-            ("--output", "o.npz", "ready.npz"), ("--model", "other", "ready.npz"),
-            ("--json", None, "ready.npz"), ("--quiet", None, "ready.npz"),
+        for command in ("pack", "unpack")
+        for options in (
+            ("--output", "o.npz", "ready.npz"),
+            ("--model", "other", "ready.npz"),
+            ("--json", None, "ready.npz"),
+            ("--quiet", None, "ready.npz"),
         )
     ),
     Case("pack", "--force", None, "ready.npz", before=["ready.compact.npz"]),
@@ -108,7 +126,15 @@ CASES = [
     Case("truncate", "--max-bytes", "1k", "ready.npz"),
     Case("truncate", "--output", "o.npz", "ready.npz", "--levels", "1"),
     Case("truncate", "--force", None, "ready.npz", "--levels", "1", before=["ready.truncated.npz"]),
-    Case("truncate", "--skip-existing", None, "ready.npz", "--levels", "1", before=["ready.truncated.npz"]),
+    Case(
+        "truncate",
+        "--skip-existing",
+        None,
+        "ready.npz",
+        "--levels",
+        "1",
+        before=["ready.truncated.npz"],
+    ),
     Case("truncate", "--json", None, "ready.npz", "--levels", "1"),
     Case("truncate", "--quiet", None, "ready.npz", "--levels", "1"),
     Case("sample", "--levels", "2", "-o", "s.npz"),
@@ -165,29 +191,42 @@ def outcome(case: Case, words: Sequence[str], monkeypatch: pytest.MonkeyPatch, f
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_bytes(b"old")
     result = run(case.command, *words)
-    text = re.sub(r"\d+\.\d+ s|\d+ a second|\"seconds\": [0-9.]+", "TIME", result.output).replace(str(folder.parent), "")
+    text = re.sub(r"\d+\.\d+ s|\d+ a second|\"seconds\": [0-9.]+", "TIME", result.output).replace(
+        str(folder.parent), ""
+    )
     return result.exit_code, text, snapshot()
 
 
-PLAIN: dict[str, Any] = {}      # outcomes without the option, which many cases share
+PLAIN: dict[str, Any] = {}  # outcomes without the option, which many cases share
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_no_option_is_dead(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_model(tmp_path / "models" / "other", seed=1)
-    monkeypatch.setattr(output, "console", lambda: Console(stderr=True, highlight=False, soft_wrap=True, color_system=None))
+    monkeypatch.setattr(
+        output,
+        "console",
+        lambda: Console(stderr=True, highlight=False, soft_wrap=True, color_system=None),
+    )
     if case.option == "--quiet" and case.command == "eval":
-        pytest.skip("quiet hides the progress line of eval, which a terminal alone shows: see the test of progress lines")
+        pytest.skip(
+            "quiet hides the progress line of eval, which a terminal alone shows: "
+            "see the test of progress lines"
+        )
     plain = outcome(case, case.words, monkeypatch, tmp_path / "plain")
     key = f"{case.command} {case.words} {case.before}"
-    assert plain == PLAIN.setdefault(key, plain)        # what differs below is not chance
+    assert plain == PLAIN.setdefault(key, plain)  # what differs below is not chance
     value = [] if case.value is None else [case.value]
-    assert plain != outcome(case, [*case.words, case.option, *value], monkeypatch, tmp_path / "with")
+    assert plain != outcome(
+        case, [*case.words, case.option, *value], monkeypatch, tmp_path / "with"
+    )
 
 
 def test_the_table_of_options_is_complete():
     for name in MINE:
-        options = {max(p.opts, key=len) for p in COMMANDS[name].params if p.param_type_name == "option"} - {"--help"}
+        options = {
+            max(p.opts, key=len) for p in COMMANDS[name].params if p.param_type_name == "option"
+        } - {"--help"}
         assert options == {case.option for case in CASES if case.command == name}
 
 
@@ -253,7 +292,11 @@ def test_standard_output_that_takes_nothing(number: int, monkeypatch: pytest.Mon
     """A reader that has gone is no error to tell; a full disk is."""
     table = Table("a")
     table.add_row("b")
-    for write in (lambda: output.write_stdout(b"x"), lambda: output.print_json({}), lambda: output.print_table(table)):
+    for write in (
+        lambda: output.write_stdout(b"x"),
+        lambda: output.print_json({}),
+        lambda: output.print_table(table),
+    ):
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(Broken(number), write_through=True))
         with pytest.raises(typer.Exit if number == errno.EPIPE else vqtok.VqtokError):
             write()
@@ -263,7 +306,9 @@ def test_standard_output_that_takes_nothing(number: int, monkeypatch: pytest.Mon
 
 
 def process(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, "-m", "vqtok", *words], capture_output=True, timeout=60, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "vqtok", *words], capture_output=True, timeout=60, **options
+    )
 
 
 def test_exit_codes_and_streams_of_the_real_command():
@@ -282,8 +327,17 @@ def test_exit_codes_and_streams_of_the_real_command():
 def test_light_commands_do_without_torch():
     save("a.png")
     ok("encode", "a.png")
-    words = [["--help"], ["--version"], ["encode", "--help"], ["info", "a.npz"], ["info", "toy"], ["models"], ["encode", "no.png"],
-             ["encode", "a.png", "-m", "no"], ["decode", "a.png"]]      # fmt: skip
+    words = [
+        ["--help"],
+        ["--version"],
+        ["encode", "--help"],
+        ["info", "a.npz"],
+        ["info", "toy"],
+        ["models"],
+        ["encode", "no.png"],
+        ["encode", "a.png", "-m", "no"],
+        ["decode", "a.png"],
+    ]
     script = f"""
 import contextlib, io, sys
 from vqtok.cli import main
@@ -309,7 +363,9 @@ def test_a_pipe_of_real_commands():
 @pytest.mark.slow
 def test_ctrl_c_of_the_real_command():
     words = ["sample", "-v", "--size", "4096", "-n", "4", "-o", "out"]
-    with subprocess.Popen([sys.executable, "-m", "vqtok", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-m", "vqtok", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
         assert child.stderr is not None
         assert child.stderr.readline().startswith(b"model toy")
         child.send_signal(signal.SIGINT)
@@ -325,7 +381,9 @@ def test_a_file_system_that_takes_no_more():
 
     save("a.png")
     before = snapshot()
-    done = process("encode", "a.png", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)))
+    done = process(
+        "encode", "a.png", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    )
     assert done.returncode == 1
     assert done.stderr.startswith(b"vqtok: error: cannot write a.npz: ")
     assert done.stderr.count(b"\n") == 2
@@ -336,7 +394,13 @@ def test_a_file_system_that_takes_no_more():
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in kB, RLIMIT_AS that holds")
 def test_a_huge_config_in_a_small_file_takes_no_memory(toy: Path):
     stored = weights.load(toy / "tokenizer.safetensors", "tokenizer")
-    stored.meta["config"] |= {"width": 2048, "code_dim": 1024, "codebook_size": 65536, "encoder_blocks": 64, "decoder_blocks": 64}
+    stored.meta["config"] |= {
+        "width": 2048,
+        "code_dim": 1024,
+        "codebook_size": 65536,
+        "encoder_blocks": 64,
+        "decoder_blocks": 64,
+    }
     weights.save(toy / "tokenizer.safetensors", stored)
     save("a.png")
     script = """
@@ -347,7 +411,8 @@ from vqtok.cli import main
 try:
     main()
 finally:
-    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))      # ru_maxrss is the parent's, too
+    print(next(line.split()[1] for line in open("/proc/self/status") if \
+line.startswith("VmHWM")))      # ru_maxrss is the parent's, too
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
     assert b"its config asks for" in done.stderr

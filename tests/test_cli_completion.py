@@ -1,4 +1,7 @@
-"""What a shell completes: commands, options, models; in bash itself, too. No torch: each press of tab starts the program."""
+"""What a shell completes: commands, options, models; in bash itself, too.
+
+No torch: each press of tab starts the program.
+"""
 
 import os
 import shutil
@@ -32,7 +35,11 @@ def vqtok(tmp_path: Path) -> Path:
 
 
 def completions(vqtok: Path, line: str, shell: str = "bash") -> list[str]:
-    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_TYPER_COMPLETE_ARGS": line}
+    words = {
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
+        "_TYPER_COMPLETE_ARGS": line,
+    }
     fish = {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}
     env = {**os.environ, **words, **fish, "_VQTOK_COMPLETE": f"complete_{shell}"}
     done = subprocess.run([vqtok], env=env, capture_output=True, text=True, timeout=60)
@@ -52,7 +59,7 @@ def test_models_are_completed(vqtok: Path, tmp_path: Path):
     make_model(tmp_path / "models" / "phantom", prior=None)
     assert completions(vqtok, "vqtok encode --model ph") == ["phantom", "photo"]
     assert completions(vqtok, "vqtok train --init c") == ["cifar10"]
-    assert completions(vqtok, "vqtok encode --model ./ph") == []       # the shell goes on with files
+    assert completions(vqtok, "vqtok encode --model ./ph") == []  # the shell goes on with files
 
 
 def test_the_help_beside_a_completion_is_one_line(vqtok: Path):
@@ -63,8 +70,23 @@ def test_the_help_beside_a_completion_is_one_line(vqtok: Path):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
 def test_bash_completes(vqtok: Path):
     """What `--show-completion` prints, read by a bash that then completes a line."""
-    script = 'eval "$1"; COMP_WORDS=(vqtok decode --model ci); COMP_CWORD=3; _vqtok_completion vqtok; echo "${COMPREPLY[@]}"'
-    shown = subprocess.run([vqtok], env={**os.environ, "_VQTOK_COMPLETE": "source_bash"}, capture_output=True, text=True, timeout=60)
+    script = (
+        'eval "$1"; COMP_WORDS=(vqtok decode --model ci); COMP_CWORD=3; '
+        '_vqtok_completion vqtok; echo "${COMPREPLY[@]}"'
+    )
+    shown = subprocess.run(
+        [vqtok],
+        env={**os.environ, "_VQTOK_COMPLETE": "source_bash"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     env = {**os.environ, "PATH": f"{vqtok.parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", script, "bash", shown.stdout], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", shown.stdout],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.stdout, done.stderr) == ("cifar10\n", "")

@@ -1,4 +1,6 @@
-"""Full disks, read-only folders and ends on demand: two lines, nothing half-written, and the same command goes on once there is room."""
+"""Full disks, read-only folders and ends on demand:
+two lines, nothing half-written, and the same command goes on once there is room.
+"""
 
 import errno
 import os
@@ -49,17 +51,26 @@ def spoil(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
         monkeypatch.setattr(Path, "write_bytes", failing(number, "x"))
     elif where == "fsync":
         monkeypatch.setattr(files.os, "fsync", failing(number, "x"))
-    else:       # as where the folder refuses: the temporary file cannot be made
+    else:  # as where the folder refuses: the temporary file cannot be made
         opened, fail = os.open, failing(number, "x")
-        monkeypatch.setattr(files.os, "open", lambda path, flags, *mode: fail() if flags & os.O_CREAT else opened(path, flags, *mode))
+        monkeypatch.setattr(
+            files.os,
+            "open",
+            lambda path, flags, *mode: fail() if flags & os.O_CREAT else opened(path, flags, *mode),
+        )
 
 
 @pytest.mark.parametrize("name", Calls)
-@pytest.mark.parametrize(("where", "number", "said"), [
-    ("write", errno.ENOSPC, "the disk is full"), ("fsync", errno.EDQUOT, "the disk quota is used up"),
-    ("fsync", errno.EIO, "Input/output error"), ("open", errno.EROFS, "the file system is read-only"),
-    ("open", errno.EACCES, "permission denied"),
-])     # fmt: skip
+@pytest.mark.parametrize(
+    ("where", "number", "said"),
+    [
+        ("write", errno.ENOSPC, "the disk is full"),
+        ("fsync", errno.EDQUOT, "the disk quota is used up"),
+        ("fsync", errno.EIO, "Input/output error"),
+        ("open", errno.EROFS, "the file system is read-only"),
+        ("open", errno.EACCES, "permission denied"),
+    ],
+)
 def test_what_cannot_be_written_is_told_and_leaves_nothing(
     there: None, monkeypatch: pytest.MonkeyPatch, name: str, where: str, number: int, said: str
 ) -> None:
@@ -72,13 +83,21 @@ def test_what_cannot_be_written_is_told_and_leaves_nothing(
 
 @pytest.mark.usefixtures("few_vectors")
 @pytest.mark.parametrize("full_at", [3, 4, 6, 8, 11, 13, 15, 17])
-def test_training_on_a_full_disk_goes_on_to_the_same_model(data: Path, monkeypatch: pytest.MonkeyPatch, full_at: int) -> None:
-    """The disk is full from some write on: recipe, weights, sheet, state, grids, ..., samples or card."""
+def test_training_on_a_full_disk_goes_on_to_the_same_model(
+    data: Path, monkeypatch: pytest.MonkeyPatch, full_at: int
+) -> None:
+    """The disk is full from some write on: recipe, weights, sheet, state,
+    grids, ..., samples or card.
+    """
     assert small("-o", "whole").exit_code == 0
     write, count = Path.write_bytes, iter(range(1, 1000))
 
     def limited(self: Path, content: bytes) -> int:
-        return failing(errno.ENOSPC, str(self))() or 0 if next(count) >= full_at else write(self, content)
+        return (
+            failing(errno.ENOSPC, str(self))() or 0
+            if next(count) >= full_at
+            else write(self, content)
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", limited)
@@ -98,7 +117,11 @@ def test_training_on_a_full_disk_goes_on_to_the_same_model(data: Path, monkeypat
 @pytest.mark.parametrize("again", [["--resume"], ["-f"]])
 def test_what_a_killed_run_was_writing_is_taken_away(data: Path, again: list[str]) -> None:
     assert small("-o", "m", "--max-time", "0s").exit_code == 0
-    for name in (".vqtok-0123456789ab.safetensors", ".vqtok-0123456789ab", ".vqtok-0123456789ab.json"):
+    for name in (
+        ".vqtok-0123456789ab.safetensors",
+        ".vqtok-0123456789ab",
+        ".vqtok-0123456789ab.json",
+    ):
         (Path("m") / name).write_bytes(b"half")
     mine = [".vqtok-notes.txt", "notes.npz"]
     for name in mine:
@@ -124,8 +147,12 @@ def test_a_size_limit_of_the_system_is_one_more_full_disk(there: None) -> None:
     assert snapshot() == before
 
 
-def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the middle of a write: the temporary file goes, and the exit code is that of an interrupted command."""
+def test_sigterm_ends_a_command_as_ctrl_c_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of a write: the temporary file goes, and the exit code is that
+    of an interrupted command.
+    """
 
     @output.guarded
     def command() -> None:
@@ -144,7 +171,9 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_command_in_a_thread_leaves_signals_alone() -> None:
     seen: list[object] = []
-    thread = threading.Thread(target=output.guarded(lambda: seen.append(signal.getsignal(signal.SIGTERM))))
+    thread = threading.Thread(
+        target=output.guarded(lambda: seen.append(signal.getsignal(signal.SIGTERM)))
+    )
     thread.start()
     thread.join()
     assert seen == [signal.SIG_DFL]
@@ -154,8 +183,23 @@ def test_a_command_in_a_thread_leaves_signals_alone() -> None:
 def test_sigterm_to_a_bulk_encode_leaves_no_temporary_file_and_no_worker(toy: Path) -> None:
     make_tar("a.tar", pictures(2000))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "vqtok", "encode", "a.tar", "-o", "out", "--shard-size", "5", "--workers", "1", "-q"]
-    process = subprocess.Popen(command, start_new_session=True, env=environment, stderr=subprocess.PIPE)
+    command = [
+        sys.executable,
+        "-m",
+        "vqtok",
+        "encode",
+        "a.tar",
+        "-o",
+        "out",
+        "--shard-size",
+        "5",
+        "--workers",
+        "1",
+        "-q",
+    ]
+    process = subprocess.Popen(
+        command, start_new_session=True, env=environment, stderr=subprocess.PIPE
+    )
     while not any(Path("out").glob("*.npz")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -168,12 +212,20 @@ def test_sigterm_to_a_bulk_encode_leaves_no_temporary_file_and_no_worker(toy: Pa
 
 
 def test_stale_files_go_and_all_others_stay(tmp_path: Path) -> None:
-    names = {".vqtok-0123456789ab.npz": False, ".vqtok-0123456789ab": False, ".vqtok-0123456789AB.npz": True, "a.npz": True, ".vqtok": True}
+    names = {
+        ".vqtok-0123456789ab.npz": False,
+        ".vqtok-0123456789ab": False,
+        ".vqtok-0123456789AB.npz": True,
+        "a.npz": True,
+        ".vqtok": True,
+    }
     for name in names:
         (tmp_path / name).write_bytes(b"")
     (tmp_path / ".vqtok-aaaaaaaaaaaa").mkdir()
     files.remove_stale(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {name for name, stays in names.items() if stays} | {".vqtok-aaaaaaaaaaaa"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        name for name, stays in names.items() if stays
+    } | {".vqtok-aaaaaaaaaaaa"}
     files.remove_stale(tmp_path / "nowhere")
     with pytest.raises(OutputError):
         files.write_bytes(tmp_path / "a.npz", b"")

@@ -19,7 +19,10 @@ def test_encode_and_decode_write_beside_the_input():
     save("a.png")
     done = ok("encode", "a.png")
     assert done.stdout == ""
-    assert re.fullmatch(r"a\.png -> a\.npz  8x5x1, \d+ B, \d\.\d\d bpp, [\d.]+x smaller than PNG, \d+\.\d\d s\n", done.stderr)
+    assert re.fullmatch(
+        r"a\.png -> a\.npz  8x5x1, \d+ B, \d\.\d\d bpp, [\d.]+x smaller than PNG, \d+\.\d\d s\n",
+        done.stderr,
+    )
     done = ok("decode", "a.npz")
     assert re.fullmatch(r"a\.npz -> a\.decoded\.png  30x20, \d+\.\d\d s\n", done.stderr)
     expected = codec.load("toy").decode(codec.load("toy").encode("a.png"))
@@ -47,11 +50,18 @@ def odd_pictures() -> dict[str, tuple[tuple[int, int], str]]:
     frames = [Image.fromarray(picture(20, 30, seed=seed)) for seed in range(3)]
     frames[0].save("moving.gif", save_all=True, append_images=frames[1:])
     return {
-        "one.png": ((1, 1), ""), "alpha.png": ((31, 77), "transparency laid over white"), "strip.png": ((5000, 3), ""),
-        "column.bmp": ((2, 500), ""), "palette.png": ((30, 20), ""), "deep.png": ((30, 20), "16-bit values reduced to 8 bits"),
-        "press.jpg": ((30, 20), "CMYK turned into RGB without a color profile"), "bits.png": ((30, 20), ""),
-        "grey.png": ((30, 20), ""), "turned.jpg": ((20, 30), ""), "moving.gif": ((30, 20), "first of 3 frames"),
-    }     # fmt: skip
+        "one.png": ((1, 1), ""),
+        "alpha.png": ((31, 77), "transparency laid over white"),
+        "strip.png": ((5000, 3), ""),
+        "column.bmp": ((2, 500), ""),
+        "palette.png": ((30, 20), ""),
+        "deep.png": ((30, 20), "16-bit values reduced to 8 bits"),
+        "press.jpg": ((30, 20), "CMYK turned into RGB without a color profile"),
+        "bits.png": ((30, 20), ""),
+        "grey.png": ((30, 20), ""),
+        "turned.jpg": ((20, 30), ""),
+        "moving.gif": ((30, 20), "first of 3 frames"),
+    }
 
 
 def test_odd_pictures_come_back_in_their_size_and_are_noted():
@@ -72,22 +82,32 @@ def test_folders_are_mirrored_and_made():
         save(name)
     Path("in/notes.txt").write_text("no picture")
     ok("encode", "in", "-o", "out/deep")
-    assert sorted(str(p) for p in Path("out").rglob("*.npz")) == ["out/deep/a.npz", "out/deep/sub/b.npz"]
+    assert sorted(str(p) for p in Path("out").rglob("*.npz")) == [
+        "out/deep/a.npz",
+        "out/deep/sub/b.npz",
+    ]
     ok("decode", "out", "-o", "back")
-    assert sorted(str(p) for p in Path("back").rglob("*.png")) == ["back/deep/a.decoded.png", "back/deep/sub/b.decoded.png"]
+    assert sorted(str(p) for p in Path("back").rglob("*.png")) == [
+        "back/deep/a.decoded.png",
+        "back/deep/sub/b.decoded.png",
+    ]
 
 
 def test_dash_is_standard_input_and_output():
     content = save("a.png").read_bytes()
     made = ok("encode", "-", stdin=content)
     assert codes.read(made.stdout_bytes) == codec.load("toy").encode("a.png")
-    assert re.match("standard input -> standard output  8x5x1, .* smaller than the source", made.stderr)
+    assert re.match(
+        "standard input -> standard output  8x5x1, .* smaller than the source", made.stderr
+    )
     back = ok("decode", "-", stdin=made.stdout_bytes)
     assert size_of(back.stdout_bytes) == (30, 20)
     assert ok("encode", "a.png", "-o", "-").stdout_bytes == made.stdout_bytes
     ok("encode", "-", "-o", "x.npz", stdin=content)
     assert Path("x.npz").read_bytes() == made.stdout_bytes
-    assert json.loads(ok("info", "-", "--json", stdin=made.stdout_bytes).stdout)["sizes"] == [[30, 20]]
+    assert json.loads(ok("info", "-", "--json", stdin=made.stdout_bytes).stdout)["sizes"] == [
+        [30, 20]
+    ]
     assert "empty" in fails("encode", "-", stdin=b"")
     for words in (["encode", "a.png"], ["decode", "x.npz"], ["sample"]):
         assert "both go to standard output" in fails(*words, "-o", "-", "--json", code=2)
@@ -100,13 +120,27 @@ def test_json_is_one_object_a_line_on_stdout():
     first, second = map(json.loads, done.stdout.splitlines())
     assert done.stderr == ""
     data = Path("a.npz").read_bytes()
-    assert first.items() >= {
-        "input": "a.png", "output": "a.npz", "model": "toy", "size": [30, 20], "grid": [8, 5, 1], "bytes": len(data),
-        "bpp": round(8 * len(data) / 600, 4), "raw_bpp": round(40 * 4 / 600, 4), "source_bytes": Path("a.png").stat().st_size,
-    }.items()     # fmt: skip
+    assert (
+        first.items()
+        >= {
+            "input": "a.png",
+            "output": "a.npz",
+            "model": "toy",
+            "size": [30, 20],
+            "grid": [8, 5, 1],
+            "bytes": len(data),
+            "bpp": round(8 * len(data) / 600, 4),
+            "raw_bpp": round(40 * 4 / 600, 4),
+            "source_bytes": Path("a.png").stat().st_size,
+        }.items()
+    )
     assert second["input"] == "b.png"
     one = json.loads(ok("decode", "a.npz", "--json").stdout)
-    assert (one["output"], one["size"], one["fingerprint"]) == ("a.decoded.png", [30, 20], first["fingerprint"])
+    assert (one["output"], one["size"], one["fingerprint"]) == (
+        "a.decoded.png",
+        [30, 20],
+        first["fingerprint"],
+    )
 
 
 def test_quiet_and_verbose():
@@ -146,7 +180,9 @@ def test_several_pictures_in_one_file_are_numbered():
     ok("sample", "-n", "3", "-o", "s.npz")
     done = ok("decode", "s.npz")
     assert done.stderr.count("s.npz -> s.decoded-000") == 3
-    assert sorted(p.name for p in Path().glob("*.png")) == [f"s.decoded-000{i}.png" for i in (1, 2, 3)]
+    assert sorted(p.name for p in Path().glob("*.png")) == [
+        f"s.decoded-000{i}.png" for i in (1, 2, 3)
+    ]
     assert "s.decoded-0001.png exists" in fails("decode", "s.npz")
     assert ok("decode", "s.npz", "--skip-existing").output == ""
     assert "3 pictures do not go to standard output" in fails("decode", "s.npz", "-o", "-")
@@ -179,11 +215,17 @@ def test_a_batch_goes_on_after_bad_files():
     assert done.stderr.endswith("\n1 of 3 failed\n")
     assert sorted(p.name for p in Path("back").iterdir()) == ["1.decoded.png", "3.decoded.png"]
     done = run("encode", "in", "-o", "out", "-f", "--json", "-q")
-    assert [json.loads(line)["input"] for line in done.stdout.splitlines()] == ["in/1.png", "in/3.png"]
+    assert [json.loads(line)["input"] for line in done.stdout.splitlines()] == [
+        "in/1.png",
+        "in/3.png",
+    ]
 
 
 def test_file_names_are_shown_as_they_are_and_on_one_line():
-    for name, shown in ((":smile:[red]x[/].png", ":smile:[red]x[/].png"), ("a\nb\x1b[31m.png", "a b?[31m.png")):
+    for name, shown in (
+        (":smile:[red]x[/].png", ":smile:[red]x[/].png"),
+        ("a\nb\x1b[31m.png", "a b?[31m.png"),
+    ):
         save(name)
         assert ok("encode", name).stderr.startswith(f"{shown} -> ")
         assert shown.replace(".png", ".npz") + " exists" in fails("encode", name)

@@ -24,8 +24,14 @@ pytestmark = pytest.mark.usefixtures("toy")
 
 def png_header(width: int, height: int) -> bytes:
     chunks = b""
-    for name, body in ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"0")), (b"IEND", b"")):
-        chunks += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    for name, body in (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"0")),
+        (b"IEND", b""),
+    ):
+        chunks += (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
@@ -36,9 +42,12 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 
 BAD_PICTURES = {
-    "text": (b"hello", "is not a picture"), "empty": (b"", "is empty"), "truncated": (jpeg(picture(200, 200))[:900], "cut off"),
-    "bomb": (png_header(60000, 60000), "million pixels"), "zip": (b"PK\3\4" + b"\0" * 99, "is not a picture"),
-}     # fmt: skip
+    "text": (b"hello", "is not a picture"),
+    "empty": (b"", "is empty"),
+    "truncated": (jpeg(picture(200, 200))[:900], "cut off"),
+    "bomb": (png_header(60000, 60000), "million pixels"),
+    "zip": (b"PK\3\4" + b"\0" * 99, "is not a picture"),
+}
 
 
 @pytest.mark.parametrize(("content", "message"), BAD_PICTURES.values(), ids=list(BAD_PICTURES))
@@ -65,7 +74,14 @@ def test_nothing_to_work_on():
     assert "missing.npz does not exist" in fails("info", "missing.npz")
     assert "missing.png does not exist" in fails("sample", "--complete", "missing.png")
     long = "a" * 300
-    for words in (["encode", long], ["decode", long], ["eval", long], ["info", long], ["sample", "-o", long], ["encode", long, "-m", long]):
+    for words in (
+        ["encode", long],
+        ["decode", long],
+        ["eval", long],
+        ["info", long],
+        ["sample", "-o", long],
+        ["encode", long, "-m", long],
+    ):
         fails(*words)
 
 
@@ -77,7 +93,12 @@ def test_no_permission(monkeypatch: pytest.MonkeyPatch):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "open", lambda path, _: refuse(path) if path.name == "a.png" else io.FileIO(path), raising=False)
+        patch.setattr(
+            files,
+            "open",
+            lambda path, _: refuse(path) if path.name == "a.png" else io.FileIO(path),
+            raising=False,
+        )
         assert "cannot read a.png: permission denied" in fails("encode", "a.png")
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "open", refuse)
@@ -85,7 +106,15 @@ def test_no_permission(monkeypatch: pytest.MonkeyPatch):
         assert "cannot write samples.png: permission denied" in fails("sample")
 
 
-@pytest.mark.parametrize("words", [["encode", "a.png"], ["decode", "a.npz", "-o", "b.png"], ["sample"], ["sample", "-o", "s.npz"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["encode", "a.png"],
+        ["decode", "a.npz", "-o", "b.png"],
+        ["sample"],
+        ["sample", "-o", "s.npz"],
+    ],
+)
 def test_full_disk(words: list[str], monkeypatch: pytest.MonkeyPatch):
     save("a.png")
     if words[0] == "decode":
@@ -104,17 +133,25 @@ def test_places_that_cannot_be_written():
     assert "not a folder" in fails("encode", "a.png", "-o", "a.png/x.npz")
     assert "not an ordinary file" in fails("encode", "a.png", "-o", "/dev/full")
     assert "unknown picture format" in fails("sample", "-o", "x.gif", code=2)
-    ok("encode", "a.png", "-o", "folder.npz")       # an existing folder is a folder, whatever its name
+    ok("encode", "a.png", "-o", "folder.npz")  # an existing folder is a folder, whatever its name
     assert "unknown picture format" in fails("decode", "folder.npz/a.npz", "-o", "x.mp4", code=2)
     assert "unknown picture format" in fails("eval", "--sheet", "x.txt", code=2)
 
 
 def npz(name: str, **members: np.ndarray) -> None:
-    np.savez(name, **members)     # type: ignore[arg-type]
+    np.savez(name, **members)  # type: ignore[arg-type]
 
 
 def meta(**changes: Any) -> np.ndarray:
-    facts = {"format": 1, "model": "toy", "fingerprint": "00000000", "codebook_size": 16, "downsample": 4, "channels": 3, "sizes": [[8, 8]]}
+    facts = {
+        "format": 1,
+        "model": "toy",
+        "fingerprint": "00000000",
+        "codebook_size": 16,
+        "downsample": 4,
+        "channels": 3,
+        "sizes": [[8, 8]],
+    }
     return np.array(json.dumps({**facts, **changes}))
 
 
@@ -145,7 +182,9 @@ def test_bad_codes(members: dict[str, np.ndarray], message: str):
 def test_codes_that_ask_for_a_terabyte():
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1, 1048576, 1048576), }"
     with zipfile.ZipFile("bomb.npz", "w") as archive:
-        archive.writestr("indices.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+        archive.writestr(
+            "indices.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+        )
         file = io.BytesIO()
         np.save(file, meta())
         archive.writestr("meta.npy", file.getvalue())
@@ -167,9 +206,13 @@ def test_codes_of_another_fingerprint(tmp_path: Path):
     make_model(tmp_path / "models" / "other", seed=1)
     save("a.png")
     ok("encode", "a.png", "-m", "other")
-    ok("decode", "a.npz")       # finds its model, although the default is another
+    ok("decode", "a.npz")  # finds its model, although the default is another
     told = fails("decode", "a.npz", "-m", "toy", "-o", "b.png")
-    assert re.search(r"a\.npz: the codes were made with model other \(.{8}\), but this is toy \(.{8}\)\n  fix: .*--model other", told)
+    assert re.search(
+        r"a\.npz: the codes were made with model other \(.{8}\), "
+        r"but this is toy \(.{8}\)\n  fix: .*--model other",
+        told,
+    )
     (tmp_path / "models" / "other").rename(tmp_path / "models" / "renamed")
     ok("decode", "a.npz", "-f")
     (tmp_path / "models" / "renamed").rename(tmp_path / "elsewhere")
@@ -182,27 +225,41 @@ def test_a_missing_model_is_looked_for_once_a_batch(monkeypatch: pytest.MonkeyPa
         npz(name, indices=GRID, meta=meta())
     asked = []
     find = weights.read_by_fingerprint
-    monkeypatch.setattr(weights, "read_by_fingerprint", lambda *which: asked.append(which) or find(*which))
+    monkeypatch.setattr(
+        weights, "read_by_fingerprint", lambda *which: asked.append(which) or find(*which)
+    )
     done = run("decode", "a.npz", "b.npz")
     assert done.exit_code == 1
-    assert [line.split(":")[2].strip() for line in done.stderr.splitlines()[::2][:2]] == ["a.npz", "b.npz"]
+    assert [line.split(":")[2].strip() for line in done.stderr.splitlines()[::2][:2]] == [
+        "a.npz",
+        "b.npz",
+    ]
     assert done.stderr.endswith("2 of 2 failed\n")
     assert len(asked) == 1
 
 
 SPOILS = {
-    "truncated": "damaged or truncated", "pickle": "looks like a pickle", "empty": "is empty", "missing tensor": "lacks the tensor",
-    "wrong shape": "its config asks for", "damaged config": "downsample is 0",
-}     # fmt: skip
+    "truncated": "damaged or truncated",
+    "pickle": "looks like a pickle",
+    "empty": "is empty",
+    "missing tensor": "lacks the tensor",
+    "wrong shape": "its config asks for",
+    "damaged config": "downsample is 0",
+}
 
 
 @pytest.mark.parametrize(("how", "message"), SPOILS.items())
 def test_damaged_weights(toy: Path, how: str, message: str):
     save("a.png")
     spoil(toy / "tokenizer.safetensors", how)
-    for words in (["encode", "a.png"], ["sample"], ["eval", "--limit", "1"], ["encode", "a.png", "-m", toy]):
+    for words in (
+        ["encode", "a.png"],
+        ["sample"],
+        ["eval", "--limit", "1"],
+        ["encode", "a.png", "-m", toy],
+    ):
         assert message in fails(*words)
-    if how not in ("missing tensor", "wrong shape"):      # info and models build no network
+    if how not in ("missing tensor", "wrong shape"):  # info and models build no network
         assert message in fails("info", "toy")
         done = run("models")
         assert (done.exit_code, done.stdout) == (1, "")
@@ -214,7 +271,9 @@ def test_unknown_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save("a.png")
     assert "did you mean toy?" in fails("encode", "a.png", "-m", "tou")
     assert "there is no model 'nowhere/x'" in fails("sample", "-m", "nowhere/x")
-    assert "is a prior file, not a tokenizer file" in fails("encode", "a.png", "-m", tmp_path / "models/toy/prior.safetensors")
+    assert "is a prior file, not a tokenizer file" in fails(
+        "encode", "a.png", "-m", tmp_path / "models/toy/prior.safetensors"
+    )
     Path("hollow").mkdir()
     assert "hollow holds no tokenizer.safetensors" in fails("info", "hollow")
     monkeypatch.setattr(codec, "Model", lambda *_: pytest.fail("torch was imported first"))
@@ -224,18 +283,29 @@ def test_unknown_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_usage_errors():
     save("a.png")
     for words, message in {
-        ("encode",): "missing argument 'IN", ("encode", "a.png", "--colour", "x"): "no such option: --colour",
-        ("encod", "a.png"): "no such command 'encod'", ("encode", "a.png", "--background", "blurple"): "'blurple' is no color",
-        ("encode", "a.png", "--device", "tpu"): "there is no device 'tpu'", ("eval", "--split", "dev"): "there is no split 'dev'",
-        ("encode", "a.png", "--precision", "int8"): "precision 'int8' is not known", ("eval", "a", "b"): "unexpected extra argument",
-        ("sample", "-n", "0"): "'-n' / '--number'", ("sample", "--seed", "-1"): "'--seed'", ("sample", "--top-k", "0"): "'--top-k'",
-        ("sample", "--temperature", "-1"): "'--temperature'", ("sample", "--top-p", "2"): "top-p is 2.0",
-        ("sample", "--size", "24x"): "'24x' is no size", ("sample", "--size", "0x9"): "cannot sample", ("info",): "missing argument 'FILE'",
-        ("sample", "--size", "9" * 99): "is no size", ("sample", "--label", "cow"): "there is no label 'cow'",
-        ("sample", "--keep", "top:0.5"): "add --complete IMG", ("sample", "--complete", "a.png", "--size", "8"): "does not go with",
+        ("encode",): "missing argument 'IN",
+        ("encode", "a.png", "--colour", "x"): "no such option: --colour",
+        ("encod", "a.png"): "no such command 'encod'",
+        ("encode", "a.png", "--background", "blurple"): "'blurple' is no color",
+        ("encode", "a.png", "--device", "tpu"): "there is no device 'tpu'",
+        ("eval", "--split", "dev"): "there is no split 'dev'",
+        ("encode", "a.png", "--precision", "int8"): "precision 'int8' is not known",
+        ("eval", "a", "b"): "unexpected extra argument",
+        ("sample", "-n", "0"): "'-n' / '--number'",
+        ("sample", "--seed", "-1"): "'--seed'",
+        ("sample", "--top-k", "0"): "'--top-k'",
+        ("sample", "--temperature", "-1"): "'--temperature'",
+        ("sample", "--top-p", "2"): "top-p is 2.0",
+        ("sample", "--size", "24x"): "'24x' is no size",
+        ("sample", "--size", "0x9"): "cannot sample",
+        ("info",): "missing argument 'FILE'",
+        ("sample", "--size", "9" * 99): "is no size",
+        ("sample", "--label", "cow"): "there is no label 'cow'",
+        ("sample", "--keep", "top:0.5"): "add --complete IMG",
+        ("sample", "--complete", "a.png", "--size", "8"): "does not go with",
         ("sample", "--complete", "a.png", "--keep", "top:2"): "cannot keep 'top:2'",
         ("sample", "--size", "8192", "-n", "99"): "too many for one sheet",
-    }.items():     # fmt: skip
+    }.items():
         assert message in fails(*words, code=2)
 
 
@@ -246,7 +316,10 @@ def test_memory_that_runs_out_fails_one_picture_only(monkeypatch: pytest.MonkeyP
 
     def small_only(self: codec.Model, pictures: list[np.ndarray]) -> codes.Codes:
         if pictures[0].size > 1000:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried ...")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: "
+                "can't allocate memory: you tried ..."
+            )
         return encode(self, pictures)
 
     monkeypatch.setattr(codec.Model, "encode_batch", small_only)

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("toy")
 
 @pytest.fixture
 def four(tmp_path: Path) -> Path:
-    """A model of four levels called `four`, and a folder of two photographs, one of them larger than a sheet shows."""
+    """A model of four levels called `four`, and a folder of two photographs, one of them
+    larger than a sheet shows.
+    """
     save("in/a.png", picture(70, 300))
     save("in/b.png", picture(66, 66, seed=1))
     tokenizer = replace(TOKENIZER, levels=4, normalize=False)
@@ -32,28 +34,51 @@ def lpips_file(name: str) -> Path:
     torch.manual_seed(0)
     network = LPIPS(perceptual.ALEX)
     tensors = {f"features.{key}": value for key, value in network.convs.state_dict().items()}
-    heads = {f"lin{i}.model.1.weight": torch.rand(1, len(head), 1, 1) for i, head in enumerate(network.heads)}
+    heads = {
+        f"lin{i}.model.1.weight": torch.rand(1, len(head), 1, 1)
+        for i, head in enumerate(network.heads)
+    }
     save_file(tensors | heads, name)
     return Path(name)
 
 
 def test_json_of_levels_and_codecs(four: Path):
-    figures = json.loads(ok("eval", "in", "-m", four, "--json", "--levels", "1,2", "--codecs", "JPEG").stdout)
+    figures = json.loads(
+        ok("eval", "in", "-m", four, "--json", "--levels", "1,2", "--codecs", "JPEG").stdout
+    )
     assert [row["levels"] for row in figures["levels"]] == [1, 2, 4]
-    assert figures["levels"][-1].items() >= {key: figures[key] for key in ("psnr", "ms_ssim", "bpp", "bpp_packed", "bpp_coded")}.items()
+    assert (
+        figures["levels"][-1].items()
+        >= {
+            key: figures[key] for key in ("psnr", "ms_ssim", "bpp", "bpp_packed", "bpp_coded")
+        }.items()
+    )
     assert figures["levels"][0]["lpips"] is figures["lpips"] is None
     assert {(row["codec"], row["levels"], row["times"]) for row in figures["codecs"]} == {
-        ("jpeg", 1, 1), ("jpeg", 2, 1), ("jpeg", 4, 1), ("jpeg", 4, 2), ("jpeg", 4, 4),
-    }       # fmt: skip
+        ("jpeg", 1, 1),
+        ("jpeg", 2, 1),
+        ("jpeg", 4, 1),
+        ("jpeg", 4, 2),
+        ("jpeg", 4, 4),
+    }
     assert set(figures["levels"][0]["needs"]) == {"jpeg"}
 
 
 def test_tables_of_levels_and_codecs(four: Path):
     done = ok("eval", "in", "-m", four, "--limit", "1", "--codecs", "jpeg,webp")
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in lines if len(line) == 9 and line[0].isdigit()] == ["1", "2", "3", "4"]
+    assert [line[0] for line in lines if len(line) == 9 and line[0].isdigit()] == [
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
     assert "bit-packed" in done.stdout
-    coders = [" ".join(line[:2]) if line[0] == "four," else line[0] for line in lines if line and line[0] in ("four,", "JPEG", "WebP")]
+    coders = [
+        " ".join(line[:2]) if line[0] == "four," else line[0]
+        for line in lines
+        if line and line[0] in ("four,", "JPEG", "WebP")
+    ]
     assert coders == [name for n in (1, 2, 4) for name in (f"four, {n}", "JPEG", "WebP")]
     assert "for the same MS-SSIM" in done.stdout
     bare = ok("eval", "in", "-m", four, "--limit", "1", "--codecs", "none").stdout
@@ -62,11 +87,28 @@ def test_tables_of_levels_and_codecs(four: Path):
 
 def test_lpips_needs_weights_that_fit(four: Path):
     weights = lpips_file("alex.safetensors")
-    done = ok("eval", "in", "-m", four, "--lpips", weights, "--limit", "1", "--levels", "1", "--codecs", "jpeg")
+    done = ok(
+        "eval",
+        "in",
+        "-m",
+        four,
+        "--lpips",
+        weights,
+        "--limit",
+        "1",
+        "--levels",
+        "1",
+        "--codecs",
+        "jpeg",
+    )
     assert re.search(r"\n +LPIPS +\d\.\d{4}\n", done.stdout)
     assert "for the same LPIPS" in done.stdout
     torch.save({"a": torch.zeros(2)}, "pickle.pt")
-    wrong = {"missing": "missing does not exist", "pickle.pt": "pickle.pt", str(four / "tokenizer.safetensors"): "lacks the tensor"}
+    wrong = {
+        "missing": "missing does not exist",
+        "pickle.pt": "pickle.pt",
+        str(four / "tokenizer.safetensors"): "lacks the tensor",
+    }
     for path, message in wrong.items():
         assert message in fails("eval", "in", "-m", four, "--lpips", path)
     save("small/a.png")
@@ -78,16 +120,29 @@ def test_curves_in_both_formats(four: Path):
     ok("eval", "in", "-m", four, "--plot", "new/rd.png", "--levels", "1,2", "--codecs", "jpeg,webp")
     root = ElementTree.fromstring(Path("new/rd.svg").read_bytes())
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"four on 2 pictures of in", "vqtok four", "JPEG", "WebP", "MS-SSIM: higher is better", "bits per pixel, files"} <= set(texts)
-    shapes = [element for tag in ("circle", "polygon") for element in root.iter(f"{{http://www.w3.org/2000/svg}}{tag}")]
-    assert len(shapes) == 3 + 3 + 2 * 5     # legend, ours, theirs
+    assert {
+        "four on 2 pictures of in",
+        "vqtok four",
+        "JPEG",
+        "WebP",
+        "MS-SSIM: higher is better",
+        "bits per pixel, files",
+    } <= set(texts)
+    shapes = [
+        element
+        for tag in ("circle", "polygon")
+        for element in root.iter(f"{{http://www.w3.org/2000/svg}}{tag}")
+    ]
+    assert len(shapes) == 3 + 3 + 2 * 5  # legend, ours, theirs
     width, height = (int(root.attrib[side]) for side in ("width", "height"))
     assert size_of("new/rd.png") == (2 * width, 2 * height)
     assert "exists" in fails("eval", "in", "-m", four, "--plot", "new/rd.svg")
     Path("new/rd.svg").unlink()
     assert "rd.png exists" in fails("eval", "in", "-m", four, "--plot", "new/rd.svg")
     assert "cannot write curves" in fails("eval", "in", "-m", four, "--plot", "rd.pdf", code=2)
-    assert "both write" in fails("eval", "in", "-m", four, "--plot", "x.svg", "--sheet", "x.png", code=2)
+    assert "both write" in fails(
+        "eval", "in", "-m", four, "--plot", "x.svg", "--sheet", "x.png", code=2
+    )
 
 
 def test_sheet_shows_levels_and_codecs_pixel_by_pixel(four: Path):
@@ -95,8 +150,9 @@ def test_sheet_shows_levels_and_codecs_pixel_by_pixel(four: Path):
     sheet = images.read(Path("s.png")).pixels
     original = images.read(Path("in/a.png")).pixels[:, 22:278]
     views = np.lib.stride_tricks.sliding_window_view(sheet, original.shape)
-    assert any((views[top, 4, 0] == original).all() for top in range(len(views)))      # its middle 256 columns, in the first column
-    assert sheet.shape[1] > 4 * 256      # original, 1, 2, 4 levels, JPEG
+    # its middle 256 columns, in the first column
+    assert any((views[top, 4, 0] == original).all() for top in range(len(views)))
+    assert sheet.shape[1] > 4 * 256  # original, 1, 2, 4 levels, JPEG
 
 
 def test_levels_that_the_model_has_not(four: Path):

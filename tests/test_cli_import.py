@@ -33,8 +33,13 @@ def test_import_makes_a_model_that_encodes_and_decodes(name: str):
     assert re.fullmatch(wanted, done.stderr)
     assert {file.name for file in Path("m").iterdir()} == FILES
     card = Path("m/README.md").read_text()
-    assert card.startswith(f"# m ({weights.tokenizer_fingerprint(Path('m/tokenizer.safetensors'))})")
-    assert f"imported from {weights.read_meta(Path('m/tokenizer.safetensors'))['record']['imported']['file']}" in card
+    assert card.startswith(
+        f"# m ({weights.tokenizer_fingerprint(Path('m/tokenizer.safetensors'))})"
+    )
+    assert (
+        "imported from "
+        f"{weights.read_meta(Path('m/tokenizer.safetensors'))['record']['imported']['file']}"
+    ) in card
     pixels = picture(24, 32)
     save("a.png", pixels)
     ok("encode", "a.png", "--model", "m")
@@ -47,10 +52,18 @@ def test_import_makes_a_model_that_encodes_and_decodes(name: str):
 def test_info_and_models_of_an_imported_model(toy: Path):
     _, path = save_source("taming", Path("theirs"))
     facts = json.loads(ok("import", path, "-o", toy.parent / "vqgan", "--json").stdout)
-    assert facts["fingerprint"] == weights.tokenizer_fingerprint(toy.parent / "vqgan" / "tokenizer.safetensors")
+    assert facts["fingerprint"] == weights.tokenizer_fingerprint(
+        toy.parent / "vqgan" / "tokenizer.safetensors"
+    )
     assert (facts["input"], facts["source"]) == (str(path), "taming-transformers VQGAN")
     shown = ok("info", "vqgan").stdout
-    for row in ("network +classic", "stages +32, 32, 64", "attention +2, 3", "z channels +8", "file +last.ckpt"):
+    for row in (
+        "network +classic",
+        "stages +32, 32, 64",
+        "attention +2, 3",
+        "z channels +8",
+        "file +last.ckpt",
+    ):
         assert re.search(rf"{row}\b", shown), row
     assert re.search(r"vqgan +4 +40 +1 +0\.333", ok("models").stdout)
 
@@ -58,12 +71,20 @@ def test_info_and_models_of_an_imported_model(toy: Path):
 def test_export_writes_what_import_reads():
     imported()
     done = ok("export", "m", "-o", "back")
-    assert re.fullmatch(r"m -> back  diffusers VQModel, \d+ tensors, .+, \d+\.\d\d s\n", done.stderr)
-    assert {file.name for file in Path("back").iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert re.fullmatch(
+        r"m -> back  diffusers VQModel, \d+ tensors, .+, \d+\.\d\d s\n", done.stderr
+    )
+    assert {file.name for file in Path("back").iterdir()} == {
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
     facts = json.loads(ok("export", "m", "-o", "back", "-f", "--json", "--to", "diffusers").stdout)
     assert facts["bytes"] == sum(file.stat().st_size for file in Path("back").iterdir())
     ok("import", "back", "-o", "again")
-    prints = [weights.tokenizer_fingerprint(Path(name) / "tokenizer.safetensors") for name in ("m", "again")]
+    prints = [
+        weights.tokenizer_fingerprint(Path(name) / "tokenizer.safetensors")
+        for name in ("m", "again")
+    ]
     assert prints[0] == prints[1]
 
 
@@ -83,7 +104,11 @@ def test_nothing_is_replaced_unless_asked_for():
     assert {file.name for file in Path("m").iterdir()} == FILES | {"notes.txt"}
     ok("export", "m", "-o", "back")
     assert "back/diffusion_pytorch_model.safetensors exists" in fails("export", "m", "-o", "back")
-    assert run("import", path, "-o", "n", "--quiet").output == run("export", "m", "-o", "o", "--quiet").output == ""
+    assert (
+        run("import", path, "-o", "n", "--quiet").output
+        == run("export", "m", "-o", "o", "--quiet").output
+        == ""
+    )
 
 
 def test_errors_are_two_lines_and_leave_nothing():
@@ -117,8 +142,23 @@ def test_a_picture_too_large_is_named_and_the_others_go_on(monkeypatch: pytest.M
 @pytest.mark.parametrize("normalized", [False, True])
 def test_a_prior_is_trained_for_an_imported_model_and_sampled(data: Path, normalized: bool):
     imported("llamagen" if normalized else "taming")
-    ok("train", "data", "--stage", "prior", "-o", "m", "--prior-steps", "2", "--set", "prior.width=8", "--set", "prior.layers=1",
-       "--set", "prior_training.batch=2", "-q")      # fmt: skip
+    ok(
+        "train",
+        "data",
+        "--stage",
+        "prior",
+        "-o",
+        "m",
+        "--prior-steps",
+        "2",
+        "--set",
+        "prior.width=8",
+        "--set",
+        "prior.layers=1",
+        "--set",
+        "prior_training.batch=2",
+        "-q",
+    )
     card = Path("m/README.md").read_text()
     assert "imported from" in card
     assert "bits per index" in card
@@ -130,18 +170,60 @@ def test_a_prior_is_trained_for_an_imported_model_and_sampled(data: Path, normal
 @pytest.mark.slow
 def test_an_imported_model_is_fine_tuned(data: Path, few_vectors: None):
     imported()
-    ok("train", "data", "--stage", "tokenizer", "-o", "tuned", "--init", "m", "--steps", "2", "--batch", "2", "--size", "16", "-q")
-    before, after = (weights.load(Path(name) / "tokenizer.safetensors", "tokenizer") for name in ("m", "tuned"))
+    ok(
+        "train",
+        "data",
+        "--stage",
+        "tokenizer",
+        "-o",
+        "tuned",
+        "--init",
+        "m",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--size",
+        "16",
+        "-q",
+    )
+    before, after = (
+        weights.load(Path(name) / "tokenizer.safetensors", "tokenizer") for name in ("m", "tuned")
+    )
     assert after.tensors.keys() == before.tensors.keys()
     assert (after.tensors["encoder.first.weight"] != before.tensors["encoder.first.weight"]).any()
 
 
 @pytest.mark.slow
-def test_a_classic_network_is_trained_from_scratch_resumed_and_exported(data: Path, few_vectors: None):
-    settings = ["network=classic", "fold=1", "shortcut=false", "stages=[8, 8, 16]", "attention=[2]", "groups=4", "z_channels=4",
-                "quantizer=vq", "decoder_blocks=2"]     # fmt: skip
+def test_a_classic_network_is_trained_from_scratch_resumed_and_exported(
+    data: Path, few_vectors: None
+):
+    settings = [
+        "network=classic",
+        "fold=1",
+        "shortcut=false",
+        "stages=[8, 8, 16]",
+        "attention=[2]",
+        "groups=4",
+        "z_channels=4",
+        "quantizer=vq",
+        "decoder_blocks=2",
+    ]
     asked = [word for setting in settings for word in ("--set", f"tokenizer.{setting}")]
-    ok("train", "data", "--recipe", "small.toml", *asked, "--stage", "tokenizer", "--steps", "3", "-o", "run", "-q")
+    ok(
+        "train",
+        "data",
+        "--recipe",
+        "small.toml",
+        *asked,
+        "--stage",
+        "tokenizer",
+        "--steps",
+        "3",
+        "-o",
+        "run",
+        "-q",
+    )
     ok("train", "--resume", "--stage", "tokenizer", "--steps", "6", "-o", "run", "-q")
     assert weights.read_meta(Path("run/tokenizer.safetensors"))["config"]["stages"] == [8, 8, 16]
     ok("export", "run", "-o", "theirs")

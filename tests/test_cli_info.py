@@ -21,8 +21,15 @@ def test_eval_says_which_pictures_failed():
     done = run("eval", "in", "--json")
     assert done.exit_code == 1
     figures = json.loads(done.stdout)
-    assert (figures["pictures"], figures["skipped"], figures["model"], figures["data"]) == (1, 1, "toy", "in")
-    assert re.fullmatch(r"vqtok: error: in/b\.png is not a picture\n  fix: .*\n1 of 2 failed\n", done.stderr)
+    assert (figures["pictures"], figures["skipped"], figures["model"], figures["data"]) == (
+        1,
+        1,
+        "toy",
+        "in",
+    )
+    assert re.fullmatch(
+        r"vqtok: error: in/b\.png is not a picture\n  fix: .*\n1 of 2 failed\n", done.stderr
+    )
 
 
 def test_eval_table_json_and_sheet():
@@ -30,7 +37,15 @@ def test_eval_table_json_and_sheet():
     title, *rows = [line.strip() for line in table.splitlines() if line.strip()]
     assert title == "toy on 2,000 built-in pictures of 32x32 with 6 labels"
     assert ["pictures", "3"] in [row.split() for row in rows]
-    for name in ("PSNR, dB", "SSIM", "MS-SSIM", "codes used", "perplexity", "bits per pixel, raw", "bits per dimension"):
+    for name in (
+        "PSNR, dB",
+        "SSIM",
+        "MS-SSIM",
+        "codes used",
+        "perplexity",
+        "bits per pixel, raw",
+        "bits per dimension",
+    ):
         assert any(row.startswith(name) for row in rows)
     width, height = size_of("new/sheet.png")
     assert height > 3 * 128
@@ -42,7 +57,11 @@ def test_eval_table_json_and_sheet():
 
 def test_json_has_no_word_for_infinity(capsysbinary: pytest.CaptureFixture[bytes]):
     output.print_json({"a": float("inf"), "b": [float("nan"), 1.5], "c": {"d": float("-inf")}})
-    assert json.loads(capsysbinary.readouterr().out) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
+    assert json.loads(capsysbinary.readouterr().out) == {
+        "a": None,
+        "b": [None, 1.5],
+        "c": {"d": None},
+    }
 
 
 def test_info_of_codes_weights_and_models(toy: Path):
@@ -50,13 +69,33 @@ def test_info_of_codes_weights_and_models(toy: Path):
     ok("encode", "a.png")
     facts = json.loads(ok("info", "a.npz", "--json").stdout)
     fingerprint = weights.tokenizer_fingerprint(toy / "tokenizer.safetensors")
-    assert facts.items() >= {
-        "kind": "codes", "model": "toy", "fingerprint": fingerprint, "model_path": str(toy), "pictures": 1, "grid": [8, 5, 1],
-        "codebook_size": 16, "downsample": 4, "channels": 3, "sizes": [[30, 20]], "bytes": Path("a.npz").stat().st_size,
-    }.items()     # fmt: skip
+    assert (
+        facts.items()
+        >= {
+            "kind": "codes",
+            "model": "toy",
+            "fingerprint": fingerprint,
+            "model_path": str(toy),
+            "pictures": 1,
+            "grid": [8, 5, 1],
+            "codebook_size": 16,
+            "downsample": 4,
+            "channels": 3,
+            "sizes": [[30, 20]],
+            "bytes": Path("a.npz").stat().st_size,
+        }.items()
+    )
     by_name = json.loads(ok("info", "toy", "--json").stdout)
-    assert by_name == json.loads(ok("info", toy, "--json").stdout) == json.loads(ok("info", toy / "tokenizer.safetensors", "--json").stdout)
-    assert (by_name["fingerprint"], by_name["bpp"], by_name["prior"]["config"]["labels"]) == (fingerprint, 0.25, ["cat", "dog", "eel"])
+    assert (
+        by_name
+        == json.loads(ok("info", toy, "--json").stdout)
+        == json.loads(ok("info", toy / "tokenizer.safetensors", "--json").stdout)
+    )
+    assert (by_name["fingerprint"], by_name["bpp"], by_name["prior"]["config"]["labels"]) == (
+        fingerprint,
+        0.25,
+        ["cat", "dog", "eel"],
+    )
     assert json.loads(ok("info", toy / "prior.safetensors", "--json").stdout)["kind"] == "prior"
     text = ok("info", "a.npz").stdout
     assert re.search(r"grid +8x5x1\n", text)
@@ -68,11 +107,21 @@ def test_info_of_codes_weights_and_models(toy: Path):
     assert "no model here" in ok("info", "a.npz").stdout
 
 
-def test_models_lists_all_and_says_which_are_damaged(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_models_lists_all_and_says_which_are_damaged(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     bare = make_model(tmp_path / "models" / "bare", prior=None)
     listed = {m["name"]: m for m in map(json.loads, ok("models", "--json").stdout.splitlines())}
     assert set(listed) == {"bare", "toy"}
-    assert listed["toy"].items() >= {"prior": True, "labels": ["cat", "dog", "eel"], "bpp": 0.25, "validation": {"psnr": 10.0}}.items()
+    assert (
+        listed["toy"].items()
+        >= {
+            "prior": True,
+            "labels": ["cat", "dog", "eel"],
+            "bpp": 0.25,
+            "validation": {"psnr": 10.0},
+        }.items()
+    )
     assert listed["bare"]["prior"] is False
     table = ok("models").stdout
     assert re.search(r"toy +4 +16 +1 +0\.250 +10\.00 +3 +yes ", table)
@@ -85,7 +134,9 @@ def test_models_lists_all_and_says_which_are_damaged(toy: Path, tmp_path: Path, 
     assert "no model here" in fails("models")
 
 
-def test_environment_names_models_and_device(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_environment_names_models_and_device(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     save("a.png")
     elsewhere = make_model(tmp_path / "elsewhere" / "second", seed=4)
     monkeypatch.setenv("VQTOK_MODELS", f"{tmp_path / 'models'}{os.pathsep}{tmp_path / 'elsewhere'}")

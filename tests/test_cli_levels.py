@@ -1,4 +1,6 @@
-"""The rate as typed: `encode --levels`, `--bpp` and `--max-bytes`, `truncate`, and what `decode` and `info` make of fewer levels."""
+"""The rate as typed: `encode --levels`, `--bpp` and `--max-bytes`, `truncate`, and what `decode`
+and `info` make of fewer levels.
+"""
 
 import json
 import re
@@ -22,7 +24,11 @@ def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(weights, "bundled", lambda: tmp_path / ".none")
     monkeypatch.setenv("VQTOK_MODEL", "three")
     monkeypatch.setenv("COLUMNS", "120")
-    return make_model(tmp_path / "models" / "three", replace(TOKENIZER, levels=3, normalize=False), replace(PRIOR, levels=3))
+    return make_model(
+        tmp_path / "models" / "three",
+        replace(TOKENIZER, levels=3, normalize=False),
+        replace(PRIOR, levels=3),
+    )
 
 
 @pytest.fixture
@@ -42,7 +48,11 @@ def test_encode_levels(whole: codes.Codes):
     assert re.search(r"  32x24x2, \d", done.stderr)
     assert codes.read(Path("a.npz")) == whole.first_levels(2)
     facts = json.loads(ok("encode", "a.png", "--levels", "1", "-f", "--json").stdout)
-    assert (facts["grid"], facts["levels"], facts["bytes"]) == ([32, 24, 1], 1, Path("a.npz").stat().st_size)
+    assert (facts["grid"], facts["levels"], facts["bytes"]) == (
+        [32, 24, 1],
+        1,
+        Path("a.npz").stat().st_size,
+    )
     assert facts["raw_bpp"] == 0.25
 
 
@@ -50,7 +60,12 @@ def test_encode_levels(whole: codes.Codes):
 def test_encode_keeps_the_most_levels_that_fit(whole: codes.Codes, count: int):
     size = sizes_by_levels(whole)[count - 1]
     bpp = 8 * size / (96 * 128)
-    for words in (["--max-bytes", size], ["--max-bytes", f"{(size + 1) / 1000}k"], ["--bpp", bpp], ["--bpp", round(bpp + 1e-3, 3)]):
+    for words in (
+        ["--max-bytes", size],
+        ["--max-bytes", f"{(size + 1) / 1000}k"],
+        ["--bpp", bpp],
+        ["--bpp", round(bpp + 1e-3, 3)],
+    ):
         ok("encode", "a.png", *words, "-o", "cut.npz", "-f")
         assert codes.read(Path("cut.npz")) == whole.first_levels(count), words
     if count > 1:
@@ -84,8 +99,12 @@ def test_the_batch_goes_on_after_a_picture_that_does_not_fit(whole: codes.Codes)
 def test_rates_that_make_no_sense(whole: codes.Codes, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(codec, "Model", lambda *_: pytest.fail("loaded"))
     for command, source in (("encode", "a.png"), ("truncate", "all.npz")):
-        assert "--levels and --bpp do not go together" in fails(command, source, "--levels", "1", "--bpp", "1", code=2)
-        assert "--bpp and --max-bytes" in fails(command, source, "--bpp", "1", "--max-bytes", "9", code=2)
+        assert "--levels and --bpp do not go together" in fails(
+            command, source, "--levels", "1", "--bpp", "1", code=2
+        )
+        assert "--bpp and --max-bytes" in fails(
+            command, source, "--bpp", "1", "--max-bytes", "9", code=2
+        )
         assert "no size of a file" in fails(command, source, "--max-bytes", "two", code=2)
         for bad in ("0", "-1", "nan", "inf"):
             assert f"--bpp is {bad}" in fails(command, source, "--bpp", bad, code=2)
@@ -97,24 +116,52 @@ def test_rates_that_make_no_sense(whole: codes.Codes, monkeypatch: pytest.Monkey
     assert "nothing says how much to keep" in fails("truncate", "all.npz", code=2)
 
 
-@pytest.mark.parametrize(("text", "size"), [
-    ("2000", 2000), ("2k", 2000), ("2kB", 2000), ("2 kB", 2000), ("1.5k", 1500), ("1.005K", 1005), ("2KiB", 2048), ("2ki", 2048),
-    ("1M", 10**6), ("0.5MiB", 2**19), ("1g", 10**9), ("17B", 17), (" 9 ", 9), ("1.9", 1),
-])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("2000", 2000),
+        ("2k", 2000),
+        ("2kB", 2000),
+        ("2 kB", 2000),
+        ("1.5k", 1500),
+        ("1.005K", 1005),
+        ("2KiB", 2048),
+        ("2ki", 2048),
+        ("1M", 10**6),
+        ("0.5MiB", 2**19),
+        ("1g", 10**9),
+        ("17B", 17),
+        (" 9 ", 9),
+        ("1.9", 1),
+    ],
+)
 def test_sizes_are_read(text: str, size: int):
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "k", "2x", "-2", "0", "0.2", "2kk", "2iB", "1e3", "1,5k", "²", "٣", "9" * 20, "2 k B"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "k", "2x", "-2", "0", "0.2", "2kk", "2iB", "1e3", "1,5k", "²", "٣", "9" * 20, "2 k B"],
+)
 def test_what_is_no_size(text: str):
     with pytest.raises(UsageError, match="no size of a file"):
         parse_bytes(text)
 
 
 def test_bits_per_pixel_given_back_are_met():
-    """What a file takes, as a number, suffices to get that file, whatever float rounding makes of it."""
+    """What a file takes, as a number, suffices to get that file, whatever
+    float rounding makes of it.
+    """
     for side in range(1, 60):
-        grid = codes.Codes(images.pad(picture(side, side, 1), 1)[None, None, ..., 0], "m", "0badcafe", 256, 1, 1, ((side, side),))
+        grid = codes.Codes(
+            images.pad(picture(side, side, 1), 1)[None, None, ..., 0],
+            "m",
+            "0badcafe",
+            256,
+            1,
+            1,
+            ((side, side),),
+        )
         bpp = 8 * len(codes.to_bytes(grid)) / side**2
         assert Rate(bpp=bpp).cut(grid, "x")[0] == grid
 
@@ -140,12 +187,23 @@ def test_decode_levels(whole: codes.Codes):
 def test_truncate_cuts_and_says_so(whole: codes.Codes):
     done = ok("truncate", "all.npz", "--levels", "2")
     assert re.fullmatch(
-        r"all\.npz -> all\.truncated\.npz  32x24x2, [\d.]+ k?B, \d\.\d+ bpp, 2 of 3 levels, \d+\.\d\d s\n", done.stderr
+        r"all\.npz -> all\.truncated\.npz  32x24x2, [\d.]+ k?B, \d\.\d+ bpp, "
+        r"2 of 3 levels, \d+\.\d\d s\n",
+        done.stderr,
     )
     assert codes.read(Path("all.truncated.npz")) == whole.first_levels(2)
     assert "all.truncated.npz exists" in fails("truncate", "all.npz", "--levels", "1")
     facts = json.loads(ok("truncate", "all.npz", "--levels", "1", "-f", "--json").stdout)
-    assert facts.items() >= {"input": "all.npz", "output": "all.truncated.npz", "levels": 1, "source_levels": 3, "model": "three"}.items()
+    assert (
+        facts.items()
+        >= {
+            "input": "all.npz",
+            "output": "all.truncated.npz",
+            "levels": 1,
+            "source_levels": 3,
+            "model": "three",
+        }.items()
+    )
     assert facts["bytes"] == sizes_by_levels(whole)[0] == Path("all.truncated.npz").stat().st_size
     assert "hold 3 levels, not 4" in fails("truncate", "all.npz", "--levels", "4", "-f")
     ok("truncate", "all.npz", "--levels", "3", "-o", "all.npz", "-fq")
@@ -168,7 +226,10 @@ def test_truncate_takes_folders_and_its_own_results_not_twice(whole: codes.Codes
     assert done.exit_code == 1
     assert "in/bad.npz" in done.stderr
     assert done.stderr.endswith("\n1 of 3 failed\n")
-    assert sorted(str(p) for p in Path("out").rglob("*.npz")) == ["out/a.truncated.npz", "out/sub/b.truncated.npz"]
+    assert sorted(str(p) for p in Path("out").rglob("*.npz")) == [
+        "out/a.truncated.npz",
+        "out/sub/b.truncated.npz",
+    ]
     Path("in/bad.npz").unlink()
     ok("truncate", "in", "--levels", "1")
     again = ok("truncate", "in", "--levels", "2", "--skip-existing")

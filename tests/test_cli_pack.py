@@ -1,4 +1,6 @@
-"""Compact files on the command line: encode --compact, pack, unpack, truncate, decode, info; and what is said where a prior is missing."""
+"""Compact files on the command line: encode --compact, pack, unpack, truncate, decode, info;
+and what is said where a prior is missing.
+"""
 
 import json
 import os
@@ -25,16 +27,32 @@ def add_entropy(model: Path, seed: int = 0, bias: int = 0) -> None:
     torch.manual_seed(seed)
     tensors = IntegerPrior(SETTINGS).integers()
     tensors["readout.bias"][0, 3] += bias
-    record = {"tokenizer": weights.tokenizer_fingerprint(model / "tokenizer.safetensors"), "metrics": {"bits": 4.0}}
-    weights.save(model / "entropy.safetensors", weights.Weights(tensors, {"kind": "entropy", "config": asdict(SETTINGS), "record": record}))
+    record = {
+        "tokenizer": weights.tokenizer_fingerprint(model / "tokenizer.safetensors"),
+        "metrics": {"bits": 4.0},
+    }
+    weights.save(
+        model / "entropy.safetensors",
+        weights.Weights(tensors, {"kind": "entropy", "config": asdict(SETTINGS), "record": record}),
+    )
 
 
 @pytest.fixture
 def coding(toy: Path) -> Path:
-    """The toy model with an entropy prior, and a picture whose codes it likes: one index everywhere."""
+    """The toy model with an entropy prior, and a picture whose codes it likes:
+    one index everywhere.
+    """
     add_entropy(toy, bias=100_000)
     fingerprint = weights.tokenizer_fingerprint(toy / "tokenizer.safetensors")
-    one = codes.Codes(np.full((1, 1, 20, 30), 3, np.uint8), "toy", fingerprint, 16, TOKENIZER.downsample, 3, ((80, 120),))
+    one = codes.Codes(
+        np.full((1, 1, 20, 30), 3, np.uint8),
+        "toy",
+        fingerprint,
+        16,
+        TOKENIZER.downsample,
+        3,
+        ((80, 120),),
+    )
     codes.write("one.npz", one)
     images.write(Path("img.png"), picture(80, 120))
     return toy
@@ -66,7 +84,12 @@ def test_encode_tells_of_compact_files_where_the_model_codes_them(coding: Path):
     hint = "smaller still: --compact, or vqtok pack a.npz\n"
     assert ok("encode", "img.png", "-o", "a.npz").stderr.endswith(hint)
     ok("pack", "a.npz")
-    for words in (["--compact", "-o", "b.npz"], ["-q", "-o", "c.npz"], ["-o", "-"], ["--json", "-o", "d.npz"]):
+    for words in (
+        ["--compact", "-o", "b.npz"],
+        ["-q", "-o", "c.npz"],
+        ["-o", "-"],
+        ["--json", "-o", "d.npz"],
+    ):
         assert "smaller still" not in ok("encode", "img.png", *words).stderr
     (coding / "entropy.safetensors").unlink()
     assert "smaller still" not in ok("encode", "img.png", "-o", "e.npz").stderr
@@ -74,7 +97,13 @@ def test_encode_tells_of_compact_files_where_the_model_codes_them(coding: Path):
 
 def test_verify_refuses_what_would_not_come_back(coding: Path, monkeypatch: pytest.MonkeyPatch):
     broken = codec.Model.pack
-    monkeypatch.setattr(codec.Model, "pack", lambda self, plain: broken(self, codes.Codes(**{**vars(plain), "indices": plain.indices ^ 1})))
+    monkeypatch.setattr(
+        codec.Model,
+        "pack",
+        lambda self, plain: broken(
+            self, codes.Codes(**{**vars(plain), "indices": plain.indices ^ 1})
+        ),
+    )
     assert "would not decode" in fails("encode", "img.png", "--compact", "--verify")
 
 
@@ -85,7 +114,7 @@ def test_bit_packed_without_a_prior_and_where_it_is_smaller(toy: Path):
     assert json.loads(ok("info", "img.npz", "--json").stdout)["form"] == "packed"
     add_entropy(toy, bias=100_000)
     ok("pack", "img.npz")
-    assert form("img.compact.npz") == "packed"      # this prior expects another index everywhere
+    assert form("img.compact.npz") == "packed"  # this prior expects another index everywhere
 
 
 def test_truncate_keeps_the_form(coding: Path):
@@ -99,7 +128,12 @@ def test_info_needs_no_model(coding: Path):
     (coding / "entropy.safetensors").unlink()
     (coding / "tokenizer.safetensors").unlink()
     facts = json.loads(ok("info", "one.compact.npz", "--json").stdout)
-    assert (facts["form"], facts["grid"], facts["model_path"], facts["index_bytes"]) == ("coded", [30, 20, 1], None, facts["index_bytes"])
+    assert (facts["form"], facts["grid"], facts["model_path"], facts["index_bytes"]) == (
+        "coded",
+        [30, 20, 1],
+        None,
+        facts["index_bytes"],
+    )
 
 
 def test_a_missing_prior_is_named(coding: Path):
@@ -113,12 +147,18 @@ def test_a_missing_prior_is_named(coding: Path):
     add_entropy(coding, seed=1)
     message = fails("decode", "one.compact.npz")
     assert prior in message
-    assert weights.fingerprint(weights.load(coding / "entropy.safetensors", "entropy").tensors) in message
+    assert (
+        weights.fingerprint(weights.load(coding / "entropy.safetensors", "entropy").tensors)
+        in message
+    )
 
 
 def test_a_prior_of_another_tokenizer_is_refused(coding: Path):
     stored = weights.load(coding / "entropy.safetensors", "entropy")
-    weights.save(coding / "entropy.safetensors", weights.Weights(stored.tensors, {**stored.meta, "record": {"tokenizer": "00000000"}}))
+    weights.save(
+        coding / "entropy.safetensors",
+        weights.Weights(stored.tensors, {**stored.meta, "record": {"tokenizer": "00000000"}}),
+    )
     assert "of another tokenizer" in fails("pack", "one.npz")
 
 
@@ -129,5 +169,10 @@ def test_damage_is_an_error_and_never_a_wrong_picture(coding: Path):
     stream, draw = to_stream(stored), np.random.default_rng(0)
     for _ in range(30):
         at = int(draw.integers(30, len(stream)))
-        np.savez("bad.npz", stream=np.frombuffer(stream[:at] + bytes([stream[at] ^ 255]) + stream[at + 1 :], np.uint8))
+        np.savez(
+            "bad.npz",
+            stream=np.frombuffer(
+                stream[:at] + bytes([stream[at] ^ 255]) + stream[at + 1 :], np.uint8
+            ),
+        )
         assert fails("decode", "bad.npz").count("\n") == 2

@@ -20,7 +20,9 @@ from vqtok.priors import cross_entropy
 from vqtok.report import grids
 
 pytestmark = pytest.mark.usefixtures("toy")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here: apt-get install chromium"
+)
 
 
 def page(path: str = "report.html") -> Reader:
@@ -41,7 +43,15 @@ def test_report_of_a_run(toy: Path):
     assert re.fullmatch(r"run run -> report\.html  \d+ kB, \d+\.\d s\n", done.stderr)
     assert done.stdout == ""
     read = page()
-    for title in ("Training run run", "Reconstructions", "Tokenizer: curves", "Codebook", "Samples", "Timings", "Settings"):
+    for title in (
+        "Training run run",
+        "Reconstructions",
+        "Tokenizer: curves",
+        "Codebook",
+        "Samples",
+        "Timings",
+        "Settings",
+    ):
         assert title in read.text
     assert "in 4 validation pictures" in read.text
     assert read.text.count("3 samples at temperature") == len(insight.TEMPERATURES)
@@ -63,23 +73,44 @@ def test_report_of_a_model(toy: Path):
     images.write(toy / "samples.png", picture())
     ok("report", "toy", "--samples", 2)
     read = page()
-    for part in ("Model toy", "cat, dog, eel", "As the card's tables say", "AVIF", "2 samples of the prior", "goes on"):
+    for part in (
+        "Model toy",
+        "cat, dog, eel",
+        "As the card's tables say",
+        "AVIF",
+        "2 samples of the prior",
+        "goes on",
+    ):
         assert part in read.text
     assert len(read.attributes("svg")) == 3
     ok("report", toy, "--samples", 0, "-o", "-", "-q")
-    assert "Codebook" not in check_page(ok("report", toy, "--samples", 0, "-o", "-", "-q").stdout_bytes).text
+    assert (
+        "Codebook"
+        not in check_page(ok("report", toy, "--samples", 0, "-o", "-", "-q").stdout_bytes).text
+    )
 
 
 def test_curves_of_a_model_from_figures(toy: Path):
     row = {"bpp_packed": 0.1, "ms_ssim": 0.5}
     codecs = [{"codec": "webp", "bpp": 0.1, "ms_ssim": 0.6}]
-    figures = {"fingerprint": "00000000", "levels": [row, row | {"bpp_packed": 0.2}], "codecs": codecs}
+    figures = {
+        "fingerprint": "00000000",
+        "levels": [row, row | {"bpp_packed": 0.2}],
+        "codecs": codecs,
+    }
     Path("figures.json").write_text(json.dumps(figures))
     ok("report", "toy", "--samples", 0, "--figures", "figures.json")
-    for part in ("WebP", "vqtok toy", "As measured by vqtok eval: figures.json", "the figures were measured with another model (00000000)"):
+    for part in (
+        "WebP",
+        "vqtok toy",
+        "As measured by vqtok eval: figures.json",
+        "the figures were measured with another model (00000000)",
+    ):
         assert part in page().text
     Path("figures.json").write_text("[]")
-    assert "holds no figures of a model" in fails("report", "toy", "--figures", "figures.json", "-f")
+    assert "holds no figures of a model" in fails(
+        "report", "toy", "--figures", "figures.json", "-f"
+    )
 
 
 def test_report_of_codes_plain_and_compact(toy: Path):
@@ -89,11 +120,23 @@ def test_report_of_codes_plain_and_compact(toy: Path):
     for name, form in (("a.npz", "plain"), ("c.npz", "packed")):
         ok("report", name, "-f")
         read = page()
-        for part in (f"Codes {name}", "Index grid", "the prior that samples are drawn from", "whole file", form, "30x21"):
+        for part in (
+            f"Codes {name}",
+            "Index grid",
+            "the prior that samples are drawn from",
+            "whole file",
+            form,
+            "30x21",
+        ):
             assert part in read.text
         assert f"{Path(name).stat().st_size:,}" in read.text
         assert len(read.attributes("img")) == 4
-    assert "standard input" in check_page(ok("report", "-", "-o", "-", stdin=Path("a.npz").read_bytes()).stdout_bytes).text
+    assert (
+        "standard input"
+        in check_page(
+            ok("report", "-", "-o", "-", stdin=Path("a.npz").read_bytes()).stdout_bytes
+        ).text
+    )
     (toy / "prior.safetensors").unlink()
     ok("report", "a.npz", "-f")
     assert "Map of bits" not in Path("report.html").read_text()
@@ -110,7 +153,9 @@ def test_parts_of_a_file_are_all_of_it():
         assert all(part.bytes > 0 for part in parts)
 
 
-def test_bits_of_the_integer_prior_are_those_of_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_bits_of_the_integer_prior_are_those_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.undo()
     model = codec.load("photo", "cpu")
     found_codes = model.encode(picture(96, 128))
@@ -118,7 +163,8 @@ def test_bits_of_the_integer_prior_are_those_of_the_file(monkeypatch: pytest.Mon
     assert found is not None
     size = sum(map(len, model.pack(found_codes).streams))
     assert found[0].shape == found_codes.indices.shape
-    assert found[0].sum() / 8 == pytest.approx(size, abs=12)        # the coder's state, and rounding to words
+    # the coder's state, and rounding to words
+    assert found[0].sum() / 8 == pytest.approx(size, abs=12)
 
 
 def test_bits_of_the_float_prior_are_its_cross_entropy(toy: Path):
@@ -134,7 +180,9 @@ def test_tiles_are_what_the_middle_of_an_even_grid_decodes_to(toy: Path):
     model = codec.load(toy, "cpu")
     tiles = insight.tiles(model)
     assert tiles.shape == (16, 4, 4, 3)
-    grid = codes.Codes(np.full((1, 1, 3, 3), 5, np.uint8), "toy", model.fingerprint, 16, 4, 3, ((12, 12),))
+    grid = codes.Codes(
+        np.full((1, 1, 3, 3), 5, np.uint8), "toy", model.fingerprint, 16, 4, 3, ((12, 12),)
+    )
     assert np.abs(model.decode(grid)[4:8, 4:8].astype(int) - tiles[5]).max() <= 1
     assert (insight.count_codes([grid, grid]) == 18 * (np.arange(16) == 5)).all()
 
@@ -160,10 +208,17 @@ def test_nothing_is_overwritten_and_mistakes_are_two_lines(toy: Path):
     assert "there is no model 'none'" in fails("report", "none", "-o", "x.html")
     assert "does not exist" in fails("report", "none.npz", "-o", "x.html")
     assert "--open needs a file" in fails("report", "toy", "-o", "-", "--open", code=2)
-    assert "--model says what decodes" in fails("report", "toy", "--model", "toy", "-o", "x.html", code=2)
-    assert "--figures are those of a model" in fails("report", "a.npz", "--figures", "f.json", "-o", "x.html", code=2)
+    assert "--model says what decodes" in fails(
+        "report", "toy", "--model", "toy", "-o", "x.html", code=2
+    )
+    assert "--figures are those of a model" in fails(
+        "report", "a.npz", "--figures", "f.json", "-o", "x.html", code=2
+    )
     assert "a.png" in fails("report", "a.png", "-o", "x.html")
-    weights.save(toy / "tokenizer.safetensors", weights.load(make_model(Path("o"), seed=2) / "tokenizer.safetensors", "tokenizer"))
+    weights.save(
+        toy / "tokenizer.safetensors",
+        weights.load(make_model(Path("o"), seed=2) / "tokenizer.safetensors", "tokenizer"),
+    )
     assert "a.npz: the codes were made with model toy" in fails("report", "a.npz", "-o", "x.html")
     spoil(toy / "tokenizer.safetensors", "truncated")
     fails("report", "toy", "-o", "x.html")
@@ -178,20 +233,28 @@ def test_open_hands_the_file_to_the_browser(monkeypatch: pytest.MonkeyPatch):
     ok("report", "toy", "--samples", 0, "--open")
     assert opened == [Path("report.html").resolve().as_uri()]
     monkeypatch.setattr(webbrowser, "open", lambda url: False)
-    assert "no browser can be started here" in run("report", "toy", "--samples", 0, "--open", "-f").stderr
+    assert (
+        "no browser can be started here"
+        in run("report", "toy", "--samples", 0, "--open", "-f").stderr
+    )
 
 
 @needs_browser
 @pytest.mark.slow
 def test_a_run_in_a_real_browser(toy: Path):
-    """It opens from file:// in both schemes without a complaint or a request; sliders move by keys, and show what they say."""
+    """It opens from file:// in both schemes without a complaint or a request;
+    sliders move by keys, and show what they say.
+    """
     run_folder(toy)
     ok("report", "run", "--samples", 2)
     with browser() as chrome:
         backgrounds = []
         for dark in (False, True):
             chrome.open(Path("report.html"), dark=dark)
-            assert chrome.run("[...document.images].filter(i => !i.hidden).every(i => i.complete && i.naturalWidth > 0)")
+            assert chrome.run(
+                "[...document.images].filter(i => !i.hidden).every(i => "
+                "i.complete && i.naturalWidth > 0)"
+            )
             assert chrome.run("document.documentElement.scrollWidth <= innerWidth")
             backgrounds.append(chrome.run("getComputedStyle(document.body).backgroundColor"))
             _move_sliders(chrome)
@@ -207,7 +270,8 @@ def _move_sliders(chrome: Browser) -> None:
     name = "document.querySelector('.compare .name').textContent"
     assert (chrome.run(clip), chrome.run(name)) == ("inset(0px 0px 0px 50%)", "step 30")
     chrome.run("document.querySelector('.wipe').focus()")
-    assert chrome.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"       # focus shows
+    # focus shows
+    assert chrome.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     chrome.press("ArrowRight")
     assert chrome.run(clip) == "inset(0px 0px 0px 49%)"
     chrome.press("End")
@@ -222,7 +286,9 @@ def _move_sliders(chrome: Browser) -> None:
     before = int(chrome.run("document.activeElement.value"))
     chrome.press("ArrowLeft" if before else "ArrowRight")
     assert chrome.run(told).startswith(f"Code {before - 1 if before else 1}: ")
-    drawn = "[...document.querySelector('canvas').getContext('2d').getImageData(40, 40, 1, 1).data][3]"
+    drawn = (
+        "[...document.querySelector('canvas').getContext('2d').getImageData(40, 40, 1, 1).data][3]"
+    )
     assert chrome.run(drawn) == 255
 
 
@@ -232,11 +298,19 @@ def test_hostile_text_runs_nothing_in_a_real_browser(toy: Path):
     folder = run_folder(toy)
     (folder / "run.json").write_text(json.dumps({"command": HOSTILE}))
     with (folder / "log.jsonl").open("a") as log:
-        log.write(json.dumps({"stage": "tokenizer", "step": 40, HOSTILE: 1.5, "loss": HOSTILE}) + "\n")
+        log.write(
+            json.dumps({"stage": "tokenizer", "step": 40, HOSTILE: 1.5, "loss": HOSTILE}) + "\n"
+        )
     ok("report", "run", "--samples", 0)
-    # What an attacker could have put there is refused by the policy, even where escaping had failed.
+    # What an attacker could have put there is refused by the policy, even
+    # where escaping had failed.
     page = Path("report.html").read_text(encoding="utf-8")
-    Path("broken.html").write_text(page.replace("<main>", "<main><img src=x onerror='document.title=1'><script>document.title=2</script>"))
+    Path("broken.html").write_text(
+        page.replace(
+            "<main>",
+            "<main><img src=x onerror='document.title=1'><script>document.title=2</script>",
+        )
+    )
     with browser() as chrome:
         chrome.open(Path("report.html"))
         assert chrome.complaints() == []

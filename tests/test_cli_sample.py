@@ -21,9 +21,11 @@ def test_seed_decides_the_bytes():
 
 def test_sample_to_sheet_folder_and_codes():
     done = ok("sample", "-n", "3")
-    assert re.fullmatch(r"3 pictures of 20x16 from toy, seed 0 -> samples\.png  \d+\.\d\d s\n", done.stderr)
+    assert re.fullmatch(
+        r"3 pictures of 20x16 from toy, seed 0 -> samples\.png  \d+\.\d\d s\n", done.stderr
+    )
     width, height = size_of("samples.png")
-    assert width > 3 * 20 * 4       # enlarged; a column for each label
+    assert width > 3 * 20 * 4  # enlarged; a column for each label
     assert height > 16 * 4
     done = ok("sample", "-n", "1", "--size", "24x16", "-o", "one.png")
     assert done.stderr.startswith("1 picture of 24x16")
@@ -42,16 +44,36 @@ def test_sample_to_sheet_folder_and_codes():
 
 
 def test_sample_json():
-    lines = [json.loads(line) for line in ok("sample", "-n", "2", "-o", "d", "--json", "--seed", "7").stdout.splitlines()]
+    lines = [
+        json.loads(line)
+        for line in ok("sample", "-n", "2", "-o", "d", "--json", "--seed", "7").stdout.splitlines()
+    ]
     assert [line["output"] for line in lines] == ["d/0001.png", "d/0002.png"]
     assert lines[0].items() >= {"model": "toy", "seed": 7, "size": [20, 16], "pictures": 1}.items()
     assert json.loads(ok("sample", "-n", "2", "--json").stdout)["pictures"] == 2
 
 
 def test_sample_options_reach_the_library():
-    words = ["--label", "dog", "--temperature", "0.7", "--top-k", "9", "--top-p", "0.8", "--seed", "3", "--size", "30x22", "-n", "2"]
+    words = [
+        "--label",
+        "dog",
+        "--temperature",
+        "0.7",
+        "--top-k",
+        "9",
+        "--top-p",
+        "0.8",
+        "--seed",
+        "3",
+        "--size",
+        "30x22",
+        "-n",
+        "2",
+    ]
     ok("sample", *words, "-o", "s.npz")
-    expected = codec.load("toy").sample_codes(2, (22, 30), label="dog", temperature=0.7, top_k=9, top_p=0.8, seed=3)
+    expected = codec.load("toy").sample_codes(
+        2, (22, 30), label="dog", temperature=0.7, top_k=9, top_p=0.8, seed=3
+    )
     assert codes.read(Path("s.npz")) == expected
     ok("sample", "--temperature", "0", "--label", "1", "-n", "2", "-o", "cold.npz")
     cold = codes.read(Path("cold.npz")).indices
@@ -69,13 +91,26 @@ def test_complete_keeps_the_codes(keep: str):
     rows, columns = codec.kept_part(keep, *given.shape[2:])
     assert (made[..., rows, columns] == given[..., rows, columns]).all()
     assert (made != given).any()
-    ok("sample", "--complete", "-", "--keep", keep, "-n", "2", "-o", "d.npz", stdin=Path("a.png").read_bytes())
+    ok(
+        "sample",
+        "--complete",
+        "-",
+        "--keep",
+        keep,
+        "-n",
+        "2",
+        "-o",
+        "d.npz",
+        stdin=Path("a.png").read_bytes(),
+    )
     assert Path("d.npz").read_bytes() == Path("c.npz").read_bytes()
 
 
 def test_complete_shows_notes():
     save("alpha.png", picture(20, 30, 4))
-    assert ok("sample", "--complete", "alpha.png", "-n", "1").stderr.startswith("alpha.png: transparency laid over white\n")
+    assert ok("sample", "--complete", "alpha.png", "-n", "1").stderr.startswith(
+        "alpha.png: transparency laid over white\n"
+    )
 
 
 def test_models_without_a_prior_or_with_a_wrong_one(tmp_path: Path):

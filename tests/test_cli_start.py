@@ -22,7 +22,9 @@ from vqtok.vqvae import VQVAE
 
 
 def python(script: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
 
 
 # Starting
@@ -30,13 +32,16 @@ def python(script: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_commands_import_no_compiler(toy: Path):
-    """torch._dynamo and sympy take as long to import as half of torch, and nothing here needs them."""
+    """torch._dynamo and sympy take as long to import as half of torch,
+    and nothing here needs them.
+    """
     add_entropy(toy)
     save("a.png")
     script = """
 import sys
 from vqtok.cli import main
-for words in ("encode a.png", "decode a.npz", "encode a.png --compact -o b.npz", "decode b.npz", "pack a.npz", "sample"):
+for words in ("encode a.png", "decode a.npz", "encode a.png --compact -o b.npz", "decode b.npz", \
+"pack a.npz", "sample"):
     sys.argv = ["vqtok", *words.split()]
     try:
         main()
@@ -51,7 +56,15 @@ for words in ("encode a.png", "decode a.npz", "encode a.png --compact -o b.npz",
 
 @pytest.mark.parametrize("quantizer", ["ema", "vq", "simvq", "fsq", "lfq"])
 def test_an_outline_has_the_names_and_shapes_of_the_network(quantizer: str):
-    settings = TokenizerConfig(downsample=4, width=8, codebook_size=16, code_dim=4, levels=2, normalize=False, quantizer=quantizer)
+    settings = TokenizerConfig(
+        downsample=4,
+        width=8,
+        codebook_size=16,
+        code_dim=4,
+        levels=2,
+        normalize=False,
+        quantizer=quantizer,
+    )
     entropy = EntropyConfig(codebook_size=16, levels=2, embedding=4, width=8, blocks=1, rank=4)
     state = torch.get_rng_state()
     with outline():
@@ -59,13 +72,17 @@ def test_an_outline_has_the_names_and_shapes_of_the_network(quantizer: str):
     assert torch.equal(torch.get_rng_state(), state)
     for network, real in zip(drawn, [VQVAE(settings), IntegerPrior(entropy)], strict=True):
         expected = {name: (value.shape, value.dtype) for name, value in real.state_dict().items()}
-        assert {name: (value.shape, value.dtype) for name, value in network.state_dict().items()} == expected
+        assert {
+            name: (value.shape, value.dtype) for name, value in network.state_dict().items()
+        } == expected
         assert all(value.is_meta for value in network.parameters())
 
 
 def test_each_part_is_filled_when_it_is_first_used(toy: Path):
     def empty(part: str) -> bool:
-        return any(value.is_meta for value in model._network.get_submodule(part).state_dict().values())
+        return any(
+            value.is_meta for value in model._network.get_submodule(part).state_dict().values()
+        )
 
     model = codec.load("toy")
     assert [empty("encoder"), empty("decoder")] == [True, True]
@@ -76,7 +93,9 @@ def test_each_part_is_filled_when_it_is_first_used(toy: Path):
     again = codec.load("toy")
     whole = again.network.state_dict()
     assert not any(value.is_meta for value in whole.values())
-    assert all(torch.equal(value, model.network.state_dict()[name]) for name, value in whole.items())
+    assert all(
+        torch.equal(value, model.network.state_dict()[name]) for name, value in whole.items()
+    )
     assert (again.decode(codes) == model.decode(codes)).all()
     assert again.config == TOKENIZER
 
@@ -145,7 +164,12 @@ def test_messages_keep_the_order_of_the_inputs(toy: Path):
     done = run("encode", "in")
     assert done.exit_code == 1
     lines = [line for line in done.stderr.splitlines() if not line.startswith("  fix")]
-    assert ["in/3" in lines[0], "in/0.png ->" in lines[1], "in/1.png" in lines[2], "in/2.png ->" in lines[3]] == [True] * 4, lines
+    assert [
+        "in/3" in lines[0],
+        "in/0.png ->" in lines[1],
+        "in/1.png" in lines[2],
+        "in/2.png ->" in lines[3],
+    ] == [True] * 4, lines
     assert lines[4] == "2 of 4 failed"
 
 
@@ -171,7 +195,9 @@ __main__._leave({code})
 WRITING = "threading.Thread(target=lambda: (time.sleep(0.2), print('second', end=' '))).start()"
 
 
-@pytest.mark.parametrize(("more", "told"), [("", "first third\n"), (WRITING, "first second third\n")])
+@pytest.mark.parametrize(
+    ("more", "told"), [("", "first third\n"), (WRITING, "first second third\n")]
+)
 def test_nothing_is_lost_by_leaving_at_once(more: str, told: str):
     for code, expected in (("None", 0), ("0", 0), ("3", 3)):
         done = python(LEAVING.format(more=more, code=code))

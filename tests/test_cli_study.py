@@ -18,9 +18,21 @@ from vqtok.cli.train import Listener
 from vqtok.study import page
 from vqtok.study.systems import Shape
 
-COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands      # type: ignore[attr-defined]
+COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
-WORDS = ("study", "--data", "data.npz", "-o", "out", "--budget", "1s", "--systems", "vq-pixelcnn", "--samples", "2")
+WORDS = (
+    "study",
+    "--data",
+    "data.npz",
+    "-o",
+    "out",
+    "--budget",
+    "1s",
+    "--systems",
+    "vq-pixelcnn",
+    "--samples",
+    "2",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +50,18 @@ def test_a_study_prints_its_table():
     assert [word for word in words if word not in result.stdout] == []
     assert "a coder without a model takes 8.00" in result.stderr
     assert {path.name for path in Path("out").iterdir()} == {
-        "data", "tokenizer-vq", "vq-pixelcnn", "study.json", "study.md", "report.html", "samples.png", "samples-vq-pixelcnn.png",
-    }     # fmt: skip
+        "data",
+        "tokenizer-vq",
+        "vq-pixelcnn",
+        "study.json",
+        "study.md",
+        "report.html",
+        "samples.png",
+        "samples-vq-pixelcnn.png",
+    }
     stored = json.loads(Path("out", page.JSON).read_text())["systems"][0]
-    assert 0.7 < stored["training_seconds"] < 30        # a busy machine starts slowly, but no step begins after the time
+    # a busy machine starts slowly, but no step begins after the time
+    assert 0.7 < stored["training_seconds"] < 30
     assert stored["steps"] > 0
     shown = ok("sample", "--model", "out/vq-pixelcnn", "-n", "2")
     assert "8x8" in shown.stderr
@@ -54,20 +74,46 @@ def test_a_study_prints_its_table():
 def test_every_option_reaches_the_study(monkeypatch: pytest.MonkeyPatch):
     seen: dict[str, Any] = {}
 
-    def note(plan: study.Plan, stop: object, listener: object, device: object, resume: bool) -> study.Study:
+    def note(
+        plan: study.Plan, stop: object, listener: object, device: object, resume: bool
+    ) -> study.Study:
         seen.update(plan=plan, device=str(device), resume=resume)
         return study.Study((), Shape(8, 3), plan.samples)
 
     monkeypatch.setattr(study, "study", note)
     words = [
-        "--data", "x", "--budget", "2m", "--output", "o", "--systems", "vae,fvsbn", "--test-pictures", "7", "--samples", "5", "--seed", "3",
-        "--device", "cpu", "--resume", "--json", "--quiet",
-    ]     # fmt: skip
+        "--data",
+        "x",
+        "--budget",
+        "2m",
+        "--output",
+        "o",
+        "--systems",
+        "vae,fvsbn",
+        "--test-pictures",
+        "7",
+        "--samples",
+        "5",
+        "--seed",
+        "3",
+        "--device",
+        "cpu",
+        "--resume",
+        "--json",
+        "--quiet",
+    ]
     options = {max(p.opts, key=len) for p in COMMANDS["study"].params} - {"--help"}
     assert options == {word for word in words if word.startswith("--")} | {"--force"}
     assert ok("study", *words).output == ""
     plan = seen["plan"]
-    assert (plan.data, plan.budget, plan.folder, plan.test_pictures, plan.samples, plan.seed) == ("x", 120.0, Path("o"), 7, 5, 3)
+    assert (plan.data, plan.budget, plan.folder, plan.test_pictures, plan.samples, plan.seed) == (
+        "x",
+        120.0,
+        Path("o"),
+        7,
+        5,
+        3,
+    )
     assert [system.name for system in plan.systems] == ["fvsbn", "vae"]
     assert (seen["device"], seen["resume"]) == ("cpu", True)
 
@@ -78,13 +124,16 @@ def test_nothing_is_downloaded():
     assert "VQTOK_DATA" in error
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (("--budget", "soon"), "'soon' is no duration"),
-    (("--budget", "0.1s"), "trains nothing"),
-    (("--systems", "pixelcnm"), "there is no system 'pixelcnm'"),
-    (("--resume", "--force"), "--force does not go with --resume"),
-    (("--device", "abacus"), "there is no device 'abacus'"),
-])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--budget", "soon"), "'soon' is no duration"),
+        (("--budget", "0.1s"), "trains nothing"),
+        (("--systems", "pixelcnm"), "there is no system 'pixelcnm'"),
+        (("--resume", "--force"), "--force does not go with --resume"),
+        (("--device", "abacus"), "there is no device 'abacus'"),
+    ],
+)
 def test_what_makes_no_sense(words: tuple[str, ...], message: str):
     assert message in fails("study", "--data", "data.npz", "-o", "out", *words, code=2)
 
@@ -107,7 +156,7 @@ def test_interrupted_and_gone_on(monkeypatch: pytest.MonkeyPatch):
 
     def status(self: Listener, status: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        original(self, status)      # type: ignore[arg-type]
+        original(self, status)  # type: ignore[arg-type]
 
     with monkeypatch.context() as once:
         once.setattr(Listener, "status", status)
@@ -120,4 +169,8 @@ def test_interrupted_and_gone_on(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_all_systems_have_a_name_and_a_sentence_of_their_own():
-    assert len({system.name for system in study.SYSTEMS}) == len({system.what for system in study.SYSTEMS}) == len(study.SYSTEMS)
+    assert (
+        len({system.name for system in study.SYSTEMS})
+        == len({system.what for system in study.SYSTEMS})
+        == len(study.SYSTEMS)
+    )

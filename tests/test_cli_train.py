@@ -49,16 +49,26 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, number: int)
 
 # A whole run
 
+
 def test_run_writes_a_model_with_card_and_samples(data: Path, tmp_path: Path) -> None:
     result = small("-o", "m")
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
     out = tmp_path / "m"
     assert {path.name for path in out.iterdir()} == {
-        "README.md", "log.jsonl", "recipe.toml", "run.json", "samples.png", "indices.state.safetensors",
-        *(f"{kind}{end}.safetensors" for kind in ("tokenizer", "prior", "entropy") for end in ("", ".state")),
+        "README.md",
+        "log.jsonl",
+        "recipe.toml",
+        "run.json",
+        "samples.png",
+        "indices.state.safetensors",
+        *(
+            f"{kind}{end}.safetensors"
+            for kind in ("tokenizer", "prior", "entropy")
+            for end in ("", ".state")
+        ),
         *(f"tokenizer-{step:06}.png" for step in (3, 6)),
-    }     # fmt: skip
+    }
     assert weights.read_meta(out / "prior.safetensors")["config"]["labels"] == ["a", "b"]
     card = (out / "README.md").read_text()
     assert card.startswith(f"# m ({fingerprints(out)[0]})\n")
@@ -83,9 +93,16 @@ def test_json_gives_one_object_a_line(data: Path, tmp_path: Path) -> None:
     assert result.stderr == ""
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(line["stage"], line.get("step")) for line in lines] == [
-        ("tokenizer", 3), ("tokenizer", 6), ("prior", 2), ("prior", 4), ("entropy", 2), ("finished", None),
-    ]     # fmt: skip
-    assert lines[:-1] == [json.loads(line) for line in (tmp_path / "m" / "log.jsonl").read_text().splitlines()]
+        ("tokenizer", 3),
+        ("tokenizer", 6),
+        ("prior", 2),
+        ("prior", 4),
+        ("entropy", 2),
+        ("finished", None),
+    ]
+    assert lines[:-1] == [
+        json.loads(line) for line in (tmp_path / "m" / "log.jsonl").read_text().splitlines()
+    ]
     told = lines[-1]["fingerprints"]
     assert [told["tokenizer"], told["prior"]] == list(fingerprints(tmp_path / "m"))
     assert set(told) == {"tokenizer", "prior", "entropy"}
@@ -115,7 +132,11 @@ def test_quiet_says_nothing(data: Path) -> None:
 
 # Stopping and going on
 
-@pytest.mark.parametrize(("stage", "number"), [("tokenizer", signal.SIGINT), ("tokenizer", signal.SIGTERM), ("prior", signal.SIGTERM)])
+
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [("tokenizer", signal.SIGINT), ("tokenizer", signal.SIGTERM), ("prior", signal.SIGTERM)],
+)
 def test_signal_saves_and_resume_goes_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, number: int
 ) -> None:
@@ -124,7 +145,10 @@ def test_signal_saves_and_resume_goes_on(
         stop_at(patch, stage, 1, number)
         result = small("-o", "m")
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[-1] == "Interrupted. The state is saved; go on with: vqtok train --resume -o m"
+    assert (
+        result.stderr.splitlines()[-1]
+        == "Interrupted. The state is saved; go on with: vqtok train --resume -o m"
+    )
     assert signal.getsignal(number) not in (None, signal.SIG_IGN)
     assert weights.read_meta(tmp_path / "m" / f"{stage}.state.safetensors")["record"]["step"] == 1
     assert train("--resume", "-o", "m").exit_code == 0
@@ -133,7 +157,9 @@ def test_signal_saves_and_resume_goes_on(
     assert "--resume" not in card
 
 
-def test_second_signal_ends_at_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_signal_ends_at_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stop_at(monkeypatch, "tokenizer", 1, signal.SIGINT)
     monkeypatch.setattr(loop._Trainer, "_save", lambda self: signal.raise_signal(signal.SIGINT))
     result = small("-o", "m")
@@ -145,7 +171,10 @@ def test_second_signal_ends_at_once(data: Path, tmp_path: Path, monkeypatch: pyt
 def test_max_time_stops_with_success(data: Path, tmp_path: Path) -> None:
     result = small("-o", "my model", "--max-time", "0s")
     assert result.exit_code == 0
-    assert result.stderr.splitlines()[-1] == "Stopped after 0s. The state is saved; go on with: vqtok train --resume -o 'my model'"
+    assert (
+        result.stderr.splitlines()[-1]
+        == "Stopped after 0s. The state is saved; go on with: vqtok train --resume -o 'my model'"
+    )
     assert not (tmp_path / "my model" / "README.md").exists()
     refused(small("-o", "x", "--max-time", "soon"), 2, "'soon' is no duration")
     assert not (tmp_path / "x").exists()
@@ -158,8 +187,14 @@ def test_steps_may_change_on_resume_and_are_remembered(data: Path, tmp_path: Pat
     assert result.exit_code == 0, result.output
     assert "tokenizer step 9" in result.stderr
     assert weights.read_meta(tmp_path / "m" / "tokenizer.state.safetensors")["record"]["step"] == 9
-    refused(train("--resume", "-o", "m", "--batch", 5), 1, "started with another tokenizer_training.batch")
-    refused(train("--resume", "-o", "m", "--preset", "tiny"), 2, "--preset does not go with --resume")
+    refused(
+        train("--resume", "-o", "m", "--batch", 5),
+        1,
+        "started with another tokenizer_training.batch",
+    )
+    refused(
+        train("--resume", "-o", "m", "--preset", "tiny"), 2, "--preset does not go with --resume"
+    )
     refused(train("--resume", "-o", "m", "--force"), 2, "--force does not go with --resume")
     refused(train("--resume", "-o", "nothing"), 1, "nothing holds no run to resume")
 
@@ -174,14 +209,16 @@ def test_damage_is_two_lines(data: Path, tmp_path: Path) -> None:
     assert small("-o", "m", "--force").exit_code == 0
 
 
-def test_stages_one_after_the_other(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_one_after_the_other(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert small("-o", "whole").exit_code == 0
     assert small("-o", "m", "--stage", "tokenizer").exit_code == 0
     assert (tmp_path / "m" / "README.md").exists()
     assert not (tmp_path / "m" / "samples.png").exists()
     with monkeypatch.context() as patch:
         stop_at(patch, "prior", 1, signal.SIGINT)
-        result = train("--stage", "prior", "-o", "m")       # data and recipe are those of the run
+        result = train("--stage", "prior", "-o", "m")  # data and recipe are those of the run
     assert result.stderr.splitlines()[-1].endswith("vqtok train --resume --stage prior -o m")
     assert train("--stage", "prior", "--resume", "-o", "m").exit_code == 0
     assert fingerprints(tmp_path / "m") == fingerprints(tmp_path / "whole")
@@ -193,6 +230,7 @@ def test_stages_one_after_the_other(data: Path, tmp_path: Path, monkeypatch: pyt
 
 
 # What cannot work
+
 
 def test_folder_that_holds_a_run_is_refused(data: Path, tmp_path: Path) -> None:
     make_model(tmp_path / "vqtok-model")
@@ -210,21 +248,38 @@ def test_bad_input_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     before = set(tmp_path.rglob("*"))
     refused(train("nowhere", "-o", "m"), 1, "there is no nowhere")
-    refused(train("bad", "-o", "m"), 1, "the only picture in bad cannot be read: ", "1.png is not a picture")
+    refused(
+        train("bad", "-o", "m"),
+        1,
+        "the only picture in bad cannot be read: ",
+        "1.png is not a picture",
+    )
     refused(train("bad/1.png", "-o", "m"), 1, "vqtok: error: bad/1.png is not a picture\n")
     refused(train("empty", "-o", "m"), 1, "holds no pictures")
     refused(small("-o", "file/below"), 1, "cannot write")
     refused(small("-o", "m", "--device", "abacus"), 2, "there is no device 'abacus'")
     refused(small("-o", "m", "--beta", 3), 2, "beta is 3.0, outside [0.1, 2.0]")
     refused(small("-o", "m", "--beta", 0.05), 2, "outside [0.1, 2.0]")
-    refused(small("-o", "m", "--set", "prior.wdith=3"), 2, "unknown key 'wdith'", "did you mean 'width'?")
+    refused(
+        small("-o", "m", "--set", "prior.wdith=3"),
+        2,
+        "unknown key 'wdith'",
+        "did you mean 'width'?",
+    )
     refused(small("-o", "m", "--set", "prior.labels=['x']"), 2, "prior.labels cannot be set")
     refused(small("-o", "m", "--set", "prior"), 2, "is no setting")
     refused(small("-o", "m", "--preset", "huge"), 2, "there is no preset 'huge'")
     refused(small("-o", "m", "--size", 18), 2, "size 18 is no multiple of downsample 4")
-    refused(train("data", "--recipe", "none.toml", "-o", "m"), 1, "cannot read the recipe none.toml")
+    refused(
+        train("data", "--recipe", "none.toml", "-o", "m"), 1, "cannot read the recipe none.toml"
+    )
     (tmp_path / "wrong.toml").write_text("[tokenizer]\ncodebok_size = 4\n")
-    refused(train("data", "--recipe", "wrong.toml", "-o", "m"), 2, "wrong.toml has the unknown key", "did you mean 'codebook_size'?")
+    refused(
+        train("data", "--recipe", "wrong.toml", "-o", "m"),
+        2,
+        "wrong.toml has the unknown key",
+        "did you mean 'codebook_size'?",
+    )
     assert set(tmp_path.rglob("*")) - {tmp_path / "wrong.toml"} == before
 
 
@@ -234,17 +289,25 @@ def test_device_that_is_not_there(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to root")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is forbidden to root"
+)
 def test_folder_without_permission(data: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     refused(small("-o", "locked/m"), 1, "permission denied")
 
 
-def test_disk_that_fills_up_is_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_fills_up_is_told(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save = loop.save_weights
 
     def full(path: Path, stored: weights.Weights, force: bool = True) -> None:
-        monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        monkeypatch.setattr(
+            os,
+            "fsync",
+            lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
         save(path, stored, force)
 
     monkeypatch.setattr(loop, "save_weights", full)
@@ -261,7 +324,13 @@ def test_divergence_is_two_lines(data: Path, monkeypatch: pytest.MonkeyPatch) ->
         return loop.Step(step.loss * float("nan"), step.metrics, step.indices)
 
     monkeypatch.setattr(training.TokenizerTask, "forward", spoiled)
-    refused(small("-o", "m", "--steps", "12"), 1, "10 steps in a row", "the loss is nan", "--set tokenizer_training.learning_rate=")
+    refused(
+        small("-o", "m", "--steps", "12"),
+        1,
+        "10 steps in a row",
+        "the loss is nan",
+        "--set tokenizer_training.learning_rate=",
+    )
 
 
 def test_compile_without_a_compiler(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,17 +340,22 @@ def test_compile_without_a_compiler(data: Path, monkeypatch: pytest.MonkeyPatch)
 
 # Real processes
 
+
 def spawn(*arguments: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "vqtok", "train", *map(str, arguments)]
-    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for(stage: str, out: Path, process: subprocess.Popen[str]) -> None:
     """Returns when the log has a line of that stage."""
     for _ in range(6000):
         if process.poll() is not None:
-            raise AssertionError(f"it ended too early: {process.stderr.read() if process.stderr else ''}")
+            raise AssertionError(
+                f"it ended too early: {process.stderr.read() if process.stderr else ''}"
+            )
         log = out / "log.jsonl"
         if log.exists() and f'"stage": "{stage}"' in log.read_text():
             return
@@ -289,14 +363,28 @@ def wait_for(stage: str, out: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError("it takes too long")
 
 
-LONG = ("data", "--recipe", "small.toml", "--steps", 240, "--prior-steps", 240, "--entropy-steps", 2, "--set",
-        "tokenizer_training.validate_every=20",
-        "--set", "prior_training.validate_every=20")      # fmt: skip
+LONG = (
+    "data",
+    "--recipe",
+    "small.toml",
+    "--steps",
+    240,
+    "--prior-steps",
+    240,
+    "--entropy-steps",
+    2,
+    "--set",
+    "tokenizer_training.validate_every=20",
+    "--set",
+    "prior_training.validate_every=20",
+)
 
 
 @pytest.mark.slow
-def test_killed_run_goes_on_to_the_same_model(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()      # the processes start from 20,000 vectors, so this one does too
+def test_killed_run_goes_on_to_the_same_model(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the processes start from 20,000 vectors, so this one does too
     monkeypatch.chdir(tmp_path)
     result = train(*LONG, "-o", "whole")
     assert result.exit_code == 0, result.output
@@ -309,8 +397,14 @@ def test_killed_run_goes_on_to_the_same_model(data: Path, tmp_path: Path, monkey
     result = train("--resume", "-o", "m")
     assert result.exit_code == 0, result.output
     assert fingerprints(tmp_path / "m") == fingerprints(tmp_path / "whole")
-    steps = [(line["stage"], line["step"]) for line in map(json.loads, (tmp_path / "m" / "log.jsonl").read_text().splitlines())]
-    assert steps == [*((stage, step) for stage in ("tokenizer", "prior") for step in range(20, 241, 20)), ("entropy", 2)]
+    steps = [
+        (line["stage"], line["step"])
+        for line in map(json.loads, (tmp_path / "m" / "log.jsonl").read_text().splitlines())
+    ]
+    assert steps == [
+        *((stage, step) for stage in ("tokenizer", "prior") for step in range(20, 241, 20)),
+        ("entropy", 2),
+    ]
 
 
 @pytest.mark.slow
@@ -322,14 +416,20 @@ def test_signal_to_a_process(data: Path, tmp_path: Path, number: int) -> None:
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert output == ""
-    assert errors.splitlines()[-1] == "Interrupted. The state is saved; go on with: vqtok train --resume -o m"
+    assert (
+        errors.splitlines()[-1]
+        == "Interrupted. The state is saved; go on with: vqtok train --resume -o m"
+    )
     assert "Traceback" not in errors
 
 
 @pytest.mark.slow
 def test_compiled_run_is_resumed_as_one(data: Path, tmp_path: Path) -> None:
-    blocks = ("--set", "tokenizer.encoder_blocks=0", "--set", "tokenizer.decoder_blocks=0")     # compiling takes a minute as it is
-    process = spawn("data", "--recipe", "small.toml", "--compile", "--stage", "tokenizer", *blocks, "-o", "m")
+    # compiling takes a minute as it is
+    blocks = ("--set", "tokenizer.encoder_blocks=0", "--set", "tokenizer.decoder_blocks=0")
+    process = spawn(
+        "data", "--recipe", "small.toml", "--compile", "--stage", "tokenizer", *blocks, "-o", "m"
+    )
     _, errors = process.communicate(timeout=600)
     if "leave --compile out" in errors:
         pytest.skip(errors)

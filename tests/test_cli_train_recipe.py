@@ -57,11 +57,20 @@ FLAGS: list[tuple[list[str], str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("flags", "key", "value"), FLAGS, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+@pytest.mark.parametrize(
+    ("flags", "key", "value"), FLAGS, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
+)
 def test_flag_reaches_the_recipe(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], key: str, value: Any
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    key: str,
+    value: Any,
 ) -> None:
-    plain = training.new(training.Wanted("data", values=read_recipe(tmp_path / "small.toml")))[0].recipe.to_dict()
+    plain = training.new(training.Wanted("data", values=read_recipe(tmp_path / "small.toml")))[
+        0
+    ].recipe.to_dict()
     seen: list[Recipe] = []
     monkeypatch.setattr(training, "train", lambda recipe, *rest: bool(seen.append(recipe)))
     if "--perceptual" in flags:
@@ -71,11 +80,21 @@ def test_flag_reaches_the_recipe(
     got = seen[0].to_dict()
     assert _at(got, key) == value
     assert _at(plain, key) != value or key == "tokenizer.normalize"
-    changed = {f"{a}.{b}" for a in got if isinstance(got[a], dict) for b in got[a] if got[a][b] != plain[a][b]}
+    changed = {
+        f"{a}.{b}"
+        for a in got
+        if isinstance(got[a], dict)
+        for b in got[a]
+        if got[a][b] != plain[a][b]
+    }
     changed |= {a for a in got if not isinstance(got[a], dict) and got[a] != plain[a]}
     allowed = {key, "prior.codebook_size", "entropy.codebook_size", "tokenizer.codebook_size"}
-    allowed |= ({"prior.layers"} if "prior.layers=3" in flags else set())
-    allowed |= {"tokenizer.levels", "prior.levels", "entropy.levels", "tokenizer.normalize"} if "--levels" in flags else set()
+    allowed |= {"prior.layers"} if "prior.layers=3" in flags else set()
+    allowed |= (
+        {"tokenizer.levels", "prior.levels", "entropy.levels", "tokenizer.normalize"}
+        if "--levels" in flags
+        else set()
+    )
     assert changed <= allowed or "--preset" in flags
     assert Recipe().override(read_recipe(tmp_path / "m" / "recipe.toml")) == seen[0]
 
@@ -87,12 +106,29 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 
 def test_every_flag_of_the_recipe_is_in_the_table() -> None:
-    help_text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).stdout
+    help_text = (
+        CliRunner()
+        .invoke(app, ["train", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+        .stdout
+    )
     others = {
-        "--output", "--stage", "--recipe", "--init", "--resume", "--max-time", "--dry-run", "--device", "--compile", "--force", "--json",
-        "--quiet", "--help",
-    }     # fmt: skip
-    listed = {word.strip("│,") for word in help_text.replace("/", " ").split() if word.startswith("--")}
+        "--output",
+        "--stage",
+        "--recipe",
+        "--init",
+        "--resume",
+        "--max-time",
+        "--dry-run",
+        "--device",
+        "--compile",
+        "--force",
+        "--json",
+        "--quiet",
+        "--help",
+    }
+    listed = {
+        word.strip("│,") for word in help_text.replace("/", " ").split() if word.startswith("--")
+    }
     tested = {flag for flags, _, _ in FLAGS for flag in flags if flag.startswith("--")}
     assert tested <= listed
     assert listed - others - tested == set()
@@ -102,19 +138,31 @@ def test_recipe_of_a_run_makes_the_same_model_again(data: Path, tmp_path: Path) 
     assert small("-o", "a", "--beta", 0.5).exit_code == 0
     assert train("data", "-o", "b", "--recipe", "a/recipe.toml").exit_code == 0
     assert fingerprints(tmp_path / "a") == fingerprints(tmp_path / "b")
-    assert (tmp_path / "a" / "recipe.toml").read_bytes() == (tmp_path / "b" / "recipe.toml").read_bytes()
+    assert (tmp_path / "a" / "recipe.toml").read_bytes() == (
+        tmp_path / "b" / "recipe.toml"
+    ).read_bytes()
 
 
 # The plan
+
 
 def test_dry_run_prints_a_plan_and_writes_nothing(data: Path, tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
     result = small("-o", "m", "--dry-run")
     assert result.exit_code == 0
-    for text in ("12 pictures with 2 labels", "parameters, 6 steps of 4", "4 steps of 4", "s a step", "one of 16 codes", "bits per pixel"):
+    for text in (
+        "12 pictures with 2 labels",
+        "parameters, 6 steps of 4",
+        "4 steps of 4",
+        "s a step",
+        "one of 16 codes",
+        "bits per pixel",
+    ):
         assert text in result.stdout
     facts = json.loads(small("-o", "m", "--dry-run", "--json").stdout)
     assert facts["recipe"]["seed"] == 3
     assert set(facts["stages"]) == {"tokenizer", "prior", "entropy"}
-    assert set(json.loads(small("--dry-run", "--json", "--stage", "tokenizer").stdout)["stages"]) == {"tokenizer"}
+    assert set(
+        json.loads(small("--dry-run", "--json", "--stage", "tokenizer").stdout)["stages"]
+    ) == {"tokenizer"}
     assert set(tmp_path.rglob("*")) == before

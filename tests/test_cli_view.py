@@ -64,7 +64,9 @@ def test_grids_are_shown_in_colors_with_or_without_their_model(toy: Path):
     assert (pixels("a.npz", "--grid") == wanted.repeat(6, 0).repeat(6, 1)).all()
     (toy / "tokenizer.safetensors").unlink()
     done = ok("view", "a.npz", "--grid", "--always")
-    assert (shown(done.stdout.splitlines()) == palette.by_number(indices).repeat(6, 0).repeat(6, 1)).all()
+    assert (
+        shown(done.stdout.splitlines()) == palette.by_number(indices).repeat(6, 0).repeat(6, 1)
+    ).all()
     assert "its model is not here" in done.stderr
     assert "a.npz: the codes were made with model toy" in fails("view", "a.npz", "--always")
 
@@ -79,14 +81,20 @@ def test_levels_stand_side_by_side(tmp_path: Path):
     got = pixels("a.npz", "--grid")
     scale = 60 // sheet.shape[1]
     assert (got[: scale * len(sheet)] == sheet.repeat(scale, 0).repeat(scale, 1)).all()
-    assert "40x40 decoded by three, 2 of 3 levels" in ok("view", "a.npz", "--levels", 2, "--always").stderr
+    assert (
+        "40x40 decoded by three, 2 of 3 levels"
+        in ok("view", "a.npz", "--levels", 2, "--always").stderr
+    )
 
 
 def test_nothing_is_shown_where_there_is_no_terminal():
     save("a.png")
     done = ok("view", "a.png")
     assert done.stdout == ""
-    assert done.stderr == "nothing is shown: standard output is no terminal (--always shows it all the same)\n"
+    assert (
+        done.stderr
+        == "nothing is shown: standard output is no terminal (--always shows it all the same)\n"
+    )
 
 
 def test_terminals_of_fewer_colors(monkeypatch: pytest.MonkeyPatch):
@@ -109,19 +117,32 @@ def test_mistakes_are_two_lines():
 
 @pytest.mark.slow
 def test_on_a_terminal_it_fits_and_escapes_in_names_are_harmless():
-    """A real pseudo-terminal of unknown colors: the picture comes without --always, and the name's escape code does not."""
+    """A real pseudo-terminal of unknown colors:
+    the picture comes without --always, and the name's escape code does not.
+    """
     name = "a\x1b[2J\x1b]0;owned\x07.png"
     save("plain.png", picture(100, 100))
     os.rename("plain.png", name)
     ours, its = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "40", "LINES": "12", "PYTHONPATH": str(Path(report.__file__).parents[2])}
-    done = subprocess.Popen([sys.executable, "-m", "vqtok", "view", name], stdout=its, stderr=its, stdin=its, env=environment)
+    environment = {
+        **os.environ,
+        "COLUMNS": "40",
+        "LINES": "12",
+        "PYTHONPATH": str(Path(report.__file__).parents[2]),
+    }
+    done = subprocess.Popen(
+        [sys.executable, "-m", "vqtok", "view", name],
+        stdout=its,
+        stderr=its,
+        stdin=its,
+        env=environment,
+    )
     os.close(its)
     text = b""
     try:
         while part := os.read(ours, 65536):
             text += part
-    except OSError:     # Linux says so when the other end is closed
+    except OSError:  # Linux says so when the other end is closed
         pass
     finally:
         os.close(ours)

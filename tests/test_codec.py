@@ -1,4 +1,6 @@
-"""The library as a user calls it: pictures to codes and back, samples, completions, and every way a model can be wrong."""
+"""The library as a user calls it: pictures to codes and back, samples, completions, and every
+way a model can be wrong.
+"""
 
 import json
 import math
@@ -32,9 +34,14 @@ def toy(model: Path) -> codec.Model:
 
 def test_load_by_name_path_and_environment(model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("VQTOK_MODEL", "toy")
-    loaded = [codec.load(which) for which in ("toy", model, str(model), model / "tokenizer.safetensors", None)]
+    loaded = [
+        codec.load(which)
+        for which in ("toy", model, str(model), model / "tokenizer.safetensors", None)
+    ]
     assert {m.name for m in loaded} == {"toy"}
-    assert {m.fingerprint for m in loaded} == {weights.tokenizer_fingerprint(model / "tokenizer.safetensors")}
+    assert {m.fingerprint for m in loaded} == {
+        weights.tokenizer_fingerprint(model / "tokenizer.safetensors")
+    }
     assert vqtok.load is codec.load
 
 
@@ -76,7 +83,9 @@ def test_any_size_comes_back_exactly(toy: codec.Model, size: tuple[int, int]):
 
 
 def test_place_in_the_picture_is_place_in_the_grid(toy: codec.Model):
-    """Height and width are never swapped: what happens at the right end of a strip stays there, both ways."""
+    """Height and width are never swapped: what happens at the right end of a
+    strip stays there, both ways.
+    """
     strip = picture(8, 200)
     changed = strip.copy()
     changed[:, -8:] = 255 - changed[:, -8:]
@@ -94,7 +103,10 @@ def test_encode_takes_whatever_is_a_picture(toy: codec.Model, tmp_path: Path):
     pixels = picture(9, 14)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     path = tmp_path / "a.png"
-    codes = [toy.encode(image) for image in (path, str(path), path.read_bytes(), Image.fromarray(pixels), pixels)]
+    codes = [
+        toy.encode(image)
+        for image in (path, str(path), path.read_bytes(), Image.fromarray(pixels), pixels)
+    ]
     assert all(c == codes[0] for c in codes)
 
 
@@ -105,7 +117,8 @@ def test_background_stands_behind_transparency(toy: codec.Model):
 
 
 def test_a_batch_gives_what_single_pictures_give(toy: codec.Model):
-    pictures = [picture(20, 30, seed=seed) for seed in range(5)] + [picture(18, 29, seed=9)]      # one grid, two sizes
+    # one grid, two sizes
+    pictures = [picture(20, 30, seed=seed) for seed in range(5)] + [picture(18, 29, seed=9)]
     together = toy.encode_batch(pictures)
     assert together.sizes == tuple(p.shape[:2] for p in pictures)
     for i, single in enumerate(pictures):
@@ -126,17 +139,23 @@ def test_decode_is_for_one_picture(toy: codec.Model):
         toy.decode(toy.encode_batch([picture()] * 2))
 
 
-@pytest.mark.parametrize("form", [torch.from_numpy, np.asarray, lambda grids: grids.astype(np.uint8)])
+@pytest.mark.parametrize(
+    "form", [torch.from_numpy, np.asarray, lambda grids: grids.astype(np.uint8)]
+)
 def test_codes_of_index_grids_from_elsewhere(toy: codec.Model, form: Callable[[np.ndarray], Any]):
     codes = toy.encode_batch([picture(20, 30), picture(19, 29)])
     grids = codes.indices.astype(np.int64)
     assert toy.codes(form(grids), codes.sizes) == codes
-    assert toy.codes(form(grids)).sizes == ((20, 32), (20, 32))         # 5 x 8 places, f = 4
-    assert [decoded.shape for decoded in toy.decode_all(toy.codes(form(grids)))] == [(20, 32, 3)] * 2
+    assert toy.codes(form(grids)).sizes == ((20, 32), (20, 32))  # 5 x 8 places, f = 4
+    assert [decoded.shape for decoded in toy.decode_all(toy.codes(form(grids)))] == [
+        (20, 32, 3)
+    ] * 2
 
 
 def test_codes_of_the_first_levels(tmp_path: Path):
-    model = codec.load(make_model(tmp_path / "deep", tokenizer=replace(TOKENIZER, levels=2, normalize=False)))
+    model = codec.load(
+        make_model(tmp_path / "deep", tokenizer=replace(TOKENIZER, levels=2, normalize=False))
+    )
     codes = model.encode(picture(20, 30))
     assert model.codes(codes.indices[:, :1], codes.sizes) == codes.first_levels(1)
 
@@ -187,7 +206,9 @@ def test_codes_of_another_model_are_refused(toy: codec.Model, tmp_path: Path):
     make_model(tmp_path / "models" / "other", seed=1)
     other = codec.load("other")
     assert other.fingerprint != toy.fingerprint
-    with pytest.raises(ModelError, match=r"made with model toy \(.{8}\), but this is other") as caught:
+    with pytest.raises(
+        ModelError, match=r"made with model toy \(.{8}\), but this is other"
+    ) as caught:
         other.decode(toy.encode(picture()))
     assert "--model toy" in caught.value.fix
     again = codec.load(make_model(tmp_path / "again" / "toy", seed=1))
@@ -245,12 +266,19 @@ def config_out_of_range(tensors: dict[str, np.ndarray], meta: dict[str, Any]) ->
 
 
 EDITS: dict[Edit, str] = {
-    drop_tensor: "lacks the tensor", wrong_shape: "has the shape", not_finite: "NaN", extra_tensor: "unknown tensor",
-    config_lacks: "no valid", config_of_wrong_type: "'wide'", config_out_of_range: "width",
-}     # fmt: skip
+    drop_tensor: "lacks the tensor",
+    wrong_shape: "has the shape",
+    not_finite: "NaN",
+    extra_tensor: "unknown tensor",
+    config_lacks: "no valid",
+    config_of_wrong_type: "'wide'",
+    config_out_of_range: "width",
+}
 
 
-@pytest.mark.parametrize(("change", "message"), EDITS.items(), ids=[change.__name__ for change in EDITS])
+@pytest.mark.parametrize(
+    ("change", "message"), EDITS.items(), ids=[change.__name__ for change in EDITS]
+)
 @pytest.mark.parametrize("part", ["tokenizer", "prior"])
 def test_damaged_weights(model: Path, change: Edit, message: str, part: str):
     path = model / f"{part}.safetensors"
@@ -262,7 +290,10 @@ def test_damaged_weights(model: Path, change: Edit, message: str, part: str):
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "prior"])
-@pytest.mark.parametrize("content", [b"", b"hello, this is text", b"\x80\x04\x95\0\0\0\0\0\0\0\0", b"PK\3\4" + b"\0" * 40, None])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello, this is text", b"\x80\x04\x95\0\0\0\0\0\0\0\0", b"PK\3\4" + b"\0" * 40, None],
+)
 def test_what_is_no_weights_file(model: Path, part: str, content: bytes | None):
     path = model / f"{part}.safetensors"
     path.write_bytes(path.read_bytes()[:-100] if content is None else content)
@@ -272,15 +303,24 @@ def test_what_is_no_weights_file(model: Path, part: str, content: bytes | None):
         assert "pickle" in str(caught.value)
 
 
-def test_a_huge_config_in_a_small_file_reserves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_huge_config_in_a_small_file_reserves_nothing(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The network of this config would take 40 GB; no tensor of it may leave the meta device."""
-    huge = {"width": 2048, "code_dim": 1024, "codebook_size": 65536, "encoder_blocks": 64, "decoder_blocks": 64}
+    huge = {
+        "width": 2048,
+        "code_dim": 1024,
+        "codebook_size": 65536,
+        "encoder_blocks": 64,
+        "decoder_blocks": 64,
+    }
     edit(model / "tokenizer.safetensors", lambda tensors, meta: meta["config"].update(huge))
     devices = set()
     build = loading.VQVAE
 
     def spy(settings: Any) -> Any:
-        network = build(replace(settings, width=8, encoder_blocks=1, decoder_blocks=1))      # the test must not take 40 GB either
+        # the test must not take 40 GB either
+        network = build(replace(settings, width=8, encoder_blocks=1, decoder_blocks=1))
         devices.update(tensor.device.type for tensor in network.state_dict().values())
         return network
 
@@ -294,7 +334,11 @@ def test_no_prior(tmp_path: Path):
     make_model(tmp_path / "models" / "bare", prior=None)
     bare = codec.load("bare")
     assert bare.decode(bare.encode(picture())).shape == (20, 30, 3)
-    for use in (lambda: bare.sample(1), lambda: bare.labels, lambda: bare.complete(bare.encode(picture()), "top:0.5")):
+    for use in (
+        lambda: bare.sample(1),
+        lambda: bare.labels,
+        lambda: bare.complete(bare.encode(picture()), "top:0.5"),
+    ):
         with pytest.raises(ModelError, match="bare has no prior"):
             use()
 
@@ -322,7 +366,9 @@ def test_prior_that_does_not_say_its_grid(model: Path, grid: Any):
 
 
 def sharpen(model: codec.Model) -> None:
-    """An untrained prior finds all codes nearly equal; this one has opinions, so that a label tells."""
+    """An untrained prior finds all codes nearly equal;
+    this one has opinions, so that a label tells.
+    """
     with torch.no_grad():
         for parameter in model.prior.readout.parameters():
             parameter.mul_(50)
@@ -373,11 +419,21 @@ def test_labels_of_an_unconditional_prior(tmp_path: Path):
 def test_temperature_and_cuts(toy: codec.Model):
     cold = toy.sample_codes(3, label=0, temperature=0)
     assert cold == toy.sample_codes(3, label=0, temperature=0, seed=9)
-    assert cold == toy.sample_codes(3, label=0, top_k=1, seed=5) == toy.sample_codes(3, label=0, top_p=1e-9, seed=5)
+    assert (
+        cold
+        == toy.sample_codes(3, label=0, top_k=1, seed=5)
+        == toy.sample_codes(3, label=0, top_p=1e-9, seed=5)
+    )
     assert (cold.indices == cold.indices[:1]).all()
     assert toy.sample_codes(3, label=0) != cold
     assert toy.sample_codes(3, top_p=0.5) != toy.sample_codes(3)
-    wrongs: list[dict[str, Any]] = [{"temperature": -1.0}, {"temperature": math.nan}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}]
+    wrongs: list[dict[str, Any]] = [
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+    ]
     for wrong in wrongs:
         with pytest.raises(UsageError):
             toy.sample_codes(1, **wrong)
@@ -386,14 +442,18 @@ def test_temperature_and_cuts(toy: codec.Model):
 # Completion
 
 KEPT = {
-    "top:0.5": np.s_[..., :2, :], "bottom:0.5": np.s_[..., 3:, :], "left:0.5": np.s_[..., :, :4], "right:0.25": np.s_[..., :, 6:],
-    "top:0.99": np.s_[..., :4, :], "left:0.001": np.s_[..., :, :1],
-}     # fmt: skip
+    "top:0.5": np.s_[..., :2, :],
+    "bottom:0.5": np.s_[..., 3:, :],
+    "left:0.5": np.s_[..., :, :4],
+    "right:0.25": np.s_[..., :, 6:],
+    "top:0.99": np.s_[..., :4, :],
+    "left:0.001": np.s_[..., :, :1],
+}
 
 
 @pytest.mark.parametrize(("keep", "where"), KEPT.items())
 def test_complete_keeps_its_part_and_invents_the_rest(toy: codec.Model, keep: str, where: Any):
-    codes = toy.encode(picture(20, 30))      # a grid of 5 rows and 8 columns
+    codes = toy.encode(picture(20, 30))  # a grid of 5 rows and 8 columns
     completed = toy.complete(codes, keep, 3, seed=2)
     assert completed.sizes == ((20, 30),) * 3
     kept = np.zeros((5, 8), bool)
@@ -412,7 +472,10 @@ def test_complete_takes_labels(toy: codec.Model):
     assert len({c.indices.tobytes() for c in results}) == 3
 
 
-@pytest.mark.parametrize("keep", ["", "top", "top:", "top:0", "top:1", "top:-0.5", "top:nan", "middle:0.5", "0.5", "top:half"])
+@pytest.mark.parametrize(
+    "keep",
+    ["", "top", "top:", "top:0", "top:1", "top:-0.5", "top:nan", "middle:0.5", "0.5", "top:half"],
+)
 def test_keep_that_cannot_be(toy: codec.Model, keep: str):
     with pytest.raises(UsageError, match="cannot keep"):
         toy.complete(toy.encode(picture()), keep)
@@ -429,11 +492,18 @@ def test_complete_of_a_single_row_or_column(toy: codec.Model):
 
 def test_record_is_the_files(toy: codec.Model, model: Path):
     assert toy.record == weights.read_meta(model / "tokenizer.safetensors")["record"]
-    assert json.loads(json.dumps(asdict(toy.config))) == weights.read_meta(model / "tokenizer.safetensors")["config"]
+    assert (
+        json.loads(json.dumps(asdict(toy.config)))
+        == weights.read_meta(model / "tokenizer.safetensors")["config"]
+    )
 
 
-def test_a_decoder_that_says_the_scales_too_decodes_in_parts_as_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    model = codec.load(make_model(tmp_path / "m", replace(TOKENIZER, likelihood="heteroscedastic"), prior=None))
+def test_a_decoder_that_says_the_scales_too_decodes_in_parts_as_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = codec.load(
+        make_model(tmp_path / "m", replace(TOKENIZER, likelihood="heteroscedastic"), prior=None)
+    )
     codes = model.encode(picture(77, 31))
     whole, output = model.decode(codes), model.output(codes, 0)
     assert output.shape == (1, 6, 77, 31)

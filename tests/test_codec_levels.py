@@ -1,4 +1,6 @@
-"""Several levels in the library: any first few of them are a picture, and every part of it knows how many there are."""
+"""Several levels in the library: any first few of them are a picture, and every part of it
+knows how many there are.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,12 +47,22 @@ def test_decode_takes_the_first_levels_of_codes_that_have_more(model: codec.Mode
     for count, decoded in enumerate(shown, 1):
         assert decoded.shape == (20, 30, 3)
         assert (decoded == model.decode(whole.first_levels(count))).all()
-        expected = model.network.decode(torch.from_numpy(whole.indices[:, :count].astype(np.int64)))[..., :20, :30]
-        assert np.abs(decoded - (expected[0].permute(1, 2, 0).clamp(-1, 1).numpy(force=True) + 1) * 127.5).max() <= 0.51
+        expected = model.network.decode(
+            torch.from_numpy(whole.indices[:, :count].astype(np.int64))
+        )[..., :20, :30]
+        assert (
+            np.abs(
+                decoded - (expected[0].permute(1, 2, 0).clamp(-1, 1).numpy(force=True) + 1) * 127.5
+            ).max()
+            <= 0.51
+        )
     assert (shown[0] != shown[1]).any()
     assert (shown[1] != shown[2]).any()
     assert (model.decode(whole) == shown[2]).all()
-    assert torch.equal(model.output(whole.first_levels(2), 0), model.output(replace(whole, indices=whole.indices[:, :2]), 0))
+    assert torch.equal(
+        model.output(whole.first_levels(2), 0),
+        model.output(replace(whole, indices=whole.indices[:, :2]), 0),
+    )
 
 
 def test_levels_that_are_not_there(model: codec.Model):
@@ -62,7 +74,7 @@ def test_levels_that_are_not_there(model: codec.Model):
         with pytest.raises(UsageError, match=f"hold 2 levels, not {levels}") as caught:
             model.decode(cut, levels)
         assert caught.value.fix == "choose 1 to 2 levels"
-    more = replace(cut, indices=np.repeat(cut.indices, 2, 1))       # four
+    more = replace(cut, indices=np.repeat(cut.indices, 2, 1))  # four
     with pytest.raises(ModelError, match="do not fit the model three"):
         model.decode(more)
 
@@ -77,7 +89,9 @@ def test_one_level_says_that_it_is_the_only_one(tmp_path: Path):
 
 def test_training_state_is_gone_from_every_level(model: codec.Model):
     assert [name for name, _ in model.network.named_modules() if name.endswith("average")] == []
-    assert {tensor.device.type for tensor in model.network.state_dict().values()} == {model.device.type}
+    assert {tensor.device.type for tensor in model.network.state_dict().values()} == {
+        model.device.type
+    }
 
 
 def test_prior_weighs_the_first_levels_as_it_weighs_them_among_all(model: codec.Model):
@@ -111,7 +125,7 @@ def test_complete_invents_the_levels_that_the_codes_lack(model: codec.Model):
     whole = model.encode(picture())
     completed = model.complete(whole.first_levels(1), "top:0.5", 4)
     assert completed.levels == 3
-    same = (completed.indices == whole.indices).all(0)      # (L, h, w)
+    same = (completed.indices == whole.indices).all(0)  # (L, h, w)
     assert same[0, :2].all()
     assert not same[1:, :2].all()
     assert (completed.indices[0, 1:, :2] != completed.indices[1, 1:, :2]).any()
@@ -124,7 +138,15 @@ def test_fit_takes_the_most_levels_that_fit(model: codec.Model):
     whole = model.encode(picture(96, 128))
     sizes = [len(codes.to_bytes(whole.first_levels(count))) for count in (1, 2, 3)]
     assert sizes[0] < sizes[1] < sizes[2]
-    for limit, count in ((10**9, 3), (sizes[2], 3), (sizes[2] - 1, 2), (sizes[1], 2), (sizes[1] - 1, 1), (sizes[0], 1), (1, 1)):
+    for limit, count in (
+        (10**9, 3),
+        (sizes[2], 3),
+        (sizes[2] - 1, 2),
+        (sizes[1], 2),
+        (sizes[1] - 1, 1),
+        (sizes[0], 1),
+        (1, 1),
+    ):
         kept, data = codes.fit(whole, limit)
         assert (kept.levels, len(data)) == (count, sizes[count - 1])
         assert codes.read(data) == kept == whole.first_levels(count)

@@ -20,22 +20,40 @@ from vqtok.errors import FormatError, InputError, OutputError
 
 GOLDEN = Path(__file__).parent / "golden" / "format1"
 META = {
-    "format": 1, "model": "m", "fingerprint": "0badcafe", "codebook_size": 256, "downsample": 4, "channels": 3,
+    "format": 1,
+    "model": "m",
+    "fingerprint": "0badcafe",
+    "codebook_size": 256,
+    "downsample": 4,
+    "channels": 3,
     "sizes": [[7, 12]],
-}   # fmt: skip
+}
 
 
-def make(K: int = 1024, f: int = 8, levels: int = 1, sizes: tuple[tuple[int, int], ...] = ((31, 77),), seed: int = 0) -> Codes:
+def make(
+    K: int = 1024,
+    f: int = 8,
+    levels: int = 1,
+    sizes: tuple[tuple[int, int], ...] = ((31, 77),),
+    seed: int = 0,
+) -> Codes:
     """Valid codes with random indices, K - 1 among them."""
     h, w = (math.ceil(side / f) for side in sizes[0])
-    indices = np.random.default_rng(seed).integers(0, K, (len(sizes), levels, h, w)).astype(codes.index_dtype(K))
+    indices = (
+        np.random.default_rng(seed)
+        .integers(0, K, (len(sizes), levels, h, w))
+        .astype(codes.index_dtype(K))
+    )
     indices[0, 0, 0, 0] = K - 1
     return Codes(indices, "photo", "0123abcd", K, f, 3, sizes)
 
 
 def npy(descr: str, shape: str, data: bytes, order: str = "False") -> bytes:
     """An .npy file of which nothing is checked."""
-    header = f"{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    header = (
+        f"{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}".encode().ljust(117)
+        + b"\n"
+    )
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
 
 
@@ -48,8 +66,17 @@ def text(value: Any) -> bytes:
 GOOD = npy("|u1", "(1, 1, 2, 3)", bytes(6))
 
 
-def npz(indices: bytes | None = GOOD, meta: Any = META, method: int = zipfile.ZIP_DEFLATED, **others: bytes) -> bytes:
-    members = {"indices": indices, "meta": meta if isinstance(meta, bytes) else text(meta), **others}
+def npz(
+    indices: bytes | None = GOOD,
+    meta: Any = META,
+    method: int = zipfile.ZIP_DEFLATED,
+    **others: bytes,
+) -> bytes:
+    members = {
+        "indices": indices,
+        "meta": meta if isinstance(meta, bytes) else text(meta),
+        **others,
+    }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, data in members.items():
@@ -64,7 +91,7 @@ def test_round_trip(K: int) -> None:
     after = codes.read(codes.to_bytes(before))
     assert after == before
     assert after.indices.dtype.itemsize == (1 if K <= 256 else 2 if K <= 65536 else 4)
-    assert after.indices.flags.writeable       # torch warns about arrays that are not
+    assert after.indices.flags.writeable  # torch warns about arrays that are not
     assert after.sizes == before.sizes
 
 
@@ -85,7 +112,13 @@ def test_equality_sees_every_part() -> None:
     one = make()
     assert one == make()
     assert one != make(seed=1)
-    for change in ({"model": "x"}, {"fingerprint": "00000000"}, {"channels": 1}, {"sizes": ((32, 77),)}, {"codebook_size": 1025}):
+    for change in (
+        {"model": "x"},
+        {"fingerprint": "00000000"},
+        {"channels": 1},
+        {"sizes": ((32, 77),)},
+        {"codebook_size": 1025},
+    ):
         assert one != replace(one, **change)
 
 
@@ -112,7 +145,9 @@ def test_bytes_depend_on_the_codes_only() -> None:
     strided = replace(one, indices=np.asfortranarray(one.indices))
     assert codes.to_bytes(strided) == codes.to_bytes(one)
     with zipfile.ZipFile(io.BytesIO(codes.to_bytes(one))) as archive:
-        assert {(i.date_time, i.create_system) for i in archive.infolist()} == {((1980, 1, 1, 0, 0, 0), 3)}
+        assert {(i.date_time, i.create_system) for i in archive.infolist()} == {
+            ((1980, 1, 1, 0, 0, 0), 3)
+        }
 
 
 def test_ten_bit_indices_do_not_take_sixteen_bits() -> None:
@@ -121,14 +156,16 @@ def test_ten_bit_indices_do_not_take_sixteen_bits() -> None:
 
 
 def test_bits_and_pixels() -> None:
-    one = make(8, f=4, levels=2, sizes=((7, 12), (8, 9)))      # grid 2 x 3
+    one = make(8, f=4, levels=2, sizes=((7, 12), (8, 9)))  # grid 2 x 3
     assert one.bits == 2 * 2 * 2 * 3 * 3
     assert one.pixels == 7 * 12 + 8 * 9
     assert len(one) == 2
 
 
 GOLDEN_SMALL = (
-    b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1, 2, 3), }" + b" " * 52 + b"\n\x005j\x9f\xd4\t"
+    b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1, 2, 3), }"
+    + b" " * 52
+    + b"\n\x005j\x9f\xd4\t"
 )
 GOLDEN_META = (
     '{"channels":1,"codebook_size":1000,"downsample":8,"fingerprint":"12345678","format":1,'
@@ -136,11 +173,18 @@ GOLDEN_META = (
 )
 
 
-@pytest.mark.parametrize(("name", "expected"), [("small.npz", small_codes()), ("large.npz", large_codes())])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("small.npz", small_codes()), ("large.npz", large_codes())]
+)
 def test_golden_files_of_format_1(name: str, expected: Codes) -> None:
-    """Files of every release stay readable; the members' bytes are the promise (zlib may pack them in another way)."""
+    """Files of every release stay readable; the members' bytes are the promise (zlib may
+    pack them in another way).
+    """
     assert codes.read(GOLDEN / name) == expected
-    with zipfile.ZipFile(GOLDEN / name) as golden, zipfile.ZipFile(io.BytesIO(codes.to_bytes(expected))) as fresh:
+    with (
+        zipfile.ZipFile(GOLDEN / name) as golden,
+        zipfile.ZipFile(io.BytesIO(codes.to_bytes(expected))) as fresh,
+    ):
         assert fresh.namelist() == golden.namelist() == ["indices.npy", "meta.npy"]
         for member in golden.namelist():
             assert fresh.read(member) == golden.read(member)
@@ -150,18 +194,25 @@ def test_golden_bytes_written_out() -> None:
     with zipfile.ZipFile(GOLDEN / "small.npz") as archive:
         assert archive.read("indices.npy") == GOLDEN_SMALL
     with zipfile.ZipFile(GOLDEN / "large.npz") as archive:
-        assert archive.read("indices.npy")[128:] == np.array([i * 377 % 1000 for i in range(48)], "<u2").tobytes()
+        assert (
+            archive.read("indices.npy")[128:]
+            == np.array([i * 377 % 1000 for i in range(48)], "<u2").tobytes()
+        )
         assert archive.read("meta.npy")[128:].decode("utf-32-le") == GOLDEN_META
 
 
 def test_the_hand_made_file_is_valid() -> None:
     """The hostile files below differ from this one in one thing each."""
-    assert codes.read(npz()) == Codes(np.zeros((1, 1, 2, 3), np.uint8), "m", "0badcafe", 256, 4, 3, ((7, 12),))
+    assert codes.read(npz()) == Codes(
+        np.zeros((1, 1, 2, 3), np.uint8), "m", "0badcafe", 256, 4, 3, ((7, 12),)
+    )
     assert codes.read(npz(method=zipfile.ZIP_STORED)) == codes.read(npz())
 
 
 def test_unknown_keys_and_members_are_ignored() -> None:
-    assert codes.read(npz(meta={**META, "note": None}, more=b"no array at all")) == codes.read(npz())
+    assert codes.read(npz(meta={**META, "note": None}, more=b"no array at all")) == codes.read(
+        npz()
+    )
 
 
 def test_many_sizes_fit_in_meta() -> None:
@@ -174,15 +225,26 @@ def test_many_sizes_fit_in_meta() -> None:
 def test_read_meta_leaves_the_indices_alone() -> None:
     one = make(sizes=((31, 77), (32, 75)))
     expected = {
-        "format": 1, "model": "photo", "fingerprint": "0123abcd", "codebook_size": 1024, "downsample": 8, "channels": 3,
-        "sizes": [[31, 77], [32, 75]], "form": "plain", "shape": (2, 1, 4, 10),
-    }   # fmt: skip
+        "format": 1,
+        "model": "photo",
+        "fingerprint": "0123abcd",
+        "codebook_size": 1024,
+        "downsample": 8,
+        "channels": 3,
+        "sizes": [[31, 77], [32, 75]],
+        "form": "plain",
+        "shape": (2, 1, 4, 10),
+    }
     assert codes.read_meta(codes.to_bytes(one)) == expected
-    good = npz(npy("|u1", "(1, 1, 1, 50000)", bytes(49999) + b"\1"), {**META, "sizes": [[1, 200000]]}, zipfile.ZIP_STORED)
+    good = npz(
+        npy("|u1", "(1, 1, 1, 50000)", bytes(49999) + b"\1"),
+        {**META, "sizes": [[1, 200000]]},
+        zipfile.ZIP_STORED,
+    )
     assert codes.read(good).indices[0, 0, 0, -1] == 1
     data = good.replace(b"\0\1PK", b"\0\2PK")
     assert codes.read_meta(data)["shape"] == (1, 1, 1, 50000)
-    with pytest.raises(FormatError, match="damaged"):       # the checksum of the indices is wrong
+    with pytest.raises(FormatError, match="damaged"):  # the checksum of the indices is wrong
         codes.read(data)
 
 
@@ -235,15 +297,24 @@ BAD_FILES = {
     "rank 3": (npz(npy("|u1", "(1, 2, 3)", bytes(6))), "four axes"),
     "no pictures": (npz(npy("|u1", "(0, 1, 2, 3)", b""), {**META, "sizes": []}), "empty"),
     "no columns": (npz(npy("|u1", "(1, 1, 2, 0)", b"")), "empty"),
-    "index too large": (npz(npy("|u1", "(1, 1, 2, 3)", b"\0\0\0\0\0\7"), {**META, "codebook_size": 7}), "up to 7, the"),
+    "index too large": (
+        npz(npy("|u1", "(1, 1, 2, 3)", b"\0\0\0\0\0\7"), {**META, "codebook_size": 7}),
+        "up to 7, the",
+    ),
     "compact": (npz(None, stream=npy("|u1", "(1,)", b"a")), "truncated"),
     "meta is bytes": (npz(meta=npy("|u1", "(2,)", b"{}")), "meta is not a string"),
-    "meta is a list": (npz(meta=npy("<U1", "(2,)", "{}".encode("utf-32-le"))), "meta is not a string"),
+    "meta is a list": (
+        npz(meta=npy("<U1", "(2,)", "{}".encode("utf-32-le"))),
+        "meta is not a string",
+    ),
     "meta is no UTF-32": (npz(meta=npy("<U1", "()", b"\xff\xff\xff\xff")), "metadata is damaged"),
     "meta is not JSON": (npz(meta="{"), "metadata is damaged"),
     "meta is a number": (npz(meta="1"), "metadata is damaged"),
     "meta is deep": (npz(meta="[" * 9000), "metadata is damaged"),
-    "meta is not ASCII": (npz(meta=json.dumps({**META, "model": "ü"}, ensure_ascii=False)), "metadata is damaged"),
+    "meta is not ASCII": (
+        npz(meta=json.dumps({**META, "model": "ü"}, ensure_ascii=False)),
+        "metadata is damaged",
+    ),
     "NaN": (edit({"downsample": float("nan")}), "metadata is damaged"),
     "infinity": (edit({"note": -math.inf}), "metadata is damaged"),
     "9000 digits": (npz(meta=json.dumps(META).replace("256", "9" * 9000)), "metadata is damaged"),
@@ -286,7 +357,9 @@ def test_bad_files_give_one_clear_error(case: str, tmp_path: Path) -> None:
     assert message in str(error.value)
     assert str(error.value).startswith(f"{path}: ")
     assert error.value.fix
-    assert (error.value.fix == "give a .npz that vqtok encode wrote") == ("not a codes file" in str(error.value))
+    assert (error.value.fix == "give a .npz that vqtok encode wrote") == (
+        "not a codes file" in str(error.value)
+    )
     assert len(str(error.value)) < 400 + len(str(path))
 
 
@@ -305,7 +378,9 @@ def test_a_file_that_cannot_be_read_is_an_input_error(tmp_path: Path) -> None:
 
 
 def forge(data: bytes, size: int, packed: int | None) -> bytes:
-    """The file with other sizes for its first member in the directory at its end, which is what zipfile believes."""
+    """The file with other sizes for its first member in the directory at its end, which
+    is what zipfile believes.
+    """
     entry = data.index(b"PK\1\2")
     packed_bytes = data[entry + 20 : entry + 24] if packed is None else packed.to_bytes(4, "little")
     return data[: entry + 20] + packed_bytes + size.to_bytes(4, "little") + data[entry + 28 :]
@@ -327,10 +402,15 @@ def test_memory_is_bounded_by_what_the_file_can_hold() -> None:
     shape = f"(1, 1, 1, {len(zeros)})"
     assert peak(npz(npy("|u1", "(1, 1, 1048576, 1048576)", b""))) < 1 << 20
     for method, packed in ((zipfile.ZIP_DEFLATED, None), (zipfile.ZIP_STORED, 128 + len(zeros))):
-        assert peak(forge(npz(npy("|u1", shape, b""), method=method), 128 + len(zeros), packed)) < 1 << 20
-    meta = npy(f"<U{len(zeros) // 4}", "()", zeros)             # 64 MiB of meta for one picture, in a file of 64 kB
+        assert (
+            peak(forge(npz(npy("|u1", shape, b""), method=method), 128 + len(zeros), packed))
+            < 1 << 20
+        )
+    # 64 MiB of meta for one picture, in a file of 64 kB
+    meta = npy(f"<U{len(zeros) // 4}", "()", zeros)
     assert peak(npz(meta=meta)) < 1 << 20
-    crowd = npy("|u1", f"({2**40}, 1, 1, 1)", b"")              # more pictures allow more meta, but these cannot be in the file
+    # more pictures allow more meta, but these cannot be in the file
+    crowd = npy("|u1", f"({2**40}, 1, 1, 1)", b"")
     assert peak(npz(crowd, meta)) < 1 << 20
 
 
@@ -362,7 +442,7 @@ def survives(data: bytes) -> None:
         try:
             read(data)
         except FormatError as error:
-            assert error.fix    # noqa: PT017
+            assert error.fix  # noqa: PT017
 
 
 def test_damaged_files_never_raise_anything_else() -> None:
@@ -383,12 +463,32 @@ def test_damage_under_a_right_checksum_never_raises_anything_else() -> None:
         members = [bytearray(GOOD), bytearray(text(META))]
         bad = chance.choice(members)
         for _ in range(chance.choice((1, 1, 3))):
-            bad[chance.randrange(len(bad))] = chance.choice((0, 32, 39, 44, 48, 57, 79, 92, 255, chance.randrange(256)))
+            bad[chance.randrange(len(bad))] = chance.choice(
+                (0, 32, 39, 44, 48, 57, 79, 92, 255, chance.randrange(256))
+            )
         survives(npz(bytes(members[0]), bytes(members[1]), zipfile.ZIP_STORED))
 
 
 def test_strange_values_in_meta_never_raise_anything_else() -> None:
-    strange = [None, True, -1, 0, 2**63, 10**300, 1.5, "", "x", [], [[]], {}, [[None, 1]], [[1, 2], 3], ["ab"], [{}], "\ud800"]
+    strange = [
+        None,
+        True,
+        -1,
+        0,
+        2**63,
+        10**300,
+        1.5,
+        "",
+        "x",
+        [],
+        [[]],
+        {},
+        [[None, 1]],
+        [[1, 2], 3],
+        ["ab"],
+        [{}],
+        "\ud800",
+    ]
     for key in META:
         for value in strange:
             survives(edit({key: value}))

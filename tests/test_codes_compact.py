@@ -1,4 +1,6 @@
-"""The compact form of codes files: exact bytes, small overhead, and a reader that nothing surprises."""
+"""The compact form of codes files: exact bytes, small overhead, and a
+reader that nothing surprises.
+"""
 
 import io
 import tracemalloc
@@ -11,10 +13,17 @@ from vqtok.codes import Codes, Compact
 from vqtok.codes.compact import to_stream
 from vqtok.errors import FormatError
 
-GOLDEN = bytes.fromhex("0104" "0123abcd" "96b52e49" "0708010103746f79" "1119" "29cb800000")      # never to change
+# never to change
+GOLDEN = bytes.fromhex("01040123abcd96b52e490708010103746f79111929cb800000")
 
 
-def make(K: int = 1024, sizes: tuple[tuple[int, int], ...] = ((512, 768),), levels: int = 8, f: int = 16, channels: int = 3) -> Codes:
+def make(
+    K: int = 1024,
+    sizes: tuple[tuple[int, int], ...] = ((512, 768),),
+    levels: int = 8,
+    f: int = 16,
+    channels: int = 3,
+) -> Codes:
     h, w = (-(-side // f) for side in sizes[0])
     draw = np.random.default_rng(0)
     indices = draw.integers(0, K, (len(sizes), levels, h, w)).astype(codes.index_dtype(K))
@@ -42,8 +51,12 @@ def test_round_trip(K: int, sizes: tuple[tuple[int, int], ...]):
     found = codes.read_any(data)
     assert isinstance(found, Compact)
     assert (found.shape, found.levels, len(found), found.bits, found.pixels) == (
-        plain.shape, plain.levels, len(plain), plain.bits, plain.pixels,
-    )     # fmt: skip
+        plain.shape,
+        plain.levels,
+        len(plain),
+        plain.bits,
+        plain.pixels,
+    )
 
 
 def test_coded_streams_come_back():
@@ -57,7 +70,15 @@ def test_coded_streams_come_back():
 
 
 def test_the_bytes_of_the_stream():
-    one = Codes(np.array([[[[1, 2, 3, 4], [5, 6, 0, 0], [0, 0, 0, 0]]]], np.uint8), "toy", "0123abcd", 7, 8, 3, ((17, 25),))
+    one = Codes(
+        np.array([[[[1, 2, 3, 4], [5, 6, 0, 0], [0, 0, 0, 0]]]], np.uint8),
+        "toy",
+        "0123abcd",
+        7,
+        8,
+        3,
+        ((17, 25),),
+    )
     assert to_stream(codes.compact(one)) == GOLDEN
     assert codes.read(zipped(GOLDEN)) == one
 
@@ -89,8 +110,12 @@ def test_metadata_is_read_without_the_prior():
     plain = make()
     meta = codes.read_meta(codes.to_bytes(coded(plain, (9000,))))
     assert (meta["form"], meta["prior"], meta["model"], meta["shape"], meta["sizes"]) == (
-        "coded", "fedcba98", "photo", (1, 8, 32, 48), [[512, 768]],
-    )     # fmt: skip
+        "coded",
+        "fedcba98",
+        "photo",
+        (1, 8, 32, 48),
+        [[512, 768]],
+    )
     assert codes.read_meta(codes.to_bytes(codes.compact(plain)))["form"] == "packed"
     with pytest.raises(FormatError, match="coded by a prior of model photo"):
         codes.read(codes.to_bytes(coded(plain, (9000,))))
@@ -113,9 +138,16 @@ DAMAGED = {
     "name past the end": (HEAD + b"\7\x08\1\1\x7ftoy", "truncated"),
     "name is no text": (HEAD + b"\7\x08\1\1\3\xff\xfe\xfd\x11\x19", "line of text"),
     "height 0": (HEAD + b"\7\x08\1\1\3toy\0\x19", "positive"),
-    "huge sides": (HEAD + b"\7\x08\1\1\3toy\xff\xff\xff\xff\x0f\xff\xff\xff\xff\x0f" + bytes(9), "larger than any"),
+    "huge sides": (
+        HEAD + b"\7\x08\1\1\3toy\xff\xff\xff\xff\x0f\xff\xff\xff\xff\x0f" + bytes(9),
+        "larger than any",
+    ),
     "huge sides, coded": (
-        b"\1\5" + HEAD[2:] + b"\1\2\3\4\7\x08\1\1\3toy\xff\xff\xff\xff\x0f\xff\xff\xff\xff\x0f" + bytes(9), "larger than any",
+        b"\1\5"
+        + HEAD[2:]
+        + b"\1\2\3\4\7\x08\1\1\3toy\xff\xff\xff\xff\x0f\xff\xff\xff\xff\x0f"
+        + bytes(9),
+        "larger than any",
     ),
 }
 

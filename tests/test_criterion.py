@@ -1,4 +1,6 @@
-"""Losses besides the likelihood: MS-SSIM and LPIPS, their values, their weights files, and what a recipe makes of them."""
+"""Losses besides the likelihood: MS-SSIM and LPIPS, their values, their weights files, and
+what a recipe makes of them.
+"""
 
 from pathlib import Path
 
@@ -33,9 +35,13 @@ def lpips_tensors(backbone: perceptual._Backbone, seed: int = 0) -> dict[str, np
         for c in part:
             shape = (c.outputs, c.inputs, c.kernel, c.kernel)
             deviation = (2 / (c.inputs * c.kernel**2)) ** 0.5
-            tensors[f"features.{c.place}.weight"] = draw.normal(0, deviation, shape).astype(np.float32)
+            tensors[f"features.{c.place}.weight"] = draw.normal(0, deviation, shape).astype(
+                np.float32
+            )
             tensors[f"features.{c.place}.bias"] = draw.normal(0, 0.1, c.outputs).astype(np.float32)
-        tensors[f"lin{i}.model.1.weight"] = draw.random((1, part[-1].outputs, 1, 1)).astype(np.float32)
+        tensors[f"lin{i}.model.1.weight"] = draw.random((1, part[-1].outputs, 1, 1)).astype(
+            np.float32
+        )
     return tensors
 
 
@@ -48,11 +54,16 @@ def alex(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # MS-SSIM
 
-@pytest.mark.parametrize(("size", "amount"), [((200, 240), 10.0), ((200, 240), 60.0), ((64, 48), 25.0)])
+
+@pytest.mark.parametrize(
+    ("size", "amount"), [((200, 240), 10.0), ((200, 240), 60.0), ((64, 48), 25.0)]
+)
 def test_ms_ssim_is_that_of_the_metrics(size: tuple[int, int], amount: float):
     pixels = picture(*size, 1)
     other = noisy(pixels, amount)
-    assert float(ms_ssim(tensor(pixels), tensor(other))) == pytest.approx(metrics.ms_ssim(pixels, other), abs=2e-4)
+    assert float(ms_ssim(tensor(pixels), tensor(other))) == pytest.approx(
+        metrics.ms_ssim(pixels, other), abs=2e-4
+    )
 
 
 def test_ms_ssim_has_a_gradient_that_makes_pictures_more_alike():
@@ -62,25 +73,43 @@ def test_ms_ssim_has_a_gradient_that_makes_pictures_more_alike():
     before.backward()
     assert y.grad is not None
     assert before.dtype == torch.float32
-    assert float(ms_ssim(x, y.detach() + 0.01 * y.grad / y.grad.abs().max())) > float(before.detach()) + 1e-4
+    assert (
+        float(ms_ssim(x, y.detach() + 0.01 * y.grad / y.grad.abs().max()))
+        > float(before.detach()) + 1e-4
+    )
     assert float(ms_ssim(x, x)) == pytest.approx(1.0, abs=1e-6)
     assert torch.isfinite(ms_ssim(x, -x))
 
 
 # LPIPS
 
+
 def by_hand(tensors: dict[str, np.ndarray], x: Tensor, y: Tensor) -> float:
     """The distance on AlexNet, in double precision, written out layer by layer."""
+
     def features(picture: Tensor) -> list[Tensor]:
         f = torch.nn.functional
-        shift, scale = torch.tensor([-0.030, -0.088, -0.188]).double(), torch.tensor([0.458, 0.448, 0.450]).double()
+        shift, scale = (
+            torch.tensor([-0.030, -0.088, -0.188]).double(),
+            torch.tensor([0.458, 0.448, 0.450]).double(),
+        )
         w = {name: torch.from_numpy(value).double() for name, value in tensors.items()}
         value = (picture.double() - shift[:, None, None]) / scale[:, None, None]
         a = f.relu(f.conv2d(value, w["features.0.weight"], w["features.0.bias"], 4, 2))
-        b = f.relu(f.conv2d(f.max_pool2d(a, 3, 2), w["features.3.weight"], w["features.3.bias"], 1, 2))
-        c = f.relu(f.conv2d(f.max_pool2d(b, 3, 2), w["features.6.weight"], w["features.6.bias"], 1, 1))
+        b = f.relu(
+            f.conv2d(f.max_pool2d(a, 3, 2), w["features.3.weight"], w["features.3.bias"], 1, 2)
+        )
+        c = f.relu(
+            f.conv2d(f.max_pool2d(b, 3, 2), w["features.6.weight"], w["features.6.bias"], 1, 1)
+        )
         d = f.relu(f.conv2d(c, w["features.8.weight"], w["features.8.bias"], 1, 1))
-        return [a, b, c, d, f.relu(f.conv2d(d, w["features.10.weight"], w["features.10.bias"], 1, 1))]
+        return [
+            a,
+            b,
+            c,
+            d,
+            f.relu(f.conv2d(d, w["features.10.weight"], w["features.10.bias"], 1, 1)),
+        ]
 
     total = 0.0
     for i, (a, b) in enumerate(zip(features(x), features(y), strict=True)):
@@ -88,7 +117,9 @@ def by_hand(tensors: dict[str, np.ndarray], x: Tensor, y: Tensor) -> float:
         for row in range(a.shape[2]):
             for column in range(a.shape[3]):
                 p, q = a[0, :, row, column].numpy(), b[0, :, row, column].numpy()
-                total += float((head * (p / np.linalg.norm(p) - q / np.linalg.norm(q)) ** 2).sum()) / (a.shape[2] * a.shape[3])
+                total += float(
+                    (head * (p / np.linalg.norm(p) - q / np.linalg.norm(q)) ** 2).sum()
+                ) / (a.shape[2] * a.shape[3])
     return total
 
 
@@ -111,7 +142,11 @@ def test_lpips_is_a_distance(alex: Path):
 @pytest.mark.slow
 def test_vgg_weights_are_told_by_their_shapes(tmp_path: Path):
     path = tmp_path / "vgg.safetensors"
-    path.write_bytes(safetensors.numpy.save({name: value.astype(np.float16) for name, value in lpips_tensors(VGG).items()}))
+    path.write_bytes(
+        safetensors.numpy.save(
+            {name: value.astype(np.float16) for name, value in lpips_tensors(VGG).items()}
+        )
+    )
     network = perceptual.load(path)
     x, y = tensor(picture(32, 32)), tensor(noisy(picture(32, 32), 30)).requires_grad_()
     network(x, y).sum().backward()
@@ -127,12 +162,19 @@ def test_what_is_no_lpips_file_is_refused(tmp_path: Path):
         perceptual.load(path)
     tensors = lpips_tensors(ALEX)
     wrong = {**tensors, "lin2.model.1.weight": np.zeros((1, 7, 1, 1), np.float32)}
-    for bad, words in [(wrong, "lin2.model.1.weight has the shape"), ({"a": np.zeros(3)}, "lacks the tensor features.0.bias")]:
+    for bad, words in [
+        (wrong, "lin2.model.1.weight has the shape"),
+        ({"a": np.zeros(3)}, "lacks the tensor features.0.bias"),
+    ]:
         path.write_bytes(safetensors.numpy.save(bad))
         with pytest.raises(FormatError, match=words):
             perceptual.load(path)
     pickle = "looks like a pickle"
-    for data, words in [(b"\x80\x02}q\x00." + bytes(20), pickle), (b"PK\3\4" + bytes(90), pickle), (b"", "is empty")]:
+    for data, words in [
+        (b"\x80\x02}q\x00." + bytes(20), pickle),
+        (b"PK\3\4" + bytes(90), pickle),
+        (b"", "is empty"),
+    ]:
         path.write_bytes(data)
         with pytest.raises(FormatError, match=words):
             perceptual.load(path)
@@ -140,15 +182,19 @@ def test_what_is_no_lpips_file_is_refused(tmp_path: Path):
 
 # The criterion of a recipe
 
+
 def test_terms_bear_their_weights(alex: Path):
-    x, y = (torch.cat([tensor(picture(64, 64, 3, seed)) for seed in seeds]) for seeds in ((0, 1), (0, 2)))
+    x, y = (
+        torch.cat([tensor(picture(64, 64, 3, seed)) for seed in seeds])
+        for seeds in ((0, 1), (0, 2))
+    )
     assert Criterion(LossConfig(), None, 64)(x, y) == {}
     network = perceptual.load(alex)
     terms = Criterion(LossConfig(ms_ssim=0.5, perceptual=2.0), alex, 64)(x, y)
     assert float(terms["ms_ssim"]) == pytest.approx(0.5 * (1 - float(ms_ssim(x, y))))
     assert float(terms["perceptual"]) == pytest.approx(float(2 * network(x, y).mean()))
     half = Criterion(LossConfig(perceptual=2.0, perceptual_part=0.5), alex, 64)
-    assert float(half(x, y)["perceptual"]) == 0     # the first pair's, which are equal
+    assert float(half(x, y)["perceptual"]) == 0  # the first pair's, which are equal
 
 
 def test_gray_pictures_have_a_perceptual_distance(alex: Path):

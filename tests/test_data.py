@@ -1,4 +1,6 @@
-"""Data sets: every kind of source gives the right pictures and labels, and bad ones one InputError."""
+"""Data sets: every kind of source gives the right pictures and labels,
+and bad ones one InputError.
+"""
 
 import gzip
 import io
@@ -42,7 +44,7 @@ def write_tree(root: Path, names: dict[str, int]) -> Path:
 
 
 def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:     # type: ignore[call-overload]
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -58,20 +60,31 @@ def write_zip(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def cifar_batch(values: list[int]) -> bytes:
-    """Records whose label is the value modulo 10; red is the value, green its row, blue its column."""
+    """Records whose label is the value modulo 10;
+    red is the value, green its row, blue its column.
+    """
     rows, columns = np.mgrid[:32, :32].astype(np.uint8)
-    planes = [np.concatenate([np.full(1024, v, np.uint8), rows.ravel(), columns.ravel()]) for v in values]
+    planes = [
+        np.concatenate([np.full(1024, v, np.uint8), rows.ravel(), columns.ravel()]) for v in values
+    ]
     return b"".join(bytes([v % 10]) + p.tobytes() for v, p in zip(values, planes, strict=True))
 
 
 def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        bytes([0, 0, 8, array.ndim])
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
 # Folders, zips, tars
 
+
 def test_folder_of_pictures(tmp_path: Path) -> None:
-    data = open_data(write_tree(tmp_path, {"b.png": 2, "a.png": 1, ".hidden.png": 9, "sub/c.png": 3}))
+    data = open_data(
+        write_tree(tmp_path, {"b.png": 2, "a.png": 1, ".hidden.png": 9, "sub/c.png": 3})
+    )
     assert red(data) == [1, 2, 3]
     assert data.labels == ()
     assert targets(data) == [-1] * 3
@@ -125,7 +138,9 @@ def test_shards_by_split(tmp_path: Path) -> None:
     assert red(open_data(tmp_path, "train")) == [0, 1, 10, 11]
     assert red(open_data(tmp_path, "test")) == [20, 21]
     assert red(open_data(tmp_path / "train-001.tar")) == [10, 11]
-    assert red(open_data(tmp_path / "*-000.tar", "test")) == [0, 1, 20, 21], "what is named is used as it is"
+    assert red(open_data(tmp_path / "*-000.tar", "test")) == [0, 1, 20, 21], (
+        "what is named is used as it is"
+    )
     assert red(open_data([tmp_path / "val-000.tar"])) == [20, 21]
     (tmp_path / "val-000.tar").unlink()
     with pytest.raises(InputError, match="no test pictures"):
@@ -146,11 +161,14 @@ def test_globs_and_single_pictures(tmp_path: Path) -> None:
 
 # Arrays
 
+
 def test_cifar_binaries(tmp_path: Path) -> None:
     for n in (1, 2):
         (tmp_path / f"data_batch_{n}.bin").write_bytes(cifar_batch([10 * n + 3, 10 * n + 4]))
     (tmp_path / "test_batch.bin").write_bytes(cifar_batch([99]))
-    (tmp_path / "batches.meta.txt").write_text("plane car bird cat deer dog frog horse ship truck\n\n")
+    (tmp_path / "batches.meta.txt").write_text(
+        "plane car bird cat deer dog frog horse ship truck\n\n"
+    )
     data = open_data(tmp_path)
     assert (red(data), targets(data), data.labels[3]) == ([13, 14, 23, 24], [3, 4, 3, 4], "cat")
     assert data.picture(0)[5, 7].tolist() == [13, 5, 7], "planes become channels, rows stay rows"
@@ -160,13 +178,23 @@ def test_cifar_binaries(tmp_path: Path) -> None:
 
 def test_cifar_archive(tmp_path: Path) -> None:
     folder = "cifar-10-batches-bin/"
-    members = {folder + "data_batch_2.bin": cifar_batch([2]), folder + "data_batch_1.bin": cifar_batch([1])}
-    members |= {folder + "test_batch.bin": cifar_batch([7]), folder + "batches.meta.txt": b"a b c d e f g h i j\n"}
+    members = {
+        folder + "data_batch_2.bin": cifar_batch([2]),
+        folder + "data_batch_1.bin": cifar_batch([1]),
+    }
+    members |= {
+        folder + "test_batch.bin": cifar_batch([7]),
+        folder + "batches.meta.txt": b"a b c d e f g h i j\n",
+    }
     path = write_tar(tmp_path / "cifar-10-binary.tar.gz", members, "w:gz")
     data = open_data(path)
     assert (red(data), targets(data), data.labels[1]) == ([1, 2], [1, 2], "b")
     assert red(open_data(path, "test")) == [7]
-    path = write_tar(tmp_path / "cifar-10-python.tar.gz", {"cifar-10-batches-py/batches.meta": b"\x80\x04"}, "w:gz")
+    path = write_tar(
+        tmp_path / "cifar-10-python.tar.gz",
+        {"cifar-10-batches-py/batches.meta": b"\x80\x04"},
+        "w:gz",
+    )
     with pytest.raises(InputError, match="pickles"):
         open_data(path)
 
@@ -177,7 +205,9 @@ def test_idx(tmp_path: Path, packed: bool) -> None:
     files = {"train-images-idx3-ubyte": pictures, "train-labels-idx1-ubyte": np.array([1, 0])}
     files |= {"t10k-images-idx3-ubyte": pictures[:1] + 100, "t10k-labels-idx1-ubyte": np.array([2])}
     for name, array in files.items():
-        (tmp_path / (name + ".gz" * packed)).write_bytes(gzip.compress(idx(array)) if packed else idx(array))
+        (tmp_path / (name + ".gz" * packed)).write_bytes(
+            gzip.compress(idx(array)) if packed else idx(array)
+        )
     data = open_data(tmp_path)
     assert (len(data), data.channels, targets(data), data.labels) == (2, 1, [1, 0], ("0", "1"))
     assert (data.picture(1)[..., 0] == pictures[1]).all()
@@ -194,8 +224,18 @@ def test_arrays(tmp_path: Path, rng: np.random.Generator) -> None:
     pictures = rng.integers(0, 256, (5, 4, 6, 3), np.uint8)
     np.save(tmp_path / "x.npy", pictures)
     np.save(tmp_path / "f.npy", np.asfortranarray(pictures))
-    np.savez_compressed(tmp_path / "plain.npz", images=pictures, labels=np.array([[0], [1], [2], [1], [0]], np.int32))
-    np.savez(tmp_path / "parts.npz", x_train=pictures[:3], y_train=[1, 1, 0], x_test=pictures[3:], y_test=[0, 1])
+    np.savez_compressed(
+        tmp_path / "plain.npz",
+        images=pictures,
+        labels=np.array([[0], [1], [2], [1], [0]], np.int32),
+    )
+    np.savez(
+        tmp_path / "parts.npz",
+        x_train=pictures[:3],
+        y_train=[1, 1, 0],
+        x_test=pictures[3:],
+        y_test=[0, 1],
+    )
     np.savez(tmp_path / "other.npz", note=np.zeros(3), stuff=pictures)
     np.savez(tmp_path / "grey.npz", pictures[..., 0])
     for name in ("x.npy", "f.npy", "plain.npz", "other.npz"):
@@ -211,6 +251,7 @@ def test_arrays(tmp_path: Path, rng: np.random.Generator) -> None:
 
 
 # Bad input
+
 
 def npy(header: str, data: bytes = b"") -> bytes:
     text = header.encode().ljust(117) + b"\n"
@@ -230,12 +271,21 @@ BAD_FILES = {
     "huge.npy": (npy(HUGE), "damaged"),
     "float.npy": (npy(HUGE.replace("|u1", "<f4")), "float32, not uint8"),
     "object.npy": (npy(HUGE.replace("|u1", "|O")), "Python objects"),
-    "flat.npy": (npy(HUGE.replace("(1048576, 1024, 1024, 1)", "(4, 4)"), bytes(16)), r"shape \(4, 4\)"),
-    "first.npy": (npy(HUGE.replace("(1048576, 1024, 1024, 1)", "(1, 3, 8, 8)"), bytes(192)), "8 channels"),
+    "flat.npy": (
+        npy(HUGE.replace("(1048576, 1024, 1024, 1)", "(4, 4)"), bytes(16)),
+        r"shape \(4, 4\)",
+    ),
+    "first.npy": (
+        npy(HUGE.replace("(1048576, 1024, 1024, 1)", "(1, 3, 8, 8)"), bytes(192)),
+        "8 channels",
+    ),
     "bad.npy": (npy("{'descr': import os}"), "bad .npy header"),
     "cut-images-idx3-ubyte": (gzip.compress(idx(np.zeros((2, 4, 4)))[:-1]), "ends after 31 of 32"),
     "none-images-idx3-ubyte": (idx(np.zeros((0, 4, 4))), "shape"),
-    "bomb-images-idx3-ubyte.gz": (gzip.compress(b"\0\0\x08\x03" + b"\0\xff\xff\xff" * 3), "asks for"),
+    "bomb-images-idx3-ubyte.gz": (
+        gzip.compress(b"\0\0\x08\x03" + b"\0\xff\xff\xff" * 3),
+        "asks for",
+    ),
 }
 
 
@@ -259,7 +309,11 @@ def test_npz_that_asks_for_a_terabyte(tmp_path: Path) -> None:
 
 def test_npz_labels_must_match(tmp_path: Path) -> None:
     pictures = np.zeros((3, 4, 4), np.uint8)
-    for labels, message in (([0, 1], "2 labels"), ([0, 1, -1], "from -1"), ([0.0, 1.0, 2.0], "whole numbers")):
+    for labels, message in (
+        ([0, 1], "2 labels"),
+        ([0, 1, -1], "from -1"),
+        ([0.0, 1.0, 2.0], "whole numbers"),
+    ):
         np.savez(tmp_path / "x.npz", images=pictures, labels=np.array(labels))
         with pytest.raises(InputError, match=message):
             open_data(tmp_path / "x.npz")
@@ -287,7 +341,10 @@ def test_bad_pictures_are_skipped_and_counted(tmp_path: Path) -> None:
     shown = batches.batch(0).pixels[:, 0, 0, 0].tolist()
     assert set(shown) <= {1, 2, 3, 4, 6, 7}
     assert len(shown) == 16
-    assert Batches(open_data(tmp_path), np.arange(8), 16, 4).batch(0).pixels[:, 0, 0, 0].tolist() == shown
+    assert (
+        Batches(open_data(tmp_path), np.arange(8), 16, 4).batch(0).pixels[:, 0, 0, 0].tolist()
+        == shown
+    )
     assert data.skipped == 2
     with pytest.raises(InputError, match="cannot be read"):
         Batches(data, np.array([0, 5]), 4, 4).batch(0)
@@ -309,7 +366,7 @@ def test_all_pictures_bad(tmp_path: Path) -> None:
         open_data(tmp_path)
 
 
-FUZZ = int(os.environ.get("VQTOK_FUZZ", "120"))     # mutations of each file
+FUZZ = int(os.environ.get("VQTOK_FUZZ", "120"))  # mutations of each file
 
 
 def mutations(data: bytes, n: int) -> Iterator[bytes]:
@@ -321,7 +378,9 @@ def mutations(data: bytes, n: int) -> Iterator[bytes]:
         yield bytes(changed)
 
 
-@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.npz", "x.npy", "a-images-idx3-ubyte", "cifar.tar.gz"])
+@pytest.mark.parametrize(
+    "name", ["x.zip", "x.tar", "x.npz", "x.npy", "a-images-idx3-ubyte", "cifar.tar.gz"]
+)
 def test_damage_raises_input_error_only(tmp_path: Path, name: str) -> None:
     pictures = np.zeros((2, 4, 4, 3), np.uint8)
     path = tmp_path / name
@@ -340,7 +399,9 @@ def test_damage_raises_input_error_only(tmp_path: Path, name: str) -> None:
             assert all(data.picture(i).ndim == 3 for i in range(len(data)))
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions bind neither root nor Windows")
+@pytest.mark.skipif(
+    os.name == "nt" or os.geteuid() == 0, reason="permissions bind neither root nor Windows"
+)
 def test_no_permission(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", {"a.png": png(1)})
     path.chmod(0)
@@ -356,4 +417,7 @@ def rng() -> np.random.Generator:
 def test_many_built_in_pictures_are_those_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqtok.data.shapes.AT_ONCE", 3)
     data, wanted = open_data(None), np.array([7, 0, 19_999, 7, 3, 12, 5])
-    np.testing.assert_array_equal(data.pictures(wanted), np.stack([data.picture(int(i)) for i in wanted]))      # type: ignore[attr-defined]
+    np.testing.assert_array_equal(
+        data.pictures(wanted),  # type: ignore[attr-defined]
+        np.stack([data.picture(int(i)) for i in wanted]),
+    )

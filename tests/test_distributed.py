@@ -1,4 +1,6 @@
-"""One run in several processes: the same numbers as in one, one voice, and what happens when one of them is lost."""
+"""One run in several processes: the same numbers as in one, one voice, and what happens
+when one of them is lost.
+"""
 
 import json
 import os
@@ -25,8 +27,17 @@ from vqtok.errors import InputError, UsageError
 from vqtok.train import folder
 from vqtok.train.prior import GridBatches, Grids
 
-PATIENCE = 240      # seconds for what takes ten on a free machine; a process that hangs fails its test, not the suite
-VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+# seconds for what takes ten on a free machine; a process that hangs fails its test, not the suite
+PATIENCE = 240
+VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID",
+    "TORCHELASTIC_RESTART_COUNT",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,19 +53,30 @@ def start(arguments: list[str], where: Path, count: int = 2) -> list[subprocess.
         port = free.getsockname()[1]
     root = Path(weights.__file__).parents[1]
     common = {
-        **{name: value for name, value in os.environ.items() if name not in VARIABLES}, "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{root}{os.pathsep}{Path(__file__).parent}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(count), "GLOO_SOCKET_IFNAME": "lo",
-    }     # fmt: skip
+        **{name: value for name, value in os.environ.items() if name not in VARIABLES},
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{root}{os.pathsep}{Path(__file__).parent}",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(count),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     places = [{"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(count)]
-    return [subprocess.Popen([sys.executable, *arguments], env=common | place, cwd=where, **pipes) for place in places]
+    return [
+        subprocess.Popen([sys.executable, *arguments], env=common | place, cwd=where, **pipes)
+        for place in places
+    ]
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of each."""
     try:
-        return [(process.returncode, *process.communicate(timeout=PATIENCE)) for process in processes if process.wait(PATIENCE) is not None]
+        return [
+            (process.returncode, *process.communicate(timeout=PATIENCE))
+            for process in processes
+            if process.wait(PATIENCE) is not None
+        ]
     finally:
         for process in processes:
             process.kill()
@@ -82,7 +104,9 @@ def close(two: Path, one: Path, tolerance: float = 2e-4) -> None:
     found, expected = weights.load(two, "state"), weights.load(one, "state")
     assert found.tensors.keys() == expected.tensors.keys()
     for name, value in expected.tensors.items():
-        np.testing.assert_allclose(found.tensors[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            found.tensors[name], value, rtol=tolerance, atol=tolerance, err_msg=name
+        )
     assert found.record["step"] == expected.record["step"]
     assert found.record["best"] == pytest.approx(expected.record["best"], rel=1e-3)
 
@@ -91,7 +115,7 @@ def close(two: Path, one: Path, tolerance: float = 2e-4) -> None:
 @pytest.mark.parametrize("case", worker.CASES)
 def test_two_processes_train_the_network_that_one_does(both: tuple[Path, Path], case: str) -> None:
     two, one = (place / case for place in both)
-    tolerance = 2e-3 if case == "muon" else 2e-4        # Muon makes its matrices orthogonal in bfloat16
+    tolerance = 2e-3 if case == "muon" else 2e-4  # Muon makes its matrices orthogonal in bfloat16
     close(two / "tokenizer.state.safetensors", one / "tokenizer.state.safetensors", tolerance)
     for found, expected in zip(log(two), log(one), strict=True):
         assert found == pytest.approx(expected, rel=2e-3, abs=1e-3)
@@ -101,9 +125,12 @@ def test_two_processes_train_the_network_that_one_does(both: tuple[Path, Path], 
 @pytest.mark.parametrize("stage", ["prior", "entropy"])
 def test_two_processes_train_the_priors_that_one_does(both: tuple[Path, Path], stage: str) -> None:
     two, one = (place / "ema" for place in both)
-    grids = [weights.load(place / "indices.state.safetensors", "state").tensors for place in (two, one)]
+    grids = [
+        weights.load(place / "indices.state.safetensors", "state").tensors for place in (two, one)
+    ]
     np.testing.assert_array_equal(grids[0]["labels"], grids[1]["labels"])
-    assert (grids[0]["indices"] == grids[1]["indices"]).mean() > 0.99       # the tokenizers differ in the last bits
+    # the tokenizers differ in the last bits
+    assert (grids[0]["indices"] == grids[1]["indices"]).mean() > 0.99
     close(two / f"{stage}.state.safetensors", one / f"{stage}.state.safetensors", 2e-3)
 
 
@@ -116,18 +143,22 @@ def test_codes_were_restarted_in_the_runs_compared(both: tuple[Path, Path]) -> N
 @pytest.mark.slow
 def test_what_two_processes_tell_each_other(both: tuple[Path, Path]) -> None:
     first, second = (json.loads((both[0] / f"rank{rank}.json").read_text()) for rank in (0, 1))
-    assert [told.pop("own") for told in (first, second)] == [3, 2]      # of five pictures
+    assert [told.pop("own") for told in (first, second)] == [3, 2]  # of five pictures
     assert first == second
     assert first["gradient"] == 3
     assert first["rows"] == [3.0, 0.0, 2.0]
     assert first["bytes"] == [0, 3]
     assert first["error"] == "OutputError: the disk is full"
     assert first["stops"] == [True, 15]
-    assert first["fingerprint"] == weights.tokenizer_fingerprint(both[0] / "ema" / "tokenizer.safetensors")
+    assert first["fingerprint"] == weights.tokenizer_fingerprint(
+        both[0] / "ema" / "tokenizer.safetensors"
+    )
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_run_and_any_number_of_them_goes_on(data: Path, tmp_path: Path) -> None:
+def test_a_lost_process_ends_the_run_and_any_number_of_them_goes_on(
+    data: Path, tmp_path: Path
+) -> None:
     command = ["-m", "vqtok", "train", str(data), "--stage", "tokenizer", "--device", "cpu"]
     new = ["--recipe", "small.toml", "--steps", "30"]
     first, second = start([*command, *new, "-o", "lost"], tmp_path)
@@ -140,25 +171,32 @@ def test_a_lost_process_ends_the_run_and_any_number_of_them_goes_on(data: Path, 
     assert code == 1, errors
     assert errors.splitlines()[-2:] == [
         "vqtok: error: process 0 of 2 has lost another one, which has ended or cannot be reached",
-        "  fix: see what that one said; then go on with --resume, or have torchrun do so by itself: --max-restarts 3",
+        (
+            "  fix: see what that one said; then go on with --resume, "
+            "or have torchrun do so by itself: --max-restarts 3"
+        ),
     ]
     assert weights.load(state, "state").record["step"] < 30
     told = finish(start([*command, "-o", "lost", "--resume", "--json"], tmp_path))
     assert [code for code, *_ in told] == [0, 0], told
     assert json.loads(told[0][1].splitlines()[-1])["stage"] == "finished"
-    assert told[1][1:] == ("", "")      # only the first speaks
+    assert told[1][1:] == ("", "")  # only the first speaks
     assert run(*command[2:], *new, "-o", "whole", "-q").exit_code == 0
     close(state, tmp_path / "whole" / "tokenizer.state.safetensors")
 
 
 # What one process can tell
 
-@pytest.mark.parametrize("size", [16, 12])       # all pictures at once, and crops
+
+@pytest.mark.parametrize("size", [16, 12])  # all pictures at once, and crops
 def test_shares_of_a_batch_make_up_the_batch(size: int) -> None:
     data, indices = Shapes(10, 16), np.arange(10)
     whole = Batches(data, indices, 6, size, seed=4, flip=True)
     for step in (0, 3):
-        shares = [Batches(data, indices, 6, size, seed=4, flip=True, share=(rank, 3)).batch(step) for rank in range(3)]
+        shares = [
+            Batches(data, indices, 6, size, seed=4, flip=True, share=(rank, 3)).batch(step)
+            for rank in range(3)
+        ]
         for rank, share in enumerate(shares):
             np.testing.assert_array_equal(share.pixels, whole.batch(step).pixels[rank::3])
             np.testing.assert_array_equal(share.labels, whole.batch(step).labels[rank::3])
@@ -166,7 +204,9 @@ def test_shares_of_a_batch_make_up_the_batch(size: int) -> None:
 
 def test_shares_of_a_batch_of_grids_make_up_the_batch() -> None:
     draws = np.random.default_rng(0)
-    grids = Grids.of_list([draws.integers(0, 9, (2, 5, 6)).astype(np.uint8) for _ in range(7)], np.arange(7))
+    grids = Grids.of_list(
+        [draws.integers(0, 9, (2, 5, 6)).astype(np.uint8) for _ in range(7)], np.arange(7)
+    )
     whole = GridBatches(grids, 4, (3, 4), 1, 0.5).batch(5)
     for rank in range(2):
         share = GridBatches(grids, 4, (3, 4), 1, 0.5, (rank, 2)).batch(5)
@@ -178,7 +218,9 @@ def test_a_batch_that_processes_cannot_share_equally() -> None:
     recipe = recipe_for(Shapes(24), prior_training={"batch": 6})
     training.check_processes(recipe, "all", 2)
     training.check_processes(recipe, "tokenizer", 4)
-    with pytest.raises(UsageError, match="the prior's batch of 6 cannot be shared equally by 4 processes") as caught:
+    with pytest.raises(
+        UsageError, match="the prior's batch of 6 cannot be shared equally by 4 processes"
+    ) as caught:
         training.check_processes(recipe, "all", 4)
     assert "--set prior_training.batch=8" in caught.value.fix
 
@@ -192,14 +234,24 @@ def test_a_process_alone_gets_back_what_it_gives() -> None:
     assert torch.equal(value, before)
     assert distributed.highest(3, False) == [3, False]
     assert distributed.from_first(lambda: b"x") == b"x"
-    assert (distributed.size(), distributed.rank(), distributed.first(), distributed.own(5)) == (1, 0, True, 5)
+    assert (distributed.size(), distributed.rank(), distributed.first(), distributed.own(5)) == (
+        1,
+        0,
+        True,
+        5,
+    )
 
 
 def test_sums_go_over_every_tensor_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "size", lambda: 2)
     monkeypatch.setattr(distributed, "BUCKET", 5)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda flat: flat.mul_(2))
-    tensors = [torch.randn(2, 2), torch.randn(3), torch.randn(9), torch.randn(2, 2, 2, 2).to(memory_format=torch.channels_last)]
+    tensors = [
+        torch.randn(2, 2),
+        torch.randn(3),
+        torch.randn(9),
+        torch.randn(2, 2, 2, 2).to(memory_format=torch.channels_last),
+    ]
     before = [tensor.clone() for tensor in tensors]
     distributed.sum_(*tensors)
     assert all(torch.equal(tensor, 2 * old) for tensor, old in zip(tensors, before, strict=True))
@@ -207,7 +259,9 @@ def test_sums_go_over_every_tensor_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(torch.equal(tensor, 2 * old) for tensor, old in zip(tensors, before, strict=True))
 
 
-def test_each_process_opens_the_data_that_the_first_one_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_opens_the_data_that_the_first_one_saw(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = Shapes(24)
     begun = training.Begun(recipe_for(data), "", 20000, "vqtok train", job="7")
     monkeypatch.setattr(distributed, "from_first", lambda make: folder.to_json(begun))
@@ -218,21 +272,41 @@ def test_each_process_opens_the_data_that_the_first_one_saw(monkeypatch: pytest.
         training.agreed(lambda: pytest.fail("only the first begins"))
 
 
-def test_a_run_goes_on_when_the_torchrun_that_began_it_starts_again(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ("train", str(data), "--recipe", "small.toml", "--stage", "tokenizer", "-o", "run", "--device", "cpu", "--preset", "photo")
+def test_a_run_goes_on_when_the_torchrun_that_began_it_starts_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (
+        "train",
+        str(data),
+        "--recipe",
+        "small.toml",
+        "--stage",
+        "tokenizer",
+        "-o",
+        "run",
+        "--device",
+        "cpu",
+        "--preset",
+        "photo",
+    )
     monkeypatch.setattr("vqtok.train.tokenizer.INITIAL_VECTORS", 256)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     assert run(*command, "--max-time", "0s").exit_code == 0
     first = weights.load(tmp_path / "run" / "tokenizer.state.safetensors", "state").record["step"]
-    again = run(*command, "--force")        # the same torchrun: what is there is its own
+    again = run(*command, "--force")  # the same torchrun: what is there is its own
     assert again.exit_code == 0, again.stderr
     assert "A process of this run has ended: it goes on from what is saved in run" in again.stderr
-    assert weights.load(tmp_path / "run" / "tokenizer.state.safetensors", "state").record["step"] > first
+    assert (
+        weights.load(tmp_path / "run" / "tokenizer.state.safetensors", "state").record["step"]
+        > first
+    )
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "two")
     assert "run holds a run already" in run(*command).stderr
 
 
-def test_a_torchrun_without_a_name_must_say_that_it_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torchrun_without_a_name_must_say_that_it_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     training.record(tmp_path, training.Begun(Recipe(), "", 1, job=distributed.job()))
     assert not training.goes_on(tmp_path)
@@ -247,23 +321,42 @@ def test_a_torchrun_without_a_name_must_say_that_it_starts_again(tmp_path: Path,
 def test_several_processes_need_a_device_that_can_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="cannot train together on mps"), distributed.joined(torch.device("mps")):
+    with (
+        pytest.raises(UsageError, match="cannot train together on mps"),
+        distributed.joined(torch.device("mps")),
+    ):
         pass
 
 
 def log(out: Path) -> list[dict[str, float]]:
     """The numbers of log.jsonl but for those that tell the time."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("stage", "seconds", "pictures_per_second")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("stage", "seconds", "pictures_per_second")}
+        for line in lines
+    ]
 
 
 @pytest.mark.slow
 def test_one_process_tells_an_error_of_all(data: Path, tmp_path: Path) -> None:
-    command = ["-m", "vqtok", "train", str(data), "--recipe", "small.toml", "--batch", "3", "--device", "cpu"]
+    command = [
+        "-m",
+        "vqtok",
+        "train",
+        str(data),
+        "--recipe",
+        "small.toml",
+        "--batch",
+        "3",
+        "--device",
+        "cpu",
+    ]
     first, second = start(command, tmp_path)
     code, _, errors = finish([first])[0] if first.wait(PATIENCE) else (0, "", "")
-    second.terminate()          # as torchrun does when it sees that the first has failed
+    second.terminate()  # as torchrun does when it sees that the first has failed
     assert code == 2
-    assert errors.startswith("vqtok: error: the tokenizer's batch of 3 cannot be shared equally by 2 processes\n  fix: ")
-    assert finish([second])[0][2] in ("", errors)       # it may have been told a second later
+    assert errors.startswith(
+        "vqtok: error: the tokenizer's batch of 3 cannot be shared equally by 2 processes\n  fix: "
+    )
+    assert finish([second])[0][2] in ("", errors)  # it may have been told a second later
     assert not (tmp_path / "vqtok-model").exists()

@@ -1,4 +1,6 @@
-"""The pages' promises: their commands run, their links lead somewhere, their lists are whole, their sentences about formats are true."""
+"""The pages' promises: their commands run, their links lead somewhere, their lists are whole, their
+sentences about formats are true.
+"""
 
 import hashlib
 import re
@@ -15,10 +17,20 @@ from vqtok.cli import app
 from vqtok.codes import Codes
 from vqtok.errors import FormatError
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
-WITH_COMMANDS = [page.name for page in PAGES if page.parent == ROOT / "docs" and lines(page.read_text(encoding="utf-8"))]
+PAGES = sorted(
+    [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+)
+WITH_COMMANDS = [
+    page.name
+    for page in PAGES
+    if page.parent == ROOT / "docs" and lines(page.read_text(encoding="utf-8"))
+]
 WITH_SNIPPETS = [ROOT / "README.md", ROOT / "docs" / "recipes.md", ROOT / "docs" / "transformer.md"]
-NAMED = [word for page in PAGES for word in re.findall(r"`(tests/[\w/]+\.py::\w+)`", page.read_text(encoding="utf-8"))]
+NAMED = [
+    word
+    for page in PAGES
+    for word in re.findall(r"`(tests/[\w/]+\.py::\w+)`", page.read_text(encoding="utf-8"))
+]
 
 
 def anchors(page: Path) -> set[str]:
@@ -30,7 +42,9 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_vectors")
 @pytest.mark.parametrize("name", WITH_COMMANDS)
-def test_every_command_of_a_page_runs_in_order(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_every_command_of_a_page_runs_in_order(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.delenv("VQTOK_MODELS")
     make_pictures(tmp_path)
     make_checkpoints(tmp_path)
@@ -41,11 +55,17 @@ def test_every_command_of_a_page_runs_in_order(name: str, monkeypatch: pytest.Mo
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.name)
 def test_snippets_run(page: Path, tmp_path: Path):
-    """Those that begin with an import of ours or of NumPy; examples, which begin with a docstring, have tests of their own."""
+    """Those that begin with an import of ours or of NumPy;
+    examples, which begin with a docstring, have tests of their own.
+    """
     make_pictures(tmp_path)
     for line in ("vqtok encode photo.jpg", "vqtok encode holiday/ --bulk -o codes/ --workers 0"):
         run_line(line)
-    snippets = re.findall(r"```python\n((?:import vqtok|from vqtok|import numpy).*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    snippets = re.findall(
+        r"```python\n((?:import vqtok|from vqtok|import numpy).*?)```",
+        page.read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
     assert snippets
     for snippet in snippets:
         exec(compile(snippet, page.name, "exec"), {})
@@ -102,7 +122,9 @@ def test_every_page_is_in_the_index():
 
 
 def make(K: int = 4, f: int = 4, model: str = "m", L: int = 1) -> Codes:
-    return Codes(np.zeros((1, L, 1, 1), codes.index_dtype(K)), model, "0badcafe", K, f, 3, ((1, 1),))
+    return Codes(
+        np.zeros((1, L, 1, 1), codes.index_dtype(K)), model, "0badcafe", K, f, 3, ((1, 1),)
+    )
 
 
 def test_limits_of_the_formats():
@@ -110,7 +132,15 @@ def test_limits_of_the_formats():
         one = make(K, f, model)
         assert codes.read(codes.to_bytes(one)) == one
         assert codes.read(codes.to_bytes(codes.compact(one))) == one
-    for K, f, model in ((1, 4, "m"), (1 << 32 | 1, 4, "m"), (4, 1025, "m"), (4, 0, "m"), (4, 4, "m" * 256), (4, 4, ""), (4, 4, "a\nb")):
+    for K, f, model in (
+        (1, 4, "m"),
+        (1 << 32 | 1, 4, "m"),
+        (4, 1025, "m"),
+        (4, 0, "m"),
+        (4, 4, "m" * 256),
+        (4, 4, ""),
+        (4, 4, "a\nb"),
+    ):
         with pytest.raises(FormatError):
             make(K, f, model)
     assert codes.FILE_LIMIT == 4 << 30
@@ -131,5 +161,14 @@ def test_a_fingerprint_by_the_page():
     digest = hashlib.sha256()
     for name in sorted(tensors):
         shape = ",".join(map(str, tensors[name].shape))
-        digest.update(b"\0".join([name.encode(), tensors[name].dtype.name.encode(), shape.encode(), tensors[name].tobytes()]))
+        digest.update(
+            b"\0".join(
+                [
+                    name.encode(),
+                    tensors[name].dtype.name.encode(),
+                    shape.encode(),
+                    tensors[name].tobytes(),
+                ]
+            )
+        )
     assert digest.hexdigest()[:8] == weights.tokenizer_fingerprint(path)

@@ -1,4 +1,6 @@
-"""The entropy coder: streams give back their symbols, are as short as they can be, and damage is always found."""
+"""The entropy coder: streams give back their symbols, are as short as they can be,
+and damage is always found.
+"""
 
 import numpy as np
 import pytest
@@ -35,7 +37,9 @@ def decode(data: bytes, cumulative: np.ndarray) -> np.ndarray:
     return symbols
 
 
-@pytest.mark.parametrize(("B", "N", "K"), [(1, 200, 50), (3, 40, 2), (12, 30, 300), (2, 0, 4), (1, 1, 1024)])
+@pytest.mark.parametrize(
+    ("B", "N", "K"), [(1, 200, 50), (3, 40, 2), (12, 30, 300), (2, 0, 4), (1, 1, 1024)]
+)
 @pytest.mark.parametrize("lanes", [1, 100])
 def test_round_trip(B: int, N: int, K: int, lanes: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(entropy, "_LANES", lanes)
@@ -70,7 +74,9 @@ def test_at_most_eight_bytes_more_than_constriction():
     symbols = drawn(cumulative)
     coder = constriction.stream.stack.AnsCoder()
     for table, symbol in zip(cumulative[0, ::-1], symbols[0, ::-1], strict=True):
-        model = constriction.stream.model.Categorical((np.diff(table) / TOTAL).astype(np.float32), perfect=True)
+        model = constriction.stream.model.Categorical(
+            (np.diff(table) / TOTAL).astype(np.float32), perfect=True
+        )
         coder.encode_reverse(np.array([symbol], np.int32), model)
     assert len(encode(cumulative, symbols)[0]) <= 4 * len(coder.get_compressed()) + 8
 
@@ -81,7 +87,15 @@ def test_damage_is_found(lanes: int, monkeypatch: pytest.MonkeyPatch):
     draw = np.random.default_rng(0)
     cumulative = tables((1, 60), 40)
     (stream,) = encode(cumulative, drawn(cumulative))
-    damaged = [stream[:-2], stream[:4], stream[:-1], b"", stream + b"\0\0", bytes(len(stream)), b"\xff" * len(stream)]
+    damaged = [
+        stream[:-2],
+        stream[:4],
+        stream[:-1],
+        b"",
+        stream + b"\0\0",
+        bytes(len(stream)),
+        b"\xff" * len(stream),
+    ]
     for _ in range(100):
         at, bit = int(draw.integers(len(stream))), 1 << int(draw.integers(8))
         damaged.append(stream[:at] + bytes([stream[at] ^ bit]) + stream[at + 1 :])
@@ -101,4 +115,6 @@ def test_bits_are_packed_tightly(bits: int):
 
 
 def test_the_highest_bit_comes_first():
-    assert entropy.pack_bits(np.array([1, 2, 3]), 10) == bytes([0b00000000, 0b01000000, 0b00100000, 0b00001100])
+    assert entropy.pack_bits(np.array([1, 2, 3]), 10) == bytes(
+        [0b00000000, 0b01000000, 0b00100000, 0b00001100]
+    )

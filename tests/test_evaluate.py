@@ -35,15 +35,21 @@ def coded_bits(model: codec.Model, found: codes.Codes, label: int) -> float:
     """-log2 p of one grid, from the whole table of probabilities."""
     indices = torch.from_numpy(found.indices.astype(np.int64))
     with torch.no_grad():
-        odds = model.prior(indices, torch.tensor([label])).double().softmax(-1)[0, 0]       # (h, w, K)
+        odds = model.prior(indices, torch.tensor([label])).double().softmax(-1)[0, 0]  # (h, w, K)
     _, _, h, w = indices.shape
     return -sum(math.log2(odds[i, j, indices[0, 0, i, j]]) for i in range(h) for j in range(w))
 
 
 def pixel_bits(model: codec.Model, found: codes.Codes, original: np.ndarray) -> float:
-    """-log2 p(x | z): for each value the logistic mass of its bin, in float64; the lowest and highest bin take the tails."""
+    """-log2 p(x | z): for each value the logistic mass of its bin, in float64;
+    the lowest and highest bin take the tails.
+    """
     with torch.no_grad():
-        mean = model.network.decode(torch.from_numpy(found.indices.astype(np.int64)))[0].double().numpy()
+        mean = (
+            model.network.decode(torch.from_numpy(found.indices.astype(np.int64)))[0]
+            .double()
+            .numpy()
+        )
     scale = np.exp(model.network.likelihood.log_scale.detach().double().numpy())
     total = 0.0
     for (row, column, channel), value in np.ndenumerate(original):
@@ -60,28 +66,44 @@ def test_figures_against_independent_computations(toy: codec.Model):
     decoded = np.stack([toy.decode(grid) for grid in grids])
     error = (PIXELS.astype(float) - decoded) ** 2
     assert (result.pictures, result.skipped) == (7, 0)
-    assert result.psnr == pytest.approx(np.mean([10 * math.log10(255**2 / e.mean()) for e in error]))
-    assert result.ssim == pytest.approx(np.mean([metrics.ssim(a, b) for a, b in zip(PIXELS, decoded, strict=True)]))
-    assert result.ms_ssim == pytest.approx(np.mean([metrics.ms_ssim(a, b) for a, b in zip(PIXELS, decoded, strict=True)]))
+    assert result.psnr == pytest.approx(
+        np.mean([10 * math.log10(255**2 / e.mean()) for e in error])
+    )
+    assert result.ssim == pytest.approx(
+        np.mean([metrics.ssim(a, b) for a, b in zip(PIXELS, decoded, strict=True)])
+    )
+    assert result.ms_ssim == pytest.approx(
+        np.mean([metrics.ms_ssim(a, b) for a, b in zip(PIXELS, decoded, strict=True)])
+    )
     assert result.normalized_error == pytest.approx(error.mean() / PIXELS.astype(float).var())
     counts = Counter(int(i) for grid in grids for i in grid.indices.ravel())
     p = np.array(list(counts.values())) / sum(counts.values())
     assert result.usage == len(counts) / 16
     assert result.perplexity == pytest.approx(2 ** -(p * np.log2(p)).sum())
     pixels, values = 7 * 10 * 14, 7 * 10 * 14 * 3
-    assert result.bpp == pytest.approx(7 * 3 * 4 * 4 / pixels)         # 3x4 codes of 4 bits
-    assert result.bpp_packed == pytest.approx(8 * sum(len(codes.to_bytes(grid)) for grid in grids) / pixels)
-    coded = sum(coded_bits(toy, grid, int(label)) for grid, label in zip(grids, TARGETS, strict=True))
+    assert result.bpp == pytest.approx(7 * 3 * 4 * 4 / pixels)  # 3x4 codes of 4 bits
+    assert result.bpp_packed == pytest.approx(
+        8 * sum(len(codes.to_bytes(grid)) for grid in grids) / pixels
+    )
+    coded = sum(
+        coded_bits(toy, grid, int(label)) for grid, label in zip(grids, TARGETS, strict=True)
+    )
     assert result.bpp_coded == pytest.approx(coded / pixels, rel=1e-5)
-    seen = sum(pixel_bits(toy, grid, original) for grid, original in zip(grids, PIXELS, strict=True))
+    seen = sum(
+        pixel_bits(toy, grid, original) for grid, original in zip(grids, PIXELS, strict=True)
+    )
     assert result.bits_per_dim == pytest.approx((coded + seen) / values, rel=1e-4)
 
 
 @pytest.mark.parametrize("labels", [(), ("dog", "cat", "eel")])
-def test_labels_count_only_where_the_prior_knows_these_classes(toy: codec.Model, labels: tuple[str, ...]):
+def test_labels_count_only_where_the_prior_knows_these_classes(
+    toy: codec.Model, labels: tuple[str, ...]
+):
     grids = [toy.encode(p) for p in PIXELS]
     result = evaluate(toy, data(labels))
-    assert result.bpp_coded == pytest.approx(sum(coded_bits(toy, grid, -1) for grid in grids) / (7 * 140), rel=1e-5)
+    assert result.bpp_coded == pytest.approx(
+        sum(coded_bits(toy, grid, -1) for grid in grids) / (7 * 140), rel=1e-5
+    )
     assert result.bpp_coded != evaluate(toy, data()).bpp_coded
 
 
@@ -96,7 +118,9 @@ def test_a_prior_of_another_tokenizer_is_told_before_the_work(model: Path, tmp_p
     other = make_model(tmp_path / "other", seed=1)
     (model / "prior.safetensors").write_bytes((other / "prior.safetensors").read_bytes())
     with pytest.raises(ModelError, match="another tokenizer"):
-        evaluate(codec.load("toy"), data(), progress=lambda done, total: pytest.fail("it has begun"))
+        evaluate(
+            codec.load("toy"), data(), progress=lambda done, total: pytest.fail("it has begun")
+        )
 
 
 def test_limit_show_and_progress(toy: codec.Model):
@@ -132,7 +156,7 @@ def test_unreadable_pictures_are_counted_and_told(toy: codec.Model, tmp_path: Pa
 
 def test_nothing_readable_is_an_error(toy: codec.Model, tmp_path: Path):
     place = folder(tmp_path / "some", "a.png", "b.png")
-    dataset = open_data(place)      # has looked at the first: now it goes bad
+    dataset = open_data(place)  # has looked at the first: now it goes bad
     for file in place.iterdir():
         file.write_bytes(b"gone")
     with pytest.raises(InputError, match="no picture of"):
@@ -145,13 +169,17 @@ def without_prior(result: Evaluation) -> Evaluation:
     return replace(result, bpp_coded=0, bits_per_dim=0, levels=rows)
 
 
-def test_sizes_may_differ_and_large_batches_are_split(toy: codec.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_sizes_may_differ_and_large_batches_are_split(
+    toy: codec.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     dataset = open_data(folder(tmp_path / "mixed", "a.png", "b.png", "c.png"))
     assert evaluate(toy, dataset).bpp == pytest.approx(4 * (6 + 9 + 9) / (12 * (8 + 9 + 10)))
     whole = evaluate(toy, data())
     sizes = []
     encode = codec.Model.encode_batch
-    monkeypatch.setattr(codec.Model, "encode_batch", lambda self, p: sizes.append(len(p)) or encode(self, p))
+    monkeypatch.setattr(
+        codec.Model, "encode_batch", lambda self, p: sizes.append(len(p)) or encode(self, p)
+    )
     monkeypatch.setattr("vqtok.evaluate.measure.BATCH_PIXELS", 3 * 140)
     monkeypatch.setattr("vqtok.evaluate.measure.BATCH_INDICES", 13)
     parts = evaluate(toy, data())
@@ -172,5 +200,5 @@ def test_grey_model_on_color_data(tmp_path: Path):
 def test_pictures_that_never_vary(toy: codec.Model):
     flat = np.full((3, 8, 8, 3), 77, np.uint8)
     result = evaluate(toy, data(pixels=flat))
-    assert result.normalized_error == math.inf      # no mean color to be better than
+    assert result.normalized_error == math.inf  # no mean color to be better than
     assert math.isfinite(result.psnr)

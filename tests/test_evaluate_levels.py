@@ -31,7 +31,9 @@ def data(pixels: np.ndarray = PIXELS) -> ArrayData:
 def model(tmp_path: Path) -> codec.Model:
     """Four levels of 16 codes, with a prior over all of them."""
     tokenizer = replace(TOKENIZER, levels=LEVELS, normalize=False)
-    return codec.load(make_model(tmp_path / "four", tokenizer, replace(PRIOR, levels=LEVELS, labels=())))
+    return codec.load(
+        make_model(tmp_path / "four", tokenizer, replace(PRIOR, levels=LEVELS, labels=()))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,9 @@ def test_each_level_against_independent_computations(model: codec.Model, lpips: 
     assert [row.levels for row in result.levels] == [1, 2, 3, 4]
     indices = torch.from_numpy(np.concatenate([grid.indices for grid in grids]).astype(np.int64))
     with torch.no_grad():
-        odds = model.prior(indices).double().log_softmax(-1).gather(-1, indices[..., None])[..., 0] / -math.log(2)    # (2, L, h, w)
+        odds = model.prior(indices).double().log_softmax(-1).gather(-1, indices[..., None])[
+            ..., 0
+        ] / -math.log(2)  # (2, L, h, w)
     for row in result.levels:
         n = row.levels
         parts = [replace(grid, indices=grid.indices[:, :n]) for grid in grids]
@@ -69,23 +73,33 @@ def test_each_level_against_independent_computations(model: codec.Model, lpips: 
         assert row.psnr == pytest.approx(np.mean([metrics.psnr(a, b) for a, b in pairs]))
         assert row.ssim == pytest.approx(np.mean([metrics.ssim(a, b) for a, b in pairs]))
         assert row.ms_ssim == pytest.approx(np.mean([metrics.ms_ssim(a, b) for a, b in pairs]))
-        assert row.lpips == pytest.approx(np.mean([distance(lpips, a, b) for a, b in pairs]), rel=1e-4)
+        assert row.lpips == pytest.approx(
+            np.mean([distance(lpips, a, b) for a, b in pairs]), rel=1e-4
+        )
         assert row.bpp == pytest.approx(2 * n * 18 * 23 * 4 / pixels)
-        assert row.bpp_packed == pytest.approx(8 * sum(len(codes.to_bytes(part)) for part in parts) / pixels)
+        assert row.bpp_packed == pytest.approx(
+            8 * sum(len(codes.to_bytes(part)) for part in parts) / pixels
+        )
         assert row.bpp_coded == pytest.approx(float(odds[:, :n].sum()) / pixels, rel=1e-5)
         used = np.concatenate([grid.indices[:, n - 1].ravel() for grid in grids])
         assert row.usage == len(set(used.tolist())) / 16
-        assert row.perplexity == pytest.approx(metrics.usage_perplexity(np.bincount(used, minlength=16))[1])
+        assert row.perplexity == pytest.approx(
+            metrics.usage_perplexity(np.bincount(used, minlength=16))[1]
+        )
     assert len({row.ms_ssim for row in result.levels}) == LEVELS
 
 
-def test_the_figures_of_all_levels_are_those_of_the_last_row(model: codec.Model, lpips: losses.LPIPS):
+def test_the_figures_of_all_levels_are_those_of_the_last_row(
+    model: codec.Model, lpips: losses.LPIPS
+):
     result = evaluate(model, data(), lpips=lpips, codecs=[])
     last = result.levels[-1]
     for key in ("psnr", "ssim", "ms_ssim", "lpips", "bpp", "bpp_packed", "bpp_coded"):
         assert getattr(result, key) == getattr(last, key) is not None
     assert result.usage == pytest.approx(np.mean([row.usage for row in result.levels]))
-    assert result.perplexity == pytest.approx(math.prod(row.perplexity for row in result.levels) ** (1 / LEVELS))
+    assert result.perplexity == pytest.approx(
+        math.prod(row.perplexity for row in result.levels) ** (1 / LEVELS)
+    )
 
 
 def test_chosen_levels_and_all(model: codec.Model):
@@ -106,11 +120,15 @@ def test_lpips_of_grey_models_repeats_the_channel(tmp_path: Path, lpips: losses.
     luma = np.asarray(Image.fromarray(PIXELS[0]).convert("L"))[None, ..., None]
     result = evaluate(grey, data(luma), lpips=lpips, codecs=["jpeg", "webp", "avif"])
     shown = grey.decode(grey.encode(luma[0]))
-    assert result.lpips == pytest.approx(distance(lpips, luma[0].repeat(3, 2), shown.repeat(3, 2)), rel=1e-4)
+    assert result.lpips == pytest.approx(
+        distance(lpips, luma[0].repeat(3, 2), shown.repeat(3, 2)), rel=1e-4
+    )
     assert {row.codec for row in result.codecs} == {"jpeg", "webp", "avif"}
 
 
-def test_pictures_too_small_for_lpips_are_left_out_with_a_note(model: codec.Model, lpips: losses.LPIPS):
+def test_pictures_too_small_for_lpips_are_left_out_with_a_note(
+    model: codec.Model, lpips: losses.LPIPS
+):
     small = evaluate(model, data(PIXELS[:, :63]), lpips=lpips)
     assert small.lpips is None
     assert "LPIPS leaves out 2 of 2 pictures: it needs 64 pixels a side" in small.notes
@@ -132,7 +150,9 @@ def jpeg_bytes(pixels: np.ndarray, quality: int) -> bytes:
 
 
 def test_jpeg_by_trying_everything():
-    """Every scale at every quality: what fits and looks best by MS-SSIM among the best of each scale."""
+    """Every scale at every quality: what fits and looks best by MS-SSIM
+    among the best of each scale.
+    """
     original = PIXELS[0]
     rival = codecs.Rival("jpeg", original, quality.Judge(None, torch.device("cpu")))
     tried = {}
@@ -141,12 +161,17 @@ def test_jpeg_by_trying_everything():
         tried |= {(divisor, q): jpeg_bytes(reduced, q) for q in range(1, 96)}
     seen = set()
     for budget in (600, 800, 1200, 2000, 4000):
-        fitting = [max(q for (d, q), file in tried.items() if d == divisor and len(file) <= budget)
-                   for divisor in (1, 2, 4) if len(tried[divisor, 1]) <= budget]       # fmt: skip
-        candidates = list(zip((1, 2, 4)[-len(fitting):], fitting, strict=True))
+        fitting = [
+            max(q for (d, q), file in tried.items() if d == divisor and len(file) <= budget)
+            for divisor in (1, 2, 4)
+            if len(tried[divisor, 1]) <= budget
+        ]
+        candidates = list(zip((1, 2, 4)[-len(fitting) :], fitting, strict=True))
         scores = {}
         for divisor, q in candidates:
-            decoded = Image.open(io.BytesIO(tried[divisor, q])).resize((90, 70), Image.Resampling.BICUBIC)
+            decoded = Image.open(io.BytesIO(tried[divisor, q])).resize(
+                (90, 70), Image.Resampling.BICUBIC
+            )
             scores[divisor, q] = metrics.ms_ssim(original, np.asarray(decoded))
         attempt = rival.best(budget)
         assert attempt is not None
@@ -154,7 +179,7 @@ def test_jpeg_by_trying_everything():
         assert attempt.bytes == len(tried[attempt.divisor, attempt.quality]) <= budget
         assert rival.quality(attempt).ms_ssim == pytest.approx(max(scores.values()))
         seen.add(attempt.divisor)
-    assert len(seen) > 1        # else the scales are no test
+    assert len(seen) > 1  # else the scales are no test
 
 
 def test_with_lpips_the_scale_is_the_one_of_the_lowest(lpips: losses.LPIPS):
@@ -173,7 +198,11 @@ def test_with_lpips_the_scale_is_the_one_of_the_lowest(lpips: losses.LPIPS):
 def test_no_file_is_written_twice(monkeypatch: pytest.MonkeyPatch):
     made = []
     save = Image.Image.save
-    monkeypatch.setattr(Image.Image, "save", lambda self, *a, **k: made.append((self.size, k["quality"])) or save(self, *a, **k))
+    monkeypatch.setattr(
+        Image.Image,
+        "save",
+        lambda self, *a, **k: made.append((self.size, k["quality"])) or save(self, *a, **k),
+    )
     rival = codecs.Rival("jpeg", PIXELS[0], quality.Judge(None, torch.device("cpu")))
     for budget in (500, 1000, 1000, 2000, 100):
         rival.best(budget)
@@ -184,29 +213,52 @@ def test_no_file_is_written_twice(monkeypatch: pytest.MonkeyPatch):
 def test_codec_rows_keep_to_the_bytes_of_our_files(model: codec.Model):
     result = evaluate(model, data())
     assert {(row.codec, row.levels, row.times) for row in result.codecs} == {
-        (name, n, times) for name in ("jpeg", "webp", "avif") for n, times in ((1, 1), (2, 1), (4, 1), (4, 2), (4, 4))
+        (name, n, times)
+        for name in ("jpeg", "webp", "avif")
+        for n, times in ((1, 1), (2, 1), (4, 1), (4, 2), (4, 4))
     }
     grids = [model.encode(p) for p in PIXELS]
     for row in result.codecs:
-        if row.codec == "avif":     # the slowest, and like the others
+        if row.codec == "avif":  # the slowest, and like the others
             continue
-        budgets = [row.times * len(codes.to_bytes(replace(grid, indices=grid.indices[:, : row.levels]))) for grid in grids]
-        rivals = [codecs.Rival(row.codec, p, quality.Judge(None, torch.device("cpu"))) for p in PIXELS]
+        budgets = [
+            row.times * len(codes.to_bytes(replace(grid, indices=grid.indices[:, : row.levels])))
+            for grid in grids
+        ]
+        rivals = [
+            codecs.Rival(row.codec, p, quality.Judge(None, torch.device("cpu"))) for p in PIXELS
+        ]
         found = [rival.best(budget) for rival, budget in zip(rivals, budgets, strict=True)]
-        assert row.bpp == pytest.approx(8 * sum(attempt.bytes for attempt in found if attempt) / (2 * 70 * 90))
-        assert row.over == sum(attempt.bytes > budget for attempt, budget in zip(found, budgets, strict=True) if attempt)
-        assert row.ms_ssim == pytest.approx(np.mean([r.quality(a).ms_ssim for r, a in zip(rivals, found, strict=True) if a]))
+        assert row.bpp == pytest.approx(
+            8 * sum(attempt.bytes for attempt in found if attempt) / (2 * 70 * 90)
+        )
+        assert row.over == sum(
+            attempt.bytes > budget
+            for attempt, budget in zip(found, budgets, strict=True)
+            if attempt
+        )
+        assert row.ms_ssim == pytest.approx(
+            np.mean([r.quality(a).ms_ssim for r, a in zip(rivals, found, strict=True) if a])
+        )
     assert sum(row.over for row in result.codecs if row.times > 1) == 0
 
 
-def test_a_file_that_is_too_large_all_the_same_is_told(model: codec.Model, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_is_too_large_all_the_same_is_told(
+    model: codec.Model, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(measure, "to_bytes", lambda part: b"x" * 100)
     result = evaluate(model, data(), levels=[1], codecs=["jpeg"])
-    smallest = [min(len(jpeg_bytes(images.fit(p, round(70 / d), round(90 / d)), 1)) for d in (1, 2, 4)) for p in PIXELS]
+    smallest = [
+        min(len(jpeg_bytes(images.fit(p, round(70 / d), round(90 / d)), 1)) for d in (1, 2, 4))
+        for p in PIXELS
+    ]
     first = result.codecs[0]
     assert (first.levels, first.times, first.over) == (1, 1, 2)
     assert first.bpp == pytest.approx(8 * sum(smallest) / (2 * 70 * 90))
-    assert "JPEG at the bytes of 1 level: for 2 of 2 pictures its smallest file is larger, and was taken" in result.notes
+    assert (
+        "JPEG at the bytes of 1 level: "
+        "for 2 of 2 pictures its smallest file is larger, and was taken"
+    ) in result.notes
 
 
 def test_codecs_by_default_for_photographs_only(model: codec.Model):
@@ -225,8 +277,10 @@ def test_what_this_pillow_cannot_write_is_told(model: codec.Model, monkeypatch: 
 
 def test_a_size_that_a_format_does_not_take_is_left_out(model: codec.Model):
     long = np.zeros((1, 4, 70_000, 3), np.uint8)
-    assert codecs.Rival("webp", long[0], quality.Judge(None, torch.device("cpu"))).best(10_000) is None
-    wide = evaluate(model, data(long[:, :, :16_500 * 4]), levels=[1], codecs=["webp"])
+    assert (
+        codecs.Rival("webp", long[0], quality.Judge(None, torch.device("cpu"))).best(10_000) is None
+    )
+    wide = evaluate(model, data(long[:, :, : 16_500 * 4]), levels=[1], codecs=["webp"])
     assert wide.codecs == ()
     assert wide.notes == ("WebP does not take 1 of the pictures: left out",)
 
@@ -234,7 +288,14 @@ def test_a_size_that_a_format_does_not_take_is_left_out(model: codec.Model):
 def test_views_of_a_sheet(model: codec.Model):
     shown = []
     evaluate(model, data(), limit=1, show=shown.append, codecs=["jpeg", "avif"])
-    assert [view.name for view in shown[0]] == ["original", "1 level", "2 levels", "4 levels", "JPEG", "AVIF"]
+    assert [view.name for view in shown[0]] == [
+        "original",
+        "1 level",
+        "2 levels",
+        "4 levels",
+        "JPEG",
+        "AVIF",
+    ]
     grid = model.encode(PIXELS[0])
     two = replace(grid, indices=grid.indices[:, :2])
     assert (shown[0][2].picture == model.decode(two)).all()
@@ -260,4 +321,6 @@ def test_bits_needed_for_the_same_quality():
 @pytest.mark.parametrize("size", [1, 64, 3000])
 def test_lzma_with_a_small_dictionary_gives_the_bytes_of_its_preset(size: int):
     raw = np.random.default_rng(size).zipf(1.3, size).clip(0, 400).astype(np.uint16).tobytes()
-    assert coders._lzma_bytes(raw) == len(lzma.compress(raw, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME))
+    assert coders._lzma_bytes(raw) == len(
+        lzma.compress(raw, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)
+    )

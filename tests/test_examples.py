@@ -13,8 +13,11 @@ import vqtok
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 SHOWN = {
-    "look_alikes.py": "recipes.md", "read_codes.py": "format.md", "roundtrip.py": "recipes.md", "train_transformer.py": "transformer.md",
-}     # fmt: skip
+    "look_alikes.py": "recipes.md",
+    "read_codes.py": "format.md",
+    "roundtrip.py": "recipes.md",
+    "train_transformer.py": "transformer.md",
+}
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -26,7 +29,9 @@ def example(monkeypatch: pytest.MonkeyPatch, name: str, *words: object) -> None:
 
 @pytest.fixture
 def shards(toy: Path) -> None:
-    """Three pictures in codes/: 8x8, 9x8 and 8x8 places at the toy's f = 4; the last is a copy of the first."""
+    """Three pictures in codes/: 8x8, 9x8 and 8x8 places at the toy's f = 4;
+    the last is a copy of the first.
+    """
     for name, seed, width in (("a", 0, 32), ("b", 1, 36), ("c", 0, 32)):
         save(f"in/{name}.png", picture(32, width, seed=seed))
     ok("encode", "in", "--bulk", "-o", "codes", "--workers", 0)
@@ -43,8 +48,15 @@ def test_all_examples_are_tested_short_and_on_a_page():
 
 
 def test_31_lines_train_a_transformer():
-    """README and docs/transformer.md say so. The docstring, and what draws and writes the images, are not among them."""
-    lines = [line for line in (ROOT / "examples" / "train_transformer.py").read_text().splitlines() if line.strip()]
+    """README and docs/transformer.md say so.
+
+    The docstring, and what draws and writes the images, are not among them.
+    """
+    lines = [
+        line
+        for line in (ROOT / "examples" / "train_transformer.py").read_text().splitlines()
+        if line.strip()
+    ]
     draws = next(number for number, line in enumerate(lines) if line.startswith("new = "))
     training = [line for line in lines[1:draws] if "PIL" not in line]
     assert (len(training), len(lines) - 1 - len(training)) == (31, 7)
@@ -56,14 +68,15 @@ def test_train_transformer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     example(monkeypatch, "train_transformer.py", "codes", "new.png", 2)
     first, bits, *_ = capsys.readouterr().out.removeprefix("step ").split(": ")
     assert first == "0"
-    assert 4 < float(bits.split()[0]) < 6                   # log2(K) = 4 bits, and a little more at the start
+    assert 4 < float(bits.split()[0]) < 6  # log2(K) = 4 bits, and a little more at the start
     assert size_of("new.png") == (8 * 32, 32)
 
 
 def test_roundtrip(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     save("photo.jpg")
     example(monkeypatch, "roundtrip.py", "photo.jpg")
-    assert capsys.readouterr().out.startswith("1 of 1 levels: 0.267 bits per pixel, ")      # 5 x 8 codes of 4 bits for 20 x 30 pixels
+    # 5 x 8 codes of 4 bits for 20 x 30 pixels
+    assert capsys.readouterr().out.startswith("1 of 1 levels: 0.267 bits per pixel, ")
     assert size_of("photo.1.png") == (30, 20)
     assert vqtok.read_codes("photo.npz") == vqtok.load("toy").encode("photo.jpg")
 
@@ -81,4 +94,5 @@ def test_read_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 @pytest.mark.usefixtures("shards")
 def test_look_alikes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     example(monkeypatch, "look_alikes.py", "codes", "a.png", 2)
-    assert capsys.readouterr().out.split()[::2] == ["1.000", "1.000"]       # itself and its copy, before b.png
+    # itself and its copy, before b.png
+    assert capsys.readouterr().out.split()[::2] == ["1.000", "1.000"]

@@ -10,7 +10,16 @@ import pytest
 
 from vqtok import files
 from vqtok.errors import InputError, OutputError, UsageError
-from vqtok.files import Source, atomic, expand, human_bytes, output_path, read_bytes, read_stdin, write_bytes
+from vqtok.files import (
+    Source,
+    atomic,
+    expand,
+    human_bytes,
+    output_path,
+    read_bytes,
+    read_stdin,
+    write_bytes,
+)
 
 PICTURES = frozenset({".png", ".jpg"})
 
@@ -18,8 +27,17 @@ PICTURES = frozenset({".png", ".jpg"})
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of a few files, which is also the current folder."""
-    for name in ["b.png", "a.JPG", "notes.txt", "plain", ".hidden.png", "odd[1].png",
-                 "sub/c.png", "sub/deep/d.png", ".git/e.png"]:
+    for name in [
+        "b.png",
+        "a.JPG",
+        "notes.txt",
+        "plain",
+        ".hidden.png",
+        "odd[1].png",
+        "sub/c.png",
+        "sub/deep/d.png",
+        ".git/e.png",
+    ]:
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
@@ -38,13 +56,22 @@ def left(folder: Path) -> list[str]:
 
 def test_folder_is_walked_sorted_and_mirrored(tree: Path) -> None:
     sources = expand(["in"], PICTURES)
-    assert [str(s.relative) for s in sources] == ["a.JPG", "b.png", "odd[1].png", "sub/c.png", "sub/deep/d.png"]
+    assert [str(s.relative) for s in sources] == [
+        "a.JPG",
+        "b.png",
+        "odd[1].png",
+        "sub/c.png",
+        "sub/deep/d.png",
+    ]
     assert all(s.path == Path("in") / s.relative for s in sources)
     assert str(expand(["."], PICTURES)[0].relative) == "in/a.JPG"
 
 
 def test_named_file_counts_whatever_its_suffix_and_only_once(tree: Path) -> None:
-    assert names("in/notes.txt", "in/b.png", "in/../in/b.png", "in/b.png") == ["in/notes.txt", "in/b.png"]
+    assert names("in/notes.txt", "in/b.png", "in/../in/b.png", "in/b.png") == [
+        "in/notes.txt",
+        "in/b.png",
+    ]
     assert expand(["in/sub/c.png"], PICTURES) == [Source(Path("in/sub/c.png"), Path("c.png"))]
     assert names("in/b.png", "in")[:2] == ["in/b.png", "in/a.JPG"]
 
@@ -125,7 +152,9 @@ def test_a_missing_input_among_others_stays_to_be_reported(tree: Path) -> None:
     assert names("gone.png", "in/b.png") == ["gone.png", "in/b.png"]
 
 
-def test_a_folder_that_cannot_be_listed_stays_to_be_reported(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_stays_to_be_reported(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = os.scandir
 
     def scandir(path: Path) -> object:
@@ -157,12 +186,19 @@ def test_output_path(tree: Path, out: str | None, many: bool, expected: str) -> 
 
 
 def test_output_path_of_decode_and_of_stdin(tree: Path) -> None:
-    assert output_path(Source(Path("a/img.npz"), Path("img.npz")), ".decoded.png", None, False) == Path("a/img.decoded.png")
+    assert output_path(
+        Source(Path("a/img.npz"), Path("img.npz")), ".decoded.png", None, False
+    ) == Path("a/img.decoded.png")
     assert output_path(Source(None, Path("stdin")), ".npz", None, False) == Path("-")
-    assert output_path(Source(None, Path("stdin")), ".npz", Path("out"), False) == Path("out/stdin.npz")
+    assert output_path(Source(None, Path("stdin")), ".npz", Path("out"), False) == Path(
+        "out/stdin.npz"
+    )
 
 
-@pytest.mark.parametrize(("out", "suffix"), [("x.npz", ".npz"), ("x.png", ".decoded.png"), ("-", ".npz"), ("in/plain", ".npz")])
+@pytest.mark.parametrize(
+    ("out", "suffix"),
+    [("x.npz", ".npz"), ("x.png", ".decoded.png"), ("-", ".npz"), ("in/plain", ".npz")],
+)
 def test_many_results_do_not_go_into_one_file(tree: Path, out: str, suffix: str) -> None:
     with pytest.raises(UsageError, match="one file"):
         output_path(Source(Path("in/b.png"), Path("b.png")), suffix, Path(out), True)
@@ -236,7 +272,12 @@ def test_failing_block_leaves_all_as_it_was(tmp_path: Path, error: BaseException
 
 
 @pytest.mark.parametrize(
-    ("code", "message"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")]
+    ("code", "message"),
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "permission denied"),
+    ],
 )
 def test_operating_system_errors_are_said_plainly(tmp_path: Path, code: int, message: str) -> None:
     with pytest.raises(OutputError, match=message) as caught:
@@ -297,15 +338,17 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
 
 def test_read_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    path.write_bytes(bytes(range(256)) * 8192)      # 2 MiB: several pieces
+    path.write_bytes(bytes(range(256)) * 8192)  # 2 MiB: several pieces
     assert read_bytes(path, 1 << 21) == path.read_bytes()
     with pytest.raises(InputError, match="larger than"):
         read_bytes(path, (1 << 21) - 1)
     with pytest.raises(InputError, match="larger than"):
-        read_bytes(Path("/dev/zero"), 5000)     # a file that does not know its size
+        read_bytes(Path("/dev/zero"), 5000)  # a file that does not know its size
 
 
-@pytest.mark.parametrize(("name", "message"), [("gone", "does not exist"), (".", "is a folder"), ("a\0b", "cannot read")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("gone", "does not exist"), (".", "is a folder"), ("a\0b", "cannot read")]
+)
 def test_read_bytes_errors(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_bytes(tmp_path / name, 10)
@@ -315,7 +358,7 @@ def test_read_bytes_without_permission(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "no")
 
-    monkeypatch.setattr("builtins.open", refuse)     # chmod does not stop root
+    monkeypatch.setattr("builtins.open", refuse)  # chmod does not stop root
     with pytest.raises(InputError, match="permission denied"):
         read_bytes(tmp_path / "x", 10)
 
@@ -333,8 +376,17 @@ def test_read_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("n", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (9949, "9.9 kB"), (9950, "10 kB"), (999_499, "999 kB"),
-     (999_500, "1.0 MB"), (56_000_000, "56 MB"), (3_400_000_000, "3.4 GB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (9949, "9.9 kB"),
+        (9950, "10 kB"),
+        (999_499, "999 kB"),
+        (999_500, "1.0 MB"),
+        (56_000_000, "56 MB"),
+        (3_400_000_000, "3.4 GB"),
+    ],
 )
 def test_human_bytes(n: int, text: str) -> None:
     assert human_bytes(n) == text

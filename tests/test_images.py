@@ -9,7 +9,18 @@ from image_helpers import distance, png, saved, smooth, with_gamma_one
 from PIL import Image, ImageCms, ImageOps
 
 from vqtok.errors import InputError, OutputError, UsageError
-from vqtok.images import IMAGE_SUFFIXES, Picture, crop, encode_png, fit, from_any, pad, parse_color, read, write
+from vqtok.images import (
+    IMAGE_SUFFIXES,
+    Picture,
+    crop,
+    encode_png,
+    fit,
+    from_any,
+    pad,
+    parse_color,
+    read,
+    write,
+)
 
 # Reading
 
@@ -48,7 +59,7 @@ def test_transparency_is_laid_over_the_background(mode: str) -> None:
     image = Image.fromarray(np.full((2, 3), 100, np.uint8)).convert(mode)
     image.putalpha(Image.fromarray(alpha))
     over_white = read(saved(image, "PNG"))
-    assert over_white.pixels[0, :, 0].tolist() == [255, 224, 100]     # 0.2 * 100 + 0.8 * 255
+    assert over_white.pixels[0, :, 0].tolist() == [255, 224, 100]  # 0.2 * 100 + 0.8 * 255
     assert over_white.notes == ("transparency laid over white",)
     over_color = read(saved(image, "PNG"), background=(200, 0, 50))
     assert over_color.pixels[1].tolist() == [[200, 0, 50], [180, 20, 60], [100, 100, 100]]
@@ -91,7 +102,8 @@ def test_one_bit_and_gray() -> None:
 
 def test_one_channel_from_color_says_so() -> None:
     picture = read(png(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)), channels=1)
-    assert picture.pixels[0, :, 0].tolist() == [76, 150, 29]      # ITU-R BT.601 luma: 0.299, 0.587, 0.114
+    # ITU-R BT.601 luma: 0.299, 0.587, 0.114
+    assert picture.pixels[0, :, 0].tolist() == [76, 150, 29]
     assert picture.notes == ("color dropped",)
     assert read(png(np.full((2, 2, 3), 9, np.uint8)), channels=1).notes == ()
 
@@ -149,7 +161,9 @@ def test_animation_gives_its_first_frame(kind: str) -> None:
 
 def test_pages_and_phone_pictures() -> None:
     pages = [Image.new("RGB", (16, 16), color) for color in ("white", "black")]
-    assert read(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])).notes == ("first of 2 pages",)
+    assert read(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])).notes == (
+        "first of 2 pages",
+    )
     assert read(saved(pages[0], "MPO", save_all=True, append_images=pages[1:])).notes == ()
 
 
@@ -161,18 +175,23 @@ def test_color_profile_is_converted_to_srgb() -> None:
     assert picture.notes == ("colors converted to sRGB",)
     image = Image.fromarray(middle)
     for other in (image.quantize(2), image.convert("RGBA")):
-        assert np.array_equal(read(saved(other, "PNG", icc_profile=with_gamma_one())).pixels, picture.pixels)
+        assert np.array_equal(
+            read(saved(other, "PNG", icc_profile=with_gamma_one())).pixels, picture.pixels
+        )
 
 
 def test_lab() -> None:
-    # White, and the green (0, 128, 0): L 46.2, a -51.7, b 49.9 as CIE gives it, L stored times 2.55.
+    # White, and the green (0, 128, 0): L 46.2, a -51.7, b 49.9 as CIE
+    # gives it, L stored times 2.55.
     image = Image.frombytes("LAB", (2, 1), bytes([255, 0, 0, 118, 256 - 52, 50]))
     picture = read(saved(image, "TIFF"))
     assert distance(picture.pixels, np.array([[[255, 255, 255], [0, 128, 0]]], np.uint8)) <= 5
     assert picture.notes == ("colors converted to sRGB",)
 
 
-@pytest.mark.parametrize("profile", [b"junk", b"", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()])
+@pytest.mark.parametrize(
+    "profile", [b"junk", b"", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()]
+)
 def test_profile_that_is_broken_or_for_other_colors_is_ignored(profile: bytes) -> None:
     pixels = smooth(6, 5)
     picture = read(png(pixels, icc_profile=profile))
@@ -182,7 +201,9 @@ def test_profile_that_is_broken_or_for_other_colors_is_ignored(profile: bytes) -
 
 def test_srgb_profile_changes_nothing() -> None:
     pixels = smooth(6, 5)
-    picture = read(png(pixels, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()))
+    picture = read(
+        png(pixels, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    )
     assert np.array_equal(picture.pixels, pixels)
     assert picture.notes == ()
 
@@ -235,8 +256,17 @@ def test_lazy_pil_image_that_is_truncated() -> None:
 
 @pytest.mark.parametrize(
     "thing",
-    [np.zeros((4, 5, 3)), np.zeros((3, 4, 5), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 5, 3), np.uint8),
-     np.zeros((2, 4, 4, 3), np.uint8), Image.new("RGB", (0, 4)), None, 3, [1]],
+    [
+        np.zeros((4, 5, 3)),
+        np.zeros((3, 4, 5), np.uint8),
+        np.zeros(4, np.uint8),
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        Image.new("RGB", (0, 4)),
+        None,
+        3,
+        [1],
+    ],
 )
 def test_what_is_no_picture(thing: object) -> None:
     with pytest.raises(InputError, match=r"is no picture|has no pixels"):
@@ -248,10 +278,21 @@ def test_what_is_no_picture(thing: object) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "error"),
-    [(".png", 0), (".PNG", 0), (".webp", 0), (".bmp", 0), (".tif", 0), (".tiff", 0), (".jpg", 4), (".avif", 4)],
+    [
+        (".png", 0),
+        (".PNG", 0),
+        (".webp", 0),
+        (".bmp", 0),
+        (".tif", 0),
+        (".tiff", 0),
+        (".jpg", 4),
+        (".avif", 4),
+    ],
 )
 @pytest.mark.parametrize("shape", [(1, 1, 3), (13, 21, 3), (13, 21, 1)])
-def test_write_and_read_back(tmp_path: Path, suffix: str, error: int, shape: tuple[int, int, int]) -> None:
+def test_write_and_read_back(
+    tmp_path: Path, suffix: str, error: int, shape: tuple[int, int, int]
+) -> None:
     pixels = smooth(*shape)
     write(tmp_path / f"x{suffix}", pixels)
     picture = read(tmp_path / f"x{suffix}", channels=shape[2])
@@ -284,16 +325,19 @@ def test_size_that_a_format_cannot_hold(tmp_path: Path, suffix: str, width: int)
 # Sizes and colors
 
 
-@pytest.mark.parametrize(("size", "padded"), [((1, 1), (8, 8)), ((8, 16), (8, 16)), ((31, 77), (32, 80)), ((5000, 3), (5000, 8))])
+@pytest.mark.parametrize(
+    ("size", "padded"),
+    [((1, 1), (8, 8)), ((8, 16), (8, 16)), ((31, 77), (32, 80)), ((5000, 3), (5000, 8))],
+)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pad_and_crop(size: tuple[int, int], padded: tuple[int, int], channels: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*size, channels), np.uint8)
     wide = pad(pixels, 8)
     assert wide.shape == (*padded, channels)
     assert np.array_equal(crop(wide, *size), pixels)
-    assert (wide[size[0]:, :size[1]] == pixels[-1:]).all()
-    assert (wide[:size[0], size[1]:] == pixels[:, -1:]).all()
-    assert (wide[size[0]:, size[1]:] == pixels[-1, -1]).all()
+    assert (wide[size[0] :, : size[1]] == pixels[-1:]).all()
+    assert (wide[: size[0], size[1] :] == pixels[:, -1:]).all()
+    assert (wide[size[0] :, size[1] :] == pixels[-1, -1]).all()
 
 
 @pytest.mark.parametrize(("H", "W"), [(10, 14), (80, 33), (1, 1), (7, 200), (40, 60)])
@@ -303,7 +347,7 @@ def test_fit(H: int, W: int, channels: int) -> None:
     assert small.shape == (H, W, channels)
     assert small.dtype == np.uint8
     if min(H, W) > 1:
-        assert distance(small, smooth(H, W, channels)) <= 20     # a gradient stays that gradient
+        assert distance(small, smooth(H, W, channels)) <= 20  # a gradient stays that gradient
 
 
 def test_shrinking_averages_fine_detail() -> None:
@@ -313,14 +357,22 @@ def test_shrinking_averages_fine_detail() -> None:
 
 @pytest.mark.parametrize(
     ("text", "color"),
-    [("white", (255, 255, 255)), ("#fff", (255, 255, 255)), ("#102030", (16, 32, 48)), (" 1, 2,3 ", (1, 2, 3)),
-     ("rgb(9, 8, 7)", (9, 8, 7)), ("RebeccaPurple", (102, 51, 153))],
+    [
+        ("white", (255, 255, 255)),
+        ("#fff", (255, 255, 255)),
+        ("#102030", (16, 32, 48)),
+        (" 1, 2,3 ", (1, 2, 3)),
+        ("rgb(9, 8, 7)", (9, 8, 7)),
+        ("RebeccaPurple", (102, 51, 153)),
+    ],
 )
 def test_parse_color(text: str, color: tuple[int, int, int]) -> None:
     assert parse_color(text) == color
 
 
-@pytest.mark.parametrize("text", ["", "blurple", "#ff", "#ffffff80", "1,2", "1,2,256", "1,2,3,4", "-1,2,3"])
+@pytest.mark.parametrize(
+    "text", ["", "blurple", "#ff", "#ffffff80", "1,2", "1,2,256", "1,2,3,4", "-1,2,3"]
+)
 def test_parse_color_refuses(text: str) -> None:
     with pytest.raises(UsageError, match="is no color"):
         parse_color(text)

@@ -1,4 +1,6 @@
-"""What cannot be read as a picture gives one InputError: damaged, truncated and hostile files, and no warning escapes."""
+"""What cannot be read as a picture gives one InputError:
+damaged, truncated and hostile files, and no warning escapes.
+"""
 
 import io
 import threading
@@ -51,7 +53,9 @@ def test_missing_and_folder(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-@pytest.mark.parametrize("header", [b"P6 20000 10001 255\n", b"P6 100000 100000 255\n", b"P4 2000000000 2000000000\n"])
+@pytest.mark.parametrize(
+    "header", [b"P6 20000 10001 255\n", b"P6 100000 100000 255\n", b"P4 2000000000 2000000000\n"]
+)
 def test_bomb_is_refused_before_decoding(header: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_: object) -> None:
         raise AssertionError("decoded")
@@ -62,7 +66,8 @@ def test_bomb_is_refused_before_decoding(header: bytes, monkeypatch: pytest.Monk
 
 
 def test_size_that_pil_alone_would_warn_about_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)     # PIL would warn above 10 pixels and raise above 20
+    # PIL would warn above 10 pixels and raise above 20
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert read(png(smooth(3, 5))).pixels.shape == (3, 5, 3)
     assert read(png(smooth(30, 50))).pixels.shape == (30, 50, 3)
     assert Image.MAX_IMAGE_PIXELS == 10
@@ -87,18 +92,22 @@ def test_settings_of_the_process_come_back_also_from_threads() -> None:
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_warnings_of_pil_neither_escape_nor_stop_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_of_pil_neither_escape_nor_stop_the_reading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     data = bytearray(png(smooth(4, 8)))
-    data[33:33] = b"\0\0\0\x08acTL" + bytes(8) + b"\x89M\xc0\x10"      # an animation of 0 frames
+    data[33:33] = b"\0\0\0\x08acTL" + bytes(8) + b"\x89M\xc0\x10"  # an animation of 0 frames
     with pytest.warns(UserWarning, match="APNG"):
         Image.open(io.BytesIO(data)).load()
     assert read(bytes(data)).pixels.shape == (4, 8, 3)
-    monkeypatch.setattr(images, "MAX_PIXELS", 40)      # PIL warns from half of what we allow
+    monkeypatch.setattr(images, "MAX_PIXELS", 40)  # PIL warns from half of what we allow
     assert read(bytes(data)).pixels.shape == (4, 8, 3)
 
 
 def read_quietly(data: bytes) -> None:
-    """Reads; an InputError is well, and any other exception (warnings are errors here) fails the test."""
+    """Reads; an InputError is well, and any other exception (warnings are
+    errors here) fails the test.
+    """
     with suppress(InputError):
         picture = read(data)
         assert picture.pixels.dtype == np.uint8
@@ -106,8 +115,11 @@ def read_quietly(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", wholes())
-def test_damaged_files_raise_input_error_or_are_read(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 1 << 20)      # flipped sizes stay small, so the test stays fast
+def test_damaged_files_raise_input_error_or_are_read(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # flipped sizes stay small, so the test stays fast
+    monkeypatch.setattr(images, "MAX_PIXELS", 1 << 20)
     data, random = wholes()[kind], np.random.default_rng(0)
     assert read(data).pixels.size
     for _ in range(30):
@@ -115,6 +127,7 @@ def test_damaged_files_raise_input_error_or_are_read(kind: str, monkeypatch: pyt
         read_quietly(bytes(damaged))
         damaged = bytearray(data)
         for _ in range(random.integers(1, 8)):
-            reach = len(data) if random.integers(2) else min(len(data), 200)     # half of them in the header
+            # half of them in the header
+            reach = len(data) if random.integers(2) else min(len(data), 200)
             damaged[random.integers(reach)] ^= 1 << random.integers(8)
         read_quietly(bytes(damaged))

@@ -1,4 +1,6 @@
-"""The integer prior: training and inference agree to the last bit, and so do all ways of inference."""
+"""The integer prior: training and inference agree to the last bit, and so
+do all ways of inference.
+"""
 
 import shutil
 import subprocess
@@ -17,8 +19,8 @@ from vqtok.priors.exact import LAG, Places, Sums, exact_shapes, wavefront
 from vqtok.priors.integer import AROUND, CAUSAL, LOGIT_STEP, Block, grid_round
 
 GOLDEN = (
-    "0000211d28c7000097f5f5ff56defcff1bf36d00f6ff9bfffdff0b009cffffff145ee400dc01ec00fefffcfffefffcfff9ff0600f1fff0"
-    "ffd6f9fffff0fff6ff0000"
+    "0000211d28c7000097f5f5ff56defcff1bf36d00f6ff9bfffdff0b009cffffff145ee400dc01ec00fefffcfffefff"
+    "cfff9ff0600f1fff0ffd6f9fffff0fff6ff0000"
 )
 CONFIG = EntropyConfig(codebook_size=16, levels=3, embedding=8, width=16, blocks=1, rank=8)
 
@@ -48,7 +50,9 @@ def full_logits(prior: ExactPrior, indices: np.ndarray) -> torch.Tensor:
     _, levels, h, w = known.shape
     sums = Sums(prior, 1, levels, h, w)
     sums.fill(known)
-    places = Places.of(*(part.ravel() for part in np.meshgrid(range(levels), range(h), range(w), indexing="ij")))
+    places = Places.of(
+        *(part.ravel() for part in np.meshgrid(range(levels), range(h), range(w), indexing="ij"))
+    )
     return torch.cat(list(prior._logits(sums, places))).view(levels, h, w, -1)
 
 
@@ -86,13 +90,17 @@ def test_wavefront_has_each_place_once_after_those_it_sees(levels: int, h: int, 
     for shift, places in ((0, CAUSAL), (1, AROUND)):
         for di, dj in places:
             for level in range(shift, levels):
-                rows, columns = (np.arange(max(0, -d), min(n, n - d)) for d, n in ((di, h), (dj, w)))
+                rows, columns = (
+                    np.arange(max(0, -d), min(n, n - d)) for d, n in ((di, h), (dj, w))
+                )
                 here, seen = np.ix_(rows, columns), np.ix_(rows + di, columns + dj)
                 assert (when[level - shift][seen] < when[level][here]).all()
 
 
 def test_tables_rise_from_nothing_to_everything(prior: ExactPrior):
-    logits = torch.cat([full_logits(prior, grids())[0, 0], torch.zeros(1, 16), torch.eye(16)[:1] * 1e6])
+    logits = torch.cat(
+        [full_logits(prior, grids())[0, 0], torch.zeros(1, 16), torch.eye(16)[:1] * 1e6]
+    )
     table = prior.table(logits)
     assert (table[:, 0] == 0).all()
     assert (table[:, -1] == entropy.TOTAL).all()
@@ -100,11 +108,13 @@ def test_tables_rise_from_nothing_to_everything(prior: ExactPrior):
     assert (table[-2].diff() == entropy.TOTAL // 16).all()
     assert table[-1, 1] == entropy.TOTAL - 15
     indices = torch.arange(len(table)) % 16
-    torch.testing.assert_close(prior.interval(logits, indices)[:, 0], table[torch.arange(len(table)), indices].long())
+    torch.testing.assert_close(
+        prior.interval(logits, indices)[:, 0], table[torch.arange(len(table)), indices].long()
+    )
 
 
 def test_tables_follow_the_logits(prior: ExactPrior):
-    logits = torch.tensor([[0.0, -32.0, -64.0, -320.0] + [-1e4] * 12])         # 0, -1, -2 and -10 bits
+    logits = torch.tensor([[0.0, -32.0, -64.0, -320.0] + [-1e4] * 12])  # 0, -1, -2 and -10 bits
     frequencies = prior.table(logits).diff()[0].double()
     wanted = (entropy.TOTAL - 16) * torch.tensor([1, 0.5, 0.25, 2.0**-10]) / (1.75 + 2.0**-10) + 1
     assert (frequencies[:4] - wanted).abs().max() <= 1
@@ -112,15 +122,24 @@ def test_tables_follow_the_logits(prior: ExactPrior):
 
 
 VARIANTS = {
-    "plain": {}, "double": {"dtype": torch.float64}, "two threads": {"threads": 2}, "no mkldnn": {"mkldnn": False},
-    "bf16 products allowed": {"products": "medium"}, "autocast": {"autocast": True},
-}   # fmt: skip
+    "plain": {},
+    "double": {"dtype": torch.float64},
+    "two threads": {"threads": 2},
+    "no mkldnn": {"mkldnn": False},
+    "bf16 products allowed": {"products": "medium"},
+    "autocast": {"autocast": True},
+}
 
 
-@pytest.mark.filterwarnings("ignore:TF32")     # mkldnn.flags looks at devices that are not here
+@pytest.mark.filterwarnings("ignore:TF32")  # mkldnn.flags looks at devices that are not here
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize(("n", "levels", "h", "w"), [(1, 3, 1, 1), (2, 3, 1, 7), (1, 1, 5, 1), (24, 3, 4, 5), (1, 2, 6, 9)])
-def test_every_way_reads_what_every_other_wrote(network: IntegerPrior, prior: ExactPrior, name: str, n: int, levels: int, h: int, w: int):
+@pytest.mark.parametrize(
+    ("n", "levels", "h", "w"),
+    [(1, 3, 1, 1), (2, 3, 1, 7), (1, 1, 5, 1), (24, 3, 4, 5), (1, 2, 6, 9)],
+)
+def test_every_way_reads_what_every_other_wrote(
+    network: IntegerPrior, prior: ExactPrior, name: str, n: int, levels: int, h: int, w: int
+):
     indices = grids(n, levels, h, w)
     streams = prior.encode(indices)
     variant = VARIANTS[name]
@@ -129,8 +148,9 @@ def test_every_way_reads_what_every_other_wrote(network: IntegerPrior, prior: Ex
     torch.set_num_threads(variant.get("threads", 1))
     torch.set_float32_matmul_precision(variant.get("products", "highest"))
     try:
-        with torch.backends.mkldnn.flags(enabled=variant.get("mkldnn", True)), torch.autocast(
-            "cpu", torch.bfloat16, enabled=variant.get("autocast", False)
+        with (
+            torch.backends.mkldnn.flags(enabled=variant.get("mkldnn", True)),
+            torch.autocast("cpu", torch.bfloat16, enabled=variant.get("autocast", False)),
         ):
             np.testing.assert_array_equal(other.decode(streams, levels, h, w), indices)
             assert other.encode(indices) == streams
@@ -144,7 +164,9 @@ def test_batches_and_single_pictures_are_coded_alike(prior: ExactPrior):
     assert [prior.encode(one[None])[0] for one in indices] == prior.encode(indices)
     order = np.concatenate(wavefront(3, 4, 5), axis=1)
     together = prior.intervals(indices, order)
-    np.testing.assert_array_equal(together, np.concatenate([prior.intervals(one[None], order) for one in indices]))
+    np.testing.assert_array_equal(
+        together, np.concatenate([prior.intervals(one[None], order) for one in indices])
+    )
 
 
 def test_raster_order_gives_the_tables_of_the_wavefront(prior: ExactPrior):
@@ -162,12 +184,14 @@ def test_raster_order_gives_the_tables_of_the_wavefront(prior: ExactPrior):
 
 @torch.no_grad()
 def test_a_float_network_would_not_decode(network: IntegerPrior):
-    """The same network without rounding: a place computed alone differs in its last bits from the place in a full pass."""
+    """The same network without rounding: a place computed alone differs in its last bits from
+    the place in a full pass.
+    """
     indices = torch.from_numpy(grids())
     network.quantize = False
     try:
-        full = network(indices)[0, 0]                                      # (h, w, K) of the lowest level, by convolution
-        sums = network.sums(indices)[:, 0]                                 # (l + 1, h, w, E)
+        full = network(indices)[0, 0]  # (h, w, K) of the lowest level, by convolution
+        sums = network.sums(indices)[:, 0]  # (l + 1, h, w, E)
         padded = torch.nn.functional.pad(sums, (0, 0, 4, 4, 4, 4))
         weight, bias = network.first.rounded(False)
         alone = torch.empty_like(full)
@@ -178,16 +202,25 @@ def test_a_float_network_would_not_decode(network: IntegerPrior):
                 x = torch.cat(seen) @ weight[0].T + bias[0]
                 for block in network.blocks:
                     assert isinstance(block, Block)
-                    hidden = network._active(network._active(x) @ block.rise.weight[0].T + block.rise.bias[0])
+                    hidden = network._active(
+                        network._active(x) @ block.rise.weight[0].T + block.rise.bias[0]
+                    )
                     x = x + hidden @ block.fall.weight[0].T + block.fall.bias[0]
-                features = network._active(x) @ network.features.weight[0].T + network.features.bias[0]
-                alone[row, column] = features @ network.readout.weight[0].T + network.readout.bias[0]
+                features = (
+                    network._active(x) @ network.features.weight[0].T + network.features.bias[0]
+                )
+                alone[row, column] = (
+                    features @ network.readout.weight[0].T + network.readout.bias[0]
+                )
     finally:
         network.quantize = True
     torch.testing.assert_close(alone, full, rtol=1e-4, atol=1e-4)
     assert (alone != full).any()
-    tables = [torch.floor(torch.softmax(logits * np.log(2), -1).cumsum(-1) * entropy.TOTAL) for logits in (alone, full)]
-    assert (tables[0] != tables[1]).any()       # where one differs, nothing after it decodes
+    tables = [
+        torch.floor(torch.softmax(logits * np.log(2), -1).cumsum(-1) * entropy.TOTAL)
+        for logits in (alone, full)
+    ]
+    assert (tables[0] != tables[1]).any()  # where one differs, nothing after it decodes
 
 
 def test_the_bound_holds_and_is_checked(network: IntegerPrior, prior: ExactPrior):
@@ -216,7 +249,12 @@ def test_damaged_streams_are_errors_or_other_indices(prior: ExactPrior):
     for _ in range(20):
         at = int(draw.integers(len(stream)))
         with pytest.raises(FormatError, match="stream is"):
-            prior.decode([stream[:at] + bytes([stream[at] ^ 1 << int(draw.integers(8))]) + stream[at + 1 :]], 3, 6, 9)
+            prior.decode(
+                [stream[:at] + bytes([stream[at] ^ 1 << int(draw.integers(8))]) + stream[at + 1 :]],
+                3,
+                6,
+                9,
+            )
     with pytest.raises(FormatError):
         prior.decode([stream + b"\0\0"], 3, 6, 9)
 
@@ -230,20 +268,29 @@ def test_starting_from_codebooks_tells_something():
     distances = torch.cdist(first, first)
     ratio = distances / torch.cdist(codebooks[0], codebooks[0]).clamp(min=1e-3)
     off = ratio[~torch.eye(16, dtype=torch.bool)]
-    assert off.std() < 0.01 * off.mean()        # turned and scaled, nothing else
-    assert {name: tuple(value.shape) for name, value in network.integers().items()} == exact_shapes(CONFIG)
+    assert off.std() < 0.01 * off.mean()  # turned and scaled, nothing else
+    assert {name: tuple(value.shape) for name, value in network.integers().items()} == exact_shapes(
+        CONFIG
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None or sys.platform != "linux", reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(
+    shutil.which("c++") is None or sys.platform != "linux",
+    reason="torch.compile needs a C++ compiler",
+)
 def test_compiled_inference_is_the_same():
     code = (
-        "import numpy as np, torch\nfrom vqtok.config import EntropyConfig\nfrom vqtok.priors import ExactPrior, IntegerPrior\n"
-        f"torch.manual_seed(0); config = {CONFIG!r}\nprior = ExactPrior(config, IntegerPrior(config).integers())\n"
-        "indices = np.random.default_rng(0).integers(0, 16, (2, 3, 4, 5)); streams = prior.encode(indices)\n"
-        "prior.table = torch.compile(prior.table, dynamic=True); prior.interval = torch.compile(prior.interval, dynamic=True)\n"
+        "import numpy as np, torch\nfrom vqtok.config import EntropyConfig\n"
+        "from vqtok.priors import ExactPrior, IntegerPrior\n"
+        f"torch.manual_seed(0); config = {CONFIG!r}\n"
+        "prior = ExactPrior(config, IntegerPrior(config).integers())\n"
+        "indices = np.random.default_rng(0).integers(0, 16, (2, 3, 4, 5)); streams = "
+        "prior.encode(indices)\nprior.table = torch.compile(prior.table, dynamic=True); "
+        "prior.interval = torch.compile(prior.interval, dynamic=True)\n"
         "prior._matmul = torch.compile(prior._matmul, dynamic=True)\n"
-        "assert prior.encode(indices) == streams; assert (prior.decode(streams, 3, 4, 5) == indices).all(); print('same')"
+        "assert prior.encode(indices) == streams; assert (prior.decode(streams, 3, 4, 5) == "
+        "indices).all(); print('same')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "same", done.stderr[-2000:]
@@ -253,10 +300,11 @@ def golden() -> tuple[ExactPrior, np.ndarray]:
     """A prior and grids that depend on NumPy's generator alone, which never changes."""
     draw = np.random.default_rng(1)
     tensors = {
-        name: draw.integers(-99, 100, shape).astype(np.int8) if name.endswith(("weight", "embedding"))
+        name: draw.integers(-99, 100, shape).astype(np.int8)
+        if name.endswith(("weight", "embedding"))
         else draw.integers(-9999, 10000, shape).astype(np.int32)
         for name, shape in sorted(exact_shapes(CONFIG).items())
-    }       # fmt: skip
+    }
     return ExactPrior(CONFIG, tensors), draw.integers(0, 16, (1, 3, 3, 4))
 
 
@@ -268,5 +316,7 @@ def test_golden_stream():
 
 
 def test_steps_come_in_order():
-    times = [int((2 * row + column + LAG * level).max()) for level, row, column in wavefront(3, 4, 5)]
+    times = [
+        int((2 * row + column + LAG * level).max()) for level, row, column in wavefront(3, 4, 5)
+    ]
     assert all(a < b for a, b in pairwise(times))

@@ -1,4 +1,6 @@
-"""Checkpoints of three other programs to models and back, against an independent forward; files that are damaged or hostile."""
+"""Checkpoints of three other programs to models and back, against an independent forward;
+files that are damaged or hostile.
+"""
 
 import json
 import os
@@ -49,8 +51,17 @@ def test_an_imported_model_does_what_its_program_does(name: str, tmp_path: Path)
     check_same(source, model)
     expected = (STAGES, source.attends, source.groups, Z, K, D, 1, 2, source.unit)
     made = model.config
-    assert (made.stages, made.attention, made.groups, made.z_channels, made.codebook_size, made.code_dim, made.encoder_blocks,
-            made.decoder_blocks, made.normalize) == expected     # fmt: skip
+    assert (
+        made.stages,
+        made.attention,
+        made.groups,
+        made.z_channels,
+        made.codebook_size,
+        made.code_dim,
+        made.encoder_blocks,
+        made.decoder_blocks,
+        made.normalize,
+    ) == expected
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -77,14 +88,21 @@ def test_export_and_import_again_give_equal_tensors(name: str, tmp_path: Path):
     interop.export(weights.find(str(tmp_path / "ours"))).write(tmp_path / "back", force=False)
     before = weights.load(tmp_path / "ours" / "tokenizer.safetensors", "tokenizer")
     after = interop.convert(interop.read(tmp_path / "back"))
-    if name == "llamagen":      # VQModel does not normalize: the codebook is exported on the unit sphere
+    # VQModel does not normalize: the codebook is exported on the unit sphere
+    if name == "llamagen":
         codebook = torch.from_numpy(before.tensors["quantizer.codebook"])
-        before.tensors["quantizer.codebook"] = torch.nn.functional.normalize(codebook, dim=1).numpy()
+        before.tensors["quantizer.codebook"] = torch.nn.functional.normalize(
+            codebook, dim=1
+        ).numpy()
         before.config["normalize"] = False
     assert after.tensors.keys() == before.tensors.keys()
     for key, value in before.tensors.items():
-        np.testing.assert_allclose(after.tensors[key], value, rtol=1e-6 if name == "llamagen" else 0, atol=0)
-    assert from_dict(TokenizerConfig, json.loads(json.dumps(after.config)), "x") == from_dict(TokenizerConfig, before.config, "x")
+        np.testing.assert_allclose(
+            after.tensors[key], value, rtol=1e-6 if name == "llamagen" else 0, atol=0
+        )
+    assert from_dict(TokenizerConfig, json.loads(json.dumps(after.config)), "x") == from_dict(
+        TokenizerConfig, before.config, "x"
+    )
     again = imported(tmp_path / "back", tmp_path / "again")
     pixels = picture(24, 32)
     assert np.array_equal(again.encode(pixels).indices, model.encode(pixels).indices)
@@ -98,10 +116,27 @@ def test_what_export_writes_is_what_diffusers_names(tmp_path: Path):
     assert found.keys() == source.tensors.keys()
     assert all(torch.equal(found[name], value) for name, value in source.tensors.items())
     settings = json.loads((tmp_path / "back" / "config.json").read_text())
-    assert settings["down_block_types"] == ["DownEncoderBlock2D", "AttnDownEncoderBlock2D", "AttnDownEncoderBlock2D"]
-    assert settings["up_block_types"] == ["AttnUpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"]
-    numbers = {"block_out_channels": [32, 32, 64], "layers_per_block": 1, "latent_channels": Z, "num_vq_embeddings": K, "vq_embed_dim": D,
-               "norm_num_groups": 16, "mid_block_add_attention": False, "in_channels": 3, "out_channels": 3}     # fmt: skip
+    assert settings["down_block_types"] == [
+        "DownEncoderBlock2D",
+        "AttnDownEncoderBlock2D",
+        "AttnDownEncoderBlock2D",
+    ]
+    assert settings["up_block_types"] == [
+        "AttnUpDecoderBlock2D",
+        "AttnUpDecoderBlock2D",
+        "UpDecoderBlock2D",
+    ]
+    numbers = {
+        "block_out_channels": [32, 32, 64],
+        "layers_per_block": 1,
+        "latent_channels": Z,
+        "num_vq_embeddings": K,
+        "vq_embed_dim": D,
+        "norm_num_groups": 16,
+        "mid_block_add_attention": False,
+        "in_channels": 3,
+        "out_channels": 3,
+    }
     assert {key: settings[key] for key in numbers} == numbers
 
 
@@ -114,7 +149,9 @@ def test_older_names_of_attention_in_diffusers(tmp_path: Path):
 
 
 def test_the_same_tensors_in_other_containers(tmp_path: Path):
-    """A state dict in a safetensors file, alone in a torch file, as float16 and bfloat16, and beside worse weights."""
+    """A state dict in a safetensors file, alone in a torch file, as float16 and bfloat16,
+    and beside worse weights.
+    """
     source, path = save("taming", tmp_path)
     wanted = interop.convert(interop.read(path)).tensors
     safetensors.torch.save_file(source.tensors, tmp_path / "plain.safetensors")
@@ -125,16 +162,23 @@ def test_the_same_tensors_in_other_containers(tmp_path: Path):
         found = interop.convert(interop.read(tmp_path / name)).tensors
         assert all(np.array_equal(found[key], value) for key, value in wanted.items()), name
     for dtype, kept in ((torch.float16, np.float16), (torch.bfloat16, np.float32)):
-        torch.save({"state_dict": {name: value.to(dtype) for name, value in source.tensors.items()}}, tmp_path / "half.pt")
+        torch.save(
+            {"state_dict": {name: value.to(dtype) for name, value in source.tensors.items()}},
+            tmp_path / "half.pt",
+        )
         found = interop.convert(interop.read(tmp_path / "half.pt")).tensors["encoder.first.weight"]
         assert found.dtype == kept
-        assert np.array_equal(found, source.tensors["encoder.conv_in.weight"].to(dtype).float().numpy())
+        assert np.array_equal(
+            found, source.tensors["encoder.conv_in.weight"].to(dtype).float().numpy()
+        )
 
 
 def test_normalize_is_the_programs_unless_told(tmp_path: Path):
     _, path = save("llamagen", tmp_path)
     checkpoint = interop.read(path)
-    assert [interop.convert(checkpoint, asked).config["normalize"] for asked in (None, True, False)] == [True, True, False]
+    assert [
+        interop.convert(checkpoint, asked).config["normalize"] for asked in (None, True, False)
+    ] == [True, True, False]
 
 
 # What cannot be imported
@@ -147,34 +191,47 @@ class Evil:
 
 def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path):
     source, _ = save("taming", tmp_path)
-    torch.save({"state_dict": source.tensors, "callbacks": {Evil: {}, "x": Evil()}}, tmp_path / "evil.ckpt")
+    torch.save(
+        {"state_dict": source.tensors, "callbacks": {Evil: {}, "x": Evil()}}, tmp_path / "evil.ckpt"
+    )
     with pytest.raises(FormatError, match="holds more than tensors") as caught:
         interop.read(tmp_path / "evil.ckpt")
     assert "save_file" in caught.value.fix
     assert not Path("ran").exists()
 
 
-@pytest.mark.skipif(not hasattr(torch.serialization, "safe_globals"), reason="torch before 2.5 has no safe_globals")
+@pytest.mark.skipif(
+    not hasattr(torch.serialization, "safe_globals"), reason="torch before 2.5 has no safe_globals"
+)
 @pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
-def test_a_checkpoint_of_lightning_names_its_callbacks(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As taming-transformers' own do: the class is the key of the callback's state, here also an object of it."""
+def test_a_checkpoint_of_lightning_names_its_callbacks(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As taming-transformers' own do: the class is the key of the callback's state,
+    here also an object of it.
+    """
     source, path = save("taming", tmp_path / "theirs")
     name = f"{package}.callbacks.model_checkpoint"
     module = ModuleType(name)
     kind = type("ModelCheckpoint", (), {"__module__": name})
-    module.ModelCheckpoint = kind       # type: ignore[attr-defined]
+    module.ModelCheckpoint = kind  # type: ignore[attr-defined]
     callback = kind()
-    callback.best = 0.5     # type: ignore[attr-defined]
+    callback.best = 0.5  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
         parts = name.split(".")
         for end in range(1, len(parts)):
             patch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
         patch.setitem(sys.modules, name, module)
-        whole = {**torch.load(path, weights_only=True), "callbacks": {kind: {"best_model_score": torch.tensor(0.3)}}, "extra": callback}
+        whole = {
+            **torch.load(path, weights_only=True),
+            "callbacks": {kind: {"best_model_score": torch.tensor(0.3)}},
+            "extra": callback,
+        }
         torch.save(whole, path)
     check_same(source, imported(path, tmp_path / "ours"))
     assert name not in sys.modules
-    with pytest.raises(Exception, match="Weights only load failed"):        # the stand-ins were for that call alone
+    # the stand-ins were for that call alone
+    with pytest.raises(Exception, match="Weights only load failed"):
         torch.load(path, weights_only=True)
 
 
@@ -182,9 +239,18 @@ def test_damaged_files_are_vqtok_errors(tmp_path: Path):
     _, path = save("llamagen", tmp_path)
     whole, bad = path.read_bytes(), tmp_path / "bad.pt"
     draw = np.random.default_rng(0)
-    cases = [b"", b"PK", b"PK\3\4" + bytes(100), b"\x80\x02}.", b"text", whole[:-1], whole[:1000], whole[: len(whole) // 2]]
+    cases = [
+        b"",
+        b"PK",
+        b"PK\3\4" + bytes(100),
+        b"\x80\x02}.",
+        b"text",
+        whole[:-1],
+        whole[:1000],
+        whole[: len(whole) // 2],
+    ]
     start = whole.index(b"data.pkl")
-    for _ in range(25):     # anywhere in the pickle
+    for _ in range(25):  # anywhere in the pickle
         data = bytearray(whole)
         for place in draw.integers(start, start + 6000, 4):
             data[place] = draw.integers(256)
@@ -208,7 +274,9 @@ def test_a_zip_that_grows_and_tensors_larger_than_their_file(tmp_path: Path):
         archive.writestr("archive/data.pkl", bytes(10**6))
     with pytest.raises(FormatError, match="a zip file, but not one"):
         interop.read(tmp_path / "bomb.pt")
-    torch.save({"model": {"encoder.conv_in.weight": torch.zeros(1).expand(2**40)}}, tmp_path / "huge.pt")
+    torch.save(
+        {"model": {"encoder.conv_in.weight": torch.zeros(1).expand(2**40)}}, tmp_path / "huge.pt"
+    )
     with pytest.raises(FormatError, match="larger than the file"):
         interop.read(tmp_path / "huge.pt")
 
@@ -233,18 +301,28 @@ def spoiled(change: str) -> dict[str, Any]:
     elif change == "no blocks":
         tensors = {"encoder.conv_blocks.0.downsample.conv.bias": torch.zeros(1)}
     elif change == "one stage":
-        tensors = {name: value for name, value in tensors.items() if ".conv_blocks." not in name or "encoder.conv_blocks.0." in name}
+        tensors = {
+            name: value
+            for name, value in tensors.items()
+            if ".conv_blocks." not in name or "encoder.conv_blocks.0." in name
+        }
     elif change == "nothing known":
         tensors = {"weight": torch.zeros(1)}
     return tensors
 
 
 SPOILED = {
-    "missing": "lacks the tensor decoder.conv_blocks.1.res.1.conv2.bias", "shape": "tensor decoder.mid.0.conv1.weight has the shape",
-    "more": "has the tensor encoder.norm_in.weight", "codebook": "lacks the tensor quantize.embedding.weight",
-    "flat codebook": "codebook size is 0", "nan": "NaN", "whole numbers": "lacks the tensor encoder.conv_in.bias",
-    "no blocks": "no residual blocks", "one stage": "downsample is 1", "nothing known": "no tokenizer that vqtok knows",
-}     # fmt: skip
+    "missing": "lacks the tensor decoder.conv_blocks.1.res.1.conv2.bias",
+    "shape": "tensor decoder.mid.0.conv1.weight has the shape",
+    "more": "has the tensor encoder.norm_in.weight",
+    "codebook": "lacks the tensor quantize.embedding.weight",
+    "flat codebook": "codebook size is 0",
+    "nan": "NaN",
+    "whole numbers": "lacks the tensor encoder.conv_in.bias",
+    "no blocks": "no residual blocks",
+    "one stage": "downsample is 1",
+    "nothing known": "no tokenizer that vqtok knows",
+}
 
 
 @pytest.mark.parametrize("change", SPOILED)
@@ -254,12 +332,23 @@ def test_what_is_missing_wrong_or_too_much_is_named(change: str, tmp_path: Path)
         interop.convert(interop.read(tmp_path / "x.pt"))
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (None, "holds no config.json"), ("{", "is damaged"), ("[]", "is damaged"), ("[" * 10**5, "is damaged"),
-    ('{"norm_type": "spatial"}', "spatial"), ('{"act_fn": "gelu"}', "gelu"), ('{"norm_num_groups": "x"}', "norm_num_groups is 'x'"),
-    ('{"norm_num_groups": 7}', "make no 7 equal groups"), ('{"norm_num_groups": -1}', "groups is -1"),
-])     # fmt: skip
-def test_a_config_of_diffusers_that_is_missing_or_wrong(content: str | None, message: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no config.json"),
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ("[" * 10**5, "is damaged"),
+        ('{"norm_type": "spatial"}', "spatial"),
+        ('{"act_fn": "gelu"}', "gelu"),
+        ('{"norm_num_groups": "x"}', "norm_num_groups is 'x'"),
+        ('{"norm_num_groups": 7}', "make no 7 equal groups"),
+        ('{"norm_num_groups": -1}', "groups is -1"),
+    ],
+)
+def test_a_config_of_diffusers_that_is_missing_or_wrong(
+    content: str | None, message: str, tmp_path: Path
+):
     _, path = save("diffusers", tmp_path)
     (path / "config.json").unlink()
     if content is not None:
@@ -273,8 +362,13 @@ def test_models_that_no_vqmodel_can_be(model: Path, tmp_path: Path):
         interop.export(weights.find("toy"))
     _, path = save("taming", tmp_path / "theirs")
     stored = interop.convert(interop.read(path))
-    for changes, message in (({"likelihood": "bce"}, "the likelihood bce"), ({"levels": 2}, "several levels")):
+    for changes, message in (
+        ({"likelihood": "bce"}, "the likelihood bce"),
+        ({"levels": 2}, "several levels"),
+    ):
         meta = {**stored.meta, "config": {**stored.config, **changes}}
-        weights.save(tmp_path / "other" / "tokenizer.safetensors", weights.Weights(stored.tensors, meta))
+        weights.save(
+            tmp_path / "other" / "tokenizer.safetensors", weights.Weights(stored.tensors, meta)
+        )
         with pytest.raises(ModelError, match=message):
             interop.export(weights.find(str(tmp_path / "other")))

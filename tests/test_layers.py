@@ -1,4 +1,6 @@
-"""Holds DESIGN.md's order of modules, and what STYLE.md forbids everywhere, by reading the source of every module."""
+"""Holds DESIGN.md's order of modules, and what STYLE.md forbids everywhere, by reading
+the source of every module.
+"""
 
 import ast
 import json
@@ -13,19 +15,65 @@ import vqtok
 
 ROOT = Path(vqtok.__file__).parent
 LAYERS = (
-    "errors", "files", "config", "images", "entropy", "codes", "weights", "metrics", "report",
-    "outline", "distributed", "quantizers", "losses", "classic", "vqvae", "vae", "parts", "priors", "data", "codec", "bulk", "evaluate",
-    "interop", "train", "study", "cli",
-    "__init__", "__main__",     # the two doors: the library's names (on first use) and `python -m vqtok`
+    "errors",
+    "files",
+    "config",
+    "images",
+    "entropy",
+    "codes",
+    "weights",
+    "metrics",
+    "report",
+    "outline",
+    "distributed",
+    "quantizers",
+    "losses",
+    "classic",
+    "vqvae",
+    "vae",
+    "parts",
+    "priors",
+    "data",
+    "codec",
+    "bulk",
+    "evaluate",
+    "interop",
+    "train",
+    "study",
+    "cli",
+    # the two doors: the library's names (on first use) and `python -m vqtok`
+    "__init__",
+    "__main__",
 )
 
-WITHOUT_TORCH = LAYERS[:LAYERS.index("outline")]
+WITHOUT_TORCH = LAYERS[: LAYERS.index("outline")]
 PACKAGES = (
-    "bulk", "codec", "codes", "config", "data", "evaluate", "interop", "losses", "priors", "quantizers", "report", "study", "train", "cli",
+    "bulk",
+    "codec",
+    "codes",
+    "config",
+    "data",
+    "evaluate",
+    "interop",
+    "losses",
+    "priors",
+    "quantizers",
+    "report",
+    "study",
+    "train",
+    "cli",
 )
 PRINTERS = ("cli", "__main__")
 PRINTS = ("print", "input", "typer.echo", "typer.secho", "rich.print", "traceback.print_exc")
-PRINTING_MODULES = ("rich.console", "rich.progress", "rich.live", "rich.print", "typer", "sys.stdout", "sys.stderr")
+PRINTING_MODULES = (
+    "rich.console",
+    "rich.progress",
+    "rich.live",
+    "rich.print",
+    "typer",
+    "sys.stdout",
+    "sys.stderr",
+)
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -35,7 +83,9 @@ def layer(path: Path) -> str:
 
 
 def imports(tree: ast.AST, package: str = "vqtok") -> Iterator[tuple[int, str]]:
-    """(line, full dotted name) of everything imported, at the top or inside a function; `package` resolves relative imports."""
+    """(line, full dotted name) of everything imported, at the top or inside a function;
+    `package` resolves relative imports.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -46,7 +96,9 @@ def imports(tree: ast.AST, package: str = "vqtok") -> Iterator[tuple[int, str]]:
 
 
 def layer_faults(source: str, name: str, package: str = "vqtok") -> list[str]:
-    """Imports that do not go up (within a package they may go anywhere), and torch where it must not be."""
+    """Imports that do not go up (within a package they may go anywhere), and
+    torch where it must not be.
+    """
     faults = []
     for line, target in imports(ast.parse(source), package):
         root, _, rest = target.partition(".")
@@ -56,7 +108,9 @@ def layer_faults(source: str, name: str, package: str = "vqtok") -> list[str]:
             inside = other == name and package != "vqtok"
             if not inside and LAYERS.index(other) >= LAYERS.index(name):
                 faults.append(f"{line}: {name} imports {target}")
-        if name in WITHOUT_TORCH and (root in ("torch", "torchvision") or target.startswith("safetensors.torch")):
+        if name in WITHOUT_TORCH and (
+            root in ("torch", "torchvision") or target.startswith("safetensors.torch")
+        ):
             faults.append(f"{line}: {name} imports {target}")
     return faults
 
@@ -75,17 +129,26 @@ def printing_faults(source: str) -> list[str]:
         name = dotted(node.func) if isinstance(node, ast.Call) else dotted(node)
         if isinstance(node, ast.Call) and name in PRINTS:
             faults.append(f"{node.lineno}: {name}()")
-        elif isinstance(node, ast.Attribute) and name.startswith(("sys.stdout", "sys.stderr", "sys.__std")):
+        elif isinstance(node, ast.Attribute) and name.startswith(
+            ("sys.stdout", "sys.stderr", "sys.__std")
+        ):
             faults.append(f"{node.lineno}: {name}")
     printing = tuple(f"{module}." for module in PRINTING_MODULES)
-    return faults + [f"{line}: imports {name}" for line, name in imports(tree) if f"{name}.".startswith(printing)]
+    return faults + [
+        f"{line}: imports {name}" for line, name in imports(tree) if f"{name}.".startswith(printing)
+    ]
 
 
 def execution_faults(source: str) -> list[str]:
     """What could run code from a file, or hide an import from this test."""
     tree, faults = ast.parse(source), []
     for line, name in imports(tree):
-        if name.split(".")[0] in PICKLES or name in ("torch.load", "torch.save", "torch.hub", "torch.package"):
+        if name.split(".")[0] in PICKLES or name in (
+            "torch.load",
+            "torch.save",
+            "torch.hub",
+            "torch.package",
+        ):
             faults.append(f"{line}: imports {name}")
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
@@ -94,7 +157,14 @@ def execution_faults(source: str) -> list[str]:
         safe = options.get("weights_only")
         if name == "torch.load" and isinstance(safe, ast.Constant) and safe.value is True:
             continue
-        if name in ("eval", "exec", "__import__", "torch.load", "torch.save", "torch.jit.load") or name.startswith("torch.hub."):
+        if name in (
+            "eval",
+            "exec",
+            "__import__",
+            "torch.load",
+            "torch.save",
+            "torch.jit.load",
+        ) or name.startswith("torch.hub."):
             faults.append(f"{node.lineno}: {name}()")
         allowed = options.get("allow_pickle")
         if (name in ("np.load", "numpy.load") or allowed is not None) and not (
@@ -114,7 +184,8 @@ def test_the_package_holds_exactly_the_layers():
     folders = {path.parent for path in FILES}
     assert set(PACKAGES) <= {folder.name for folder in folders}
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
-    assert [folder for folder in folders if folder.with_suffix(".py").exists()] == []   # one would hide the other
+    # one would hide the other
+    assert [folder for folder in folders if folder.with_suffix(".py").exists()] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -129,7 +200,9 @@ def test_module_keeps_the_rules(path: Path):
 def loaded_by(statement: str) -> set[str]:
     """The modules that a fresh interpreter has loaded after the statement."""
     code = f"{statement}\nimport sys, json; print(json.dumps(list(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
     return set(json.loads(done.stdout))
 
 
@@ -158,69 +231,108 @@ def test_names_of_the_library_come_on_first_use():
     assert "torch" not in loaded
 
 
-@pytest.mark.parametrize(("name", "source"), [
-    ("codes", "from vqtok.errors import FormatError\nimport numpy"),
-    ("codec", "from vqtok import __version__, weights"),
-    ("data", "from vqtok.data.shapes import Shapes\nimport torch"),
-    ("data", "from . import shapes\nfrom .shapes import Shapes"),
-    ("cli", "def run():\n    from vqtok.codec import load"),
-    ("__main__", "from vqtok.cli import main"),
-    ("weights", "import safetensors.numpy"),
-])
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("codes", "from vqtok.errors import FormatError\nimport numpy"),
+        ("codec", "from vqtok import __version__, weights"),
+        ("data", "from vqtok.data.shapes import Shapes\nimport torch"),
+        ("data", "from . import shapes\nfrom .shapes import Shapes"),
+        ("cli", "def run():\n    from vqtok.codec import load"),
+        ("__main__", "from vqtok.cli import main"),
+        ("weights", "import safetensors.numpy"),
+    ],
+)
 def test_layer_rule_allows(name: str, source: str):
     assert layer_faults(source, name, f"vqtok.{name}" if name in PACKAGES else "vqtok") == []
 
 
-@pytest.mark.parametrize(("name", "source"), [
-    ("codes", "from vqtok.weights import Weights"),
-    ("codes", "import vqtok.weights"),
-    ("codes", "from vqtok import weights"),
-    ("images", "from . import weights"),
-    ("images", "from .weights import Weights"),
-    ("codes", "def read():\n    from vqtok.codec import load"),
-    ("images", "import vqtok.images"),
-    ("codes", "import vqtok"),
-    ("codec", "from vqtok import load"),
-    ("quantizers", "from vqtok.vqvae import VQVAE"),
-    ("quantizers", "from ..vqvae import VQVAE"),
-    ("train", "from vqtok.cli import main"),
-    ("metrics", "import torch"),
-    ("report", "from torch import Tensor"),
-    ("weights", "def load():\n    import torch.nn.functional as F"),
-    ("weights", "from safetensors.torch import load_file"),
-    ("weights", "from safetensors import torch"),
-])
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("codes", "from vqtok.weights import Weights"),
+        ("codes", "import vqtok.weights"),
+        ("codes", "from vqtok import weights"),
+        ("images", "from . import weights"),
+        ("images", "from .weights import Weights"),
+        ("codes", "def read():\n    from vqtok.codec import load"),
+        ("images", "import vqtok.images"),
+        ("codes", "import vqtok"),
+        ("codec", "from vqtok import load"),
+        ("quantizers", "from vqtok.vqvae import VQVAE"),
+        ("quantizers", "from ..vqvae import VQVAE"),
+        ("train", "from vqtok.cli import main"),
+        ("metrics", "import torch"),
+        ("report", "from torch import Tensor"),
+        ("weights", "def load():\n    import torch.nn.functional as F"),
+        ("weights", "from safetensors.torch import load_file"),
+        ("weights", "from safetensors import torch"),
+    ],
+)
 def test_layer_rule_finds(name: str, source: str):
     assert layer_faults(source, name, f"vqtok.{name}" if name in PACKAGES else "vqtok") != []
 
 
-@pytest.mark.parametrize("source", [
-    "print('x')", "def f():\n    print()", "import sys\nsys.stderr.write('x')", "import sys\nsys.stdout.buffer",
-    "from sys import stdout", "import typer", "from rich import print", "from rich.console import Console",
-    "import rich\nrich.print('x')",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print('x')",
+        "def f():\n    print()",
+        "import sys\nsys.stderr.write('x')",
+        "import sys\nsys.stdout.buffer",
+        "from sys import stdout",
+        "import typer",
+        "from rich import print",
+        "from rich.console import Console",
+        "import rich\nrich.print('x')",
+    ],
+)
 def test_printing_is_found(source: str):
     assert printing_faults(source) != []
 
 
-@pytest.mark.parametrize("source", ["import sys\nsys.stdin.buffer.read()", "from rich.table import Table", "report.print = 1"])
+@pytest.mark.parametrize(
+    "source",
+    ["import sys\nsys.stdin.buffer.read()", "from rich.table import Table", "report.print = 1"],
+)
 def test_what_does_not_print_is_allowed(source: str):
     assert printing_faults(source) == []
 
 
-@pytest.mark.parametrize("source", [
-    "import pickle", "from pickle import loads", "import marshal", "eval('1')", "exec('1')", "__import__('os')",
-    "torch.load('x')", "torch.save({}, 'x')", "from torch import load", "torch.hub.load('x', 'y')",
-    "torch.load('x', weights_only=False)", "torch.load('x', weights_only=flag)",
-    "np.load('x')", "np.load('x', allow_pickle=True)", "np.load('x', allow_pickle=flag)",
-    "np.lib.format.read_array(f, allow_pickle=True)",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import marshal",
+        "eval('1')",
+        "exec('1')",
+        "__import__('os')",
+        "torch.load('x')",
+        "torch.save({}, 'x')",
+        "from torch import load",
+        "torch.hub.load('x', 'y')",
+        "torch.load('x', weights_only=False)",
+        "torch.load('x', weights_only=flag)",
+        "np.load('x')",
+        "np.load('x', allow_pickle=True)",
+        "np.load('x', allow_pickle=flag)",
+        "np.lib.format.read_array(f, allow_pickle=True)",
+    ],
+)
 def test_running_code_from_files_is_found(source: str):
     assert execution_faults(source) != []
 
 
-@pytest.mark.parametrize("source", [
-    "model.eval()", "np.load('x', allow_pickle=False)", "torch.load('x', weights_only=True)", "torch.compile(model)", "'pickle'",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "model.eval()",
+        "np.load('x', allow_pickle=False)",
+        "torch.load('x', weights_only=True)",
+        "torch.compile(model)",
+        "'pickle'",
+    ],
+)
 def test_what_runs_nothing_is_allowed(source: str):
     assert execution_faults(source) == []

@@ -9,7 +9,7 @@ from vqtok import losses
 from vqtok.config import LIKELIHOODS, TokenizerConfig
 from vqtok.losses import Likelihood, discretized_logistic
 
-LEVELS = torch.arange(256) / 127.5 - 1      # every value a pixel can have
+LEVELS = torch.arange(256) / 127.5 - 1  # every value a pixel can have
 LOG_SCALES = (-1000.0, -30.0, -9.0, -5.0, -2.3, 0.0, 4.0, 12.0, 30.0, 1000.0)
 MEANS = (-1e6, -3.0, -1.0, -0.501, 0.0, 1 / 255, 0.7, 1.0, 1.2, 1e6)
 
@@ -19,19 +19,25 @@ def build(likelihood: str, channels: int = 1) -> Likelihood:
 
 
 def outputs_of(model: Likelihood, means: Tensor) -> Tensor:
-    """What a decoder gives for these means (B, C, H, W), where it says of the scales that they are the channel's."""
+    """What a decoder gives for these means (B, C, H, W), where it says of the scales
+    that they are the channel's.
+    """
     return torch.cat([means, *[torch.zeros_like(means)] * (model.outputs - 1)], 1)
 
 
 def nll_of_levels(mean: float, log_scale: float) -> Tensor:
     """-log p in nats of each of the 256 values, (256,)."""
     means = torch.full((1, 1, 1, 256), mean)
-    return discretized_logistic(means, torch.tensor([log_scale]), LEVELS.reshape(1, 1, 1, 256)).flatten()
+    return discretized_logistic(
+        means, torch.tensor([log_scale]), LEVELS.reshape(1, 1, 1, 256)
+    ).flatten()
 
 
 def brute_force(mean: np.ndarray, scale: float, picture: np.ndarray) -> np.ndarray:
-    """-log p from the definition in double precision, mirrored to the side where the two sigmoids do not both round to 1."""
-    sigmoid = lambda x: 1 / (1 + np.exp(-x))    # noqa: E731
+    """-log p from the definition in double precision, mirrored to the side where the two
+    sigmoids do not both round to 1.
+    """
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     centered = picture - mean
     upper, lower = (centered + 1 / 255) / scale, (centered - 1 / 255) / scale
     upper = np.where(picture > 1 - 1e-3, np.inf, upper)
@@ -53,10 +59,16 @@ def test_discretized_logistic_sums_to_1(mean: float, log_scale: float):
 def test_discretized_logistic_is_the_definition_in_double_precision(log_scale: float):
     draws = np.random.default_rng(0)
     picture = np.broadcast_to(LEVELS.double().numpy(), (20, 256))
-    mean = (picture + draws.normal(0, 3 * math.exp(log_scale), picture.shape)).astype(np.float32).astype(np.float64)
+    mean = (
+        (picture + draws.normal(0, 3 * math.exp(log_scale), picture.shape))
+        .astype(np.float32)
+        .astype(np.float64)
+    )
     expected = brute_force(mean, math.exp(log_scale), picture)
     found = discretized_logistic(
-        torch.from_numpy(mean).float()[:, None, None], torch.tensor([log_scale]), torch.from_numpy(picture.copy()).float()[:, None, None]
+        torch.from_numpy(mean).float()[:, None, None],
+        torch.tensor([log_scale]),
+        torch.from_numpy(picture.copy()).float()[:, None, None],
     )
     np.testing.assert_allclose(found.flatten(), expected.flatten(), rtol=2e-4, atol=1e-4)
 
@@ -66,14 +78,20 @@ def test_each_channel_has_its_own_scale():
     mean, picture = torch.rand(shape) * 2 - 1, LEVELS[torch.randint(256, shape)]
     found = discretized_logistic(mean, log_scale, picture)
     for channel in range(3):
-        one = discretized_logistic(mean[:, channel : channel + 1], log_scale[channel : channel + 1], picture[:, channel : channel + 1])
+        one = discretized_logistic(
+            mean[:, channel : channel + 1],
+            log_scale[channel : channel + 1],
+            picture[:, channel : channel + 1],
+        )
         assert torch.equal(found[:, channel : channel + 1], one)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("output", [-1e6, -1.0, 0.0, 1.0, 1e6])
 @pytest.mark.parametrize("log_scale", [-1000.0, -9.0, 0.0, 30.0, 1000.0])
-def test_loss_and_gradients_are_finite_at_extremes(likelihood: str, output: float, log_scale: float):
+def test_loss_and_gradients_are_finite_at_extremes(
+    likelihood: str, output: float, log_scale: float
+):
     model = build(likelihood)
     with torch.no_grad():
         model.log_scale.fill_(log_scale)
@@ -89,9 +107,14 @@ def test_loss_and_gradients_are_finite_at_extremes(likelihood: str, output: floa
 
 # Bits
 
+
 def test_bits_of_a_distribution_that_knows_nothing():
-    bits = [float(nll_of_levels(0.0, log_scale).mean()) / math.log(2) for log_scale in np.arange(-3, 1, 0.1)]
-    assert min(bits) >= 8       # all values equally often: no distribution needs less, and a logistic comes near
+    bits = [
+        float(nll_of_levels(0.0, log_scale).mean()) / math.log(2)
+        for log_scale in np.arange(-3, 1, 0.1)
+    ]
+    # all values equally often: no distribution needs less, and a logistic comes near
+    assert min(bits) >= 8
     assert min(bits) < 8.3
 
 
@@ -108,7 +131,7 @@ def test_the_scale_learns_the_noise(likelihood: str):
     means = torch.full((1, 3, 64, 64), 0.1)
     scales = torch.tensor([0.02, 0.05, 0.2])
     uniform = torch.rand_like(means)
-    noise = (uniform.log() - (-uniform).log1p()) * scales[:, None, None]    # logistic
+    noise = (uniform.log() - (-uniform).log1p()) * scales[:, None, None]  # logistic
     pictures = (((means + noise).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
     outputs = torch.logit((means + 1) / 2) if likelihood == "bce" else means
     optimizer = torch.optim.Adam([model.log_scale], lr=0.05)
@@ -122,7 +145,10 @@ def test_the_scale_learns_the_noise(likelihood: str):
 @pytest.mark.parametrize("likelihood", ["mse", "l1", "bce"])
 def test_the_scale_changes_neither_loss_nor_network(likelihood: str):
     model = build(likelihood)
-    output, picture = torch.randn(2, 1, 4, 6, requires_grad=True), LEVELS[torch.randint(256, (2, 1, 4, 6))]
+    output, picture = (
+        torch.randn(2, 1, 4, 6, requires_grad=True),
+        LEVELS[torch.randint(256, (2, 1, 4, 6))],
+    )
     error, loss = model.error(output, picture), model(output, picture)
     assert torch.equal(error, loss)
     assert torch.equal(torch.autograd.grad(error, output)[0], torch.autograd.grad(loss, output)[0])
@@ -144,7 +170,9 @@ def test_the_decoder_says_the_scale_of_each_pixel():
         found = model.nats(torch.cat([mean, log_scale], 1), picture)
     for place in [(0, 0, 0, 0), (1, 2, 3, 5), (1, 1, 0, 4)]:
         scale = log_scale[place] + model.log_scale[place[1]].detach()
-        one = discretized_logistic(mean[place].reshape(1, 1, 1, 1), scale.reshape(1), picture[place].reshape(1, 1, 1, 1))
+        one = discretized_logistic(
+            mean[place].reshape(1, 1, 1, 1), scale.reshape(1), picture[place].reshape(1, 1, 1, 1)
+        )
         assert found[place] == pytest.approx(float(one), rel=1e-5)
 
 
@@ -153,18 +181,26 @@ def test_scales_of_single_pixels_are_bounded():
     for raw, bound in [(-1000.0, -7.0), (1000.0, 2.0)]:
         output = torch.tensor([0.3, raw]).reshape(1, 2, 1, 1)
         assert float(model.logistic(output)[1].detach()) == bound
-        expected = discretized_logistic(output[:, :1], torch.tensor([bound]), torch.ones(1, 1, 1, 1))
+        expected = discretized_logistic(
+            output[:, :1], torch.tensor([bound]), torch.ones(1, 1, 1, 1)
+        )
         assert torch.equal(model.nats(output, torch.ones(1, 1, 1, 1)).detach(), expected)
 
 
 def test_a_scale_for_each_pixel_takes_fewer_bits_than_one_for_all():
     torch.manual_seed(0)
-    scales = torch.tensor([0.01, 0.3]).repeat(1, 1, 32, 32)         # even columns are known well, odd ones are not
+    # even columns are known well, odd ones are not
+    scales = torch.tensor([0.01, 0.3]).repeat(1, 1, 32, 32)
     uniform = torch.rand_like(scales)
     pictures = ((torch.logit(uniform) * scales).clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
-    best = min(float(discretized_logistic(torch.zeros_like(scales), torch.tensor([s]), pictures).mean()) for s in np.arange(-5, 0, 0.1))
+    best = min(
+        float(discretized_logistic(torch.zeros_like(scales), torch.tensor([s]), pictures).mean())
+        for s in np.arange(-5, 0, 0.1)
+    )
     model = build("heteroscedastic")
-    each = model.nll(torch.cat([torch.zeros_like(scales), scales.log() - model.log_scale.detach()], 1), pictures)
+    each = model.nll(
+        torch.cat([torch.zeros_like(scales), scales.log() - model.log_scale.detach()], 1), pictures
+    )
     assert float(each.detach()) / math.log(2) < best / math.log(2) - 0.5
 
 
@@ -177,26 +213,37 @@ def test_drawn_pixels_have_the_frequencies_that_the_nats_say(likelihood: str):
     drawn = model.sample(output, torch.Generator().manual_seed(0))
     levels = ((drawn + 1) * 127.5).round().long()
     assert torch.equal(drawn, LEVELS[levels])
-    expected = torch.exp(-model.nats(output[..., :16, :16], LEVELS.reshape(1, 1, 16, 16))).detach().flatten()
+    expected = (
+        torch.exp(-model.nats(output[..., :16, :16], LEVELS.reshape(1, 1, 16, 16)))
+        .detach()
+        .flatten()
+    )
     found = torch.bincount(levels.flatten(), minlength=256) / levels.numel()
-    assert expected[255] > 0.1      # the tail
+    assert expected[255] > 0.1  # the tail
     torch.testing.assert_close(found, expected, atol=0.006, rtol=0)
     assert torch.equal(drawn, model.sample(output, torch.Generator().manual_seed(0)))
 
 
 # Values
 
+
 def test_mse_and_l1_of_a_known_error():
-    output, picture = torch.zeros(1, 1, 1, 4), torch.tensor([1.0, -1.0, 0.5, 0.0]).reshape(1, 1, 1, 4)
+    output, picture = (
+        torch.zeros(1, 1, 1, 4),
+        torch.tensor([1.0, -1.0, 0.5, 0.0]).reshape(1, 1, 1, 4),
+    )
     # As pixels in [0, 1] the errors are 1/2, 1/2, 1/4 and 0.
-    assert float(build("mse").error(output, picture)) == pytest.approx((0.25 + 0.25 + 0.0625) / 4 / 0.0633)
+    assert float(build("mse").error(output, picture)) == pytest.approx(
+        (0.25 + 0.25 + 0.0625) / 4 / 0.0633
+    )
     assert float(build("l1").error(output, picture)) == pytest.approx((0.5 + 0.5 + 0.25) / 4 / 0.21)
 
 
 def test_bce_of_known_logits():
     model, zero = build("bce"), torch.zeros(1, 1, 1, 256)
     levels = LEVELS.reshape(1, 1, 1, 256)
-    assert float(model.error(zero, levels)) == pytest.approx(math.log(2))       # a fair coin takes one bit, whatever the value
+    # a fair coin takes one bit, whatever the value
+    assert float(model.error(zero, levels)) == pytest.approx(math.log(2))
     logit, target = math.log(0.8 / 0.2), 0.3
     found = model.error(torch.full((1, 1, 1, 1), logit), torch.full((1, 1, 1, 1), 2 * target - 1))
     assert float(found) == pytest.approx(-target * math.log(0.8) - (1 - target) * math.log(0.2))
@@ -206,7 +253,9 @@ def test_bce_of_known_logits():
 def test_mean_lies_in_the_pictures_range(likelihood: str):
     model = build(likelihood)
     outputs = outputs_of(model, torch.tensor([-50.0, -1.0, 0.0, 0.5, 50.0]).reshape(1, 1, 1, 5))
-    expected = [-1, math.tanh(-0.5), 0, math.tanh(0.25), 1] if likelihood == "bce" else [-1, -1, 0, 0.5, 1]
+    expected = (
+        [-1, math.tanh(-0.5), 0, math.tanh(0.25), 1] if likelihood == "bce" else [-1, -1, 0, 0.5, 1]
+    )
     assert model.mean(outputs).flatten().tolist() == pytest.approx(expected)
 
 

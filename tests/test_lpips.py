@@ -1,4 +1,6 @@
-"""LPIPS against values worked out by hand, and against AlexNet and VGG-16 written once more in NumPy."""
+"""LPIPS against values worked out by hand, and against AlexNet and VGG-16
+written once more in NumPy.
+"""
 
 import math
 from pathlib import Path
@@ -11,61 +13,106 @@ from safetensors.numpy import save_file
 from vqtok.errors import FormatError, InputError
 from vqtok.losses import LPIPS, perceptual
 
-# torchvision's two networks, as their papers' tables print them: a convolution is (outputs, kernel, stride, padding), P a max pooling,
-# and | stands where LPIPS reads.
-ALEXNET = [(64, 11, 4, 2), "|", "P", (192, 5, 1, 2), "|", "P", (384, 3, 1, 1), "|", (256, 3, 1, 1), "|", (256, 3, 1, 1), "|"]
+# torchvision's two networks, as their papers' tables print them: a convolution is (outputs, kernel,
+# stride, padding), P a max pooling, and | stands where LPIPS reads.
+ALEXNET = [
+    (64, 11, 4, 2),
+    "|",
+    "P",
+    (192, 5, 1, 2),
+    "|",
+    "P",
+    (384, 3, 1, 1),
+    "|",
+    (256, 3, 1, 1),
+    "|",
+    (256, 3, 1, 1),
+    "|",
+]
 PLACES = {"alex": (0, 3, 6, 8, 10), "vgg": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
 VGG16 = [
-    step for count, width in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)) for step in ([(width, 3, 1, 1)] * count + ["|", "P"])
+    step
+    for count, width in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+    for step in ([(width, 3, 1, 1)] * count + ["|", "P"])
 ][:-1]
 
 
 def tensors(layers: list, places: tuple[int, ...], seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights of chance, in the names of torchvision and of the authors' heads; biases that keep half of the values alive."""
+    """Weights of chance, in the names of torchvision and of the authors' heads;
+    biases that keep half of the values alive.
+    """
     draw = np.random.default_rng(seed)
     found: dict[str, np.ndarray] = {}
     inputs, heads, todo = 3, 0, list(places)
     for layer in layers:
         if layer == "|":
-            found[f"lin{heads}.model.1.weight"] = draw.uniform(0, 1, (1, inputs, 1, 1)).astype(np.float32)
+            found[f"lin{heads}.model.1.weight"] = draw.uniform(0, 1, (1, inputs, 1, 1)).astype(
+                np.float32
+            )
             heads += 1
         elif layer != "P":
             outputs, kernel, _, _ = layer
             place, spread = todo.pop(0), math.sqrt(2 / (inputs * kernel**2))
-            found[f"features.{place}.weight"] = (draw.standard_normal((outputs, inputs, kernel, kernel)) * spread).astype(np.float32)
-            found[f"features.{place}.bias"] = (draw.standard_normal(outputs) * 0.1).astype(np.float32)
+            found[f"features.{place}.weight"] = (
+                draw.standard_normal((outputs, inputs, kernel, kernel)) * spread
+            ).astype(np.float32)
+            found[f"features.{place}.bias"] = (draw.standard_normal(outputs) * 0.1).astype(
+                np.float32
+            )
             inputs = outputs
     return found
 
 
 def windows(x: np.ndarray, size: int, stride: int) -> np.ndarray:
     """(C, h, w, size, size)"""
-    return np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))[:, ::stride, ::stride]
+    return np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))[
+        :, ::stride, ::stride
+    ]
 
 
-def in_numpy(weights: dict[str, np.ndarray], layers: list, places: tuple[int, ...], pool: int, a: np.ndarray, b: np.ndarray) -> float:
+def in_numpy(
+    weights: dict[str, np.ndarray],
+    layers: list,
+    places: tuple[int, ...],
+    pool: int,
+    a: np.ndarray,
+    b: np.ndarray,
+) -> float:
     """The distance of two pictures (3, H, W) in [-1, 1], one layer after the other in float64."""
-    mean, deviation = np.array([-0.030, -0.088, -0.188])[:, None, None], np.array([0.458, 0.448, 0.450])[:, None, None]
+    mean, deviation = (
+        np.array([-0.030, -0.088, -0.188])[:, None, None],
+        np.array([0.458, 0.448, 0.450])[:, None, None],
+    )
     pair = [(picture.astype(np.float64) - mean) / deviation for picture in (a, b)]
     total, head, todo = 0.0, 0, list(places)
     for layer in layers:
         if layer == "|":
             one, other = (x / (np.sqrt((x**2).sum(0)) + 1e-10) for x in pair)
-            total += float((weights[f"lin{head}.model.1.weight"][0] * (one - other) ** 2).sum(0).mean())
+            total += float(
+                (weights[f"lin{head}.model.1.weight"][0] * (one - other) ** 2).sum(0).mean()
+            )
             head += 1
         elif layer == "P":
             pair = [windows(x, pool, 2).max((3, 4)) for x in pair]
         else:
             _, kernel, stride, padding = layer
-            w, bias = weights[f"features.{todo[0]}.weight"].astype(np.float64), weights[f"features.{todo.pop(0)}.bias"][:, None, None]
+            w, bias = (
+                weights[f"features.{todo[0]}.weight"].astype(np.float64),
+                weights[f"features.{todo.pop(0)}.bias"][:, None, None],
+            )
             edges = [(0, 0), (padding, padding), (padding, padding)]
             seen = [windows(np.pad(x, edges), kernel, stride) for x in pair]
-            pair = [np.maximum(np.einsum("ihwkl,oikl->ohw", s, w, optimize=True) + bias, 0) for s in seen]
+            pair = [
+                np.maximum(np.einsum("ihwkl,oikl->ohw", s, w, optimize=True) + bias, 0)
+                for s in seen
+            ]
     return total
 
 
 def pictures(H: int, W: int, count: int = 2, seed: int = 1) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (count, 3, H, W)).astype(np.float32))
+    return torch.from_numpy(
+        np.random.default_rng(seed).uniform(-1, 1, (count, 3, H, W)).astype(np.float32)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +124,9 @@ def alex(tmp_path_factory: pytest.TempPathFactory) -> LPIPS:
 
 def test_alexnet_against_numpy(alex: LPIPS):
     a, b = pictures(71, 83)
-    expected = in_numpy(tensors(ALEXNET, PLACES["alex"]), ALEXNET, PLACES["alex"], 3, a.numpy(), b.numpy())
+    expected = in_numpy(
+        tensors(ALEXNET, PLACES["alex"]), ALEXNET, PLACES["alex"], 3, a.numpy(), b.numpy()
+    )
     assert float(alex(a[None], b[None])) == pytest.approx(expected, rel=1e-4)
     assert expected > 0.1
 
@@ -88,11 +137,15 @@ def test_vgg16_against_numpy(tmp_path: Path):
     save_file(weights, tmp_path / "vgg.safetensors")
     a, b = pictures(37, 50)
     expected = in_numpy(weights, VGG16, PLACES["vgg"], 2, a.numpy(), b.numpy())
-    assert float(perceptual.load(tmp_path / "vgg.safetensors")(a[None], b[None])) == pytest.approx(expected, rel=1e-4)
+    assert float(perceptual.load(tmp_path / "vgg.safetensors")(a[None], b[None])) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_a_case_by_hand():
-    """Flat pictures, one channel that says how red they are, one that is always 1, and one head that reads the first."""
+    """Flat pictures, one channel that says how red they are, one that is always 1, and one
+    head that reads the first.
+    """
     network = LPIPS(perceptual.ALEX)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -117,20 +170,29 @@ def test_zero_for_equal_symmetric_and_growing_with_noise(alex: LPIPS):
     steps = [float(alex(a[None], (a + part * noise)[None])) for part in (0.05, 0.1, 0.2, 0.5)]
     assert steps == sorted(steps)
     assert steps[0] > 0
-    assert float(alex(a[None], noise[None])) == pytest.approx(float(alex(noise[None], a[None])), rel=1e-5)
+    assert float(alex(a[None], noise[None])) == pytest.approx(
+        float(alex(noise[None], a[None])), rel=1e-5
+    )
 
 
 def test_each_pair_of_a_batch_by_itself(alex: LPIPS):
     x, y = pictures(64, 70, 3, seed=2), pictures(64, 70, 3, seed=3)
-    assert alex(x, y).tolist() == pytest.approx([float(alex(x[i : i + 1], y[i : i + 1])) for i in range(3)], rel=1e-5)
+    assert alex(x, y).tolist() == pytest.approx(
+        [float(alex(x[i : i + 1], y[i : i + 1])) for i in range(3)], rel=1e-5
+    )
 
 
 def test_files_that_hold_no_such_weights(tmp_path: Path):
     path = tmp_path / "w.safetensors"
-    good = {name: value.astype(np.float16) for name, value in tensors(ALEXNET, PLACES["alex"]).items()}
+    good = {
+        name: value.astype(np.float16) for name, value in tensors(ALEXNET, PLACES["alex"]).items()
+    }
     wrong = {
-        "lacks the tensor features.10.bias": {name: v for name, v in good.items() if name != "features.10.bias"},
-        "lin1.model.1.weight has the shape": good | {"lin1.model.1.weight": np.zeros((1, 7, 1, 1), np.float16)},
+        "lacks the tensor features.10.bias": {
+            name: v for name, v in good.items() if name != "features.10.bias"
+        },
+        "lin1.model.1.weight has the shape": good
+        | {"lin1.model.1.weight": np.zeros((1, 7, 1, 1), np.float16)},
         "features.3.bias holds NaN": good | {"features.3.bias": np.full(192, np.nan, np.float16)},
     }
     for message, weights in wrong.items():

@@ -13,7 +13,7 @@ from vqtok.config import Recipe, TokenizerConfig
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 NAMES = ("cifar10", "photo")
-LIMIT = 32 << 20        # bytes of all bundled models: they travel with every install
+LIMIT = 32 << 20  # bytes of all bundled models: they travel with every install
 
 
 def test_models_are_small() -> None:
@@ -24,7 +24,9 @@ def test_models_are_small() -> None:
 def test_card_recipe_and_samples_belong_to_the_weights(name: str) -> None:
     folder = MODELS / name
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert card.startswith(f"# {name} ({weights.tokenizer_fingerprint(folder / 'tokenizer.safetensors')})")
+    assert card.startswith(
+        f"# {name} ({weights.tokenizer_fingerprint(folder / 'tokenizer.safetensors')})"
+    )
     for word in ("Data", "Command", "Machine", "seed", "PSNR", "license", "samples.png"):
         assert word in card, word
     assert (folder / "samples.png").exists()
@@ -34,7 +36,9 @@ def test_card_recipe_and_samples_belong_to_the_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bundled_model_encodes_decodes_and_samples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundled_model_encodes_decodes_and_samples(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("VQTOK_MODELS")
     model = vqtok.load(name)
     original = picture(37, 61)
@@ -49,8 +53,10 @@ def test_bundled_model_encodes_decodes_and_samples(name: str, monkeypatch: pytes
 
 
 def test_photo_gives_the_indices_and_pixels_it_always_gave(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a picture none of whose vectors lies between two codes: the nearest is nearer than the next by 0.05% of the vector at the least,
-    a thousand times what rounding in another order changes. No speed is worth another index."""
+    """Of a picture none of whose vectors lies between two codes: the nearest is nearer than the
+    next by 0.05% of the vector at the least, a thousand times what rounding in another order
+    changes. No speed is worth another index.
+    """
     monkeypatch.delenv("VQTOK_MODELS")
     model = vqtok.load("photo")
     with np.load(Path(__file__).parent / "golden" / "photo.npz", allow_pickle=False) as golden:

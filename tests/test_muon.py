@@ -11,7 +11,10 @@ from vqtok.data import Shapes
 from vqtok.train.muon import Muon, orthogonal
 
 DATA = Shapes(40, 32)
-MUON = {"tokenizer": {"width": 32}, "tokenizer_training": {"optimizer": "muon", "learning_rate": 1e-3}}
+MUON = {
+    "tokenizer": {"width": 32},
+    "tokenizer_training": {"optimizer": "muon", "learning_rate": 1e-3},
+}
 
 
 def test_singular_values_come_near_one():
@@ -33,8 +36,8 @@ def test_steps_are_orthogonal_and_of_the_size_of_adamw():
     gradient = conv.weight.grad
     assert gradient is not None
     optimizer.step()
-    assert not any(torch.equal(p, bias) for p in conv.parameters())     # it is AdamW's
-    step = (conv.weight.detach() - before).flatten(1)       # (32, 576)
+    assert not any(torch.equal(p, bias) for p in conv.parameters())  # it is AdamW's
+    step = (conv.weight.detach() - before).flatten(1)  # (32, 576)
     assert float(step.square().mean().sqrt()) < 0.01 * 0.2 * 1.2
     assert torch.linalg.svdvals(step).min() > 0.5 * torch.linalg.svdvals(step).max()
     assert float((step * gradient.flatten(1)).sum()) < 0, "a step goes down"

@@ -1,4 +1,6 @@
-"""The prior: causal, without blind spot, equal logits from cache and full pass, honest sampling options."""
+"""The prior: causal, without blind spot, equal logits from cache and full
+pass, honest sampling options.
+"""
 
 import math
 
@@ -16,10 +18,14 @@ GRIDS = [(5, 9), (9, 5), (1, 7), (7, 1), (1, 1), (4, 4)]
 NAMES = ("cat", "dog", "car")
 
 
-def tiny(levels: int = 1, K: int = 11, labels: tuple[str, ...] = NAMES, kernel: int = 3, layers: int = 3) -> PixelCNN:
+def tiny(
+    levels: int = 1, K: int = 11, labels: tuple[str, ...] = NAMES, kernel: int = 3, layers: int = 3
+) -> PixelCNN:
     """A small prior whose every parameter matters: an untrained readout is close to zero."""
     torch.manual_seed(0)
-    prior = PixelCNN(PriorConfig(K, levels, width=8, layers=layers, kernel=kernel, dropout=0.2, labels=labels)).eval()
+    prior = PixelCNN(
+        PriorConfig(K, levels, width=8, layers=layers, kernel=kernel, dropout=0.2, labels=labels)
+    ).eval()
     with torch.no_grad():
         for linear in prior.readout:
             assert isinstance(linear, torch.nn.Linear)
@@ -35,7 +41,14 @@ def cached_logits(prior: PixelCNN, indices: Tensor, labels: Tensor | None) -> Te
     rows = prior.label_rows(labels, n, indices.device)
     with torch.inference_mode():
         for level in range(L):
-            cache = Cache(prior, level, n, w, rows, None if prior.context is None else prior.context(indices)[:, level])
+            cache = Cache(
+                prior,
+                level,
+                n,
+                w,
+                rows,
+                None if prior.context is None else prior.context(indices)[:, level],
+            )
             for i in range(h):
                 cache.next_row(indices[:, level, i - 1] if i else None)
                 for j in range(w):
@@ -48,7 +61,7 @@ def frequencies(logits: Tensor, **options: float | int | None) -> Tensor:
     """How often each index is drawn, over 100,000 evenly spaced uniform numbers."""
     count = 100_000
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    drawn = choose(logits.expand(count, -1), uniform, **options)      # type: ignore[arg-type]
+    drawn = choose(logits.expand(count, -1), uniform, **options)  # type: ignore[arg-type]
     return torch.bincount(drawn, minlength=logits.shape[-1]) / count
 
 
@@ -75,15 +88,21 @@ def test_labels_and_levels_change_logits() -> None:
         assert not torch.allclose(by_label[0][:, 0], by_label[0][:, 1], atol=1e-3)
 
 
-def gradients(prior: PixelCNN, h: int, w: int, level: int, at: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    """|d logits[at] / d embedding| summed over channels: (L, h, w), and for the context's embedding (L-1, h, w)."""
+def gradients(
+    prior: PixelCNN, h: int, w: int, level: int, at: tuple[int, int]
+) -> tuple[Tensor, Tensor | None]:
+    """|d logits[at] / d embedding| summed over channels:
+    (L, h, w), and for the context's embedding (L-1, h, w).
+    """
     caught: list[Tensor] = []
 
     def catch(module: torch.nn.Module, inputs: object, output: Tensor) -> None:
         output.retain_grad()
         caught.append(output)
 
-    modules = [prior.embedding] if prior.context is None else [prior.embedding, prior.context.embedding]
+    modules = (
+        [prior.embedding] if prior.context is None else [prior.embedding, prior.context.embedding]
+    )
     handles = [module.register_forward_hook(catch) for module in modules]
     logits = prior(torch.randint(11, (1, prior.config.levels, h, w)), torch.tensor([1]))
     for handle in handles:
@@ -117,9 +136,10 @@ def test_causal_exactly_and_without_blind_spot(kernel: int, levels: int) -> None
             assert own[others].eq(0).all()
             if below is not None:
                 assert below[level:].eq(0).all()
-                assert below[:level, i, j].gt(0).all()      # a lower level is seen at the position itself
+                # a lower level is seen at the position itself
+                assert below[:level, i, j].gt(0).all()
                 if level and (i, j) == (3, 4):
-                    assert below[:level, i + 1, j + 1].gt(0).all()      # and after it
+                    assert below[:level, i + 1, j + 1].gt(0).all()  # and after it
 
 
 def test_a_level_does_not_see_itself_ahead_nor_levels_above() -> None:
@@ -128,7 +148,7 @@ def test_a_level_does_not_see_itself_ahead_nor_levels_above() -> None:
     changed = indices.clone()
     changed[:, 1, 2, 3] = (changed[:, 1, 2, 3] + 1) % 11
     with torch.no_grad():
-        moved = (prior(changed) - prior(indices)).abs().amax(-1)[0]     # (L, h, w)
+        moved = (prior(changed) - prior(indices)).abs().amax(-1)[0]  # (L, h, w)
     assert moved[0].eq(0).all()
     assert moved[1].flatten()[: 2 * 5 + 4].eq(0).all()
     assert moved[1, 2, 4] > 0
@@ -146,11 +166,13 @@ def test_rows_below_do_not_matter() -> None:
         whole = prior(indices)
         torch.testing.assert_close(prior(indices[:, :, :3]), whole[:, :, :3])
         left = prior(indices[..., :3])
-    assert (left - whole[..., :3, :]).abs()[..., 2, :].max() > 1e-3     # columns to the right do
+    assert (left - whole[..., :3, :]).abs()[..., 2, :].max() > 1e-3  # columns to the right do
 
 
 @pytest.mark.parametrize("levels", [1, 2])
-def test_loss_is_mean_nats_in_pieces_and_whole(monkeypatch: pytest.MonkeyPatch, levels: int) -> None:
+def test_loss_is_mean_nats_in_pieces_and_whole(
+    monkeypatch: pytest.MonkeyPatch, levels: int
+) -> None:
     prior = tiny(levels)
     indices, labels = torch.randint(11, (3, levels, 3, 5)), torch.tensor([0, -1, 2])
     expected = -prior(indices, labels).log_softmax(-1).gather(-1, indices[..., None])[..., 0]
@@ -164,7 +186,9 @@ def test_loss_is_mean_nats_in_pieces_and_whole(monkeypatch: pytest.MonkeyPatch, 
     prior.train()
     bits = cross_entropy(prior, indices, labels, batch=2)
     assert prior.training
-    torch.testing.assert_close(bits, expected.detach().flatten(1).double().sum(1) / math.log(2), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        bits, expected.detach().flatten(1).double().sum(1) / math.log(2), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_untrained_prior_knows_nothing_yet() -> None:
@@ -189,12 +213,15 @@ def test_bf16_autocast() -> None:
     loss.backward()
     assert loss.dtype == torch.float32
     assert abs(loss.item() - prior.loss(indices).item()) < 0.05
-    assert torch.equal(inside, sample(prior, 128, 5, 6, seed=1))      # sampling is in float32 all the same
+    # sampling is in float32 all the same
+    assert torch.equal(inside, sample(prior, 128, 5, 6, seed=1))
 
 
 def test_one_level_has_no_level_parameters() -> None:
     prior = tiny(1, labels=())
-    assert not [name for name, _ in prior.named_parameters() if "context" in name or "label" in name]
+    assert not [
+        name for name, _ in prior.named_parameters() if "context" in name or "label" in name
+    ]
 
 
 @pytest.mark.parametrize("levels", [1, 2])
@@ -205,15 +232,15 @@ def test_temperature_zero_is_argmax_of_the_full_pass(h: int, w: int, levels: int
     grid = sample(prior, 2, h, w, labels=labels, temperature=0)
     assert grid.shape == (2, levels, h, w)
     assert torch.equal(prior(grid, labels).argmax(-1), grid)
-    assert (h, w) == (7, 1) or not torch.equal(grid[0], grid[1])        # by their labels
+    assert (h, w) == (7, 1) or not torch.equal(grid[0], grid[1])  # by their labels
 
 
 def test_samples_follow_the_prior() -> None:
     prior = tiny(K=3, labels=())
     with torch.no_grad():
-        grids = sample(prior, 4000, 1, 2, seed=3)[:, 0, 0]                       # (n, 2)
-        cells = torch.cartesian_prod(torch.arange(3), torch.arange(3))           # all nine grids
-        odds = (-prior.nats(cells[:, None, None]).sum((1, 2, 3))).exp()          # (9,)
+        grids = sample(prior, 4000, 1, 2, seed=3)[:, 0, 0]  # (n, 2)
+        cells = torch.cartesian_prod(torch.arange(3), torch.arange(3))  # all nine grids
+        odds = (-prior.nats(cells[:, None, None]).sum((1, 2, 3))).exp()  # (9,)
     found = torch.bincount(grids[:, 0] * 3 + grids[:, 1], minlength=9) / 4000
     assert odds.sum().item() == pytest.approx(1, abs=1e-5)
     assert (found - odds).abs().max() < 4 * math.sqrt(0.25 / 4000)
@@ -237,10 +264,10 @@ def test_a_picture_depends_on_its_seed_and_number_alone() -> None:
 def test_known_indices_stay_and_condition_the_rest(levels: int) -> None:
     prior = tiny(levels)
     known = torch.full((2, levels, 5, 4), -1)
-    known[:, :, :2] = torch.randint(11, (2, levels, 2, 4))      # the top rows
-    known[:, :, 2, 0] = 5                                       # a row's first
-    known[0, :, 3, 1] = 10                                      # one in the middle, in one grid only
-    known[1, :, 4, 3] = 3                                       # and the last
+    known[:, :, :2] = torch.randint(11, (2, levels, 2, 4))  # the top rows
+    known[:, :, 2, 0] = 5  # a row's first
+    known[0, :, 3, 1] = 10  # one in the middle, in one grid only
+    known[1, :, 4, 3] = 3  # and the last
     grid = sample(prior, 2, 5, 4, temperature=0, known=known)
     given = known >= 0
     assert torch.equal(grid[given], known[given])
@@ -288,20 +315,24 @@ ODDS = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
         ({"top_p": 0.65}, [0, 4, 0, 3, 0]),
         ({"top_p": 0.75}, [0, 40, 0, 30, 15]),
         ({"top_p": 1.0}, ODDS),
-        ({"top_k": 3, "top_p": 0.8}, [0, 4, 0, 3, 0]),              # 0.7 of 0.85 left is 0.82 already
+        ({"top_k": 3, "top_p": 0.8}, [0, 4, 0, 3, 0]),  # 0.7 of 0.85 left is 0.82 already
         ({"top_k": 3, "top_p": 0.85}, [0, 40, 0, 30, 15]),
         ({"top_k": 3, "top_p": 0.8, "temperature": 0.5}, [0, 16, 0, 9, 0]),
     ],
 )
-def test_options_shape_the_distribution(options: dict[str, float], expected: list[float] | Tensor) -> None:
+def test_options_shape_the_distribution(
+    options: dict[str, float], expected: list[float] | Tensor
+) -> None:
     wanted = torch.as_tensor(expected, dtype=torch.float32)
-    torch.testing.assert_close(frequencies(ODDS.log()[None], **options), wanted / wanted.sum(), atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        frequencies(ODDS.log()[None], **options), wanted / wanted.sum(), atol=2e-5, rtol=0
+    )
 
 
 def test_top_k_keeps_k_among_equals_and_never_draws_the_impossible() -> None:
     assert frequencies(torch.zeros(1, 6), top_k=2).gt(0).sum() == 2
     logits = torch.tensor([[-1e9, 0.0, -1e9]])
-    for uniform in (0.0, 1 - 2**-53, 1.0):      # float32, on MPS, can round to 1
+    for uniform in (0.0, 1 - 2**-53, 1.0):  # float32, on MPS, can round to 1
         assert choose(logits, torch.tensor([uniform], dtype=torch.float64)) == 1
 
 
@@ -337,8 +368,11 @@ def test_label_for_a_prior_without_labels_is_a_usage_error() -> None:
 def test_learns_a_pattern_and_samples_it() -> None:
     torch.manual_seed(0)
     i, j = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
-    stripes = torch.stack([(i + 2 * j) % 5, (2 * i + j) % 5])[:, None]      # (2, 1, 4, 6): non-square, one for each class
-    prior = PixelCNN(PriorConfig(5, width=16, layers=3, kernel=3, dropout=0.0, labels=("one", "two")))
+    # (2, 1, 4, 6): non-square, one for each class
+    stripes = torch.stack([(i + 2 * j) % 5, (2 * i + j) % 5])[:, None]
+    prior = PixelCNN(
+        PriorConfig(5, width=16, layers=3, kernel=3, dropout=0.0, labels=("one", "two"))
+    )
     optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
     labels = torch.tensor([0, 1])
     for _ in range(120):

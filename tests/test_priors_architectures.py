@@ -1,4 +1,6 @@
-"""What holds for a prior of any architecture: causal, honest about levels and labels, equal by cursor and full pass, learns, samples."""
+"""What holds for a prior of any architecture:
+causal, honest about levels and labels, equal by cursor and full pass, learns, samples.
+"""
 
 from dataclasses import replace
 
@@ -15,10 +17,14 @@ NAMES = ("cat", "dog", "car")
 every = pytest.mark.parametrize("architecture", sorted(CLASSES))
 
 
-def made(architecture: str, levels: int = 1, h: int = 4, w: int = 6, labels: tuple[str, ...] = NAMES) -> Prior:
+def made(
+    architecture: str, levels: int = 1, h: int = 4, w: int = 6, labels: tuple[str, ...] = NAMES
+) -> Prior:
     """A small prior whose every parameter matters: noise on all of them."""
     torch.manual_seed(0)
-    config = PriorConfig(K, levels, width=8, layers=2, dropout=0.2, labels=labels, architecture=architecture, heads=2)
+    config = PriorConfig(
+        K, levels, width=8, layers=2, dropout=0.2, labels=labels, architecture=architecture, heads=2
+    )
     prior = build(config.for_grid(h, w)).eval()
     with torch.no_grad():
         for parameter in prior.parameters():
@@ -37,7 +43,7 @@ def test_an_index_changes_only_what_comes_after_it(architecture: str, levels: in
     h, w = 4, 6
     prior = made(architecture, levels, h, w)
     indices = torch.randint(K, (1, levels, h, w))
-    before = full(prior, indices).flatten(1, 3)                     # (1, L*h*w, K)
+    before = full(prior, indices).flatten(1, 3)  # (1, L*h*w, K)
     reached = torch.zeros(levels * h * w, dtype=torch.bool)
     for place in range(levels * h * w):
         changed = indices.clone()
@@ -45,7 +51,7 @@ def test_an_index_changes_only_what_comes_after_it(architecture: str, levels: in
         difference = (full(prior, changed).flatten(1, 3) - before).abs().amax((0, 2))
         assert float(difference[: place + 1].max()) == 0, place
         reached |= difference > 1e-6
-    assert bool(reached[1:].all())      # all but the first depend on something
+    assert bool(reached[1:].all())  # all but the first depend on something
     assert not bool(reached[0])
 
 
@@ -57,17 +63,28 @@ def test_the_next_place_sees_its_neighbors(architecture: str, levels: int) -> No
     prior = made(architecture, levels, h, w)
     indices = torch.randint(K, (1, levels, h, w))
     before = full(prior, indices)
-    seen = [(levels - 1, 2, 2), (levels - 1, 1, 3), (levels - 1, 1, 4), *([(levels - 2, 2, 3)] if levels > 1 else [])]
+    seen = [
+        (levels - 1, 2, 2),
+        (levels - 1, 1, 3),
+        (levels - 1, 1, 4),
+        *([(levels - 2, 2, 3)] if levels > 1 else []),
+    ]
     for level, i, j in seen:
         changed = indices.clone()
         changed[0, level, i, j] = (changed[0, level, i, j] + 1) % K
-        assert float((full(prior, changed) - before)[0, levels - 1, 2, 3].abs().max()) > 1e-6, (level, i, j)
+        assert float((full(prior, changed) - before)[0, levels - 1, 2, 3].abs().max()) > 1e-6, (
+            level,
+            i,
+            j,
+        )
 
 
 @every
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize(("h", "w"), GRIDS)
-def test_the_cursor_gives_the_logits_of_the_full_pass(architecture: str, levels: int, h: int, w: int) -> None:
+def test_the_cursor_gives_the_logits_of_the_full_pass(
+    architecture: str, levels: int, h: int, w: int
+) -> None:
     prior = made(architecture, levels, h, w)
     indices = torch.randint(K, (4, levels, h, w))
     for labels in (None, torch.tensor([0, 2, -1, 1])):
@@ -76,20 +93,26 @@ def test_the_cursor_gives_the_logits_of_the_full_pass(architecture: str, levels:
         with torch.inference_mode():
             for level in range(levels):
                 known = indices.clone()
-                known[:, level + 1 :] = 0       # not drawn yet
+                known[:, level + 1 :] = 0  # not drawn yet
                 cursor = prior.cursor(level, 4, h, w, rows, known)
                 for i in range(h):
                     cursor.next_row(indices[:, level, i - 1] if i else None)
                     for j in range(w):
-                        logits = cursor.logits(cursor.next_column(indices[:, level, i, j - 1] if j else None))
-                        torch.testing.assert_close(logits, wanted[:, level, i, j], atol=1e-4, rtol=0)
+                        logits = cursor.logits(
+                            cursor.next_column(indices[:, level, i, j - 1] if j else None)
+                        )
+                        torch.testing.assert_close(
+                            logits, wanted[:, level, i, j], atol=1e-4, rtol=0
+                        )
 
 
 @every
 def test_the_first_few_levels_do_alone(architecture: str) -> None:
     prior = made(architecture, 3)
     indices = torch.randint(K, (2, 3, 4, 6))
-    torch.testing.assert_close(full(prior, indices[:, :2]), full(prior, indices)[:, :2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        full(prior, indices[:, :2]), full(prior, indices)[:, :2], atol=1e-5, rtol=0
+    )
 
 
 @every
@@ -97,7 +120,7 @@ def test_labels_matter_where_there_are_any(architecture: str) -> None:
     indices = torch.randint(K, (3, 1, 4, 6))
     prior = made(architecture)
     a, b = (full(prior, indices, torch.full((3,), label)) for label in (0, 1))
-    assert float((a - b).abs().amax((0, 1, 4)).min()) > 1e-6       # at every place
+    assert float((a - b).abs().amax((0, 1, 4)).min()) > 1e-6  # at every place
     torch.testing.assert_close(full(prior, indices), full(prior, indices, torch.full((3,), -1)))
     plain = made(architecture, labels=())
     torch.testing.assert_close(full(plain, indices), full(plain, indices, torch.tensor([0, 1, 2])))
@@ -105,7 +128,9 @@ def test_labels_matter_where_there_are_any(architecture: str) -> None:
 
 @every
 @pytest.mark.parametrize("levels", [1, 2])
-def test_nats_are_those_of_the_logits_also_in_parts(architecture: str, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nats_are_those_of_the_logits_also_in_parts(
+    architecture: str, levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prior = made(architecture, levels)
     indices = torch.randint(K, (3, levels, 4, 6))
     wanted = -full(prior, indices).log_softmax(-1).gather(-1, indices[..., None])[..., 0]
@@ -117,11 +142,24 @@ def test_nats_are_those_of_the_logits_also_in_parts(architecture: str, levels: i
 @every
 @pytest.mark.parametrize("output", ["softmax", "logistic"])
 def test_it_learns_what_it_samples(architecture: str, output: str) -> None:
-    """Each index of a row is the one to its left plus one, the second level repeats the first: close to no bits, and so are its samples."""
+    """Each index of a row is the one to its left plus one, the second level repeats the first:
+    close to no bits, and so are its samples.
+    """
     torch.manual_seed(0)
-    config = PriorConfig(K, 2, width=16, layers=2, dropout=0.0, architecture=architecture, heads=2, output=output, mixtures=4)
+    config = PriorConfig(
+        K,
+        2,
+        width=16,
+        layers=2,
+        dropout=0.0,
+        architecture=architecture,
+        heads=2,
+        output=output,
+        mixtures=4,
+    )
     prior = build(config.for_grid(3, 5))
-    start = torch.cartesian_prod(*3 * [torch.arange(K - 4)]).view(-1, 1, 3, 1)         # all there are, each once
+    # all there are, each once
+    start = torch.cartesian_prod(*3 * [torch.arange(K - 4)]).view(-1, 1, 3, 1)
     indices = (start + torch.arange(5)).expand(-1, 2, 3, 5).contiguous()
     optimizer = torch.optim.Adam(prior.parameters(), 0.01)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 200)
@@ -132,11 +170,14 @@ def test_it_learns_what_it_samples(architecture: str, output: str) -> None:
         torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    entropy = 3 * torch.tensor(K - 4.0).log2()              # three rows' starts; all else follows
+    entropy = 3 * torch.tensor(K - 4.0).log2()  # three rows' starts; all else follows
     bits = float(cross_entropy(prior, indices).mean())
     assert float(entropy) - 0.1 < bits < float(entropy) + 6 < 30 * torch.tensor(float(K)).log2()
     drawn = sample(prior.eval(), 32, 3, 5)
-    follows = (drawn[..., 1:] == drawn[..., :-1] + 1).double().mean(), (drawn[:, 0] == drawn[:, 1]).double().mean()
+    follows = (
+        (drawn[..., 1:] == drawn[..., :-1] + 1).double().mean(),
+        (drawn[:, 0] == drawn[:, 1]).double().mean(),
+    )
     assert min(map(float, follows)) > 0.8
 
 
@@ -150,7 +191,18 @@ def test_known_places_stay_and_the_seed_decides_the_rest(architecture: str) -> N
     assert torch.equal(first[known >= 0], known[known >= 0])
     assert not torch.equal(first, sample(prior, 3, 4, 6, seed=6, known=known, labels=1))
     # As models are loaded: another order of the weights in memory, the same pictures.
-    assert torch.equal(first, sample(prior.to(memory_format=torch.channels_last), 3, 4, 6, seed=5, known=known, labels=1))     # type: ignore[call-overload]
+    assert torch.equal(
+        first,
+        sample(
+            prior.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+            3,
+            4,
+            6,
+            seed=5,
+            known=known,
+            labels=1,
+        ),
+    )
 
 
 @every
@@ -165,7 +217,10 @@ def test_bfloat16_training_gives_float32_losses(architecture: str) -> None:
 
 @every
 def test_a_prior_has_no_more_weights_than_its_levels_ask_for(architecture: str) -> None:
-    one, three = (sum(p.numel() for p in build(replace(made(architecture).config, levels=n)).parameters()) for n in (1, 3))
+    one, three = (
+        sum(p.numel() for p in build(replace(made(architecture).config, levels=n)).parameters())
+        for n in (1, 3)
+    )
     assert one < three
 
 

@@ -1,4 +1,6 @@
-"""What the last layer of a prior makes of features: distributions that sum to one, and the mixture that knows gray levels."""
+"""What the last layer of a prior makes of features:
+distributions that sum to one, and the mixture that knows gray levels.
+"""
 
 import math
 from itertools import pairwise
@@ -25,25 +27,39 @@ def output(kind: str, K: int = 256, seed: int = 0) -> Output:
 @pytest.mark.parametrize("K", [2, 7, 256])
 def test_probabilities_sum_to_one_and_nats_are_theirs(kind: str, K: int) -> None:
     made, features = output(kind, K), 3 * torch.randn(5, FEATURES)
-    log_p = made(features).log_softmax(-1)                                          # (5, K)
+    log_p = made(features).log_softmax(-1)  # (5, K)
     if kind == "logistic":
-        torch.testing.assert_close(made(features).exp().sum(-1), torch.ones(5))     # without any softmax
+        # without any softmax
+        torch.testing.assert_close(made(features).exp().sum(-1), torch.ones(5))
     for code in (0, K // 2, K - 1):
-        torch.testing.assert_close(made.nats(features, torch.full((5,), code)), -log_p[:, code], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            made.nats(features, torch.full((5,), code)), -log_p[:, code], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_the_mixture_is_the_integral_of_its_density() -> None:
     made = LogisticMixture(PriorConfig(8, output="logistic", mixtures=2), 1)
     with torch.no_grad():
         made.weight.zero_()
-        made.bias.copy_(torch.tensor([0.0, 1.0, -0.4, 0.5, -1.5, -2.0]))            # weights, means, log scales
+        # weights, means, log scales
+        made.bias.copy_(torch.tensor([0.0, 1.0, -0.4, 0.5, -1.5, -2.0]))
     x = torch.linspace(-60, 60, 1_200_001, dtype=torch.float64)
     density = torch.zeros_like(x)
-    for weight, mean, log_scale in zip(torch.tensor([0.0, 1.0]).softmax(0), (-0.4, 0.5), (-1.5, -2.0), strict=True):
+    for weight, mean, log_scale in zip(
+        torch.tensor([0.0, 1.0]).softmax(0), (-0.4, 0.5), (-1.5, -2.0), strict=True
+    ):
         z = (x - mean) / torch.tensor(log_scale, dtype=torch.float64).exp()
-        density += weight * torch.sigmoid(z) * torch.sigmoid(-z) / torch.tensor(log_scale, dtype=torch.float64).exp()
+        density += (
+            weight
+            * torch.sigmoid(z)
+            * torch.sigmoid(-z)
+            / torch.tensor(log_scale, dtype=torch.float64).exp()
+        )
     edges = [-60.0, *(-1 + (2 * k + 1) / 7 for k in range(7)), 60.0]
-    wanted = [torch.trapezoid(density[(x >= a) & (x <= b)], x[(x >= a) & (x <= b)]) for a, b in pairwise(edges)]
+    wanted = [
+        torch.trapezoid(density[(x >= a) & (x <= b)], x[(x >= a) & (x <= b)])
+        for a, b in pairwise(edges)
+    ]
     found = made(torch.zeros(1, 1)).exp()[0].double()
     torch.testing.assert_close(found, torch.stack(wanted), atol=2e-4, rtol=0)
 
@@ -61,7 +77,9 @@ def test_the_mixture_starts_nearly_uniform_and_stays_finite_far_away() -> None:
 
 
 def test_a_neighbor_of_what_was_seen_is_likely_under_the_mixture_alone() -> None:
-    """99 and 100 are kin: after learning that 100 is likely, the mixture finds 99 likelier than 20; the softmax does not."""
+    """99 and 100 are kin: after learning that 100 is likely, the mixture finds 99 likelier than
+    20; the softmax does not.
+    """
     costs = {}
     for kind in ("softmax", "logistic"):
         torch.manual_seed(1)
@@ -79,12 +97,16 @@ def test_a_neighbor_of_what_was_seen_is_likely_under_the_mixture_alone() -> None
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_a_pixelcnn_with_the_mixture_learns_and_samples_gray_levels(monkeypatch: pytest.MonkeyPatch, quick: bool) -> None:
+def test_a_pixelcnn_with_the_mixture_learns_and_samples_gray_levels(
+    monkeypatch: pytest.MonkeyPatch, quick: bool
+) -> None:
     torch.manual_seed(0)
     prior = PixelCNN(PriorConfig(16, levels=3, width=8, layers=2, output="logistic", mixtures=2))
     if not quick:
         monkeypatch.setattr(PixelCNN, "quick", lambda *_: None)
-    grids = (torch.tensor([3, 8, 12])[:, None, None] + torch.randint(-1, 2, (64, 3, 4, 4))).clamp(0, 15)
+    grids = (torch.tensor([3, 8, 12])[:, None, None] + torch.randint(-1, 2, (64, 3, 4, 4))).clamp(
+        0, 15
+    )
     before = cross_entropy(prior, grids).mean()
     optimizer = torch.optim.Adam(prior.parameters(), 0.01)
     for _ in range(60):
@@ -95,7 +117,9 @@ def test_a_pixelcnn_with_the_mixture_learns_and_samples_gray_levels(monkeypatch:
     assert float(cross_entropy(prior, grids).mean()) < float(before) * 0.75
     drawn = sample(prior.eval(), 16, 4, 4).double()
     assert drawn.shape == (16, 3, 4, 4)
-    torch.testing.assert_close(drawn.mean((0, 2, 3)), torch.tensor([3.0, 8.0, 12.0], dtype=torch.float64), atol=1.0, rtol=0)
+    torch.testing.assert_close(
+        drawn.mean((0, 2, 3)), torch.tensor([3.0, 8.0, 12.0], dtype=torch.float64), atol=1.0, rtol=0
+    )
 
 
 def test_gray_levels_that_are_close_start_with_vectors_that_are_close() -> None:

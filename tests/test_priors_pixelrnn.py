@@ -1,4 +1,6 @@
-"""The PixelRNN: its equations place by place, what it sees and what it is blind to, and the commands that train and use it."""
+"""The PixelRNN: its equations place by place, what it sees and what it is blind to, and the
+commands that train and use it.
+"""
 
 import math
 from pathlib import Path
@@ -19,10 +21,23 @@ from vqtok.priors.pixelrnn.scan import gather, scan, scatter
 K = 5
 
 
-def made(levels: int = 1, labels: tuple[str, ...] = (), layers: int = 2, kernel: int = 3, width: int = 6) -> PixelRNN:
+def made(
+    levels: int = 1, labels: tuple[str, ...] = (), layers: int = 2, kernel: int = 3, width: int = 6
+) -> PixelRNN:
     """Small, with noise on every parameter."""
     torch.manual_seed(1)
-    prior = PixelRNN(PriorConfig(K, levels, width=width, layers=layers, kernel=kernel, dropout=0.3, labels=labels, architecture="pixelrnn"))
+    prior = PixelRNN(
+        PriorConfig(
+            K,
+            levels,
+            width=width,
+            layers=layers,
+            kernel=kernel,
+            dropout=0.3,
+            labels=labels,
+            architecture="pixelrnn",
+        )
+    )
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -38,7 +53,9 @@ def layers_of(prior: PixelRNN) -> list[RowLSTM]:
 
 
 def slow(prior: PixelRNN, grid: Tensor, constant: Tensor) -> Tensor:
-    """Features (h, w, 2C) of one level's grid (h, w), one place at a time, as the paper has it; constant is (h, w, 2C)."""
+    """Features (h, w, 2C) of one level's grid (h, w), one place at a time, as the paper has it;
+    constant is (h, w, 2C).
+    """
     (h, w), C, E = grid.shape, prior.config.width, prior.embedding.embedding_dim
     places = [(i, j) for i in range(h) for j in range(w)]
     embedded = {(i, j): prior.embedding.weight[grid[i, j]] for i, j in places}
@@ -55,9 +72,13 @@ def slow(prior: PixelRNN, grid: Tensor, constant: Tensor) -> Tensor:
         for i, j in places:
             gates = torch.as_tensor(layer.input.bias)
             for left in range(reach + 1):
-                gates = gates + layer.input.weight[:, :, reach - left, 0] @ at(x, i, j - left, 2 * C)
+                gates = gates + layer.input.weight[:, :, reach - left, 0] @ at(
+                    x, i, j - left, 2 * C
+                )
             for right in range(-reach, reach + 1):
-                gates = gates + layer.state.weight[:, :, reach + right] @ at(hidden, i - 1, j + right, C)
+                gates = gates + layer.state.weight[:, :, reach + right] @ at(
+                    hidden, i - 1, j + right, C
+                )
             enter, keep, leave, content = gates.split(C)
             cells[i, j] = keep.sigmoid() * at(cells, i - 1, j, C) + enter.sigmoid() * content.tanh()
             hidden[i, j] = leave.sigmoid() * cells[i, j].tanh()
@@ -89,13 +110,17 @@ def test_levels_below_and_labels_add_to_what_enters() -> None:
     assert context is not None
     constant = prior.label.weight[2] + context[0, 1].permute(1, 2, 0) @ prior.from_context.weight.T
     wanted = slow(prior, indices[0, 1] + K, constant)
-    torch.testing.assert_close(prior.hidden(indices, torch.tensor([1]))[0, 1], wanted, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        prior.hidden(indices, torch.tensor([1]))[0, 1], wanted, atol=2e-5, rtol=1e-4
+    )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("layers", [1, 2])
 def test_it_is_blind_outside_of_a_triangle(layers: int) -> None:
-    """To the right it sees what the first layer shows the rows above, one column more with each row; to the left each layer adds one."""
+    """To the right it sees what the first layer shows the rows above, one column more with each
+    row; to the left each layer adds one.
+    """
     prior, (h, w), (i, j) = made(layers=layers), (5, 14), (4, 7)
     indices = torch.randint(K, (1, 1, h, w))
     before = prior(indices)[0, 0, i, j]
@@ -114,10 +139,13 @@ def plain(gates: Tensor, weight: Tensor, w: int) -> Tensor:
     """The recurrence for autograd, through a convolution along the row."""
     h, size, C = gates.shape[0], gates.shape[1], gates.shape[2] // 4
     hidden, cells, rows = torch.zeros(size, C).to(gates), torch.zeros(size, C).to(gates), []
-    kernel = weight.view(-1, C, 4 * C).permute(2, 1, 0)                                         # (4C, C, k)
+    kernel = weight.view(-1, C, 4 * C).permute(2, 1, 0)  # (4C, C, k)
     for i in range(h):
-        above = F.conv1d(hidden.view(w, -1, C).permute(1, 2, 0), kernel, padding="same")        # (N, 4C, w)
-        enter, keep, leave, content = (gates[i] + above.permute(2, 0, 1).reshape(size, -1)).split(C, 1)
+        # (N, 4C, w)
+        above = F.conv1d(hidden.view(w, -1, C).permute(1, 2, 0), kernel, padding="same")
+        enter, keep, leave, content = (gates[i] + above.permute(2, 0, 1).reshape(size, -1)).split(
+            C, 1
+        )
         cells = keep.sigmoid() * cells + enter.sigmoid() * content.tanh()
         hidden = leave.sigmoid() * cells.tanh()
         rows.append(hidden)
@@ -127,12 +155,16 @@ def plain(gates: Tensor, weight: Tensor, w: int) -> Tensor:
 @pytest.mark.parametrize(("h", "w", "k"), [(4, 5, 3), (3, 2, 7), (1, 3, 3), (3, 1, 3)])
 def test_the_gradient_of_the_recurrence(h: int, w: int, k: int) -> None:
     torch.manual_seed(0)
-    gates = torch.randn(h, w * 3, 4 * 2, dtype=torch.float64, requires_grad=True)      # of 3 pictures, 2 units
+    # of 3 pictures, 2 units
+    gates = torch.randn(h, w * 3, 4 * 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(k * 2, 4 * 2, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(h, w * 3, 2, dtype=torch.float64)
     ours, theirs = scan(gates.clone(), weight, w), plain(gates, weight, w)
     torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(torch.autograd.grad(ours, (gates, weight), upstream), torch.autograd.grad(theirs, (gates, weight), upstream))
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, (gates, weight), upstream),
+        torch.autograd.grad(theirs, (gates, weight), upstream),
+    )
 
 
 def test_the_gradient_is_asked_for_once() -> None:
@@ -146,7 +178,11 @@ def test_the_gradient_is_asked_for_once() -> None:
 
 def test_the_recurrence_in_bfloat16_is_close_to_float32() -> None:
     torch.manual_seed(0)
-    gates, weight, upstream = torch.randn(8, 6 * 4, 32), 0.2 * torch.randn(24, 32), torch.randn(8, 6 * 4, 8)
+    gates, weight, upstream = (
+        torch.randn(8, 6 * 4, 32),
+        0.2 * torch.randn(24, 32),
+        torch.randn(8, 6 * 4, 8),
+    )
     results = []
     for dtype in (torch.float32, torch.bfloat16):
         g, v = gates.to(dtype).requires_grad_(), weight.clone().requires_grad_()
@@ -195,13 +231,18 @@ def test_train_sample_and_report() -> None:
 
 
 @pytest.mark.parametrize(("n", "levels"), [(1, 1), (3, 2)])
-def test_both_cursors_give_the_logits_of_the_full_pass_also_of_rows_left_early(n: int, levels: int) -> None:
+def test_both_cursors_give_the_logits_of_the_full_pass_also_of_rows_left_early(
+    n: int, levels: int
+) -> None:
     prior, level, (h, w) = made(levels, labels=("cat",)), levels - 1, (4, 5)
     # As training leaves it: some of its matrices are transposed views then.
-    prior.to(memory_format=torch.channels_last)     # type: ignore[call-overload]
+    prior.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     indices = torch.randint(K, (n, levels, h, w))
     labels = torch.zeros(n, dtype=torch.int64)
-    rows, full = prior.label_rows(labels, n, indices.device), prior(indices, labels).detach()[:, level]
+    rows, full = (
+        prior.label_rows(labels, n, indices.device),
+        prior(indices, labels).detach()[:, level],
+    )
     with torch.inference_mode():
         slowly = prior.cursor(level, n, h, w, rows, indices)
         packed, context = prior.quick(rows), prior.context_of(indices)
@@ -211,9 +252,13 @@ def test_both_cursors_give_the_logits_of_the_full_pass_also_of_rows_left_early(n
             above = indices[:, level, i - 1] if i else None
             slowly.next_row(above)
             quickly.next_row(None if above is None else above.numpy())
-            for j in range(w if i != 1 else 2):         # the second row is left early
+            for j in range(w if i != 1 else 2):  # the second row is left early
                 left = indices[:, level, i, j - 1] if j else None
-                torch.testing.assert_close(slowly.logits(slowly.next_column(left)), full[:, i, j], atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(
+                    slowly.logits(slowly.next_column(left)), full[:, i, j], atol=1e-5, rtol=1e-4
+                )
                 quickly.next_column(None if left is None else left.numpy())
-                torch.testing.assert_close(torch.from_numpy(quickly.logits()), full[:, i, j], atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(
+                    torch.from_numpy(quickly.logits()), full[:, i, j], atol=1e-5, rtol=1e-4
+                )
     assert prior.double().quick(rows) is None

@@ -1,4 +1,6 @@
-"""What is the transformer's own: rotary positions, its block beside one written in loops, its cache, its way through the commands."""
+"""What is the transformer's own: rotary positions, its block beside one written in loops, its
+cache, its way through the commands.
+"""
 
 import cmath
 import math
@@ -20,7 +22,16 @@ from vqtok.priors.transformer import cache, rotary
 from vqtok.priors.transformer.block import Block, attention
 
 Module = TypeVar("Module", bound=torch.nn.Module)
-CONFIG = PriorConfig(7, 2, width=16, layers=2, dropout=0.0, labels=("cat", "dog"), architecture="transformer", heads=2)
+CONFIG = PriorConfig(
+    7,
+    2,
+    width=16,
+    layers=2,
+    dropout=0.0,
+    labels=("cat", "dog"),
+    architecture="transformer",
+    heads=2,
+)
 
 
 def noisy(module: Module) -> Module:
@@ -33,10 +44,13 @@ def noisy(module: Module) -> Module:
 
 # Positions
 
+
 def scores(q: Tensor, k: Tensor, asked: list[list[int]], carried: list[list[int]]) -> Tensor:
     """(T,) products of one query and one key (D,) at T pairs of places, as attention sees them."""
-    turned = rotary.angles(torch.tensor([asked, carried]).transpose(0, 1), len(q))[:, :, None].double()     # (T, 2, 1, D/2)
-    qkv = torch.stack([q, k, k]).expand(1, len(asked), 3, -1)[:, :, :, None]                                # (1, T, 3, 1, D)
+    turned = rotary.angles(torch.tensor([asked, carried]).transpose(0, 1), len(q))[
+        :, :, None
+    ].double()  # (T, 2, 1, D/2)
+    qkv = torch.stack([q, k, k]).expand(1, len(asked), 3, -1)[:, :, :, None]  # (1, T, 3, 1, D)
     q, k, _ = rotary.rotate(qkv, turned.cos(), turned.sin())[0, :, :, 0].unbind(1)
     return (q * k).sum(-1)
 
@@ -44,18 +58,21 @@ def scores(q: Tensor, k: Tensor, asked: list[list[int]], carried: list[list[int]
 def test_scores_depend_on_how_far_apart_rows_and_columns_are() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(2, 16, dtype=torch.float64)
-    same = scores(q, k, [[3, 4], [0, 0], [50, 9]], [[1, 5], [-2, 1], [48, 10]])         # always two rows up, one column right
+    # always two rows up, one column right
+    same = scores(q, k, [[3, 4], [0, 0], [50, 9]], [[1, 5], [-2, 1], [48, 10]])
     torch.testing.assert_close(same, same[:1].expand(3))
     other = scores(q, k, [[3, 4], [3, 4], [3, 4], [3, 4]], [[1, 5], [2, 5], [1, 4], [5, 3]])
     assert len({round(float(score), 3) for score in other}) == 4
-    swapped = scores(q, k, [[3, 4], [3, 4]], [[1, 4], [3, 2]])                          # two rows are not two columns
+    swapped = scores(q, k, [[3, 4], [3, 4]], [[1, 4], [3, 2]])  # two rows are not two columns
     assert abs(float(swapped[0] - swapped[1])) > 0.01
 
 
 def test_rows_turn_half_of_the_pairs_and_columns_the_others() -> None:
     frequencies = torch.tensor([1.0, 0.1])
     assert torch.equal(rotary.angles(torch.tensor([3, 0]), 8)[2:], torch.zeros(2))
-    torch.testing.assert_close(rotary.angles(torch.tensor([3, 5]), 8), torch.cat([3 * frequencies, 5 * frequencies]))
+    torch.testing.assert_close(
+        rotary.angles(torch.tensor([3, 5]), 8), torch.cat([3 * frequencies, 5 * frequencies])
+    )
 
 
 @pytest.mark.parametrize(("h", "w"), [(3, 4), (1, 5), (4, 1)])
@@ -77,11 +94,12 @@ def test_equal_indices_at_different_places_are_told_apart() -> None:
     torch.manual_seed(0)
     prior = noisy(Transformer(CONFIG))
     with torch.no_grad():
-        features = prior(torch.full((1, 2, 4, 5), 3))[0, 0].flatten(0, 1)               # (20, K)
+        features = prior(torch.full((1, 2, 4, 5), 3))[0, 0].flatten(0, 1)  # (20, K)
     assert float(torch.cdist(features, features).add(torch.eye(20)).min()) > 1e-4
 
 
 # The block
+
 
 def slow_norm(x: np.ndarray, norm: torch.nn.LayerNorm) -> np.ndarray:
     weight, bias = (p.detach().double().numpy() for p in (norm.weight, norm.bias))
@@ -101,7 +119,10 @@ def slow_turn(head: np.ndarray, row: int, column: int) -> np.ndarray:
 
 def slow_block(block: Block, x: np.ndarray, w: int) -> np.ndarray:
     """(T, C) -> (T, C), with a loop over everything."""
-    qkv, merge, up, down = (layer.weight.detach().double().numpy() for layer in (block.qkv, block.merge, block.up, block.down))
+    qkv, merge, up, down = (
+        layer.weight.detach().double().numpy()
+        for layer in (block.qkv, block.merge, block.up, block.down)
+    )
     T, C = x.shape
     D = C // block.heads
     asked = [divmod(t, w) for t in range(T)]
@@ -113,9 +134,13 @@ def slow_block(block: Block, x: np.ndarray, w: int) -> np.ndarray:
         for head in range(block.heads):
             part = slice(head * D, (head + 1) * D)
             query = slow_turn(projected[t][0][part], *asked[t])
-            score = np.array([query @ slow_turn(projected[s][1][part], *carried[s]) for s in range(t + 1)]) / math.sqrt(D)
+            score = np.array(
+                [query @ slow_turn(projected[s][1][part], *carried[s]) for s in range(t + 1)]
+            ) / math.sqrt(D)
             share = np.exp(score - score.max())
-            attended[part] = sum(p * projected[s][2][part] for s, p in enumerate(share / share.sum()))
+            attended[part] = sum(
+                p * projected[s][2][part] for s, p in enumerate(share / share.sum())
+            )
         result[t] += merge @ attended
         inner = up @ slow_norm(result[t], block.mlp_norm)
         result[t] += down @ np.array([v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in inner])
@@ -128,10 +153,17 @@ def test_a_block_is_what_loops_compute() -> None:
     x = torch.randn(1, 12, 16)
     with torch.no_grad():
         found = block(x, *rotary.turns(3, 4, 8, x.device))[0]
-    torch.testing.assert_close(found.double(), torch.from_numpy(slow_block(block, x[0].double().numpy(), 4)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        found.double(),
+        torch.from_numpy(slow_block(block, x[0].double().numpy(), 4)),
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
-def test_attention_is_the_same_for_short_and_long_sequences_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_is_the_same_for_short_and_long_sequences_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     qkv, turns = torch.randn(2, 12, 3, 2, 8), rotary.turns(3, 4, 8, torch.device("cpu"))
     wanted = attention(qkv, *turns)
@@ -146,15 +178,20 @@ def test_attention_is_the_same_for_short_and_long_sequences_in_bfloat16(monkeypa
 def test_residual_layers_start_smaller_the_more_there_are() -> None:
     torch.manual_seed(0)
     deep = Block(PriorConfig(width=64, layers=32, architecture="transformer"))
-    merge, qkv, down, up = (float(layer.weight.detach().std()) for layer in (deep.merge, deep.qkv, deep.down, deep.up))
+    merge, qkv, down, up = (
+        float(layer.weight.detach().std()) for layer in (deep.merge, deep.qkv, deep.down, deep.up)
+    )
     assert merge / qkv == pytest.approx(1 / 8, rel=0.1)
-    assert down / up == pytest.approx(1 / 16, rel=0.1)      # of 4 times as many inputs
+    assert down / up == pytest.approx(1 / 16, rel=0.1)  # of 4 times as many inputs
 
 
 # The cache
 
+
 @pytest.mark.parametrize("together", [1024, 3, 1])
-def test_places_nobody_asked_for_are_caught_up(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_nobody_asked_for_are_caught_up(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cache, "TOGETHER", together)
     torch.manual_seed(0)
     prior = noisy(Transformer(CONFIG))
@@ -162,22 +199,30 @@ def test_places_nobody_asked_for_are_caught_up(together: int, monkeypatch: pytes
     with torch.inference_mode():
         wanted = prior(indices, labels)
         for level in range(2):
-            cursor = prior.cursor(level, 3, 5, 4, prior.label_rows(labels, 3, indices.device), indices)
+            cursor = prior.cursor(
+                level, 3, 5, 4, prior.label_rows(labels, 3, indices.device), indices
+            )
             for i in range(5):
                 cursor.next_row(indices[:, level, i - 1] if i else None)
-                for j in range((0, 0, 3, 1, 4)[i]):         # the first two rows are known, and the ends of the next two
-                    logits = cursor.logits(cursor.next_column(indices[:, level, i, j - 1] if j else None))
+                # the first two rows are known, and the ends of the next two
+                for j in range((0, 0, 3, 1, 4)[i]):
+                    logits = cursor.logits(
+                        cursor.next_column(indices[:, level, i, j - 1] if j else None)
+                    )
                     torch.testing.assert_close(logits, wanted[:, level, i, j], atol=1e-4, rtol=0)
 
 
 # From outside
 
+
 @pytest.mark.parametrize(("width", "heads"), [(128, 3), (24, 4), (8, 4)])
 def test_heads_that_do_not_divide_the_width_are_refused(width: int, heads: int) -> None:
-    with pytest.raises(UsageError, match=f"prior width {width} does not go with {heads} heads") as caught:
+    with pytest.raises(
+        UsageError, match=f"prior width {width} does not go with {heads} heads"
+    ) as caught:
         PriorConfig(width=width, heads=heads, architecture="transformer")
     assert f"choose a multiple of {4 * heads}" in caught.value.fix
-    PriorConfig(width=width, heads=heads)                   # nobody else's business
+    PriorConfig(width=width, heads=heads)  # nobody else's business
 
 
 @pytest.mark.slow
@@ -185,9 +230,14 @@ def test_train_sample_report(data: Path) -> None:
     result = small("-o", "m", "--prior", "transformer", "--set", "prior.heads=2")
     assert result.exit_code == 0, result.output
     stored = weights.load(Path("m/prior.safetensors"), "prior")
-    assert (stored.meta["config"]["architecture"], stored.meta["config"]["heads"]) == ("transformer", 2)
+    assert (stored.meta["config"]["architecture"], stored.meta["config"]["heads"]) == (
+        "transformer",
+        2,
+    )
     assert "blocks.1.qkv.weight" in stored.tensors
     ok("sample", "--model", "./m", "-n", 2, "--label", "b", "-o", "new.png")
     ok("sample", "--model", "./m", "--complete", "data/a/00.png", "-o", "completed.png")
     ok("report", "m", "--samples", 1)
-    assert min(Path(name).stat().st_size for name in ("new.png", "completed.png", "report.html")) > 100
+    assert (
+        min(Path(name).stat().st_size for name in ("new.png", "completed.png", "report.html")) > 100
+    )

@@ -14,8 +14,16 @@ from vqtok.quantizers.codebook import AveragedCodebook, draw, kmeans, nearest, s
 BOTH = pytest.mark.parametrize("kind", ["vq", "ema"])
 
 
-def make(kind: str, size: int = 8, dim: int = 2, normalize: bool = False, **settings: float) -> AveragedCodebook:
-    config = TokenizerConfig(quantizer=kind, codebook_size=size, code_dim=dim, normalize=normalize, **settings)     # type: ignore[arg-type]
+def make(
+    kind: str, size: int = 8, dim: int = 2, normalize: bool = False, **settings: float
+) -> AveragedCodebook:
+    config = TokenizerConfig(
+        quantizer=kind,
+        codebook_size=size,
+        code_dim=dim,
+        normalize=normalize,
+        **settings,  # type: ignore[arg-type]
+    )
     quantizer = quantizers.build(config)
     assert isinstance(quantizer, AveragedCodebook)
     return quantizer
@@ -48,14 +56,18 @@ def step(quantizer: AveragedCodebook, vectors: Tensor) -> int:
 
 # Search
 
+
 @pytest.mark.parametrize("size", [2, 7, 300])
 @pytest.mark.parametrize("chunk", [1, 64, 1000, 2**22])
-def test_nearest_is_brute_force_and_ties_go_to_the_lower_index(size: int, chunk: int, monkeypatch: pytest.MonkeyPatch):
+def test_nearest_is_brute_force_and_ties_go_to_the_lower_index(
+    size: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(module, "CHUNK", chunk)
     draws = torch.Generator().manual_seed(size)
-    codebook = torch.randint(-3, 4, (size, 3), generator=draws).float()     # small integers: exact in float32, with many ties
+    # small integers: exact in float32, with many ties
+    codebook = torch.randint(-3, 4, (size, 3), generator=draws).float()
     vectors = torch.randint(-4, 5, (97, 3), generator=draws).float()
-    distances = (vectors[:, None] - codebook[None]).square().sum(-1)        # (N, K)
+    distances = (vectors[:, None] - codebook[None]).square().sum(-1)  # (N, K)
     expected = torch.tensor([row.index(min(row)) for row in distances.tolist()])
     assert torch.equal(nearest(vectors, codebook), expected)
 
@@ -63,9 +75,12 @@ def test_nearest_is_brute_force_and_ties_go_to_the_lower_index(size: int, chunk:
 @pytest.mark.parametrize(("size", "dim"), [(512, 64), (1024, 32), (1000, 8)])
 def test_nearest_is_the_plain_form(size: int, dim: int):
     draws = torch.Generator().manual_seed(size + dim)
-    codebook, vectors = torch.randn(size, dim, generator=draws), torch.randn(3001, dim, generator=draws)
+    codebook, vectors = (
+        torch.randn(size, dim, generator=draws),
+        torch.randn(3001, dim, generator=draws),
+    )
     two = torch.cdist(vectors.double(), codebook.double()).topk(2, dim=1, largest=False)
-    decided = two.values[:, 1] - two.values[:, 0] > 1e-5        # what rounding cannot turn around
+    decided = two.values[:, 1] - two.values[:, 0] > 1e-5  # what rounding cannot turn around
     assert decided.float().mean() > 0.999
     plain = torch.addmm(codebook.square().sum(1), vectors, codebook.T, beta=-1, alpha=2).argmax(1)
     assert torch.equal(nearest(vectors, codebook)[decided], plain[decided])
@@ -74,16 +89,21 @@ def test_nearest_is_the_plain_form(size: int, dim: int):
 
 @BOTH
 def test_a_step_in_chunks_is_that_of_autograd(kind: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "ELEMENTS", 4 * 100)        # 14 chunks, the last of 37 vectors
+    monkeypatch.setattr(module, "ELEMENTS", 4 * 100)  # 14 chunks, the last of 37 vectors
     torch.manual_seed(0)
-    quantizer, z = make(kind, size=16, dim=4, beta=0.3).train(), torch.randn(1, 4, 1, 1337, requires_grad=True)
+    quantizer, z = (
+        make(kind, size=16, dim=4, beta=0.3).train(),
+        torch.randn(1, 4, 1, 1337, requires_grad=True),
+    )
     weight = torch.randn(1, 4, 1, 1337)
     quantized = quantizer(z)
     (quantized.loss * 3 + (quantized.vectors * weight).sum()).backward()
-    flat = z.detach()[0, :, 0].T.clone().requires_grad_()       # (N, D)
+    flat = z.detach()[0, :, 0].T.clone().requires_grad_()  # (N, D)
     entries = quantizer.codebook.detach().clone().requires_grad_()
     chosen = entries[torch.cdist(flat.detach(), entries.detach()).argmin(1)]
-    loss = 0.3 * F.mse_loss(flat, chosen.detach()) + (F.mse_loss(chosen, flat.detach()) if kind == "vq" else 0)
+    loss = 0.3 * F.mse_loss(flat, chosen.detach()) + (
+        F.mse_loss(chosen, flat.detach()) if kind == "vq" else 0
+    )
     (loss * 3 + ((flat + (chosen - flat).detach()) * weight[0, :, 0].T).sum()).backward()
     torch.testing.assert_close(quantized.loss, loss)
     assert z.grad is not None
@@ -92,15 +112,19 @@ def test_a_step_in_chunks_is_that_of_autograd(kind: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(quantizer.codebook.grad, entries.grad)
     seen = quantizer._seen
     assert seen is not None
-    for found, expected in zip(seen[1][3:], sums_by_code(flat.detach(), quantized.indices.flatten(), 16), strict=True):
+    for found, expected in zip(
+        seen[1][3:], sums_by_code(flat.detach(), quantized.indices.flatten(), 16), strict=True
+    ):
         torch.testing.assert_close(found, expected)
 
 
 def test_nearest_of_65536_codes():
     draws = torch.Generator().manual_seed(0)
     codebook = F.normalize(torch.randn(65536, 8, generator=draws), dim=1)
-    vectors = F.normalize(torch.randn(150, 8, generator=draws), dim=1)      # three chunks
-    distances = torch.cdist(vectors.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    vectors = F.normalize(torch.randn(150, 8, generator=draws), dim=1)  # three chunks
+    distances = torch.cdist(
+        vectors.double(), codebook.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    )
     indices = nearest(vectors, codebook)
     chosen = distances.gather(1, indices[:, None])[:, 0]
     assert (chosen - distances.amin(1)).max() < 1e-6
@@ -110,7 +134,9 @@ def test_nearest_of_65536_codes():
 
 def test_nearest_holds_few_scores_at_a_time(monkeypatch: pytest.MonkeyPatch):
     sizes, plain = [], torch.mm
-    monkeypatch.setattr(torch, "mm", lambda *a, **k: sizes.append((out := plain(*a, **k)).numel()) or out)
+    monkeypatch.setattr(
+        torch, "mm", lambda *a, **k: sizes.append((out := plain(*a, **k)).numel()) or out
+    )
     nearest(torch.randn(1000, 4), torch.randn(16384, 4))
     assert max(sizes) <= module.CHUNK
     assert sum(sizes) == 1000 * 16384
@@ -119,7 +145,7 @@ def test_nearest_holds_few_scores_at_a_time(monkeypatch: pytest.MonkeyPatch):
 def test_a_grid_of_entries_comes_back_as_it_was():
     quantizer = make("vq", size=6, dim=3)
     grid = torch.randint(6, (2, 1, 3, 5))
-    z = quantizer.codebook.detach()[grid[:, 0]].permute(0, 3, 1, 2)         # (2, 3, 3, 5)
+    z = quantizer.codebook.detach()[grid[:, 0]].permute(0, 3, 1, 2)  # (2, 3, 3, 5)
     quantized = quantizer(z)
     assert quantized.indices.dtype == torch.int64
     assert torch.equal(quantized.indices, grid)
@@ -137,6 +163,7 @@ def test_lookup_gives_what_forward_gave(kind: str, normalize: bool):
 
 
 # Gradients
+
 
 @BOTH
 def test_the_gradient_passes_straight_through(kind: str):
@@ -167,7 +194,7 @@ def test_beta_weighs_the_encoders_term_and_not_the_codebooks(kind: str, beta: fl
     quantized = quantizer(z)
     quantized.loss.backward()
     assert torch.equal(quantized.indices.flatten(), chosen)
-    differences = vectors - circle(4)[chosen]       # (5, 2)
+    differences = vectors - circle(4)[chosen]  # (5, 2)
     error = differences.square().mean()
     assert z.grad is not None
     torch.testing.assert_close(z.grad, as_grid(beta * 2 * differences / differences.numel()))
@@ -182,11 +209,13 @@ def test_beta_weighs_the_encoders_term_and_not_the_codebooks(kind: str, beta: fl
 
 # Averages
 
+
 def test_ema_step_by_hand():
     quantizer = make("ema", size=3, decay=0.9, restart=0.0)
     place(quantizer, torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]]))
     assert step(quantizer, torch.tensor([[1.0, 0.0], [2.0, 0.0], [10.0, 2.0], [8.0, 0.0]])) == 0
-    # Four vectors on three codes: each counts 3/4. Code 0 has two of sum (3, 0), code 1 two of sum (18, 2), code 2 none.
+    # Four vectors on three codes: each counts 3/4.
+    # Code 0 has two of sum (3, 0), code 1 two of sum (18, 2), code 2 none.
     torch.testing.assert_close(quantizer.average.counts, torch.tensor([1.05, 1.05, 0.9]))
     expected = torch.tensor([[0.225 / 1.05, 0.0], [10.35 / 1.05, 0.15 / 1.05], [0.0, 10.0]])
     torch.testing.assert_close(quantizer.codebook, expected)
@@ -236,6 +265,7 @@ def test_sums_by_code_are_a_loop():
 
 # Start
 
+
 def test_draw_repeats_nothing_while_there_is_enough():
     vectors = torch.arange(10.0)[:, None]
     assert torch.equal(draw(vectors, 10).sort(0).values, vectors)
@@ -251,11 +281,14 @@ def test_kmeans_ends_where_centers_are_means_and_no_vector_would_move():
     assert counts.min() > 0
     torch.testing.assert_close(centers, sums / counts[:, None])
     start = draw(vectors, 12)
-    assert F.mse_loss(centers[indices], vectors) < 0.8 * F.mse_loss(start[nearest(vectors, start)], vectors)
+    assert F.mse_loss(centers[indices], vectors) < 0.8 * F.mse_loss(
+        start[nearest(vectors, start)], vectors
+    )
 
 
 def test_kmeans_draws_empty_centers_anew():
-    vectors = torch.cat([torch.ones(99, 2), -torch.ones(1, 2)])     # a random start is likely to be 5 times the same point
+    # a random start is likely to be 5 times the same point
+    vectors = torch.cat([torch.ones(99, 2), -torch.ones(1, 2)])
     torch.manual_seed(0)
     assert kmeans(vectors, 5, rounds=200).unique(dim=0).shape[0] == 2
     assert torch.isfinite(kmeans(vectors[:3], 5)).all()
@@ -266,7 +299,7 @@ def test_kmeans_draws_empty_centers_anew():
 def test_initialize_puts_every_code_to_use(kind: str, normalize: bool):
     torch.manual_seed(0)
     quantizer = make(kind, size=32, dim=4, normalize=normalize)
-    vectors = 5 + torch.randn(2000, 4)      # far from the codebook's random start
+    vectors = 5 + torch.randn(2000, 4)  # far from the codebook's random start
     assert quantizer.needs_vectors()
     quantizer.initialize(vectors)
     assert not quantizer.needs_vectors()
@@ -294,12 +327,14 @@ def test_a_saved_codebook_is_not_initialized_again(kind: str, tmp_path: Path):
 
 # Dead codes
 
+
 @BOTH
 @pytest.mark.parametrize("batch", [400, 1600])
 def test_only_codes_below_a_part_of_the_mean_use_move(kind: str, batch: int):
     quantizer = make(kind, size=4, decay=0.0, restart=0.1)
     place(quantizer, circle(4))
-    # In units of the mean use: 2, 1.75, 0.2 and 0.05. Only the last is below 0.1, whatever the size of the batch.
+    # In units of the mean use: 2, 1.75, 0.2 and 0.05.
+    # Only the last is below 0.1, whatever the size of the batch.
     uses = [batch // 2, batch * 7 // 16, batch // 20, batch // 80]
     assert sum(uses) == batch
     vectors = circle(4).repeat_interleave(torch.tensor(uses), 0)
@@ -311,7 +346,7 @@ def test_only_codes_below_a_part_of_the_mean_use_move(kind: str, batch: int):
     else:
         means = torch.stack([part.mean(0) for part in vectors.split(uses)])
         torch.testing.assert_close(now[:3], means[:3])
-    assert (vectors == now[3]).all(1).any()      # onto a vector of the batch
+    assert (vectors == now[3]).all(1).any()  # onto a vector of the batch
     assert quantizer.average.counts[3] == 1
     assert torch.equal(quantizer.average.sums[3], now[3])
 
@@ -321,7 +356,8 @@ def test_an_unused_code_dies_when_its_average_has_faded(kind: str):
     quantizer = make(kind, size=8, decay=0.5, restart=0.1)
     place(quantizer, circle(8))
     revived = [step(quantizer, circle(8)[:6].repeat(10, 1)) for _ in range(6)]
-    assert revived == [0, 0, 0, 2, 0, 0]        # 0.5^3 is above 0.1, 0.5^4 below; then they have their time again
+    # 0.5^3 is above 0.1, 0.5^4 below; then they have their time again
+    assert revived == [0, 0, 0, 2, 0, 0]
 
 
 @BOTH
@@ -344,6 +380,7 @@ def test_at_most_a_quarter_of_the_vectors_revive_codes(kind: str):
 
 # The sphere, and precision
 
+
 @BOTH
 def test_normalized_codes_lie_on_the_sphere(kind: str):
     torch.manual_seed(0)
@@ -352,7 +389,9 @@ def test_normalized_codes_lie_on_the_sphere(kind: str):
     optimizer = torch.optim.SGD(list(quantizer.parameters()) or [torch.zeros(1)], lr=10.0)
 
     def check(vectors: Tensor) -> None:
-        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(vectors.shape[0], *vectors.shape[2:]))
+        torch.testing.assert_close(
+            vectors.norm(dim=1), torch.ones(vectors.shape[0], *vectors.shape[2:])
+        )
 
     check(quantizer.lookup(everywhere))
     quantizer.initialize(100 * torch.randn(500, 8))
@@ -365,7 +404,7 @@ def test_normalized_codes_lie_on_the_sphere(kind: str):
         assert quantizer.learn() > 0
         check(quantized.vectors)
         if kind == "ema":
-            check(quantizer.codebook)       # as it is released
+            check(quantizer.codebook)  # as it is released
         check(quantizer.lookup(everywhere))
 
 
@@ -388,7 +427,7 @@ def test_inside_bf16_autocast_the_quantizer_computes_in_fp32(kind: str, normaliz
         if normalize:
             flat, entries = F.normalize(flat, dim=1), F.normalize(entries, dim=1)
         naive = (2 * flat @ entries.T - entries.square().sum(1)).argmax(1)
-    assert not torch.equal(naive, plain.indices.flatten())      # so bf16 would have shown
+    assert not torch.equal(naive, plain.indices.flatten())  # so bf16 would have shown
     assert torch.equal(plain.indices.flatten(), nearest(flat, entries))
     assert torch.equal(inside.indices, plain.indices)
     assert torch.equal(inside.vectors, plain.vectors)

@@ -1,4 +1,6 @@
-"""Each quantizer inside a tokenizer: training by the command, saving, loading, and errors before anything is touched."""
+"""Each quantizer inside a tokenizer: training by the command, saving, loading, and errors
+before anything is touched.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +22,16 @@ def test_a_loaded_model_gives_the_indices_of_the_saved_one(kind: str, levels: in
     config = replace(TOKENIZER, quantizer=kind, levels=levels, normalize=False)
     model = codec.load(make_model(tmp_path / "m", config, prior=None))
     torch.manual_seed(0)
-    network = vqvae.VQVAE(config)       # as make_model made it
-    network.load_state_dict({name: value.half().float() for name, value in network.state_dict().items()})
+    network = vqvae.VQVAE(config)  # as make_model made it
+    network.load_state_dict(
+        {name: value.half().float() for name, value in network.state_dict().items()}
+    )
     network.eval()
     pixels = picture(16, 24)
     with torch.no_grad():
-        indices = network.encode(vqvae.to_float(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy())))
+        indices = network.encode(
+            vqvae.to_float(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()))
+        )
     codes = model.encode(pixels)
     assert codes.indices.shape == (1, levels, 4, 6)
     assert codes.indices.tolist() == indices.tolist()
@@ -35,7 +41,17 @@ def test_a_loaded_model_gives_the_indices_of_the_saved_one(kind: str, levels: in
 @pytest.mark.usefixtures("few_vectors")
 @pytest.mark.parametrize(("kind", "levels"), CASES)
 def test_train_makes_a_model_that_works(kind: str, levels: int, data: Path, tmp_path: Path):
-    result = small("-o", "m", "--stage", "tokenizer", "--quantizer", kind, "--set", f"tokenizer.levels={levels}", "--no-normalize")
+    result = small(
+        "-o",
+        "m",
+        "--stage",
+        "tokenizer",
+        "--quantizer",
+        kind,
+        "--set",
+        f"tokenizer.levels={levels}",
+        "--no-normalize",
+    )
     assert result.exit_code == 0, result.output
     model = codec.load(tmp_path / "m")
     assert model.config.quantizer == kind
@@ -45,13 +61,18 @@ def test_train_makes_a_model_that_works(kind: str, levels: int, data: Path, tmp_
 
 
 @pytest.mark.usefixtures("data")
-@pytest.mark.parametrize(("options", "message"), [
-    (("--quantizer", "fsq", "--codebook-size", "17"), "fsq cannot make 17 codes"),
-    (("--quantizer", "lfq", "--codebook-size", "48"), "lfq cannot make 48 codes"),
-    (("--quantizer", "lfq", "--codebook-size", "32"), "needs code dimension 5 or more, not 4"),
-    (("--quantizer", "fqs"), "'fqs' is not known"),
-])
-def test_what_a_quantizer_cannot_be_is_told_before_a_run_begins(options: tuple[str, ...], message: str):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--quantizer", "fsq", "--codebook-size", "17"), "fsq cannot make 17 codes"),
+        (("--quantizer", "lfq", "--codebook-size", "48"), "lfq cannot make 48 codes"),
+        (("--quantizer", "lfq", "--codebook-size", "32"), "needs code dimension 5 or more, not 4"),
+        (("--quantizer", "fqs"), "'fqs' is not known"),
+    ],
+)
+def test_what_a_quantizer_cannot_be_is_told_before_a_run_begins(
+    options: tuple[str, ...], message: str
+):
     assert message in fails("train", "data", "-o", "m", "--recipe", "small.toml", *options, code=2)
 
 

@@ -1,4 +1,6 @@
-"""The identity as a tokenizer: gray values are indices, nothing is learned, and files are lossless."""
+"""The identity as a tokenizer: gray values are indices, nothing is
+learned, and files are lossless.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,36 +28,50 @@ STEPS = {"steps": 2, "batch": 4, "warmup": 1, "validate_every": 1}
 
 
 def identity(K: int = 256, channels: int = 3, **changes: Any) -> TokenizerConfig:
-    config = replace(PRESETS["pixels"].tokenizer, codebook_size=K, channels=channels, levels=channels, code_dim=channels)
+    config = replace(
+        PRESETS["pixels"].tokenizer,
+        codebook_size=K,
+        channels=channels,
+        levels=channels,
+        code_dim=channels,
+    )
     return replace(config, **changes)
 
 
 def every_byte(channels: int = 3) -> Tensor:
     """uint8 (1, C, 16, 16): each value in each channel."""
-    return torch.stack([torch.arange(256, dtype=torch.uint8).roll(37 * c).reshape(16, 16) for c in range(channels)])[None]
+    return torch.stack(
+        [torch.arange(256, dtype=torch.uint8).roll(37 * c).reshape(16, 16) for c in range(channels)]
+    )[None]
 
 
 def network(config: TokenizerConfig) -> VQVAE:
     """As it is after a file: weights are float16 there."""
     network = VQVAE(config).eval()
-    network.load_state_dict({name: value.half().float() for name, value in network.state_dict().items()})
+    network.load_state_dict(
+        {name: value.half().float() for name, value in network.state_dict().items()}
+    )
     return network
 
 
 # Gray values
+
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_bytes_are_their_own_indices(channels: int):
     x, vqvae = every_byte(channels), network(identity(channels=channels))
     output = vqvae(to_float(x))
     assert torch.equal(output.indices, x.long())
-    assert torch.equal(vqvae.decode(output.indices), to_float(x))           # the very floats
+    assert torch.equal(vqvae.decode(output.indices), to_float(x))  # the very floats
     assert float(output.loss.detach()) == pytest.approx(0, abs=1e-6)
     assert vqvae.nll(to_float(x)).tolist() == pytest.approx([0], abs=1e-3)
 
 
 def test_two_levels_say_what_is_above_one_half():
-    x, vqvae = torch.tensor([0, 100, 127, 128, 255], dtype=torch.uint8).reshape(1, 1, 1, 5), network(identity(2, 1))
+    x, vqvae = (
+        torch.tensor([0, 100, 127, 128, 255], dtype=torch.uint8).reshape(1, 1, 1, 5),
+        network(identity(2, 1)),
+    )
     indices = vqvae.encode(to_float(x))
     assert indices.flatten().tolist() == [0, 0, 0, 1, 1]
     assert to_uint8(vqvae.decode(indices)).flatten().tolist() == [0, 0, 0, 255, 255]
@@ -65,9 +81,10 @@ def test_two_levels_say_what_is_above_one_half():
 def test_values_go_to_the_nearest_of_even_steps(K: int):
     x, vqvae = every_byte(1), network(identity(K, 1))
     indices = vqvae.encode(to_float(x))
-    exact = np.abs(x.flatten().numpy()[:, None] - np.arange(K) * 255 / (K - 1)).argmin(1)        # (256,)
+    exact = np.abs(x.flatten().numpy()[:, None] - np.arange(K) * 255 / (K - 1)).argmin(1)  # (256,)
     assert indices.flatten().tolist() == exact.tolist()
-    assert torch.equal(vqvae.encode(vqvae.decode(indices)), indices)        # what is shown has the codes it was made from
+    # what is shown has the codes it was made from
+    assert torch.equal(vqvae.encode(vqvae.decode(indices)), indices)
     assert len(set(to_uint8(vqvae.quantizer.codebooks()).flatten().tolist())) == K
 
 
@@ -100,10 +117,22 @@ def test_the_scale_is_that_of_what_rounding_leaves(K: int):
 
 # Settings
 
-@pytest.mark.parametrize("changes", [
-    {"downsample": 2}, {"fold": 2, "downsample": 2}, {"levels": 1}, {"code_dim": 8}, {"channels": 1}, {"normalize": True, "levels": 1},
-    {"codebook_size": 257}, {"codebook_size": 1}, {"likelihood": "bce"}, {"likelihood": "heteroscedastic"},
-])
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"downsample": 2},
+        {"fold": 2, "downsample": 2},
+        {"levels": 1},
+        {"code_dim": 8},
+        {"channels": 1},
+        {"normalize": True, "levels": 1},
+        {"codebook_size": 257},
+        {"codebook_size": 1},
+        {"likelihood": "bce"},
+        {"likelihood": "heteroscedastic"},
+    ],
+)
 def test_settings_that_are_no_identity_are_refused(changes: dict[str, Any]):
     with pytest.raises(UsageError):
         replace(identity(), **changes)
@@ -119,26 +148,41 @@ def test_no_network_is_built():
 
 
 def test_each_number_of_gray_levels_has_a_fingerprint(tmp_path: Path):
-    made = [make_model(tmp_path / f"{K}-{C}", identity(K, C), prior=None) for K in (2, 128, 255, 256) for C in (1, 3)]
-    assert len({weights.tokenizer_fingerprint(folder / "tokenizer.safetensors") for folder in made}) == len(made)
+    made = [
+        make_model(tmp_path / f"{K}-{C}", identity(K, C), prior=None)
+        for K in (2, 128, 255, 256)
+        for C in (1, 3)
+    ]
+    assert len(
+        {weights.tokenizer_fingerprint(folder / "tokenizer.safetensors") for folder in made}
+    ) == len(made)
 
 
 # Files
 
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (20, 30), (77, 31), (3, 500)])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_file_gives_the_picture_back(size: tuple[int, int], channels: int, precision: str, tmp_path: Path):
-    model = codec.load(make_model(tmp_path / "m", identity(channels=channels), prior=None), precision=precision)
+def test_a_file_gives_the_picture_back(
+    size: tuple[int, int], channels: int, precision: str, tmp_path: Path
+):
+    model = codec.load(
+        make_model(tmp_path / "m", identity(channels=channels), prior=None), precision=precision
+    )
     pixels = picture(*size, channels)
     codes = model.encode(pixels)
     assert codes.indices.shape == (1, channels, *size)
     for file in (codes, model.pack(codes)):
         read = read_any(to_bytes(file))
-        np.testing.assert_array_equal(model.decode(model.unpack(read) if isinstance(read, Compact) else read), pixels)
+        np.testing.assert_array_equal(
+            model.decode(model.unpack(read) if isinstance(read, Compact) else read), pixels
+        )
 
 
-def test_a_picture_that_is_worked_on_in_parts_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_picture_that_is_worked_on_in_parts_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     model = codec.load(make_model(tmp_path / "m", identity(), prior=None))
     monkeypatch.setattr("vqtok.codec.model.PIXELS_AT_ONCE", 64)
     for size in [(37, 20), (3, 500)]:
@@ -147,10 +191,14 @@ def test_a_picture_that_is_worked_on_in_parts_comes_back(tmp_path: Path, monkeyp
 
 # Training
 
+
 def settings(**values: Any) -> dict[str, Any]:
     base = {
-        "prior": {"width": 8, "layers": 2}, "data": {"size": 12, "prior_size": 12, "validation_max": 4},
-        "entropy": {"embedding": 4, "width": 8, "blocks": 1, "rank": 4}, "prior_training": STEPS, "entropy_training": STEPS,
+        "prior": {"width": 8, "layers": 2},
+        "data": {"size": 12, "prior_size": 12, "validation_max": 4},
+        "entropy": {"embedding": 4, "width": 8, "blocks": 1, "rank": 4},
+        "prior_training": STEPS,
+        "entropy_training": STEPS,
     }
     return training.merge([base, values])
 
@@ -167,11 +215,15 @@ def test_the_tokenizer_is_there_at_once_and_the_priors_learn(tmp_path: Path):
     assert not (tmp_path / "tokenizer.state.safetensors").exists()
     model = codec.load(tmp_path)
     pixels = picture(9, 14)
-    np.testing.assert_array_equal(model.decode(model.unpack(model.pack(model.encode(pixels)))), pixels)
-    coder = model.entropy_coder         # an untrained one loses to packed bits
+    np.testing.assert_array_equal(
+        model.decode(model.unpack(model.pack(model.encode(pixels)))), pixels
+    )
+    coder = model.entropy_coder  # an untrained one loses to packed bits
     assert coder is not None
     grids = model.encode(pixels).indices
-    np.testing.assert_array_equal(coder.prior.decode(coder.prior.encode(grids), *grids.shape[1:]), grids)
+    np.testing.assert_array_equal(
+        coder.prior.decode(coder.prior.encode(grids), *grids.shape[1:]), grids
+    )
     assert model.sample()[0].shape == (12, 12, 3)
     assert model.record["metrics"]["mse"] == 0
 
@@ -187,16 +239,47 @@ def test_an_interrupted_run_goes_on_to_the_same_files(tmp_path: Path):
 @pytest.mark.slow
 def test_settings_follow_the_pictures_and_binarize(tmp_path: Path):
     np.save(tmp_path / "gray.npy", np.stack([picture(12, 12, 1, seed=i) for i in range(6)]))
-    text = "\n".join(["[data]", "size = 12", "prior_size = 12", "[prior]", "width = 8", "layers = 2", "[prior_training]", "batch = 2",
-                      "[entropy]", "width = 8", "rank = 4", "[entropy_training]", "batch = 2"])
+    text = "\n".join(
+        [
+            "[data]",
+            "size = 12",
+            "prior_size = 12",
+            "[prior]",
+            "width = 8",
+            "layers = 2",
+            "[prior_training]",
+            "batch = 2",
+            "[entropy]",
+            "width = 8",
+            "rank = 4",
+            "[entropy_training]",
+            "batch = 2",
+        ]
+    )
     (tmp_path / "small.toml").write_text(text)
     steps = ("--stage", "tokenizer", "-o", "m", "--recipe", "small.toml")
     ok("train", "gray.npy", "--preset", "pixels", "--codebook-size", "2", *steps)
     config = codec.load(tmp_path / "m").config
     assert (config.channels, config.levels, config.code_dim, config.codebook_size) == (1, 1, 1, 2)
-    assert "1.000 bits per pixel" in ok("train", "gray.npy", "--preset", "pixels", "--codebook-size", "2", *steps[2:], "--dry-run").stdout
-    assert "--preset pixels" in fails("train", "gray.npy", "--quantizer", "pixels", "-o", "other", code=2)
-    assert "--preset pixels" in fails("train", "gray.npy", "--preset", "pixels", "--levels", "2", "-o", "other", code=2)
+    assert (
+        "1.000 bits per pixel"
+        in ok(
+            "train",
+            "gray.npy",
+            "--preset",
+            "pixels",
+            "--codebook-size",
+            "2",
+            *steps[2:],
+            "--dry-run",
+        ).stdout
+    )
+    assert "--preset pixels" in fails(
+        "train", "gray.npy", "--quantizer", "pixels", "-o", "other", code=2
+    )
+    assert "--preset pixels" in fails(
+        "train", "gray.npy", "--preset", "pixels", "--levels", "2", "-o", "other", code=2
+    )
 
 
 @pytest.mark.slow
@@ -211,7 +294,11 @@ def test_every_command_takes_such_a_model(K: int, tmp_path: Path):
     ok("encode", "data/0.png", "--model", "m", "--compact", "-o", "b.npz")
     for name in ("a", "b"):
         ok("decode", f"{name}.npz", "-o", f"{name}.png")
-        assert K == 2 or images.read(Path(f"{name}.png")).pixels.tolist() == images.read(Path("data/0.png")).pixels.tolist()
+        assert (
+            K == 2
+            or images.read(Path(f"{name}.png")).pixels.tolist()
+            == images.read(Path("data/0.png")).pixels.tolist()
+        )
         ok("report", f"{name}.npz", "-o", f"{name}.html")
         ok("view", f"{name}.npz", "--always")
         ok("info", f"{name}.npz")

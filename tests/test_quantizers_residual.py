@@ -1,4 +1,6 @@
-"""Several levels of every quantizer: each starts at the scale of what is left, the first n levels decode, gradients arrive."""
+"""Several levels of every quantizer: each starts at the scale of what is left, the first n levels
+decode, gradients arrive.
+"""
 
 from itertools import pairwise
 
@@ -13,9 +15,16 @@ from vqtok.quantizers import ResidualQuantizer
 EVERY = pytest.mark.parametrize("kind", LEARNED)
 
 
-def make(kind: str, levels: int = 4, size: int = 64, dim: int = 6, dropout: float = 0.0) -> ResidualQuantizer:
+def make(
+    kind: str, levels: int = 4, size: int = 64, dim: int = 6, dropout: float = 0.0
+) -> ResidualQuantizer:
     config = TokenizerConfig(
-        quantizer=kind, codebook_size=size, code_dim=dim, levels=levels, normalize=False, level_dropout=dropout
+        quantizer=kind,
+        codebook_size=size,
+        code_dim=dim,
+        levels=levels,
+        normalize=False,
+        level_dropout=dropout,
     )
     quantizer = quantizers.build(config)
     assert isinstance(quantizer, ResidualQuantizer)
@@ -32,7 +41,7 @@ def started(kind: str, levels: int = 4, vectors: Tensor | None = None) -> Residu
 def gaussian(count: int = 5000, scale: float = 1.0) -> Tensor:
     """(N, 6), correlated and off center."""
     draws = torch.Generator().manual_seed(1)
-    mix = torch.randn(6, 6, generator=draws)        # first: it must not depend on count
+    mix = torch.randn(6, 6, generator=draws)  # first: it must not depend on count
     return scale * (2 + torch.randn(count, 6, generator=draws) @ mix)
 
 
@@ -80,9 +89,11 @@ def test_the_levels_are_those_of_the_base_quantizer_on_what_is_left(kind: str):
 
 @EVERY
 def test_each_level_commits_z_once(kind: str):
-    """The gradient of the loss is that of the mean over the levels of beta |z - sum of the levels up to this one|^2."""
+    """The gradient of the loss is that of the mean over the levels of beta |z - sum of the
+    levels up to this one|^2.
+    """
     if kind not in ("ema", "vq", "simvq"):
-        return      # they have no commitment of their own
+        return  # they have no commitment of their own
     quantizer, z = started(kind, levels=3).train(), as_grid(gaussian(200)).requires_grad_()
     quantized = quantizer(z)
     (gradient,) = torch.autograd.grad(quantized.loss, z)
@@ -102,7 +113,7 @@ def test_gradients_reach_z_and_all_that_learns_by_them(kind: str):
     (gradient,) = torch.autograd.grad(quantized.vectors.sum(), z, retain_graph=True)
     if kind in ("ema", "vq", "simvq"):
         torch.testing.assert_close(gradient, torch.ones_like(z))
-    else:       # through linear layers and tanh; the more levels, the nearer to all of it
+    else:  # through linear layers and tanh; the more levels, the nearer to all of it
         assert 0.3 < gradient.mean() < 1.2
     (quantized.loss + (quantized.vectors - z.detach()).square().mean()).backward()
     assert z.grad is not None
@@ -130,7 +141,8 @@ def test_training_brings_the_vectors_nearer_and_keeps_the_codes_alive(kind: str)
         (error + quantized.loss).backward()
         optimizer.step()
         quantizer.learn()
-    assert errors[-1] < errors[0] * (0.99 if kind in ("ema", "vq") else 0.85)      # k-means leaves little to do
+    # k-means leaves little to do
+    assert errors[-1] < errors[0] * (0.99 if kind in ("ema", "vq") else 0.85)
     quantizer.eval()
     with torch.no_grad():
         indices = quantizer(as_grid(vectors + shift)).indices
@@ -145,7 +157,7 @@ def test_a_saved_state_is_not_initialized_again(kind: str):
     second.load_state_dict(first.state_dict())
     assert not second.needs_vectors()
     before = {name: value.clone() for name, value in second.state_dict().items()}
-    second.initialize(gaussian(500, 3.0))       # asks each level, and each says that it has started
+    second.initialize(gaussian(500, 3.0))  # asks each level, and each says that it has started
     assert all(torch.equal(value, before[name]) for name, value in second.state_dict().items())
 
 
@@ -154,7 +166,9 @@ def test_training_state_lies_in_modules_called_average(kind: str):
     quantizer = make(kind)
     names = [name for name in quantizer.state_dict() if ".average." in name]
     assert sum(name.endswith("average.initialized") for name in names) == 4
-    release = {name: value for name, value in started(kind).state_dict().items() if name not in names}
+    release = {
+        name: value for name, value in started(kind).state_dict().items() if name not in names
+    }
     for module in list(quantizer.modules()):
         if "average" in dict(module.named_children()):
             del module.average
@@ -171,10 +185,11 @@ def test_level_dropout_decodes_pictures_from_their_first_levels():
     z = as_grid(gaussian(10)).repeat(200, 1, 1, 1)
     torch.manual_seed(0)
     quantized = quantizer(z)
-    each = torch.stack([quantizer.lookup(quantized.indices[:1, :n])[0] for n in range(1, 5)])       # (L, D, 1, N)
-    depths = (quantized.vectors[:, None] - each[None]).abs().amax((2, 3, 4)).argmin(1)              # (B,)
+    # (L, D, 1, N)
+    each = torch.stack([quantizer.lookup(quantized.indices[:1, :n])[0] for n in range(1, 5)])
+    depths = (quantized.vectors[:, None] - each[None]).abs().amax((2, 3, 4)).argmin(1)  # (B,)
     assert (quantized.vectors - each[depths]).abs().max() < 1e-4
     counts = torch.bincount(depths, minlength=4)
     assert (counts > 0).all()
-    assert counts[0] > counts[3]        # log n is uniform
+    assert counts[0] > counts[3]  # log n is uniform
     assert torch.equal(quantizer.eval()(z).indices, quantized.indices)

@@ -13,7 +13,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_vectors")
-def test_every_command_of_the_readme_runs_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_command_of_the_readme_runs_in_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("VQTOK_MODELS")
     make_pictures(tmp_path)
     make_checkpoints(tmp_path)
@@ -24,7 +26,9 @@ def test_every_command_of_the_readme_runs_in_order(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_tree_of_the_readme_is_there() -> None:
-    """Every path of its table: the first of a row from the top, the others beside it, those in the remark below it."""
+    """Every path of its table: the first of a row from the top, the others beside it,
+    those in the remark below it.
+    """
     table = README.partition("\n## The repository\n")[2].partition("\n\nEvery module")[0]
     rows = [re.findall(r"`([\w./]+)`", row) for row in table.splitlines() if row.startswith("| `")]
     assert len(rows) > 10
@@ -32,7 +36,10 @@ def test_the_tree_of_the_readme_is_there() -> None:
         top = ROOT / first
         assert top.exists(), first
         for name in (name for name in others if name.endswith((".py", "/"))):
-            assert any((folder / name).exists() for folder in (ROOT, top.parent, top, *top.parent.iterdir())), name
+            assert any(
+                (folder / name).exists()
+                for folder in (ROOT, top.parent, top, *top.parent.iterdir())
+            ), name
 
 
 def test_the_readme_is_short() -> None:

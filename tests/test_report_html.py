@@ -1,4 +1,6 @@
-"""The parts of a report: hostile text, what the policy allows, cards, run folders, grids in color, and pictures as characters."""
+"""The parts of a report: hostile text, what the policy allows, cards, run folders, grids in color,
+and pictures as characters.
+"""
 
 import base64
 import hashlib
@@ -18,12 +20,16 @@ from vqtok import images, report
 from vqtok.errors import InputError
 from vqtok.report import blocks, book, cards, grids, html, models, palette, runs
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x1b[31m\u202e\udcff\n<b>"
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x1b[31m\u202e\udcff\n<b>"
+)
 VOID = {"meta", "link", "img", "input", "br", "circle", "polyline", "polygon"}
 
 
 class Reader(HTMLParser):
-    """Collects tags with their attributes and the text between them; fails on tags that do not close."""
+    """Collects tags with their attributes and the text between them;
+    fails on tags that do not close.
+    """
 
     def __init__(self, data: bytes) -> None:
         super().__init__()
@@ -51,59 +57,93 @@ class Reader(HTMLParser):
 
 
 def check_page(data: bytes) -> Reader:
-    """What every page must be: whole, without network, handlers or styles of its own, and with a text for each picture."""
+    """What every page must be: whole, without network, handlers or styles of its own, and
+    with a text for each picture.
+    """
     read = Reader(data)
     assert read.tags[0][0] == "html"
-    policy = next(m["content"] for m in read.attributes("meta") if m.get("http-equiv") == "Content-Security-Policy") or ""
+    policy = (
+        next(
+            m["content"]
+            for m in read.attributes("meta")
+            if m.get("http-equiv") == "Content-Security-Policy"
+        )
+        or ""
+    )
     assert policy.startswith("default-src 'none'; img-src data:; ")
-    for name, pattern in (("style", rb"<style>(.*?)</style>"), ("script", rb"<script>(.*?)</script>")):
+    for name, pattern in (
+        ("style", rb"<style>(.*?)</style>"),
+        ("script", rb"<script>(.*?)</script>"),
+    ):
         (content,) = re.findall(pattern, data, re.DOTALL)
-        assert f"{name}-src 'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'" in policy
+        assert (
+            f"{name}-src 'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'"
+            in policy
+        )
     assert "unsafe" not in policy
-    assert [s.get("type") for s in read.attributes("script")] == ["application/json"] * (len(read.attributes("script")) - 1) + [None]
+    assert [s.get("type") for s in read.attributes("script")] == ["application/json"] * (
+        len(read.attributes("script")) - 1
+    ) + [None]
     for tag, attributes in read.tags:
-        assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
+        assert not any(name.startswith("on") or name == "style" for name in attributes), (
+            tag,
+            attributes,
+        )
         assert (attributes.get("src") or "data:").startswith("data:")
         assert (attributes.get("href") or "data:").startswith(("data:", "http"))
         if tag == "img":
             assert attributes["alt"]
         if tag == "svg" or (tag == "input" and attributes["type"] != "hidden"):
             assert attributes["aria-label"]
-    assert len({"link", "iframe", "object", "base", "form"} & {tag for tag, _ in read.tags}) == 1       # the empty icon
+    # the empty icon
+    assert len({"link", "iframe", "object", "base", "form"} & {tag for tag, _ in read.tags}) == 1
     return read
 
 
 def test_text_from_files_stays_text():
     pair = html.Pair(HOSTILE, picture(), picture(seed=1))
     parts = [
-        html.paragraph(HOSTILE, HOSTILE), html.table([HOSTILE, "b"], [[HOSTILE, HOSTILE], [1, float("nan")]], HOSTILE),
-        html.figure(html.picture(picture(), HOSTILE), HOSTILE), html.folded(HOSTILE, html.preformatted(HOSTILE)),
-        html.compare([pair, pair], HOSTILE, HOSTILE, HOSTILE, HOSTILE), html.script_data("codebook", {HOSTILE: [HOSTILE]}),
-        html.chart(report.Panel(HOSTILE, HOSTILE, [report.Series(HOSTILE, [(1.0, 2.0), (2.0, 1.0)])], log=False)),
+        html.paragraph(HOSTILE, HOSTILE),
+        html.table([HOSTILE, "b"], [[HOSTILE, HOSTILE], [1, float("nan")]], HOSTILE),
+        html.figure(html.picture(picture(), HOSTILE), HOSTILE),
+        html.folded(HOSTILE, html.preformatted(HOSTILE)),
+        html.compare([pair, pair], HOSTILE, HOSTILE, HOSTILE, HOSTILE),
+        html.script_data("codebook", {HOSTILE: [HOSTILE]}),
+        html.chart(
+            report.Panel(
+                HOSTILE, HOSTILE, [report.Series(HOSTILE, [(1.0, 2.0), (2.0, 1.0)])], log=False
+            )
+        ),
         grids.bar([grids.Part(HOSTILE, 3), grids.Part("b", 1)]),
-    ]     # fmt: skip
+    ]
     data = html.page(HOSTILE, HOSTILE, [html.section(HOSTILE, *parts)])
     read = check_page(data)
-    assert "alert(1)" in read.text      # it is there, as text
+    assert "alert(1)" in read.text  # it is there, as text
     assert not {"b"} & {tag for tag, _ in read.tags}
     assert len(read.attributes("script")) == 2
     assert "\x1b" not in data.decode()
     assert "\u202e" not in data.decode()
-    (stored,) = re.findall(r'<script type="application/json" class="codebook">(.*?)</script>', data.decode(), re.DOTALL)
+    (stored,) = re.findall(
+        r'<script type="application/json" class="codebook">(.*?)</script>', data.decode(), re.DOTALL
+    )
     assert json.loads(stored) == {HOSTILE: [HOSTILE]}
-    assert "<" not in stored        # "<!--<script" would swallow the end of its element
+    assert "<" not in stored  # "<!--<script" would swallow the end of its element
 
 
 def test_small_pictures_are_kept_bit_for_bit_and_large_ones_shrink():
     def back(uri: str) -> np.ndarray:
-        with Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/webp;base64,")))) as image:
+        with Image.open(
+            io.BytesIO(base64.b64decode(uri.removeprefix("data:image/webp;base64,")))
+        ) as image:
             return np.asarray(image.convert("RGB"))
 
     assert (back(html.data_uri(picture())) == picture()).all()
     assert (back(html.data_uri(picture(channels=1))) == picture(channels=1)).all()
     big = np.zeros((4, 4000, 3), np.uint8)
     assert back(html.data_uri(big)).shape == (2, html.SIDE_MAX, 3)
-    assert len(html.data_uri(picture(600, 600))) < 0.7 * len(html.data_uri(picture(600, 600), lossless=True))
+    assert len(html.data_uri(picture(600, 600))) < 0.7 * len(
+        html.data_uri(picture(600, 600), lossless=True)
+    )
 
 
 def test_a_long_table_is_cut_and_says_so():
@@ -113,10 +153,12 @@ def test_a_long_table_is_cut_and_says_so():
 
 
 def test_a_chart_tells_its_values_in_words_too():
-    panel = report.Panel("PSNR, dB", "step", [report.Series("validation", [(10.0, 20.5), (20.0, 22.25)])], log=False)
+    panel = report.Panel(
+        "PSNR, dB", "step", [report.Series("validation", [(10.0, 20.5), (20.0, 22.25)])], log=False
+    )
     chart = html.chart(panel, "Tokenizer, PSNR")
     assert 'aria-label="Tokenizer, PSNR over step: validation from 20.5 to 22.25"' in chart
-    assert "<td class=\"n\">22.25</td>" in chart
+    assert '<td class="n">22.25</td>' in chart
     assert html.chart(report.Panel("x", "y", [report.Series("s", [(1.0, float("nan"))])])) == ""
 
 
@@ -124,7 +166,8 @@ def test_a_chart_tells_its_values_in_words_too():
 
 CARD = """# name (0123abcd)
 
-Words with `code`, **bold**, a [link](https://example.org/?a=1&b=2), a [bad one](javascript:alert(1)) and <b>tags</b>.
+Words with `code`, **bold**, a [link](https://example.org/?a=1&b=2), a [bad \
+one](javascript:alert(1)) and <b>tags</b>.
 
 - one
   goes on
@@ -163,7 +206,9 @@ def test_a_card_shows_pictures_of_its_own_folder_alone(tmp_path: Path):
     images.write(tmp_path / "secret.png", picture())
     images.write(tmp_path / "model" / "samples.png", picture())
     curves = models.curves_of_card(CARD, "m")
-    model = models.Model("m", "0123abcd", CARD, curves, "s", [("grid", HOSTILE)], {"data": {"size": HOSTILE}})
+    model = models.Model(
+        "m", "0123abcd", CARD, curves, "s", [("grid", HOSTILE)], {"data": {"size": HOSTILE}}
+    )
     page = models.page(model, tmp_path / "model")
     assert [i["alt"] for i in check_page(page).attributes("img")] == ["a picture"]
 
@@ -174,11 +219,27 @@ def test_curves_come_from_the_tables_of_a_card_or_from_figures():
     assert curves["psnr"]["AVIF"] == [(0.06, 26.55)]
     assert "ms_ssim" not in curves
     figures = {
-        "levels": [{"bpp_packed": 0.05, "psnr": 20.0, "lpips": None}, "damaged", {"bpp_packed": True}],
-        "codecs": [{"codec": "jpeg", "bpp": 0.04, "psnr": 19.0}, {"codec": HOSTILE, "bpp": 1, "psnr": 1}],
+        "levels": [
+            {"bpp_packed": 0.05, "psnr": 20.0, "lpips": None},
+            "damaged",
+            {"bpp_packed": True},
+        ],
+        "codecs": [
+            {"codec": "jpeg", "bpp": 0.04, "psnr": 19.0},
+            {"codec": HOSTILE, "bpp": 1, "psnr": 1},
+        ],
     }
-    assert models.curves_of_figures(figures, "m") == {"psnr": {"vqtok m": [(0.05, 20.0)], "JPEG": [(0.04, 19.0)], HOSTILE: [(1.0, 1.0)]}}
-    check_page(models.page(models.Model(HOSTILE, "f", "", models.curves_of_figures(figures, HOSTILE), HOSTILE, [], {}), Path()))
+    assert models.curves_of_figures(figures, "m") == {
+        "psnr": {"vqtok m": [(0.05, 20.0)], "JPEG": [(0.04, 19.0)], HOSTILE: [(1.0, 1.0)]}
+    }
+    check_page(
+        models.page(
+            models.Model(
+                HOSTILE, "f", "", models.curves_of_figures(figures, HOSTILE), HOSTILE, [], {}
+            ),
+            Path(),
+        )
+    )
 
 
 # Runs
@@ -187,20 +248,39 @@ def test_curves_come_from_the_tables_of_a_card_or_from_figures():
 def write_run(folder: Path, steps: list[int]) -> Path:
     """A run's folder as training leaves it, without weights: sheets of four pictures of 16x16."""
     folder.mkdir(parents=True)
-    log = [{"stage": "tokenizer", "step": s, "loss": 1 / s, "val_loss": 2 / s, "psnr": 20.0 + s, "val_psnr": 21.0, "val_psnr_1": 19.0,
-            "usage": 0.5, "seconds": float(s), "pictures_per_second": 9.0} for s in steps]     # fmt: skip
+    log = [
+        {
+            "stage": "tokenizer",
+            "step": s,
+            "loss": 1 / s,
+            "val_loss": 2 / s,
+            "psnr": 20.0 + s,
+            "val_psnr": 21.0,
+            "val_psnr_1": 19.0,
+            "usage": 0.5,
+            "seconds": float(s),
+            "pictures_per_second": 9.0,
+        }
+        for s in steps
+    ]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     (folder / "recipe.toml").write_text("seed = 1\n[data]\nsize = 16\n")
     originals = [picture(16, 16, seed=i) for i in range(4)]
     for step in steps:
         decoded = [np.full_like(original, step % 256) for original in originals]
-        images.write(folder / f"tokenizer-{step:06d}.png", report.sheet([*originals, *decoded], 4, scale=6))
+        images.write(
+            folder / f"tokenizer-{step:06d}.png", report.sheet([*originals, *decoded], 4, scale=6)
+        )
     return folder
 
 
 def test_a_run_is_read_and_shown(tmp_path: Path):
     run = runs.read_run(write_run(tmp_path / "my run", [10, 20, 30]))
-    assert (run.name, [sheet.step for sheet in run.sheets], run.notes) == ("my run", [10, 20, 30], [])
+    assert (run.name, [sheet.step for sheet in run.sheets], run.notes) == (
+        "my run",
+        [10, 20, 30],
+        [],
+    )
     pictures = runs.pictures_of(run.sheets[0], 16)
     assert all((got == picture(16, 16, seed=i)).all() for i, got in enumerate(pictures))
     assert len(pictures) == 4
@@ -211,7 +291,11 @@ def test_a_run_is_read_and_shown(tmp_path: Path):
     assert "tokenizer: step 30, PSNR 21" in read.text
     panels = {panel.title: panel for panel in runs.curves(run.lines)}
     assert list(panels)[:3] == ["loss", "PSNR, dB", "codes used, %"]
-    assert [s.name for s in panels["PSNR, dB"].series] == ["training", "validation", "validation, 1 level"]
+    assert [s.name for s in panels["PSNR, dB"].series] == [
+        "training",
+        "validation",
+        "validation, 1 level",
+    ]
     assert panels["codes used, %"].series[0].points[0] == (10.0, 50.0)
 
 
@@ -225,17 +309,24 @@ def test_of_many_validations_a_few_are_shown(tmp_path: Path):
 def test_a_damaged_or_hostile_run_is_shown_as_far_as_it_goes(tmp_path: Path):
     folder = write_run(tmp_path / HOSTILE.replace("/", "_").replace("\udcff", ""), [10, 20])
     lines = [
-        "{", "[" * 100_000, "null", '{"stage": 3, "step": 1}', json.dumps({"stage": HOSTILE, "step": 1}),
+        "{",
+        "[" * 100_000,
+        "null",
+        '{"stage": 3, "step": 1}',
+        json.dumps({"stage": HOSTILE, "step": 1}),
         json.dumps({"stage": "tokenizer", "step": 30, HOSTILE: HOSTILE, "loss": HOSTILE}),
         '{"stage": "tokenizer", "step": 40, "loss": NaN, "psnr": 1e999, "x<y": 3}',
-    ]     # fmt: skip
+    ]
     with (folder / "log.jsonl").open("a") as log:
         log.write("\n".join(lines) + "\n")
     (folder / "recipe.toml").write_text("[data\n")
     (folder / "run.json").write_text(json.dumps({"command": HOSTILE}))
     (folder / "tokenizer-000030.png").write_bytes(b"no picture")
     run = runs.read_run(folder)
-    assert run.notes[:2] == ["4 damaged lines of the log were left out", "its settings (recipe.toml) cannot be read"]
+    assert run.notes[:2] == [
+        "4 damaged lines of the log were left out",
+        "its settings (recipe.toml) cannot be read",
+    ]
     read = check_page(runs.page(run, runs.Extra(notes=[HOSTILE])))
     assert "x<y" in read.text
     with pytest.raises(InputError):
@@ -257,7 +348,9 @@ def test_neighbors_are_the_nearest_other_codes():
 
 def test_the_map_puts_like_codes_side_by_side():
     side = np.arange(64) % 8, np.arange(64) // 8
-    vectors = np.stack([10.0 * side[0], 1.0 * side[1]], axis=1)[np.random.default_rng(0).permutation(64)]
+    vectors = np.stack([10.0 * side[0], 1.0 * side[1]], axis=1)[
+        np.random.default_rng(0).permutation(64)
+    ]
     grid = vectors[book.arrangement(vectors, 8)].reshape(8, 8, 2)
     assert (np.abs(np.diff(grid, axis=1)) <= (0, 1)).all()
     assert (np.abs(np.diff(grid, axis=0))[..., 0] == 10).all()
@@ -269,15 +362,24 @@ def test_a_codebook_of_any_size_is_shown(K: int):
     draw = np.random.default_rng(0)
     counts = np.arange(2 * K).reshape(2, K)
     tiles = draw.integers(0, 256, (K, 4, 4, 1), dtype=np.uint8)
-    read = check_page(html.page("t", "s", [book.section(book.Codebook(draw.normal(size=(K, 1)), tiles, counts, HOSTILE))]))
+    read = check_page(
+        html.page(
+            "t",
+            "s",
+            [book.section(book.Codebook(draw.normal(size=(K, 1)), tiles, counts, HOSTILE))],
+        )
+    )
     assert len(read.attributes("img")) == 2
-    assert "never used" in read.text        # code 0
+    assert "never used" in read.text  # code 0
 
 
 def test_colors_are_lighter_for_more_and_alike_for_the_alike():
     ramp = palette.heat(np.linspace(0, 5, 50), 5.0) @ (0.299, 0.587, 0.114)
     assert (np.diff(ramp) > 0).all()
-    line = np.linspace(0, 1, 200)[:, None] * [3.0, 1.0, 2.0] + np.random.default_rng(0).normal(size=(200, 3)) * 1e-9
+    line = (
+        np.linspace(0, 1, 200)[:, None] * [3.0, 1.0, 2.0]
+        + np.random.default_rng(0).normal(size=(200, 3)) * 1e-9
+    )
     light = palette.by_vectors(line) @ (0.299, 0.587, 0.114)
     assert abs(np.corrcoef(np.arange(200), light)[0, 1]) > 0.7
     numbered = palette.by_number(np.arange(1000).reshape(10, 100))
@@ -288,11 +390,18 @@ def test_colors_are_lighter_for_more_and_alike_for_the_alike():
 # Pictures as characters
 
 
-@pytest.mark.parametrize(("environment", "encoding", "wanted"), [
-    ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, "utf-8", "truecolor"), ({"TERM": "xterm-256color"}, "UTF-8", "256"),
-    ({"TERM": "xterm"}, "utf-8", "none"), ({"TERM": "dumb", "COLORTERM": "truecolor"}, "utf-8", "none"), ({}, "utf-8", "none"),
-    ({"TERM": "xterm-256color", "NO_COLOR": ""}, "utf-8", "none"), ({"TERM": "xterm-256color", "COLORTERM": "24bit"}, "ascii", "none"),
-])     # fmt: skip
+@pytest.mark.parametrize(
+    ("environment", "encoding", "wanted"),
+    [
+        ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, "utf-8", "truecolor"),
+        ({"TERM": "xterm-256color"}, "UTF-8", "256"),
+        ({"TERM": "xterm"}, "utf-8", "none"),
+        ({"TERM": "dumb", "COLORTERM": "truecolor"}, "utf-8", "none"),
+        ({}, "utf-8", "none"),
+        ({"TERM": "xterm-256color", "NO_COLOR": ""}, "utf-8", "none"),
+        ({"TERM": "xterm-256color", "COLORTERM": "24bit"}, "ascii", "none"),
+    ],
+)
 def test_colors_of_a_terminal(environment: dict[str, str], encoding: str, wanted: str):
     assert blocks.colors_of(environment, encoding) == wanted
 
@@ -315,7 +424,9 @@ def shown(lines: list[str]) -> np.ndarray:
 def test_half_blocks_hold_two_pixels_each():
     pixels = picture(12, 20)
     assert (shown(blocks.lines(pixels, 20, 6, "truecolor")) == pixels).all()
-    assert (shown(blocks.lines(pixels, 45, 50, "truecolor")) == pixels.repeat(2, 0).repeat(2, 1)).all()
+    assert (
+        shown(blocks.lines(pixels, 45, 50, "truecolor")) == pixels.repeat(2, 0).repeat(2, 1)
+    ).all()
     odd = shown(blocks.lines(picture(5, 3), 3, 3, "truecolor"))
     assert (odd == np.concatenate([picture(5, 3), picture(5, 3)[-1:]])).all()
 

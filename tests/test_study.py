@@ -26,7 +26,17 @@ VQ = study.choose("vq-pixelcnn")
 
 def plan(folder: Path, **values: Any) -> study.Plan:
     data = str(write_pictures(folder / "data.npz"))
-    return study.Plan(**{"data": data, "folder": folder / "out", "budget": 60.0, "systems": VQ, "samples": 3, "steps": 4, **values})
+    return study.Plan(
+        **{
+            "data": data,
+            "folder": folder / "out",
+            "budget": 60.0,
+            "systems": VQ,
+            "samples": 3,
+            "steps": 4,
+            **values,
+        }
+    )
 
 
 def go(plan: study.Plan, resume: bool = False, listener: Interrupt | None = None) -> study.Study:
@@ -53,7 +63,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, study.Study]:
 
 
 def test_every_bit_of_a_vqvae_is_counted(done: tuple[Path, study.Study]):
-    """Against the networks themselves: softmax of the prior's logits, and the logistic's integral over the bin of each pixel."""
+    """Against the networks themselves: softmax of the prior's logits, and the logistic's integral
+    over the bin of each pixel.
+    """
     folder, found = done
     model = codec.load(folder / "out" / "vq-pixelcnn", "cpu")
     test = np.load(folder / "out" / "data" / "test.npy")
@@ -62,7 +74,9 @@ def test_every_bit_of_a_vqvae_is_counted(done: tuple[Path, study.Study]):
         indices = model.network.encode(x.float())
         chances = model.prior(indices).double().log_softmax(-1)
         index_bits = -chances.gather(-1, indices[..., None]).sum() / math.log(2)
-        output, own = model.network.decoder(model.network.quantizer.lookup(indices)).double().chunk(2, 1)
+        output, own = (
+            model.network.decoder(model.network.quantizer.lookup(indices)).double().chunk(2, 1)
+        )
         scale = (model.likelihood.log_scale.double()[:, None, None] + own).clamp(-7, 2).exp()
         upper = torch.where(x > 1 - 1 / 255, 1.0, torch.sigmoid((x + 1 / 255 - output) / scale))
         lower = torch.where(x < -1 + 1 / 255, 0.0, torch.sigmoid((x - 1 / 255 - output) / scale))
@@ -84,7 +98,12 @@ def test_raw_pixels_are_exact(tmp_path: Path):
         chances = model.prior(planes).double().log_softmax(-1)
     bits = -float(chances.gather(-1, planes[..., None]).sum()) / math.log(2) / test.size
     assert found.bits == pytest.approx(bits, rel=1e-4)
-    assert (found.kind, found.bits_pixels, found.symbols, found.alphabet) == ("exact", 0.0, 8 * 8 * 3, 256)
+    assert (found.kind, found.bits_pixels, found.symbols, found.alphabet) == (
+        "exact",
+        0.0,
+        8 * 8 * 3,
+        256,
+    )
     assert found.parameters == sum(p.numel() for p in model.prior.parameters())
     assert found.tokenizer_steps == 0
 
@@ -93,15 +112,31 @@ def test_raw_pixels_are_exact(tmp_path: Path):
 def test_both_parts_of_a_vae_are_counted(tmp_path: Path):
     found = go(plan(tmp_path, systems=study.choose("vae"))).results[0]
     network = vae.load(tmp_path / "out" / "vae", torch.device("cpu"))
-    x = torch.from_numpy(np.load(tmp_path / "out" / "data" / "test.npy")).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x = (
+        torch.from_numpy(np.load(tmp_path / "out" / "data" / "test.npy"))
+        .permute(0, 3, 1, 2)
+        .float()
+        / 127.5
+        - 1
+    )
     with torch.no_grad():
         mean, log_variance = network.encode(x)
         q = torch.distributions.Normal(mean, (log_variance / 2).exp())
-        divergence = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum()
+        divergence = torch.distributions.kl_divergence(
+            q, torch.distributions.Normal(0.0, 1.0)
+        ).sum()
         rest = network.likelihood.nll(network.decoder(q.sample()), x)
-    assert found.bits_latents == pytest.approx(float(divergence) / math.log(2) / x.numel(), rel=1e-3)
-    assert found.bits_pixels == pytest.approx(float(rest) / math.log(2), rel=0.05)       # of other draws of z
-    assert (found.kind, found.symbols, found.alphabet, found.steps) == ("bound, ELBO", 4 * 2 * 2, 0, 4)
+    assert found.bits_latents == pytest.approx(
+        float(divergence) / math.log(2) / x.numel(), rel=1e-3
+    )
+    # of other draws of z
+    assert found.bits_pixels == pytest.approx(float(rest) / math.log(2), rel=0.05)
+    assert (found.kind, found.symbols, found.alphabet, found.steps) == (
+        "bound, ELBO",
+        4 * 2 * 2,
+        0,
+        4,
+    )
     begun, _ = train.resumed(tmp_path / "out" / "vae", train.Wanted())
     assert begun.recipe.tokenizer_training.steps == 4
 
@@ -111,7 +146,12 @@ def test_the_row_says_what_was_done(done: tuple[Path, study.Study]):
     result = found.results[0]
     assert (result.steps, result.tokenizer_steps) == (4, 4)
     assert (result.pictures, result.tokenizer_pictures) == (16, 16)
-    assert (result.symbols, result.alphabet, result.test_pictures, result.samples) == (2 * 2 * 2, 16, 6, 3)
+    assert (result.symbols, result.alphabet, result.test_pictures, result.samples) == (
+        2 * 2 * 2,
+        16,
+        6,
+        3,
+    )
     assert result.training_seconds > result.tokenizer_seconds > 0
     assert found.facts["training pictures"] == 24
     assert "test set" in found.facts["test set"]
@@ -138,7 +178,10 @@ def test_table_pages_and_samples_are_written(done: tuple[Path, study.Study]):
 def test_curves_count_every_bit(done: tuple[Path, study.Study]):
     folder, found = done
     (panel,), (result,) = page.curves(folder / "out", found), found.results
-    (series,), log = panel.series, (folder / "out" / "vq-pixelcnn" / "log.jsonl").read_text().splitlines()
+    (series,), log = (
+        panel.series,
+        (folder / "out" / "vq-pixelcnn" / "log.jsonl").read_text().splitlines(),
+    )
     last = json.loads(log[-1])
     assert len(series.points) == len(log)
     assert series.points[-1][0] == pytest.approx(result.tokenizer_seconds + last["seconds"])
@@ -149,11 +192,17 @@ def test_each_system_is_an_ordinary_run(done: tuple[Path, study.Study]):
     folder, _ = done
     run = folder / "out" / "vq-pixelcnn"
     begun, dataset = train.resumed(run, train.Wanted())
-    assert (begun.recipe.prior_training.steps, begun.recipe.prior.labels, len(dataset)) == (4, (), 24)
+    assert (begun.recipe.prior_training.steps, begun.recipe.prior.labels, len(dataset)) == (
+        4,
+        (),
+        24,
+    )
     assert begun.recipe.data.flip is False
     assert len(codec.load(run, "cpu").sample(2)) == 2
     assert not (run / trained.INDICES).exists()
-    assert [json.loads(line)["stage"] for line in (run / "log.jsonl").read_text().splitlines()][-1] == "prior"
+    assert [json.loads(line)["stage"] for line in (run / "log.jsonl").read_text().splitlines()][
+        -1
+    ] == "prior"
 
 
 # Going on
@@ -175,14 +224,16 @@ def test_what_was_finished_before_stays_in_the_table(tmp_path: Path):
     go(plan(tmp_path))
     both = go(plan(tmp_path, systems=study.choose("vq-fvsbn")), True).results
     assert [result.system for result in both] == ["vq-fvsbn", "vq-pixelcnn"]
-    assert both[0].bits_pixels == both[1].bits_pixels       # one tokenizer, trained once
+    assert both[0].bits_pixels == both[1].bits_pixels  # one tokenizer, trained once
     assert both[0].tokenizer_seconds == both[1].tokenizer_seconds
     other = go(plan(tmp_path, systems=study.choose("vq-fvsbn"), seed=1), True).results
     assert [result.system for result in other] == ["vq-fvsbn"]
 
 
 def test_a_study_outlives_new_settings():
-    """A setting that comes later, at the value that stands for how it was before, changes no digest; any other value does."""
+    """A setting that comes later, at the value that stands for how it was before, changes no
+    digest; any other value does.
+    """
     table = {"width": 8, "steps": 5, "network": "folded", "stages": ()}
     assert trained._counted(table) == {"width": 8}
     assert trained._counted({**table, "network": "classic"}) == {"width": 8, "network": "classic"}
@@ -206,7 +257,9 @@ def test_other_measurements_keep_the_weights(tmp_path: Path):
 
 
 class AtOnce(Interrupt):
-    """Asks for a stop after the first step of a stage: a bar of the study shows seconds, not steps."""
+    """Asks for a stop after the first step of a stage:
+    a bar of the study shows seconds, not steps.
+    """
 
     def status(self, status: train.Status) -> None:
         super().status(status)
@@ -260,10 +313,15 @@ def test_the_schedule_ends_with_the_time(tmp_path: Path, monkeypatch: pytest.Mon
     assert 58 < clock.done.seconds <= 60
     assert recipe.prior_training.steps == clock.done.steps
     assert clock.rates[-1] < 1e-4 * max(clock.rates)
-    assert all(after < 1.0001 * before for before, after in zip(clock.rates[100:], clock.rates[101:], strict=False))
+    assert all(
+        after < 1.0001 * before
+        for before, after in zip(clock.rates[100:], clock.rates[101:], strict=False)
+    )
 
 
-def test_a_machine_that_slows_down_is_stopped_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_machine_that_slows_down_is_stopped_by_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     clock = Clock(tmp_path, monkeypatch, 0.05)
     original = clock.train
 
@@ -277,8 +335,12 @@ def test_a_machine_that_slows_down_is_stopped_by_the_clock(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("part", [1, 2, 5, 6])
-def test_a_machine_that_speeds_up_gets_more_steps(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Other work took most of it in the first parts: the steps planned then are done long before the time is over."""
+def test_a_machine_that_speeds_up_gets_more_steps(
+    part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Other work took most of it in the first parts:
+    the steps planned then are done long before the time is over.
+    """
     clock, parts = Clock(tmp_path, monkeypatch, 0.5), iter(range(100))
     original = clock.train
 
@@ -357,11 +419,31 @@ def test_data_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 # Sentences
 
 
-def result(system: str, latents: float, pixels: float = 0.0, symbols: int = 3072, seconds: float = 10.0) -> Result:
+def result(
+    system: str, latents: float, pixels: float = 0.0, symbols: int = 3072, seconds: float = 10.0
+) -> Result:
     return Result(
-        "", system, "", 10**6, symbols, 256, latents, pixels, "bound, code length" if pixels else "exact", 1000, 64, seconds, "",
-        600.0, 0.0, 100, 1600, 0, 0, "fp32",
-    )     # fmt: skip
+        "",
+        system,
+        "",
+        10**6,
+        symbols,
+        256,
+        latents,
+        pixels,
+        "bound, code length" if pixels else "exact",
+        1000,
+        64,
+        seconds,
+        "",
+        600.0,
+        0.0,
+        100,
+        1600,
+        0,
+        0,
+        "fp32",
+    )
 
 
 def sentences(*found: Result) -> str:
@@ -371,15 +453,28 @@ def sentences(*found: Result) -> str:
 def test_sentences_follow_from_the_figures():
     raw, vq = result("pixelcnn", 4.0), result("vq-pixelcnn", 0.4, 4.4, 192, 0.5)
     text = sentences(raw, vq)
-    assert "pixelcnn takes the fewest bits per dimension, 4.00 (exact), and vq-pixelcnn the most, 4.80 (bound, code length)" in text
-    assert "draws 192 symbols a picture where pixelcnn draws 3,072, 16 times fewer, and its 64 samples come 20.0 times faster" in text
-    assert "Of the 4.80 bits of vq-pixelcnn, 0.40 are for the latents and 4.40 for the pixels" in text
+    assert (
+        "pixelcnn takes the fewest bits per dimension, 4.00 (exact), and vq-pixelcnn the most, "
+        "4.80 (bound, code length)"
+    ) in text
+    assert (
+        "draws 192 symbols a picture where pixelcnn draws 3,072, 16 times fewer, "
+        "and its 64 samples come 20.0 times faster"
+    ) in text
+    assert (
+        "Of the 4.80 bits of vq-pixelcnn, 0.40 are for the latents and 4.40 for the pixels" in text
+    )
     assert "vq-pixelcnn takes the fewest" in sentences(result("pixelcnn", 5.5), vq)
 
 
 def test_raw_pixels_have_no_latents_in_the_table():
-    rows = table.Study((result("pixelcnn", 4.0), result("vq-pixelcnn", 0.4, 4.4)), Shape(32, 3), 64).rows()
-    assert [row[3:7] for row in rows] == [["4.000", "exact", "", "4.000"], ["4.800", "bound, code length", "0.400", "4.400"]]
+    rows = table.Study(
+        (result("pixelcnn", 4.0), result("vq-pixelcnn", 0.4, 4.4)), Shape(32, 3), 64
+    ).rows()
+    assert [row[3:7] for row in rows] == [
+        ["4.000", "exact", "", "4.000"],
+        ["4.800", "bound, code length", "0.400", "4.400"],
+    ]
 
 
 @pytest.mark.parametrize(("logistic", "words"), [(3.8, "saves 0.20"), (4.3, "costs 0.30")])
@@ -394,5 +489,3 @@ def test_systems_are_chosen_by_name():
         study.choose("vae9")
     with pytest.raises(UsageError, match="no system is named"):
         study.choose(",")
-
-

@@ -1,4 +1,6 @@
-"""Training as a library: runs that stop and go on, the loop, numbers that are none, and what is said."""
+"""Training as a library: runs that stop and go on, the loop, numbers that
+are none, and what is said.
+"""
 
 import json
 import math
@@ -26,14 +28,29 @@ pytestmark = pytest.mark.usefixtures("few_vectors")
 
 # Stopping and going on
 
-@pytest.mark.parametrize(("quantizer", "precision"), [("ema", "fp32"), ("vq", "fp32"), ("ema", "bf16"), ("vq", "bf16")])
-def test_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, quantizer: str, precision: str) -> None:
+
+@pytest.mark.parametrize(
+    ("quantizer", "precision"), [("ema", "fp32"), ("vq", "fp32"), ("ema", "bf16"), ("vq", "bf16")]
+)
+def test_stopped_and_resumed_run_equals_the_uninterrupted_one(
+    tmp_path: Path, quantizer: str, precision: str
+) -> None:
     data = Shapes(24)
-    recipe = recipe_for(data, tokenizer={"quantizer": quantizer, "restart": 0.5, "decay": 0.5}, precision=precision)
+    recipe = recipe_for(
+        data, tokenizer={"quantizer": quantizer, "restart": 0.5, "decay": 0.5}, precision=precision
+    )
     assert go(tmp_path / "whole", recipe, data)
     out = tmp_path / "pieces"
-    assert not go(out, recipe, data, stop=training.Stop(deadline=0.0))       # before the first step: k-means is already done
-    for stage, step in (("tokenizer", 3), ("tokenizer", 4), ("tokenizer", 7), ("indices", 24), ("prior", 2), ("prior", 3)):
+    # before the first step: k-means is already done
+    assert not go(out, recipe, data, stop=training.Stop(deadline=0.0))
+    for stage, step in (
+        ("tokenizer", 3),
+        ("tokenizer", 4),
+        ("tokenizer", 7),
+        ("indices", 24),
+        ("prior", 2),
+        ("prior", 3),
+    ):
         assert not go(out, recipe, data, Interrupt(stage, step), resume=True)
         assert not data_threads()
     assert go(out, recipe, data, resume=True)
@@ -44,14 +61,25 @@ def test_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, qu
 
 
 def test_resumed_moments_keep_the_memory_layout_of_their_weights(tmp_path: Path) -> None:
-    """Fused Adam walks weight and moment by address; a moment in another layout gives wrong steps without any error."""
-    network = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)      # type: ignore[call-overload]
+    """Fused Adam walks weight and moment by address;
+    a moment in another layout gives wrong steps without any error.
+    """
+    network = nn.Conv2d(4, 4, 3).to(  # type: ignore[call-overload]
+        memory_format=torch.channels_last
+    )
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     network(torch.rand(1, 4, 5, 5)).sum().backward()
     optimizer.step()
-    state.save(tmp_path / "a.safetensors", [state.Learner(network, optimizer)], {"extra": torch.ones(1)}, state.Progress(step=1))
+    state.save(
+        tmp_path / "a.safetensors",
+        [state.Learner(network, optimizer)],
+        {"extra": torch.ones(1)},
+        state.Progress(step=1),
+    )
     again = torch.optim.AdamW(network.parameters(), fused=True)
-    state.load(tmp_path / "a.safetensors", [state.Learner(network, again)], {"extra": torch.zeros(1)})
+    state.load(
+        tmp_path / "a.safetensors", [state.Learner(network, again)], {"extra": torch.zeros(1)}
+    )
     moment = again.state[network.weight]["exp_avg"]
     assert moment.stride() == network.weight.stride() != moment.contiguous().stride()
     assert torch.equal(moment, optimizer.state[network.weight]["exp_avg"])
@@ -63,11 +91,12 @@ def test_kill_between_validation_and_state_leaves_no_double_lines(tmp_path: Path
     assert go(tmp_path / "whole", recipe, data)
     out = tmp_path / "killed"
     go(out, recipe, data, Interrupt("tokenizer", 6))
-    with (out / "log.jsonl").open("a") as file:     # as if the line of step 8 had been written, and half of another
+    # as if the line of step 8 had been written, and half of another
+    with (out / "log.jsonl").open("a") as file:
         file.write(json.dumps({"stage": "tokenizer", "step": 8}) + '\n{"stage": "tok')
     assert go(out, recipe, data, resume=True)
     assert log(out) == log(tmp_path / "whole")
-    (out / "tokenizer.state.safetensors").unlink()      # killed before the first state was written
+    (out / "tokenizer.state.safetensors").unlink()  # killed before the first state was written
     (out / "log.jsonl").write_text(json.dumps({"stage": "tokenizer", "step": 4}) + "\n")
     assert go(out, recipe, data, resume=True)
     assert [line["step"] for line in log(out)] == [4, 8]
@@ -97,7 +126,8 @@ def test_more_steps_on_resume_train_a_new_prior_for_the_changed_tokenizer(tmp_pa
     assert go(tmp_path, longer, data, listener, resume=True)
     after = codec.load(tmp_path)
     assert after.fingerprint != before
-    assert after.sample(1)[0].shape == (32, 32, 3) or after.prior        # a prior of the old tokenizer would raise ModelError
+    # a prior of the old tokenizer would raise ModelError
+    assert after.sample(1)[0].shape == (32, 32, 3) or after.prior
     assert any("anew" in note for note in listener.notes)
     assert [line["step"] for line in log(tmp_path) if line["stage"] == "prior"] == [3, 6]
 
@@ -120,7 +150,10 @@ def test_recipe_of_a_run_makes_the_same_model_again(tmp_path: Path) -> None:
     assert go(tmp_path / "b", again, data)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert go(tmp_path / "c", recipe.override({"seed": 8}), data)
-    assert contents(tmp_path / "c")["tokenizer.safetensors"] != contents(tmp_path / "a")["tokenizer.safetensors"]
+    assert (
+        contents(tmp_path / "c")["tokenizer.safetensors"]
+        != contents(tmp_path / "a")["tokenizer.safetensors"]
+    )
 
 
 def test_stages_one_after_the_other_equal_both_at_once(tmp_path: Path) -> None:
@@ -136,6 +169,7 @@ def test_stages_one_after_the_other_equal_both_at_once(tmp_path: Path) -> None:
 
 
 # The loop
+
 
 class Toy(loop.Task):
     """One weight, pulled up by one each step; scores as given."""
@@ -153,14 +187,17 @@ class Toy(loop.Task):
         yield from range(start, stop)
 
     def forward(self, batch: int) -> loop.Step:
-        return loop.Step(-self.scale * self.network.weight.sum(), {"batch": torch.tensor(float(batch))})      # type: ignore[union-attr]
+        return loop.Step(
+            -self.scale * self.network.weight.sum(),  # type: ignore[union-attr]
+            {"batch": torch.tensor(float(batch))},
+        )
 
     def validate(self) -> loop.Validation:
         score = next(self.scores)
         return loop.Validation(score, {"score": score})
 
     def release(self, record: dict[str, Any]) -> weights.Weights:
-        tensor = self.network.weight.detach().numpy().copy()      # type: ignore[union-attr]
+        tensor = self.network.weight.detach().numpy().copy()  # type: ignore[union-attr]
         return weights.Weights({"w": tensor}, {"kind": "tokenizer", "config": {}, "record": record})
 
 
@@ -180,7 +217,9 @@ def test_learning_rate_rises_and_falls_to_zero() -> None:
 
 
 def test_a_constant_learning_rate_falls_at_the_end() -> None:
-    stage = StageConfig(steps=1000, learning_rate=2.0e-3, warmup=10, schedule="constant", cooldown=0.2)
+    stage = StageConfig(
+        steps=1000, learning_rate=2.0e-3, warmup=10, schedule="constant", cooldown=0.2
+    )
     rates = [loop.learning_rate(stage, step) for step in range(1000)]
     assert rates[0] == pytest.approx(2e-4, rel=1e-3)
     assert set(rates[10:800]) == {2e-3}
@@ -206,18 +245,33 @@ def test_gradients_are_clipped_and_the_schedule_is_used(tmp_path: Path) -> None:
 
 
 def test_best_weights_by_validation_are_kept(tmp_path: Path) -> None:
-    loop.train(Toy([3.0, 1.0, 2.0]), StageConfig(steps=6, validate_every=2), run_in(tmp_path), resume=False)
+    loop.train(
+        Toy([3.0, 1.0, 2.0]), StageConfig(steps=6, validate_every=2), run_in(tmp_path), resume=False
+    )
     record = weights.read_meta(tmp_path / "tokenizer.safetensors")["record"]
     assert (record["step"], record["metrics"]) == (4, {"score": 1.0})
     progress = state.read(tmp_path / "tokenizer.state.safetensors", "").record
-    assert (progress["step"], progress["best"], progress["best_step"], progress["window"]) == (6, 1.0, 4, {})
-    assert [(line["step"], line["batch"], line["val_score"]) for line in log(tmp_path)] == [(2, 0.5, 3.0), (4, 2.5, 1.0), (6, 4.5, 2.0)]
+    assert (progress["step"], progress["best"], progress["best_step"], progress["window"]) == (
+        6,
+        1.0,
+        4,
+        {},
+    )
+    assert [(line["step"], line["batch"], line["val_score"]) for line in log(tmp_path)] == [
+        (2, 0.5, 3.0),
+        (4, 2.5, 1.0),
+        (6, 4.5, 2.0),
+    ]
 
 
-def test_state_is_saved_between_validations_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_is_saved_between_validations_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
     saved: list[int] = []
-    monkeypatch.setattr(state, "save", lambda path, learners, extra, progress: saved.append(progress.step))
+    monkeypatch.setattr(
+        state, "save", lambda path, learners, extra, progress: saved.append(progress.step)
+    )
     loop.train(Toy(), StageConfig(steps=3, validate_every=10), run_in(tmp_path), resume=False)
     assert saved == [1, 2, 3]
 
@@ -230,16 +284,26 @@ def test_log_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
 
 # Numbers that are none (steps that are skipped: test_train_robust.py)
 
+
 @pytest.mark.parametrize("score", [math.nan, math.inf])
 def test_validation_that_is_not_finite_stops(tmp_path: Path, score: float) -> None:
     with pytest.raises(TrainingError, match="validation at step 4"):
-        loop.train(Toy([1.0, score]), StageConfig(steps=6, validate_every=2), run_in(tmp_path), resume=False)
+        loop.train(
+            Toy([1.0, score]),
+            StageConfig(steps=6, validate_every=2),
+            run_in(tmp_path),
+            resume=False,
+        )
     assert weights.read_meta(tmp_path / "tokenizer.safetensors")["record"]["step"] == 2
 
 
-def test_weights_beyond_float16_are_not_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_beyond_float16_are_not_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = Toy()
-    monkeypatch.setattr(task, "release", lambda record: weights.Weights({"w": np.array([np.inf], np.float16)}, {}))
+    monkeypatch.setattr(
+        task, "release", lambda record: weights.Weights({"w": np.array([np.inf], np.float16)}, {})
+    )
     with pytest.raises(TrainingError, match="w leaves the range of float16 at step 1"):
         loop.train(task, StageConfig(steps=1), run_in(tmp_path), resume=False)
     assert not (tmp_path / "tokenizer.safetensors").exists()
@@ -247,14 +311,33 @@ def test_weights_beyond_float16_are_not_released(tmp_path: Path, monkeypatch: py
 
 # What is said
 
+
 def test_sentence_tells_about_dead_codes(tmp_path: Path) -> None:
     data = Shapes(24)
     listener = Interrupt()
-    go(tmp_path, recipe_for(data, tokenizer={"restart": 0.9, "decay": 0.5}), data, listener, stage="tokenizer")
-    assert any("a dead code was moved onto a vector of the batch" in sentence for sentence in listener.sentences)
+    go(
+        tmp_path,
+        recipe_for(data, tokenizer={"restart": 0.9, "decay": 0.5}),
+        data,
+        listener,
+        stage="tokenizer",
+    )
+    assert any(
+        "a dead code was moved onto a vector of the batch" in sentence
+        for sentence in listener.sentences
+    )
     quiet = Interrupt()
-    go(tmp_path / "no", recipe_for(data, tokenizer={"restart": 0.0}), data, quiet, stage="tokenizer")
-    assert all("no code was restarted" in sentence and "of 16 codes are in use" in sentence for sentence in quiet.sentences)
+    go(
+        tmp_path / "no",
+        recipe_for(data, tokenizer={"restart": 0.0}),
+        data,
+        quiet,
+        stage="tokenizer",
+    )
+    assert all(
+        "no code was restarted" in sentence and "of 16 codes are in use" in sentence
+        for sentence in quiet.sentences
+    )
 
 
 def test_statuses_count_the_steps_and_hold_real_figures(tmp_path: Path) -> None:

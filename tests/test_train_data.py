@@ -1,4 +1,6 @@
-"""What reaches a model from the data: channels, unreadable pictures, grids of codes; and the plan that tells the costs."""
+"""What reaches a model from the data: channels, unreadable pictures, grids of codes;
+and the plan that tells the costs.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +25,26 @@ pytestmark = pytest.mark.usefixtures("few_vectors")
 
 # Data
 
+
 def test_grey_idx_pictures_give_a_grey_model(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)
     place = tmp_path / "mnist"
     place.mkdir()
-    (place / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + np.array(pixels.shape, ">u4").tobytes() + pixels.tobytes())
+    (place / "train-images-idx3-ubyte").write_bytes(
+        b"\0\0\x08\x03" + np.array(pixels.shape, ">u4").tobytes() + pixels.tobytes()
+    )
     labels = np.arange(12, dtype=np.uint8) % 3
-    (place / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + np.array(labels.shape, ">u4").tobytes() + labels.tobytes())
-    begun, data = training.new(training.Wanted(str(place), values={**SMALL, "data": {"validation_max": 4}}))
-    assert (begun.recipe.tokenizer.channels, begun.recipe.data.size, begun.recipe.precision) == (1, 28, "bf16")
+    (place / "train-labels-idx1-ubyte").write_bytes(
+        b"\0\0\x08\x01" + np.array(labels.shape, ">u4").tobytes() + labels.tobytes()
+    )
+    begun, data = training.new(
+        training.Wanted(str(place), values={**SMALL, "data": {"validation_max": 4}})
+    )
+    assert (begun.recipe.tokenizer.channels, begun.recipe.data.size, begun.recipe.precision) == (
+        1,
+        28,
+        "bf16",
+    )
     assert go(tmp_path / "run", begun.recipe, data)
     model = codec.load(tmp_path / "run")
     assert model.sample(2)[0].shape == (28, 28, 1)
@@ -40,7 +53,9 @@ def test_grey_idx_pictures_give_a_grey_model(tmp_path: Path) -> None:
 
 
 def test_channels_may_be_chosen(tmp_path: Path) -> None:
-    begun, _ = training.new(training.Wanted(values=training.merge([SMALL, {"tokenizer": {"channels": 1}}])))
+    begun, _ = training.new(
+        training.Wanted(values=training.merge([SMALL, {"tokenizer": {"channels": 1}}]))
+    )
     assert begun.recipe.tokenizer.channels == 1
     assert go(tmp_path, begun.recipe, Shapes(12))
     assert codec.load(tmp_path).sample(1)[0].shape[2] == 1
@@ -64,7 +79,9 @@ def test_unreadable_pictures_are_left_out_and_counted(tmp_path: Path) -> None:
     listener = Interrupt()
     assert go(tmp_path / "run", recipe, data, listener)
     assert data.skipped == 3
-    stored = load_grids(tmp_path / "run" / "indices.state.safetensors", codec.load(tmp_path / "run").fingerprint, 24)
+    stored = load_grids(
+        tmp_path / "run" / "indices.state.safetensors", codec.load(tmp_path / "run").fingerprint, 24
+    )
     assert stored is not None
     empty = [i for i in range(24) if stored[i].size == 0]
     order = sorted(names)
@@ -91,7 +108,9 @@ def test_pictures_that_all_become_unreadable(tmp_path: Path) -> None:
         go(tmp_path / "run", recipe_for(data), data)
 
 
-def test_data_error_in_the_middle_ends_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_error_in_the_middle_ends_the_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = Shapes(24)
 
     def broken(self: Shapes, indices: np.ndarray) -> np.ndarray:
@@ -112,6 +131,7 @@ def test_data_error_in_the_middle_ends_the_threads(tmp_path: Path, monkeypatch: 
 
 # Grids
 
+
 def test_grids_are_those_that_encoding_gives(tmp_path: Path) -> None:
     model = codec.load(make_model(tmp_path / "m"))
     sizes = [(20, 30), (20, 30), (9, 5), (1, 1)]
@@ -124,14 +144,18 @@ def test_grids_are_those_that_encoding_gives(tmp_path: Path) -> None:
     assert grids is not None
     for i, picture_ in enumerate(pixels):
         assert np.array_equal(grids[2 * i], model.encode(picture_).indices[0])
-        assert np.array_equal(grids[2 * i + 1], model.encode(np.ascontiguousarray(picture_[:, ::-1])).indices[0])
+        assert np.array_equal(
+            grids[2 * i + 1], model.encode(np.ascontiguousarray(picture_[:, ::-1])).indices[0]
+        )
     assert (listener.statuses[-1].step, listener.statuses[-1].steps) == (4, 4)
     assert grids.flat.dtype == np.uint8
 
 
 def test_grids_on_disk(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
-    arrays = [draw.integers(0, 300, (1, h, w)).astype(np.uint16) for h, w in ((3, 4), (0, 0), (5, 2))]
+    arrays = [
+        draw.integers(0, 300, (1, h, w)).astype(np.uint16) for h, w in ((3, 4), (0, 0), (5, 2))
+    ]
     grids = Grids.of_list(arrays, np.array([2, -1, 0]))
     path = tmp_path / "indices.state.safetensors"
     save_grids(path, grids, "0123abcd")
@@ -153,9 +177,14 @@ def test_grids_on_disk(tmp_path: Path) -> None:
 
 # The plan
 
+
 def test_multiply_adds_are_counted_by_hand() -> None:
-    network = VQVAE(TokenizerConfig(downsample=4, width=8, encoder_blocks=1, decoder_blocks=0, codebook_size=16, code_dim=4))
-    cells = 1 / 16      # everything happens at a quarter of the side
+    network = VQVAE(
+        TokenizerConfig(
+            downsample=4, width=8, encoder_blocks=1, decoder_blocks=0, codebook_size=16, code_dim=4
+        )
+    )
+    cells = 1 / 16  # everything happens at a quarter of the side
     costs = multiply_adds_by_part(network)
     assert costs["encoder"] == pytest.approx(cells * (48 * 8 * 9 + 2 * 8 * 8 * 9 + 8 * 4))
     assert costs["decoder"] == pytest.approx(cells * (4 * 8 * 9 + 8 * 48 * 9))
@@ -170,4 +199,6 @@ def test_plan_tells_size_and_time() -> None:
     entry = facts["stages"]["tokenizer"]
     assert entry["parameters"] == sum(p.numel() for p in network.parameters())
     assert entry["seconds"] == entry["seconds_per_step"] * 8 > 0
-    assert list(training.plan(recipe_for(data), data, "prior", torch.device("cpu"))["stages"]) == ["prior"]
+    assert list(training.plan(recipe_for(data), data, "prior", torch.device("cpu"))["stages"]) == [
+        "prior"
+    ]

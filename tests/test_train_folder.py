@@ -24,18 +24,26 @@ pytestmark = pytest.mark.usefixtures("few_vectors")
 
 def _rewrite(path: Path, **record: Any) -> None:
     stored = weights.load(path, "state")
-    weights.save(path, weights.Weights(stored.tensors, {**stored.meta, "record": {**stored.record, **record}}))
+    weights.save(
+        path,
+        weights.Weights(stored.tensors, {**stored.meta, "record": {**stored.record, **record}}),
+    )
 
 
 def _drop_shape(path: Path) -> None:
     stored = weights.load(path, "state")
-    weights.save(path, weights.Weights({**stored.tensors, "window.counts": np.zeros(3, np.int64)}, stored.meta))
+    weights.save(
+        path,
+        weights.Weights({**stored.tensors, "window.counts": np.zeros(3, np.int64)}, stored.meta),
+    )
 
 
 def _wrong_moment(path: Path) -> None:
     stored = weights.load(path, "state")
     name = next(name for name in stored.tensors if name.endswith("weight.exp_avg"))
-    weights.save(path, weights.Weights({**stored.tensors, name: np.zeros(3, np.float32)}, stored.meta))
+    weights.save(
+        path, weights.Weights({**stored.tensors, name: np.zeros(3, np.float32)}, stored.meta)
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,7 +58,9 @@ def _wrong_moment(path: Path) -> None:
         (_wrong_moment, "is damaged"),
     ],
 )
-def test_damaged_state_is_told(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_damaged_state_is_told(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
     data = Shapes(24)
     recipe = recipe_for(data)
     go(tmp_path, recipe, data, Interrupt("tokenizer", 2))
@@ -64,7 +74,16 @@ def test_damaged_run_files_are_told(tmp_path: Path) -> None:
     training.start(tmp_path, training.Begun(recipe, "/data", 24, "vqtok train", True), "all", False)
     assert folder.continued(tmp_path) == training.Begun(recipe, "/data", 24, "vqtok train", True)
     good = (tmp_path / "run.json").read_text()
-    for text in ("", "[]", "{}", "7", good[:20], good.replace("24", '"x"'), good.replace('"format": 1', '"format": "1"'), "[" * 99999):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        "7",
+        good[:20],
+        good.replace("24", '"x"'),
+        good.replace('"format": 1', '"format": "1"'),
+        "[" * 99999,
+    ):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(TrainingError, match="damaged"):
             folder.continued(tmp_path)
@@ -72,7 +91,8 @@ def test_damaged_run_files_are_told(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="newer") as caught:
         folder.continued(tmp_path)
     assert caught.value.fix == "upgrade vqtok"
-    (tmp_path / "run.json").write_text('{"format": 1, "data": "", "pictures": 24}')     # as written before `command` was kept
+    # as written before `command` was kept
+    (tmp_path / "run.json").write_text('{"format": 1, "data": "", "pictures": 24}')
     assert folder.continued(tmp_path) == training.Begun(recipe, "", 24)
     for text in ("seed = ", "sead = 1", "seed = -1", "[tokenizer]\nwidth = 'x'"):
         (tmp_path / "recipe.toml").write_text(text)
@@ -88,10 +108,18 @@ def test_damaged_run_files_are_told(tmp_path: Path) -> None:
 
 # The folder
 
+
 def test_start_replaces_its_own_files_only(tmp_path: Path) -> None:
     begun = training.Begun(recipe_for(Shapes(24)), "", 24)
     training.start(tmp_path, begun, "all", False)
-    own = ("README.md", "log.jsonl", "tokenizer-000004.png", "prior.state.safetensors", "samples.png", "indices.state.safetensors")
+    own = (
+        "README.md",
+        "log.jsonl",
+        "tokenizer-000004.png",
+        "prior.state.safetensors",
+        "samples.png",
+        "indices.state.safetensors",
+    )
     others = ("notes.txt", "cat.png", "mine.safetensors", "tokenizer.py")
     for name in (*own, *others):
         (tmp_path / name).write_text("x")
@@ -118,16 +146,23 @@ def test_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
 
 # Recipes
 
+
 def test_resume_allows_other_steps_and_another_place_of_the_data_only(tmp_path: Path) -> None:
     place = write_pictures(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2, "b/3.png": 3})
     begun, _ = training.new(training.Wanted(str(place), values=SMALL, command="vqtok train"))
     training.start(tmp_path / "run", begun, "all", False)
-    longer, _ = training.resumed(tmp_path / "run", training.Wanted(values={"prior_training": {"steps": 99}}))
+    longer, _ = training.resumed(
+        tmp_path / "run", training.Wanted(values={"prior_training": {"steps": 99}})
+    )
     assert longer == replace(begun, recipe=begun.recipe.override({"prior_training": {"steps": 99}}))
     place.rename(tmp_path / "moved")
     moved, _ = training.resumed(tmp_path / "run", training.Wanted(str(tmp_path / "moved")))
     assert moved == replace(begun, data=str(tmp_path / "moved"))
-    for values, name in (({"seed": 5}, "seed"), ({"tokenizer": {"beta": 1}}, "tokenizer.beta"), ({"data": {"flip": False}}, "data.flip")):
+    for values, name in (
+        ({"seed": 5}, "seed"),
+        ({"tokenizer": {"beta": 1}}, "tokenizer.beta"),
+        ({"data": {"flip": False}}, "data.flip"),
+    ):
         with pytest.raises(TrainingError, match=f"started with another {name}"):
             training.resumed(tmp_path / "run", training.Wanted(values=values))
     with pytest.raises(UsageError, match="--preset"):
@@ -142,14 +177,18 @@ def test_resume_allows_other_steps_and_another_place_of_the_data_only(tmp_path: 
         training.resumed(tmp_path / "run", training.Wanted(str(fewer)))
 
 
-def test_prior_takes_over_the_tokenizer_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prior_takes_over_the_tokenizer_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = write_pictures(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2})
     begun, data = training.new(training.Wanted("data", values=SMALL))
     assert begun.data == str(place)
     assert go(tmp_path / "run", begun.recipe, data, stage="tokenizer")
     folder.record(tmp_path / "run", begun)
-    monkeypatch.chdir("/")      # the data is found from everywhere
-    wider, data = training.prior_for(tmp_path / "run", training.Wanted(values={"prior": {"width": 12}}))
+    monkeypatch.chdir("/")  # the data is found from everywhere
+    wider, data = training.prior_for(
+        tmp_path / "run", training.Wanted(values={"prior": {"width": 12}})
+    )
     assert wider == replace(begun, recipe=begun.recipe.override({"prior": {"width": 12}}))
     with pytest.raises(TrainingError, match=r"another tokenizer\.width"):
         training.prior_for(tmp_path / "run", training.Wanted(values={"tokenizer": {"width": 12}}))
@@ -164,7 +203,10 @@ def test_prior_takes_over_the_tokenizer_of_a_run(tmp_path: Path, monkeypatch: py
 
 def test_prior_for_a_model_that_is_no_run(tmp_path: Path) -> None:
     out = make_model(tmp_path / "m", prior=None)
-    begun, data = training.prior_for(out, training.Wanted(preset="tiny", values={k: SMALL[k] for k in ("prior", "prior_training")}))
+    begun, data = training.prior_for(
+        out,
+        training.Wanted(preset="tiny", values={k: SMALL[k] for k in ("prior", "prior_training")}),
+    )
     assert begun.recipe.tokenizer == codec.load(out).config
     assert begun.recipe.prior.codebook_size == 16
     with pytest.raises(TrainingError, match=r"another tokenizer\.beta"):
@@ -181,13 +223,23 @@ def test_prior_of_another_tokenizer_config_is_refused(tmp_path: Path) -> None:
     recipe = recipe_for(data)
     assert go(tmp_path, recipe, data, stage="tokenizer")
     with pytest.raises(TrainingError, match="is not the recipe's"):
-        go(tmp_path, recipe.override({"tokenizer": {"beta": 1.0}}), data, stage="prior", resume=True)
+        go(
+            tmp_path,
+            recipe.override({"tokenizer": {"beta": 1.0}}),
+            data,
+            stage="prior",
+            resume=True,
+        )
     with pytest.raises(TrainingError, match="holds no tokenizer"):
         go(tmp_path / "empty", recipe, data, stage="prior")
 
 
 def test_settings_merge_and_the_derived_ones_are_refused() -> None:
-    assert training.merge([{"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}}, {"d": 5, "e": 6}]) == {"a": {"b": 4, "c": 2}, "d": 5, "e": 6}
+    assert training.merge([{"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}}, {"d": 5, "e": 6}]) == {
+        "a": {"b": 4, "c": 2},
+        "d": 5,
+        "e": 6,
+    }
     for key in ("labels", "codebook_size", "levels"):
         with pytest.raises(UsageError, match=f"prior.{key} cannot be set"):
             training.check_settable({"prior": {key: 1}})
@@ -195,5 +247,7 @@ def test_settings_merge_and_the_derived_ones_are_refused() -> None:
 
 
 def test_settings_that_only_fit_together_do_not_fail_one_by_one() -> None:
-    begun, _ = training.new(training.Wanted(values={"data": {"size": 30}, "tokenizer": {"downsample": 2, "fold": 2}}))
+    begun, _ = training.new(
+        training.Wanted(values={"data": {"size": 30}, "tokenizer": {"downsample": 2, "fold": 2}})
+    )
     assert begun.recipe.data.size == 30

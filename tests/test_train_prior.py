@@ -1,4 +1,6 @@
-"""The gate of the prior with its dropout, written out: the same values and gradients as autograd's, and honest draws."""
+"""The gate of the prior with its dropout, written out:
+the same values and gradients as autograd's, and honest draws.
+"""
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ def test_gradient_of_the_gate(dropout: float) -> None:
     v = values().double().requires_grad_()
 
     def call(x: Tensor) -> Tensor:
-        torch.manual_seed(5)        # the same factors at each call
+        torch.manual_seed(5)  # the same factors at each call
         return gate_and_drop(x, dropout)
 
     assert torch.autograd.gradcheck(call, v)
@@ -42,19 +44,24 @@ def test_gradient_equals_autograd_with_the_same_factors() -> None:
     (ours,) = torch.autograd.grad(result, v, upstream)
     (theirs,) = torch.autograd.grad(gate(v) * factors, v, upstream)
     assert torch.allclose(ours, theirs, atol=2e-3)
-    assert ours.is_contiguous(memory_format=torch.channels_last), "another layout is copied by the convolution"
+    assert ours.is_contiguous(memory_format=torch.channels_last), (
+        "another layout is copied by the convolution"
+    )
 
 
 @pytest.mark.parametrize("dropout", [0.1, 0.2, 0.75])
 def test_dropout_drops_its_part_and_keeps_the_mean(dropout: float) -> None:
     torch.manual_seed(1)
-    kept = gated._kept(torch.empty(8, 2 * 64, 16, 16), dropout)      # 131,072 factors
+    kept = gated._kept(torch.empty(8, 2 * 64, 16, 16), dropout)  # 131,072 factors
     assert kept.shape == (8, 64, 16, 16)
     assert kept.unique().tolist() == pytest.approx([0, 1 / (1 - dropout)], rel=1e-4)
-    assert (kept == 0).float().mean().item() == pytest.approx(dropout, abs=0.006)      # 4 standard deviations
+    # 4 standard deviations
+    assert (kept == 0).float().mean().item() == pytest.approx(dropout, abs=0.006)
     flat = kept.permute(0, 2, 3, 1).flatten() - 1
     for shift in (1, 2, 3, 4, 64):
-        assert abs((flat[shift:] * flat[:-shift]).mean() / flat.square().mean()) < 0.012, "neighbors are independent"
+        assert abs((flat[shift:] * flat[:-shift]).mean() / flat.square().mean()) < 0.012, (
+            "neighbors are independent"
+        )
 
 
 def test_dropout_follows_the_seed_and_rests_in_evaluation() -> None:
@@ -67,7 +74,7 @@ def test_dropout_follows_the_seed_and_rests_in_evaluation() -> None:
         return prior.loss(indices).detach()
 
     with torch.no_grad():
-        prior.readout[0].weight.mul_(50)        # type: ignore[operator, union-attr]
+        prior.readout[0].weight.mul_(50)  # type: ignore[operator, union-attr]
     assert torch.equal(loss(1), loss(1))
     assert not torch.equal(loss(1), loss(2))
     prior.eval()

@@ -1,4 +1,6 @@
-"""Training that goes on: steps that are not finite change nothing and are counted, and ten in a row stop the run."""
+"""Training that goes on: steps that are not finite change nothing and are counted, and
+ten in a row stop the run.
+"""
 
 import json
 import math
@@ -27,13 +29,19 @@ TEN = {"tokenizer_training": {"steps": 24, "validate_every": 24}}
 
 
 def spoil_pictures(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
-    """NaN in the pictures of these steps: it goes through encoder, codebook, decoder, losses and discriminator."""
+    """NaN in the pictures of these steps: it goes through encoder, codebook, decoder,
+    losses and discriminator.
+    """
     forward, place = TokenizerTask.forward, TokenizerTask._to_device
 
     def spoiled(self: TokenizerTask, batch: tuple[int, np.ndarray]) -> loop.Step:
         if batch[0] in steps:
             with monkeypatch.context() as patch:
-                patch.setattr(TokenizerTask, "_to_device", lambda self, pictures: place(self, pictures) * math.nan)
+                patch.setattr(
+                    TokenizerTask,
+                    "_to_device",
+                    lambda self, pictures: place(self, pictures) * math.nan,
+                )
                 return forward(self, batch)
         return forward(self, batch)
 
@@ -68,19 +76,29 @@ class Endless(torch.autograd.Function):
 
 
 def endless_gradient(step: loop.Step) -> loop.Step:
-    return replace(step, loss=Endless.apply(step.loss))      # type: ignore[arg-type]
+    return replace(step, loss=Endless.apply(step.loss))  # type: ignore[arg-type]
 
 
 # A step that is skipped leaves no trace
 
+
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 @pytest.mark.parametrize("levels", [1, 2])
-def test_batch_of_nan_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str, levels: int) -> None:
-    """The state after the skipped step is that of the step before, in every tensor: weights, moments, averages, codebook, adversary."""
+def test_batch_of_nan_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str, levels: int
+) -> None:
+    """The state after the skipped step is that of the step before, in every tensor:
+    weights, moments, averages, codebook, adversary.
+    """
     data = Shapes(24)
     recipe = recipe_for(
         data,
-        tokenizer={"quantizer": quantizer, "levels": levels, "normalize": levels == 1, "restart": 0.5},
+        tokenizer={
+            "quantizer": quantizer,
+            "levels": levels,
+            "normalize": levels == 1,
+            "restart": 0.5,
+        },
         losses={"adversarial": 0.5, "adversarial_start": 0.1},
         tokenizer_training={"ema": 0.9},
     )
@@ -92,12 +110,18 @@ def test_batch_of_nan_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     records = before.pop("record"), after.pop("record")
     assert any(key.startswith("adversary.optimizer.") for key in before)
     assert before == after
-    assert records[0] | {"step": 7, "skipped_in_a_row": 1, "window": records[0]["window"] | {"skipped": 1}} == records[1]
+    assert (
+        records[0]
+        | {"step": 7, "skipped_in_a_row": 1, "window": records[0]["window"] | {"skipped": 1}}
+        == records[1]
+    )
 
 
 @pytest.mark.parametrize("kind", [training.PriorTask, training.EntropyTask])
 @pytest.mark.parametrize("spoil", [nan_loss, endless_gradient])
-def test_priors_skip_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, spoil: Any) -> None:
+def test_priors_skip_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, spoil: Any
+) -> None:
     data = Shapes(24)
     recipe = recipe_for(data, entropy_training={"steps": 6, "validate_every": 3})
     spoil_loss(monkeypatch, kind, {2}, spoil)
@@ -106,18 +130,27 @@ def test_priors_skip_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: 
     lines = [line for line in log(tmp_path) if line["stage"] == kind.name]
     assert [line["skipped"] for line in lines] == [1, 0]
     assert all(math.isfinite(line["loss"]) for line in lines)
-    assert [sentence for sentence in listener.sentences if "1 step was skipped: a loss or gradient was not finite." in sentence]
+    assert [
+        sentence
+        for sentence in listener.sentences
+        if "1 step was skipped: a loss or gradient was not finite." in sentence
+    ]
     codec.load(tmp_path)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "metric", "discriminator"])
-def test_whatever_is_not_finite_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_whatever_is_not_finite_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     data = Shapes(24)
     recipe = recipe_for(data, losses={"adversarial": 0.5, "adversarial_start": 0.1})
     spoils = {
-        "loss": nan_loss, "gradient": endless_gradient,
-        "metric": lambda step: replace(step, metrics=step.metrics | {"mse": torch.tensor(math.inf)}),
-    }     # fmt: skip
+        "loss": nan_loss,
+        "gradient": endless_gradient,
+        "metric": lambda step: replace(
+            step, metrics=step.metrics | {"mse": torch.tensor(math.inf)}
+        ),
+    }
     if what in spoils:
         spoil_loss(monkeypatch, TokenizerTask, {3}, spoils[what])
     else:
@@ -125,17 +158,28 @@ def test_whatever_is_not_finite_is_skipped(tmp_path: Path, monkeypatch: pytest.M
     assert go(tmp_path, recipe, data, stage="tokenizer")
     lines = log(tmp_path)
     assert [line["skipped"] for line in lines] == [1, 0]
-    assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
+    assert all(
+        math.isfinite(value)
+        for line in lines
+        for value in line.values()
+        if isinstance(value, float)
+    )
     assert "NaN" not in (tmp_path / "log.jsonl").read_text()
 
 
 def spoil_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The third loss of the discriminator is infinite, and nothing else."""
     hinge, count = adversary.discriminator_hinge, iter(range(1, 10**6))
-    monkeypatch.setattr(adversary, "discriminator_hinge", lambda *scores: hinge(*scores) * (math.inf if next(count) == 3 else 1))
+    monkeypatch.setattr(
+        adversary,
+        "discriminator_hinge",
+        lambda *scores: hinge(*scores) * (math.inf if next(count) == 3 else 1),
+    )
 
 
-def test_window_of_skipped_steps_only_has_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_of_skipped_steps_only_has_no_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = Shapes(24)
     spoil_pictures(monkeypatch, set(range(4)))
     listener = Interrupt()
@@ -149,8 +193,12 @@ def test_window_of_skipped_steps_only_has_no_figures(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("kind", QUANTIZERS)
 def test_quantizers_give_indices_for_vectors_that_are_not_finite(kind: str) -> None:
-    """What a skipped step chose is not used, but choosing must not crash, nor leave the codebook's range on a GPU's later lookup."""
-    it = quantizers.build(replace(TokenizerConfig(), quantizer=kind, codebook_size=16, code_dim=4, levels=1))
+    """What a skipped step chose is not used, but choosing must not crash, nor leave the codebook's
+    range on a GPU's later lookup.
+    """
+    it = quantizers.build(
+        replace(TokenizerConfig(), quantizer=kind, codebook_size=16, code_dim=4, levels=1)
+    )
     it.initialize(torch.randn(64, 4))
     for value in (math.nan, math.inf, -math.inf):
         found = it.train()(torch.full((1, 4, 2, 2), value))
@@ -159,19 +207,30 @@ def test_quantizers_give_indices_for_vectors_that_are_not_finite(kind: str) -> N
 
 # Ten in a row
 
+
 @pytest.mark.parametrize("stage", ["tokenizer", "prior"])
-def test_ten_in_a_row_stop_and_keep_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_ten_in_a_row_stop_and_keep_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
     data = Shapes(24)
     many = {"steps": 40, "validate_every": 6}
     recipe = recipe_for(data, tokenizer_training=many, prior_training=many)
-    spoil_loss(monkeypatch, TokenizerTask if stage == "tokenizer" else training.PriorTask, {2, *range(8, 99)}, nan_loss)
-    message = rf"^{stage}: 10 steps in a row, the last of them step 17, are not finite: the loss is nan, the gradient norm is nan$"
+    spoil_loss(
+        monkeypatch,
+        TokenizerTask if stage == "tokenizer" else training.PriorTask,
+        {2, *range(8, 99)},
+        nan_loss,
+    )
+    message = (
+        rf"^{stage}: 10 steps in a row, the last of them step 17, are not finite: the loss is nan, "
+        r"the gradient norm is nan$"
+    )
     with pytest.raises(TrainingError, match=message) as caught:
         go(tmp_path, recipe, data)
     assert f"--set {stage}_training.learning_rate=0.003" in caught.value.fix
-    assert not data_threads()       # although the traceback still holds the frames of the loop
+    assert not data_threads()  # although the traceback still holds the frames of the loop
     kept = state.read(tmp_path / f"{stage}.state.safetensors", "")
-    assert kept.record["step"] == 12        # of the validation in between, which saw good weights
+    assert kept.record["step"] == 12  # of the validation in between, which saw good weights
     assert kept.record["skipped_in_a_row"] == 5
     assert all(np.isfinite(value).all() for value in kept.tensors.values())
     stored = weights.load(tmp_path / f"{stage}.safetensors", stage)
@@ -179,8 +238,17 @@ def test_ten_in_a_row_stop_and_keep_the_last_checkpoint(tmp_path: Path, monkeypa
     assert not list(tmp_path.glob(".vqtok*"))
     monkeypatch.undo()
     monkeypatch.setattr("vqtok.train.tokenizer.INITIAL_VECTORS", 256)
-    assert go(tmp_path, recipe, data, resume=True)       # the cause is gone: a failing GPU, a file that was mended
-    assert [line["skipped"] for line in log(tmp_path) if line["stage"] == stage] == [1, 5, 0, 0, 0, 0, 0]
+    # the cause is gone: a failing GPU, a file that was mended
+    assert go(tmp_path, recipe, data, resume=True)
+    assert [line["skipped"] for line in log(tmp_path) if line["stage"] == stage] == [
+        1,
+        5,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]
 
 
 def test_nine_in_a_row_do_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +258,9 @@ def test_nine_in_a_row_do_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sum(line["skipped"] for line in log(tmp_path)) == 18
 
 
-def test_stopped_and_resumed_between_skipped_steps_it_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_and_resumed_between_skipped_steps_it_counts_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = Shapes(24)
     recipe = recipe_for(data, **TEN)
     spoil_pictures(monkeypatch, {3, 4, 5})
@@ -217,6 +287,7 @@ def test_states_of_before_know_no_skipped_steps(tmp_path: Path) -> None:
 
 
 # Weights that are broken
+
 
 def test_infinite_weight_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, forward = Shapes(24), VQVAE.forward
@@ -247,7 +318,9 @@ def test_state_that_is_not_finite_never_replaces_one_that_is(tmp_path: Path) -> 
     assert path.read_bytes() == before
 
 
-def test_log_line_that_finds_no_room_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_line_that_finds_no_room_leaves_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "log.jsonl"
     loop._append(path, '{"a": 1}\n')
     monkeypatch.setattr(loop.os, "fsync", fail)
@@ -260,13 +333,21 @@ def fail(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_rate_of_a_step_after_skipped_ones_is_that_of_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_of_a_step_after_skipped_ones_is_that_of_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The schedule goes by the step, skipped or not: the same as for the run that is resumed."""
     seen: list[float] = []
     rate = loop.learning_rate
-    monkeypatch.setattr(loop, "learning_rate", lambda config, step: seen.append(step) or rate(config, step))
+    monkeypatch.setattr(
+        loop, "learning_rate", lambda config, step: seen.append(step) or rate(config, step)
+    )
     data = Shapes(24)
     spoil_pictures(monkeypatch, {1, 2})
-    assert go(tmp_path, recipe_for(data, tokenizer_training={"validate_every": 99}), data, stage="tokenizer")
+    assert go(
+        tmp_path,
+        recipe_for(data, tokenizer_training={"validate_every": 99}),
+        data,
+        stage="tokenizer",
+    )
     assert seen[:6] == [0, 3, 4, 5, 6, 7]
-

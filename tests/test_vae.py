@@ -19,12 +19,17 @@ CONFIG = replace(TOKENIZER, likelihood="heteroscedastic", normalize=False)
 
 def make(seed: int = 0, **changes: object) -> VAE:
     torch.manual_seed(seed)
-    return VAE(replace(CONFIG, **changes))     # type: ignore[arg-type]
+    return VAE(replace(CONFIG, **changes))  # type: ignore[arg-type]
 
 
 def pictures(count: int = 2, height: int = 8, width: int = 12, channels: int = 3) -> Tensor:
     """Floats in [-1, 1], (count, channels, height, width)."""
-    return torch.stack([to_float(torch.from_numpy(picture(height, width, channels, seed)).permute(2, 0, 1)) for seed in range(count)])
+    return torch.stack(
+        [
+            to_float(torch.from_numpy(picture(height, width, channels, seed)).permute(2, 0, 1))
+            for seed in range(count)
+        ]
+    )
 
 
 def test_the_divergence_is_that_of_torch():
@@ -40,10 +45,14 @@ def test_the_loss_is_what_latents_and_pictures_take(likelihood: str):
     bound = vae(x)
     bound.loss.backward()
     assert bound.reconstruction.shape == x.shape
-    assert float(bound.loss.detach()) == pytest.approx(float(bound.kl.detach() + bound.nll.detach()))
+    assert float(bound.loss.detach()) == pytest.approx(
+        float(bound.kl.detach() + bound.nll.detach())
+    )
     mean, log_variance = vae.encode(x)
     assert mean.shape == log_variance.shape == (2, 4, 2, 3)
-    assert float(bound.kl.detach()) == pytest.approx(float(divergence(mean, log_variance).sum().detach()) / x.numel(), rel=1e-5)
+    assert float(bound.kl.detach()) == pytest.approx(
+        float(divergence(mean, log_variance).sum().detach()) / x.numel(), rel=1e-5
+    )
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in vae.parameters())
     first = vae.encoder[1].weight.grad
     assert isinstance(first, Tensor)
@@ -61,7 +70,9 @@ def test_the_bits_of_an_untrained_model_are_near_those_of_no_knowledge():
 
 
 class Straight(nn.Module):
-    """x -> a x, at a grid as large as the picture; as an encoder with a fixed log variance behind it."""
+    """x -> a x, at a grid as large as the picture;
+    as an encoder with a fixed log variance behind it.
+    """
 
     def __init__(self, factor: float, log_variance: float | None = None) -> None:
         super().__init__()
@@ -69,13 +80,19 @@ class Straight(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.factor * x
-        return x if self.log_variance is None else torch.cat([x, torch.full_like(x, self.log_variance)], 1)
+        return (
+            x
+            if self.log_variance is None
+            else torch.cat([x, torch.full_like(x, self.log_variance)], 1)
+        )
 
 
 def linear(noise: float, posterior: float) -> VAE:
-    """z ~ N(0, 1), x ~ logistic around 0.3 z: one number a pixel; q(z | x) is wider than the true posterior."""
+    """z ~ N(0, 1), x ~ logistic around 0.3 z: one number a pixel;
+    q(z | x) is wider than the true posterior.
+    """
     vae = make(channels=1, likelihood="logistic", code_dim=1)
-    vae.encoder, vae.decoder = Straight(2.0, posterior), Straight(0.3)     # type: ignore[assignment]
+    vae.encoder, vae.decoder = Straight(2.0, posterior), Straight(0.3)  # type: ignore[assignment]
     nn.init.constant_(vae.likelihood.log_scale, noise)
     return vae
 
@@ -83,7 +100,9 @@ def linear(noise: float, posterior: float) -> VAE:
 def exact(vae: VAE, x: Tensor) -> Tensor:
     """-log2 p of each pixel, by a sum over a fine grid of z: (B,) for pictures of one pixel."""
     z = torch.linspace(-8, 8, 8001)
-    nats = vae.likelihood.nats((0.3 * z)[:, None, None, None].expand(-1, len(x), 1, 1), x[:, 0, 0, 0].view(1, -1, 1, 1)).squeeze()
+    nats = vae.likelihood.nats(
+        (0.3 * z)[:, None, None, None].expand(-1, len(x), 1, 1), x[:, 0, 0, 0].view(1, -1, 1, 1)
+    ).squeeze()
     step = math.log(float(z[1] - z[0]))
     return -(Normal(0.0, 1.0).log_prob(z)[:, None] - nats + step).logsumexp(0) / math.log(2)
 
@@ -94,7 +113,9 @@ def test_more_samples_come_nearer_to_the_exact_bits():
     x = to_float(torch.tensor([20, 100, 128, 200]).view(4, 1, 1, 1))
     with torch.no_grad():
         true = exact(vae, x)
-        draws = {S: vae.bits(x.repeat(400, 1, 1, 1), S).view(400, 4).mean(0) for S in (1, 4, 32, 256)}
+        draws = {
+            S: vae.bits(x.repeat(400, 1, 1, 1), S).view(400, 4).mean(0) for S in (1, 4, 32, 256)
+        }
     assert (draws[1] > draws[4]).all()
     assert (draws[4] > draws[32]).all()
     assert (draws[32] > true - 0.02).all()
@@ -109,14 +130,16 @@ def test_variances_are_bounded():
 
 def test_samples_are_pictures_and_the_generator_decides():
     vae = make().eval()
-    one, same, other = (vae.sample(2, 3, 2, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    one, same, other = (
+        vae.sample(2, 3, 2, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
     assert one.shape == (2, 3, 12, 8)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     drawn = vae.sample(2, 3, 2, torch.Generator().manual_seed(0), pixels=True)
     levels = (drawn + 1) * 127.5
     assert (levels - levels.round()).abs().max() < 1e-4
-    assert (drawn - one).abs().mean() > 0.05        # the noise of the likelihood
+    assert (drawn - one).abs().mean() > 0.05  # the noise of the likelihood
 
 
 def test_pixels_have_no_latents():

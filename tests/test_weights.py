@@ -18,7 +18,7 @@ from vqtok.errors import FormatError, InputError, ModelError, OutputError
 from vqtok.weights import ModelFolder, Weights
 
 GOLDEN = Path(__file__).parent / "golden" / "format1" / "tokenizer.safetensors"
-GOLDEN_FINGERPRINT = "df0838ad"     # worked out apart from vqtok, with hashlib and struct
+GOLDEN_FINGERPRINT = "df0838ad"  # worked out apart from vqtok, with hashlib and struct
 META: dict[str, Any] = {"format": 1, "kind": "tokenizer", "config": {}, "record": {}}
 
 
@@ -33,7 +33,10 @@ def with_meta(meta: Any) -> bytes:
 
 
 def entry(dtype: str, shape: list[int], end: int) -> dict[str, Any]:
-    return {"__metadata__": {"vqtok": json.dumps(META)}, "x": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}}
+    return {
+        "__metadata__": {"vqtok": json.dumps(META)},
+        "x": {"dtype": dtype, "shape": shape, "data_offsets": [0, end]},
+    }
 
 
 def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -61,7 +64,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert list(after.tensors) == sorted(tensors)
     assert after.meta == {"format": 1, **meta}
     assert (after.config, after.record) == (meta["config"], meta["record"])
-    assert all(array.flags.writeable and array.flags.c_contiguous for array in after.tensors.values())
+    assert all(
+        array.flags.writeable and array.flags.c_contiguous for array in after.tensors.values()
+    )
     assert weights.fingerprint(after.tensors) == weights.fingerprint(tensors)
 
 
@@ -71,8 +76,14 @@ def test_golden_file_of_format_1(tmp_path: Path) -> None:
     found = weights.load(GOLDEN, "tokenizer")
     assert_equal(found.tensors, expected.tensors)
     assert found.meta == {"format": 1, **expected.meta}
-    assert weights.fingerprint(found.tensors) == weights.tokenizer_fingerprint(GOLDEN) == GOLDEN_FINGERPRINT
-    backwards = Weights(dict(reversed(expected.tensors.items())), dict(reversed(expected.meta.items())))
+    assert (
+        weights.fingerprint(found.tensors)
+        == weights.tokenizer_fingerprint(GOLDEN)
+        == GOLDEN_FINGERPRINT
+    )
+    backwards = Weights(
+        dict(reversed(expected.tensors.items())), dict(reversed(expected.meta.items()))
+    )
     weights.save(tmp_path / "again.safetensors", backwards)
     assert (tmp_path / "again.safetensors").read_bytes() == GOLDEN.read_bytes()
 
@@ -97,7 +108,9 @@ def test_fingerprint_sees_names_types_shapes_and_values_but_no_order() -> None:
     prints = {weights.fingerprint(tensors) for tensors in [base, *others]}
     assert len(prints) == len(others) + 1
     assert weights.fingerprint(dict(reversed(base.items()))) == weights.fingerprint(base)
-    assert weights.fingerprint({**base, "a": np.arange(12, dtype=np.float32)[::2] / 2}) == weights.fingerprint(base)
+    assert weights.fingerprint(
+        {**base, "a": np.arange(12, dtype=np.float32)[::2] / 2}
+    ) == weights.fingerprint(base)
 
 
 def test_save_does_not_replace_without_force_and_takes_no_nan(tmp_path: Path) -> None:
@@ -106,7 +119,9 @@ def test_save_does_not_replace_without_force_and_takes_no_nan(tmp_path: Path) ->
     with pytest.raises(OutputError):
         weights.save(path, small_weights(), force=False)
     with pytest.raises(ValueError, match="JSON"):
-        weights.save(path, Weights({}, {"kind": "state", "config": {}, "record": {"loss": float("nan")}}))
+        weights.save(
+            path, Weights({}, {"kind": "state", "config": {}, "record": {"loss": float("nan")}})
+        )
     assert path.read_bytes() == GOLDEN.read_bytes()
     weights.save(path, Weights({}, {"kind": "state", "config": {}, "record": {}}))
     assert weights.load(path, "state").tensors == {}
@@ -120,7 +135,7 @@ def test_bfloat16_comes_as_float32(tmp_path: Path) -> None:
 
 
 def zip_pickle() -> bytes:
-    return b"PK\x03\x04" + bytes(60)        # as torch.save begins
+    return b"PK\x03\x04" + bytes(60)  # as torch.save begins
 
 
 BAD_FILES = {
@@ -145,7 +160,10 @@ BAD_FILES = {
     "meta has NaN": (with_meta({**META, "record": {"psnr": float("nan")}}), "metadata is damaged"),
     "no format": (with_meta({"kind": "tokenizer"}), "metadata is damaged"),
     "no config": (with_meta({**META, "config": None}), "metadata is damaged"),
-    "no record": (with_meta({"format": 1, "kind": "tokenizer", "config": {}}), "metadata is damaged"),
+    "no record": (
+        with_meta({"format": 1, "kind": "tokenizer", "config": {}}),
+        "metadata is damaged",
+    ),
     "unknown kind": (with_meta({**META, "kind": "vocoder"}), "unknown kind 'vocoder'"),
     "kind is a list": (with_meta({**META, "kind": []}), "unknown kind"),
     "a prior": (with_meta({**META, "kind": "prior"}), "a prior file, not a tokenizer file"),
@@ -177,7 +195,9 @@ def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path) -> None:
 
 
 def test_a_header_that_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
-    """The first bytes are the header's length: one of 0x0280 bytes begins as a pickle of protocol 2 does."""
+    """The first bytes are the header's length:
+    one of 0x0280 bytes begins as a pickle of protocol 2 does.
+    """
     text = json.dumps({"__metadata__": {"vqtok": json.dumps(META)}}).encode().ljust(0x0280)
     path = tmp_path / "a.safetensors"
     path.write_bytes(raw(text))
@@ -190,8 +210,12 @@ def test_read_meta_reads_the_header_only(tmp_path: Path) -> None:
     header = GOLDEN.read_bytes()[: -len(b"\1") - 72]
     with open(path, "wb") as file:
         file.write(header)
-        file.truncate(1 << 40)      # a sparse file: 1 TiB, were it read
-    assert weights.read_meta(path) == weights.read_meta(GOLDEN, "tokenizer") == {"format": 1, **small_weights().meta}
+        file.truncate(1 << 40)  # a sparse file: 1 TiB, were it read
+    assert (
+        weights.read_meta(path)
+        == weights.read_meta(GOLDEN, "tokenizer")
+        == {"format": 1, **small_weights().meta}
+    )
     with pytest.raises(FormatError, match="tokenizer file, not a prior file"):
         weights.read_meta(GOLDEN, "prior")
 
@@ -226,13 +250,15 @@ def test_damaged_files_never_raise_anything_else(tmp_path: Path) -> None:
             try:
                 read(path)
             except FormatError as error:
-                assert error.fix    # noqa: PT017
+                assert error.fix  # noqa: PT017
 
 
 def flip(good: bytes, chance: random.Random) -> bytes:
     bad = bytearray(good)
     for _ in range(chance.choice((1, 1, 2, 8))):
-        bad[chance.randrange(len(bad))] = chance.choice((0, 34, 57, 91, 123, 255, chance.randrange(256)))
+        bad[chance.randrange(len(bad))] = chance.choice(
+            (0, 34, 57, 91, 123, 255, chance.randrange(256))
+        )
     return bytes(bad)
 
 
@@ -257,7 +283,11 @@ def test_check_passes_what_is_right() -> None:
 def test_check_names_the_wrong_tensor(change: dict[str, np.ndarray | None], message: str) -> None:
     tensors = {"a": np.zeros((2, 3), np.float32), "n": np.array(1), **change}
     with pytest.raises(FormatError, match=message):
-        weights.check({name: array for name, array in tensors.items() if array is not None}, SHAPES, Path("m.safetensors"))
+        weights.check(
+            {name: array for name, array in tensors.items() if array is not None},
+            SHAPES,
+            Path("m.safetensors"),
+        )
 
 
 def put(folder: Path, seed: int = 0, prior: bool = False) -> str:
@@ -272,9 +302,13 @@ def put(folder: Path, seed: int = 0, prior: bool = False) -> str:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """photo and cifar10 bundled; mine, and another photo, in the first folder of VQTOK_MODELS; the second does not exist."""
+    """photo and cifar10 bundled; mine, and another photo, in the first folder of VQTOK_MODELS;
+    the second does not exist.
+    """
     monkeypatch.setattr(weights, "bundled", lambda: tmp_path / "bundled")
-    monkeypatch.setenv("VQTOK_MODELS", os.pathsep.join([str(tmp_path / "own"), "", str(tmp_path / "none")]))
+    monkeypatch.setenv(
+        "VQTOK_MODELS", os.pathsep.join([str(tmp_path / "own"), "", str(tmp_path / "none")])
+    )
     monkeypatch.delenv("VQTOK_MODEL", raising=False)
     monkeypatch.chdir(tmp_path)
     put(tmp_path / "bundled" / "photo", 1, prior=True)
@@ -291,7 +325,7 @@ def test_models_in_the_search_path(home: Path) -> None:
     assert weights.search_path() == [home / "own", home / "none", home / "bundled"]
     found = weights.models()
     assert [model.name for model in found] == ["cifar10", "mine", "photo"]
-    assert found[2].path == home / "own" / "photo"      # the first folder wins
+    assert found[2].path == home / "own" / "photo"  # the first folder wins
 
 
 def test_an_entry_may_itself_be_a_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,13 +343,17 @@ def test_parts_of_a_model(home: Path) -> None:
 def test_find_by_name_path_and_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = home / "runs" / "a.1"
     put(run, prior=True)
-    put(home / "photo")                                                 # a name goes before a folder of that name
+    put(home / "photo")  # a name goes before a folder of that name
     assert weights.find().path == weights.find("photo").path == home / "own" / "photo"
     assert weights.find(str(run)) == ModelFolder("a.1", run)
     assert weights.find(str(run / "tokenizer.safetensors")) == ModelFolder("a.1", run)
     assert weights.find("./photo").path == Path("photo")
     loose = weights.find("own/loose.safetensors")
-    assert (loose.name, loose.tokenizer, loose.prior) == ("loose", Path("own/loose.safetensors"), None)
+    assert (loose.name, loose.tokenizer, loose.prior) == (
+        "loose",
+        Path("own/loose.safetensors"),
+        None,
+    )
     monkeypatch.chdir(run)
     assert weights.find(".").name == "a.1"
     monkeypatch.setenv("VQTOK_MODEL", "mine")
@@ -345,29 +383,37 @@ def test_find_says_what_there_is(wanted: str, message: str, fix: str) -> None:
 
 
 def test_find_by_fingerprint(home: Path) -> None:
-    prints = {file.parent: weights.tokenizer_fingerprint(file) for file in home.glob("*/*/tokenizer.safetensors")}
+    prints = {
+        file.parent: weights.tokenizer_fingerprint(file)
+        for file in home.glob("*/*/tokenizer.safetensors")
+    }
     assert len(set(prints.values())) == 4
-    for path, fingerprint in prints.items():        # the shadowed photo too
+    for path, fingerprint in prints.items():  # the shadowed photo too
         assert weights.find_by_fingerprint(path.name, fingerprint).path == path
         assert weights.find_by_fingerprint("renamed since", fingerprint).path == path
 
 
 def test_find_by_fingerprint_prefers_the_name(home: Path) -> None:
-    fingerprint = put(home / "own" / "aa", 2)       # the same tensors as cifar10, and earlier in the path
+    # the same tensors as cifar10, and earlier in the path
+    fingerprint = put(home / "own" / "aa", 2)
     assert weights.find_by_fingerprint("cifar10", fingerprint).name == "cifar10"
     assert weights.find_by_fingerprint("zz", fingerprint).name == "aa"
 
 
 def test_find_by_fingerprint_says_what_differs(home: Path) -> None:
     own = weights.tokenizer_fingerprint(home / "own" / "mine" / "tokenizer.safetensors")
-    with pytest.raises(ModelError, match=rf"made with model mine \(00000000\); the model mine here is {own}"):
+    with pytest.raises(
+        ModelError, match=rf"made with model mine \(00000000\); the model mine here is {own}"
+    ):
         weights.find_by_fingerprint("mine", "00000000")
     with pytest.raises(ModelError, match="no model here has that fingerprint"):
         weights.find_by_fingerprint("other", "00000000")
 
 
 def test_a_damaged_model_does_not_hide_the_others(home: Path) -> None:
-    fingerprint = weights.tokenizer_fingerprint(home / "bundled" / "photo" / "tokenizer.safetensors")
+    fingerprint = weights.tokenizer_fingerprint(
+        home / "bundled" / "photo" / "tokenizer.safetensors"
+    )
     (home / "own" / "photo" / "tokenizer.safetensors").write_bytes(b"damaged")
     assert weights.find_by_fingerprint("photo", fingerprint).path == home / "bundled" / "photo"
     with pytest.raises(ModelError, match="the model photo here is damaged"):
@@ -386,15 +432,17 @@ def test_a_strange_folder_name_becomes_a_name_that_codes_can_hold(home: Path) ->
     assert weights.find(str(home / "own" / "a\nb")).name == "a_b"
 
 
-def test_bundled_models_lie_in_the_package_or_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundled_models_lie_in_the_package_or_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(weights, "__file__", str(tmp_path / "vqtok" / "weights.py"))
-    assert weights.bundled() == tmp_path / "models"                 # a checkout
+    assert weights.bundled() == tmp_path / "models"  # a checkout
     (tmp_path / "vqtok" / "models").mkdir(parents=True)
-    assert weights.bundled() == tmp_path / "vqtok" / "models"       # an installed wheel
+    assert weights.bundled() == tmp_path / "vqtok" / "models"  # an installed wheel
 
 
 def test_weights_are_held_once_while_they_are_read(tmp_path: Path) -> None:
-    tensors = {name: np.ones((256, 1024), np.float32) for name in "abcd"}         # 1 MiB each
+    tensors = {name: np.ones((256, 1024), np.float32) for name in "abcd"}  # 1 MiB each
     weights.save(tmp_path / "a.safetensors", Weights(tensors, META))
     tracemalloc.start()
     found = weights.load(tmp_path / "a.safetensors", "tokenizer")

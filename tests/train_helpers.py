@@ -1,4 +1,6 @@
-"""What the tests of training share: a recipe of seconds, a listener that stops a run, and what a run left behind."""
+"""What the tests of training share: a recipe of seconds, a listener that stops a run,
+and what a run left behind.
+"""
 
 import json
 import threading
@@ -16,13 +18,32 @@ from vqtok.data import Dataset
 from vqtok.train import begin
 
 SMALL: dict[str, Any] = {
-    "tokenizer": {"downsample": 4, "width": 8, "encoder_blocks": 1, "decoder_blocks": 1, "codebook_size": 16, "code_dim": 4},
+    "tokenizer": {
+        "downsample": 4,
+        "width": 8,
+        "encoder_blocks": 1,
+        "decoder_blocks": 1,
+        "codebook_size": 16,
+        "code_dim": 4,
+    },
     "prior": {"width": 8, "layers": 2},
     "data": {"size": 16, "prior_size": 16, "validation_max": 4, "flip": True},
-    "tokenizer_training": {"steps": 8, "batch": 4, "warmup": 2, "validate_every": 4, "learning_rate": 0.01},
+    "tokenizer_training": {
+        "steps": 8,
+        "batch": 4,
+        "warmup": 2,
+        "validate_every": 4,
+        "learning_rate": 0.01,
+    },
     "entropy": {"embedding": 4, "width": 8, "blocks": 1, "rank": 4},
     "entropy_training": {"steps": 2, "batch": 4, "warmup": 1, "validate_every": 2},
-    "prior_training": {"steps": 6, "batch": 4, "warmup": 2, "validate_every": 3, "learning_rate": 0.01},
+    "prior_training": {
+        "steps": 6,
+        "batch": 4,
+        "warmup": 2,
+        "validate_every": 3,
+        "learning_rate": 0.01,
+    },
 }
 
 
@@ -53,28 +74,51 @@ class Interrupt:
 
 
 def go(
-    out: Path, recipe: Recipe, dataset: Dataset, listener: Interrupt | None = None, stop: training.Stop | None = None,
-    perceptual: Path | None = None, **options: Any,
+    out: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    listener: Interrupt | None = None,
+    stop: training.Stop | None = None,
+    perceptual: Path | None = None,
+    **options: Any,
 ) -> bool:
     listener = listener or Interrupt()
-    run = training.Run(out, recipe.seed, torch.device("cpu"), recipe.precision, stop or listener.stop, listener, perceptual)
+    run = training.Run(
+        out,
+        recipe.seed,
+        torch.device("cpu"),
+        recipe.precision,
+        stop or listener.stop,
+        listener,
+        perceptual,
+    )
     if not options.get("resume"):
-        training.start(out, training.Begun(recipe, "", len(dataset)), options.get("stage", "all"), force=False)
+        training.start(
+            out, training.Begun(recipe, "", len(dataset)), options.get("stage", "all"), force=False
+        )
     return training.train(recipe, dataset, run, **options)
 
 
 def log(out: Path) -> list[dict[str, Any]]:
     """The lines of log.jsonl without what tells the time."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "pictures_per_second")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "pictures_per_second")}
+        for line in lines
+    ]
 
 
 def contents(out: Path) -> dict[str, Any]:
     """All tensors of all weights files, byte by byte, and their records without times."""
     found: dict[str, Any] = {}
     for path in sorted(out.glob("*.safetensors")):
-        stored = weights.load(path, path.name.split(".")[-2] if ".state." in path.name else path.stem)
-        found[path.name] = {name: (value.dtype.str, value.shape, value.tobytes()) for name, value in stored.tensors.items()}
+        stored = weights.load(
+            path, path.name.split(".")[-2] if ".state." in path.name else path.stem
+        )
+        found[path.name] = {
+            name: (value.dtype.str, value.shape, value.tobytes())
+            for name, value in stored.tensors.items()
+        }
         found[path.name]["record"] = {k: v for k, v in stored.record.items() if k != "seconds"}
     return found
 

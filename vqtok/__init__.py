@@ -9,7 +9,16 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Codes", "CodesDataset", "Model", "VqtokError", "__version__", "load", "read_codes", "write_codes"]
+__all__ = [
+    "Codes",
+    "CodesDataset",
+    "Model",
+    "VqtokError",
+    "__version__",
+    "load",
+    "read_codes",
+    "write_codes",
+]
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,9 +40,12 @@ _HOMES = {
 
 
 def read_codes(source: "Path | str | bytes", model: str | None = None) -> "Codes":
-    """The codes in a file of either form, or in the bytes of one. Raises InputError, FormatError, ModelError.
+    """The codes in a file of either form, or in the bytes of one.
 
-    Compact files that a prior coded need that prior, and torch: of the model that the file names, or of `model`, a name or path.
+    Raises InputError, FormatError, ModelError.
+
+    Compact files that a prior coded need that prior, and torch:
+    of the model that the file names, or of `model`, a name or path.
     """
     from vqtok import codes
 
@@ -48,7 +60,9 @@ def read_codes(source: "Path | str | bytes", model: str | None = None) -> "Codes
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on first use: `vqtok --help` and reading a codes file start without torch (2 to 5 s)."""
+    """Imports on first use: `vqtok --help` and reading a codes file start
+    without torch (2 to 5 s).
+    """
     from importlib import import_module
 
     if name not in _HOMES:

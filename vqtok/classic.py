@@ -1,7 +1,9 @@
-"""Encoder and decoder of the VQGAN family (Esser et al. 2021, arXiv 2012.09841): what published tokenizers are made of.
+"""Encoder and decoder of the VQGAN family (Esser et al. 2021, arXiv 2012.09841):
+what published tokenizers are made of.
 
-Residual blocks with normalization over space, and attention at the coarse stages: each output depends on the whole picture, so that a
-picture cannot be cut into parts as the folded network's can (`parts`), and what it takes of memory grows with it.
+Residual blocks with normalization over space, and attention at the coarse stages: each output
+depends on the whole picture, so that a picture cannot be cut into parts as the folded network's can
+(`parts`), and what it takes of memory grows with it.
 """
 
 import torch
@@ -12,14 +14,17 @@ from vqtok import files
 from vqtok.config import TokenizerConfig
 from vqtok.errors import InputError
 
-EPSILON = 1e-6              # of the normalization, in all three programs whose models `interop` reads
-TENSORS = 5                 # of the finest stage's size that are alive at once
-MEMORY_LIMIT = 8 << 30      # bytes that one picture may take
-PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**16, 2**20       # of several pictures, without gradients: about 0.16 and 2.6 GB with 128 channels
+EPSILON = 1e-6  # of the normalization, in all three programs whose models `interop` reads
+TENSORS = 5  # of the finest stage's size that are alive at once
+MEMORY_LIMIT = 8 << 30  # bytes that one picture may take
+# of several pictures, without gradients: about 0.16 and 2.6 GB with 128 channels
+PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**16, 2**20
 
 
 class Block(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), (B, C, H, W) -> (B, D, H, W); a 1x1 convolution of x where D is not C."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), (B, C, H, W) -> (B, D, H, W);
+    a 1x1 convolution of x where D is not C.
+    """
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
@@ -37,21 +42,27 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + what each position gathers from all others by one attention head, (B, C, h, w) -> (B, C, h, w)."""
+    """x + what each position gathers from all others by one attention head, (B,
+    C, h, w) -> (B, C, h, w).
+    """
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, EPSILON)
-        self.query, self.key, self.value, self.out = (nn.Linear(channels, channels) for _ in range(4))
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(channels, channels) for _ in range(4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm(x).flatten(2).transpose(1, 2)[:, None]           # (B, 1, h*w, C)
+        tokens = self.norm(x).flatten(2).transpose(1, 2)[:, None]  # (B, 1, h*w, C)
         y = F.scaled_dot_product_attention(self.query(tokens), self.key(tokens), self.value(tokens))
         return x + self.out(y)[:, 0].transpose(1, 2).reshape(x.shape)
 
 
 class Halve(nn.Conv2d):
-    """(B, C, H, W) -> (B, C, H/2, W/2) by a 3x3 convolution, padded at the right and at the bottom alone."""
+    """(B, C, H, W) -> (B, C, H/2, W/2) by a 3x3 convolution, padded at the
+    right and at the bottom alone.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, stride=2)
@@ -71,12 +82,26 @@ class Double(nn.Conv2d):
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, each followed by attention where the stage has it, and the change to the next resolution."""
+    """Blocks at one resolution, each followed by attention where the stage has it, and the
+    change to the next resolution.
+    """
 
-    def __init__(self, inputs: int, outputs: int, count: int, groups: int, attention: bool, resample: nn.Module | None) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        count: int,
+        groups: int,
+        attention: bool,
+        resample: nn.Module | None,
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(outputs if i else inputs, outputs, groups) for i in range(count))
-        self.attention = nn.ModuleList(Attention(outputs, groups) for _ in range(count if attention else 0))
+        self.blocks = nn.ModuleList(
+            Block(outputs if i else inputs, outputs, groups) for i in range(count)
+        )
+        self.attention = nn.ModuleList(
+            Attention(outputs, groups) for _ in range(count if attention else 0)
+        )
         self.resample = resample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,7 +113,9 @@ class Stage(nn.Module):
 
 
 class Middle(nn.Module):
-    """Two blocks at the coarsest resolution, with attention between them where the network has it."""
+    """Two blocks at the coarsest resolution, with attention between them
+    where the network has it.
+    """
 
     def __init__(self, channels: int, groups: int, attention: bool) -> None:
         super().__init__()
@@ -112,12 +139,17 @@ class Whole(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output (B, ...) of x (B, ..., H, W). InputError where one picture takes more than MEMORY_LIMIT."""
+        """Output (B, ...) of x (B, ..., H, W).
+
+        InputError where one picture takes more than MEMORY_LIMIT.
+        """
         H, W = (side * self.scale for side in x.shape[2:])
         check_size(self.config, H, W)
         if torch.is_grad_enabled() or len(x) == 1:
             return self.run(x)
-        count = max(1, (PIXELS_AT_ONCE if x.device.type == "cpu" else GPU_PIXELS_AT_ONCE) // (H * W))
+        count = max(
+            1, (PIXELS_AT_ONCE if x.device.type == "cpu" else GPU_PIXELS_AT_ONCE) // (H * W)
+        )
         return torch.cat([self.run(part) for part in x.split(count)])
 
 
@@ -129,7 +161,14 @@ class Encoder(Whole):
         stages, groups, last = config.stages, config.groups, len(config.stages) - 1
         self.first = nn.Conv2d(config.channels, stages[0], 3, padding=1)
         self.stages = nn.ModuleList(
-            Stage(stages[max(0, i - 1)], n, config.encoder_blocks, groups, i in config.attention, Halve(n) if i < last else None)
+            Stage(
+                stages[max(0, i - 1)],
+                n,
+                config.encoder_blocks,
+                groups,
+                i in config.attention,
+                Halve(n) if i < last else None,
+            )
             for i, n in enumerate(stages)
         )
         self.middle = Middle(stages[-1], groups, len(stages) in config.attention)
@@ -145,7 +184,10 @@ class Encoder(Whole):
 
 
 class Decoder(Whole):
-    """Vectors (B, D, h, w) -> what the likelihood needs, (B, C, h*f, w*f). Its stages stand coarsest first."""
+    """Vectors (B, D, h, w) -> what the likelihood needs, (B, C, h*f, w*f).
+
+    Its stages stand coarsest first.
+    """
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config, scale=config.downsample)
@@ -154,10 +196,16 @@ class Decoder(Whole):
         self.first = nn.Conv2d(config.z_channels, stages[-1], 3, padding=1)
         self.middle = Middle(stages[-1], groups, len(stages) in config.attention)
         self.stages = nn.ModuleList(
-            Stage(stages[min(i + 1, len(stages) - 1)], stages[i], config.decoder_blocks, groups, i in config.attention,
-                  Double(stages[i]) if i else None)
+            Stage(
+                stages[min(i + 1, len(stages) - 1)],
+                stages[i],
+                config.decoder_blocks,
+                groups,
+                i in config.attention,
+                Double(stages[i]) if i else None,
+            )
             for i in reversed(range(len(stages)))
-        )       # fmt: skip
+        )
         self.norm = nn.GroupNorm(groups, stages[0], EPSILON)
         self.last = nn.Conv2d(stages[0], config.channels, 3, padding=1)
 
@@ -174,7 +222,8 @@ def check_size(config: TokenizerConfig, H: int, W: int) -> None:
     if H * W * each > MEMORY_LIMIT:
         need, most = files.human_bytes(H * W * each), MEMORY_LIMIT / each // 1e5 / 10
         raise InputError(
-            f"a picture of {W}x{H} takes about {need} of memory: the classic network needs all of it at once",
+            f"a picture of {W}x{H} takes about {need} of memory: "
+            "the classic network needs all of it at once",
             f"make it smaller, at most {most:.1f} megapixels, or choose another --model",
         )
 
@@ -185,6 +234,8 @@ def _silu(x: Tensor) -> Tensor:
 
 
 def _bytes_per_pixel(config: TokenizerConfig) -> int:
-    """Memory that a pixel of a picture takes: TENSORS of the size of the largest one, which a change of resolution may have made."""
+    """Memory that a pixel of a picture takes:
+    TENSORS of the size of the largest one, which a change of resolution may have made.
+    """
     largest = max(max(config.stages[i : i + 2]) / 4**i for i in range(len(config.stages)))
     return round(4 * TENSORS * largest)

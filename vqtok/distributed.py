@@ -1,8 +1,10 @@
-"""One training run in several processes, as torchrun starts them: how each takes its part, and how all come to the same numbers.
+"""One training run in several processes, as torchrun starts them:
+how each takes its part, and how all come to the same numbers.
 
-A run is the same for any number of processes: each takes every n-th picture of a step's batch, and what the whole batch decides
-(gradients, averages, codes in use, random draws) is summed or drawn over all. So whatever changes weights is equal everywhere. A
-process that was started alone is a group of one, for which each function here gives back what it got.
+A run is the same for any number of processes: each takes every n-th picture of a step's batch, and
+what the whole batch decides (gradients, averages, codes in use, random draws) is summed or drawn
+over all. So whatever changes weights is equal everywhere. A process that was started alone is a
+group of one, for which each function here gives back what it got.
 """
 
 import json
@@ -27,12 +29,16 @@ from vqtok import errors
 from vqtok.errors import TrainingError, UsageError, VqtokError
 from vqtok.weights import Weights
 
-TIMEOUT = timedelta(minutes=10)     # the longest that others wait is for a validation by the first
-BUCKET = 2**23                      # numbers summed at a time: 32 MiB
+TIMEOUT = timedelta(minutes=10)  # the longest that others wait is for a validation by the first
+BUCKET = 2**23  # numbers summed at a time: 32 MiB
 
 
 class _Group:
-    """Where this process stands. Plain numbers: torch.compile, which goes through what asks for them, stumbles over torch's own answer."""
+    """Where this process stands.
+
+    Plain numbers: torch.compile, which goes through what asks for them,
+    stumbles over torch's own answer.
+    """
 
     rank, size = 0, 1
 
@@ -71,25 +77,35 @@ def job() -> str:
 
 
 def restarted() -> bool:
-    """Whether torchrun starts this command anew because a process of the run has ended (--max-restarts)."""
+    """Whether torchrun starts this command anew because a process of the run
+    has ended (--max-restarts).
+    """
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Inside, this process is one of its run's: gloo connects those on CPUs, nccl those on GPUs. Entered by all of them or by none."""
+    """Inside, this process is one of its run's: gloo connects those on CPUs, nccl those on GPUs.
+
+    Entered by all of them or by none.
+    """
     if started() == 1:
         yield
         return
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"several processes cannot train together on {device.type}", "choose --device cpu or cuda, or start one process")
+        raise UsageError(
+            f"several processes cannot train together on {device.type}",
+            "choose --device cpu or cuda, or start one process",
+        )
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _connected():
         store, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
         store = PrefixStore(_meeting(store, number, count), store)
-        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+        dist.init_process_group(
+            backend, store=store, rank=number, world_size=count, timeout=TIMEOUT
+        )
     _Group.rank, _Group.size = number, count
-    yield       # after an error nobody is left to take leave of
+    yield  # after an error nobody is left to take leave of
     dist.destroy_process_group()
     _Group.rank, _Group.size = 0, 1
 
@@ -97,8 +113,9 @@ def joined(device: torch.device) -> Iterator[None]:
 def _meeting(store: Store, number: int, count: int) -> str:
     """A name that the processes which are here now, and no others, agree on.
 
-    A torchrun that starts its processes again keeps the store in which those before have left their addresses, and its count of
-    restarts differs from machine to machine. So each process calls with a word of its own until the first answers with its own.
+    A torchrun that starts its processes again keeps the store in which those before have left their
+    addresses, and its count of restarts differs from machine to machine. So each process calls with
+    a word of its own until the first answers with its own.
     """
     word = uuid.uuid4().hex
     if number:
@@ -111,7 +128,8 @@ def _meeting(store: Store, number: int, count: int) -> str:
         for other in list(missing):
             if store.check([f"vqtok/{word}/{other}"]):
                 missing.discard(other)
-            elif store.check([f"vqtok/call/{other}"]):      # perhaps one of a process that has ended: the next look finds a newer one
+            elif store.check([f"vqtok/call/{other}"]):
+                # perhaps one of a process that has ended: the next look finds a newer one
                 store.set(f"vqtok/answer/{store.get(f'vqtok/call/{other}').decode()}", word)
         if time.monotonic() > deadline:
             raise RuntimeError(f"no call from processes {sorted(missing)}")
@@ -135,7 +153,9 @@ def first() -> bool:
 
 
 def own(count: int) -> int:
-    """How many of the first `count` pictures of a batch are this process's: those with j % size() == rank()."""
+    """How many of the first `count` pictures of a batch are this process's:
+    those with j % size() == rank().
+    """
     return len(range(rank(), count, size()))
 
 
@@ -143,12 +163,15 @@ def own(count: int) -> int:
 def _connected() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:       # whose message names sockets; torch's kinds for the network are of this kind too
+    except RuntimeError as error:
+        # whose message names sockets; torch's kinds for the network are of this kind too
         if os.environ.get("VQTOK_DEBUG") == "1":
             raise
         raise TrainingError(
-            f"process {place()[0]} of {started()} has lost another one, which has ended or cannot be reached",
-            "see what that one said; then go on with --resume, or have torchrun do so by itself: --max-restarts 3",
+            f"process {place()[0]} of {started()} has lost another one, "
+            "which has ended or cannot be reached",
+            "see what that one said; then go on with --resume, "
+            "or have torchrun do so by itself: --max-restarts 3",
         ) from error
 
 
@@ -160,7 +183,9 @@ def sum_(*tensors: Tensor) -> None:
         flat = torch.cat([tensor.flatten() for tensor in bucket])
         with _connected():
             dist.all_reduce(flat)
-        for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+        for tensor, part in zip(
+            bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True
+        ):
             tensor.copy_(part.view_as(tensor))
 
 
@@ -176,7 +201,9 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def mean_(*tensors: Tensor) -> None:
-    """Replaces tensors by their means over all processes: of means over parts of a batch, which are equally long, over the batch."""
+    """Replaces tensors by their means over all processes:
+    of means over parts of a batch, which are equally long, over the batch.
+    """
     sum_(*tensors)
     if size() > 1:
         for tensor in tensors:
@@ -198,27 +225,35 @@ class _Mean(torch.autograd.Function):
 def mean(value: Tensor) -> Tensor:
     """The mean of a value over all processes, for losses that are no mean over pictures themselves.
 
-    Its gradient is taken for that of one's own value. The mean over processes of such gradients is the whole batch's: each is the
-    size()-th part of what the loss changes by, size() times.
+    Its gradient is taken for that of one's own value. The mean over processes of such gradients is
+    the whole batch's: each is the size()-th part of what the loss changes by, size() times.
     """
-    return value if size() == 1 else _Mean.apply(value)      # type: ignore[no-any-return]
+    return value if size() == 1 else _Mean.apply(value)  # type: ignore[no-any-return]
 
 
 def rows(mine: Tensor, which: Tensor, block: int) -> Tensor:
-    """Rows `which` (n,) of the whole batch's (N, D), of which `mine` are this process's; each picture has `block` of them."""
+    """Rows `which` (n,) of the whole batch's (N, D), of which `mine` are this process's;
+    each picture has `block` of them.
+    """
     if size() == 1:
         return mine[which]
     picture, row = which // block, which % block
     here = picture % size() == rank()
     found = mine.new_zeros(len(which), mine.shape[1])
     found[here] = mine[(picture // size() * block + row)[here]]
-    sum_(found)         # all others hold zeros
+    sum_(found)  # all others hold zeros
     return found
 
 
 def all_rows(mine: Tensor, block: int) -> Tensor:
-    """All rows (N, D) of the whole batch, of which `mine` are this process's; each picture has `block` of them."""
-    return mine if size() == 1 else rows(mine, torch.arange(len(mine) * size(), device=mine.device), block)
+    """All rows (N, D) of the whole batch, of which `mine` are this process's;
+    each picture has `block` of them.
+    """
+    return (
+        mine
+        if size() == 1
+        else rows(mine, torch.arange(len(mine) * size(), device=mine.device), block)
+    )
 
 
 def highest(*numbers: int) -> list[int]:
@@ -236,13 +271,16 @@ def copy_first(tensors: Iterable[Tensor]) -> None:
     if size() > 1:
         with _connected():
             for tensor in tensors:
-                whole = tensor.detach().contiguous()        # a broadcast takes no channels-last ones
+                whole = tensor.detach().contiguous()  # a broadcast takes no channels-last ones
                 dist.broadcast(whole, 0)
                 tensor.detach().copy_(whole)
 
 
 def from_first(make: Callable[[], bytes]) -> bytes:
-    """What `make` gives in the first process; called there only. A VqtokError of it is raised in all."""
+    """What `make` gives in the first process; called there only.
+
+    A VqtokError of it is raised in all.
+    """
     if size() == 1:
         return make()
     data, failed = b"", 0
@@ -254,7 +292,11 @@ def from_first(make: Callable[[], bytes]) -> bytes:
     head = torch.tensor([len(data), failed])
     with _connected():
         dist.broadcast(head, 0)
-    body = torch.from_numpy(np.frombuffer(data, np.uint8).copy()) if first() else torch.empty(int(head[0]), dtype=torch.uint8)
+    body = (
+        torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+        if first()
+        else torch.empty(int(head[0]), dtype=torch.uint8)
+    )
     with _connected():
         dist.broadcast(body, 0)
     data = body.numpy().tobytes()
@@ -265,7 +307,10 @@ def from_first(make: Callable[[], bytes]) -> bytes:
 
 
 def weights_from_first(read: Callable[[], Weights | None]) -> Weights | None:
-    """The weights that `read` gives in the first process: only that one needs the file. Errors as `from_first`."""
+    """The weights that `read` gives in the first process: only that one needs the file.
+
+    Errors as `from_first`.
+    """
     if size() == 1:
         return read()
 
@@ -295,4 +340,6 @@ def all_bytes(mine: bytes) -> list[bytes]:
     found = [torch.empty_like(padded) for _ in range(size())]
     with _connected():
         dist.all_gather(found, padded)
-    return [part[: int(length)].numpy().tobytes() for part, length in zip(found, lengths, strict=True)]
+    return [
+        part[: int(length)].numpy().tobytes() for part, length in zip(found, lengths, strict=True)
+    ]

@@ -2,7 +2,10 @@
 
 
 class VqtokError(Exception):
-    """An error a user can cause and mend. The command line prints two lines: the message, then `fix`."""
+    """An error a user can cause and mend.
+
+    The command line prints two lines: the message, then `fix`.
+    """
 
     exit_code = 1
 

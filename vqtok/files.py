@@ -36,9 +36,11 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Source:
-    """One input: where it lies, and its path below the folder or glob that named it (what `-o DIR` mirrors)."""
+    """One input: where it lies, and its path below the folder or glob that named
+    it (what `-o DIR` mirrors).
+    """
 
-    path: Path | None                   # None: standard input
+    path: Path | None  # None: standard input
     relative: Path
 
     def __str__(self) -> str:
@@ -46,13 +48,16 @@ class Source:
 
 
 def expand(inputs: Sequence[str], suffixes: frozenset[str]) -> list[Source]:
-    """The files that names, folders, globs and '-' stand for: in the order given, sorted within each, each file once.
+    """The files that names, folders, globs and '-' stand for:
+    in the order given, sorted within each, each file once.
 
-    A named file counts whatever its suffix; in folders, and for globs that end in '*', only `suffixes` (lower case, with
-    the dot). Hidden files are skipped; linked folders are followed, each folder once. Where several folders are given,
-    `relative` begins with the folder's name, so that equal names in two of them stay apart.
+    A named file counts whatever its suffix; in folders, and for globs that end in '*', only
+    `suffixes` (lower case, with the dot). Hidden files are skipped; linked folders are followed,
+    each folder once. Where several folders are given, `relative` begins with the folder's name, so
+    that equal names in two of them stay apart.
 
-    Raises InputError when nothing is found. Beside inputs that are found, one that is not stays in the list as it is:
+    Raises InputError when nothing is found.
+    Beside inputs that are found, one that is not stays in the list as it is:
     reading it then reports it, and the rest of the batch goes on.
     """
     several = sum(os.path.isdir(name) for name in inputs) > 1
@@ -83,15 +88,24 @@ def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
         return []
     root, parts = Path(*path.parts[:magic]), path.parts[magic:]
     matches = sorted(set(_match(root, parts)))
-    return [Source(p, p.relative_to(root)) for p in matches if not name.endswith("*") or _counts(p, suffixes)]
+    return [
+        Source(p, p.relative_to(root))
+        for p in matches
+        if not name.endswith("*") or _counts(p, suffixes)
+    ]
 
 
 def _nothing(lost: Sequence[str]) -> InputError:
     if not lost:
-        return InputError("no input is given", "name files, folders or globs, or - for standard input")
+        return InputError(
+            "no input is given", "name files, folders or globs, or - for standard input"
+        )
     first, more = lost[0], f" (nor in {len(lost) - 1} more)" if len(lost) > 1 else ""
     if os.path.isdir(first):
-        return InputError(f"no usable file is in the folder {first}{more}", "name a folder that holds some, or name the files")
+        return InputError(
+            f"no usable file is in the folder {first}{more}",
+            "name a folder that holds some, or name the files",
+        )
     if _is_magic(first):
         return InputError(f"no file matches {first}{more}", "check the pattern")
     return InputError(f"{first} does not exist{more}", "check the name")
@@ -102,7 +116,10 @@ def _is_magic(text: str) -> bool:
 
 
 def _counts(path: Path, suffixes: frozenset[str]) -> bool:
-    """Whether a file found in a folder is wanted. A folder in place of a file could not be listed: reading it says so."""
+    """Whether a file found in a folder is wanted.
+
+    A folder in place of a file could not be listed: reading it says so.
+    """
     return path.suffix.lower() in suffixes or os.path.isdir(path)
 
 
@@ -116,7 +133,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]] | None:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()     # DirEntry raises on a link to itself
+    # DirEntry raises on a link to itself
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]] | None]]:
@@ -134,20 +152,26 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]] | None]]
 
 
 def _files(root: Path) -> list[Path]:
-    """All visible files below a folder, sorted; broken links and folders that cannot be listed stand for themselves."""
+    """All visible files below a folder, sorted;
+    broken links and folders that cannot be listed stand for themselves.
+    """
     found = []
     for folder, entries in _folders(root):
         if entries is None:
             found.append(folder)
         for entry in entries or []:
             broken = entry.is_symlink() and not os.path.exists(entry)
-            if broken or os.path.isfile(entry):     # no pipes or devices: reading one could wait for ever
+            # no pipes or devices: reading one could wait for ever
+            if broken or os.path.isfile(entry):
                 found.append(folder / entry.name)
     return sorted(found)
 
 
 def _match(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
-    """The files below a folder that match the parts of a glob. Written here because `glob` follows loops of links."""
+    """The files below a folder that match the parts of a glob.
+
+    Written here because `glob` follows loops of links.
+    """
     part, rest = parts[0], parts[1:]
     if part == "**":
         for below, _ in _folders(folder):
@@ -162,27 +186,38 @@ def _match(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _names(folder: Path, part: str) -> list[str]:
-    """The names in a folder that match one part of a glob; hidden ones only where the part itself begins with a dot."""
+    """The names in a folder that match one part of a glob;
+    hidden ones only where the part itself begins with a dot.
+    """
     try:
         names = os.listdir(folder)
     except OSError:
         return []
-    return sorted(n for n in names if fnmatchcase(n, part) and (part.startswith(".") or not n.startswith(".")))
+    return sorted(
+        n for n in names if fnmatchcase(n, part) and (part.startswith(".") or not n.startswith("."))
+    )
 
 
 def output_path(source: Source, suffix: str, out: Path | None, many: bool) -> Path:
-    """Where the result of `source` goes: img.png -> img.npz beside it; below `out` when that is a folder; else `out` itself.
+    """Where the result of `source` goes: img.png -> img.npz beside it;
+    below `out` when that is a folder; else `out` itself.
 
-    `out` is a file when there is one input and `out` ends in a file suffix (and is no folder). `Path("-")` is standard
-    output: for `-o -`, and for standard input without -o. Raises UsageError when many results would go to one file.
+    `out` is a file when there is one input and `out` ends in a file suffix (and is no folder).
+    `Path("-")` is standard output: for `-o -`, and for standard input without -o. Raises UsageError
+    when many results would go to one file.
     """
     if out is None:
         return STDIO if source.path is None else source.path.with_suffix(suffix)
-    if out == STDIO or (not os.path.isdir(out) and (os.path.exists(out) or re.fullmatch(r"\.[A-Za-z]\w*", out.suffix))):
+    if out == STDIO or (
+        not os.path.isdir(out)
+        and (os.path.exists(out) or re.fullmatch(r"\.[A-Za-z]\w*", out.suffix))
+    ):
         if not many:
             return out
         if out == STDIO or os.path.exists(out) or out.suffix.lower() == Path("x" + suffix).suffix:
-            raise UsageError(f"several results do not go into one file ({out})", "give a folder: -o DIR")
+            raise UsageError(
+                f"several results do not go into one file ({out})", "give a folder: -o DIR"
+            )
     return out / _inside(source.relative.with_suffix(suffix))
 
 
@@ -192,7 +227,9 @@ def _inside(path: Path) -> Path:
 
 
 def check_free(path: Path, force: bool) -> None:
-    """Raises OutputError when `path` exists and may not be replaced: before the work, not after it."""
+    """Raises OutputError when `path` exists and may not be replaced:
+    before the work, not after it.
+    """
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -201,29 +238,38 @@ def check_free(path: Path, force: bool) -> None:
         raise OutputError(f"cannot write {path}: it is a folder", "give the name of a file")
     if mode is not None and not stat.S_ISREG(mode):
         # Renaming over /dev/null as root would take it away from the whole machine.
-        raise OutputError(f"cannot write {path}: it is not an ordinary file", "give a file name, or - for standard output")
+        raise OutputError(
+            f"cannot write {path}: it is not an ordinary file",
+            "give a file name, or - for standard output",
+        )
     if not force and os.path.lexists(path):
         raise _taken(path)
 
 
 def _taken(path: Path) -> OutputError:
-    return OutputError(f"{path} exists", "use -f/--force to replace it, or choose another name with -o")
+    return OutputError(
+        f"{path} exists", "use -f/--force to replace it, or choose another name with -o"
+    )
 
 
 @contextmanager
 def atomic(path: Path, force: bool = False) -> Iterator[Path]:
-    """Gives a temporary name beside `path`; when the block ends well, its content becomes `path` in one step.
+    """Gives a temporary name beside `path`; when the block ends well, its content
+    becomes `path` in one step.
 
-    The temporary file exists (empty), is hidden and has the suffix of `path`. It is removed when the block fails, and
-    `path` is then as it was. Missing folders are made. Every OSError, of the block too, becomes an OutputError; so does
-    an existing `path` without `force`, even one that appeared meanwhile. A link is written through, not replaced.
+    The temporary file exists (empty), is hidden and has the suffix of `path`. It is removed when
+    the block fails, and `path` is then as it was. Missing folders are made. Every OSError, of the
+    block too, becomes an OutputError; so does an existing `path` without `force`, even one that
+    appeared meanwhile. A link is written through, not replaced.
     """
     check_free(path, force)
     target = Path(os.path.realpath(path)) if os.path.islink(path) else path
     temporary = target.with_name(f".vqtok-{secrets.token_hex(6)}{target.suffix[:16]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:        # around the first call, too: a signal's exception comes when it returns, and the file is then there
+        # around the first call, too: a signal's exception comes when it returns,
+        # and the file is then there
+        try:
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             yield temporary
             _sync(temporary, os.O_RDWR)
@@ -231,7 +277,7 @@ def atomic(path: Path, force: bool = False) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        with suppress(OSError):     # not every system can sync a folder, and the file is already whole
+        with suppress(OSError):  # not every system can sync a folder, and the file is already whole
             _sync(target.parent, os.O_RDONLY)
     except OSError as error:
         what, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
@@ -244,8 +290,11 @@ def is_temporary(name: str) -> bool:
 
 
 def remove_stale(folder: Path) -> None:
-    """Removes the temporary files that writers have left in a folder where they were killed. Only for a folder with one writer."""
-    with suppress(OSError):     # a folder that is not there, or not ours: the first write tells
+    """Removes the temporary files that writers have left in a folder where they were killed.
+
+    Only for a folder with one writer.
+    """
+    with suppress(OSError):  # a folder that is not there, or not ours: the first write tells
         for path in folder.iterdir():
             if is_temporary(path.name) and path.is_file():
                 path.unlink(missing_ok=True)
@@ -260,12 +309,17 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def _publish(temporary: Path, target: Path, force: bool) -> None:
-    """Gives the finished file its name. Without `force` a link takes the name: unlike a rename it never replaces a file."""
+    """Gives the finished file its name.
+
+    Without `force` a link takes the name: unlike a rename it never replaces a file.
+    """
     if not force:
         try:
             os.link(temporary, target)
             return
-        except OSError:     # taken, or a disk without links (FAT): try to reserve the name, then rename over our own file
+        except OSError:
+            # taken, or a disk without links (FAT):
+            # try to reserve the name, then rename over our own file
             try:
                 os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             except FileExistsError:
@@ -280,14 +334,20 @@ def write_bytes(path: Path, data: bytes, force: bool = False) -> None:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The whole file. Raises InputError when it is missing, refused, a folder, or larger than `limit` bytes."""
+    """The whole file.
+
+    Raises InputError when it is missing, refused, a folder, or larger than `limit` bytes.
+    """
     with opened(path) as file:
         return _read(file, limit, str(path))
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The file, to be read. Raises InputError when it is missing, refused or a folder, or fails while it is read."""
+    """The file, to be read.
+
+    Raises InputError when it is missing, refused or a folder, or fails while it is read.
+    """
     try:
         with open(path, "rb") as file:
             yield file
@@ -295,27 +355,41 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
         raise InputError(f"{path} does not exist", "check the name") from None
     except IsADirectoryError:
         if not os.access(path, os.R_OK):
-            raise InputError(f"cannot read the folder {path}: permission denied", "allow reading it: chmod u+rx") from None
+            raise InputError(
+                f"cannot read the folder {path}: permission denied", "allow reading it: chmod u+rx"
+            ) from None
         raise InputError(f"{path} is a folder, and a file is needed", "name a file in it") from None
     except PermissionError:
-        raise InputError(f"cannot read {path}: permission denied", "allow reading it: chmod u+r") from None
-    except (OSError, ValueError) as error:     # ValueError: a NUL in the name
+        raise InputError(
+            f"cannot read {path}: permission denied", "allow reading it: chmod u+r"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise InputError(f"cannot read {path}: {reason}", "check the name and the disk") from None
 
 
 def read_stdin(limit: int) -> bytes:
-    """All of standard input. Raises InputError when it is a terminal, cannot be read, or exceeds `limit` bytes."""
+    """All of standard input.
+
+    Raises InputError when it is a terminal, cannot be read, or exceeds `limit` bytes.
+    """
     if sys.stdin is None or sys.stdin.isatty():
-        raise InputError("standard input is a terminal", "pipe a file into the command, or name a file in place of -")
+        raise InputError(
+            "standard input is a terminal",
+            "pipe a file into the command, or name a file in place of -",
+        )
     try:
         return _read(sys.stdin.buffer, limit, "standard input")
     except OSError as error:
-        raise InputError(f"cannot read standard input: {error.strerror or error}", "name a file in place of -") from None
+        raise InputError(
+            f"cannot read standard input: {error.strerror or error}", "name a file in place of -"
+        ) from None
 
 
 def _read(stream: BinaryIO, limit: int, name: str) -> bytes:
-    """Reads in pieces: pipes do not know their size, and read(limit) would reserve all of `limit` at once."""
+    """Reads in pieces: pipes do not know their size, and read(limit) would
+    reserve all of `limit` at once.
+    """
     data = io.BytesIO()
     while piece := stream.read(min(_CHUNK, limit + 1 - data.tell())):
         data.write(piece)

@@ -17,30 +17,64 @@ from PIL import Image, ImageColor, JpegImagePlugin, UnidentifiedImageError
 from vqtok.errors import InputError, OutputError, UsageError
 from vqtok.files import read_bytes, write_bytes
 
-MAX_PIXELS = 200_000_000            # 600 MB as an array; a header that asks for more is refused before decoding
-MAX_BYTES = 2 << 30                 # of a picture file
-IMAGE_SUFFIXES = frozenset({
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".dib", ".gif", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".qoi", ".mpo",
-})
-_SCANS_MAX = 100                    # of a progressive JPEG: encoders write about 10, and 100 bytes make one more pass over all pixels ...
-_SCANNED_MAX = 4_000_000_000        # ... of which so many take 3 s
-_RLE_MAX = 20_000_000               # pixels of a packed BMP: Pillow unpacks these in Python, 0.1 s a million
-_COMMENTS_MAX = 1000                # in a PPM of plain text: Pillow copies a megabyte for each
+# 600 MB as an array; a header that asks for more is refused before decoding
+MAX_PIXELS = 200_000_000
+MAX_BYTES = 2 << 30  # of a picture file
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".png",
+        ".apng",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".j2k",
+        ".qoi",
+        ".mpo",
+    }
+)
+# of a progressive JPEG: encoders write about 10, and 100 bytes make one
+# more pass over all pixels ...
+_SCANS_MAX = 100
+_SCANNED_MAX = 4_000_000_000  # ... of which so many take 3 s
+_RLE_MAX = 20_000_000  # pixels of a packed BMP: Pillow unpacks these in Python, 0.1 s a million
+_COMMENTS_MAX = 1000  # in a PPM of plain text: Pillow copies a megabyte for each
 _COUNTED_PAGES = 1000
-_COUNTED_BYTES = 32 << 20           # of an animation whose frames are counted, which takes 2 s
-_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd8])")      # of a JPEG: those that a length follows, and the end
+_COUNTED_BYTES = 32 << 20  # of an animation whose frames are counted, which takes 2 s
+# of a JPEG: those that a length follows, and the end
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd8])")
 Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
 
-# A fixed list: Pillow would otherwise hand EPS to Ghostscript, and take noise for formats without a signature.
+# A fixed list: Pillow would otherwise hand EPS to Ghostscript, and take noise for
+# formats without a signature.
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "QOI")
 _SIGNATURES = re.compile(
-    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|....ftypavi[fs]|BM|GIF8|II\*\0|MM\0\*|P[1-6]\s|\0\0\0\x0cjP  |qoif", re.DOTALL
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|....ftypavi[fs]|BM|GIF8|II\*\0|MM\0\*|P[1-6]"
+    rb"\s|\0\0\0\x0cjP "
+    rb" |qoif",
+    re.DOTALL,
 )
-# All that Pillow would try one of _FORMATS on, DIB among them, which begins with the size of its header.
-_STARTS = re.compile(rb"\x89PNG|\xff\xd8|\xff\x4f\xff\x51|RIFF|....ftyp|BM|GIF8|II|MM|P[0-6fy]|\0\0\0\x0cjP|qoif|[^\0]\0\0\0", re.DOTALL)
-_ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {     # EXIF tag 0x0112
+# All that Pillow would try one of _FORMATS on, DIB among them, which begins
+# with the size of its header.
+_STARTS = re.compile(
+    rb"\x89PNG|\xff\xd8|\xff\x4f\xff\x51|RIFF|....ftyp|BM|GIF8|II|MM|P[0-6fy]"
+    rb"|\0\0\0\x0cjP|qoif|[^\0]\0\0\0",
+    re.DOTALL,
+)
+_ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF tag 0x0112
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
     4: lambda x: x[::-1],
@@ -65,20 +99,27 @@ _SAVE: dict[str, tuple[str, dict[str, Any]]] = {
 class Picture:
     """A decoded picture and what had to be done to it."""
 
-    pixels: np.ndarray                  # uint8 (H, W, C), C 1 or 3, contiguous
-    notes: tuple[str, ...] = ()         # what the user should know: "transparency laid over white"
-    source_bytes: int = 0               # size of the file it came from; 0 for arrays
-    reduced: int = 1                    # how many pixels of the file, along each axis, became one
+    pixels: np.ndarray  # uint8 (H, W, C), C 1 or 3, contiguous
+    notes: tuple[str, ...] = ()  # what the user should know: "transparency laid over white"
+    source_bytes: int = 0  # size of the file it came from; 0 for arrays
+    reduced: int = 1  # how many pixels of the file, along each axis, became one
 
 
-def read(source: Path | bytes, channels: int = 3, background: Color = WHITE, shrink: int = 1, least: int = 1) -> Picture:
+def read(
+    source: Path | bytes,
+    channels: int = 3,
+    background: Color = WHITE,
+    shrink: int = 1,
+    least: int = 1,
+) -> Picture:
     """A picture file, by path or content, as uint8 (H, W, channels); channels is 1 or 3.
 
-    A JPEG is decoded at 1/shrink of its sides (1, 2, 4 or 8), or larger where its short side would be less than `least`: that
-    takes a part of the time. Other formats come whole.
+    A JPEG is decoded at 1/shrink of its sides (1, 2, 4 or 8), or larger where its short side would
+    be less than `least`: that takes a part of the time. Other formats come whole.
 
-    EXIF orientation is applied, color profiles are converted to sRGB, transparency is laid over `background`, 16-bit and
-    float values are scaled to 8 bits, an animation gives its first frame. Raises InputError for whatever cannot be read.
+    EXIF orientation is applied, color profiles are converted to sRGB, transparency is laid over
+    `background`, 16-bit and float values are scaled to 8 bits, an animation gives its first frame.
+    Raises InputError for whatever cannot be read.
     """
     data = source if isinstance(source, bytes) else read_bytes(source, MAX_BYTES)
     name = "the picture" if isinstance(source, bytes) else str(source)
@@ -93,12 +134,15 @@ def read(source: Path | bytes, channels: int = 3, background: Color = WHITE, shr
 
 
 def may_be_picture(start: bytes) -> bool:
-    """Whether a file that begins with these bytes, some 16 or more, can be a picture: not, where `read` would refuse it as none."""
+    """Whether a file that begins with these bytes, some 16 or more, can be a picture:
+    not, where `read` would refuse it as none.
+    """
     return _STARTS.match(start) is not None
 
 
 def from_any(image: Any, channels: int = 3, background: Color = WHITE) -> Picture:
-    """A path, file content, PIL image, Picture or uint8 array (H, W), (H, W, 1|3|4) as Picture with `channels` channels.
+    """A path, file content, PIL image, Picture or uint8 array (H, W), (H, W, 1|3|4) as Picture
+    with `channels` channels.
 
     An animated PIL image gives the frame it stands at. Raises InputError for what is none of these.
     """
@@ -112,7 +156,10 @@ def from_any(image: Any, channels: int = 3, background: Color = WHITE) -> Pictur
     if isinstance(array, np.ndarray):
         array = Image.fromarray(_checked(array))
     if not isinstance(array, Image.Image):
-        raise InputError(f"a {type(image).__name__} is no picture", "give a path, bytes, a PIL image or a uint8 array (H, W, C)")
+        raise InputError(
+            f"a {type(image).__name__} is no picture",
+            "give a path, bytes, a PIL image or a uint8 array (H, W, C)",
+        )
     with _guard("the picture"):
         pixels, more = _decode(array, "the picture", channels, background)
     return Picture(pixels, notes + more, size)
@@ -120,18 +167,24 @@ def from_any(image: Any, channels: int = 3, background: Color = WHITE) -> Pictur
 
 def _checked(array: np.ndarray) -> np.ndarray:
     """The array as PIL takes it: uint8 (H, W) or (H, W, 3|4)."""
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,), (4,)):
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or array.shape[2:] not in ((), (1,), (3,), (4,))
+    ):
         raise InputError(
-            f"an array of {array.dtype} {array.shape} is no picture", "give uint8 of shape (H, W) or (H, W, C), C 1, 3 or 4"
+            f"an array of {array.dtype} {array.shape} is no picture",
+            "give uint8 of shape (H, W) or (H, W, C), C 1, 3 or 4",
         )
     return np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
 class _Quiet:
-    """While any thread decodes, PIL's warnings are ignored and its limit is ours; the last to leave restores both.
+    """While any thread decodes, PIL's warnings are ignored and its limit is ours;
+    the last to leave restores both.
 
-    Both are settings of the whole process, so `warnings.catch_warnings` in each of several threads would restore them
-    in the wrong order.
+    Both are settings of the whole process, so `warnings.catch_warnings` in each of several threads
+    would restore them in the wrong order.
     """
 
     def __init__(self) -> None:
@@ -145,7 +198,8 @@ class _Quiet:
             self._caught, self._limit = warnings.catch_warnings(), Image.MAX_IMAGE_PIXELS
             self._caught.__enter__()
             warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
-            Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2     # PIL warns above its limit and raises above twice its limit
+            # PIL warns above its limit and raises above twice its limit
+            Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -160,7 +214,10 @@ _quiet = _Quiet()
 
 @contextmanager
 def _guard(name: str, data: bytes | None = None) -> Iterator[None]:
-    """Turns whatever PIL raises into an InputError. Damaged files make it raise about any exception, hence the wide net."""
+    """Turns whatever PIL raises into an InputError.
+
+    Damaged files make it raise about any exception, hence the wide net.
+    """
     try:
         with _quiet:
             yield
@@ -170,29 +227,47 @@ def _guard(name: str, data: bytes | None = None) -> Iterator[None]:
         raise _too_large(name) from None
     except UnidentifiedImageError:
         if data is not None and _SIGNATURES.match(data):
-            raise InputError(f"{name} is damaged or cut off: its header cannot be read", "get the file again") from None
-        raise InputError(f"{name} is not a picture", "give a PNG, JPEG, WebP, AVIF, GIF, TIFF, BMP or PPM file") from None
+            raise InputError(
+                f"{name} is damaged or cut off: its header cannot be read", "get the file again"
+            ) from None
+        raise InputError(
+            f"{name} is not a picture", "give a PNG, JPEG, WebP, AVIF, GIF, TIFF, BMP or PPM file"
+        ) from None
     except MemoryError:
         raise InputError(f"{name} does not fit into memory", "shrink the picture first") from None
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise InputError(f"{name} is damaged or cut off: {reason}", "get the file again, or save it as PNG") from None
+        raise InputError(
+            f"{name} is damaged or cut off: {reason}", "get the file again, or save it as PNG"
+        ) from None
 
 
 def _too_large(name: str) -> InputError:
-    return InputError(f"{name} claims more than {MAX_PIXELS // 10**6} million pixels", "shrink or cut up the picture first")
+    return InputError(
+        f"{name} claims more than {MAX_PIXELS // 10**6} million pixels",
+        "shrink or cut up the picture first",
+    )
 
 
 def _first_frame(image: Image.Image, size: int) -> tuple[str, ...]:
     """The note on further frames of a file of `size` bytes, of which it stands at the first."""
-    if image.format == "MPO" or not getattr(image, "is_animated", False):   # MPO: a JPEG of a phone with a preview or depth map behind it
+    # MPO: a JPEG of a phone with a preview or depth map behind it
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
         return ()
-    frames = _pages(image) if image.format == "TIFF" else image.n_frames if size <= _COUNTED_BYTES else None     # type: ignore[attr-defined]
+    frames = (
+        _pages(image)
+        if image.format == "TIFF"
+        else image.n_frames  # type: ignore[attr-defined]
+        if size <= _COUNTED_BYTES
+        else None
+    )
     return (f"first of {frames or 'many'} {'pages' if image.format == 'TIFF' else 'frames'}",)
 
 
 def _pages(image: Image.Image) -> int | None:
-    """How many pages a TIFF has, or None for many: Pillow compares each with all before, 8 s for 40,000."""
+    """How many pages a TIFF has, or None for many:
+    Pillow compares each with all before, 8 s for 40,000.
+    """
     pages = 1
     try:
         while pages < _COUNTED_PAGES:
@@ -206,21 +281,34 @@ def _pages(image: Image.Image) -> int | None:
 
 
 def _check_work(image: Image.Image, data: bytes, name: str) -> None:
-    """Refuses small files that keep a decoder busy for minutes; the limits lie at 2 to 4 seconds, and no honest file reaches them."""
+    """Refuses small files that keep a decoder busy for minutes;
+    the limits lie at 2 to 4 seconds, and no honest file reaches them.
+    """
     pixels = image.width * image.height
     if image.format in ("JPEG", "MPO"):
         scans = _scans(data)
         busy = scans > _SCANS_MAX or scans * pixels > _SCANNED_MAX
     elif image.format in ("BMP", "DIB"):
-        busy = pixels > _RLE_MAX and any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ()))
+        busy = pixels > _RLE_MAX and any(
+            tile[0] == "bmp_rle" for tile in getattr(image, "tile", ())
+        )
     else:
-        busy = image.format == "PPM" and data[:2] in (b"P1", b"P2", b"P3") and data.count(b"#") > _COMMENTS_MAX
+        busy = (
+            image.format == "PPM"
+            and data[:2] in (b"P1", b"P2", b"P3")
+            and data.count(b"#") > _COMMENTS_MAX
+        )
     if busy:
-        raise InputError(f"{name} would take minutes to decode", "it looks made for that; save it as PNG with a program you trust")
+        raise InputError(
+            f"{name} would take minutes to decode",
+            "it looks made for that; save it as PNG with a program you trust",
+        )
 
 
 def _scans(data: bytes) -> int:
-    """Passes over the pixels of a JPEG, up to its end marker; counted no further than is allowed."""
+    """Passes over the pixels of a JPEG, up to its end marker;
+    counted no further than is allowed.
+    """
     at, scans = 2, 0
     while scans <= _SCANS_MAX and (found := _MARKER.search(data, at)) and found[1] != b"\xd9":
         scans += found[1] == b"\xda"
@@ -229,16 +317,24 @@ def _scans(data: bytes) -> int:
 
 
 def _reduce(image: Image.Image, shrink: int, least: int) -> int:
-    """Has a JPEG decoded from a part of each block's frequencies; returns the divisor of its sides."""
+    """Has a JPEG decoded from a part of each block's frequencies;
+    returns the divisor of its sides.
+    """
     while shrink > 1 and min(image.size) < shrink * least:
         shrink //= 2
-    if shrink == 1 or not isinstance(image, JpegImagePlugin.JpegImageFile) or image.width * image.height > MAX_PIXELS:
+    if (
+        shrink == 1
+        or not isinstance(image, JpegImagePlugin.JpegImageFile)
+        or image.width * image.height > MAX_PIXELS
+    ):
         return 1
     image.draft(None, (image.width // shrink, image.height // shrink))
     return shrink
 
 
-def _decode(image: Image.Image, name: str, channels: int, background: Color) -> tuple[np.ndarray, tuple[str, ...]]:
+def _decode(
+    image: Image.Image, name: str, channels: int, background: Color
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Pixels (H, W, channels) and notes of an opened image."""
     assert channels in (1, 3), channels
     if image.width * image.height > MAX_PIXELS:
@@ -247,7 +343,8 @@ def _decode(image: Image.Image, name: str, channels: int, background: Color) -> 
         raise InputError(f"{name} has no pixels", "give a picture of at least 1x1")
     notes: list[str] = []
     image.load()
-    orientation = _orientation(image)       # after load: for some formats PIL applies it then, and drops the tag
+    # after load: for some formats PIL applies it then, and drops the tag
+    orientation = _orientation(image)
     profile = image.info.get("icc_profile")
     image = _to_8_bit(image, notes)
     image, alpha = _split_alpha(image)
@@ -261,7 +358,10 @@ def _decode(image: Image.Image, name: str, channels: int, background: Color) -> 
 
 
 def _to_array(image: Image.Image, mode: str) -> np.ndarray:
-    """uint8 (H, W) for mode L, (H, W, 3) for RGB. Strip by strip: taken at once, PIL holds the picture three times more."""
+    """uint8 (H, W) for mode L, (H, W, 3) for RGB.
+
+    Strip by strip: taken at once, PIL holds the picture three times more.
+    """
     image = image if image.mode == mode else image.convert(mode)
     pixels = np.empty((image.height, image.width, 3)[: 2 if mode == "L" else 3], np.uint8)
     for top in range(0, image.height, 256):
@@ -274,15 +374,18 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) when there is none or it cannot be parsed."""
     try:
         return int(image.getexif().get(0x0112, 1))
-    except Exception:     # parsing damaged EXIF raises struct, type, value, ... errors; the pixels are still good
+    except Exception:
+        # parsing damaged EXIF raises struct, type, value, ... errors; the pixels are still good
         return 1
 
 
 def _to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Gray modes of 16 or 32 bits or float as mode L; PIL's own conversion would clip them at 255."""
+    """Gray modes of 16 or 32 bits or float as mode L;
+    PIL's own conversion would clip them at 255.
+    """
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.asarray(image)      # (H, W) of uint16, int32 or float32
+    values = np.asarray(image)  # (H, W) of uint16, int32 or float32
     is_float = values.dtype.kind == "f"
     if is_float:
         values = np.nan_to_num(values, nan=0.0)
@@ -292,7 +395,7 @@ def _to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
         scaled = values * (255.0 if high <= 1 else 1.0)
     elif not is_float and low >= 0 and high <= 65535:
         notes.append("16-bit values reduced to 8 bits")
-        scaled = values // 256      # as PIL does with 16-bit colors
+        scaled = values // 256  # as PIL does with 16-bit colors
     else:
         notes.append(f"values from {low:g} to {high:g} scaled to 8 bits")
         scaled = (values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-30))
@@ -300,7 +403,9 @@ def _to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The image in L, RGB, CMYK or LAB, and its transparency (mode L, 255 opaque) where it has some."""
+    """The image in L, RGB, CMYK or LAB, and its transparency (mode L, 255
+    opaque) where it has some.
+    """
     if not image.has_transparency_data:
         return image if image.mode in ("L", "RGB", "CMYK", "LAB") else image.convert("RGB"), None
     image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
@@ -309,14 +414,16 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """The image in L or RGB, colors as sRGB; a profile that is broken, or of another kind of color, counts as none."""
+    """The image in L or RGB, colors as sRGB;
+    a profile that is broken, or of another kind of color, counts as none.
+    """
     transform = _transform(profile or b"", image.mode) if profile or image.mode == "LAB" else None
     if transform is not None:
         from PIL import ImageCms
 
         notes.append("colors converted to sRGB")
         converted = ImageCms.applyTransform(image, transform)
-        assert converted is not None    # None only for work in place
+        assert converted is not None  # None only for work in place
         return converted.convert("L") if image.mode == "L" else converted
     if image.mode == "CMYK":
         notes.append("CMYK turned into RGB without a color profile")
@@ -325,28 +432,36 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> Any | None:
-    """PIL's transform from a color profile to sRGB; None when it changes nothing, is broken, or PIL has no ImageCms.
+    """PIL's transform from a color profile to sRGB;
+    None when it changes nothing, is broken, or PIL has no ImageCms.
 
-    Whether the profile is sRGB is seen by what it does to 4913 colors: descriptions are not to be trusted.
+    Whether the profile is sRGB is seen by what it does to 4913 colors:
+    descriptions are not to be trusted.
     """
     try:
         from PIL import ImageCms
 
-        given = ImageCms.createProfile("LAB") if mode == "LAB" else ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        given = (
+            ImageCms.createProfile("LAB")
+            if mode == "LAB"
+            else ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        )
         transform = ImageCms.buildTransform(given, ImageCms.createProfile("sRGB"), mode, "RGB")
         if mode in ("L", "RGB"):
             axis = np.linspace(0, 255, 17).astype(np.uint8)
-            cube = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(17, -1, 3)      # (17, 289, 3)
+            cube = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(17, -1, 3)  # (17, 289, 3)
             probe = Image.fromarray(cube).convert(mode)
             after = np.asarray(ImageCms.applyTransform(probe, transform), dtype=int)
             if np.abs(after - np.asarray(probe.convert("RGB"), dtype=int)).max() <= 2:
                 return None
         return transform
-    except Exception:     # a broken profile, of a kind unknown to littlecms, or for another mode
+    except Exception:  # a broken profile, of a kind unknown to littlecms, or for another mode
         return None
 
 
-def _lay_over(image: Image.Image, alpha: Image.Image | None, background: Color, notes: list[str]) -> Image.Image:
+def _lay_over(
+    image: Image.Image, alpha: Image.Image | None, background: Color, notes: list[str]
+) -> Image.Image:
     if alpha is None:
         return image
     notes.append(f"transparency laid over {_color_name(background)}")
@@ -378,24 +493,34 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def write(path: Path, pixels: np.ndarray, force: bool = False) -> None:
-    """Writes uint8 (H, W, 1|3) in the format that the suffix names: lossless, or at high quality for JPEG and AVIF.
+    """Writes uint8 (H, W, 1|3) in the format that the suffix names:
+    lossless, or at high quality for JPEG and AVIF.
 
-    Raises UsageError for an unknown suffix, OutputError when the format cannot hold the size or the file cannot be written.
+    Raises UsageError for an unknown suffix, OutputError when the format cannot hold the size or
+    the file cannot be written.
     """
     check_suffix(path)
     try:
         data = _encode(pixels, path.suffix.lower())
-    except (OSError, ValueError, KeyError, SystemError) as error:     # KeyError: this Pillow has no such encoder
+    except (OSError, ValueError, KeyError, SystemError) as error:
+        # KeyError: this Pillow has no such encoder
         H, W = pixels.shape[:2]
-        message = f"cannot write {path}: {path.suffix[1:].upper()} does not take {W}x{H} pixels ({error})"
+        message = (
+            f"cannot write {path}: {path.suffix[1:].upper()} does not take {W}x{H} pixels ({error})"
+        )
         raise OutputError(message, "write a .png") from None
     write_bytes(path, data, force)
 
 
 def check_suffix(path: Path) -> None:
-    """Raises UsageError when `write` knows no format for the suffix: before the work, not after it."""
+    """Raises UsageError when `write` knows no format for the suffix:
+    before the work, not after it.
+    """
     if path.suffix.lower() not in _SAVE:
-        raise UsageError(f"cannot write {path}: unknown picture format {path.suffix!r}", f"use one of {' '.join(_SAVE)}")
+        raise UsageError(
+            f"cannot write {path}: unknown picture format {path.suffix!r}",
+            f"use one of {' '.join(_SAVE)}",
+        )
 
 
 def _encode(pixels: np.ndarray, suffix: str) -> bytes:
@@ -407,7 +532,9 @@ def _encode(pixels: np.ndarray, suffix: str) -> bytes:
 
 
 def pad(pixels: np.ndarray, multiple: int) -> np.ndarray:
-    """Repeats the last row and column of (H, W, C) until H and W are multiples; any size from 1x1 on."""
+    """Repeats the last row and column of (H, W, C) until H and W are multiples;
+    any size from 1x1 on.
+    """
     H, W = pixels.shape[:2]
     return np.pad(pixels, ((0, -H % multiple), (0, -W % multiple), (0, 0)), mode="edge")
 
@@ -419,8 +546,12 @@ def crop(pixels: np.ndarray, H: int, W: int) -> np.ndarray:
 
 
 def fit(pixels: np.ndarray, H: int, W: int) -> np.ndarray:
-    """uint8 (H, W, C) resized from any size: Lanczos, after a box filter where it shrinks more than threefold."""
+    """uint8 (H, W, C) resized from any size:
+    Lanczos, after a box filter where it shrinks more than threefold.
+    """
     if pixels.shape[:2] == (H, W):
         return pixels
-    image = Image.fromarray(_checked(pixels)).resize((W, H), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    image = Image.fromarray(_checked(pixels)).resize(
+        (W, H), Image.Resampling.LANCZOS, reducing_gap=3.0
+    )
     return np.array(image).reshape(H, W, pixels.shape[2])

@@ -1,4 +1,6 @@
-"""Networks built for their names and shapes alone: to be filled from a file, or to be compared with one."""
+"""Networks built for their names and shapes alone:
+to be filled from a file, or to be compared with one.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +19,14 @@ class _Undrawn(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func.__name__ == "normal_":      # the tensor's own, or that of torch.nn.init, which names its argument
+        # the tensor's own, or that of torch.nn.init, which names its argument
+        if func.__name__ == "normal_":
             return args[0] if args else (kwargs or {})["tensor"]
         if func.__name__ in _SCALINGS and isinstance(args[1], float):
             return args[0]
@@ -28,6 +35,8 @@ class _Undrawn(TorchFunctionMode):
 
 @contextmanager
 def outline() -> Iterator[None]:
-    """Modules made inside have neither memory nor values (the meta device), whatever shapes a damaged config may ask for."""
+    """Modules made inside have neither memory nor values (the meta device), whatever shapes a
+    damaged config may ask for.
+    """
     with torch.device("meta"), _Undrawn():
         yield

@@ -1,4 +1,6 @@
-"""A picture of any size in bounded memory: an encoder or decoder goes over it part by part, and gives what it gives at once."""
+"""A picture of any size in bounded memory:
+an encoder or decoder goes over it part by part, and gives what it gives at once.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,20 +16,24 @@ from vqtok.vqvae import AnyDecoder, AnyEncoder, Decoder, Encoder, Halve, Residua
 class Cut:
     """How a grid is cut into parts that are worked on one after the other."""
 
-    axis: int                   # 2: into rows, 3: into columns
-    parts: tuple[slice, ...]    # of the grid, along the axis
-    most: int                   # length of the longest
+    axis: int  # 2: into rows, 3: into columns
+    parts: tuple[slice, ...]  # of the grid, along the axis
+    most: int  # length of the longest
 
     @classmethod
     def of(cls, h: int, w: int, f: int, pixels: int, n: int = 1) -> "Cut":
-        """Cuts n grids of h x w codes, f x f pixels each, into equal parts of about `pixels` in all.
+        """Cuts n grids of h x w codes, f x f pixels each, into equal parts
+        of about `pixels` in all.
 
-        Into rows, which lie together in memory, unless the grid is wide and a few of its rows are too much already.
+        Into rows, which lie together in memory, unless the grid is wide and a few of its
+        rows are too much already.
         """
         axis = 3 if w > h and n * w * f * f > 4 * pixels else 2
         length = h if axis == 2 else w
         most = -(-length // max(1, round(n * h * w * f * f / pixels)))
-        return cls(axis, tuple(slice(i, min(length, i + most)) for i in range(0, length, most)), most)
+        return cls(
+            axis, tuple(slice(i, min(length, i + most)) for i in range(0, length, most)), most
+        )
 
     def slices(self, part: slice, scale: int = 1) -> tuple[slice, slice]:
         """Rows and columns of a part."""
@@ -36,8 +42,11 @@ class Cut:
 
 
 class _Sliding:
-    """A convolution over features that come part by part along an axis, 2 (rows) or 3 (columns): what it gives is, put together,
-    what it gives at once. It keeps as many rows as its kernel reaches back."""
+    """A convolution over features that come part by part along an axis, 2 (rows) or 3 (columns):
+    what it gives is, put together, what it gives at once.
+
+    It keeps as many rows as its kernel reaches back.
+    """
 
     def __init__(self, layer: nn.Conv2d, axis: int) -> None:
         self.layer, self.axis = layer, axis
@@ -48,8 +57,10 @@ class _Sliding:
         self.whole = False
 
     def take(self, x: Tensor, last: bool, silu: bool = False) -> Tensor:
-        """What `convolve` needs: x or silu(x), the next part, with what the kernel needs before and after it."""
-        self.whole = self.held is None and last         # a part that is all there is goes in as it is
+        """What `convolve` needs: x or silu(x), the next part, with what the kernel
+        needs before and after it.
+        """
+        self.whole = self.held is None and last  # a part that is all there is goes in as it is
         if self.whole:
             return F.silu(x) if silu else x
         return self._extended(x, last, silu)
@@ -61,21 +72,26 @@ class _Sliding:
             return F.conv2d(x, layer.weight, layer.bias, layer.stride, self.padding)
         length = x.shape[self.axis]
         done = max(0, (length - self.kernel) // self.stride + 1)
-        self.held = x.narrow(self.axis, done * self.stride, length - done * self.stride).clone()      # a view would keep all of x
+        # a view would keep all of x
+        self.held = x.narrow(self.axis, done * self.stride, length - done * self.stride).clone()
         padding = (0, self.padding[1]) if self.axis == 2 else (self.padding[0], 0)
         return F.conv2d(x, layer.weight, layer.bias, layer.stride, padding) if done else None
 
     def _extended(self, x: Tensor, last: bool, silu: bool) -> Tensor:
-        """x or silu(x) behind what is held of the part before, or the padding, and before the padding at the end."""
+        """x or silu(x) behind what is held of the part before, or the padding, and
+        before the padding at the end.
+        """
         before = self.edge if self.held is None else self.held.shape[self.axis]
         shape, count = list(x.shape), x.shape[self.axis]
         shape[self.axis] = before + count + last * self.edge
-        extended = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        extended = torch.empty(
+            shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        )
         if self.held is None:
             extended.narrow(self.axis, 0, before).zero_()
         else:
             extended.narrow(self.axis, 0, before).copy_(self.held)
-        if silu:        # written where it belongs: a pass over the features less
+        if silu:  # written where it belongs: a pass over the features less
             torch.ops.aten.silu.out(x, out=extended.narrow(self.axis, before, count))
         else:
             extended.narrow(self.axis, before, count).copy_(x)
@@ -85,11 +101,19 @@ class _Sliding:
 
 
 class _Step:
-    """A layer of an encoder or decoder for features that come part by part, without gradients: it works in place where it can."""
+    """A layer of an encoder or decoder for features that come part by part, without gradients:
+    it works in place where it can.
+    """
 
     def __init__(self, layer: nn.Module, axis: int) -> None:
         self.layer, self.axis = layer, axis
-        convolutions = [layer.first, layer.second] if isinstance(layer, ResidualBlock) else [layer] if isinstance(layer, nn.Conv2d) else []
+        convolutions = (
+            [layer.first, layer.second]
+            if isinstance(layer, ResidualBlock)
+            else [layer]
+            if isinstance(layer, nn.Conv2d)
+            else []
+        )
         self.convolutions = [_Sliding(convolution, axis) for convolution in convolutions]
         self.around = isinstance(layer, ResidualBlock | Halve | Widen)
         self.held: Tensor | None = None
@@ -101,18 +125,22 @@ class _Step:
             return self.layer(x)
         y: Tensor | None = x
         for convolution in self.convolutions:
-            y = convolution.take(y, last, silu=isinstance(self.layer, ResidualBlock))     # frees the y before: 14 bytes a pixel
+            # frees the y before: 14 bytes a pixel
+            y = convolution.take(y, last, silu=isinstance(self.layer, ResidualBlock))
             y = convolution.convolve(y)
             if y is None:
                 break
         return self._with_shortcut(y, x) if self.around else y
 
     def _with_shortcut(self, y: Tensor | None, x: Tensor) -> Tensor | None:
-        """Adds to the convolutions' output what goes around them: first what was held of it, then the beginning of x."""
+        """Adds to the convolutions' output what goes around them:
+        first what was held of it, then the beginning of x.
+        """
         if y is None:
             self.held = self._joined(x)
             return None
-        stride = self.convolutions[0].stride        # 2 where the resolution halves; every other layer keeps it
+        # 2 where the resolution halves; every other layer keeps it
+        stride = self.convolutions[0].stride
         length, before = y.shape[self.axis], 0 if self.held is None else self.held.shape[self.axis]
         if before % stride or before > length * stride:
             x, self.held, before = self._joined(x), None, 0
@@ -137,12 +165,16 @@ class _Step:
             part.add_(x)
 
 
-def in_parts(network: AnyEncoder | AnyDecoder, parts: Iterable[Tensor], axis: int, most: int) -> Iterator[Tensor]:
-    """What a network makes of its input, which comes in parts along an axis, 2 (rows) or 3 (columns): part by part along the same axis.
+def in_parts(
+    network: AnyEncoder | AnyDecoder, parts: Iterable[Tensor], axis: int, most: int
+) -> Iterator[Tensor]:
+    """What a network makes of its input, which comes in parts along an axis, 2 (rows) or 3
+    (columns): part by part along the same axis.
 
-    Nothing is computed twice, and put together it is what comes out at once, up to float rounding: each layer keeps the few rows that
-    its next part needs. A part holds `most` positions of the input along the axis at the most; later layers, which get the end of
-    the input all at once, cut theirs to the same size. A network that sees the whole picture gets it in one part.
+    Nothing is computed twice, and put together it is what comes out at once, up to float rounding:
+    each layer keeps the few rows that its next part needs. A part holds `most` positions of the
+    input along the axis at the most; later layers, which get the end of the input all at once, cut
+    theirs to the same size. A network that sees the whole picture gets it in one part.
     """
     if not isinstance(network, Encoder | Decoder):
         yield from map(network, parts)
@@ -172,7 +204,8 @@ def _scale(layer: nn.Module, axis: int) -> float:
 def _through(steps: list[tuple[_Step, int]], x: Tensor, last: bool) -> Iterator[Tensor]:
     """One part through the layers that are left."""
     for i, (step, most) in enumerate(steps):
-        if x.shape[step.axis] > 1.5 * most:         # the limit is for the memory's sake: parts that are a little larger do not hurt
+        # the limit is for the memory's sake: parts that are a little larger do not hurt
+        if x.shape[step.axis] > 1.5 * most:
             pieces = x.chunk(-(-x.shape[step.axis] // most), step.axis)
             for k, piece in enumerate(pieces):
                 yield from _through(steps[i:], piece, last and k == len(pieces) - 1)

@@ -1,8 +1,10 @@
-"""Config and tensors <-> .safetensors; where models are found, and by which fingerprint they are known.
+"""Config and tensors <-> .safetensors; where models are found, and by which
+fingerprint they are known.
 
-A weights file is a safetensors file whose metadata has the one key "vqtok": one JSON object in ASCII, keys sorted: "format" (1),
-"kind" ("tokenizer", "prior", "entropy", "vae" or "state"), "config" (it rebuilds the network) and "record" (data, steps, seed, figures,
-version). One key only, because safetensors shuffles several, and equal models would get different bytes.
+A weights file is a safetensors file whose metadata has the one key "vqtok": one JSON object in
+ASCII, keys sorted: "format" (1), "kind" ("tokenizer", "prior", "entropy", "vae" or "state"),
+"config" (it rebuilds the network) and "record" (data, steps, seed, figures, version). One key only,
+because safetensors shuffles several, and equal models would get different bytes.
 """
 
 import difflib
@@ -28,20 +30,31 @@ FORMAT = 1
 KINDS = ("tokenizer", "prior", "entropy", "vae", "state")
 SUFFIX = ".safetensors"
 DEFAULT_MODEL = "photo"
-HEADER_LIMIT = 16 << 20     # bytes of JSON: some 150,000 tensors
-FILE_LIMIT = 64 << 30       # bytes, all of which are held in memory
+HEADER_LIMIT = 16 << 20  # bytes of JSON: some 150,000 tensors
+FILE_LIMIT = 64 << 30  # bytes, all of which are held in memory
 _META_KEY = "vqtok"
 _COPY_AGAIN = "copy or download the file again"
 _DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "|b1",
-    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1",
-}   # fmt: skip
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BOOL": "|b1",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "|u1",
+}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, and what they are: meta has the keys kind, config and record, and format once it was in a file."""
+    """Tensors by name, and what they are: meta has the keys kind, config and record, and
+    format once it was in a file.
+    """
 
     tensors: dict[str, np.ndarray]
     meta: dict[str, Any]
@@ -58,7 +71,8 @@ class Weights:
 def save(path: Path, weights: Weights, force: bool = True) -> None:
     """Writes a weights file in one step; equal weights give equal bytes.
 
-    OutputError where the path cannot be written. ValueError where meta holds NaN or infinity: JSON has no word for them.
+    OutputError where the path cannot be written.
+    ValueError where meta holds NaN or infinity: JSON has no word for them.
     """
     meta = {"format": FORMAT, **weights.meta}
     assert meta["format"] == FORMAT, meta["format"]
@@ -70,9 +84,12 @@ def save(path: Path, weights: Weights, force: bool = True) -> None:
 
 
 def load(path: Path, kind: str) -> Weights:
-    """Reads a weights file of one kind. Nothing is executed; arrays are writable, bfloat16 comes as float32.
+    """Reads a weights file of one kind.
 
-    InputError: not readable. FormatError: damaged, truncated, a pickle, not vqtok's, of a newer format, or of another kind.
+    Nothing is executed; arrays are writable, bfloat16 comes as float32.
+
+    InputError: not readable. FormatError: damaged, truncated, a pickle, not vqtok's, of a newer
+    format, or of another kind.
     """
     with files.opened(path) as file:
         header = _header(file, path)
@@ -96,11 +113,17 @@ def _header(file: io.BufferedReader, path: Path) -> bytes:
 
 
 def _tensors(file: io.BufferedReader, header: bytes, path: Path) -> dict[str, np.ndarray]:
-    """The tensors that stand behind the header, by name. Each is read to where it stays: there is never a second copy in memory."""
+    """The tensors that stand behind the header, by name.
+
+    Each is read to where it stays: there is never a second copy in memory.
+    """
     if os.fstat(file.fileno()).st_size > FILE_LIMIT:
-        raise InputError(f"{path} is larger than {files.human_bytes(FILE_LIMIT)}", "give a smaller file")
+        raise InputError(
+            f"{path} is larger than {files.human_bytes(FILE_LIMIT)}", "give a smaller file"
+        )
     try:
-        with safetensors.safe_open(path, "np"):     # checks the whole header, and that the tensors fill the file to its end
+        # checks the whole header, and that the tensors fill the file to its end
+        with safetensors.safe_open(path, "np"):
             entries = json.loads(header)
     except (safetensors.SafetensorError, ValueError) as error:
         raise FormatError(f"{path} is damaged or truncated ({error})", _COPY_AGAIN) from None
@@ -112,7 +135,10 @@ def _tensors(file: io.BufferedReader, header: bytes, path: Path) -> dict[str, np
 
 
 def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
-    """The metadata alone: reads the header, not the tensors. Errors as `load`; kind None takes any."""
+    """The metadata alone: reads the header, not the tensors.
+
+    Errors as `load`; kind None takes any.
+    """
     with files.opened(path) as file:
         header = _header(file, path)
     meta = _parse_header(header, path)
@@ -121,12 +147,19 @@ def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def tokenizer_config(path: Path) -> config.TokenizerConfig:
-    """The settings of a tokenizer file, from its header alone. Errors as `load`, and FormatError where they are damaged."""
-    return config.from_dict(config.TokenizerConfig, read_meta(path, "tokenizer")["config"], str(path))
+    """The settings of a tokenizer file, from its header alone.
+
+    Errors as `load`, and FormatError where they are damaged.
+    """
+    return config.from_dict(
+        config.TokenizerConfig, read_meta(path, "tokenizer")["config"], str(path)
+    )
 
 
 def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
-    """Eight hex digits of SHA-256 over the tensors in name order: name, dtype, shape, and bytes in C order, little-endian."""
+    """Eight hex digits of SHA-256 over the tensors in name order:
+    name, dtype, shape, and bytes in C order, little-endian.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         array = _plain(tensors[name])
@@ -141,21 +174,33 @@ def tokenizer_fingerprint(path: Path) -> str:
     return fingerprint(load(path, "tokenizer").tensors)
 
 
-def check(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], origin: object) -> None:
-    """Passes when the tensors are the expected ones: none missing or extra, each of its shape, all finite.
+def check(
+    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], origin: object
+) -> None:
+    """Passes when the tensors are the expected ones:
+    none missing or extra, each of its shape, all finite.
 
-    shapes comes from the network that the config describes. Else FormatError, which names the first wrong tensor.
+    shapes comes from the network that the config describes.
+    Else FormatError, which names the first wrong tensor.
     """
     for name in sorted(shapes):
         if name not in tensors:
             raise FormatError(f"{origin} lacks the tensor {name}", _COPY_AGAIN)
         if tuple(tensors[name].shape) != tuple(shapes[name]):
             found, wanted = tuple(tensors[name].shape), tuple(shapes[name])
-            raise FormatError(f"{origin}: tensor {name} has the shape {found}, its config asks for {wanted}", _COPY_AGAIN)
+            raise FormatError(
+                f"{origin}: tensor {name} has the shape {found}, its config asks for {wanted}",
+                _COPY_AGAIN,
+            )
         if tensors[name].dtype.kind == "f" and not np.isfinite(tensors[name]).all():
-            raise FormatError(f"{origin}: tensor {name} holds NaN or infinity", "use weights saved before training went wrong")
+            raise FormatError(
+                f"{origin}: tensor {name} holds NaN or infinity",
+                "use weights saved before training went wrong",
+            )
     for name in sorted(set(tensors) - set(shapes)):
-        raise FormatError(f"{origin} has the unknown tensor {name}", "it may be of a newer vqtok: upgrade vqtok")
+        raise FormatError(
+            f"{origin} has the unknown tensor {name}", "it may be of a newer vqtok: upgrade vqtok"
+        )
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
@@ -164,30 +209,45 @@ def _plain(array: np.ndarray) -> np.ndarray:
 
 
 def _array(file: io.BufferedReader, entry: Mapping[str, Any], origin: str) -> np.ndarray:
-    """A writable array of this machine's byte order, of the next bytes in the file; the entry is its dtype and shape."""
+    """A writable array of this machine's byte order, of the next bytes in the file;
+    the entry is its dtype and shape.
+    """
     dtype = "<u2" if entry["dtype"] == "BF16" else _DTYPES.get(entry["dtype"])
     if dtype is None:
-        raise FormatError(f"{origin} is of type {entry['dtype']}, which vqtok does not read", "save it as float32 or float16")
+        raise FormatError(
+            f"{origin} is of type {entry['dtype']}, which vqtok does not read",
+            "save it as float32 or float16",
+        )
     try:
         array = np.empty(entry["shape"], dtype)
-    except (ValueError, OverflowError):     # a shape such as (2^63, 0), which holds nothing and yet fits no array
+    except (ValueError, OverflowError):
+        # a shape such as (2^63, 0), which holds nothing and yet fits no array
         raise FormatError(f"{origin} has the shape {entry['shape']}", _COPY_AGAIN) from None
     if array.size and file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
         raise FormatError(f"{origin} is cut off", _COPY_AGAIN)
-    if entry["dtype"] == "BF16":             # the upper half of a float32; numpy has no such type
+    if entry["dtype"] == "BF16":  # the upper half of a float32; numpy has no such type
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return array if sys.byteorder == "little" else array.astype(array.dtype.newbyteorder("="))
 
 
 def _header_size(start: bytes, size: int, path: Path) -> int:
-    """Bytes of JSON that follow the first eight; start is the first nine bytes of a file of the given size."""
+    """Bytes of JSON that follow the first eight;
+    start is the first nine bytes of a file of the given size.
+    """
     if len(start) < 9 or start[8:] != b"{":
-        if start[:4] == b"PK\3\4" or start[:1] == b"\x80":      # torch.save writes a zip, and wrote a bare pickle before 1.6
+        # torch.save writes a zip, and wrote a bare pickle before 1.6
+        if start[:4] == b"PK\3\4" or start[:1] == b"\x80":
             raise FormatError(
                 f"{path} looks like a pickle, not a safetensors file",
                 "vqtok reads no pickles, they can run code; give a file that vqtok wrote",
             )
-        what = "is truncated" if 0 < len(start) < 9 else "is empty" if not start else "is not a safetensors file"
+        what = (
+            "is truncated"
+            if 0 < len(start) < 9
+            else "is empty"
+            if not start
+            else "is not a safetensors file"
+        )
         raise FormatError(f"{path} {what}", "give a weights file that vqtok wrote")
     length = int.from_bytes(start[:8], "little")
     if length > min(HEADER_LIMIT, size - 8):
@@ -203,7 +263,10 @@ def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
         raise FormatError(f"{path} has a damaged header", _COPY_AGAIN) from None
     text = metadata.get(_META_KEY) if isinstance(metadata, dict) else None
     if not isinstance(text, str):
-        raise FormatError(f"{path} is a safetensors file, but not a vqtok file", "give a weights file that vqtok wrote")
+        raise FormatError(
+            f"{path} is a safetensors file, but not a vqtok file",
+            "give a weights file that vqtok wrote",
+        )
     with named(path):
         meta = parse_meta(text)
     if not _has_parts(meta):
@@ -249,7 +312,9 @@ class ModelFolder:
 
 
 def bundled() -> Path:
-    """The folder of the models that come with vqtok: inside the package in a wheel, beside it in a checkout."""
+    """The folder of the models that come with vqtok:
+    inside the package in a wheel, beside it in a checkout.
+    """
     package = Path(__file__).resolve().parent
     inside = package / "models"
     return inside if inside.is_dir() else package.parent / "models"
@@ -270,25 +335,33 @@ def models() -> list[ModelFolder]:
 
 
 def find(name_or_path: str | None = None) -> ModelFolder:
-    """The model of that name in the search path, or else at that path; None means VQTOK_MODEL, or photo.
+    """The model of that name in the search path, or else at that path;
+    None means VQTOK_MODEL, or photo.
 
-    A path is that of a model folder or of a .safetensors file. ModelError where there is no such model.
+    A path is that of a model folder or of a .safetensors file.
+    ModelError where there is no such model.
     """
     wanted = name_or_path or os.environ.get("VQTOK_MODEL") or DEFAULT_MODEL
     known = {model.name: model for model in models()}
     if wanted in known:
         return known[wanted]
-    path = Path(os.path.expanduser(wanted))     # Path.expanduser raises on "~nobody"
+    path = Path(os.path.expanduser(wanted))  # Path.expanduser raises on "~nobody"
     model = _at(path)
     if model is None:
-        what = f"{wanted} holds no tokenizer{SUFFIX}" if os.path.exists(path) else f"there is no model {wanted!r}"
+        what = (
+            f"{wanted} holds no tokenizer{SUFFIX}"
+            if os.path.exists(path)
+            else f"there is no model {wanted!r}"
+        )
         raise ModelError(what, _suggest(wanted, list(known)))
     return model
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What a model's tokenizer file holds, read once: its fingerprint is known only when all of it is read."""
+    """What a model's tokenizer file holds, read once:
+    its fingerprint is known only when all of it is read.
+    """
 
     folder: ModelFolder
     stored: Weights
@@ -302,7 +375,10 @@ def read_tokenizer(folder: ModelFolder) -> Tokenizer:
 
 
 def find_by_fingerprint(name: str, fingerprint: str) -> ModelFolder:
-    """The model that a codes file names. ModelError where no model in the search path has that tokenizer."""
+    """The model that a codes file names.
+
+    ModelError where no model in the search path has that tokenizer.
+    """
     return read_by_fingerprint(name, fingerprint).folder
 
 
@@ -312,13 +388,14 @@ def read_by_fingerprint(name: str, fingerprint: str) -> Tokenizer:
     The name comes from a file that may be hostile: it is compared with names, never used as a path.
     """
     here = None
-    for model in sorted(_all_models(), key=lambda model: model.name != name):     # models of that name first
+    # models of that name first
+    for model in sorted(_all_models(), key=lambda model: model.name != name):
         try:
             tokenizer = read_tokenizer(model)
             found = tokenizer.fingerprint
             if found == fingerprint:
                 return tokenizer
-        except VqtokError:      # one damaged model must not hide the others
+        except VqtokError:  # one damaged model must not hide the others
             found = "damaged"
         if model.name == name:
             here = here or found
@@ -334,9 +411,10 @@ def _all_models() -> Iterator[ModelFolder]:
     for entry in search_path():
         try:
             paths = [entry, *sorted(entry.iterdir())]
-        except OSError:     # gone, or not ours to read: the other entries still count
+        except OSError:  # gone, or not ours to read: the other entries still count
             continue
-        for path in filter(os.path.isdir, paths):       # a loose file is a model only for those who name it
+        # a loose file is a model only for those who name it
+        for path in filter(os.path.isdir, paths):
             model = _at(path)
             if model is not None:
                 yield model
@@ -347,7 +425,8 @@ def _at(path: Path) -> ModelFolder | None:
     if path.name == f"tokenizer{SUFFIX}":
         path = path.parent
     single = path.suffix == SUFFIX
-    if not os.path.isfile(path if single else path / f"tokenizer{SUFFIX}"):    # Path.is_file raises where a folder refuses
+    # Path.is_file raises where a folder refuses
+    if not os.path.isfile(path if single else path / f"tokenizer{SUFFIX}"):
         return None
     name = path.stem if single else path.resolve().name
     return ModelFolder("".join(c if c.isprintable() else "_" for c in name), path)
@@ -357,4 +436,8 @@ def _suggest(wanted: str, known: list[str]) -> str:
     near = difflib.get_close_matches(wanted, known, n=1)
     if near:
         return f"did you mean {near[0]}?"
-    return f"choose one of {', '.join(known)}, or give the path of a model folder" if known else "give the path of a model folder"
+    return (
+        f"choose one of {', '.join(known)}, or give the path of a model folder"
+        if known
+        else "give the path of a model folder"
+    )

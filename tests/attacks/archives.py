@@ -1,4 +1,6 @@
-"""Damaged and hostile data sets: zips, tars and arrays, as training, eval and bulk encoding open them."""
+"""Damaged and hostile data sets: zips, tars and arrays, as training, eval
+and bulk encoding open them.
+"""
 
 import gzip
 import io
@@ -20,17 +22,38 @@ from attacks.pictures import claimed, png
 from vqtok.data import open_data
 from vqtok.errors import InputError
 
-READ = 6                    # pictures of a data set that are decoded
-EACH = 2000                 # bytes that an entry takes in an index of names
+READ = 6  # pictures of a data set that are decoded
+EACH = 2000  # bytes that an entry takes in an index of names
 Maker = Callable[[random.Random], tuple[bytes, int]]
-_SUFFIXES = {"zip": ".zip", "tar": ".tar", "npz": ".npz", "npy": ".npy", "idx": "-images-idx3-ubyte", "cifar": "cifar.tar.gz"}
-_FIELDS = (     # offsets and sizes in a tar header
-    (0, 100), (100, 8), (108, 8), (124, 12), (124, 12), (124, 12), (136, 12), (156, 1), (157, 100), (257, 8), (345, 155),
-)     # fmt: skip
+_SUFFIXES = {
+    "zip": ".zip",
+    "tar": ".tar",
+    "npz": ".npz",
+    "npy": ".npy",
+    "idx": "-images-idx3-ubyte",
+    "cifar": "cifar.tar.gz",
+}
+_FIELDS = (  # offsets and sizes in a tar header
+    (0, 100), (100, 8), (108, 8), (124, 12), (124, 12), (124, 12), (136, 12), (156, 1),
+    (157, 100), (257, 8), (345, 155),
+)  # fmt: skip
 _ODD_NAMES = (
-    "../../evil.png", "/tmp/evil.png", "a/../../evil.png", "C:\\evil.png", "a\\..\\evil.png", "nul\0.png", "\x1b[2Jevil.png", "[red]x.png",
-    "x" * 5000 + ".png", "\u202egnp.png", ".hidden.png", "a//b.png", "./a.png", "évil.png", "a\nb.png",
-)     # fmt: skip
+    "../../evil.png",
+    "/tmp/evil.png",
+    "a/../../evil.png",
+    "C:\\evil.png",
+    "a\\..\\evil.png",
+    "nul\0.png",
+    "\x1b[2Jevil.png",
+    "[red]x.png",
+    "x" * 5000 + ".png",
+    "\u202egnp.png",
+    ".hidden.png",
+    "a//b.png",
+    "./a.png",
+    "évil.png",
+    "a\nb.png",
+)
 
 
 def packed(data: bytes) -> bytes:
@@ -43,17 +66,29 @@ def picture(number: int = 0) -> bytes:
     return saved(Image.fromarray(smooth(6 + number, 8)), "PNG")
 
 
-def header(name: bytes, size: int = 0, kind: bytes = b"0", link: bytes = b"", field: bytes | None = None) -> bytes:
+def header(
+    name: bytes, size: int = 0, kind: bytes = b"0", link: bytes = b"", field: bytes | None = None
+) -> bytes:
     """A tar header with a right checksum; `field` replaces the twelve bytes of the size."""
     sized = f"{size:011o}\0".encode() if field is None else field
-    head = name[:100].ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + sized[:12].ljust(12, b"\0") + b"00000000000\0"
+    head = (
+        name[:100].ljust(100, b"\0")
+        + b"0000644\0"
+        + b"0000000\0" * 2
+        + sized[:12].ljust(12, b"\0")
+        + b"00000000000\0"
+    )
     tail = kind + link[:100].ljust(100, b"\0") + b"ustar\x0000" + bytes(247)
     total = sum(head) + 8 * 32 + sum(tail)
     return head + f"{total:06o}\0 ".encode() + tail
 
 
 def member(name: str, data: bytes, kind: bytes = b"0") -> bytes:
-    return header(name.encode("utf-8", "surrogatepass"), len(data), kind) + data + bytes(-len(data) % 512)
+    return (
+        header(name.encode("utf-8", "surrogatepass"), len(data), kind)
+        + data
+        + bytes(-len(data) % 512)
+    )
 
 
 def tar(*members: bytes) -> bytes:
@@ -93,12 +128,18 @@ def wholes() -> dict[str, bytes]:
     return {
         "zip": mutate.zipped([(name, picture(i)) for i, name in enumerate(names)]),
         "tar": tar(*(member(name, picture(i)) for i, name in enumerate(names))),
-        "tar pax": tar(pax(path="é/" + "p" * 200 + ".png"), member("x.png", picture()), member("y.png", picture())),
-        "tar gnu": gnu.getvalue(), "npz": arrays.getvalue(), "npy": array.getvalue(),
+        "tar pax": tar(
+            pax(path="é/" + "p" * 200 + ".png"),
+            member("x.png", picture()),
+            member("y.png", picture()),
+        ),
+        "tar gnu": gnu.getvalue(),
+        "npz": arrays.getvalue(),
+        "npy": array.getvalue(),
         "idx": struct.pack(">IIII", 0x803, 4, 5, 6) + bytes(120),
         "idx packed": packed(struct.pack(">IIII", 0x803, 4, 5, 6) + bytes(120)),
         "cifar": packed(cifar.getvalue()),
-    }     # fmt: skip
+    }
 
 
 class Archives:
@@ -158,7 +199,13 @@ def _tar_field(data: bytes, draw: random.Random) -> bytes:
     start = 512 * draw.randrange(len(data) // 512)
     for _ in range(draw.randint(1, 3)):
         offset, size = draw.choice(_FIELDS)
-        value = draw.choice((_number(draw), draw.randbytes(size), draw.choice(mutate.NAMES).encode("utf-8", "surrogatepass")))
+        value = draw.choice(
+            (
+                _number(draw),
+                draw.randbytes(size),
+                draw.choice(mutate.NAMES).encode("utf-8", "surrogatepass"),
+            )
+        )
         out[start + offset : start + offset + size] = value[:size].ljust(size, b"\0")
     if draw.random() < 0.3:
         out[start + 156] = draw.choice(b"0123456LKNSDVMxgXA\0")
@@ -180,29 +227,50 @@ def tar_names(draw: random.Random) -> tuple[bytes, int]:
     """Names that climb, and entries that are no files: links, devices, pipes, folders."""
     members = []
     for _ in range(draw.randint(1, 6)):
-        kind = draw.choice((b"0", b"0", b"\0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"S", b"Z"))
+        kind = draw.choice(
+            (b"0", b"0", b"\0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"S", b"Z")
+        )
         name = draw.choice(_ODD_NAMES)
         data = picture() if kind in (b"0", b"\0", b"7") else b""
         if draw.random() < 0.3:
             members.append(pax(path=name, linkpath="/etc/passwd"))
-        members.append(header(name.encode(), len(data), kind, b"/etc/passwd") + data + bytes(-len(data) % 512))
+        members.append(
+            header(name.encode(), len(data), kind, b"/etc/passwd") + data + bytes(-len(data) % 512)
+        )
     return tar(*members), 1 << 20
 
 
 def tar_sizes(draw: random.Random) -> tuple[bytes, int]:
-    """Sizes past the end of the file, or below zero: a reader that trusts them goes round in a circle."""
+    """Sizes past the end of the file, or below zero:
+    a reader that trusts them goes round in a circle.
+    """
     number = draw.choice((-512, -1024, -1, -2048, 2**40, 2**62, 10**6))
     field = (b"\xff" if number < 0 else b"\x80") + (number % 2**88).to_bytes(11, "big")
     kind = draw.choice((b"0", b"x", b"g", b"L", b"K", b"5", b"S"))
-    return tar(member("a.png", picture()), header(b"b.png", 0, kind, field=field), member("c.png", picture())), 1 << 20
+    return tar(
+        member("a.png", picture()),
+        header(b"b.png", 0, kind, field=field),
+        member("c.png", picture()),
+    ), 1 << 20
 
 
 def tar_pax(draw: random.Random) -> tuple[bytes, int]:
     """Extended headers that say anything: sizes, sparse maps, a thousand in a row."""
     records = {
-        draw.choice(("path", "size", "linkpath", "GNU.sparse.major", "GNU.sparse.map", "GNU.sparse.size", "hdrcharset", "comment")):
-        draw.choice((*map(str, mutate.NUMBERS), "../../evil.png", "a,b", "BINARY")) for _ in range(3)
-    }     # fmt: skip
+        draw.choice(
+            (
+                "path",
+                "size",
+                "linkpath",
+                "GNU.sparse.major",
+                "GNU.sparse.map",
+                "GNU.sparse.size",
+                "hdrcharset",
+                "comment",
+            )
+        ): draw.choice((*map(str, mutate.NUMBERS), "../../evil.png", "a,b", "BINARY"))
+        for _ in range(3)
+    }
     rows = [pax(**records)] * draw.choice((1, 1, 1, 2000))
     return tar(*rows, member("a.png", picture()), member("b.png", picture())), 1 << 20
 
@@ -210,8 +278,12 @@ def tar_pax(draw: random.Random) -> tuple[bytes, int]:
 def tar_many(draw: random.Random) -> tuple[bytes, int]:
     """Many headers, under a global header that each of them would copy."""
     n = draw.choice((100, 10_000))
-    wide = member("g", b"".join(b"18 key%06d=x\n" % i + b"" for i in range(draw.choice((1, 2000)))), b"g")
-    return tar(wide, *(header(b"%d.txt" % i) for i in range(n)), member("a.png", picture())), n * EACH
+    wide = member(
+        "g", b"".join(b"18 key%06d=x\n" % i + b"" for i in range(draw.choice((1, 2000)))), b"g"
+    )
+    return tar(
+        wide, *(header(b"%d.txt" % i) for i in range(n)), member("a.png", picture())
+    ), n * EACH
 
 
 def tar_nested(draw: random.Random) -> tuple[bytes, int]:
@@ -229,14 +301,19 @@ def zip_names(draw: random.Random) -> tuple[bytes, int]:
 
 
 def zip_bomb(draw: random.Random) -> tuple[bytes, int]:
-    """Members that unpack to many MB: zeros under a picture's name, a picture of a great many pixels, and one that claims to be small."""
+    """Members that unpack to many MB: zeros under a picture's name, a picture of a great many
+    pixels, and one that claims to be small.
+    """
     bits, what = draw.choice((20, 25)), draw.randrange(3)
     if what == 0:
-        return mutate.zipped([("a.png", mutate.ZEROS[bits]), ("b.png", picture())]), 1 << 20       # no picture begins with zeros
+        # no picture begins with zeros
+        return mutate.zipped([("a.png", mutate.ZEROS[bits]), ("b.png", picture())]), 1 << 20
     if what == 1:
         side = draw.choice((100, 3000, 100_000))
         data = _flat(side)
-        return mutate.zipped([("a.png", data), ("b.png", picture())]), 12 * claimed(data) + (1 << 20)
+        return mutate.zipped([("a.png", data), ("b.png", picture())]), 12 * claimed(data) + (
+            1 << 20
+        )
     data = mutate.zipped([("a.png", _long(bits)), ("b.png", picture())])
     return data.replace(struct.pack("<I", len(_long(bits))), struct.pack("<I", 10**6)), 4 << 20
 
@@ -254,16 +331,41 @@ def _long(bits: int) -> bytes:
 
 def zip_many(draw: random.Random) -> tuple[bytes, int]:
     n = draw.choice((10, 3000))
-    return mutate.zipped([(draw.choice(("a.png", f"{i}.txt", f"{i}.png")), b"") for i in range(n)] + [("z.png", picture())]), n * EACH
+    return mutate.zipped(
+        [(draw.choice(("a.png", f"{i}.txt", f"{i}.png")), b"") for i in range(n)]
+        + [("z.png", picture())]
+    ), n * EACH
 
 
 def npz_arrays(draw: random.Random) -> tuple[bytes, int]:
     """Arrays whose headers lie."""
     shape = tuple(draw.choice((*mutate.NUMBERS[:12], 3, 4, 5)) for _ in range(draw.randint(0, 5)))
-    dtype = draw.choice(("|u1", "|u1", "|u1", "<i8", "|O", "<f4", "|V3", "<U9", "|S999999999", "<U9999999999", "x" * 9000))
+    dtype = draw.choice(
+        (
+            "|u1",
+            "|u1",
+            "|u1",
+            "<i8",
+            "|O",
+            "<f4",
+            "|V3",
+            "<U9",
+            "|S999999999",
+            "<U9999999999",
+            "x" * 9000,
+        )
+    )
     order = draw.choice(("False", "True", "1", "[" * 200))
-    body = f"{{'descr': '{dtype}', 'fortran_order': {order}, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
-    data = b"\x93NUMPY\1\0" + struct.pack("<H", min(len(body), 65535)) + body + bytes(1 << draw.choice((7, 20)))
+    body = (
+        f"{{'descr': '{dtype}', 'fortran_order': {order}, 'shape': {shape}, }}".encode().ljust(117)
+        + b"\n"
+    )
+    data = (
+        b"\x93NUMPY\1\0"
+        + struct.pack("<H", min(len(body), 65535))
+        + body
+        + bytes(1 << draw.choice((7, 20)))
+    )
     names = draw.sample(("images.npy", "labels.npy", "x_train.npy", "other.npy"), 2)
     return mutate.zipped([(name, data) for name in names]), 4 << 20
 
@@ -275,14 +377,16 @@ def npy_array(draw: random.Random) -> tuple[bytes, int]:
 
 def idx_array(draw: random.Random) -> tuple[bytes, int]:
     numbers = [draw.choice(mutate.NUMBERS) % 2**32 for _ in range(3)]
-    data = struct.pack(">IIII", 0x800 + draw.randint(0, 5), *numbers) + bytes(1 << draw.choice((7, 20)))
+    data = struct.pack(">IIII", 0x800 + draw.randint(0, 5), *numbers) + bytes(
+        1 << draw.choice((7, 20))
+    )
     return data if draw.random() < 0.5 else packed(data), 8 << 20
 
 
 def cifar_bomb(draw: random.Random) -> tuple[bytes, int]:
     """Batches that are too many or too large, of zeros."""
     data = _batches(draw.choice((1, 5000)), draw.choice((1, 20)), draw.choice(_ODD_NAMES[:3]))
-    return data, 128 << 20     # the real one has 185 MB
+    return data, 128 << 20  # the real one has 185 MB
 
 
 @lru_cache(maxsize=100)
@@ -292,7 +396,22 @@ def _batches(records: int, count: int, odd: str) -> bytes:
 
 
 _MAKERS: tuple[tuple[str, Maker], ...] = (
-    *(("tar", make) for make in (tar_names, tar_names, tar_sizes, tar_sizes, tar_pax, tar_pax, tar_many, tar_nested)),
+    *(
+        ("tar", make)
+        for make in (
+            tar_names,
+            tar_names,
+            tar_sizes,
+            tar_sizes,
+            tar_pax,
+            tar_pax,
+            tar_many,
+            tar_nested,
+        )
+    ),
     *(("zip", make) for make in (zip_names, zip_names, zip_bomb, zip_many)),
-    ("npz", npz_arrays), ("npy", npy_array), ("idx", idx_array), ("cifar", cifar_bomb),
-)     # fmt: skip
+    ("npz", npz_arrays),
+    ("npy", npy_array),
+    ("idx", idx_array),
+    ("cifar", cifar_bomb),
+)

@@ -26,14 +26,17 @@ from vqtok.errors import FormatError
 from vqtok.priors import IntegerPrior
 
 FINGERPRINT = "0badcafe"
-BOMB = 64 << 20             # bytes of zeros that a few kB of deflate make
-EACH = 512                  # bytes that the sizes of one picture take as Python objects, while JSON is parsed and after
+BOMB = 64 << 20  # bytes of zeros that a few kB of deflate make
+# bytes that the sizes of one picture take as Python objects, while JSON is parsed and after
+EACH = 512
 
 
 def tiny_coder(levels: int = 2) -> EntropyCoder:
     """An entropy prior so small that a grid takes a millisecond; of 16 codes."""
     torch.manual_seed(0)
-    settings = EntropyConfig(codebook_size=16, levels=levels, embedding=4, width=8, blocks=1, rank=4)
+    settings = EntropyConfig(
+        codebook_size=16, levels=levels, embedding=4, width=8, blocks=1, rank=4
+    )
     tensors = IntegerPrior(settings).integers()
     tensors["readout.bias"][:, 3] += 4000
     meta = {"kind": "entropy", "config": asdict(settings), "record": {"tokenizer": FINGERPRINT}}
@@ -42,16 +45,48 @@ def tiny_coder(levels: int = 2) -> EntropyCoder:
         return EntropyCoder(weights.ModelFolder("toy", Path(folder)), FINGERPRINT)
 
 
-def grid(draw: random.Random, K: int, L: int, f: int, sizes: tuple[tuple[int, int], ...], model: str = "toy") -> Codes:
+def grid(
+    draw: random.Random,
+    K: int,
+    L: int,
+    f: int,
+    sizes: tuple[tuple[int, int], ...],
+    model: str = "toy",
+) -> Codes:
     shape = (len(sizes), L, -(-sizes[0][0] // f), -(-sizes[0][1] // f))
-    values = np.array([min(3, K - 1) if draw.random() < 0.5 else draw.randrange(K) for _ in range(math.prod(shape))])
-    return Codes(values.reshape(shape).astype(codes.index_dtype(K)), model, FINGERPRINT, K, f, 3, sizes)
+    values = np.array(
+        [
+            min(3, K - 1) if draw.random() < 0.5 else draw.randrange(K)
+            for _ in range(math.prod(shape))
+        ]
+    )
+    return Codes(
+        values.reshape(shape).astype(codes.index_dtype(K)), model, FINGERPRINT, K, f, 3, sizes
+    )
 
 
-def npy(descr: str, shape: str, data: bytes, order: str = "False", version: bytes = b"\1\0", length: int | None = None) -> bytes:
+def npy(
+    descr: str,
+    shape: str,
+    data: bytes,
+    order: str = "False",
+    version: bytes = b"\1\0",
+    length: int | None = None,
+) -> bytes:
     """An .npy file of which nothing is checked."""
-    header = f"{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}".encode("utf-8", "replace").ljust(117) + b"\n"
-    return b"\x93NUMPY" + version + (len(header) if length is None else length).to_bytes(2, "little") + header + data
+    header = (
+        f"{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}".encode(
+            "utf-8", "replace"
+        ).ljust(117)
+        + b"\n"
+    )
+    return (
+        b"\x93NUMPY"
+        + version
+        + (len(header) if length is None else length).to_bytes(2, "little")
+        + header
+        + data
+    )
 
 
 def meta_member(text: str) -> bytes:
@@ -63,16 +98,24 @@ class CodesFiles:
 
     name = "codes"
 
-    def __init__(self, coder: EntropyCoder | None = None, originals: list[Codes] | None = None) -> None:
+    def __init__(
+        self, coder: EntropyCoder | None = None, originals: list[Codes] | None = None
+    ) -> None:
         draw = random.Random(0)
         self.coder = coder or tiny_coder()
         self.originals = originals or [
-            grid(draw, 16, 2, 8, ((31, 77),)), grid(draw, 1000, 1, 16, ((97, 65), (100, 70), (112, 80))),
+            grid(draw, 16, 2, 8, ((31, 77),)),
+            grid(draw, 1000, 1, 16, ((97, 65), (100, 70), (112, 80))),
             grid(draw, 65537, 1, 4, ((9, 9),) * 2),
-            grid(draw, 16, 1, 8, ((40, 40), (33, 39))), grid(draw, 2, 1, 2, ((1, 9),), "F\u00fc\u00dfe"),
-        ]     # fmt: skip
-        small = [one for one in self.originals if one.codebook_size == self.coder.config.codebook_size]
-        self.compacts = [codes.compact(one) for one in self.originals] + [self._coded(one) for one in small]
+            grid(draw, 16, 1, 8, ((40, 40), (33, 39))),
+            grid(draw, 2, 1, 2, ((1, 9),), "F\u00fc\u00dfe"),
+        ]
+        small = [
+            one for one in self.originals if one.codebook_size == self.coder.config.codebook_size
+        ]
+        self.compacts = [codes.compact(one) for one in self.originals] + [
+            self._coded(one) for one in small
+        ]
         self.streams = [to_stream(one) for one in self.compacts]
         self.files = [codes.to_bytes(one) for one in [*self.originals, *self.compacts]]
         self.results = {_identity(one) for one in self.originals}
@@ -98,7 +141,7 @@ class CodesFiles:
 
     def run(self, case: Case) -> str:
         outcome = self._read(case)
-        codes.read_meta(case.data)         # it checks less, so that it has no cause to fail
+        codes.read_meta(case.data)  # it checks less, so that it has no cause to fail
         return outcome
 
     def _read(self, case: Case) -> str:
@@ -124,7 +167,11 @@ def _identity(found: Codes) -> tuple[Any, ...]:
 def _check_valid(found: Codes) -> None:
     K, f = found.codebook_size, found.downsample
     h, w = found.indices.shape[2:]
-    if found.indices.max() >= K or any((-(-H // f), -(-W // f)) != (h, w) for H, W in found.sizes) or not found.model.isprintable():
+    if (
+        found.indices.max() >= K
+        or any((-(-H // f), -(-W // f)) != (h, w) for H, W in found.sizes)
+        or not found.model.isprintable()
+    ):
         raise FoundError("codes came out that are not valid")
 
 
@@ -145,7 +192,8 @@ def _streams(kind: CodesFiles, draw: random.Random) -> Case:
 def _claim(stream: bytes) -> tuple[int, float]:
     """Bytes and seconds that the decoding of the grid that a coded stream claims takes.
 
-    That is four floats and an index for each place, as embeddings of the tiny prior are, and 1 ms a step, as on a busy machine.
+    That is four floats and an index for each place, as embeddings of the tiny prior are, and 1 ms a
+    step, as on a busy machine.
     """
     with suppress(FormatError):
         found = from_stream(stream)
@@ -169,7 +217,9 @@ def _varints(kind: CodesFiles, draw: random.Random) -> Case:
     for values in (numbers, sizes):
         if draw.random() < 0.7:
             values[draw.randrange(len(values))] = abs(draw.choice(mutate.NUMBERS))
-    stream = bytes(head) + _as_varints(numbers) + b"toy" + _as_varints(sizes) + b"".join(one.streams)
+    stream = (
+        bytes(head) + _as_varints(numbers) + b"toy" + _as_varints(sizes) + b"".join(one.streams)
+    )
     need, work = _claim(stream)
     return Case(_compact_file(stream), "varints", need, "edited", work)
 
@@ -187,16 +237,47 @@ def _as_varints(values: list[int]) -> bytes:
 def _headers(kind: CodesFiles, draw: random.Random) -> Case:
     """Members whose .npy headers lie, in a zip that is whole."""
     one = draw.choice(kind.originals)
-    dtype = draw.choice((
-        "|u1", "<u2", "<u4", ">u2", "|i1", "<f4", "<f8", "|O", "<U3", "|S9", "<M8[s]", "|V4", "<U9999999999", "<U536870911", "|b1",
-        "=u2",
-    ))     # fmt: skip
-    shape = draw.choice((
-        str(one.indices.shape), "()", "(0,)", "(1,)", "(1, 1, 1048576, 1048576)", f"(1, 1, {2**62}, 4)", "(-1, 1, 2, 3)", "(1, 1, 2, 3",
-        f"({draw.choice(mutate.NUMBERS)}, 1, {draw.choice(mutate.NUMBERS)}, 1)", "(1,,2)", "(True, 1)",
-        "(" + "1, " * 60 + ")", "(0, 1, 9, 9)",
-    ))     # fmt: skip
-    order, version = draw.choice(("False", "False", "True", "f()")), draw.choice((b"\1\0", b"\1\0", b"\2\0", b"\xff\0"))
+    dtype = draw.choice(
+        (
+            "|u1",
+            "<u2",
+            "<u4",
+            ">u2",
+            "|i1",
+            "<f4",
+            "<f8",
+            "|O",
+            "<U3",
+            "|S9",
+            "<M8[s]",
+            "|V4",
+            "<U9999999999",
+            "<U536870911",
+            "|b1",
+            "=u2",
+        )
+    )
+    shape = draw.choice(
+        (
+            str(one.indices.shape),
+            "()",
+            "(0,)",
+            "(1,)",
+            "(1, 1, 1048576, 1048576)",
+            f"(1, 1, {2**62}, 4)",
+            "(-1, 1, 2, 3)",
+            "(1, 1, 2, 3",
+            f"({draw.choice(mutate.NUMBERS)}, 1, {draw.choice(mutate.NUMBERS)}, 1)",
+            "(1,,2)",
+            "(True, 1)",
+            "(" + "1, " * 60 + ")",
+            "(0, 1, 9, 9)",
+        )
+    )
+    order, version = (
+        draw.choice(("False", "False", "True", "f()")),
+        draw.choice((b"\1\0", b"\1\0", b"\2\0", b"\xff\0")),
+    )
     length = draw.choice((None, None, 0, 65535, 3))
     member = npy(dtype, shape, one.indices.tobytes(), order, version, length)
     name = draw.choice(("indices", "meta", "stream"))
@@ -206,12 +287,18 @@ def _headers(kind: CodesFiles, draw: random.Random) -> Case:
 def _with(one: Codes, changes: dict[str, bytes]) -> bytes:
     """The plain file of codes with members set anew."""
     with zipfile.ZipFile(io.BytesIO(codes.to_bytes(one))) as archive:
-        members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()} | changes
+        members = {
+            name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()
+        } | changes
     return mutate.zipped([(f"{name}.npy", data) for name, data in members.items()])
 
 
 def _meta(one: Codes) -> dict[str, Any]:
-    return {key: value for key, value in codes.read_meta(codes.to_bytes(one)).items() if key not in ("form", "shape")}
+    return {
+        key: value
+        for key, value in codes.read_meta(codes.to_bytes(one)).items()
+        if key not in ("form", "shape")
+    }
 
 
 def _metas(kind: CodesFiles, draw: random.Random) -> Case:
@@ -250,31 +337,59 @@ def _bombs(kind: CodesFiles, draw: random.Random) -> Case:
     """A few kB that unpack to many MB: what is refused must be refused before it is unpacked."""
     one, what = draw.choice(kind.originals), draw.randrange(5)
     zeros = bytes(BOMB)
-    if what == 0:           # more metadata than any codes have
+    if what == 0:  # more metadata than any codes have
         return Case(_with(one, {"meta": npy(f"<U{BOMB // 4}", "()", zeros)}), "bomb: meta", 1 << 16)
-    if what == 1:           # pictures are claimed so that more metadata is allowed
+    if what == 1:  # pictures are claimed so that more metadata is allowed
         n = 100_000
         pairs = "[1,1]," * draw.choice((10, 4 * n))
-        meta = json.dumps({**_meta(one), "codebook_size": 2, "downsample": 1, "sizes": 0})[:-2] + f"[{pairs[:-1]}]" + "}"
-        data = _with(one, {"indices": npy("|u1", f"({n}, 1, 1, 1)", bytes(n)), "meta": meta_member(meta)})
+        meta = (
+            json.dumps({**_meta(one), "codebook_size": 2, "downsample": 1, "sizes": 0})[:-2]
+            + f"[{pairs[:-1]}]"
+            + "}"
+        )
+        data = _with(
+            one, {"indices": npy("|u1", f"({n}, 1, 1, 1)", bytes(n)), "meta": meta_member(meta)}
+        )
         return Case(data, "bomb: sizes", n * EACH + 4 * len(meta))
-    if what == 2:           # an honest claim: 64 MiB of indices
+    if what == 2:  # an honest claim: 64 MiB of indices
         side = 1 << 13
         meta = {**_meta(one), "codebook_size": 16, "downsample": 1, "sizes": [[side, side]]}
-        data = _with(one, {"indices": npy("|u1", f"(1, 1, {side}, {side})", zeros), "meta": meta_member(json.dumps(meta))})
+        data = _with(
+            one,
+            {
+                "indices": npy("|u1", f"(1, 1, {side}, {side})", zeros),
+                "meta": meta_member(json.dumps(meta)),
+            },
+        )
         return Case(data, "bomb: indices", side * side)
-    if what == 3:           # a stream of zeros
+    if what == 3:  # a stream of zeros
         stream = to_stream(draw.choice(kind.compacts)) + zeros[: 1 << 24]
         return Case(_compact_file(stream), "bomb: stream", 2 << 24)
-    side = draw.choice((1 << 10, 1 << 14, 1 << 20))         # a short coded stream that claims a large grid
+    side = draw.choice((1 << 10, 1 << 14, 1 << 20))  # a short coded stream that claims a large grid
     one = draw.choice(kind.compacts)
-    head = to_stream(one)[:10] + bytes.fromhex(one.prior or "") + _as_varints([16, 8, 1, 1, 1]) + b"m" + _as_varints([side, side])
-    return Case(_compact_file(head + draw.randbytes(2000)), "bomb: grid", 1 << 20)     # cut off: no time for it
+    head = (
+        to_stream(one)[:10]
+        + bytes.fromhex(one.prior or "")
+        + _as_varints([16, 8, 1, 1, 1])
+        + b"m"
+        + _as_varints([side, side])
+    )
+    # cut off: no time for it
+    return Case(_compact_file(head + draw.randbytes(2000)), "bomb: grid", 1 << 20)
 
 
 _MAKERS: tuple[Callable[[CodesFiles, random.Random], Case], ...] = (
-    _zip_fields, _zip_fields, _zip_fields, _streams, _streams, _streams, _varints, _headers, _metas, _members,
-)     # fmt: skip
+    _zip_fields,
+    _zip_fields,
+    _zip_fields,
+    _streams,
+    _streams,
+    _streams,
+    _varints,
+    _headers,
+    _metas,
+    _members,
+)
 
 
 class CodesBombs(CodesFiles):
@@ -284,4 +399,3 @@ class CodesBombs(CodesFiles):
 
     def case(self, draw: random.Random) -> Case:
         return _bombs(self, draw)
-

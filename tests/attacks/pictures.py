@@ -16,7 +16,9 @@ from attacks import mutate
 from attacks.harness import Case, FoundError
 from vqtok import images
 
-EACH = 12           # bytes that an honest pixel takes: 4 in Pillow, 4 while it is converted, 3 as an array, 1 of transparency
+# bytes that an honest pixel takes: 4 in Pillow, 4 while it is converted, 3 as
+# an array, 1 of transparency
+EACH = 12
 LARGE = 40_000_000  # pixels past which a case is slow: most claims are cut down to that
 
 
@@ -25,7 +27,7 @@ def wholes() -> dict[str, bytes]:
     image, exif = Image.fromarray(smooth(20, 30)), Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a picture"
     icc = with_gamma_one()
-    icc = icc[:24] + bytes(12) + icc[36:]       # the time when littlecms made it
+    icc = icc[:24] + bytes(12) + icc[36:]  # the time when littlecms made it
     palette = image.quantize(16)
     frames = {"save_all": True, "append_images": [image.rotate(180)]}
     deep = Image.fromarray(smooth(9, 9, 1)[..., 0].astype(np.uint16) * 200)
@@ -51,7 +53,7 @@ def wholes() -> dict[str, bytes]:
         "bmp packed": bmp_rle(30, 2, b"\x1e\1\0\0\x1e\2\0\1"),
         "qoi": qoi(7, 3, b"\xfe\1\2\3" + b"\xc0" * 5 + b"\xd3"),
         "ppm plain": b"P3 2 2 255\n" + b"1 2 3 " * 4,
-    }     # fmt: skip
+    }
 
 
 class Pictures:
@@ -90,7 +92,9 @@ class Pictures:
 
 
 def claimed(data: bytes) -> int:
-    """Pixels that a header claims; 0 where Pillow cannot read it, or they are more than vqtok takes."""
+    """Pixels that a header claims; 0 where Pillow cannot read it, or they
+    are more than vqtok takes.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -113,15 +117,29 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, body: bytes, depth: int = 8, color: int = 2, more: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, body: bytes, depth: int = 8, color: int = 2, more: bytes = b""
+) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + more + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + more
+        + chunk(b"IDAT", zlib.compress(body))
+        + chunk(b"IEND", b"")
+    )
 
 
 def bmp_rle(width: int, height: int, body: bytes) -> bytes:
     palette = bytes(range(256)) * 4
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 2835, 2835, 256, 0)
-    return b"BM" + struct.pack("<IHHI", 54 + len(palette) + len(body), 0, 0, 54 + len(palette)) + header + palette + body
+    return (
+        b"BM"
+        + struct.pack("<IHHI", 54 + len(palette) + len(body), 0, 0, 54 + len(palette))
+        + header
+        + palette
+        + body
+    )
 
 
 def qoi(width: int, height: int, body: bytes) -> bytes:
@@ -131,7 +149,13 @@ def qoi(width: int, height: int, body: bytes) -> bytes:
 def gif(frames: int, width: int = 1, height: int = 1) -> bytes:
     """A GIF of many frames of one pixel."""
     frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\2\2\x4c\1\0"
-    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6) + frame * frames + b"\x3b"
+    return (
+        b"GIF89a"
+        + struct.pack("<HHBBB", width, height, 0x80, 0, 0)
+        + bytes(6)
+        + frame * frames
+        + b"\x3b"
+    )
 
 
 def tiff_pages(pages: int) -> bytes:
@@ -153,7 +177,15 @@ def tiff_tags(tags: int, size: int) -> bytes:
     """A TIFF whose tags all point to the same `size` bytes."""
     entries = b"".join(struct.pack("<HHII", 1000 + i, 7, size, 8) for i in range(tags))
     base = struct.pack("<HHII", 256, 3, 1, 4) + struct.pack("<HHII", 257, 3, 1, 4)
-    return b"II*\0" + struct.pack("<I", 8 + size) + bytes(size) + struct.pack("<H", tags + 2) + base + entries + bytes(4)
+    return (
+        b"II*\0"
+        + struct.pack("<I", 8 + size)
+        + bytes(size)
+        + struct.pack("<H", tags + 2)
+        + base
+        + entries
+        + bytes(4)
+    )
 
 
 @lru_cache
@@ -162,7 +194,9 @@ def _progressive(side: int) -> bytes:
 
 
 def jpeg_scans(side: int, scans: int) -> bytes:
-    """A progressive JPEG with its last scan again and again: a hundred bytes for a pass over every block."""
+    """A progressive JPEG with its last scan again and again:
+    a hundred bytes for a pass over every block.
+    """
     whole = _progressive(side)
     return whole[:-2] + whole[whole.rindex(b"\xff\xda") : -2] * scans + b"\xff\xd9"
 
@@ -187,9 +221,19 @@ def _edit_jpeg(data: bytes, draw: random.Random) -> bytes:
     place = next((data.find(marker) for marker in (b"\xff\xc0", b"\xff\xc2") if marker in data), -1)
     if place >= 0 and draw.random() < 0.5:
         width, height = sides(draw)
-        return data[: place + 5] + struct.pack(">HH", height % 65536, width % 65536) + data[place + 9 :]
-    at = draw.choice([i for i in range(len(data) - 4) if data[i] == 0xFF and 0xC0 <= data[i + 1] < 0xFF])
-    return data[: at + 4] + draw.choice(mutate.BYTES)(data[at + 4 : at + 60] or b"x", draw) + data[at + 60 :]
+        return (
+            data[: place + 5]
+            + struct.pack(">HH", height % 65536, width % 65536)
+            + data[place + 9 :]
+        )
+    at = draw.choice(
+        [i for i in range(len(data) - 4) if data[i] == 0xFF and 0xC0 <= data[i + 1] < 0xFF]
+    )
+    return (
+        data[: at + 4]
+        + draw.choice(mutate.BYTES)(data[at + 4 : at + 60] or b"x", draw)
+        + data[at + 60 :]
+    )
 
 
 def _edit_number(offset: int, form: str) -> Callable[[bytes, random.Random], bytes]:
@@ -204,21 +248,39 @@ def _edit_number(offset: int, form: str) -> Callable[[bytes, random.Random], byt
 
 
 _EDITS: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "png": _edit_png, "jpeg": _edit_jpeg, "mpo": _edit_jpeg, "gif": _edit_number(6, "<HH"), "bmp": _edit_number(18, "<II"),
+    "png": _edit_png,
+    "jpeg": _edit_jpeg,
+    "mpo": _edit_jpeg,
+    "gif": _edit_number(6, "<HH"),
+    "bmp": _edit_number(18, "<II"),
     "qoi": _edit_number(4, ">II"),
-}     # fmt: skip
+}
 _PPM_PARTS = (b"1 ", b"\0", b"# ", b"#\n", b"#a\n", b" ")
 _MADE: tuple[Callable[[random.Random], bytes], ...] = (
     lambda draw: png(*sides(draw), bytes(1 << draw.randint(0, 22))),
-    lambda draw: png(3, 3, bytes(30), more=chunk(draw.choice((b"zTXt", b"iCCP")), b"a\0\0" + zlib.compress(bytes(1 << 24)))),
-    lambda draw: png(3, 3, bytes(30), more=chunk(b"eXIf", tiff_tags(200, 5000)[: draw.randint(8, 9000)])),
+    lambda draw: png(
+        3,
+        3,
+        bytes(30),
+        more=chunk(draw.choice((b"zTXt", b"iCCP")), b"a\0\0" + zlib.compress(bytes(1 << 24))),
+    ),
+    lambda draw: png(
+        3, 3, bytes(30), more=chunk(b"eXIf", tiff_tags(200, 5000)[: draw.randint(8, 9000)])
+    ),
     lambda draw: png(3, 3, bytes(30), more=chunk(b"tEXt", b"a\0" + b"x" * 1000) * 5000),
-    lambda draw: bmp_rle(draw.choice((1, 1000, 30_000_000)), draw.choice((1, 4, 100)), draw.randbytes(100) + b"\1\1\0\0" * 1000),
+    lambda draw: bmp_rle(
+        draw.choice((1, 1000, 30_000_000)),
+        draw.choice((1, 4, 100)),
+        draw.randbytes(100) + b"\1\1\0\0" * 1000,
+    ),
     lambda draw: qoi(*sides(draw), draw.randbytes(20) + b"\xfd" * draw.choice((10, 10_000))),
     lambda draw: gif(draw.choice((2, 1000, 30_000)), 3, 3),
     lambda draw: gif(1, *(side % 65536 for side in sides(draw))),
     lambda draw: tiff_pages(draw.choice((2, 1000, 20_000))),
     lambda draw: tiff_tags(draw.choice((5, 1000, 60_000)), draw.choice((10, 10_000, 200_000))),
     lambda draw: jpeg_scans(draw.choice((8, 1000, 5000)), draw.choice((3, 50, 1000))),
-    lambda draw: b"P%d %d %d 255\n" % (draw.randint(1, 6), *sides(draw)) + draw.choice(_PPM_PARTS) * draw.choice((9, 500_000)),
-)     # fmt: skip
+    lambda draw: (
+        b"P%d %d %d 255\n" % (draw.randint(1, 6), *sides(draw))
+        + draw.choice(_PPM_PARTS) * draw.choice((9, 500_000))
+    ),
+)

@@ -1,4 +1,6 @@
-"""What the fuzzer and the reading of readers have found, each as a file made by code: it must be refused, soon, and with little memory."""
+"""What the fuzzer and the reading of readers have found, each as a file made by code:
+it must be refused, soon, and with little memory.
+"""
 
 import gzip
 import io
@@ -44,9 +46,15 @@ def refused(call: Callable[[Any], object], value: object) -> None:
 
 # Codes
 
+
 def test_a_type_that_numpy_does_not_understand() -> None:
     """`np.dtype("<U9999999999")` is a TypeError, which no guard caught."""
-    file = mutate.zipped([("indices.npy", npy("|u1", "(1, 1, 1, 1)", b"\0")), ("meta.npy", npy("<U9999999999", "()", b""))])
+    file = mutate.zipped(
+        [
+            ("indices.npy", npy("|u1", "(1, 1, 1, 1)", b"\0")),
+            ("meta.npy", npy("<U9999999999", "()", b"")),
+        ]
+    )
     with pytest.raises(FormatError, match="damaged header"):
         codes.read(file)
 
@@ -60,11 +68,15 @@ def test_a_hundred_thousand_members_are_not_listed() -> None:
 
 
 def test_a_short_stream_that_claims_a_vast_grid_is_refused_where_it_ends() -> None:
-    """300 bytes took 355 MiB and 4 s: all of the grid was laid out before the first index was read."""
+    """300 bytes took 355 MiB and 4 s: all of the grid was laid out before
+    the first index was read.
+    """
     coder = tiny_coder()
     side = 14_000
     numbers = _as_varints([16, 1, 1, 1, 1]) + b"m" + _as_varints([side, side])
-    stream = b"\1\5" + bytes.fromhex(FINGERPRINT) + bytes(4) + bytes.fromhex(coder.fingerprint) + numbers
+    stream = (
+        b"\1\5" + bytes.fromhex(FINGERPRINT) + bytes(4) + bytes.fromhex(coder.fingerprint) + numbers
+    )
     stream += bytes(3) + b"\1" + bytes(19_996)
     found = codes.read_any(mutate.zipped([("stream.npy", npy("|u1", f"({len(stream)},)", stream))]))
     assert isinstance(found, codes.Compact)
@@ -73,11 +85,15 @@ def test_a_short_stream_that_claims_a_vast_grid_is_refused_where_it_ends() -> No
 
 
 def test_a_coded_stream_longer_than_its_indices_can_be() -> None:
-    """16 MiB of zeros behind a stream of 30 bytes became a list of 64 MiB, and would have become 280 MiB of other numbers."""
+    """16 MiB of zeros behind a stream of 30 bytes became a list of 64 MiB, and would have become
+    280 MiB of other numbers.
+    """
     numbers = _as_varints([16, 8, 1, 1, 1]) + b"m" + _as_varints([8, 16])
     stream = b"\1\5" + bytes.fromhex(FINGERPRINT) + bytes(8) + numbers
     for extra, message in ((2 * 2 + 6, None), (2 * 2 + 7, "at most 10")):
-        file = mutate.zipped([("stream.npy", npy("|u1", f"({len(stream) + extra},)", stream + bytes(extra)))])
+        file = mutate.zipped(
+            [("stream.npy", npy("|u1", f"({len(stream) + extra},)", stream + bytes(extra)))]
+        )
         if message is None:
             assert isinstance(codes.read_any(file), codes.Compact)
         else:
@@ -88,25 +104,40 @@ def test_a_coded_stream_longer_than_its_indices_can_be() -> None:
 def test_a_picture_larger_than_any_that_is_read() -> None:
     """A few kB of deflated zeros claimed 23 GB of pixels, which decoding took."""
     with pytest.raises(FormatError, match="larger than any"):
-        codes.Codes(np.zeros((1, 1, 1000, 1000), np.uint8), "m", FINGERPRINT, 2, 16, 3, ((16_000, 16_000),))
+        codes.Codes(
+            np.zeros((1, 1, 1000, 1000), np.uint8), "m", FINGERPRINT, 2, 16, 3, ((16_000, 16_000),)
+        )
 
 
 # Tars
 
-SIZES = {"-512": (-512, "no size"), "-1024": (-1024, "no size"), "tebibyte": (1 << 40, "past its end"), "2^94": (1 << 86, "past its end")}
+SIZES = {
+    "-512": (-512, "no size"),
+    "-1024": (-1024, "no size"),
+    "tebibyte": (1 << 40, "past its end"),
+    "2^94": (1 << 86, "past its end"),
+}
 
 
 @pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"5x", b"S"])
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_of_a_tar_that_lie(name: str, kind: bytes, tmp_path: Path) -> None:
-    """tarfile goes round in a circle where one is negative (CVE-2025-8194), and reserves what an extended header claims."""
+    """tarfile goes round in a circle where one is negative (CVE-2025-8194), and reserves what
+    an extended header claims.
+    """
     size, message = SIZES[name]
     if kind in (b"x", b"L") and size > 0:
         message = "header of"
     field = (b"\xff" if size < 0 else b"\x80") + (size % 2**88).to_bytes(11, "big")
     path = tmp_path / "x.tar"
-    path.write_bytes(tar(member("a.png", picture()), header(b"b.png", 0, kind[:1], field=field), member("c.png", picture())))
-    if kind == b"5x" and size > 0:          # a folder has no bytes, whatever it says
+    path.write_bytes(
+        tar(
+            member("a.png", picture()),
+            header(b"b.png", 0, kind[:1], field=field),
+            member("c.png", picture()),
+        )
+    )
+    if kind == b"5x" and size > 0:  # a folder has no bytes, whatever it says
         assert red(path) == [0, 0]
         return
     with pytest.raises(InputError, match=message):
@@ -114,10 +145,14 @@ def test_sizes_of_a_tar_that_lie(name: str, kind: bytes, tmp_path: Path) -> None
 
 
 def test_global_records_of_a_tar_are_not_copied_for_each_member(tmp_path: Path) -> None:
-    """With tarfile 2,000 records and 10,000 members took 20 million copies, and 1 kB for each member."""
+    """With tarfile 2,000 records and 10,000 members took 20 million copies,
+    and 1 kB for each member.
+    """
     records = member("g", b"".join(b"17 key%06d=x\n" % i for i in range(2000)), b"g")
     path = tmp_path / "x.tar"
-    path.write_bytes(tar(records, *(header(b"%d.txt" % i) for i in range(5000)), member("a.png", picture())))
+    path.write_bytes(
+        tar(records, *(header(b"%d.txt" % i) for i in range(5000)), member("a.png", picture()))
+    )
     assert peak(lambda: list(tar_index.index(path))) < 2 << 20
     assert red(path) == [0]
 
@@ -127,7 +162,9 @@ def test_a_tar_is_indexed_as_tarfile_does(tmp_path: Path) -> None:
     import tarfile
 
     for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        names = ["é.png", "a" * 96 + ".x", "d/" * 60 + "b.png"] + ([] if form == tarfile.USTAR_FORMAT else ["n" * 300, "ü" * 120])
+        names = ["é.png", "a" * 96 + ".x", "d/" * 60 + "b.png"] + (
+            [] if form == tarfile.USTAR_FORMAT else ["n" * 300, "ü" * 120]
+        )
         path = tmp_path / "x.tar"
         with tarfile.open(path, "w", format=form) as archive:
             for i, name in enumerate(names):
@@ -140,7 +177,9 @@ def test_a_tar_is_indexed_as_tarfile_does(tmp_path: Path) -> None:
         found = list(tar_index.index(path))
         assert [name for name, _, _ in found] == names
         whole = path.read_bytes()
-        assert [whole[offset : offset + size] for _, offset, size in found] == [bytes([i]) * 700 * i for i in range(len(names))]
+        assert [whole[offset : offset + size] for _, offset, size in found] == [
+            bytes([i]) * 700 * i for i in range(len(names))
+        ]
 
 
 @pytest.mark.parametrize("size", ["-1", "1e9", "٣", "9" * 30])
@@ -152,6 +191,7 @@ def test_a_size_in_an_extended_header_that_is_none(size: str, tmp_path: Path) ->
 
 
 # Zips and CIFAR
+
 
 def test_a_zip_member_that_is_no_picture_is_not_unpacked(tmp_path: Path) -> None:
     """A kB of deflated zeros became 512 MB, twice."""
@@ -178,7 +218,9 @@ def test_a_zip_packed_with_damaged_lzma(tmp_path: Path) -> None:
         data.open_data(path).picture(0)
 
 
-def test_batches_of_cifar_that_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_cifar_that_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Twenty of 30 MB each took 1.8 GiB, from 600 kB."""
     monkeypatch.setattr("vqtok.data.arrays._CIFAR_LIMIT", 1 << 20)
     path = tmp_path / "cifar.tar.gz"
@@ -191,10 +233,12 @@ def test_batches_of_cifar_that_are_too_many(tmp_path: Path, monkeypatch: pytest.
 # Pictures
 
 BUSY: dict[str, Callable[[], bytes]] = {
-    "scans of a JPEG": lambda: pictures.jpeg_scans(16, 200), "scans of a large one": lambda: pictures.jpeg_scans(8000, 70),
+    "scans of a JPEG": lambda: pictures.jpeg_scans(16, 200),
+    "scans of a large one": lambda: pictures.jpeg_scans(8000, 70),
     "packed BMP": lambda: pictures.bmp_rle(190_000_000, 1, b"\1\1\0\0"),
-    "comments": lambda: b"P3 1000 1000 255\n" + b"#a\n" * 500_000, "comments in gray": lambda: b"P2 1 9 255\n" + b"#\n" * 2000,
-}     # fmt: skip
+    "comments": lambda: b"P3 1000 1000 255\n" + b"#a\n" * 500_000,
+    "comments in gray": lambda: b"P2 1 9 255\n" + b"#\n" * 2000,
+}
 
 
 @pytest.mark.parametrize("name", BUSY)
@@ -209,7 +253,8 @@ def test_honest_files_of_those_kinds_are_read() -> None:
     assert images.read(pictures.bmp_rle(30, 2, b"\x1e\1\0\0\x1e\2\0\1")).pixels.shape == (2, 30, 3)
     assert images.read(b"P3 2 1 255\n" + b"#a\n" * 900 + b"1 2 3 4 5 6 ").pixels.shape == (1, 2, 3)
     photo = saved(Image.fromarray(smooth(64, 64)), "JPEG", progressive=True)
-    assert images.read(photo + b"\xff\xda" * 1000).pixels.shape == (64, 64, 3)      # a phone's video behind its picture
+    # a phone's video behind its picture
+    assert images.read(photo + b"\xff\xda" * 1000).pixels.shape == (64, 64, 3)
 
 
 def test_pages_of_a_tiff_are_not_counted_for_ever() -> None:

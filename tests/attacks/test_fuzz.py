@@ -1,4 +1,6 @@
-"""A short seeded run of each kind of hostile input (benchmarks/fuzz.py makes the long ones), and of the harness itself."""
+"""A short seeded run of each kind of hostile input (benchmarks/fuzz.py makes the long ones),
+and of the harness itself.
+"""
 
 import os
 import random
@@ -18,27 +20,37 @@ from vqtok.errors import FormatError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the harness reads /proc")
 KINDS: dict[str, Callable[[Path], harness.Kind]] = {
-    "codes": lambda _: CodesFiles(), "bombs": lambda _: CodesBombs(), "weights": WeightsFiles, "pictures": lambda _: Pictures(),
+    "codes": lambda _: CodesFiles(),
+    "bombs": lambda _: CodesBombs(),
+    "weights": WeightsFiles,
+    "pictures": lambda _: Pictures(),
     "archives": Archives,
-}     # fmt: skip
+}
 
 
 def check(name: str, folder: Path, count: int, seed: int) -> harness.Report:
     report = harness.fuzz(KINDS[name](folder), count, seed)
     assert report.findings == []
     assert report.total == count
-    assert any("Error" in outcome for outcome in report.outcomes), report.outcomes      # hostile enough to be refused ...
-    assert any("Error" not in outcome for outcome in report.outcomes), report.outcomes  # ... and not too hostile to be read
+    # hostile enough to be refused ...
+    assert any("Error" in outcome for outcome in report.outcomes), report.outcomes
+    # ... and not too hostile to be read
+    assert any("Error" not in outcome for outcome in report.outcomes), report.outcomes
     return report
 
 
-@pytest.mark.parametrize(("name", "count"), [("codes", 500), ("weights", 100), ("pictures", 50), ("archives", 40)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("codes", 500), ("weights", 100), ("pictures", 50), ("archives", 40)]
+)
 def test_a_few_hostile_files(name: str, count: int, tmp_path: Path) -> None:
     check(name, tmp_path, count, seed=1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "count"), [("codes", 5000), ("bombs", 10), ("weights", 1000), ("pictures", 500), ("archives", 300)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("codes", 5000), ("bombs", 10), ("weights", 1000), ("pictures", 500), ("archives", 300)],
+)
 def test_many_hostile_files(name: str, count: int, tmp_path: Path) -> None:
     check(name, tmp_path, count, seed=2)
 
@@ -47,7 +59,9 @@ def test_a_case_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
     for make in KINDS.values():
         if make is not KINDS["bombs"]:
             kind, again = make(tmp_path), make(tmp_path)
-            assert [harness.make(kind, 5, i).data for i in range(20)] == [harness.make(again, 5, i).data for i in range(20)]
+            assert [harness.make(kind, 5, i).data for i in range(20)] == [
+                harness.make(again, 5, i).data for i in range(20)
+            ]
             assert harness.make(kind, 5, 0) != harness.make(kind, 6, 0)
 
 
@@ -87,16 +101,24 @@ def wordless() -> None:
 
 
 ACTS: dict[str, tuple[Callable[[], object], str]] = {
-    "hang": (forever, "HANG"), "crash": (os.abort, "CRASH: signal 6"), "exit": (lambda: os._exit(7), "CRASH: exit 7"),
-    "memory": (lambda: len(b"x" * (64 << 20)), "MiB, honestly needs 1"), "too much": (lambda: bytes(1 << 44), "MemoryError"),
-    "writes": (lambda: Path("x").write_bytes(b""), "open"), "makes a folder": (lambda: os.mkdir("x"), "os.mkdir"),
-    "runs a program": (lambda: os.system("true"), "os.system"), "another exception": (lambda: [][1], "IndexError"),
-    "wrong": (wrong, "other codes"), "an error without words": (wordless, "without words"),
-}     # fmt: skip
+    "hang": (forever, "HANG"),
+    "crash": (os.abort, "CRASH: signal 6"),
+    "exit": (lambda: os._exit(7), "CRASH: exit 7"),
+    "memory": (lambda: len(b"x" * (64 << 20)), "MiB, honestly needs 1"),
+    "too much": (lambda: bytes(1 << 44), "MemoryError"),
+    "writes": (lambda: Path("x").write_bytes(b""), "open"),
+    "makes a folder": (lambda: os.mkdir("x"), "os.mkdir"),
+    "runs a program": (lambda: os.system("true"), "os.system"),
+    "another exception": (lambda: [][1], "IndexError"),
+    "wrong": (wrong, "other codes"),
+    "an error without words": (wordless, "without words"),
+}
 
 
 @pytest.mark.parametrize("name", ACTS)
-def test_what_must_not_happen_is_found_and_the_run_goes_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_must_not_happen_is_found_and_the_run_goes_on(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     act, told = ACTS[name]
     monkeypatch.setattr(harness, "SECONDS", 0.3)
     monkeypatch.setattr(harness, "GRACE", 0.1)

@@ -1,4 +1,6 @@
-"""Safe by construction: no code from files, nothing outside of -o, and nothing that a terminal would obey, wherever a name comes from."""
+"""Safe by construction: no code from files, nothing outside of -o, and nothing that a terminal
+would obey, wherever a name comes from.
+"""
 
 import ast
 import io
@@ -23,25 +25,54 @@ from vqtok.errors import VqtokError
 
 ROOT = Path(vqtok.__file__).parent
 HOSTILE = "\x1b[2J\x1b]0;owned\x07[bold red]x[/bold red]:smile:\x9b31m\u202egnp\rover\x7f"
-OBEYED = set(map(chr, [*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])) - {"\n"}
+OBEYED = set(
+    map(chr, [*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+) - {"\n"}
 
 
 # No code from files
 
 UNSAFE_MODULES = {
-    "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "ruamel", "code", "codeop", "runpy",
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "yaml",
+    "ruamel",
+    "code",
+    "codeop",
+    "runpy",
     "dbm",
-    "subprocess", "pty", "commands", "xmlrpc", "tarfile",
-}     # fmt: skip
+    "subprocess",
+    "pty",
+    "commands",
+    "xmlrpc",
+    "tarfile",
+}
 UNSAFE_CALLS = {
-    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.save", "torch.jit.load", "torch.package",
-    "np.fromfile", "numpy.fromfile",
-}     # fmt: skip
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "torch.load",
+    "torch.save",
+    "torch.jit.load",
+    "torch.package",
+    "np.fromfile",
+    "numpy.fromfile",
+}
 UNSAFE_METHODS = {"extractall", "extract", "unpack_archive", "loads_pickle"}
 ALLOWED = {
-    "bulk/pool.py": ["imports subprocess"],     # starts this interpreter on vqtok.bulk.worker, without a shell
-    "bulk/shards.py": ["imports tarfile"],      # writes headers, and reads none
-    "interop/read.py": ["torch.load()"],        # with weights_only=True: tests/test_layers.py
+    # starts this interpreter on vqtok.bulk.worker, without a shell
+    "bulk/pool.py": ["imports subprocess"],
+    "bulk/shards.py": ["imports tarfile"],  # writes headers, and reads none
+    "interop/read.py": ["torch.load()"],  # with weights_only=True: tests/test_layers.py
 }
 
 
@@ -55,32 +86,60 @@ def faults(source: str) -> Iterator[str]:
     """What in a module's source could run code or a program, or unpack an archive to disk."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] + ([node.module or ""] if isinstance(node, ast.ImportFrom) else [])
-            yield from (f"{node.lineno}: imports {name}" for name in names if name.split(".")[0] in UNSAFE_MODULES)
+            names = [alias.name for alias in node.names] + (
+                [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            )
+            yield from (
+                f"{node.lineno}: imports {name}"
+                for name in names
+                if name.split(".")[0] in UNSAFE_MODULES
+            )
         if isinstance(node, ast.Call):
             name = dotted(node.func)
             method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-            if name in UNSAFE_CALLS or name.startswith(("os.exec", "os.spawn", "os.posix_spawn")) or method in UNSAFE_METHODS:
+            if (
+                name in UNSAFE_CALLS
+                or name.startswith(("os.exec", "os.spawn", "os.posix_spawn"))
+                or method in UNSAFE_METHODS
+            ):
                 yield f"{node.lineno}: {name}()"
             for option in node.keywords:
                 value = getattr(option.value, "value", None)
-                if (option.arg == "allow_pickle" and value is not False) or (option.arg == "shell" and value is not False):
+                if (option.arg == "allow_pickle" and value is not False) or (
+                    option.arg == "shell" and value is not False
+                ):
                     yield f"{node.lineno}: {option.arg}={value}"
-            if name in ("np.load", "numpy.load") and not any(option.arg == "allow_pickle" for option in node.keywords):
+            if name in ("np.load", "numpy.load") and not any(
+                option.arg == "allow_pickle" for option in node.keywords
+            ):
                 yield f"{node.lineno}: {name}() without allow_pickle=False"
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_no_module_can_run_code_from_a_file(path: Path) -> None:
     found = [fault.partition(": ")[2] for fault in faults(path.read_text(encoding="utf-8"))]
     assert found == ALLOWED.get(path.relative_to(ROOT).as_posix(), [])
 
 
-@pytest.mark.parametrize("source", [
-    "import pickle", "from yaml import load", "import os\nos.system('x')", "x.run('y', shell=True)", "torch.load(f)", "np.load(f)",
-    "np.load(f, allow_pickle=True)", "eval('1')", "archive.extractall('.')", "import subprocess", "import marshal, json",
-    "os.execv('x', [])",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from yaml import load",
+        "import os\nos.system('x')",
+        "x.run('y', shell=True)",
+        "torch.load(f)",
+        "np.load(f)",
+        "np.load(f, allow_pickle=True)",
+        "eval('1')",
+        "archive.extractall('.')",
+        "import subprocess",
+        "import marshal, json",
+        "os.execv('x', [])",
+    ],
+)
 def test_what_could_is_found(source: str) -> None:
     assert list(faults(source)) != []
 
@@ -93,7 +152,8 @@ import vqtok.codec, vqtok.data, vqtok.evaluate
 from vqtok.cli import app
 seen = []
 def hook(event, arguments):
-    if event in RUNNING or (event == "compile" and "M4RK3R" in repr(arguments)):     # text of ours that is made into code
+    if event in RUNNING or (event == "compile" and "M4RK3R" in repr(arguments)):     # text of \
+ours that is made into code
         seen.append((event, repr(arguments)[:200]))
 sys.addaudithook(hook)
 for words in {commands!r}:
@@ -102,24 +162,51 @@ for words in {commands!r}:
 print("AUDITED", seen, file=sys.stderr)
 """
 COMMANDS = [
-    ["encode", "M4RK3R.png", "-o", "M4RK3R.npz"], ["decode", "M4RK3R.npz"], ["info", "M4RK3R.npz"], ["pack", "M4RK3R.npz"], ["models"],
-    ["unpack", "M4RK3R.compact.npz"], ["sample", "-n", "1", "-o", "M4RK3R"], ["eval", "M4RK3R.zip", "--codecs", "none", "--quiet"],
-]     # fmt: skip
+    ["encode", "M4RK3R.png", "-o", "M4RK3R.npz"],
+    ["decode", "M4RK3R.npz"],
+    ["info", "M4RK3R.npz"],
+    ["pack", "M4RK3R.npz"],
+    ["models"],
+    ["unpack", "M4RK3R.compact.npz"],
+    ["sample", "-n", "1", "-o", "M4RK3R"],
+    ["eval", "M4RK3R.zip", "--codecs", "none", "--quiet"],
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("commands", "more", "told"), [
-    (COMMANDS, "", "AUDITED []"),
-    ([], "import pickle; pickle.loads(pickle.dumps(os.getcwd))", "pickle.find_class"), ([], "eval('\"M4RK3R\"')", "compile"),
-    ([], "import subprocess; subprocess.run(['true'])", "subprocess.Popen"),
-], ids=["commands", "unpickles", "evaluates", "starts"])     # fmt: skip
-def test_no_command_unpickles_or_starts_anything(commands: list[list[str]], more: str, told: str, toy: Path) -> None:
-    """In a process of its own, with an audit hook: what a file says is neither compiled nor run. The others show that the hook sees."""
+@pytest.mark.parametrize(
+    ("commands", "more", "told"),
+    [
+        (COMMANDS, "", "AUDITED []"),
+        ([], "import pickle; pickle.loads(pickle.dumps(os.getcwd))", "pickle.find_class"),
+        ([], "eval('\"M4RK3R\"')", "compile"),
+        ([], "import subprocess; subprocess.run(['true'])", "subprocess.Popen"),
+    ],
+    ids=["commands", "unpickles", "evaluates", "starts"],
+)
+def test_no_command_unpickles_or_starts_anything(
+    commands: list[list[str]], more: str, told: str, toy: Path
+) -> None:
+    """In a process of its own, with an audit hook: what a file says is neither compiled nor run.
+
+    The others show that the hook sees.
+    """
     save("M4RK3R.png")
     Path("M4RK3R.zip").write_bytes(mutate.zipped([("M4RK3R.png", Path("M4RK3R.png").read_bytes())]))
-    ours = {"VQTOK_MODELS": str(toy.parent), "VQTOK_MODEL": "toy", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT.parent)}
+    ours = {
+        "VQTOK_MODELS": str(toy.parent),
+        "VQTOK_MODEL": "toy",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT.parent),
+    }
     code = AUDITED.format(tests=str(Path(__file__).parent.parent), commands=commands, more=more)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **ours}, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ours},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert told in done.stderr.splitlines()[-1], done.stderr
 
@@ -136,8 +223,13 @@ def test_the_audit_sees_what_it_is_for() -> None:
 
 # Nothing outside of -o
 
-@pytest.mark.parametrize("pattern", ["in/*/../../up/a.png", "in/*/../*/../../up/*.png", "in/**/../../up/a.png"])
-def test_results_of_a_glob_that_climbs_stay_below_the_output_folder(pattern: str, toy: Path) -> None:
+
+@pytest.mark.parametrize(
+    "pattern", ["in/*/../../up/a.png", "in/*/../*/../../up/*.png", "in/**/../../up/a.png"]
+)
+def test_results_of_a_glob_that_climbs_stay_below_the_output_folder(
+    pattern: str, toy: Path
+) -> None:
     save("in/b/c.png")
     save("up/a.png")
     before = set(snapshot())
@@ -161,16 +253,28 @@ def test_links_in_the_input_do_not_lead_out_of_the_output(toy: Path, tmp_path: P
     os.symlink(tmp_path / "elsewhere", "in/link")
     os.symlink(tmp_path / "elsewhere", "in/..link")
     ok("encode", "in", "-o", "out")
-    assert sorted(name for name in snapshot() if name.endswith(".npz")) == ["out/b.npz", "out/link/a.npz"]
+    assert sorted(name for name in snapshot() if name.endswith(".npz")) == [
+        "out/b.npz",
+        "out/link/a.npz",
+    ]
     assert os.listdir("elsewhere") == ["a.png"]
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_an_archive_is_read_without_a_file_written_or_a_link_followed(kind: str, tmp_path: Path) -> None:
+def test_an_archive_is_read_without_a_file_written_or_a_link_followed(
+    kind: str, tmp_path: Path
+) -> None:
     names = [*archives._ODD_NAMES, "good.png"]
-    links = [archives.header(b"secret%d.png" % i, 0, kind, b"/etc/passwd") for i, kind in enumerate((b"1", b"2", b"3", b"4", b"6"))]
+    links = [
+        archives.header(b"secret%d.png" % i, 0, kind, b"/etc/passwd")
+        for i, kind in enumerate((b"1", b"2", b"3", b"4", b"6"))
+    ]
     pictures = [(name, archives.picture()) for name in names if "\0" not in name]
-    content = archives.tar(*links, *(archives.member(*one) for one in pictures)) if kind == "tar" else mutate.zipped(pictures)
+    content = (
+        archives.tar(*links, *(archives.member(*one) for one in pictures))
+        if kind == "tar"
+        else mutate.zipped(pictures)
+    )
     (tmp_path / f"x.{kind}").write_bytes(content)
     before = snapshot()
     found = data.open_data(tmp_path / f"x.{kind}")
@@ -180,6 +284,7 @@ def test_an_archive_is_read_without_a_file_written_or_a_link_followed(kind: str,
 
 
 # Nothing that a terminal obeys
+
 
 def obeyed(text: str) -> set[str]:
     """What in a text is no printing character, or would turn the direction of those behind it."""
@@ -195,15 +300,31 @@ def test_file_names_are_shown_and_not_obeyed(toy: Path) -> None:
     name = HOSTILE.replace("/", "!")
     save(f"{name}.png")
     Path(f"{name}.npz").write_bytes(b"no codes")
-    text = shown("encode", f"{name}.png", "-o", f"{name}-2.npz") + shown("info", f"{name}.npz") + shown("decode", f"{name}.npz")
-    text += shown("encode", f"{name}.gif") + shown("info", name) + shown("encode", f"{name}.png", "--model", name) + shown("train", name)
+    text = (
+        shown("encode", f"{name}.png", "-o", f"{name}-2.npz")
+        + shown("info", f"{name}.npz")
+        + shown("decode", f"{name}.npz")
+    )
+    text += (
+        shown("encode", f"{name}.gif")
+        + shown("info", name)
+        + shown("encode", f"{name}.png", "--model", name)
+        + shown("train", name)
+    )
     assert obeyed(text) == set()
     assert "[bold red]x[!bold red]:smile:" in text
 
 
 def test_words_of_the_command_line_are_not_obeyed(toy: Path) -> None:
-    """A glob makes options of file names that begin with a dash; a line break in one had its escapes printed as they are."""
-    for words in ([f"--{HOSTILE}\n{HOSTILE}"], ["encode", f"--{HOSTILE}\n"], ["encode", "x", "--levels", f"{HOSTILE}\n"], [f"x{HOSTILE}"]):
+    """A glob makes options of file names that begin with a dash;
+    a line break in one had its escapes printed as they are.
+    """
+    for words in (
+        [f"--{HOSTILE}\n{HOSTILE}"],
+        ["encode", f"--{HOSTILE}\n"],
+        ["encode", "x", "--levels", f"{HOSTILE}\n"],
+        [f"x{HOSTILE}"],
+    ):
         text = shown(*words)
         assert obeyed(text) == set(), words
         assert "vqtok: error:" in text
@@ -212,19 +333,41 @@ def test_words_of_the_command_line_are_not_obeyed(toy: Path) -> None:
 def test_metadata_of_codes_is_shown_and_not_obeyed(toy: Path) -> None:
     one = codes.Codes(np.zeros((1, 1, 2, 2), np.uint8), "m", FINGERPRINT, 16, 4, 3, ((8, 8),))
     for key in ("model", "fingerprint", "format", "sizes", HOSTILE):
-        meta = {**{k: v for k, v in codes.read_meta(codes.to_bytes(one)).items() if k not in ("form", "shape")}, key: HOSTILE}
+        meta = {
+            **{
+                k: v
+                for k, v in codes.read_meta(codes.to_bytes(one)).items()
+                if k not in ("form", "shape")
+            },
+            key: HOSTILE,
+        }
         Path("x.npz").write_bytes(_with(one, {"meta": meta_member(json.dumps(meta))}))
-        assert obeyed(shown("info", "x.npz") + shown("decode", "x.npz") + shown("pack", "x.npz")) == set(), key
+        assert (
+            obeyed(shown("info", "x.npz") + shown("decode", "x.npz") + shown("pack", "x.npz"))
+            == set()
+        ), key
 
 
 def test_metadata_of_weights_is_shown_and_not_obeyed(toy: Path) -> None:
-    """License, data and labels are a stranger's words; so are the names of tensors, and what an error says of them."""
-    for place, key in (("record", "data"), ("record", HOSTILE), ("record", "metrics"), ("config", "quantizer"), ("config", HOSTILE)):
+    """License, data and labels are a stranger's words;
+    so are the names of tensors, and what an error says of them.
+    """
+    for place, key in (
+        ("record", "data"),
+        ("record", HOSTILE),
+        ("record", "metrics"),
+        ("config", "quantizer"),
+        ("config", HOSTILE),
+    ):
         path = toy / "tokenizer.safetensors"
         stored = weights.load(path, "tokenizer")
         stored.meta[place] = {**stored.meta[place], key: HOSTILE}
         weights.save(Path("x/tokenizer.safetensors"), stored)
-        text = shown("info", "x") + shown("info", "x/tokenizer.safetensors") + shown("encode", save("a.png"), "--model", "x", "--force")
+        text = (
+            shown("info", "x")
+            + shown("info", "x/tokenizer.safetensors")
+            + shown("encode", save("a.png"), "--model", "x", "--force")
+        )
         assert obeyed(text) == set(), (place, key)
     stored = weights.load(toy / "tokenizer.safetensors", "tokenizer")
     stored.tensors[HOSTILE] = np.zeros(1, np.float32)
@@ -242,10 +385,14 @@ def test_json_escapes_what_it_says(toy: Path) -> None:
     assert json.loads(line)["input"] == f"{name}.png"
 
 
-def test_a_progress_line_does_not_obey_the_name_of_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_line_does_not_obey_the_name_of_its_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Rich strips a few control characters from text, but not the escape that begins all others."""
     page = io.StringIO()
-    monkeypatch.setattr(output, "console", lambda: Console(file=page, force_terminal=True, width=200))
+    monkeypatch.setattr(
+        output, "console", lambda: Console(file=page, force_terminal=True, width=200)
+    )
     with progress.bar(f"eval {HOSTILE}", quiet=False) as update:
         assert update is not None
         update(1, 2)
@@ -257,7 +404,13 @@ def test_a_progress_line_does_not_obey_the_name_of_its_data(monkeypatch: pytest.
 
 def test_messages_on_a_terminal_do_not_obey(monkeypatch: pytest.MonkeyPatch) -> None:
     page = io.StringIO()
-    monkeypatch.setattr(output, "console", lambda: Console(file=page, force_terminal=True, color_system=None, width=1000, soft_wrap=True))
+    monkeypatch.setattr(
+        output,
+        "console",
+        lambda: Console(
+            file=page, force_terminal=True, color_system=None, width=1000, soft_wrap=True
+        ),
+    )
     output.say(HOSTILE)
     output.show_error(VqtokError(HOSTILE, HOSTILE))
     assert obeyed(page.getvalue()) == set()

@@ -21,35 +21,71 @@ from vqtok.config import EntropyConfig, PriorConfig, TokenizerConfig
 from vqtok.priors import IntegerPrior, PixelCNN
 from vqtok.vqvae import VQVAE
 
-TOKENIZER = TokenizerConfig(downsample=4, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=16, code_dim=4)
+TOKENIZER = TokenizerConfig(
+    downsample=4, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=16, code_dim=4
+)
 PRIOR = PriorConfig(codebook_size=16, width=8, layers=1, labels=("cat", "[red]dog"))
 ENTROPY = EntropyConfig(codebook_size=16, levels=1, embedding=4, width=8, blocks=1, rank=4)
-_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F4", "C64", "O", "", "\x1b[2J", 7, None)
-JSON_EACH = 24              # bytes that a byte of JSON takes as Python objects: an empty dict is 64 and its place in a list 8, for "{},"
-NETWORK = 16 << 20          # bytes that the largest network of a valid config takes as modules, before any tensor
+_DTYPES = (
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+    "I64",
+    "U8",
+    "BOOL",
+    "F8_E4M3",
+    "F4",
+    "C64",
+    "O",
+    "",
+    "\x1b[2J",
+    7,
+    None,
+)
+# bytes that a byte of JSON takes as Python objects:
+# an empty dict is 64 and its place in a list 8, for "{},"
+JSON_EACH = 24
+# bytes that the largest network of a valid config takes as modules, before any tensor
+NETWORK = 16 << 20
 
 
 def wholes() -> dict[str, bytes]:
     """One whole file of each kind."""
     torch.manual_seed(0)
-    tokenizer = {name: value.detach().half().numpy() for name, value in VQVAE(TOKENIZER).release_state().items()}
-    prior = {name: value.detach().half().numpy() for name, value in PixelCNN(PRIOR).state_dict().items()}
-    state = {"a": np.arange(6, dtype=np.int64).reshape(2, 3), "b": np.ones((), np.bool_), "c": np.zeros((0, 4), np.float32)}
+    tokenizer = {
+        name: value.detach().half().numpy()
+        for name, value in VQVAE(TOKENIZER).release_state().items()
+    }
+    prior = {
+        name: value.detach().half().numpy() for name, value in PixelCNN(PRIOR).state_dict().items()
+    }
+    state = {
+        "a": np.arange(6, dtype=np.int64).reshape(2, 3),
+        "b": np.ones((), np.bool_),
+        "c": np.zeros((0, 4), np.float32),
+    }
     made = {
-        "tokenizer": (tokenizer, asdict(TOKENIZER)), "prior": (prior, asdict(PRIOR)),
-        "entropy": (IntegerPrior(ENTROPY).integers(), asdict(ENTROPY)), "state": (state, {}),
-    }     # fmt: skip
+        "tokenizer": (tokenizer, asdict(TOKENIZER)),
+        "prior": (prior, asdict(PRIOR)),
+        "entropy": (IntegerPrior(ENTROPY).integers(), asdict(ENTROPY)),
+        "state": (state, {}),
+    }
     with tempfile.TemporaryDirectory() as folder:
         path, files = Path(folder, "x.safetensors"), {}
         for kind, (tensors, settings) in made.items():
             record = {"tokenizer": FINGERPRINT, "grid": [4, 4], "data": "noise"}
-            weights.save(path, weights.Weights(tensors, {"kind": kind, "config": settings, "record": record}))
+            weights.save(
+                path, weights.Weights(tensors, {"kind": kind, "config": settings, "record": record})
+            )
             files[kind] = path.read_bytes()
     return files
 
 
 class WeightsFiles:
-    """Readers: `weights.read_meta`, `load`, `read_tensors`, and the networks that are built of a file."""
+    """Readers: `weights.read_meta`, `load`, `read_tensors`, and the networks
+    that are built of a file.
+    """
 
     name = "weights"
 
@@ -66,7 +102,12 @@ class WeightsFiles:
         kind = draw.choice(list(self.files))
         data, origin = draw.choice(_MAKERS)(self.files[kind], list(self.files.values()), draw)
         head = int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
-        return Case(data, f"{kind}: {origin}", NETWORK + 2 * len(data) + JSON_EACH * min(head, len(data)), kind)
+        return Case(
+            data,
+            f"{kind}: {origin}",
+            NETWORK + 2 * len(data) + JSON_EACH * min(head, len(data)),
+            kind,
+        )
 
     def write(self, case: Case) -> None:
         for name in ("tokenizer", "prior", "entropy", "state"):
@@ -127,7 +168,10 @@ def _tensors(data: bytes, others: list[bytes], draw: random.Random) -> tuple[byt
     elif what == 1:
         entry["shape"] = [draw.choice(mutate.NUMBERS) for _ in range(draw.randint(0, 40))]
     elif what == 2:
-        entry["data_offsets"] = [draw.choice((*mutate.NUMBERS, *entry["data_offsets"])) for _ in range(draw.choice((2, 2, 2, 0, 3)))]
+        entry["data_offsets"] = [
+            draw.choice((*mutate.NUMBERS, *entry["data_offsets"]))
+            for _ in range(draw.choice((2, 2, 2, 0, 3)))
+        ]
     elif what == 3:
         entries[draw.choice((*mutate.NAMES, "__metadata__", *entries))] = entry
     else:
@@ -148,7 +192,7 @@ def _meta(data: bytes, others: list[bytes], draw: random.Random) -> tuple[bytes,
         del place[draw.choice(list(place))]
     text = json.dumps(meta)
     for part in [value for value in place.values() if isinstance(value, str) and value[:1] == "\0"]:
-        text = text.replace(json.dumps(part), part[1:-1])         # raw, so that it may be no JSON at all
+        text = text.replace(json.dumps(part), part[1:-1])  # raw, so that it may be no JSON at all
     entries["__metadata__"]["vqtok"] = text
     return _joined(json.dumps(entries).encode(), body), "meta"
 
@@ -160,12 +204,23 @@ def _giant(data: bytes, others: list[bytes], draw: random.Random) -> tuple[bytes
     meta = json.loads(entries["__metadata__"]["vqtok"])
     largest = {
         "tokenizer": replace(
-            TOKENIZER, width=2048, encoder_blocks=64, decoder_blocks=64, downsample=16, fold=1, codebook_size=65536, code_dim=1024,
-            levels=32, normalize=False, quantizer=draw.choice(config.LEARNED),
+            TOKENIZER,
+            width=2048,
+            encoder_blocks=64,
+            decoder_blocks=64,
+            downsample=16,
+            fold=1,
+            codebook_size=65536,
+            code_dim=1024,
+            levels=32,
+            normalize=False,
+            quantizer=draw.choice(config.LEARNED),
         ),
         "prior": replace(PRIOR, width=2048, layers=64, kernel=9, labels=("x",) * 10_000),
-        "entropy": replace(ENTROPY, width=1024, blocks=16, rank=512, embedding=256, levels=32, codebook_size=4096),
-    }     # fmt: skip
+        "entropy": replace(
+            ENTROPY, width=1024, blocks=16, rank=512, embedding=256, levels=32, codebook_size=4096
+        ),
+    }
     chosen = largest.get(meta["kind"])
     meta["config"] = asdict(chosen) if chosen else {"x": "y" * 100_000}
     entries["__metadata__"]["vqtok"] = json.dumps(meta)
@@ -176,13 +231,32 @@ def _bulky(data: bytes, others: list[bytes], draw: random.Random) -> tuple[bytes
     """A header of a megabyte: many tensors, many lists, deep nesting, one long text."""
     _, body = _split(data)
     n = draw.choice((1000, 200_000))
-    header = draw.choice((
-        b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(min(n, 20_000))) + b"}",
-        b'{"__metadata__":[' + b"{}," * n + b"0]}", b'{"__metadata__":' + b"[" * n + b"]" * n + b"}", b'{"a":' * n,
-        b'{"__metadata__":{"vqtok":"' + b"[" * n + b'"}}', b'{"__metadata__":{"vqtok":"' + b"x" * n + b'"}}', b'{"a":' + b"9" * n + b"}",
-    ))     # fmt: skip
+    header = draw.choice(
+        (
+            b"{"
+            + b",".join(
+                b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i
+                for i in range(min(n, 20_000))
+            )
+            + b"}",
+            b'{"__metadata__":[' + b"{}," * n + b"0]}",
+            b'{"__metadata__":' + b"[" * n + b"]" * n + b"}",
+            b'{"a":' * n,
+            b'{"__metadata__":{"vqtok":"' + b"[" * n + b'"}}',
+            b'{"__metadata__":{"vqtok":"' + b"x" * n + b'"}}',
+            b'{"a":' + b"9" * n + b"}",
+        )
+    )
     return _joined(header, body), "bulky"
 
 
 Maker = Callable[[bytes, list[bytes], random.Random], tuple[bytes, str]]
-_MAKERS: tuple[Maker, ...] = (*(_bytes,) * 6, *(_header,) * 8, _length, *(_tensors,) * 8, *(_meta,) * 12, _giant, _bulky)
+_MAKERS: tuple[Maker, ...] = (
+    *(_bytes,) * 6,
+    *(_header,) * 8,
+    _length,
+    *(_tensors,) * 8,
+    *(_meta,) * 12,
+    _giant,
+    _bulky,
+)

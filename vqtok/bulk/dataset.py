@@ -23,33 +23,43 @@ from vqtok.bulk.inputs import LOOSE
 from vqtok.codes.checks import check
 from vqtok.errors import FormatError
 
-OPEN_SHARDS = 128       # kept open: each takes a file handle, of which a process has 1024 as a rule, and its names, 0.1 MB
+# kept open: each takes a file handle, of which a process has 1024 as a rule, and its names, 0.1 MB
+OPEN_SHARDS = 128
 
 
 @dataclass(frozen=True)
 class _Open:
     """A shard that is being read."""
 
-    lines: list[shards.Line]                                # of the pictures that are there
-    stacks: dict[tuple[int, int], np.ndarray]               # (n, L, h, w) by grid
+    lines: list[shards.Line]  # of the pictures that are there
+    stacks: dict[tuple[int, int], np.ndarray]  # (n, L, h, w) by grid
 
 
 class CodesDataset:
-    """The pictures of a folder of codes shards, in the order of the inputs. A map-style data set: torch's DataLoader takes it as it is.
+    """The pictures of a folder of codes shards, in the order of the inputs.
 
-    Plain shards are mapped into memory; compact ones are decoded as a whole, with the model's entropy prior. Raises InputError,
-    FormatError; FormatError also where shards are missing, unless `partial`.
+    A map-style data set: torch's DataLoader takes it as it is.
+
+    Plain shards are mapped into memory; compact ones are decoded as a whole, with the
+    model's entropy prior. Raises InputError, FormatError; FormatError also where shards are
+    missing, unless `partial`.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], partial: bool = False, model: str | None = None) -> None:
-        """`model` is the name or path of the model, where compact shards need one that is not found by its name."""
+    def __init__(
+        self, folder: str | os.PathLike[str], partial: bool = False, model: str | None = None
+    ) -> None:
+        """`model` is the name or path of the model, where compact shards need one that
+        is not found by its name.
+        """
         self.folder, self.model = Path(folder), model
         self.manifest = shards.read_manifest(self.folder)
         self.shards = shards.find_all(self.folder)
         if not partial and (lacking := shards.missing(self.manifest, self.shards)):
             raise FormatError(
-                f"{folder} is not finished: shards of {lacking} of {len(self.manifest.inputs)} inputs are missing",
-                "finish it with vqtok encode --resume, or take what is there: CodesDataset(folder, partial=True)",
+                f"{folder} is not finished: "
+                f"shards of {lacking} of {len(self.manifest.inputs)} inputs are missing",
+                "finish it with vqtok encode --resume, or take what is there: "
+                "CodesDataset(folder, partial=True)",
             )
         self._ends = list(accumulate(shard.head.pictures for shard in self.shards))
         self._open: OrderedDict[int, _Open] = OrderedDict()
@@ -58,7 +68,9 @@ class CodesDataset:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, str]:
-        """The indices int64 (L, h, w) of a picture, and its name: that of its tar, a slash, and its name in the tar."""
+        """The indices int64 (L, h, w) of a picture, and its name:
+        that of its tar, a slash, and its name in the tar.
+        """
         shard, line, stack = self._at(number)
         indices = stack[line.row].astype(np.int64)
         with codes.named(shard.path):
@@ -77,7 +89,9 @@ class CodesDataset:
         _, line, stack = self._at(number)
         m, (W, H) = self.manifest, line.size
         indices = np.array(stack[line.row][None], codes.index_dtype(m.codebook_size))
-        return codes.Codes(indices, m.model, m.fingerprint, m.codebook_size, m.downsample, m.channels, ((H, W),))
+        return codes.Codes(
+            indices, m.model, m.fingerprint, m.codebook_size, m.downsample, m.channels, ((H, W),)
+        )
 
     @cached_property
     def grids(self) -> np.ndarray:
@@ -107,11 +121,14 @@ class CodesDataset:
             raise IndexError(f"picture {number} of {len(self)}")
         where = bisect_right(self._ends, number)
         opened = self._opened(where)
-        line = opened.lines[number - self._ends[where]]     # counted from the end
+        line = opened.lines[number - self._ends[where]]  # counted from the end
         stack = opened.stacks.get(line.grid)
         with codes.named(self.shards[where].lines_path):
             if stack is None or line.row >= len(stack):
-                raise FormatError(f"the place of {line.name!r} is not in the shard", "copy or download the file again")
+                raise FormatError(
+                    f"the place of {line.name!r} is not in the shard",
+                    "copy or download the file again",
+                )
         return self.shards[where], line, stack
 
     def _opened(self, where: int) -> _Open:
@@ -120,7 +137,9 @@ class CodesDataset:
             return self._open[where]
         shard = self.shards[where]
         lines = [line for line in shard.lines() if line.error is None]
-        opened = _Open(lines, {stack.grid: self._stack(shard, stack) for stack in shard.head.stacks})
+        opened = _Open(
+            lines, {stack.grid: self._stack(shard, stack) for stack in shard.head.stacks}
+        )
         self._open[where] = opened
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)
@@ -133,14 +152,21 @@ class CodesDataset:
         if isinstance(found, codes.Compact):
             if found.prior is None:
                 found = found.unpacked()
-            else:       # torch, for these alone
+            else:  # torch, for these alone
                 from vqtok.codec import unpack
 
                 found = unpack(found, self.model)
         with codes.named(shard.path):
             w, h = stack.grid
-            check(found.shape == (stack.pictures, self.manifest.levels, h, w), f"the codes file of {w}x{h} is not as its manifest tells")
-            check((found.model, found.fingerprint) == (self.manifest.model, self.manifest.fingerprint), "the codes are of another model")
+            check(
+                found.shape == (stack.pictures, self.manifest.levels, h, w),
+                f"the codes file of {w}x{h} is not as its manifest tells",
+            )
+            check(
+                (found.model, found.fingerprint)
+                == (self.manifest.model, self.manifest.fingerprint),
+                "the codes are of another model",
+            )
         return found.indices
 
 

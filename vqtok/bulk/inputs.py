@@ -1,4 +1,6 @@
-"""What there is to encode, cut into the pictures of one shard each: streamed, never listed as a whole."""
+"""What there is to encode, cut into the pictures of one shard each:
+streamed, never listed as a whole.
+"""
 
 import json
 import os
@@ -13,7 +15,7 @@ from vqtok.data.tars import tar_pictures
 from vqtok.errors import InputError, UsageError
 from vqtok.images import IMAGE_SUFFIXES
 
-LOOSE = "pictures"              # what the input of all pictures outside of tars is called
+LOOSE = "pictures"  # what the input of all pictures outside of tars is called
 _PACKED = (".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip")
 _FOUND = IMAGE_SUFFIXES | {".tar"}
 
@@ -25,7 +27,7 @@ class Entry:
     name: str
     path: str
     offset: int = 0
-    size: int | None = None     # bytes; None: the whole file
+    size: int | None = None  # bytes; None: the whole file
     error: str | None = None
 
 
@@ -35,7 +37,7 @@ class Input:
 
     number: int
     name: str
-    path: Path | None           # of the tar
+    path: Path | None  # of the tar
     bytes: int | None
 
 
@@ -46,8 +48,8 @@ class Chunk:
     input: Input
     number: int
     entries: tuple[Entry, ...]
-    last: bool                  # of its input
-    checksum: int               # of the entries: tells on resuming whether the inputs are the same
+    last: bool  # of its input
+    checksum: int  # of the entries: tells on resuming whether the inputs are the same
 
     @property
     def stem(self) -> str:
@@ -56,7 +58,9 @@ class Chunk:
 
 def _checksum(entries: Sequence[Entry]) -> int:
     """CRC-32 of names and places."""
-    return zlib.crc32(json.dumps([(entry.name, entry.offset, entry.size) for entry in entries]).encode())
+    return zlib.crc32(
+        json.dumps([(entry.name, entry.offset, entry.size) for entry in entries]).encode()
+    )
 
 
 def stem(number: int, chunk: int) -> str:
@@ -65,7 +69,10 @@ def stem(number: int, chunk: int) -> str:
 
 
 class Inputs:
-    """The tars and loose pictures that names, folders and globs stand for. Raises InputError, UsageError."""
+    """The tars and loose pictures that names, folders and globs stand for.
+
+    Raises InputError, UsageError.
+    """
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = tuple(words)
@@ -78,11 +85,16 @@ class Inputs:
                 tars.setdefault(os.path.abspath(entry.path), (entry.path, entry.name))
             else:
                 self._loose = True
-        found = [Input(i, name, Path(path), _size(path)) for i, (path, name) in enumerate(tars.values())]
+        found = [
+            Input(i, name, Path(path), _size(path)) for i, (path, name) in enumerate(tars.values())
+        ]
         self.tars = len(found)
         self.all = (*found, *([Input(len(found), LOOSE, None, None)] if self._loose else []))
         if not self.all:
-            raise InputError(f"no pictures and no tars are in {', '.join(words)}", "name tar shards, or folders of pictures")
+            raise InputError(
+                f"no pictures and no tars are in {', '.join(words)}",
+                "name tar shards, or folders of pictures",
+            )
 
     def chunks(self, source: Input, size: int) -> Iterator[Chunk]:
         """The pictures of an input, `size` a chunk; at least one chunk, even of no pictures."""
@@ -103,7 +115,9 @@ class Inputs:
         several = sum(os.path.isdir(word) for word in self._words) > 1
         for word in self._words:
             if os.path.isdir(word):
-                yield from _walk(word, os.path.basename(os.path.abspath(word)) + "/" if several else "")
+                yield from _walk(
+                    word, os.path.basename(os.path.abspath(word)) + "/" if several else ""
+                )
             else:
                 for source in files.expand([word], _FOUND):
                     yield Entry(source.relative.as_posix(), str(source.path))
@@ -111,9 +125,14 @@ class Inputs:
 
 def _check_word(word: str) -> None:
     if word == "-":
-        raise UsageError("standard input does not go into codes shards", "name tar shards or folders")
+        raise UsageError(
+            "standard input does not go into codes shards", "name tar shards or folders"
+        )
     if word.lower().endswith(_PACKED) and os.path.isfile(word):
-        raise InputError(f"{word} is compressed; pictures in it cannot be reached one by one", "unpack it, and give the plain .tar")
+        raise InputError(
+            f"{word} is compressed; pictures in it cannot be reached one by one",
+            "unpack it, and give the plain .tar",
+        )
 
 
 def _is_tar(entry: Entry) -> bool:
@@ -124,7 +143,9 @@ def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", "check the name and the disk") from None
+        raise InputError(
+            f"cannot read {path}: {error.strerror}", "check the name and the disk"
+        ) from None
 
 
 def _members(path: Path) -> Iterator[Entry]:
@@ -133,15 +154,18 @@ def _members(path: Path) -> Iterator[Entry]:
         for name, offset, size in tar_pictures(path):
             yield Entry(name, str(path), offset, size)
     except (InputError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).replace(str(path), "it")
+        reason = (
+            error.strerror if isinstance(error, OSError) else str(error).replace(str(path), "it")
+        )
         yield Entry(path.name, str(path), error=f"the rest of the tar cannot be read: {reason}")
 
 
 def _walk(root: str, prefix: str) -> Iterator[Entry]:
-    """The pictures and tars below a folder: in each folder sorted by name, before those of its sub-folders.
+    """The pictures and tars below a folder: in each folder sorted by name, before
+    those of its sub-folders.
 
-    Only the names of one folder are held at a time. Hidden ones are left out; links are followed, each folder once. A folder that
-    cannot be listed stands for itself, as an error.
+    Only the names of one folder are held at a time. Hidden ones are left out; links are followed,
+    each folder once. A folder that cannot be listed stands for itself, as an error.
     """
     seen, waiting = set(), [("", root)]
     while waiting:
@@ -176,7 +200,9 @@ def _listed(folder: str) -> tuple[list[str] | None, list[str]]:
 
 
 def _readable_kind(entry: os.DirEntry[str]) -> bool:
-    """A file, or a link to nothing, which is reported when it is read; no pipes or devices: reading one could wait for ever."""
+    """A file, or a link to nothing, which is reported when it is read;
+    no pipes or devices: reading one could wait for ever.
+    """
     return os.path.isfile(entry) or (entry.is_symlink() and not os.path.exists(entry))
 
 
@@ -189,7 +215,9 @@ class Share:
 
     @classmethod
     def parse(cls, text: str | None) -> "Share":
-        """From `i/n`, counted from 0; None: from RANK and WORLD_SIZE, which torchrun sets, else all of the work. Raises UsageError."""
+        """From `i/n`, counted from 0; None: from RANK and WORLD_SIZE, which torchrun sets, else all
+        of the work. Raises UsageError.
+        """
         rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
         source, given = "--shard", text
         if text is None and rank is not None and world is not None:
@@ -197,14 +225,20 @@ class Share:
         if given is None:
             return cls()
         index, _, count = given.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and len(given) < 20 and int(index) < int(count)):
-            raise UsageError(f"{source} is {given!r}", "write it like 0/4, 1/4, 2/4, 3/4: counted from 0")
+        if not (
+            index.isdecimal() and count.isdecimal() and len(given) < 20 and int(index) < int(count)
+        ):
+            raise UsageError(
+                f"{source} is {given!r}", "write it like 0/4, 1/4, 2/4, 3/4: counted from 0"
+            )
         return cls(int(index), int(count))
 
     def takes_input(self, source: Input, tars: int) -> bool | None:
-        """Whether all of an input's shards are this part's; None where they are dealt out one by one.
+        """Whether all of an input's shards are this part's;
+        None where they are dealt out one by one.
 
-        Tars go whole where there are as many as parts: then nobody needs to look into a tar of another's.
+        Tars go whole where there are as many as parts:
+        then nobody needs to look into a tar of another's.
         """
         if source.path is None or tars < self.count:
             return True if self.count == 1 else None

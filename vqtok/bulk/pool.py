@@ -1,4 +1,6 @@
-"""Pictures decoded by processes, a bounded number ahead of who takes them, in the order in which they were asked for."""
+"""Pictures decoded by processes, a bounded number ahead of who takes them, in the order in
+which they were asked for.
+"""
 
 import json
 import os
@@ -21,13 +23,17 @@ from vqtok.bulk.inputs import Entry
 from vqtok.errors import InputError, VqtokError
 
 T = TypeVar("T")
-AHEAD = 4       # pictures asked for at a time, for each worker: enough that none idles while a batch is encoded
-HELD = 2**28    # bytes of pixels that wait at the most, and those of one picture for each worker
+# pictures asked for at a time, for each worker: enough that none idles while a batch is encoded
+AHEAD = 4
+HELD = 2**28  # bytes of pixels that wait at the most, and those of one picture for each worker
 Decoded = images.Picture | InputError
 
 
 class Pool:
-    """Decodes with so many processes, or in this one where there are none. Close it, or use it as a context."""
+    """Decodes with so many processes, or in this one where there are none.
+
+    Close it, or use it as a context.
+    """
 
     def __init__(self, workers: int, channels: int, background: images.Color) -> None:
         self._channels, self._background = channels, background
@@ -48,16 +54,19 @@ class Pool:
     def close(self) -> None:
         """Ends the processes; what they are at is lost."""
         for each in self._workers:
-            each.process.kill()     # first: a thread that waits for an answer goes on when the process is gone
+            # first: a thread that waits for an answer goes on when the process is gone
+            each.process.kill()
         self._gate.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for each in self._workers:
             each.close()
 
     def map(self, items: Iterable[tuple[T, Entry | None]]) -> Iterator[tuple[T, Decoded | None]]:
-        """Each item with its picture, or the InputError of one that cannot be read; None stays None. In order.
+        """Each item with its picture, or the InputError of one that cannot be read;
+        None stays None. In order.
 
-        VqtokError where a process has died: that says nothing of the picture, the system may have ended it for want of memory.
+        VqtokError where a process has died: that says nothing of the picture, the system may have
+        ended it for want of memory.
         """
         waiting: deque[tuple[T, Future[Decoded] | None]] = deque()
         for item, entry in items:
@@ -89,7 +98,9 @@ class Pool:
             return InputError(entry.error, "get the file again")
         if not self._workers:
             try:
-                return worker.decode(entry.path, entry.offset, entry.size, self._channels, self._background)
+                return worker.decode(
+                    entry.path, entry.offset, entry.size, self._channels, self._background
+                )
             except InputError as error:
                 return error
         mine = self._idle.get()
@@ -100,7 +111,9 @@ class Pool:
 
 
 class _Gate:
-    """Lets a picture be decoded while few bytes wait to be taken, or when it is the next to be taken: then nothing else can go on."""
+    """Lets a picture be decoded while few bytes wait to be taken, or when it is the next to be
+    taken: then nothing else can go on.
+    """
 
     def __init__(self) -> None:
         self._changed, self._held, self._next, self._closed = threading.Condition(), 0, 0, False
@@ -108,7 +121,9 @@ class _Gate:
     def enter(self, number: int) -> None:
         """Waits for the turn of a picture: that of number 0 comes first."""
         with self._changed:
-            self._changed.wait_for(lambda: self._held <= HELD or number == self._next or self._closed)
+            self._changed.wait_for(
+                lambda: self._held <= HELD or number == self._next or self._closed
+            )
 
     def decoded(self, size: int) -> None:
         with self._changed:
@@ -148,8 +163,10 @@ class _Worker:
             answer = json.loads(line)
             if "error" in answer:
                 return InputError(answer["error"], "get the file again")
-            return images.Picture(_pixels(self._answers, tuple(answer["shape"])), tuple(answer["notes"]))
-        except (OSError, EOFError, ValueError):     # ValueError: the pipe was closed here
+            return images.Picture(
+                _pixels(self._answers, tuple(answer["shape"])), tuple(answer["notes"])
+            )
+        except (OSError, EOFError, ValueError):  # ValueError: the pipe was closed here
             raise self._died(entry) from None
 
     def _died(self, entry: Entry) -> VqtokError:
@@ -173,7 +190,7 @@ def _pixels(answers: IO[bytes], shape: tuple[int, ...]) -> np.ndarray:
     pixels = np.empty(shape, np.uint8)
     view, done = pixels.data.cast("B"), 0
     while done < len(view):
-        got = answers.readinto(view[done:])     # type: ignore[attr-defined]
+        got = answers.readinto(view[done:])  # type: ignore[attr-defined]
         if not got:
             raise EOFError
         done += got
@@ -185,4 +202,6 @@ def _start(channels: int, background: images.Color) -> _Worker:
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [sys.executable, "-m", "vqtok.bulk.worker", *map(str, (channels, *background))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    return _Worker(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment))
+    return _Worker(
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    )

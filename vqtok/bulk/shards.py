@@ -1,4 +1,6 @@
-"""The files in a folder of codes shards: how they are put together, and how they are read and checked. See the package."""
+"""The files in a folder of codes shards: how they are put together, and how they are read and
+checked. See the package.
+"""
 
 import io
 import json
@@ -20,7 +22,7 @@ from vqtok.errors import FormatError, InputError
 
 MANIFEST = "manifest.json"
 KIND = "codes shards"
-LINES_LIMIT = 1 << 30               # bytes of a shard's manifest
+LINES_LIMIT = 1 << 30  # bytes of a shard's manifest
 _SUFFIXES = (".npz", ".tar", ".jsonl")
 STEM = re.compile(r"(\d{5,12})-(\d{5,12})", re.ASCII)
 
@@ -39,18 +41,36 @@ class Manifest:
     precision: str
     background: str
     shard_size: int
-    inputs: tuple[tuple[str, int | None], ...]      # name, and bytes of a tar
+    inputs: tuple[tuple[str, int | None], ...]  # name, and bytes of a tar
 
     def __post_init__(self) -> None:
         """FormatError where a value cannot be."""
-        kinds = {"model": str, "fingerprint": str, "precision": str, "background": str, "compact": bool}
-        check(all(type(getattr(self, name)) is kind for name, kind in kinds.items()), "the manifest is damaged")
+        kinds = {
+            "model": str,
+            "fingerprint": str,
+            "precision": str,
+            "background": str,
+            "compact": bool,
+        }
+        check(
+            all(type(getattr(self, name)) is kind for name, kind in kinds.items()),
+            "the manifest is damaged",
+        )
         least = {"codebook_size": 2, "downsample": 1, "channels": 1, "levels": 1, "shard_size": 1}
-        check(all(is_int(getattr(self, name), low, 1 << 32) for name, low in least.items()), "the manifest is damaged")
+        check(
+            all(is_int(getattr(self, name), low, 1 << 32) for name, low in least.items()),
+            "the manifest is damaged",
+        )
 
     def to_bytes(self) -> bytes:
-        inputs = [{"name": name} if size is None else {"name": name, "bytes": size} for name, size in self.inputs]
-        return (json.dumps({"format": FORMAT, "kind": KIND, **asdict(self), "inputs": inputs}, indent=1) + "\n").encode()
+        inputs = [
+            {"name": name} if size is None else {"name": name, "bytes": size}
+            for name, size in self.inputs
+        ]
+        return (
+            json.dumps({"format": FORMAT, "kind": KIND, **asdict(self), "inputs": inputs}, indent=1)
+            + "\n"
+        ).encode()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -59,11 +79,24 @@ def read_manifest(folder: Path) -> Manifest:
     data = files.read_bytes(path, LINES_LIMIT)
     with codes.named(path):
         values = _parse(data)
-        check(values.pop("kind", None) == KIND, "not the manifest of codes shards", "give a folder that vqtok encode --bulk wrote")
+        check(
+            values.pop("kind", None) == KIND,
+            "not the manifest of codes shards",
+            "give a folder that vqtok encode --bulk wrote",
+        )
         inputs = values.pop("inputs", None)
-        check(isinstance(inputs, list) and all(isinstance(entry, dict) for entry in inputs), "the manifest is damaged")
+        check(
+            isinstance(inputs, list) and all(isinstance(entry, dict) for entry in inputs),
+            "the manifest is damaged",
+        )
         pairs = tuple((entry.get("name"), entry.get("bytes")) for entry in inputs)
-        check(all(isinstance(name, str) and (size is None or is_int(size, 0, 1 << 62)) for name, size in pairs), "the manifest is damaged")
+        check(
+            all(
+                isinstance(name, str) and (size is None or is_int(size, 0, 1 << 62))
+                for name, size in pairs
+            ),
+            "the manifest is damaged",
+        )
         known = {name: values[name] for name in Manifest.__dataclass_fields__ if name in values}
         check(len(known) == len(Manifest.__dataclass_fields__) - 1, "the manifest is damaged")
         return Manifest(**known, inputs=pairs)
@@ -71,21 +104,30 @@ def read_manifest(folder: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class Stack:
-    """The codes of the pictures of one grid size in a shard: a codes file of its own, or a part of the tar."""
+    """The codes of the pictures of one grid size in a shard:
+    a codes file of its own, or a part of the tar.
+    """
 
-    grid: tuple[int, int]       # (w, h)
+    grid: tuple[int, int]  # (w, h)
     pictures: int
-    start: int                  # of the codes file in the shard's file, in bytes
+    start: int  # of the codes file in the shard's file, in bytes
     bytes: int
-    indices: int | None         # where in the shard's file the plain indices begin; None: a compact codes file
+    # where in the shard's file the plain indices begin; None: a compact codes file
+    indices: int | None
 
     @classmethod
     def from_json(cls, value: Any) -> "Stack":
         check(isinstance(value, dict) and isinstance(value.get("grid"), list), "a stack is damaged")
         keys = ("grid", "pictures", "start", "bytes", "indices")
         grid, n, start, size, at = cast(tuple[Any, ...], tuple(value.get(key) for key in keys))
-        check(len(grid) == 2 and all(is_int(side, 1, 1 << 24) for side in grid), "the grid of a stack is damaged")
-        check(is_int(n, 1, 1 << 32) and is_int(start, 0, 1 << 62) and is_int(size, 1, 1 << 62), "a stack is damaged")
+        check(
+            len(grid) == 2 and all(is_int(side, 1, 1 << 24) for side in grid),
+            "the grid of a stack is damaged",
+        )
+        check(
+            is_int(n, 1, 1 << 32) and is_int(start, 0, 1 << 62) and is_int(size, 1, 1 << 62),
+            "a stack is damaged",
+        )
         check(at is None or is_int(at, 0, 1 << 62), "a stack is damaged")
         return cls((grid[0], grid[1]), n, start, size, at)
 
@@ -94,13 +136,13 @@ class Stack:
 class Head:
     """The first line of a shard's manifest."""
 
-    input: str                      # name of the tar, or `pictures`
-    pictures: int                   # encoded
+    input: str  # name of the tar, or `pictures`
+    pictures: int  # encoded
     failed: int
-    last: bool                      # shard of its input
-    names: int                      # CRC-32 of the names of the pictures, and of their places in the tar
-    bytes: int                      # of the shard's file; 0: there is none, as no picture could be encoded
-    crc32: int                      # of the same
+    last: bool  # shard of its input
+    names: int  # CRC-32 of the names of the pictures, and of their places in the tar
+    bytes: int  # of the shard's file; 0: there is none, as no picture could be encoded
+    crc32: int  # of the same
     stacks: tuple[Stack, ...]
 
     @property
@@ -117,13 +159,25 @@ def parse_head(line: bytes) -> Head:
     values = _parse(line)
     counts = [values.get(name) for name in ("pictures", "failed", "bytes", "names", "crc32")]
     check(all(is_int(count, 0, 1 << 62) for count in counts), "the first line is damaged")
-    check(type(values.get("last")) is bool and type(values.get("input")) is str, "the first line is damaged")
+    check(
+        type(values.get("last")) is bool and type(values.get("input")) is str,
+        "the first line is damaged",
+    )
     check(isinstance(values.get("stacks"), list), "the first line is damaged")
     stacks = tuple(Stack.from_json(value) for value in values["stacks"])
-    check(sum(stack.pictures for stack in stacks) == values["pictures"], "the stacks do not hold that many pictures")
+    check(
+        sum(stack.pictures for stack in stacks) == values["pictures"],
+        "the stacks do not hold that many pictures",
+    )
     check(len({stack.grid for stack in stacks}) == len(stacks), "a grid stands twice")
-    check(all(stack.start + stack.bytes <= values["bytes"] for stack in stacks), "a stack reaches past the end of its shard")
-    return Head(**{name: values[name] for name in Head.__dataclass_fields__ if name != "stacks"}, stacks=stacks)
+    check(
+        all(stack.start + stack.bytes <= values["bytes"] for stack in stacks),
+        "a stack reaches past the end of its shard",
+    )
+    return Head(
+        **{name: values[name] for name in Head.__dataclass_fields__ if name != "stacks"},
+        stacks=stacks,
+    )
 
 
 @dataclass(frozen=True)
@@ -131,26 +185,40 @@ class Line:
     """A picture of a shard's manifest: where it is, or why not."""
 
     name: str
-    size: tuple[int, int] = (0, 0)              # (W, H)
-    grid: tuple[int, int] = (0, 0)              # (w, h)
+    size: tuple[int, int] = (0, 0)  # (W, H)
+    grid: tuple[int, int] = (0, 0)  # (w, h)
     row: int = 0
     error: str | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        place = {"error": self.error} if self.error is not None else {"size": self.size, "grid": self.grid, "row": self.row}
-        return json.dumps({"name": self.name, **place, **({"notes": self.notes} if self.notes else {})}, separators=(",", ":"))
+        place = (
+            {"error": self.error}
+            if self.error is not None
+            else {"size": self.size, "grid": self.grid, "row": self.row}
+        )
+        return json.dumps(
+            {"name": self.name, **place, **({"notes": self.notes} if self.notes else {})},
+            separators=(",", ":"),
+        )
 
     @classmethod
     def from_json(cls, line: bytes) -> "Line":
         value = _object(line)
         keys = ("name", "error", "notes", "size", "grid", "row")
-        name, error, notes, size, grid, row = cast(tuple[Any, ...], tuple(value.get(key) for key in keys))
+        name, error, notes, size, grid, row = cast(
+            tuple[Any, ...], tuple(value.get(key) for key in keys)
+        )
         check(isinstance(name, str) and isinstance(notes or [], list), "a line is damaged")
         if error is not None:
             check(isinstance(error, str), "a line is damaged")
             return cls(name, error=error)
-        pairs = all(isinstance(pair, list) and len(pair) == 2 and all(is_int(side, 1, 1 << 32) for side in pair) for pair in (size, grid))
+        pairs = all(
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(is_int(side, 1, 1 << 32) for side in pair)
+            for pair in (size, grid)
+        )
         check(pairs and is_int(row, 0, 1 << 32), "a line is damaged")
         return cls(name, tuple(size), tuple(grid), row, notes=tuple(map(str, notes or [])))
 
@@ -160,7 +228,7 @@ class Found:
     """A finished shard in a folder."""
 
     folder: Path
-    number: int                     # of its input
+    number: int  # of its input
     chunk: int
     head: Head
 
@@ -181,7 +249,10 @@ class Found:
             return False
 
     def check(self) -> None:
-        """Reads the file and compares its checksum. FormatError where it is another, InputError where it cannot be read."""
+        """Reads the file and compares its checksum.
+
+        FormatError where it is another, InputError where it cannot be read.
+        """
         crc, size = 0, 0
         try:
             if self.head.bytes:
@@ -189,9 +260,14 @@ class Found:
                     while piece := file.read(1 << 20):
                         crc, size = zlib.crc32(piece, crc), size + len(piece)
         except OSError as error:
-            raise InputError(f"cannot read {self.path}: {error.strerror}", "check the disk and its permissions") from None
+            raise InputError(
+                f"cannot read {self.path}: {error.strerror}", "check the disk and its permissions"
+            ) from None
         with codes.named(self.path):
-            check((crc, size) == (self.head.crc32, self.head.bytes), "the file does not match its checksum")
+            check(
+                (crc, size) == (self.head.crc32, self.head.bytes),
+                "the file does not match its checksum",
+            )
 
     def lines(self) -> list[Line]:
         """All its pictures, those that failed, too."""
@@ -199,12 +275,18 @@ class Found:
         with codes.named(self.lines_path):
             lines = [Line.from_json(line) for line in data.splitlines()[1:]]
             failed = sum(line.error is not None for line in lines)
-            check((len(lines) - failed, failed) == (self.head.pictures, self.head.failed), "lines are missing")
+            check(
+                (len(lines) - failed, failed) == (self.head.pictures, self.head.failed),
+                "lines are missing",
+            )
             return lines
 
 
 def find(folder: Path, number: int, chunk: int) -> Found | None:
-    """The shard of that input and number; None where it is not finished. FormatError where its manifest is damaged."""
+    """The shard of that input and number; None where it is not finished.
+
+    FormatError where its manifest is damaged.
+    """
     path = folder / f"{stem(number, chunk)}.jsonl"
     try:
         with path.open("rb") as file:
@@ -212,7 +294,9 @@ def find(folder: Path, number: int, chunk: int) -> Found | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", "check the disk and its permissions") from None
+        raise InputError(
+            f"cannot read {path}: {error.strerror}", "check the disk and its permissions"
+        ) from None
     with codes.named(path):
         return Found(folder, number, chunk, parse_head(line))
 
@@ -222,7 +306,9 @@ def find_all(folder: Path) -> list[Found]:
     try:
         names = [path.stem for path in folder.iterdir() if path.suffix == ".jsonl"]
     except OSError as error:
-        raise InputError(f"cannot read {folder}: {error.strerror}", "check the name and its permissions") from None
+        raise InputError(
+            f"cannot read {folder}: {error.strerror}", "check the name and its permissions"
+        ) from None
     matches = [match for match in map(STEM.fullmatch, names) if match]
     places = sorted((int(match[1]), int(match[2])) for match in matches)
     return [found for place in places if (found := find(folder, *place))]
@@ -233,22 +319,52 @@ def missing(manifest: Manifest, found: Sequence[Found]) -> int:
     chunks: dict[int, list[Found]] = {}
     for shard in found:
         chunks.setdefault(shard.number, []).append(shard)
-    whole = [number for number, parts in chunks.items() if parts[-1].head.last and parts[-1].chunk == len(parts) - 1]
+    whole = [
+        number
+        for number, parts in chunks.items()
+        if parts[-1].head.last and parts[-1].chunk == len(parts) - 1
+    ]
     return len(set(range(len(manifest.inputs))) - set(whole))
 
 
 def build(
-    source: Input, last: bool, names: int, lines: Sequence[Line], stacks: Sequence[codes.Codes | codes.Compact]
+    source: Input,
+    last: bool,
+    names: int,
+    lines: Sequence[Line],
+    stacks: Sequence[codes.Codes | codes.Compact],
 ) -> tuple[bytes, bytes]:
-    """The bytes of a shard's file (none where no picture could be encoded), and those of its manifest. Equal input gives equal bytes."""
-    parts = [(_grid(stack), len(stack), codes.to_bytes(stack, deflate=False), isinstance(stack, codes.Codes)) for stack in stacks]
-    data, starts = (parts[0][2], [0]) if len(parts) == 1 else _tar({_member(grid): content for grid, _, content, _ in parts})
+    """The bytes of a shard's file (none where no picture could be encoded), and those of its
+    manifest. Equal input gives equal bytes.
+    """
+    parts = [
+        (
+            _grid(stack),
+            len(stack),
+            codes.to_bytes(stack, deflate=False),
+            isinstance(stack, codes.Codes),
+        )
+        for stack in stacks
+    ]
+    data, starts = (
+        (parts[0][2], [0])
+        if len(parts) == 1
+        else _tar({_member(grid): content for grid, _, content, _ in parts})
+    )
     placed = tuple(
-        Stack(grid, n, start, len(content), start + codes.data_offset(content, "indices") if plain else None)
+        Stack(
+            grid,
+            n,
+            start,
+            len(content),
+            start + codes.data_offset(content, "indices") if plain else None,
+        )
         for (grid, n, content, plain), start in zip(parts, starts, strict=True)
     )
     failed = sum(line.error is not None for line in lines)
-    head = Head(source.name, len(lines) - failed, failed, last, names, len(data), zlib.crc32(data), placed)
+    head = Head(
+        source.name, len(lines) - failed, failed, last, names, len(data), zlib.crc32(data), placed
+    )
     return data, ("\n".join([head.to_json(), *(line.to_json() for line in lines)]) + "\n").encode()
 
 
@@ -262,7 +378,9 @@ def _member(grid: tuple[int, int]) -> str:
 
 
 def _tar(members: dict[str, bytes]) -> tuple[bytes, list[int]]:
-    """A tar of these, without dates or owners, and where each begins in it; nothing for no members."""
+    """A tar of these, without dates or owners, and where each begins in it;
+    nothing for no members.
+    """
     if not members:
         return b"", []
     buffer, starts = io.BytesIO(), []
@@ -276,17 +394,26 @@ def _tar(members: dict[str, bytes]) -> tuple[bytes, list[int]]:
 
 
 def map_indices(shard: Found, stack: Stack, manifest: Manifest) -> np.ndarray:
-    """The plain indices (n, L, h, w) of a stack, mapped: only what is looked at is read. FormatError where the file is too short."""
+    """The plain indices (n, L, h, w) of a stack, mapped: only what is looked at is read.
+
+    FormatError where the file is too short.
+    """
     assert stack.indices is not None
     (w, h), dtype = stack.grid, codes.index_dtype(manifest.codebook_size).newbyteorder("<")
     shape = stack.pictures, manifest.levels, h, w
     with codes.named(shard.path):
-        check(stack.start <= stack.indices and math.prod(shape) * dtype.itemsize <= stack.start + stack.bytes - stack.indices, "damaged")
+        check(
+            stack.start <= stack.indices
+            and math.prod(shape) * dtype.itemsize <= stack.start + stack.bytes - stack.indices,
+            "damaged",
+        )
         check(shard.whole(), f"not the {shard.head.bytes} bytes that its manifest tells of")
     try:
         return np.memmap(shard.path, dtype, "r", stack.indices, shape)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {shard.path}: {error}", "check the disk and its permissions") from None
+        raise InputError(
+            f"cannot read {shard.path}: {error}", "check the disk and its permissions"
+        ) from None
 
 
 def read_stack(shard: Found, stack: Stack) -> codes.Codes | codes.Compact:
@@ -299,7 +426,9 @@ def read_stack(shard: Found, stack: Stack) -> codes.Codes | codes.Compact:
                 file.seek(stack.start)
                 data = file.read(stack.bytes)
         except OSError as error:
-            raise InputError(f"cannot read {shard.path}: {error.strerror}", "check the disk and its permissions") from None
+            raise InputError(
+                f"cannot read {shard.path}: {error.strerror}", "check the disk and its permissions"
+            ) from None
         return codes.read_any(data)
 
 
@@ -323,5 +452,9 @@ def stale(folder: Path) -> Iterator[Path]:
     """All files in a folder that a run made, or was making when it was killed."""
     for path in folder.iterdir():
         ours = path.suffix in _SUFFIXES and STEM.fullmatch(path.stem)
-        if ours or path.name == MANIFEST or (path.suffix in (*_SUFFIXES, ".json") and files.is_temporary(path.name)):
+        if (
+            ours
+            or path.name == MANIFEST
+            or (path.suffix in (*_SUFFIXES, ".json") and files.is_temporary(path.name))
+        ):
             yield path

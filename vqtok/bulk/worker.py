@@ -1,7 +1,9 @@
-"""A process that decodes pictures: requests on standard input, pixels on standard output, until its input ends.
+"""A process that decodes pictures: requests on standard input, pixels on standard
+output, until its input ends.
 
-A request is a line of JSON: `path`, `offset`, `size` (see `Entry`). An answer is a line of JSON, `shape` [H, W, C] and `notes`, or
-`error`; then H * W * C bytes. Not multiprocessing: that imports the caller's script again, and pickles.
+A request is a line of JSON: `path`, `offset`, `size` (see `Entry`). An answer is a line of JSON,
+`shape` [H, W, C] and `notes`, or `error`; then H * W * C bytes. Not multiprocessing: that imports
+the caller's script again, and pickles.
 """
 
 import json
@@ -17,8 +19,13 @@ from vqtok import images
 from vqtok.errors import InputError, VqtokError
 
 
-def decode(path: str, offset: int, size: int | None, channels: int, background: images.Color) -> images.Picture:
-    """The picture in a file, or in that part of one. InputError says nothing of the path, so that it is the same on every machine."""
+def decode(
+    path: str, offset: int, size: int | None, channels: int, background: images.Color
+) -> images.Picture:
+    """The picture in a file, or in that part of one.
+
+    InputError says nothing of the path, so that it is the same on every machine.
+    """
     try:
         return images.read(_bytes(path, offset, size), channels, background)
     except VqtokError as error:
@@ -33,11 +40,18 @@ def _bytes(path: str, offset: int, size: int | None) -> bytes:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InputError("it is not an ordinary file", "name a file")
             file.seek(offset)
-            data = file.read(images.MAX_BYTES + 1 if size is None else min(size, os.fstat(file.fileno()).st_size))
+            data = file.read(
+                images.MAX_BYTES + 1 if size is None else min(size, os.fstat(file.fileno()).st_size)
+            )
     except OSError as error:
-        raise InputError(f"it cannot be read: {error.strerror}", "check the file and the disk") from None
+        raise InputError(
+            f"it cannot be read: {error.strerror}", "check the file and the disk"
+        ) from None
     if len(data) > images.MAX_BYTES or (size is not None and len(data) < size):
-        raise InputError("it is cut off by the end of the tar" if size is not None else "it is too large", "get the file again")
+        raise InputError(
+            "it is cut off by the end of the tar" if size is not None else "it is too large",
+            "get the file again",
+        )
     return data
 
 
@@ -58,14 +72,15 @@ def serve(requests: BinaryIO, answers: BinaryIO, channels: int, background: imag
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)        # ctrl-C reaches all processes of a terminal: the parent ends this one
+    # ctrl-C reaches all processes of a terminal: the parent ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)       # a library that prints must not print into the pixels
+    os.dup2(2, 1)  # a library that prints must not print into the pixels
     red, green, blue = map(int, sys.argv[2:5])
     try:
         serve(sys.stdin.buffer, answers, int(sys.argv[1]), (red, green, blue))
     except BrokenPipeError:
-        os._exit(1)     # the parent is gone
+        os._exit(1)  # the parent is gone
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The `vqtok` command. Each command parses, calls the library and prints; torch is imported inside commands only."""
+"""The `vqtok` command.
+
+Each command parses, calls the library and prints; torch is imported inside commands only.
+"""
 
 import os
 import sys
@@ -8,14 +11,29 @@ import typer
 from typer.core import TyperGroup
 
 from vqtok import __version__
-from vqtok.cli import decode, encode, evaluate, exchange, info, output, pack, report, sample, study, train, view
+from vqtok.cli import (
+    decode,
+    encode,
+    evaluate,
+    exchange,
+    info,
+    output,
+    pack,
+    report,
+    sample,
+    study,
+    train,
+    view,
+)
 from vqtok.errors import UsageError
 
-_ParseError: Any = typer.BadParameter.__mro__[2]    # Typer's ClickException, which has no public name
+_ParseError: Any = typer.BadParameter.__mro__[2]  # Typer's ClickException, which has no public name
 
 
 class _Commands(TyperGroup):
-    """The commands; mistakes that Typer finds on the command line are told in two lines, like all others."""
+    """The commands; mistakes that Typer finds on the command line are told in
+    two lines, like all others.
+    """
 
     def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
         try:
@@ -32,12 +50,17 @@ class _Commands(TyperGroup):
 def _show_parse_error(error: Any) -> int:
     context = getattr(error, "ctx", None)
     message = error.format_message().strip()
-    if context is None or not message or type(error).__name__ == "NoArgsIsHelpError":       # the message is the whole help
+    # the message is the whole help
+    if context is None or not message or type(error).__name__ == "NoArgsIsHelpError":
         error.show()
     else:
         first, *_ = message.split(" ", 1)
         start = first.lower() if first[1:].islower() else first
-        output.show_error(UsageError(start + message[len(first):].rstrip("."), f"see {context.command_path} --help"))
+        output.show_error(
+            UsageError(
+                start + message[len(first) :].rstrip("."), f"see {context.command_path} --help"
+            )
+        )
     return error.exit_code
 
 
@@ -59,11 +82,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _vqtok(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Pictures to tokens and back: train a VQ-VAE, encode, decode and sample.
 
-    The first things to try: vqtok encode photo.jpg, vqtok decode photo.npz, vqtok sample. Each command has its own --help.
+    The first things to try: vqtok encode photo.jpg, vqtok decode photo.npz, vqtok sample.
+    Each command has its own --help.
     """
 
 
@@ -89,6 +115,7 @@ for name, command in (
 
 def main() -> None:
     """Entry point of the command."""
-    if "_VQTOK_COMPLETE" in os.environ:     # a shell asks what a word may become
-        os.environ["COLUMNS"] = "1000"      # Typer breaks help at this width, and fish takes the second line for a word of its own
+    if "_VQTOK_COMPLETE" in os.environ:  # a shell asks what a word may become
+        # Typer breaks help at this width, and fish takes the second line for a word of its own
+        os.environ["COLUMNS"] = "1000"
     app()

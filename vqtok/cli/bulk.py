@@ -18,15 +18,38 @@ if TYPE_CHECKING:
     from vqtok.codec import Model
 
 Bulk = Annotated[
-    bool, typer.Option("--bulk", help="Write codes shards, many pictures a file, as for tars. So do all of the following.")
+    bool,
+    typer.Option(
+        "--bulk",
+        help="Write codes shards, many pictures a file, as for tars. So do all of the following.",
+    ),
 ]
-ShardSize = Annotated[int | None, typer.Option("--shard-size", metavar="N", help="Pictures in a codes shard. Default: 1000.", min=1)]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the shards in -o: what is finished stays.")]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(
+        "--shard-size", metavar="N", help="Pictures in a codes shard. Default: 1000.", min=1
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the shards in -o: what is finished stays.")
+]
 Shard = Annotated[
-    str | None, typer.Option("--shard", metavar="I/N", help="Do part I of N, from 0. Default: RANK/WORLD_SIZE, which torchrun sets.")
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Do part I of N, from 0. Default: RANK/WORLD_SIZE, which torchrun sets.",
+    ),
 ]
 Workers = Annotated[
-    int | None, typer.Option("--workers", metavar="N", help="Processes that decode pictures. Default: one a processor.", min=0, max=256)
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="Processes that decode pictures. Default: one a processor.",
+        min=0,
+        max=256,
+    ),
 ]
 
 
@@ -50,8 +73,12 @@ class Asked:
 
 
 def wanted(inputs: Sequence[str], *options: object) -> bool:
-    """Whether codes shards are asked for: by one of the options, or by a tar. Torch is not needed to see that."""
-    if any(option is not None and option is not False for option in options):      # `in (None, False)` would find 0 workers
+    """Whether codes shards are asked for: by one of the options, or by a tar.
+
+    Torch is not needed to see that.
+    """
+    # `in (None, False)` would find 0 workers
+    if any(option is not None and option is not False for option in options):
         return True
     return any(word.lower().endswith(".tar") and not os.path.isdir(word) for word in inputs)
 
@@ -60,22 +87,35 @@ def check_free(options: Mapping[str, object]) -> None:
     """UsageError where an option is given that codes shards have not."""
     for name, value in options.items():
         if value is not None and value is not False:
-            fix = {"--skip-existing": "use --resume", "--verify": "leave it out"}.get(name, "use --levels")
+            fix = {"--skip-existing": "use --resume", "--verify": "leave it out"}.get(
+                name, "use --levels"
+            )
             raise UsageError(f"{name} does not go with codes shards", fix)
 
 
-def encode(asked: Asked, load: Callable[..., "Model"], json: bool, quiet: bool, verbose: bool) -> None:
+def encode(
+    asked: Asked, load: Callable[..., "Model"], json: bool, quiet: bool, verbose: bool
+) -> None:
     """Encodes all inputs, or one part of them, and reports each shard. `load` gives the model."""
     from vqtok import images
     from vqtok.bulk.inputs import Inputs, Share
 
     out = _folder(asked.out)
     if asked.resume and asked.force:
-        raise UsageError("--force does not go with --resume", "leave one of them out: --force starts anew")
+        raise UsageError(
+            "--force does not go with --resume", "leave one of them out: --force starts anew"
+        )
     images.parse_color(asked.background)
     rate.check_levels(asked.levels, asked.model)
     share, inputs = Share.parse(asked.shard), Inputs(asked.inputs)
-    _encode(asked, out, load(asked.model, asked.device, asked.precision, verbose), inputs, share, _Teller(json, quiet))
+    _encode(
+        asked,
+        out,
+        load(asked.model, asked.device, asked.precision, verbose),
+        inputs,
+        share,
+        _Teller(json, quiet),
+    )
 
 
 def _folder(out: Path | None) -> Path:
@@ -86,12 +126,16 @@ def _folder(out: Path | None) -> Path:
     return out
 
 
-def _encode(asked: Asked, out: Path, model: "Model", inputs: "Inputs", share: "Share", teller: "_Teller") -> None:
+def _encode(
+    asked: Asked, out: Path, model: "Model", inputs: "Inputs", share: "Share", teller: "_Teller"
+) -> None:
     from vqtok.bulk import run
 
     settings = run.Settings(asked.levels, asked.compact, asked.background, asked.shard_size or 1000)
     workers = run.default_workers() if asked.workers is None else asked.workers
-    with closing(run.encode(model, inputs, out, settings, share, workers, asked.resume, asked.force)) as reports:
+    with closing(
+        run.encode(model, inputs, out, settings, share, workers, asked.resume, asked.force)
+    ) as reports:
         for report in reports:
             teller.tell(report)
     teller.finish(out)
@@ -106,10 +150,19 @@ class _Teller:
 
     def tell(self, report: "Report") -> None:
         head = report.shard.head
-        self.pictures, self.failed, self.shards = self.pictures + head.pictures, self.failed + head.failed, self.shards + 1
+        self.pictures, self.failed, self.shards = (
+            self.pictures + head.pictures,
+            self.failed + head.failed,
+            self.shards + 1,
+        )
         self.old += not report.new
         for line in report.failed:
-            output.show_error(VqtokError(f"{head.input}: {line.name}: {line.error}", "see the shard's .jsonl; the rest goes on"))
+            output.show_error(
+                VqtokError(
+                    f"{head.input}: {line.name}: {line.error}",
+                    "see the shard's .jsonl; the rest goes on",
+                )
+            )
         if report.new and self.json:
             output.print_json(_facts(report))
         elif report.new:
@@ -129,10 +182,15 @@ class _Teller:
 def _facts(report: "Report") -> dict[str, Any]:
     head = report.shard.head
     return {
-        "output": str(report.shard.path) if head.bytes else None, "manifest": str(report.shard.lines_path), "input": head.input,
-        "pictures": head.pictures, "failed": head.failed, "grids": [list(stack.grid) for stack in head.stacks], "bytes": head.bytes,
+        "output": str(report.shard.path) if head.bytes else None,
+        "manifest": str(report.shard.lines_path),
+        "input": head.input,
+        "pictures": head.pictures,
+        "failed": head.failed,
+        "grids": [list(stack.grid) for stack in head.stacks],
+        "bytes": head.bytes,
         "seconds": round(report.seconds, 3),
-    }       # fmt: skip
+    }
 
 
 def _summary(report: "Report") -> str:
@@ -143,4 +201,7 @@ def _summary(report: "Report") -> str:
     failed = f", {head.failed} failed" if head.failed else ""
     target = report.shard.path if head.bytes else report.shard.lines_path
     pace = f"{head.pictures / report.seconds:.0f} a second"
-    return f"{head.input} -> {target}  {head.pictures:,} pictures{failed}, {human_bytes(head.bytes)}, {pace}"
+    return (
+        f"{head.input} -> {target}  {head.pictures:,} pictures{failed}, "
+        f"{human_bytes(head.bytes)}, {pace}"
+    )

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from vqtok.codes import Codes, Compact
     from vqtok.files import Source
 
-CodesFiles = Annotated[list[str], typer.Argument(help="Codes files (.npz), folders, globs, or - for standard input.", metavar="IN")]
+CodesFiles = Annotated[
+    list[str],
+    typer.Argument(
+        help="Codes files (.npz), folders, globs, or - for standard input.", metavar="IN"
+    ),
+]
 SUFFIX = ".decoded.png"
 
 
@@ -40,8 +45,10 @@ def decode(
     from vqtok import files, images
 
     sources = files.expand(inputs, frozenset({".npz"}))
-    jobs = [(source, files.output_path(source, SUFFIX, out, len(sources) > 1)) for source in sources]
-    for _, target in jobs[:1]:      # all have the suffix of the first
+    jobs = [
+        (source, files.output_path(source, SUFFIX, out, len(sources) > 1)) for source in sources
+    ]
+    for _, target in jobs[:1]:  # all have the suffix of the first
         if target != files.STDIO:
             images.check_suffix(target)
     batch, jobs = start(jobs, force, skip_existing, json, quiet)
@@ -71,7 +78,9 @@ def _summary(result: dict[str, Any], source: "Source") -> str:
 class _Models:
     """The models that codes files ask for, each looked for and loaded once for the whole batch."""
 
-    def __init__(self, named: str | None, device: str | None, precision: str, verbose: bool) -> None:
+    def __init__(
+        self, named: str | None, device: str | None, precision: str, verbose: bool
+    ) -> None:
         self.options = (device, precision, verbose)
         self.named = load(named, *self.options) if named else None
         self.loaded: dict[str, Model | VqtokError] = {}
@@ -91,7 +100,9 @@ class _Models:
         from vqtok import weights
 
         try:
-            return load_with(lambda: weights.read_by_fingerprint(codes.model, codes.fingerprint), *self.options)
+            return load_with(
+                lambda: weights.read_by_fingerprint(codes.model, codes.fingerprint), *self.options
+            )
         except VqtokError as error:
             return error
 
@@ -123,20 +134,36 @@ def _decode_one(
             images.write(path, picture, force)
     seconds = round(time.perf_counter() - begin, 3)
     return [
-        {"input": str(source.path or "-"), "output": str(path), "model": found.model, "fingerprint": found.fingerprint,
-         "size": [picture.shape[1], picture.shape[0]], "levels": found.levels, "model_levels": codec.config.levels,
-         "seconds": seconds}
+        {
+            "input": str(source.path or "-"),
+            "output": str(path),
+            "model": found.model,
+            "fingerprint": found.fingerprint,
+            "size": [picture.shape[1], picture.shape[0]],
+            "levels": found.levels,
+            "model_levels": codec.config.levels,
+            "seconds": seconds,
+        }
         for path, picture in zip(targets, pictures, strict=True)
-    ]     # fmt: skip
+    ]
 
 
 def _targets(target: Path, n: int) -> list[Path]:
-    """The files that n pictures go to: of several, numbered ones. Raises OutputError where they would go to standard output."""
+    """The files that n pictures go to: of several, numbered ones.
+
+    Raises OutputError where they would go to standard output.
+    """
     from vqtok.errors import OutputError
     from vqtok.files import STDIO
 
     if n == 1:
         return [target]
     if target == STDIO:
-        raise OutputError(f"{n} pictures do not go to standard output as one", "give a name: -o NAME.png makes NAME-0001.png, ...")
-    return [target.with_name(f"{target.name.removesuffix(target.suffix)}-{i + 1:04d}{target.suffix}") for i in range(n)]
+        raise OutputError(
+            f"{n} pictures do not go to standard output as one",
+            "give a name: -o NAME.png makes NAME-0001.png, ...",
+        )
+    return [
+        target.with_name(f"{target.name.removesuffix(target.suffix)}-{i + 1:04d}{target.suffix}")
+        for i in range(n)
+    ]

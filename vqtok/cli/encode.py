@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from vqtok.files import Source
     from vqtok.images import Picture
 
-Pictures = Annotated[list[str], typer.Argument(help="Pictures, folders, globs, or - for standard input.", metavar="IN")]
+Pictures = Annotated[
+    list[str],
+    typer.Argument(help="Pictures, folders, globs, or - for standard input.", metavar="IN"),
+]
 Job = tuple["Source", Path]
 
 
@@ -36,7 +39,12 @@ def encode(
     bpp: o.Bpp = None,
     max_bytes: o.MaxBytes = None,
     compact: o.Compact = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Read the file's bytes back, and compare, before they are written.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Read the file's bytes back, and compare, before they are written."
+        ),
+    ] = False,
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
     background: o.Background = "white",
@@ -56,22 +64,47 @@ def encode(
     Tar shards, or --bulk for folders, give codes shards: many pictures a file, in the folder -o.
     """
     if bulk.wanted(inputs, shards, shard_size, resume, shard, workers):
-        bulk.check_free({"--bpp": bpp, "--max-bytes": max_bytes, "--verify": verify, "--skip-existing": skip_existing})
-        asked = bulk.Asked(inputs, out, model, levels, compact, force, background, device, precision, shard_size, resume, shard, workers)
+        bulk.check_free(
+            {
+                "--bpp": bpp,
+                "--max-bytes": max_bytes,
+                "--verify": verify,
+                "--skip-existing": skip_existing,
+            }
+        )
+        asked = bulk.Asked(
+            inputs,
+            out,
+            model,
+            levels,
+            compact,
+            force,
+            background,
+            device,
+            precision,
+            shard_size,
+            resume,
+            shard,
+            workers,
+        )
         return bulk.encode(asked, load, json, quiet, verbose)
     from vqtok import files, images, weights
 
     color, wanted = images.parse_color(background), rate.Rate.parse(levels, bpp, max_bytes)
     rate.check_levels(levels, model)
     sources = files.expand(inputs, images.IMAGE_SUFFIXES)
-    jobs = [(source, files.output_path(source, ".npz", out, len(sources) > 1)) for source in sources]
+    jobs = [
+        (source, files.output_path(source, ".npz", out, len(sources) > 1)) for source in sources
+    ]
     batch, jobs = start(jobs, force, skip_existing, json, quiet)
     if not jobs:
         return batch.finish()
     channels = weights.tokenizer_config(weights.find(model).tokenizer).channels
     pictures = ahead(lambda job: _read(job[0], channels, color), jobs)
     codec, form = load(model, device, precision, verbose), _Form(wanted, compact, verify)
-    for (source, target), written in behind(partial(_encode_one, codec, form, force), zip(jobs, pictures, strict=True)):
+    for (source, target), written in behind(
+        partial(_encode_one, codec, form, force), zip(jobs, pictures, strict=True)
+    ):
         try:
             with output.memory_errors(source):
                 result = written.result()
@@ -85,24 +118,38 @@ def encode(
         else:
             output.say(_summary(result, source, target), quiet)
             if len(jobs) == 1 and not compact and codec.folder.entropy and target != files.STDIO:
-                # By how much is not said: to code one picture's indices takes longer than all else here.
+                # By how much is not said: to code one picture's indices takes
+                # longer than all else here.
                 output.say(f"smaller still: --compact, or vqtok pack {target}", quiet)
     batch.finish()
 
 
-def start(jobs: Sequence[Job], force: bool, skip: bool, json: bool, quiet: bool) -> tuple[output.Batch, list[Job]]:
-    """A batch, and the jobs left in it: not those to be skipped, nor those that have failed because their result exists.
+def start(
+    jobs: Sequence[Job], force: bool, skip: bool, json: bool, quiet: bool
+) -> tuple[output.Batch, list[Job]]:
+    """A batch, and the jobs left in it: not those to be skipped, nor those that have failed
+    because their result exists.
 
-    Raises UsageError where two inputs would write one file, and where options contradict each other.
+    Raises UsageError where two inputs would write one file, and where
+    options contradict each other.
     """
     from vqtok.files import STDIO
 
     if force and skip:
-        raise UsageError("--force and --skip-existing contradict each other", "leave one of them out")
+        raise UsageError(
+            "--force and --skip-existing contradict each other", "leave one of them out"
+        )
     if json and any(target == STDIO for _, target in jobs):
-        raise UsageError("the result and --json would both go to standard output", "leave --json out, or give a file: -o FILE")
+        raise UsageError(
+            "the result and --json would both go to standard output",
+            "leave --json out, or give a file: -o FILE",
+        )
     _check_distinct(jobs)
-    left = [(source, target) for source, target in jobs if not (skip and target != STDIO and os.path.lexists(target))]
+    left = [
+        (source, target)
+        for source, target in jobs
+        if not (skip and target != STDIO and os.path.lexists(target))
+    ]
     if len(left) < len(jobs):
         output.say(f"{len(jobs) - len(left)} of {len(jobs)} exist already and are left out", quiet)
     batch, free = output.Batch(len(left)), []
@@ -120,7 +167,10 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
     for source, target in jobs:
         first = seen.setdefault(os.path.abspath(target), source)
         if first is not source:
-            raise UsageError(f"{first} and {source} would both become {target}", "rename one of them, or take them one by one with -o")
+            raise UsageError(
+                f"{first} and {source} would both become {target}",
+                "rename one of them, or take them one by one with -o",
+            )
 
 
 def _read(source: "Source", channels: int, background: tuple[int, int, int]) -> "Picture":
@@ -129,8 +179,12 @@ def _read(source: "Source", channels: int, background: tuple[int, int, int]) -> 
     return images.read(source.path or files.read_stdin(images.MAX_BYTES), channels, background)
 
 
-def _encode_one(codec: "Model", form: "_Form", force: bool, job: Job, read: "Future[Picture]") -> "Future[dict[str, Any]]":
-    """Encodes one picture, and begins to write its codes; what there is to say of it comes when they are written."""
+def _encode_one(
+    codec: "Model", form: "_Form", force: bool, job: Job, read: "Future[Picture]"
+) -> "Future[dict[str, Any]]":
+    """Encodes one picture, and begins to write its codes;
+    what there is to say of it comes when they are written.
+    """
     from vqtok import codes
 
     begin, (source, target) = time.perf_counter(), job
@@ -147,11 +201,17 @@ def _encode_one(codec: "Model", form: "_Form", force: bool, job: Job, read: "Fut
     def write() -> dict[str, Any]:
         output.write(target, data, force)
         return {
-            "input": str(source.path or "-"), "output": str(target), "model": codec.name, "fingerprint": codec.fingerprint,
-            "size": [width, height], "source_bytes": size, **facts,
-            "seconds": round(time.perf_counter() - begin, 3), "notes": notes,
+            "input": str(source.path or "-"),
+            "output": str(target),
+            "model": codec.name,
+            "fingerprint": codec.fingerprint,
+            "size": [width, height],
+            "source_bytes": size,
+            **facts,
+            "seconds": round(time.perf_counter() - begin, 3),
+            "notes": notes,
             **({"verified": True} if form.verify else {}),
-        }     # fmt: skip
+        }
 
     return later(write)
 
@@ -173,7 +233,10 @@ class _Form:
         if self.verify:
             again = codes.read_any(data)
             if (codec.unpack(again) if isinstance(again, codes.Compact) else again) != kept:
-                raise VqtokError(f"{name}: the file would not decode to the same codes", "this is a mistake in vqtok; please report it")
+                raise VqtokError(
+                    f"{name}: the file would not decode to the same codes",
+                    "this is a mistake in vqtok; please report it",
+                )
         return kept, data
 
 
@@ -183,6 +246,16 @@ def _summary(result: dict[str, Any], source: "Source", target: Path) -> str:
     ratio = result["source_bytes"] / result["bytes"]
     kind = source.path.suffix.lstrip(".").upper() if source.path else ""
     kind = {"JPG": "JPEG", "TIF": "TIFF", "": "the source"}.get(kind, kind)
-    compared = f"{ratio:.3g}x smaller than {kind}" if ratio >= 1 else f"{1 / ratio:.3g}x larger than {kind}"
-    size, verified = rate.shown(result["bytes"], result["bpp"]), "verified, " if result.get("verified") else ""
-    return f"{source} -> {output.named(target)}  {grid}, {size}, {compared}, {verified}{result['seconds']:.2f} s"
+    compared = (
+        f"{ratio:.3g}x smaller than {kind}"
+        if ratio >= 1
+        else f"{1 / ratio:.3g}x larger than {kind}"
+    )
+    size, verified = (
+        rate.shown(result["bytes"], result["bpp"]),
+        "verified, " if result.get("verified") else "",
+    )
+    return (
+        f"{source} -> {output.named(target)}  {grid}, {size}, {compared}, "
+        f"{verified}{result['seconds']:.2f} s"
+    )

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from vqtok.losses import LPIPS
 
 SHEET_PICTURES = 6
-SHEET_SIDE = 128            # smaller pictures are enlarged to about this
-SHEET_CROP = 256            # of larger ones the middle is shown, pixel by pixel
+SHEET_SIDE = 128  # smaller pictures are enlarged to about this
+SHEET_CROP = 256  # of larger ones the middle is shown, pixel by pixel
 PLOT_SUFFIXES = (".svg", ".png")
 
 
@@ -28,28 +28,63 @@ PLOT_SUFFIXES = (".svg", ".png")
 def evaluate(
     data: Annotated[
         Path | None,
-        typer.Argument(help="Folder, zip, tar, CIFAR-10, IDX or array file. Default: the built-in shapes.", metavar="IMAGES"),
+        typer.Argument(
+            help="Folder, zip, tar, CIFAR-10, IDX or array file. Default: the built-in shapes.",
+            metavar="IMAGES",
+        ),
     ] = None,
     model: o.ModelName = None,
-    split: Annotated[str, typer.Option("--split", help="test or train, for data that tells them apart.", metavar="PART")] = "test",
-    limit: Annotated[int | None, typer.Option("--limit", help="Take only so many pictures, the first.", metavar="N", min=1)] = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            "--split", help="test or train, for data that tells them apart.", metavar="PART"
+        ),
+    ] = "test",
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", help="Take only so many pictures, the first.", metavar="N", min=1),
+    ] = None,
     levels: Annotated[
-        str | None, typer.Option("--levels", help="Numbers of levels to measure beside all, like 1,2,4. Default: each.", metavar="N,...")
+        str | None,
+        typer.Option(
+            "--levels",
+            help="Numbers of levels to measure beside all, like 1,2,4. Default: each.",
+            metavar="N,...",
+        ),
     ] = None,
     lpips: Annotated[
         Path | None,
-        typer.Option("--lpips", help="Measure LPIPS too, with the weights in this safetensors file (AlexNet or VGG-16).", metavar="FILE"),
+        typer.Option(
+            "--lpips",
+            help=(
+                "Measure LPIPS too, with the weights in this safetensors file (AlexNet or VGG-16)."
+            ),
+            metavar="FILE",
+        ),
     ] = None,
     codecs: Annotated[
         str | None,
-        typer.Option("--codecs", help="Compare at the same bytes with jpeg,webp,avif, or none. Default: all for photos.", metavar="NAMES"),
+        typer.Option(
+            "--codecs",
+            help="Compare at the same bytes with jpeg,webp,avif, or none. Default: all for photos.",
+            metavar="NAMES",
+        ),
     ] = None,
     sheet: Annotated[
         Path | None,
-        typer.Option("--sheet", help="Write the first originals beside what is made of them to this picture.", metavar="FILE"),
+        typer.Option(
+            "--sheet",
+            help="Write the first originals beside what is made of them to this picture.",
+            metavar="FILE",
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Write curves, quality over bits: FILE as .svg and as .png.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            "--plot",
+            help="Write curves, quality over bits: FILE as .svg and as .png.",
+            metavar="FILE",
+        ),
     ] = None,
     force: o.Force = False,
     device: o.Device = None,
@@ -79,7 +114,9 @@ def evaluate(
             views.append(of_one)
 
     with output.memory_errors(dataset.name), bar(f"eval {dataset.name}", quiet) as progress:
-        result = measure(codec, dataset, limit, progress, show, errors.append, lpips=network, **asked)
+        result = measure(
+            codec, dataset, limit, progress, show, errors.append, lpips=network, **asked
+        )
     for error in errors:
         output.show_error(error)
     for note in result.notes:
@@ -89,7 +126,14 @@ def evaluate(
     if plot is not None:
         _write_plot(plot, result, codec.name, dataset.name, force)
     if json:
-        output.print_json({"model": codec.name, "fingerprint": codec.fingerprint, "data": dataset.name, **asdict(result)})
+        output.print_json(
+            {
+                "model": codec.name,
+                "fingerprint": codec.fingerprint,
+                "data": dataset.name,
+                **asdict(result),
+            }
+        )
     else:
         _print_tables(result, codec.name, dataset.summary)
     if errors:
@@ -108,10 +152,14 @@ def _check_targets(sheet: Path | None, plot: Path | None, force: bool) -> None:
     if plot is None:
         return
     if plot.suffix.lower() not in PLOT_SUFFIXES:
-        raise UsageError(f"cannot write curves to {plot}", "name a .svg; the same is written as .png beside it")
+        raise UsageError(
+            f"cannot write curves to {plot}", "name a .svg; the same is written as .png beside it"
+        )
     for suffix in PLOT_SUFFIXES:
         if sheet is not None and plot.with_suffix(suffix).absolute() == sheet.absolute():
-            raise UsageError(f"--sheet and --plot would both write {sheet}", "give one of them another name")
+            raise UsageError(
+                f"--sheet and --plot would both write {sheet}", "give one of them another name"
+            )
         output.check_target(plot.with_suffix(suffix), force)
 
 
@@ -124,14 +172,19 @@ def _numbers(text: str | None) -> list[int] | None:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"cannot read the levels {text!r}", "write numbers with commas between them: --levels 1,2,4") from None
+        raise UsageError(
+            f"cannot read the levels {text!r}",
+            "write numbers with commas between them: --levels 1,2,4",
+        ) from None
 
 
 def _names(text: str | None) -> list[str] | None:
     """'jpeg,avif' as names; none as no names."""
     if text is None:
         return None
-    return [] if text.strip().lower() == "none" else [part.strip().lower() for part in text.split(",")]
+    return (
+        [] if text.strip().lower() == "none" else [part.strip().lower() for part in text.split(",")]
+    )
 
 
 def _load_lpips(path: Path | None) -> "LPIPS | None":
@@ -143,15 +196,24 @@ def _load_lpips(path: Path | None) -> "LPIPS | None":
 
 
 def _write_sheet(path: Path, rows: Sequence[Sequence["View"]], force: bool) -> None:
-    """Originals, ours and the codecs' in rows: small pictures enlarged, the middle of large ones at 1:1."""
+    """Originals, ours and the codecs' in rows:
+    small pictures enlarged, the middle of large ones at 1:1.
+    """
     from vqtok import images, report
     from vqtok.files import human_bytes
 
     columns = max(len(row) for row in rows)
-    full = [row for row in rows if len(row) == columns]         # a codec that does not take a picture's size leaves its column out
+    # a codec that does not take a picture's size leaves its column out
+    full = [row for row in rows if len(row) == columns]
     crops = [[_middle(view.picture) for view in row] for row in full]
     labels = [
-        [_size(view.picture) if view.bytes is None else f"{human_bytes(view.bytes)}, {_bpp(view):.3f} bpp" for view in row] for row in full
+        [
+            _size(view.picture)
+            if view.bytes is None
+            else f"{human_bytes(view.bytes)}, {_bpp(view):.3f} bpp"
+            for view in row
+        ]
+        for row in full
     ]
     scale = max(1, SHEET_SIDE // max(max(row[0].shape[:2]) for row in crops))
     headings = [view.name for view in full[0]]
@@ -181,16 +243,29 @@ def _write_plot(path: Path, result: "Evaluation", model: str, data: str, force: 
 
     figures = [("lpips", "LPIPS: lower is better")] if result.lpips is not None else []
     figures.append(("ms_ssim", "MS-SSIM: higher is better"))
-    curves: dict[str, list[Any]] = {f"vqtok {model}": [(row.bpp_packed, row) for row in result.levels]}
+    curves: dict[str, list[Any]] = {
+        f"vqtok {model}": [(row.bpp_packed, row) for row in result.levels]
+    }
     for row in result.codecs:
         curves.setdefault(title(row.codec), []).append((row.bpp, row))
     panels = [
-        report.Panel(name, "bits per pixel, files", [
-            report.Series(series, [(bpp, getattr(row, key)) for bpp, row in rows if getattr(row, key) is not None])
-            for series, rows in curves.items()
-        ])
+        report.Panel(
+            name,
+            "bits per pixel, files",
+            [
+                report.Series(
+                    series,
+                    [
+                        (bpp, getattr(row, key))
+                        for bpp, row in rows
+                        if getattr(row, key) is not None
+                    ],
+                )
+                for series, rows in curves.items()
+            ],
+        )
         for key, name in figures
-    ]       # fmt: skip
+    ]
     count = f"{result.pictures} pictures" if result.pictures > 1 else "1 picture"
     text = f"{model} on {count} of {data}"
     files.write_bytes(path.with_suffix(".svg"), report.plot_svg(text, panels), force)
@@ -198,49 +273,113 @@ def _write_plot(path: Path, result: "Evaluation", model: str, data: str, force: 
 
 
 _NAMES = {
-    "pictures": ("pictures", "d"), "psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f"), "ms_ssim": ("MS-SSIM", ".4f"),
-    "lpips": ("LPIPS", ".4f"), "normalized_error": ("error / variance", ".4f"), "usage": ("codes used", ".1%"),
-    "perplexity": ("perplexity", ".1f"), "bpp": ("bits per pixel, raw", ".4f"), "bpp_packed": ("bits per pixel, files", ".4f"),
-    "bpp_coded": ("bits per pixel, by the prior", ".4f"), "bits_per_dim": ("bits per dimension", ".3f"),
-}     # fmt: skip
+    "pictures": ("pictures", "d"),
+    "psnr": ("PSNR, dB", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "ms_ssim": ("MS-SSIM", ".4f"),
+    "lpips": ("LPIPS", ".4f"),
+    "normalized_error": ("error / variance", ".4f"),
+    "usage": ("codes used", ".1%"),
+    "perplexity": ("perplexity", ".1f"),
+    "bpp": ("bits per pixel, raw", ".4f"),
+    "bpp_packed": ("bits per pixel, files", ".4f"),
+    "bpp_coded": ("bits per pixel, by the prior", ".4f"),
+    "bits_per_dim": ("bits per dimension", ".3f"),
+}
 _LEVEL_COLUMNS = {
-    "levels": ("levels", "d"), "bpp": ("bpp raw", ".4f"), "bpp_packed": ("files", ".4f"), "bpp_coded": ("by prior", ".4f"),
+    "levels": ("levels", "d"),
+    "bpp": ("bpp raw", ".4f"),
+    "bpp_packed": ("files", ".4f"),
+    "bpp_coded": ("by prior", ".4f"),
     "bpp_compact": ("compact", ".4f"),
-    "psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "ms_ssim": ("MS-SSIM", ".4f"), "lpips": ("LPIPS", ".4f"),
-    "usage": ("used", ".1%"), "perplexity": ("perplexity", ".1f"),
-}     # fmt: skip
+    "psnr": ("PSNR", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "ms_ssim": ("MS-SSIM", ".4f"),
+    "lpips": ("LPIPS", ".4f"),
+    "usage": ("used", ".1%"),
+    "perplexity": ("perplexity", ".1f"),
+}
 _CODEC_COLUMNS = {
-    "bpp": ("bpp", ".4f"), "psnr": ("PSNR", ".2f"), "ssim": ("SSIM", ".4f"), "ms_ssim": ("MS-SSIM", ".4f"), "lpips": ("LPIPS", ".4f"),
-}     # fmt: skip
+    "bpp": ("bpp", ".4f"),
+    "psnr": ("PSNR", ".2f"),
+    "ssim": ("SSIM", ".4f"),
+    "ms_ssim": ("MS-SSIM", ".4f"),
+    "lpips": ("LPIPS", ".4f"),
+}
 
 
 def _print_tables(result: "Evaluation", model: str, data: str) -> None:
-    """All figures of all levels; with several levels, or beside codecs, a line for each level, and for each codec at its bytes."""
+    """All figures of all levels; with several levels, or beside codecs, a line for each level, and
+    for each codec at its bytes.
+    """
     from vqtok import report
     from vqtok.evaluate import TITLES, title
 
     figures = asdict(result)
-    rows = [[name, format(figures[key], style)] for key, (name, style) in _NAMES.items() if figures[key] is not None]
+    rows = [
+        [name, format(figures[key], style)]
+        for key, (name, style) in _NAMES.items()
+        if figures[key] is not None
+    ]
     output.print_table(report.rich_table(["figure", "value"], rows, f"{model} on {data}"))
     if len(result.levels) > 1:
-        columns = {key: column for key, column in _LEVEL_COLUMNS.items() if figures["levels"][0][key] is not None}
+        columns = {
+            key: column
+            for key, column in _LEVEL_COLUMNS.items()
+            if figures["levels"][0][key] is not None
+        }
         lines = [_cells(row, columns) for row in figures["levels"]]
-        output.print_table(report.rich_table([name for name, _ in columns.values()], lines, "by level; used and perplexity of that level"))
+        output.print_table(
+            report.rich_table(
+                [name for name, _ in columns.values()],
+                lines,
+                "by level; used and perplexity of that level",
+            )
+        )
     names = list(figures["levels"][0]["coders"])
-    lines = [[str(row["levels"]), f"{row['bpp']:.4f}", *(f"{row['coders'][name]:.4f}" for name in names)] for row in figures["levels"]]
+    lines = [
+        [str(row["levels"]), f"{row['bpp']:.4f}", *(f"{row['coders'][name]:.4f}" for name in names)]
+        for row in figures["levels"]
+    ]
     headers = ["levels", "raw", *(TITLES[name] for name in names)]
-    output.print_table(report.rich_table(headers, lines, "bits per pixel of the same grids; priors without, files with all overhead"))
+    output.print_table(
+        report.rich_table(
+            headers,
+            lines,
+            "bits per pixel of the same grids; priors without, files with all overhead",
+        )
+    )
     if not result.codecs:
         return
-    columns = {key: column for key, column in _CODEC_COLUMNS.items() if key == "bpp" or figures[key] is not None}
+    columns = {
+        key: column
+        for key, column in _CODEC_COLUMNS.items()
+        if key == "bpp" or figures[key] is not None
+    }
     lines = []
     for ours in figures["levels"]:
-        rivals = [row for row in figures["codecs"] if row["levels"] == ours["levels"] and row["times"] == 1]
+        rivals = [
+            row
+            for row in figures["codecs"]
+            if row["levels"] == ours["levels"] and row["times"] == 1
+        ]
         if rivals:
-            lines.append([f"{model}, {ours['levels']}", *_cells(ours | {"bpp": ours["bpp_packed"]}, columns), None])
+            lines.append(
+                [
+                    f"{model}, {ours['levels']}",
+                    *_cells(ours | {"bpp": ours["bpp_packed"]}, columns),
+                    None,
+                ]
+            )
         for row in rivals:
             needs = ours["needs"][row["codec"]]
-            lines.append([f"  {title(row['codec'])}", *_cells(row, columns), None if needs is None else f"{needs:.4f}"])
+            lines.append(
+                [
+                    f"  {title(row['codec'])}",
+                    *_cells(row, columns),
+                    None if needs is None else f"{needs:.4f}",
+                ]
+            )
     headers = ["at the bytes of", *(name for name, _ in columns.values()), "needs bpp"]
     measure = "MS-SSIM" if result.lpips is None else "LPIPS"
     note = f"other codecs at the same bytes, and the bpp that they need for the same {measure}"
@@ -248,4 +387,6 @@ def _print_tables(result: "Evaluation", model: str, data: str) -> None:
 
 
 def _cells(row: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list[str | None]:
-    return [None if row[key] is None else format(row[key], style) for key, (_, style) in columns.items()]
+    return [
+        None if row[key] is None else format(row[key], style) for key, (_, style) in columns.items()
+    ]

@@ -21,11 +21,23 @@ FORMATS = ("diffusers",)
 @output.guarded
 def import_(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Checkpoint (.ckpt, .pt, .bin, .safetensors), or the folder of a diffusers VQModel.", metavar="CKPT")
+        Path,
+        typer.Argument(
+            help=(
+                "Checkpoint (.ckpt, .pt, .bin, .safetensors), or the folder of a diffusers VQModel."
+            ),
+            metavar="CKPT",
+        ),
     ],
-    out: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.", metavar="DIR")],
+    out: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the new model.", metavar="DIR")
+    ],
     normalize: Annotated[
-        bool | None, typer.Option("--normalize/--no-normalize", help="Codes on the unit sphere. Default: for LlamaGen only.")
+        bool | None,
+        typer.Option(
+            "--normalize/--no-normalize",
+            help="Codes on the unit sphere. Default: for LlamaGen only.",
+        ),
     ] = None,
     force: o.Force = False,
     json: o.Json = False,
@@ -33,7 +45,8 @@ def import_(
 ) -> None:
     """Make a model of another program's VQ tokenizer.
 
-    It reads tokenizers of taming-transformers (VQGAN), LlamaGen (VQ-8, VQ-16) and diffusers (VQModel), and runs no code of theirs.
+    It reads tokenizers of taming-transformers (VQGAN), LlamaGen (VQ-8, VQ-16) and diffusers
+    (VQModel), and runs no code of theirs.
     """
     begin = time.perf_counter()
     _check_free(out, force)
@@ -45,7 +58,11 @@ def import_(
     if json:
         output.print_json(facts)
     else:
-        output.say(f"{checkpoint} -> {out}  {facts['source']}, {facts['grid']}, {time.perf_counter() - begin:.2f} s", quiet)
+        output.say(
+            f"{checkpoint} -> {out}  {facts['source']}, {facts['grid']}, "
+            f"{time.perf_counter() - begin:.2f} s",
+            quiet,
+        )
 
 
 def _check_free(out: Path, force: bool) -> None:
@@ -71,24 +88,34 @@ def _facts(checkpoint: Path, out: Path, tokenizer: "Weights") -> dict[str, Any]:
 
     settings = config.from_dict(config.TokenizerConfig, tokenizer.config, str(out))
     return {
-        "input": str(checkpoint), "output": str(out), "source": tokenizer.record["imported"]["program"], "grid": settings.grid,
+        "input": str(checkpoint),
+        "output": str(out),
+        "source": tokenizer.record["imported"]["program"],
+        "grid": settings.grid,
         "fingerprint": weights.fingerprint(tokenizer.tensors),
         "parameters": sum(tensor.size for tensor in tokenizer.tensors.values()),
-    }     # fmt: skip
+    }
 
 
 @output.guarded
 def export(
-    model: Annotated[str, typer.Argument(help="Name, folder or tokenizer file of the model.", metavar="MODEL")],
-    out: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new files.", metavar="DIR")],
-    to: Annotated[str, typer.Option("--to", help="Whose files to write: diffusers.", metavar="PROGRAM")] = "diffusers",
+    model: Annotated[
+        str, typer.Argument(help="Name, folder or tokenizer file of the model.", metavar="MODEL")
+    ],
+    out: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the new files.", metavar="DIR")
+    ],
+    to: Annotated[
+        str, typer.Option("--to", help="Whose files to write: diffusers.", metavar="PROGRAM")
+    ] = "diffusers",
     force: o.Force = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Write a model as another program's: a VQModel of diffusers.
 
-    Models with the classic network only: those that `vqtok import` made, or that were trained with it.
+    Models with the classic network only: those that `vqtok import` made, or
+    that were trained with it.
     """
     begin = time.perf_counter()
     if to not in FORMATS:
@@ -102,9 +129,21 @@ def export(
     exported.write(out, force)
     size = len(exported.config) + len(exported.tensors)
     if json:
-        output.print_json({"model": folder.name, "output": str(out), "to": to, "tensors": exported.count, "bytes": size})
+        output.print_json(
+            {
+                "model": folder.name,
+                "output": str(out),
+                "to": to,
+                "tensors": exported.count,
+                "bytes": size,
+            }
+        )
     else:
         from vqtok.files import human_bytes
 
         seconds = time.perf_counter() - begin
-        output.say(f"{folder.name} -> {out}  {to} VQModel, {exported.count} tensors, {human_bytes(size)}, {seconds:.2f} s", quiet)
+        output.say(
+            f"{folder.name} -> {out}  {to} VQModel, {exported.count} tensors, "
+            f"{human_bytes(size)}, {seconds:.2f} s",
+            quiet,
+        )

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @output.guarded
 def info(
     file: Annotated[
-        str, typer.Argument(help="Codes file (- for standard input), weights file, or a model's folder or name.", metavar="FILE")
+        str,
+        typer.Argument(
+            help="Codes file (- for standard input), weights file, or a model's folder or name.",
+            metavar="FILE",
+        ),
     ],
     json: o.Json = False,
 ) -> None:
@@ -35,7 +39,9 @@ def info(
 
 
 def _facts(file: str) -> dict[str, Any]:
-    """What there is to say of codes (read whole and checked), of a weights file's header, or of a model."""
+    """What there is to say of codes (read whole and checked), of a weights
+    file's header, or of a model.
+    """
     from vqtok import codes, files, weights
 
     if file == "-":
@@ -48,7 +54,10 @@ def _facts(file: str) -> dict[str, Any]:
         if path.suffix == ".safetensors" or start[8:] == b"{":
             return _weights_facts(path)
         if start[:2] != b"PK":
-            raise FormatError(f"{file} is neither codes nor weights", "give a .npz or .safetensors file, or a model's folder or name")
+            raise FormatError(
+                f"{file} is neither codes nor weights",
+                "give a .npz or .safetensors file, or a model's folder or name",
+            )
         return _codes_facts(codes.read_any(path), os.path.getsize(file))
     if path.suffix in (".npz", ".safetensors") and not os.path.exists(file):
         raise InputError(f"{file} does not exist", "check the name")
@@ -62,21 +71,39 @@ def _codes_facts(codes: "Codes | Compact", size: int) -> dict[str, Any]:
     try:
         folder = weights.find_by_fingerprint(codes.model, codes.fingerprint)
         home, levels = str(folder.path), rate.model_levels(folder)
-    except (ModelError, FormatError):       # FormatError: the tensors are there, but their config is damaged
+    except (ModelError, FormatError):
+        # FormatError: the tensors are there, but their config is damaged
         home = levels = None
     return {
-        "kind": "codes", "model": codes.model, "fingerprint": codes.fingerprint, "model_path": home, "pictures": len(codes),
-        "model_levels": levels, "codebook_size": codes.codebook_size, "downsample": codes.downsample, "channels": codes.channels,
-        "sizes": [[width, height] for height, width in sorted(set(codes.sizes))], **rate.facts(codes, size),
-        **({} if isinstance(codes, Codes) else {"prior": codes.prior, "index_bytes": sum(map(len, codes.streams))}),
-    }     # fmt: skip
+        "kind": "codes",
+        "model": codes.model,
+        "fingerprint": codes.fingerprint,
+        "model_path": home,
+        "pictures": len(codes),
+        "model_levels": levels,
+        "codebook_size": codes.codebook_size,
+        "downsample": codes.downsample,
+        "channels": codes.channels,
+        "sizes": [[width, height] for height, width in sorted(set(codes.sizes))],
+        **rate.facts(codes, size),
+        **(
+            {}
+            if isinstance(codes, Codes)
+            else {"prior": codes.prior, "index_bytes": sum(map(len, codes.streams))}
+        ),
+    }
 
 
 def _weights_facts(path: Path) -> dict[str, Any]:
     from vqtok import weights
 
     meta = weights.read_meta(path)
-    return {"kind": meta["kind"], "bytes": os.path.getsize(path), "config": meta["config"], "record": meta["record"]}
+    return {
+        "kind": meta["kind"],
+        "bytes": os.path.getsize(path),
+        "config": meta["config"],
+        "record": meta["record"],
+    }
 
 
 def _model_facts(model: "ModelFolder") -> dict[str, Any]:
@@ -86,11 +113,15 @@ def _model_facts(model: "ModelFolder") -> dict[str, Any]:
     prior = weights.read_meta(model.prior, "prior") if model.prior else None
     parts = [model.tokenizer] + ([model.prior] if model.prior else [])
     return {
-        "kind": "model", "name": model.name, "path": str(model.path), "fingerprint": weights.tokenizer_fingerprint(model.tokenizer),
-        "bytes": sum(os.path.getsize(part) for part in parts), "bpp": _raw_bpp(tokenizer["config"], model.tokenizer),
+        "kind": "model",
+        "name": model.name,
+        "path": str(model.path),
+        "fingerprint": weights.tokenizer_fingerprint(model.tokenizer),
+        "bytes": sum(os.path.getsize(part) for part in parts),
+        "bpp": _raw_bpp(tokenizer["config"], model.tokenizer),
         "tokenizer": {"config": tokenizer["config"], "record": tokenizer["record"]},
         "prior": {"config": prior["config"], "record": prior["record"]} if prior else None,
-    }     # fmt: skip
+    }
 
 
 def _raw_bpp(values: dict[str, Any], path: Path) -> float:
@@ -111,12 +142,15 @@ def _rows(facts: dict[str, Any], indent: str = "") -> Iterator[list[str]]:
             yield [name, ""]
             yield from _rows(value, indent + "  ")
         elif key == "model_path":
-            yield ["decodes with", value or "no model here: give its folder to vqtok decode --model"]
+            yield [
+                "decodes with",
+                value or "no model here: give its folder to vqtok decode --model",
+            ]
         elif key == "levels" and facts.get("model_levels"):
             yield [name, f"{value} of {facts['model_levels']}"]
-        elif key == "model_levels":     # told beside the file's own
+        elif key == "model_levels":  # told beside the file's own
             continue
-        elif key in ("stages", "attention") and value:     # a list of numbers, no size
+        elif key in ("stages", "attention") and value:  # a list of numbers, no size
             yield [name, ", ".join(map(str, value))]
         else:
             yield [name, human_bytes(value) if key == "bytes" else _shown(value)]
@@ -130,7 +164,11 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, list):
-        return "x".join(map(str, value)) if all(isinstance(v, int) for v in value) else ", ".join(_shown(v) for v in value)
+        return (
+            "x".join(map(str, value))
+            if all(isinstance(v, int) for v in value)
+            else ", ".join(_shown(v) for v in value)
+        )
     return str(value)
 
 
@@ -148,31 +186,55 @@ def models(json: o.Json = False) -> None:
     for folder in folders:
         try:
             found.append(_listed(folder))
-        except VqtokError as error:     # one damaged model must not hide the others
+        except VqtokError as error:  # one damaged model must not hide the others
             batch.fail(error)
     if not folders:
-        raise ModelError("there is no model here", "train one with vqtok train, or name folders of models in VQTOK_MODELS")
+        raise ModelError(
+            "there is no model here",
+            "train one with vqtok train, or name folders of models in VQTOK_MODELS",
+        )
     if json:
         for facts in found:
             output.print_json(facts)
     elif found:
-        headers = ["model", "f", "K", "levels", "bpp", "PSNR, dB", "labels", "prior", "size", "fingerprint"]
+        headers = [
+            "model",
+            "f",
+            "K",
+            "levels",
+            "bpp",
+            "PSNR, dB",
+            "labels",
+            "prior",
+            "size",
+            "fingerprint",
+        ]
         output.print_table(rich_table(headers, [_row(m) for m in found]))
-        output.say("f: pixels a code along each axis. K: codes at each level. bpp: bits per pixel. PSNR: of validation pictures.")
+        output.say(
+            "f: pixels a code along each axis. K: codes at each level. bpp: bits per pixel. PSNR: "
+            "of validation pictures."
+        )
     batch.finish()
 
 
 def _listed(model: "ModelFolder") -> dict[str, Any]:
     """The facts of a model that the list shows; FormatError where its files are damaged."""
     facts = _model_facts(model)
-    config, record, prior = facts["tokenizer"]["config"], facts["tokenizer"]["record"], facts["prior"]
+    config, record, prior = (
+        facts["tokenizer"]["config"],
+        facts["tokenizer"]["record"],
+        facts["prior"],
+    )
     metrics, labels = record.get("metrics"), prior["config"].get("labels") if prior else []
     return {
         **{key: facts[key] for key in ("name", "path", "fingerprint", "bytes", "bpp")},
-        "downsample": config["downsample"], "codebook_size": config["codebook_size"], "levels": config["levels"],
+        "downsample": config["downsample"],
+        "codebook_size": config["codebook_size"],
+        "levels": config["levels"],
         "validation": metrics if isinstance(metrics, dict) else {},
-        "labels": labels if isinstance(labels, list) else [], "prior": prior is not None,
-    }     # fmt: skip
+        "labels": labels if isinstance(labels, list) else [],
+        "prior": prior is not None,
+    }
 
 
 def _row(m: dict[str, Any]) -> list[Any]:
@@ -180,6 +242,14 @@ def _row(m: dict[str, Any]) -> list[Any]:
 
     psnr = m["validation"].get("psnr")
     return [
-        m["name"], m["downsample"], m["codebook_size"], m["levels"], f"{m['bpp']:.3f}", f"{psnr:.2f}" if isinstance(psnr, float) else "",
-        len(m["labels"]) or "none", "yes" if m["prior"] else "no", human_bytes(m["bytes"]), m["fingerprint"],
-    ]     # fmt: skip
+        m["name"],
+        m["downsample"],
+        m["codebook_size"],
+        m["levels"],
+        f"{m['bpp']:.3f}",
+        f"{psnr:.2f}" if isinstance(psnr, float) else "",
+        len(m["labels"]) or "none",
+        "yes" if m["prior"] else "no",
+        human_bytes(m["bytes"]),
+        m["fingerprint"],
+    ]

@@ -8,7 +8,10 @@ import typer
 
 
 def model_names(incomplete: str) -> list[str]:
-    """What the shell completes a model to: names of models. None fits a path, and the shell then completes it to files."""
+    """What the shell completes a model to: names of models.
+
+    None fits a path, and the shell then completes it to files.
+    """
     from vqtok import weights
 
     return [model.name for model in weights.models() if model.name.startswith(incomplete)]
@@ -33,51 +36,101 @@ def one_of(*words: str) -> Callable[[str], list[str]]:
 ModelName = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="MODEL", autocompletion=model_names,
-        help="Name (see `vqtok models`), folder or tokenizer file. Default: VQTOK_MODEL, else photo.",
+        "--model",
+        "-m",
+        metavar="MODEL",
+        autocompletion=model_names,
+        help=(
+            "Name (see `vqtok models`), folder or tokenizer file. Default: VQTOK_MODEL, else photo."
+        ),
     ),
-]     # fmt: skip
+]
 FileModel = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", metavar="MODEL", autocompletion=model_names,
+        "--model",
+        "-m",
+        metavar="MODEL",
+        autocompletion=model_names,
         help="Name, folder or tokenizer file. Default: the model that each file names.",
     ),
-]     # fmt: skip
+]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="PATH", help="File, folder (made if missing), or - for standard output. Default: beside IN."),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="File, folder (made if missing), or - for standard output. Default: beside IN.",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that exist.")]
-SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Leave out inputs whose result exists.")]
+SkipExisting = Annotated[
+    bool, typer.Option("--skip-existing", help="Leave out inputs whose result exists.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say which model, device and precision are used.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line on standard output.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say which model, device and precision are used.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object a line on standard output.")
+]
 Device = Annotated[
     str | None,
     typer.Option(
-        "--device", metavar="DEVICE", autocompletion=one_of("auto", "cpu", "cuda", "mps"),
+        "--device",
+        metavar="DEVICE",
+        autocompletion=one_of("auto", "cpu", "cuda", "mps"),
         help="auto, cpu, cuda or mps. Default: VQTOK_DEVICE, else auto: the fastest.",
     ),
-]     # fmt: skip
+]
 Precision = Annotated[
     str,
     typer.Option(
-        "--precision", metavar="PRECISION", autocompletion=one_of("fp32", "bf16"),
+        "--precision",
+        metavar="PRECISION",
+        autocompletion=one_of("fp32", "bf16"),
         help="fp32, or bf16: faster, and some indices differ.",
     ),
-]     # fmt: skip
-Levels = Annotated[
-    int | None, typer.Option("--levels", metavar="N", help="Use the first N levels only: fewer bits, less detail. Default: all.", min=1)
 ]
-Bpp = Annotated[float | None, typer.Option("--bpp", metavar="X", help="Use as many levels as X bits per pixel of the file allow.")]
+Levels = Annotated[
+    int | None,
+    typer.Option(
+        "--levels",
+        metavar="N",
+        help="Use the first N levels only: fewer bits, less detail. Default: all.",
+        min=1,
+    ),
+]
+Bpp = Annotated[
+    float | None,
+    typer.Option(
+        "--bpp", metavar="X", help="Use as many levels as X bits per pixel of the file allow."
+    ),
+]
 MaxBytes = Annotated[
-    str | None, typer.Option("--max-bytes", metavar="SIZE", help="Use as many levels as a file of SIZE allows: 2000, 2k, 2KiB.")
+    str | None,
+    typer.Option(
+        "--max-bytes",
+        metavar="SIZE",
+        help="Use as many levels as a file of SIZE allows: 2000, 2k, 2KiB.",
+    ),
 ]
 Compact = Annotated[
-    bool, typer.Option("--compact", help="Entropy-code the indices: a smaller file, which needs the model to be read.")
+    bool,
+    typer.Option(
+        "--compact",
+        help="Entropy-code the indices: a smaller file, which needs the model to be read.",
+    ),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of all random draws.", min=0, max=2**31 - 1)]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", help="Seed of all random draws.", min=0, max=2**31 - 1)
+]
 Background = Annotated[
-    str, typer.Option("--background", metavar="COLOR", help="Color that transparency is laid over: white, #ff8800 or 255,136,0.")
+    str,
+    typer.Option(
+        "--background",
+        metavar="COLOR",
+        help="Color that transparency is laid over: white, #ff8800 or 255,136,0.",
+    ),
 ]

@@ -25,14 +25,18 @@ P = ParamSpec("P")
 
 
 def console() -> Console:
-    """The console for messages: standard error, plain text where that is no terminal. NO_COLOR is heeded by Rich."""
+    """The console for messages: standard error, plain text where that is no terminal.
+
+    NO_COLOR is heeded by Rich.
+    """
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str, quiet: bool = False, style: str = "") -> None:
     """One line for a person."""
     if not quiet:
-        console().print(Text(printable(text), style))      # Text: file names may look like markup or :emoji:
+        # Text: file names may look like markup or :emoji:
+        console().print(Text(printable(text), style))
 
 
 def show_error(error: VqtokError) -> None:
@@ -48,7 +52,9 @@ def printable(text: str) -> str:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One object a line on standard output; infinity and NaN, for which JSON has no word, become null."""
+    """One object a line on standard output; infinity and NaN, for which JSON
+    has no word, become null.
+    """
     write_stdout((json.dumps(_finite(value), allow_nan=False) + "\n").encode())
 
 
@@ -61,11 +67,17 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(table: Table) -> None:
-    """A Rich table on standard output: it is the command's result. Without a terminal its lines are not folded."""
+    """A Rich table on standard output: it is the command's result.
+
+    Without a terminal its lines are not folded.
+    """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    page = io.TextIOWrapper(io.BytesIO(), encoding, errors="replace")     # Rich itself loses sight of a full disk or closed pipe
+    # Rich itself loses sight of a full disk or closed pipe
+    page = io.TextIOWrapper(io.BytesIO(), encoding, errors="replace")
     terminal = _is_terminal()
-    Console(file=page, force_terminal=terminal, highlight=False, width=None if terminal else 10_000).print(table)
+    Console(
+        file=page, force_terminal=terminal, highlight=False, width=None if terminal else 10_000
+    ).print(table)
     page.seek(0)
     lines = [line.rstrip() for line in page]
     write_stdout(("\n".join(lines).strip("\n") + "\n").encode(encoding))
@@ -78,16 +90,22 @@ def _is_terminal() -> bool:
 def write_stdout(data: bytes) -> None:
     """Bytes to standard output, all or an error."""
     if _is_terminal() and b"\0" in data[:1024]:
-        raise OutputError("standard output is a terminal, and the result is binary", "send it to a file: -o FILE")
+        raise OutputError(
+            "standard output is a terminal, and the result is binary", "send it to a file: -o FILE"
+        )
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
     except BrokenPipeError:
         _leave_quietly()
-    except (OSError, AttributeError) as error:      # AttributeError: sys.stdout is None where it was closed (>&-)
+    except (OSError, AttributeError) as error:
+        # AttributeError: sys.stdout is None where it was closed (>&-)
         reason = error.strerror if isinstance(error, OSError) else "it is closed"
         _drop_stdout()
-        raise OutputError(f"cannot write to standard output: {reason}", "free some space there, or send it elsewhere") from None
+        raise OutputError(
+            f"cannot write to standard output: {reason}",
+            "free some space there, or send it elsewhere",
+        ) from None
 
 
 def write(target: Path, data: bytes, force: bool) -> None:
@@ -105,7 +123,9 @@ def _leave_quietly() -> NoReturn:
 
 
 def _drop_stdout() -> None:
-    """Sends what is still buffered nowhere: Python would try to write it once more while it exits, and complain again."""
+    """Sends what is still buffered nowhere: Python would try to write it once more while it
+    exits, and complain again.
+    """
     with suppress(OSError, AttributeError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -122,7 +142,9 @@ def check_target(path: Path, force: bool) -> None:
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
-    """A command whose errors are two lines on stderr and an exit code; VQTOK_DEBUG=1 shows the traceback instead."""
+    """A command whose errors are two lines on stderr and an exit code;
+    VQTOK_DEBUG=1 shows the traceback instead.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -146,8 +168,13 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does: Python would die on the spot, and leave half a temporary file."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    """SIGTERM ends a command as Ctrl-C does:
+    Python would die on the spot, and leave half a temporary file.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
         yield
         return
 
@@ -169,25 +196,37 @@ def _unexpected(error: Exception) -> VqtokError:
     """What no check foresaw: a failing disk, or a mistake in vqtok."""
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return VqtokError(f"{where}{error.strerror}", "check the path and the disk; VQTOK_DEBUG=1 shows more")
+        return VqtokError(
+            f"{where}{error.strerror}", "check the path and the disk; VQTOK_DEBUG=1 shows more"
+        )
     reason = f"{type(error).__name__}: {error}".rstrip(": ")
-    return VqtokError(f"unexpected {reason}", "this is a mistake in vqtok; please report it with what VQTOK_DEBUG=1 shows")
+    return VqtokError(
+        f"unexpected {reason}",
+        "this is a mistake in vqtok; please report it with what VQTOK_DEBUG=1 shows",
+    )
 
 
 @contextmanager
 def memory_errors(name: object = "this") -> Iterator[None]:
-    """Turns a full memory, which torch reports as a RuntimeError of its own on CPU and GPU alike, into a VqtokError."""
+    """Turns a full memory, which torch reports as a RuntimeError of its own on CPU and GPU
+    alike, into a VqtokError.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _is_memory(error) or debugging():
             raise
-        raise VqtokError(f"there is not enough memory for {name}", "use smaller pictures; for training, a smaller --batch") from None
+        raise VqtokError(
+            f"there is not enough memory for {name}",
+            "use smaller pictures; for training, a smaller --batch",
+        ) from None
 
 
 def _is_memory(error: BaseException) -> bool:
     text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return (
+        isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    )
 
 
 class Batch:
@@ -198,7 +237,9 @@ class Batch:
         self.keep_going = keep_going or total > 1
 
     def fail(self, error: VqtokError) -> None:
-        """A single input's error is the command's own, unless `keep_going`; one of many is reported and counted."""
+        """A single input's error is the command's own, unless `keep_going`;
+        one of many is reported and counted.
+        """
         if not self.keep_going or debugging():
             raise error
         self.failed += 1

@@ -1,4 +1,6 @@
-"""`vqtok pack`, `vqtok unpack` and `vqtok truncate`: codes files to codes files, without the picture and without its network."""
+"""`vqtok pack`, `vqtok unpack` and `vqtok truncate`:
+codes files to codes files, without the picture and without its network.
+"""
 
 import time
 from collections.abc import Callable
@@ -62,14 +64,20 @@ def truncate(
     """Cut codes to fewer levels: img.npz -> img.truncated.npz."""
     wanted = rate.Rate.parse(levels, bpp, max_bytes)
     if not wanted.given:
-        raise UsageError("nothing says how much to keep", "give --levels N, --bpp X or --max-bytes SIZE")
+        raise UsageError(
+            "nothing says how much to keep", "give --levels N, --bpp X or --max-bytes SIZE"
+        )
 
-    def cut(coders: Coders, found: "Codes | Compact", name: object) -> tuple["Codes | Compact", bytes]:
+    def cut(
+        coders: Coders, found: "Codes | Compact", name: object
+    ) -> tuple["Codes | Compact", bytes]:
         from vqtok import codes
 
         if isinstance(found, codes.Codes):
             return wanted.cut(found, name)
-        kept, data = wanted.cut(coders.unpack(found), name, lambda part: codes.to_bytes(coders.pack(part)))
+        kept, data = wanted.cut(
+            coders.unpack(found), name, lambda part: codes.to_bytes(coders.pack(part))
+        )
         return kept, data
 
     _rewrite(inputs, ".truncated.npz", out, model, force, skip_existing, json, quiet, cut)
@@ -107,7 +115,8 @@ class Coders:
         mine = weights.tokenizer_fingerprint(folder.tokenizer)
         if mine != found.fingerprint:
             raise ModelError(
-                f"written with model {found.model} ({found.fingerprint}), but --model is {folder.name} ({mine})",
+                f"written with model {found.model} ({found.fingerprint}), "
+                f"but --model is {folder.name} ({mine})",
                 f"leave --model out, or give --model {found.model}",
             )
 
@@ -115,7 +124,11 @@ class Coders:
         from vqtok import weights
 
         if found.fingerprint not in self.loaded:
-            folder = weights.find(self.model) if self.model else weights.find_by_fingerprint(found.model, found.fingerprint)
+            folder = (
+                weights.find(self.model)
+                if self.model
+                else weights.find_by_fingerprint(found.model, found.fingerprint)
+            )
             if folder.entropy is None:
                 self.loaded[found.fingerprint] = None
             else:
@@ -125,14 +138,18 @@ class Coders:
         return self.loaded[found.fingerprint]
 
 
-def _packed(coders: Coders, found: "Codes | Compact", name: object) -> tuple["Codes | Compact", bytes]:
+def _packed(
+    coders: Coders, found: "Codes | Compact", name: object
+) -> tuple["Codes | Compact", bytes]:
     from vqtok import codes
 
     compact = coders.pack(coders.unpack(found) if isinstance(found, codes.Compact) else found)
     return compact, codes.to_bytes(compact)
 
 
-def _unpacked(coders: Coders, found: "Codes | Compact", name: object) -> tuple["Codes | Compact", bytes]:
+def _unpacked(
+    coders: Coders, found: "Codes | Compact", name: object
+) -> tuple["Codes | Compact", bytes]:
     from vqtok import codes
 
     plain = coders.unpack(found) if isinstance(found, codes.Compact) else found
@@ -140,13 +157,23 @@ def _unpacked(coders: Coders, found: "Codes | Compact", name: object) -> tuple["
 
 
 def _rewrite(
-    inputs: list[str], suffix: str, out: Path | None, model: str | None, force: bool, skip: bool, json: bool, quiet: bool, change: Change
+    inputs: list[str],
+    suffix: str,
+    out: Path | None,
+    model: str | None,
+    force: bool,
+    skip: bool,
+    json: bool,
+    quiet: bool,
+    change: Change,
 ) -> None:
     """Each codes file changed into another one."""
     from vqtok import files
 
     sources = files.expand(inputs, frozenset({".npz"}))
-    jobs = [(source, files.output_path(source, suffix, out, len(sources) > 1)) for source in sources]
+    jobs = [
+        (source, files.output_path(source, suffix, out, len(sources) > 1)) for source in sources
+    ]
     batch, jobs = start(_without_results(jobs, quiet), force, skip, json, quiet)
     coders = Coders(model)
     for source, target in jobs:
@@ -164,15 +191,21 @@ def _rewrite(
 
 
 def _without_results(jobs: list[Job], quiet: bool) -> list[Job]:
-    """The jobs but for those whose input is another's result: a folder may be done twice, its files not twice over."""
+    """The jobs but for those whose input is another's result:
+    a folder may be done twice, its files not twice over.
+    """
     results = {target for source, target in jobs if target != source.path}
     left = [(source, target) for source, target in jobs if source.path not in results]
     if len(left) < len(jobs):
-        output.say(f"{len(jobs) - len(left)} of {len(jobs)} are results of others and are left out", quiet)
+        output.say(
+            f"{len(jobs) - len(left)} of {len(jobs)} are results of others and are left out", quiet
+        )
     return left
 
 
-def _rewrite_one(source: "Source", target: Path, force: bool, coders: Coders, change: Change) -> dict[str, Any]:
+def _rewrite_one(
+    source: "Source", target: Path, force: bool, coders: Coders, change: Change
+) -> dict[str, Any]:
     """Writes the changed codes of one file, and returns what there is to say of it."""
     from vqtok import codes, files
 
@@ -186,14 +219,25 @@ def _rewrite_one(source: "Source", target: Path, force: bool, coders: Coders, ch
     output.write(target, data, force)
     form = codes.read_meta(data)["form"]
     return {
-        "input": str(source.path or "-"), "output": str(target), "model": kept.model, "fingerprint": kept.fingerprint,
-        "source_levels": found.levels, **rate.facts(kept, len(data), form), "seconds": round(time.perf_counter() - begin, 3),
-    }     # fmt: skip
+        "input": str(source.path or "-"),
+        "output": str(target),
+        "model": kept.model,
+        "fingerprint": kept.fingerprint,
+        "source_levels": found.levels,
+        **rate.facts(kept, len(data), form),
+        "seconds": round(time.perf_counter() - begin, 3),
+    }
 
 
 def _summary(result: dict[str, Any], source: "Source", target: Path) -> str:
     """img.npz -> img.truncated.npz  96x64x2, 2.1 kB, 0.12 bpp, 2 of 8 levels, coded, 0.01 s"""
     grid, size = "x".join(map(str, result["grid"])), rate.shown(result["bytes"], result["bpp"])
-    part = f"{result['levels']} of {result['source_levels']} levels, " if result["levels"] < result["source_levels"] else ""
+    part = (
+        f"{result['levels']} of {result['source_levels']} levels, "
+        if result["levels"] < result["source_levels"]
+        else ""
+    )
     form = "" if result["form"] == "plain" else f"{result['form']}, "
-    return f"{source} -> {output.named(target)}  {grid}, {size}, {part}{form}{result['seconds']:.2f} s"
+    return (
+        f"{source} -> {output.named(target)}  {grid}, {size}, {part}{form}{result['seconds']:.2f} s"
+    )

@@ -9,13 +9,21 @@ from vqtok.cli import output
 
 
 def lines(*columns: str) -> Progress:
-    """A progress line with a bar, counts, further columns and the time left; it vanishes when done."""
+    """A progress line with a bar, counts, further columns and the time left;
+    it vanishes when done.
+    """
     target = output.console()
     texts = [TextColumn(column) for column in columns]
     return Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(24), MofNCompleteColumn(), *texts, TimeRemainingColumn(),
-        console=target, transient=True, disable=not target.is_terminal,
-    )     # fmt: skip
+        TextColumn("{task.description}", markup=False),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        *texts,
+        TimeRemainingColumn(),
+        console=target,
+        transient=True,
+        disable=not target.is_terminal,
+    )
 
 
 @contextmanager
@@ -25,5 +33,6 @@ def bar(description: str, quiet: bool) -> Iterator[Callable[[int, int], None] | 
         yield None
         return
     with lines() as progress:
-        task = progress.add_task(output.printable(description), total=None)      # names of data sets are file names
+        # names of data sets are file names
+        task = progress.add_task(output.printable(description), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

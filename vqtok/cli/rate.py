@@ -1,4 +1,6 @@
-"""How much of a picture a codes file keeps: `--levels`, `--bpp` and `--max-bytes`, for the commands that write one."""
+"""How much of a picture a codes file keeps:
+`--levels`, `--bpp` and `--max-bytes`, for the commands that write one.
+"""
 
 import math
 import re
@@ -19,10 +21,12 @@ _POWERS = {None: 0, "k": 1, "m": 2, "g": 3}
 
 @dataclass(frozen=True)
 class Rate:
-    """What is asked for: a number of levels, or the most that a file may take; nothing means all levels."""
+    """What is asked for: a number of levels, or the most that a file may take;
+    nothing means all levels.
+    """
 
     levels: int | None = None
-    bpp: float | None = None            # bits of the whole file, for each pixel
+    bpp: float | None = None  # bits of the whole file, for each pixel
     max_bytes: int | None = None
 
     @classmethod
@@ -31,7 +35,9 @@ class Rate:
         given = {"--levels": levels, "--bpp": bpp, "--max-bytes": max_bytes}
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
-            raise UsageError(f"{' and '.join(named)} do not go together", "leave all but one of them out")
+            raise UsageError(
+                f"{' and '.join(named)} do not go together", "leave all but one of them out"
+            )
         if bpp is not None and not 0 < bpp < math.inf:
             raise UsageError(f"--bpp is {bpp:g}", "give a number above 0, like 0.1")
         return cls(levels, bpp, None if max_bytes is None else parse_bytes(max_bytes))
@@ -40,8 +46,11 @@ class Rate:
     def given(self) -> bool:
         return self != Rate()
 
-    def cut(self, codes: "Codes", name: object, pack: "Callable[[Codes], bytes] | None" = None) -> tuple["Codes", bytes]:
-        """The codes at as many levels as asked for, and their file, which `pack` makes (None: a plain one).
+    def cut(
+        self, codes: "Codes", name: object, pack: "Callable[[Codes], bytes] | None" = None
+    ) -> tuple["Codes", bytes]:
+        """The codes at as many levels as asked for, and their file, which `pack`
+        makes (None: a plain one).
 
         InputError where the picture `name` allows no such choice.
         """
@@ -51,12 +60,19 @@ class Rate:
         if self.bpp is None and self.max_bytes is None:
             codes = codes if self.levels is None else first_levels(codes, self.levels, name)
             return codes, pack(codes)
-        # A billionth more, so that the bits per pixel of a file, given back as --bpp, are not missed by rounding.
-        limit = codes.pixels * self.bpp / 8 * (1 + 1e-9) if self.bpp is not None else float(self.max_bytes or 0)
+        # A billionth more, so that the bits per pixel of a file, given back as --bpp,
+        # are not missed by rounding.
+        limit = (
+            codes.pixels * self.bpp / 8 * (1 + 1e-9)
+            if self.bpp is not None
+            else float(self.max_bytes or 0)
+        )
         kept, data = fit(codes, limit, pack)
         if len(data) > limit:
             takes, asked, fix = self._in_words(len(data), codes.pixels)
-            raise InputError(f"{name} takes {takes} with one level, more than {asked}", f"give {fix} or more")
+            raise InputError(
+                f"{name} takes {takes} with one level, more than {asked}", f"give {fix} or more"
+            )
         return kept, data
 
     def _in_words(self, size: int, pixels: int) -> tuple[str, str, str]:
@@ -68,7 +84,9 @@ class Rate:
 
 
 def first_levels(codes: "Codes", levels: int, name: object) -> "Codes":
-    """`Codes.first_levels` for a file of a batch: the error names it, and it is that file's alone."""
+    """`Codes.first_levels` for a file of a batch:
+    the error names it, and it is that file's alone.
+    """
     try:
         return codes.first_levels(levels)
     except UsageError as error:
@@ -93,7 +111,9 @@ def model_levels(folder: "ModelFolder") -> int:
 
 
 def check_levels(levels: int | None, model: str | None) -> None:
-    """UsageError where the model has not so many levels: torch takes seconds to import, so this is told before."""
+    """UsageError where the model has not so many levels:
+    torch takes seconds to import, so this is told before.
+    """
     if levels is None:
         return
     from vqtok import codes, weights
@@ -101,7 +121,9 @@ def check_levels(levels: int | None, model: str | None) -> None:
     folder = weights.find(model)
     most = model_levels(folder)
     if levels > most:
-        raise UsageError(f"the model {folder.name} has {codes.counted(most)}, not {levels}", codes.choice(most))
+        raise UsageError(
+            f"the model {folder.name} has {codes.counted(most)}, not {levels}", codes.choice(most)
+        )
 
 
 def facts(codes: "Codes | Compact", size: int, form: str | None = None) -> dict[str, Any]:
@@ -110,9 +132,13 @@ def facts(codes: "Codes | Compact", size: int, form: str | None = None) -> dict[
 
     _, L, h, w = codes.shape
     return {
-        "grid": [w, h, L], "levels": L, "form": form or codes_format.form(codes), "bytes": size,
-        "bpp": round(8 * size / codes.pixels, 4), "raw_bpp": round(codes.bits / codes.pixels, 4),
-    }     # fmt: skip
+        "grid": [w, h, L],
+        "levels": L,
+        "form": form or codes_format.form(codes),
+        "bytes": size,
+        "bpp": round(8 * size / codes.pixels, 4),
+        "raw_bpp": round(codes.bits / codes.pixels, 4),
+    }
 
 
 def shown(size: int, bpp: float) -> str:

@@ -1,4 +1,6 @@
-"""`vqtok report`: a page about a training run, a model or a codes file, in one file that needs no network."""
+"""`vqtok report`: a page about a training run, a model or a codes file, in one
+file that needs no network.
+"""
 
 import os
 import time
@@ -25,18 +27,36 @@ FIGURES_BYTES = 64 << 20
 @output.guarded
 def report(
     what: Annotated[
-        str, typer.Argument(help="A run's folder, a model's name or folder, or a codes file (- for standard input).", metavar="WHAT")
+        str,
+        typer.Argument(
+            help=(
+                "A run's folder, a model's name or folder, or a codes file (- for standard input)."
+            ),
+            metavar="WHAT",
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("--output", "-o", help="The page; - for standard output.", metavar="FILE")
+        Path,
+        typer.Option("--output", "-o", help="The page; - for standard output.", metavar="FILE"),
     ] = DEFAULT_OUTPUT,
     model: o.FileModel = None,
     samples: Annotated[
-        int, typer.Option("--samples", help="How many samples to draw at each temperature; 0 for none.", metavar="N", min=0, max=256)
+        int,
+        typer.Option(
+            "--samples",
+            help="How many samples to draw at each temperature; 0 for none.",
+            metavar="N",
+            min=0,
+            max=256,
+        ),
     ] = SAMPLES,
     figures: Annotated[
         Path | None,
-        typer.Option("--figures", help="What `vqtok eval --json` printed, for a model's curves. Default: its card.", metavar="FILE"),
+        typer.Option(
+            "--figures",
+            help="What `vqtok eval --json` printed, for a model's curves. Default: its card.",
+            metavar="FILE",
+        ),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     force: o.Force = False,
@@ -47,9 +67,14 @@ def report(
     """Make a page of pictures and curves: one file, no network."""
     kind = _kind(what)
     if open_ and str(out) == "-":
-        raise UsageError("--open needs a file, and the page goes to standard output", "give a file: -o report.html")
+        raise UsageError(
+            "--open needs a file, and the page goes to standard output",
+            "give a file: -o report.html",
+        )
     if model is not None and kind != "codes":
-        raise UsageError("--model says what decodes a codes file, and this is none", "leave --model out")
+        raise UsageError(
+            "--model says what decodes a codes file, and this is none", "leave --model out"
+        )
     if figures is not None and kind != "model":
         raise UsageError("--figures are those of a model, and this is none", "leave --figures out")
     output.check_target(out, force)
@@ -64,14 +89,20 @@ def report(
     from vqtok.files import human_bytes
 
     seconds = time.perf_counter() - begin
-    output.say(f"{kind} {what} -> {output.named(out)}  {human_bytes(len(page))}, {seconds:.1f} s", quiet)
+    output.say(
+        f"{kind} {what} -> {output.named(out)}  {human_bytes(len(page))}, {seconds:.1f} s", quiet
+    )
     if open_:
         _open(out, quiet)
 
 
 def _kind(what: str) -> str:
     """run, model or codes; a folder with a log is a run."""
-    if what == "-" or (os.path.isfile(what) and not what.endswith(".safetensors")) or what.endswith(".npz"):
+    if (
+        what == "-"
+        or (os.path.isfile(what) and not what.endswith(".safetensors"))
+        or what.endswith(".npz")
+    ):
         return "codes"
     return "run" if os.path.isfile(os.path.join(what, "log.jsonl")) else "model"
 
@@ -87,7 +118,9 @@ def _of_run(folder: Path, samples: int, device: str | None, quiet: bool, verbose
     from vqtok.report import runs
 
     run = runs.read_run(folder)
-    extra = runs.Extra(notes=["no weights are there yet: curves and settings are all there is to show"])
+    extra = runs.Extra(
+        notes=["no weights are there yet: curves and settings are all there is to show"]
+    )
     if os.path.isfile(folder / "tokenizer.safetensors"):
         # The whole path: by a bare name a bundled model would be found first.
         codec = load(str(folder.resolve()), device, "fp32", verbose)
@@ -96,14 +129,19 @@ def _of_run(folder: Path, samples: int, device: str | None, quiet: bool, verbose
 
 
 def _inside_run(codec: "Model", run: "Run", samples: int, quiet: bool) -> "Extra":
-    """What a run's networks tell: the codebook as the last validation pictures use it, and samples."""
+    """What a run's networks tell: the codebook as the last validation
+    pictures use it, and samples.
+    """
     from vqtok.evaluate import insight
     from vqtok.report import runs
 
     sheets, sampled, notes = _samples(codec, samples, quiet)
     size = run.settings.get("data", {}).get("size") if run.sheets else None
     if isinstance(size, int):
-        pictures = [picture[..., : codec.config.channels] for picture in runs.pictures_of(run.sheets[-1], size)]
+        pictures = [
+            picture[..., : codec.config.channels]
+            for picture in runs.pictures_of(run.sheets[-1], size)
+        ]
         codes, counted = [codec.encode_batch(pictures)], f"in {len(pictures)} validation pictures"
     else:
         codes, counted = sampled, f"in {samples} samples"
@@ -111,8 +149,12 @@ def _inside_run(codec: "Model", run: "Run", samples: int, quiet: bool) -> "Extra
     return runs.Extra(book, sheets, notes)
 
 
-def _samples(codec: "Model", count: int, quiet: bool) -> tuple[list[tuple[str, Any]], list[Any], list[str]]:
-    """Sheets with captions, the codes of those at temperature 1, and notes; nothing where none are asked for or there is no prior."""
+def _samples(
+    codec: "Model", count: int, quiet: bool
+) -> tuple[list[tuple[str, Any]], list[Any], list[str]]:
+    """Sheets with captions, the codes of those at temperature 1, and notes;
+    nothing where none are asked for or there is no prior.
+    """
     from vqtok.evaluate import insight
 
     if not count or codec.folder.prior is None:
@@ -120,12 +162,14 @@ def _samples(codec: "Model", count: int, quiet: bool) -> tuple[list[tuple[str, A
     try:
         with bar("samples", quiet) as progress:
             sheets, codes = insight.sample_sheets(codec, count, progress)
-    except VqtokError as error:     # of a run in progress the prior may be that of an older tokenizer
+    except VqtokError as error:  # of a run in progress the prior may be that of an older tokenizer
         return [], [], [f"no samples: {error}"]
     return sheets, [codes], []
 
 
-def _of_model(what: str, figures: Path | None, samples: int, device: str | None, quiet: bool, verbose: bool) -> bytes:
+def _of_model(
+    what: str, figures: Path | None, samples: int, device: str | None, quiet: bool, verbose: bool
+) -> bytes:
     from vqtok import config, files, weights
     from vqtok.evaluate import insight
     from vqtok.report import models
@@ -135,16 +179,33 @@ def _of_model(what: str, figures: Path | None, samples: int, device: str | None,
     card = _text(folder.path / "README.md")
     codec = load(what, device, "fp32", verbose)
     sheets, codes, notes = _samples(codec, samples, quiet)
-    book = insight.codebook(codec, insight.count_codes(codes), f"in {samples} samples of the prior") if codes else None
-    curves = models.curves_of_card(card, codec.name) if given is None else models.curves_of_figures(given, codec.name)
+    book = (
+        insight.codebook(codec, insight.count_codes(codes), f"in {samples} samples of the prior")
+        if codes
+        else None
+    )
+    curves = (
+        models.curves_of_card(card, codec.name)
+        if given is None
+        else models.curves_of_figures(given, codec.name)
+    )
     if given is not None and given.get("fingerprint") not in (None, codec.fingerprint):
         notes.append(f"the figures were measured with another model ({given['fingerprint']})")
     recipe = folder.path / "recipe.toml"
     page = models.Model(
-        codec.name, codec.fingerprint, card, curves,
-        f"As measured by vqtok eval: {output.named(figures)}." if figures is not None else "As the card's tables say.",
-        _facts(codec, files.human_bytes), config.read_recipe(recipe) if os.path.isfile(recipe) else {}, book, sheets, notes,
-    )     # fmt: skip
+        codec.name,
+        codec.fingerprint,
+        card,
+        curves,
+        f"As measured by vqtok eval: {output.named(figures)}."
+        if figures is not None
+        else "As the card's tables say.",
+        _facts(codec, files.human_bytes),
+        config.read_recipe(recipe) if os.path.isfile(recipe) else {},
+        book,
+        sheets,
+        notes,
+    )
     return models.page(page, folder.path)
 
 
@@ -152,7 +213,9 @@ def _text(path: Path) -> str:
     """A small text file; nothing where there is none."""
     from vqtok import files
 
-    return files.read_bytes(path, 1 << 20).decode("utf-8", "replace") if os.path.isfile(path) else ""
+    return (
+        files.read_bytes(path, 1 << 20).decode("utf-8", "replace") if os.path.isfile(path) else ""
+    )
 
 
 def _read_figures(path: Path) -> dict[str, Any]:
@@ -166,22 +229,35 @@ def _read_figures(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("levels"), list):
-        raise FormatError(f"{path} holds no figures of a model", "make it with: vqtok eval IMAGES --json > figures.json")
+        raise FormatError(
+            f"{path} holds no figures of a model",
+            "make it with: vqtok eval IMAGES --json > figures.json",
+        )
     return found
 
 
 def _facts(codec: "Model", human: Any) -> list[tuple[str, Any]]:
     """Names and values that the files themselves record."""
     folder, metrics = codec.folder, codec.record.get("metrics")
-    parts = [("tokenizer", folder.tokenizer), ("prior", folder.prior), ("entropy prior", folder.entropy)]
+    parts = [
+        ("tokenizer", folder.tokenizer),
+        ("prior", folder.prior),
+        ("entropy prior", folder.entropy),
+    ]
     sizes = [f"{name} {human(os.path.getsize(path))}" for name, path in parts if path is not None]
     psnr = metrics.get("psnr") if isinstance(metrics, dict) else None
     labels = ", ".join(codec.labels) if folder.prior is not None else ""
     rows: list[tuple[str, Any]] = [
-        ("grid", codec.config.grid), ("quantizer", codec.config.quantizer), ("files", ", ".join(sizes)),
-        ("trained on", codec.record.get("data", "")), ("steps", codec.record.get("step", "")), ("labels", labels or "none"),
-    ]       # fmt: skip
-    return rows + ([("PSNR of validation pictures, dB", float(psnr))] if isinstance(psnr, int | float) else [])
+        ("grid", codec.config.grid),
+        ("quantizer", codec.config.quantizer),
+        ("files", ", ".join(sizes)),
+        ("trained on", codec.record.get("data", "")),
+        ("steps", codec.record.get("step", "")),
+        ("labels", labels or "none"),
+    ]
+    return rows + (
+        [("PSNR of validation pictures, dB", float(psnr))] if isinstance(psnr, int | float) else []
+    )
 
 
 def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -> bytes:
@@ -190,13 +266,25 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
     from vqtok.evaluate.coders import grid_bytes
     from vqtok.report import grids
 
-    data = files.read_stdin(codes.FILE_LIMIT) if what == "-" else files.read_bytes(Path(what), codes.FILE_LIMIT)
+    data = (
+        files.read_stdin(codes.FILE_LIMIT)
+        if what == "-"
+        else files.read_bytes(Path(what), codes.FILE_LIMIT)
+    )
     name = "standard input" if what == "-" else what
     try:
         with codes.named(name):
             found = codes.read_any(data)
-        codec = load(model, device, "fp32", verbose) if model else load_with(
-            lambda: weights.read_by_fingerprint(found.model, found.fingerprint), device, "fp32", verbose)
+        codec = (
+            load(model, device, "fp32", verbose)
+            if model
+            else load_with(
+                lambda: weights.read_by_fingerprint(found.model, found.fingerprint),
+                device,
+                "fp32",
+                verbose,
+            )
+        )
         plain = codec.unpack(found) if isinstance(found, codes.Compact) else found
         pictures = codec.decode_all(plain)
     except ModelError as error:
@@ -207,11 +295,24 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
     if spent is not None:
         coders.append(grids.Part(spent[1], float(spent[0].sum()) / 8))
     facts: list[tuple[str, Any]] = [
-        ("model", f"{plain.model} ({plain.fingerprint})"), ("form", codes.form(found)), ("pictures", len(plain)),
-        ("size", " ".join(dict.fromkeys(f"{W}x{H}" for H, W in plain.sizes))), ("levels", f"{plain.levels} of {codec.config.levels}"),
-        ("codes at each level", plain.codebook_size), ("raw bits per pixel", plain.bits / plain.pixels),
-    ]       # fmt: skip
+        ("model", f"{plain.model} ({plain.fingerprint})"),
+        ("form", codes.form(found)),
+        ("pictures", len(plain)),
+        ("size", " ".join(dict.fromkeys(f"{W}x{H}" for H, W in plain.sizes))),
+        ("levels", f"{plain.levels} of {codec.config.levels}"),
+        ("codes at each level", plain.codebook_size),
+        ("raw bits per pixel", plain.bits / plain.pixels),
+    ]
     colors = insight.index_colors(codec)
-    page = grids.Grid(name, plain, pictures, colors, None if spent is None else spent[0], "" if spent is None else spent[1],
-                      parts, coders, facts)        # fmt: skip
+    page = grids.Grid(
+        name,
+        plain,
+        pictures,
+        colors,
+        None if spent is None else spent[0],
+        "" if spent is None else spent[1],
+        parts,
+        coders,
+        facts,
+    )
     return grids.page(page)

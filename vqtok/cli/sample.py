@@ -24,37 +24,77 @@ DEFAULT_KEEP = "top:0.5"
 
 @output.guarded
 def sample(
-    n: Annotated[int, typer.Option("-n", "--number", help="How many pictures.", metavar="N", min=1, max=10_000)] = 16,
+    n: Annotated[
+        int,
+        typer.Option("-n", "--number", help="How many pictures.", metavar="N", min=1, max=10_000),
+    ] = 16,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="A picture: one sheet. A .npz: codes. A folder: numbered files. Default: samples.png.", metavar="PATH"
+            "--output",
+            "-o",
+            help=(
+                "A picture: one sheet. A .npz: codes. A folder: "
+                "numbered files. Default: samples.png."
+            ),
+            metavar="PATH",
         ),
     ] = None,
     model: o.ModelName = None,
     size: Annotated[
-        str | None, typer.Option("--size", help="Pixels, like 256 or 384x256 (width x height). Default: as trained.", metavar="SIZE")
+        str | None,
+        typer.Option(
+            "--size",
+            help="Pixels, like 256 or 384x256 (width x height). Default: as trained.",
+            metavar="SIZE",
+        ),
     ] = None,
     label: Annotated[
-        str | None, typer.Option("--label", help="Class to draw, by name or number. Default: all in turn.", metavar="LABEL")
+        str | None,
+        typer.Option(
+            "--label",
+            help="Class to draw, by name or number. Default: all in turn.",
+            metavar="LABEL",
+        ),
     ] = None,
     temperature: Annotated[
-        float, typer.Option("--temperature", help="Below 1: likelier pictures; 0: the likeliest.", metavar="T", min=0)
+        float,
+        typer.Option(
+            "--temperature",
+            help="Below 1: likelier pictures; 0: the likeliest.",
+            metavar="T",
+            min=0,
+        ),
     ] = 1.0,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", help="Draw each code from the K likeliest only.", metavar="K", min=1)
+        int | None,
+        typer.Option(
+            "--top-k", help="Draw each code from the K likeliest only.", metavar="K", min=1
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option("--top-p", help="Draw each code from the likeliest that together have this probability.", metavar="P"),
+        typer.Option(
+            "--top-p",
+            help="Draw each code from the likeliest that together have this probability.",
+            metavar="P",
+        ),
     ] = None,
     complete: Annotated[
         Path | None,
-        typer.Option("--complete", help="Keep a part of this picture (- for standard input), invent the rest.", metavar="IMG"),
+        typer.Option(
+            "--complete",
+            help="Keep a part of this picture (- for standard input), invent the rest.",
+            metavar="IMG",
+        ),
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option("--keep", help=f"What --complete keeps, as in left:0.25. Default: {DEFAULT_KEEP}.", metavar="SIDE:PART"),
+        typer.Option(
+            "--keep",
+            help=f"What --complete keeps, as in left:0.25. Default: {DEFAULT_KEEP}.",
+            metavar="SIDE:PART",
+        ),
     ] = None,
     levels: o.Levels = None,
     seed: o.Seed = 0,
@@ -71,29 +111,65 @@ def sample(
     rate.check_levels(levels, model)
     codec = load(model, device, "fp32", verbose)
     begin = time.perf_counter()
-    options = {"label": label, "seed": seed, "temperature": temperature, "top_k": top_k, "top_p": top_p, "levels": levels}
+    options = {
+        "label": label,
+        "seed": seed,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "levels": levels,
+    }
     with output.memory_errors(f"{n} pictures at once"), bar("sample", quiet) as progress:
         if complete is None:
             _check_sheet(target, n, wanted or codec.native_size)
             codes = codec.sample_codes(n, wanted, progress=progress, **options)
         else:
-            codes = _complete(codec, complete, keep or DEFAULT_KEEP, n, quiet, progress=progress, **options)
-        paths = _write(codec, codes, target, force, _captions(codec, n) if label is None and complete is None else None)
+            codes = _complete(
+                codec, complete, keep or DEFAULT_KEEP, n, quiet, progress=progress, **options
+            )
+        paths = _write(
+            codec,
+            codes,
+            target,
+            force,
+            _captions(codec, n) if label is None and complete is None else None,
+        )
     seconds, (height, width) = time.perf_counter() - begin, codes.sizes[0]
     if json:
-        facts = {"model": codec.name, "fingerprint": codec.fingerprint, "seed": seed, "size": [width, height]}
+        facts = {
+            "model": codec.name,
+            "fingerprint": codec.fingerprint,
+            "seed": seed,
+            "size": [width, height],
+        }
         for path in paths:
-            output.print_json({"output": str(path), **facts, "pictures": n // len(paths), "seconds": round(seconds, 3)})
+            output.print_json(
+                {
+                    "output": str(path),
+                    **facts,
+                    "pictures": n // len(paths),
+                    "seconds": round(seconds, 3),
+                }
+            )
     else:
         count = "1 picture" if n == 1 else f"{n} pictures"
-        output.say(f"{count} of {width}x{height} from {codec.name}, seed {seed} -> {output.named(target)}  {seconds:.2f} s", quiet)
+        output.say(
+            f"{count} of {width}x{height} from {codec.name}, seed {seed} -> "
+            f"{output.named(target)}  {seconds:.2f} s",
+            quiet,
+        )
 
 
 def _check_together(size: str | None, complete: Path | None, keep: str | None) -> None:
     if keep is not None and complete is None:
-        raise UsageError("--keep says what to keep of a picture, and none is given", "add --complete IMG")
+        raise UsageError(
+            "--keep says what to keep of a picture, and none is given", "add --complete IMG"
+        )
     if size is not None and complete is not None:
-        raise UsageError("--size does not go with --complete", "the result has the size of the picture: resize that")
+        raise UsageError(
+            "--size does not go with --complete",
+            "the result has the size of the picture: resize that",
+        )
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
@@ -113,7 +189,10 @@ def _target(out: Path | None, n: int, json: bool, force: bool) -> Path:
 
     target = out or DEFAULT_OUTPUT
     if target == STDIO and json:
-        raise UsageError("the result and --json would both go to standard output", "leave --json out, or give a file: -o FILE")
+        raise UsageError(
+            "the result and --json would both go to standard output",
+            "leave --json out, or give a file: -o FILE",
+        )
     if _is_folder(target):
         for i in range(n):
             output.check_target(_numbered(target, i), force)
@@ -140,15 +219,27 @@ def _check_sheet(target: Path, n: int, size: tuple[int, int]) -> None:
     """One sheet of very many pictures could not be opened again, by vqtok or by most viewers."""
     from vqtok.images import MAX_PIXELS
 
-    if n > 1 and n * math.prod(size) > MAX_PIXELS and not _is_folder(target) and not _is_codes(target):
-        raise UsageError(f"{n} pictures of {size[1]}x{size[0]} are too many for one sheet", "give a folder: -o DIR")
+    if (
+        n > 1
+        and n * math.prod(size) > MAX_PIXELS
+        and not _is_folder(target)
+        and not _is_codes(target)
+    ):
+        raise UsageError(
+            f"{n} pictures of {size[1]}x{size[0]} are too many for one sheet",
+            "give a folder: -o DIR",
+        )
 
 
-def _complete(codec: "Model", path: Path, keep: str, n: int, quiet: bool, **options: Any) -> "Codes":
+def _complete(
+    codec: "Model", path: Path, keep: str, n: int, quiet: bool, **options: Any
+) -> "Codes":
     from vqtok import files, images
 
     stdin = path == files.STDIO
-    picture = images.read(files.read_stdin(images.MAX_BYTES) if stdin else path, codec.config.channels)
+    picture = images.read(
+        files.read_stdin(images.MAX_BYTES) if stdin else path, codec.config.channels
+    )
     for note in picture.notes:
         output.say(f"{'standard input' if stdin else path}: {note}", quiet)
     return codec.complete(codec.encode_batch([picture.pixels]), keep, n, **options)
@@ -159,7 +250,9 @@ def _captions(codec: "Model", n: int) -> list[str] | None:
     return [codec.labels[i % len(codec.labels)] for i in range(n)] if codec.labels else None
 
 
-def _write(codec: "Model", codes: "Codes", target: Path, force: bool, captions: list[str] | None) -> list[Path]:
+def _write(
+    codec: "Model", codes: "Codes", target: Path, force: bool, captions: list[str] | None
+) -> list[Path]:
     """Writes codes, numbered pictures or one sheet, and returns the files."""
     from vqtok import codes as codes_format
     from vqtok import images, report
@@ -175,8 +268,16 @@ def _write(codec: "Model", codes: "Codes", target: Path, force: bool, captions: 
             images.write(path, picture, force)
         return paths
     scale = max(1, 96 // max(codes.sizes[0]))
-    columns = len(codec.labels) if captions and len(codec.labels) <= 16 else math.ceil(math.sqrt(len(pictures)))
-    sheet = pictures[0] if len(pictures) == 1 else report.sheet(pictures, columns, captions, scale=scale)
+    columns = (
+        len(codec.labels)
+        if captions and len(codec.labels) <= 16
+        else math.ceil(math.sqrt(len(pictures)))
+    )
+    sheet = (
+        pictures[0]
+        if len(pictures) == 1
+        else report.sheet(pictures, columns, captions, scale=scale)
+    )
     if target == STDIO:
         output.write_stdout(images.encode_png(sheet))
     else:

@@ -1,4 +1,6 @@
-"""A quick start: torch is imported while a thread reads the model, and without the garbage collector."""
+"""A quick start: torch is imported while a thread reads the model, and
+without the garbage collector.
+"""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -17,24 +19,33 @@ def load(model: str | None, device: str | None, precision: str, verbose: bool = 
     """The model that the options ask for."""
     from vqtok import weights
 
-    folder = weights.find(model)        # torch takes seconds to import: a wrong name is told before
+    folder = weights.find(model)  # torch takes seconds to import: a wrong name is told before
     return load_with(lambda: weights.read_tokenizer(folder), device, precision, verbose)
 
 
-def load_with(read: "Callable[[], Tokenizer]", device: str | None, precision: str, verbose: bool = False) -> "Model":
-    """The model of the tokenizer that `read` gives: its file is read and hashed beside the import of torch. Errors as `codec.load`."""
+def load_with(
+    read: "Callable[[], Tokenizer]", device: str | None, precision: str, verbose: bool = False
+) -> "Model":
+    """The model of the tokenizer that `read` gives:
+    its file is read and hashed beside the import of torch. Errors as `codec.load`.
+    """
     reading = later(read, leave=True)
     with _without_collector():
         from vqtok import codec
     loaded = codec.Model(reading.result(), codec.pick_device(device), precision)
     if verbose:
-        output.say(f"model {loaded.name} ({loaded.fingerprint}) from {loaded.folder.path}, {loaded.device.type}, {precision}")
+        output.say(
+            f"model {loaded.name} ({loaded.fingerprint}) from {loaded.folder.path}, "
+            f"{loaded.device.type}, {precision}"
+        )
     return loaded
 
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Imports make objects that stay: looking for garbage among them takes 0.1 s of the 0.9 s that torch takes."""
+    """Imports make objects that stay: looking for garbage among them takes 0.1 s of
+    the 0.9 s that torch takes.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:

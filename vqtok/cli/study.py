@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vqtok.study import Study
 
 DEFAULT_OUTPUT = Path("vqtok-study")
-SHORTEST = 1.0          # seconds
+SHORTEST = 1.0  # seconds
 
 
 @output.guarded
@@ -23,20 +23,50 @@ def study(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="DATA", help="Small square pictures, as for `train`, here or in VQTOK_DATA. Default: built-in shapes."
+            "--data",
+            metavar="DATA",
+            help=(
+                "Small square pictures, as for `train`, "
+                "here or in VQTOK_DATA. Default: built-in shapes."
+            ),
         ),
     ] = None,
-    budget: Annotated[str, typer.Option("--budget", help="Training time of each system, like 10m or 1h.", metavar="TIME")] = "10m",
-    out: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study.", metavar="DIR")] = DEFAULT_OUTPUT,
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget", help="Training time of each system, like 10m or 1h.", metavar="TIME"
+        ),
+    ] = "10m",
+    out: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the study.", metavar="DIR")
+    ] = DEFAULT_OUTPUT,
     systems: Annotated[
-        str | None, typer.Option("--systems", help="Only these, like pixelcnn,vq-pixelcnn. Default: all.", metavar="NAMES")
+        str | None,
+        typer.Option(
+            "--systems",
+            help="Only these, like pixelcnn,vq-pixelcnn. Default: all.",
+            metavar="NAMES",
+        ),
     ] = None,
     test_pictures: Annotated[
-        int, typer.Option("--test-pictures", help="How many pictures the bits are measured on, at most.", metavar="N", min=1)
+        int,
+        typer.Option(
+            "--test-pictures",
+            help="How many pictures the bits are measured on, at most.",
+            metavar="N",
+            min=1,
+        ),
     ] = 1000,
-    samples: Annotated[int, typer.Option("--samples", help="How many samples each system draws.", metavar="N", min=1, max=1024)] = 64,
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples", help="How many samples each system draws.", metavar="N", min=1, max=1024
+        ),
+    ] = 64,
     seed: o.Seed = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in -o: what is finished stays.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the study in -o: what is finished stays.")
+    ] = False,
     force: o.Force = False,
     device: o.Device = None,
     json: o.Json = False,
@@ -49,21 +79,33 @@ def study(
     from vqtok.errors import UsageError
 
     if resume and force:
-        raise UsageError("--force does not go with --resume", "leave one of them out: --force starts anew")
+        raise UsageError(
+            "--force does not go with --resume", "leave one of them out: --force starts anew"
+        )
     seconds = config.parse_duration(budget)
     if seconds < SHORTEST:
-        raise UsageError(f"a budget of {seconds:g} s trains nothing", "give at least 1s; 10m is a study")
+        raise UsageError(
+            f"a budget of {seconds:g} s trains nothing", "give at least 1s; 10m is a study"
+        )
     if not resume:
         studies.check_free(out, force)
     command = shlex.join(["vqtok", *sys.argv[1:]])
-    plan = studies.Plan(data, out, seconds, studies.choose(systems), seed, test_pictures, samples, command)
+    plan = studies.Plan(
+        data, out, seconds, studies.choose(systems), seed, test_pictures, samples, command
+    )
     stop = train.Stop()
     keep_memory()
     try:
-        with Listener(quiet, json=False) as listener, signals(stop, together=False), train.resumable():
+        with (
+            Listener(quiet, json=False) as listener,
+            signals(stop, together=False),
+            train.resumable(),
+        ):
             found = studies.study(plan, stop, listener, pick_device(device), resume)
     except studies.Interrupted:
-        output.say(f"Interrupted. What is done is saved; go on with: {_again(command, resume)}", quiet)
+        output.say(
+            f"Interrupted. What is done is saved; go on with: {_again(command, resume)}", quiet
+        )
         raise typer.Exit(130) from None
     _show(found, out, json, quiet)
 
@@ -83,7 +125,13 @@ def _show(found: "Study", out: Path, json: bool, quiet: bool) -> None:
             output.print_json(system)
         return
     output.print_table(report.rich_table(found.headers, found.rows()))
-    output.print_table(report.rich_table(["published on CIFAR-10", "bits/dim", "source"], table.anchor_rows()))
+    output.print_table(
+        report.rich_table(["published on CIFAR-10", "bits/dim", "source"], table.anchor_rows())
+    )
     for sentence in table.sentences(found):
         output.say(sentence, quiet)
-    output.say(f"What it does not show, and how it was made: {out / page.MARKDOWN}. With pictures: {out / page.HTML}", quiet)
+    output.say(
+        "What it does not show, and how it was made: "
+        f"{out / page.MARKDOWN}. With pictures: {out / page.HTML}",
+        quiet,
+    )

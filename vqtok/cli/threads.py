@@ -1,4 +1,6 @@
-"""Work beside the main thread: the next picture is read, and the last result written, while the present one is encoded."""
+"""Work beside the main thread: the next picture is read, and the last result written, while
+the present one is encoded.
+"""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +13,10 @@ S = TypeVar("S")
 
 
 def later(call: Callable[[], R], leave: bool = False) -> "Future[R]":
-    """The result of a call that a thread of its own makes. The process waits for it at its end, unless it may `leave`."""
+    """The result of a call that a thread of its own makes.
+
+    The process waits for it at its end, unless it may `leave`.
+    """
     future: Future[R] = Future()
     threading.Thread(target=_settle, args=(future, call), daemon=leave).start()
     return future
@@ -25,16 +30,19 @@ def _settle(future: "Future[R]", call: Callable[[], R]) -> None:
 
 
 def ahead(read: Callable[[T], R], items: Sequence[T]) -> "Iterator[Future[R]]":
-    """What `read` makes of each item in turn. The first is begun at once, and each other when the one before it is given out.
+    """What `read` makes of each item in turn.
 
-    No more: pictures can be large. A read that hangs does not keep an interrupted command from ending.
+    The first is begun at once, and each other when the one before it is given out.
+
+    No more: pictures can be large. A read that hangs does not keep an
+    interrupted command from ending.
     """
     first = later(lambda: read(items[0]), leave=True)
 
     def rest() -> "Iterator[Future[R]]":
         present = first
         for item in items[1:]:
-            present.exception()         # one thread at a time
+            present.exception()  # one thread at a time
             following = later(lambda item=item: read(item), leave=True)
             yield present
             present = following
@@ -43,8 +51,12 @@ def ahead(read: Callable[[T], R], items: Sequence[T]) -> "Iterator[Future[R]]":
     return rest()
 
 
-def behind(work: "Callable[[T, S], Future[R]]", items: Iterable[tuple[T, S]]) -> "Iterator[tuple[T, Future[R]]]":
-    """Each item with what `work` has begun for it, one later than that was begun; an error of `work` itself is told there, too."""
+def behind(
+    work: "Callable[[T, S], Future[R]]", items: Iterable[tuple[T, S]]
+) -> "Iterator[tuple[T, Future[R]]]":
+    """Each item with what `work` has begun for it, one later than that was begun;
+    an error of `work` itself is told there, too.
+    """
     last = None
     for item, given in items:
         try:

@@ -29,78 +29,175 @@ DEFAULT_OUTPUT = Path("vqtok-model")
 def train(
     data: Annotated[
         str | None,
-        typer.Argument(help="Folder, zip, tar shards, CIFAR-10, IDX or array file; none: shapes that vqtok draws.", metavar="[DATA]"),
+        typer.Argument(
+            help=(
+                "Folder, zip, tar shards, CIFAR-10, IDX or array file; none: "
+                "shapes that vqtok draws."
+            ),
+            metavar="[DATA]",
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.")] = DEFAULT_OUTPUT,
+    out: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the new model.")
+    ] = DEFAULT_OUTPUT,
     stage: Annotated[
         str,
         typer.Option(
-            "--stage", help="tokenizer, prior, entropy (which codes compact files) or all.",
+            "--stage",
+            help="tokenizer, prior, entropy (which codes compact files) or all.",
             autocompletion=o.one_of("tokenizer", "prior", "entropy", "all"),
         ),
     ] = "all",
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="tiny, cifar, photo or pixels; default: by the data.", autocompletion=o.known("PRESETS")),
+        typer.Option(
+            "--preset",
+            help="tiny, cifar, photo or pixels; default: by the data.",
+            autocompletion=o.known("PRESETS"),
+        ),
     ] = None,
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="TOML file with settings, like the recipe.toml of a run.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="TOML file with settings, like the recipe.toml of a run."),
+    ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting of a recipe, like prior.width=192.", metavar="KEY=VALUE")
+        list[str] | None,
+        typer.Option(
+            "--set", help="Any setting of a recipe, like prior.width=192.", metavar="KEY=VALUE"
+        ),
     ] = None,
     init: Annotated[
         str | None,
         typer.Option(
-            "--init", help="Start from the tokenizer of this model (fine-tune it).", metavar="MODEL", autocompletion=o.model_names
+            "--init",
+            help="Start from the tokenizer of this model (fine-tune it).",
+            metavar="MODEL",
+            autocompletion=o.model_names,
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in -o as if it had never stopped.")] = False,
-    max_time: Annotated[str | None, typer.Option("--max-time", help="Save and stop after this time, like 10m or 1h30m.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, size and expected time; write nothing.")] = False,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the tokenizer.")] = None,
-    prior_steps: Annotated[int | None, typer.Option("--prior-steps", help="Steps of the prior.")] = None,
-    entropy_steps: Annotated[int | None, typer.Option("--entropy-steps", help="Steps of the entropy prior.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", help="Pictures a step of the tokenizer, of all processes together.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate of the tokenizer.")] = None,
-    optimizer: Annotated[
-        str | None, typer.Option("--optimizer", help="adamw, or muon for the convolutions.", autocompletion=o.known("OPTIMIZERS"))
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in -o as if it had never stopped.")
+    ] = False,
+    max_time: Annotated[
+        str | None,
+        typer.Option("--max-time", help="Save and stop after this time, like 10m or 1h30m."),
     ] = None,
-    size: Annotated[int | None, typer.Option("--size", help="Side of the training crops in pixels.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print plan, size and expected time; write nothing.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the tokenizer.")] = None,
+    prior_steps: Annotated[
+        int | None, typer.Option("--prior-steps", help="Steps of the prior.")
+    ] = None,
+    entropy_steps: Annotated[
+        int | None, typer.Option("--entropy-steps", help="Steps of the entropy prior.")
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch", help="Pictures a step of the tokenizer, of all processes together."
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Peak learning rate of the tokenizer.")
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            "--optimizer",
+            help="adamw, or muon for the convolutions.",
+            autocompletion=o.known("OPTIMIZERS"),
+        ),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", help="Side of the training crops in pixels.")
+    ] = None,
     quantizer: Annotated[
         str | None,
-        typer.Option("--quantizer", help="ema, vq, simvq, fsq, lfq, or pixels (by its preset).", autocompletion=o.known("QUANTIZERS")),
+        typer.Option(
+            "--quantizer",
+            help="ema, vq, simvq, fsq, lfq, or pixels (by its preset).",
+            autocompletion=o.known("QUANTIZERS"),
+        ),
     ] = None,
-    codebook_size: Annotated[int | None, typer.Option("--codebook-size", help="K: number of codes, 2 to 65536.")] = None,
-    code_dim: Annotated[int | None, typer.Option("--code-dim", help="D: dimension of a code.")] = None,
-    normalize: Annotated[bool | None, typer.Option("--normalize/--no-normalize", help="Codes on the unit sphere.")] = None,
-    downsample: Annotated[int | None, typer.Option("--downsample", help="f: pixels a code, along each axis: 2, 4, 8 or 16.")] = None,
-    beta: Annotated[float | None, typer.Option("--beta", help="Weight of the commitment term, 0.1 to 2.")] = None,
-    levels: Annotated[int | None, typer.Option("--levels", help="L: levels of residual quantization, 1 to 32.")] = None,
+    codebook_size: Annotated[
+        int | None, typer.Option("--codebook-size", help="K: number of codes, 2 to 65536.")
+    ] = None,
+    code_dim: Annotated[
+        int | None, typer.Option("--code-dim", help="D: dimension of a code.")
+    ] = None,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Codes on the unit sphere.")
+    ] = None,
+    downsample: Annotated[
+        int | None,
+        typer.Option("--downsample", help="f: pixels a code, along each axis: 2, 4, 8 or 16."),
+    ] = None,
+    beta: Annotated[
+        float | None, typer.Option("--beta", help="Weight of the commitment term, 0.1 to 2.")
+    ] = None,
+    levels: Annotated[
+        int | None, typer.Option("--levels", help="L: levels of residual quantization, 1 to 32.")
+    ] = None,
     level_dropout: Annotated[
-        float | None, typer.Option("--level-dropout", help="Part of the pictures decoded from their first few levels only.")
+        float | None,
+        typer.Option(
+            "--level-dropout", help="Part of the pictures decoded from their first few levels only."
+        ),
     ] = None,
     likelihood: Annotated[
         str | None,
         typer.Option(
-            "--likelihood", help="mse, l1, charbonnier, bce, logistic or heteroscedastic.", autocompletion=o.known("LIKELIHOODS")
+            "--likelihood",
+            help="mse, l1, charbonnier, bce, logistic or heteroscedastic.",
+            autocompletion=o.known("LIKELIHOODS"),
         ),
     ] = None,
-    ms_ssim: Annotated[float | None, typer.Option("--ms-ssim", help="Weight of 1 - MS-SSIM.")] = None,
+    ms_ssim: Annotated[
+        float | None, typer.Option("--ms-ssim", help="Weight of 1 - MS-SSIM.")
+    ] = None,
     perceptual: Annotated[
-        Path | None, typer.Option("--perceptual", help="LPIPS weights (safetensors): adds the perceptual distance.", metavar="FILE")
+        Path | None,
+        typer.Option(
+            "--perceptual",
+            help="LPIPS weights (safetensors): adds the perceptual distance.",
+            metavar="FILE",
+        ),
     ] = None,
-    perceptual_weight: Annotated[float | None, typer.Option("--perceptual-weight", help="Its weight; 1 where FILE is given.")] = None,
-    adversarial: Annotated[float | None, typer.Option("--adversarial", help="Weight of a patch discriminator, late in training.")] = None,
+    perceptual_weight: Annotated[
+        float | None, typer.Option("--perceptual-weight", help="Its weight; 1 where FILE is given.")
+    ] = None,
+    adversarial: Annotated[
+        float | None,
+        typer.Option("--adversarial", help="Weight of a patch discriminator, late in training."),
+    ] = None,
     prior: Annotated[
-        str | None, typer.Option("--prior", help="pixelcnn, pixelrnn, transformer or fvsbn.", autocompletion=o.known("ARCHITECTURES"))
+        str | None,
+        typer.Option(
+            "--prior",
+            help="pixelcnn, pixelrnn, transformer or fvsbn.",
+            autocompletion=o.known("ARCHITECTURES"),
+        ),
     ] = None,
-    ema: Annotated[float | None, typer.Option("--ema", help="Decay of the moving average of the tokenizer's weights.")] = None,
-    width: Annotated[int | None, typer.Option("--width", help="Channels of the finest stage.")] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option("--ema", help="Decay of the moving average of the tokenizer's weights."),
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option("--width", help="Channels of the finest stage.")
+    ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32 or bf16.", autocompletion=o.one_of("fp32", "bf16"))
+        str | None,
+        typer.Option("--precision", help="fp32 or bf16.", autocompletion=o.one_of("fp32", "bf16")),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of all random draws.")] = None,
     device: o.Device = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the tokenizer with torch.compile (needs a C++ compiler).")] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the tokenizer with torch.compile (needs a C++ compiler)."
+        ),
+    ] = False,
     force: o.Force = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -112,39 +209,72 @@ def train(
     from vqtok.errors import UsageError
 
     if stage not in training.STAGES:
-        raise UsageError(f"there is no stage {stage!r}", f"choose one of {', '.join(training.STAGES)}")
+        raise UsageError(
+            f"there is no stage {stage!r}", f"choose one of {', '.join(training.STAGES)}"
+        )
     if resume and force:
-        raise UsageError("--force does not go with --resume", "leave one of them out: --force starts anew")
+        raise UsageError(
+            "--force does not go with --resume", "leave one of them out: --force starts anew"
+        )
     if init is not None and (resume or stage in ("prior", "entropy")):
         other = "--resume" if resume else f"--stage {stage}"
-        raise UsageError(f"--init does not go with {other}", "leave it out: the tokenizer is there already")
-    deadline = time.monotonic() + (config.parse_duration(max_time) if max_time is not None else float("inf"))
+        raise UsageError(
+            f"--init does not go with {other}", "leave it out: the tokenizer is there already"
+        )
+    deadline = time.monotonic() + (
+        config.parse_duration(max_time) if max_time is not None else float("inf")
+    )
     flags: dict[str, Any] = {
         "tokenizer": {
-            "quantizer": quantizer, "codebook_size": codebook_size, "code_dim": code_dim, "normalize": normalize,
-            "downsample": downsample, "beta": beta, "likelihood": likelihood, "width": width, "levels": levels,
+            "quantizer": quantizer,
+            "codebook_size": codebook_size,
+            "code_dim": code_dim,
+            "normalize": normalize,
+            "downsample": downsample,
+            "beta": beta,
+            "likelihood": likelihood,
+            "width": width,
+            "levels": levels,
             "level_dropout": level_dropout,
         },
         "losses": {"ms_ssim": ms_ssim, "perceptual": perceptual_weight, "adversarial": adversarial},
-        "tokenizer_training": {"steps": steps, "batch": batch, "learning_rate": learning_rate, "optimizer": optimizer, "ema": ema},
+        "tokenizer_training": {
+            "steps": steps,
+            "batch": batch,
+            "learning_rate": learning_rate,
+            "optimizer": optimizer,
+            "ema": ema,
+        },
         "prior": {"architecture": prior},
         "prior_training": {"steps": prior_steps},
         "entropy_training": {"steps": entropy_steps},
         "data": {"size": size},
         "seed": seed,
         "precision": precision,
-    }     # fmt: skip
+    }
     target = distributed.local(pick_device(device))
     keep_memory()
     wanted = _wanted(data, preset, recipe, _given(flags), settings or [])
-    wanted = replace(wanted, compiled=compiled, perceptual=str(perceptual) if perceptual else None, init=init)
+    wanted = replace(
+        wanted, compiled=compiled, perceptual=str(perceptual) if perceptual else None, init=init
+    )
     if dry_run:
         if distributed.place()[0] == 0:
             _print_plan(*_begin(out, stage, resume, wanted), out, stage, target, json)
         return
     with _in_turn(distributed.place()[1]), distributed.joined(target):
         first = distributed.first()
-        job = _Job(out, stage, resume, force, target, training.Stop(deadline), quiet or not first, json and first, max_time or "")
+        job = _Job(
+            out,
+            stage,
+            resume,
+            force,
+            target,
+            training.Stop(deadline),
+            quiet or not first,
+            json and first,
+            max_time or "",
+        )
         _train(job, wanted)
 
 
@@ -169,16 +299,32 @@ def _train(job: _Job, wanted: "Wanted") -> None:
     from vqtok import train as training
 
     begun, dataset, resume = _start(job, wanted)
-    with Listener(job.quiet, job.json) as listener, signals(job.stop, together=distributed.size() > 1), training.resumable():
+    with (
+        Listener(job.quiet, job.json) as listener,
+        signals(job.stop, together=distributed.size() > 1),
+        training.resumable(),
+    ):
         listener.note(f"{dataset.summary} -> {job.out}")
         given = (Path(path) if path else None for path in (begun.perceptual, begun.init))
-        run = training.Run(job.out, begun.recipe.seed, job.device, begun.recipe.precision, job.stop, listener, *given)
+        run = training.Run(
+            job.out,
+            begun.recipe.seed,
+            job.device,
+            begun.recipe.precision,
+            job.stop,
+            listener,
+            *given,
+        )
         finished = training.train(begun.recipe, dataset, run, job.stage, resume, begun.compiled)
-        stopped = not finished and job.stop.due         # by whom, all are to know
+        stopped = not finished and job.stop.due  # by whom, all are to know
     if not finished:
         why = "Interrupted" if stopped and job.stop.signal else f"Stopped after {job.max_time}"
         what = "" if job.stage == "all" else f" --stage {job.stage}"
-        output.say(f"{why}. The state is saved; go on with: vqtok train --resume{what} -o {shlex.quote(str(job.out))}", job.quiet)
+        output.say(
+            f"{why}. The state is saved; go on with: "
+            f"vqtok train --resume{what} -o {shlex.quote(str(job.out))}",
+            job.quiet,
+        )
         raise typer.Exit(130 if job.stop.signal else 0)
     if distributed.first():
         _tell_unreadable(dataset, job.quiet)
@@ -207,9 +353,12 @@ def _start(job: _Job, wanted: "Wanted") -> tuple["Begun", "Dataset", bool]:
         return b""
 
     how = distributed.from_first(decide)
-    if how == b"again":         # a run that goes on has its preset and its first weights already
+    if how == b"again":  # a run that goes on has its preset and its first weights already
         wanted = replace(wanted, preset=None, init=None)
-        output.say(f"A process of this run has ended: it goes on from what is saved in {job.out}.", job.quiet)
+        output.say(
+            f"A process of this run has ended: it goes on from what is saved in {job.out}.",
+            job.quiet,
+        )
     begun, dataset = training.agreed(lambda: _begin(job.out, job.stage, bool(how), wanted))
     training.check_processes(begun.recipe, job.stage, distributed.size())
     distributed.from_first(make_ready)
@@ -218,7 +367,9 @@ def _start(job: _Job, wanted: "Wanted") -> tuple["Begun", "Dataset", bool]:
 
 @contextmanager
 def _in_turn(number: int) -> "Iterator[None]":
-    """Lets the first process of a machine tell its error first: torchrun then ends the others, which would tell the same."""
+    """Lets the first process of a machine tell its error first:
+    torchrun then ends the others, which would tell the same.
+    """
     try:
         yield
     except typer.Exit:
@@ -226,27 +377,35 @@ def _in_turn(number: int) -> "Iterator[None]":
     except Exception:
         try:
             time.sleep(min(number, 8))
-        except KeyboardInterrupt:       # torchrun's SIGTERM
+        except KeyboardInterrupt:  # torchrun's SIGTERM
             raise typer.Exit(1) from None
         raise
 
 
 def keep_memory() -> None:
-    """Has glibc keep what training frees: giving 64 MB back to the system at every operation took half the time of a step."""
-    with suppress(OSError, AttributeError, TypeError):      # another C library
+    """Has glibc keep what training frees: giving 64 MB back to the system at every operation
+    took half the time of a step.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)              # M_MMAP_MAX: large blocks come from the heap, too
-        mallopt(-1, 2**31 - 1)      # M_TRIM_THRESHOLD: and the heap does not shrink
+        mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap, too
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap does not shrink
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     """The flags that the user gave, without the None of all others."""
-    given = {key: _given(value) if isinstance(value, dict) else value for key, value in flags.items()}
+    given = {
+        key: _given(value) if isinstance(value, dict) else value for key, value in flags.items()
+    }
     return {key: value for key, value in given.items() if value not in (None, {})}
 
 
 def _wanted(
-    data: str | None, preset: str | None, recipe: Path | None, flags: dict[str, Any], settings: list[str]
+    data: str | None,
+    preset: str | None,
+    recipe: Path | None,
+    flags: dict[str, Any],
+    settings: list[str],
 ) -> "Wanted":
     """All that the command line says about the run; flags and --set go over the recipe file."""
     from vqtok import config
@@ -254,7 +413,11 @@ def _wanted(
 
     parsed = training.merge([config.parse_setting(text) for text in settings])
     training.check_settable(parsed)
-    sources = {str(recipe): config.read_recipe(recipe) if recipe is not None else {}, "the command line": flags, "--set": parsed}
+    sources = {
+        str(recipe): config.read_recipe(recipe) if recipe is not None else {},
+        "the command line": flags,
+        "--set": parsed,
+    }
     origin = " with ".join(name for name, values in sources.items() if values)
     command = shlex.join(["vqtok", *sys.argv[1:]])
     return training.Wanted(data, preset, training.merge(list(sources.values())), origin, command)
@@ -265,26 +428,54 @@ def _begin(out: Path, stage: str, resume: bool, wanted: "Wanted") -> tuple["Begu
 
     if resume:
         return training.resumed(out, wanted)
-    return training.prior_for(out, wanted) if stage in ("prior", "entropy") else training.new(wanted)
+    return (
+        training.prior_for(out, wanted) if stage in ("prior", "entropy") else training.new(wanted)
+    )
 
 
-def _print_plan(begun: "Begun", dataset: "Dataset", out: Path, stage: str, device: Any, json: bool) -> None:
+def _print_plan(
+    begun: "Begun", dataset: "Dataset", out: Path, stage: str, device: Any, json: bool
+) -> None:
     from vqtok import report
     from vqtok import train as training
 
     recipe = begun.recipe
     output.say("Measuring a few steps ...", quiet=json)
-    facts = training.plan(recipe, dataset, stage, device, Path(begun.perceptual) if begun.perceptual else None)
+    facts = training.plan(
+        recipe, dataset, stage, device, Path(begun.perceptual) if begun.perceptual else None
+    )
     if json:
         output.print_json({"output": str(out), "recipe": recipe.to_dict(), **facts})
         return
-    rows: list[list[Any]] = [["data", dataset.summary], ["model folder", out], ["device", f"{device.type}, {recipe.precision}"]]
+    rows: list[list[Any]] = [
+        ["data", dataset.summary],
+        ["model folder", out],
+        ["device", f"{device.type}, {recipe.precision}"],
+    ]
     for name, entry in facts["stages"].items():
-        rows.append([name, f"{entry['parameters'] / 1e6:.2f} M parameters, {entry['steps']:,} steps of {entry['batch']}"])
-        rows.append(["", f"{entry['seconds_per_step']:.3f} s a step: about {_duration(entry['seconds'])}"])
+        rows.append(
+            [
+                name,
+                (
+                    f"{entry['parameters'] / 1e6:.2f} M parameters, "
+                    f"{entry['steps']:,} steps of {entry['batch']}"
+                ),
+            ]
+        )
+        rows.append(
+            ["", f"{entry['seconds_per_step']:.3f} s a step: about {_duration(entry['seconds'])}"]
+        )
     rows.append(["grid", recipe.tokenizer.grid])
     rows.append(["", f"{facts['bpp']:.3f} bits per pixel"])
-    rows.append(["cost", f"{facts['multiply_adds_per_pixel'] / 1e3:.0f} k multiply-adds per pixel to encode and decode"])
+    rows.append(
+        [
+            "cost",
+            (
+                f"{facts['multiply_adds_per_pixel'] / 1e3:.0f} k multiply-adds per "
+                "pixel to encode and decode"
+            ),
+        ]
+    )
     output.print_table(report.rich_table(["plan", ""], rows))
 
 
@@ -297,24 +488,40 @@ def _finish(begun: "Begun", out: Path, stage: str, device: str, quiet: bool) -> 
         write_samples(out, device, begun.recipe.seed)
     write_card(out, begun.command)
     more = f" Look at {out / 'samples.png'}." if stage in ("prior", "all") else ""
-    name = str(out) if os.sep in str(out) else os.path.join(os.curdir, out)     # a bare name would mean a bundled model first
-    output.say(f"The model is in {out}. Use it: vqtok encode --model {shlex.quote(name)} IMAGE.{more}", quiet)
+    # a bare name would mean a bundled model first
+    name = str(out) if os.sep in str(out) else os.path.join(os.curdir, out)
+    output.say(
+        f"The model is in {out}. Use it: vqtok encode --model {shlex.quote(name)} IMAGE.{more}",
+        quiet,
+    )
 
 
 def _summary(out: Path, stage: str, dataset: "Dataset") -> dict[str, Any]:
     """The last line of --json."""
     from vqtok import weights
 
-    parts = [part for part in ("tokenizer", "prior", "entropy") if stage in (part, "all") and (out / f"{part}.safetensors").exists()]
+    parts = [
+        part
+        for part in ("tokenizer", "prior", "entropy")
+        if stage in (part, "all") and (out / f"{part}.safetensors").exists()
+    ]
     found = {part: weights.load(out / f"{part}.safetensors", part) for part in parts}
     fingerprints = {part: weights.fingerprint(stored.tensors) for part, stored in found.items()}
-    return {"stage": "finished", "output": str(out), "fingerprints": fingerprints, "unreadable": dataset.skipped}
+    return {
+        "stage": "finished",
+        "output": str(out),
+        "fingerprints": fingerprints,
+        "unreadable": dataset.skipped,
+    }
 
 
 def _tell_unreadable(dataset: "Dataset", quiet: bool) -> None:
     """Training without a few bad pictures is a success; that they were left out is still said."""
     if dataset.skipped:
-        output.say(f"{dataset.skipped} of {len(dataset):,} pictures could not be read and were left out.", quiet)
+        output.say(
+            f"{dataset.skipped} of {len(dataset):,} pictures could not be read and were left out.",
+            quiet,
+        )
 
 
 def _duration(seconds: float) -> str:
@@ -328,7 +535,8 @@ def _duration(seconds: float) -> str:
 def signals(stop: "Stop", together: bool) -> "Iterator[None]":
     """SIGINT and SIGTERM ask training to save and stop; a second one ends it at once.
 
-    Not where several train `together`: torchrun passes on the ctrl-C that the terminal has sent to each, and it ends who takes 30 s.
+    Not where several train `together`: torchrun passes on the ctrl-C that the terminal has sent to
+    each, and it ends who takes 30 s.
     """
 
     def handle(number: int, _frame: Any) -> None:
@@ -345,7 +553,9 @@ def signals(stop: "Stop", together: bool) -> "Iterator[None]":
 
 
 class Listener:
-    """Shows what training has to say: a progress line on a terminal, a line for each validation, JSON on request."""
+    """Shows what training has to say: a progress line on a terminal, a line for each
+    validation, JSON on request.
+    """
 
     def __init__(self, quiet: bool, json: bool) -> None:
         self.quiet, self.json = quiet, json
@@ -364,13 +574,17 @@ class Listener:
         if self.quiet or self.progress.disable:
             return
         if status.stage not in self.tasks:
-            self.tasks[status.stage] = self.progress.add_task(status.stage, total=status.steps, text="")
+            self.tasks[status.stage] = self.progress.add_task(
+                status.stage, total=status.steps, text=""
+            )
         figures = "  ".join(_figure(name, value) for name, value in status.metrics.items())
         text = f"{status.pictures_per_second:.0f} images/s  {figures}"
         self.progress.update(self.tasks[status.stage], completed=status.step, text=text)
 
     def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
-        figures = "  ".join(_figure(name, value) for name, value in line.items() if name.startswith("val_"))
+        figures = "  ".join(
+            _figure(name, value) for name, value in line.items() if name.startswith("val_")
+        )
         with self._no_progress():
             if self.json:
                 output.print_json(line)
@@ -392,6 +606,10 @@ class Listener:
 
 def _figure(name: str, value: float) -> str:
     name = name.removeprefix("val_")
-    styles = {"psnr": f"PSNR {value:.2f} dB", "usage": f"codes used {value:.0%}", "perplexity": f"perplexity {value:.0f}",
-              "bits": f"{value:.3f} bits an index"}      # fmt: skip
+    styles = {
+        "psnr": f"PSNR {value:.2f} dB",
+        "usage": f"codes used {value:.0%}",
+        "perplexity": f"perplexity {value:.0f}",
+        "bits": f"{value:.3f} bits an index",
+    }
     return styles.get(name, f"{name} {value:.4g}")

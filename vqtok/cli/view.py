@@ -19,16 +19,25 @@ if TYPE_CHECKING:
     from vqtok.codec import Model
     from vqtok.codes import Codes, Compact
 
-LINES_BELOW = 3         # left for the line of text and the prompt
+LINES_BELOW = 3  # left for the line of text and the prompt
 
 
 @output.guarded
 def view(
     file: Annotated[str, typer.Argument(help="A picture or a codes file.", metavar="FILE")],
-    grid: Annotated[bool, typer.Option("--grid", help="Show the codes' index grids, a color for each code.")] = False,
-    number: Annotated[int, typer.Option("--picture", help="Which of several pictures in a codes file.", metavar="N", min=1)] = 1,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Show the codes' index grids, a color for each code.")
+    ] = False,
+    number: Annotated[
+        int,
+        typer.Option(
+            "--picture", help="Which of several pictures in a codes file.", metavar="N", min=1
+        ),
+    ] = 1,
     levels: o.Levels = None,
-    always: Annotated[bool, typer.Option("--always", help="Print even where standard output is no terminal.")] = False,
+    always: Annotated[
+        bool, typer.Option("--always", help="Print even where standard output is no terminal.")
+    ] = False,
     model: o.FileModel = None,
     device: o.Device = None,
     quiet: o.Quiet = False,
@@ -39,16 +48,28 @@ def view(
 
     terminal = sys.stdout is not None and sys.stdout.isatty()
     if not terminal and not always:
-        output.say("nothing is shown: standard output is no terminal (--always shows it all the same)", quiet)
+        output.say(
+            "nothing is shown: standard output is no terminal (--always shows it all the same)",
+            quiet,
+        )
         return
     with files.opened(Path(file)) as opened:
         codes = opened.read(2) == b"PK"
     if not codes and (grid or levels is not None or number > 1 or model is not None):
-        raise UsageError(f"{file} is no codes file", "leave --grid, --levels, --picture and --model out")
-    pixels, text = _of_codes(file, grid, number, levels, model, device) if codes else _of_picture(file)
+        raise UsageError(
+            f"{file} is no codes file", "leave --grid, --levels, --picture and --model out"
+        )
+    pixels, text = (
+        _of_codes(file, grid, number, levels, model, device) if codes else _of_picture(file)
+    )
     size = shutil.get_terminal_size()
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-    shown = blocks.lines(pixels, size.columns, max(1, size.lines - LINES_BELOW), blocks.colors_of(os.environ, encoding))
+    shown = blocks.lines(
+        pixels,
+        size.columns,
+        max(1, size.lines - LINES_BELOW),
+        blocks.colors_of(os.environ, encoding),
+    )
     output.write_stdout(("\n".join(shown) + "\n").encode(encoding))
     output.say(f"{file}  {text}", quiet)
 
@@ -70,25 +91,42 @@ def _of_codes(
 
     found = codes_format.read_any(Path(file))
     if number > len(found):
-        raise UsageError(f"{file} holds {len(found)} {'picture' if len(found) == 1 else 'pictures'}, not {number}", "choose another")
+        raise UsageError(
+            f"{file} holds {len(found)} "
+            f"{'picture' if len(found) == 1 else 'pictures'}, not {number}",
+            "choose another",
+        )
     try:
         codec = _model(found, grid, model, device)
         if isinstance(found, codes_format.Compact):
             found = codec.unpack(found) if codec is not None else found.unpacked()
         found = found if levels is None else rate.first_levels(found, levels, file)
-        one = replace(found, indices=found.indices[number - 1 : number], sizes=found.sizes[number - 1 : number])
+        one = replace(
+            found,
+            indices=found.indices[number - 1 : number],
+            sizes=found.sizes[number - 1 : number],
+        )
         if grid:
             _, L, h, w = one.indices.shape
-            colors = "" if codec is not None else "; its model is not here, so colors tell codes apart and nothing else"
+            colors = (
+                ""
+                if codec is not None
+                else "; its model is not here, so colors tell codes apart and nothing else"
+            )
             return _grids(one, codec), f"grid {w}x{h}x{L} of {one.codebook_size} codes{colors}"
         assert codec is not None
-        (H, W), levels_text = one.sizes[0], f", {one.levels} of {codec.config.levels} levels" if codec.config.levels > 1 else ""
+        (H, W), levels_text = (
+            one.sizes[0],
+            f", {one.levels} of {codec.config.levels} levels" if codec.config.levels > 1 else "",
+        )
         return codec.decode(one), f"{W}x{H} decoded by {one.model}{levels_text}"
     except ModelError as error:
         raise ModelError(f"{file}: {error}", error.fix) from None
 
 
-def _model(found: "Codes | Compact", grid: bool, model: str | None, device: str | None) -> "Model | None":
+def _model(
+    found: "Codes | Compact", grid: bool, model: str | None, device: str | None
+) -> "Model | None":
     """The model of the codes; None where it is not here, and a grid can be shown without."""
     from vqtok import weights
     from vqtok.codes import Codes
@@ -96,7 +134,9 @@ def _model(found: "Codes | Compact", grid: bool, model: str | None, device: str 
     if model is not None:
         return load(model, device, "fp32")
     try:
-        return load_with(lambda: weights.read_by_fingerprint(found.model, found.fingerprint), device, "fp32")
+        return load_with(
+            lambda: weights.read_by_fingerprint(found.model, found.fingerprint), device, "fp32"
+        )
     except VqtokError:
         if grid and (isinstance(found, Codes) or found.prior is None):
             return None
@@ -117,4 +157,8 @@ def _grids(codes: "Codes", codec: "Model | None") -> "np.ndarray":
     else:
         pictures = [by_number(codes.indices[0, level]) for level in range(L)]
     columns = 1 if L == 1 else 2 if L <= 4 else 4
-    return pictures[0] if L == 1 else report.sheet(pictures, columns, gap=max(1, min(h, w) // 16), background=(0, 0, 0))
+    return (
+        pictures[0]
+        if L == 1
+        else report.sheet(pictures, columns, gap=max(1, min(h, w) // 16), background=(0, 0, 0))
+    )

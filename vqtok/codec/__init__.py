@@ -1,4 +1,6 @@
-"""The library: load a model, encode pictures, decode codes, sample new ones. The one place where file, array, tensor and network meet.
+"""The library: load a model, encode pictures, decode codes, sample new ones.
+
+The one place where file, array, tensor and network meet.
 
 >>> model = load("photo")
 >>> codes = model.encode("photo.jpg")       # Codes: a grid of indices
@@ -10,6 +12,15 @@ from vqtok.codec.loading import build_tokenizer, load_tokenizer, pick_device, pl
 from vqtok.codec.model import Model, kept_part, load
 
 __all__ = [
-    "EntropyCoder", "Model", "build_tokenizer", "kept_part", "load", "load_tokenizer", "pick_device", "place", "tokenizer_of", "unpack",
+    "EntropyCoder",
+    "Model",
+    "build_tokenizer",
+    "kept_part",
+    "load",
+    "load_tokenizer",
+    "pick_device",
+    "place",
+    "tokenizer_of",
+    "unpack",
     "without_prior",
-]     # fmt: skip
+]

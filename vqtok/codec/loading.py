@@ -19,25 +19,39 @@ N = TypeVar("N", bound=torch.nn.Module)
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device called auto, cpu, cuda or mps (None: VQTOK_DEVICE, else auto, which takes the fastest there is)."""
+    """The device called auto, cpu, cuda or mps (None:
+    VQTOK_DEVICE, else auto, which takes the fastest there is).
+    """
     name = name or os.environ.get("VQTOK_DEVICE") or "auto"
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
         name = next(device for device, there in available.items() if there)
     if name not in available:
         raise UsageError(f"there is no device {name!r}", "choose auto, cpu, cuda or mps")
     if not available[name]:
-        raise UsageError(f"this machine has no {name} device that torch can use", "choose another with --device, or leave it out")
+        raise UsageError(
+            f"this machine has no {name} device that torch can use",
+            "choose another with --device, or leave it out",
+        )
     return torch.device(name)
 
 
 def place(network: N, device: torch.device) -> N:
     """The network on the device, channels last: 1.7 times as fast on a CPU."""
-    return network.to(device=device, memory_format=torch.channels_last)     # type: ignore[call-overload]
+    return network.to(  # type: ignore[call-overload]
+        device=device, memory_format=torch.channels_last
+    )
 
 
 def load_tokenizer(path: Path) -> VQVAE:
-    """The network of a tokenizer file in float32 on the CPU, without training state. Raises FormatError, InputError."""
+    """The network of a tokenizer file in float32 on the CPU, without training state.
+
+    Raises FormatError, InputError.
+    """
     return tokenizer_of(weights.load(path, "tokenizer"), path)
 
 
@@ -49,27 +63,38 @@ def tokenizer_of(stored: weights.Weights, path: Path) -> VQVAE:
 
 
 def build_tokenizer(stored: weights.Weights, path: Path) -> VQVAE:
-    """The network that these weights fill, still without values. Raises FormatError where they do not fit it."""
+    """The network that these weights fill, still without values.
+
+    Raises FormatError where they do not fit it.
+    """
     settings = config.from_dict(TokenizerConfig, stored.meta["config"], str(path))
     try:
         with outline():
             network = VQVAE(settings)
-    except UsageError as error:         # a quantizer that cannot have that many codes
-        raise FormatError(f"{path}: {error}", "the file is damaged, or written by a newer vqtok") from None
+    except UsageError as error:  # a quantizer that cannot have that many codes
+        raise FormatError(
+            f"{path}: {error}", "the file is damaged, or written by a newer vqtok"
+        ) from None
     _check(network.release_state(), stored, path)
     for module in list(network.modules()):
-        if "average" in dict(module.named_children()):      # training state, which no weights file holds
+        # training state, which no weights file holds
+        if "average" in dict(module.named_children()):
             del module.average
     return network.eval()
 
 
-def load_prior(path: Path, tokenizer: TokenizerConfig, fingerprint: str) -> tuple[Prior, dict[str, Any]]:
-    """The network of a prior file, and its record; ModelError where it belongs to another tokenizer."""
+def load_prior(
+    path: Path, tokenizer: TokenizerConfig, fingerprint: str
+) -> tuple[Prior, dict[str, Any]]:
+    """The network of a prior file, and its record;
+    ModelError where it belongs to another tokenizer.
+    """
     stored = weights.load(path, "prior")
     settings = config.from_dict(PriorConfig, stored.meta["config"], str(path))
-    if (settings.codebook_size, settings.levels) != (tokenizer.codebook_size, tokenizer.levels) or stored.meta["record"].get(
-        "tokenizer"
-    ) != fingerprint:
+    if (settings.codebook_size, settings.levels) != (
+        tokenizer.codebook_size,
+        tokenizer.levels,
+    ) or stored.meta["record"].get("tokenizer") != fingerprint:
         raise ModelError(
             f"{path} is the prior of another tokenizer than the one beside it ({fingerprint})",
             "train it again: vqtok train --stage prior",
@@ -82,17 +107,27 @@ def load_prior(path: Path, tokenizer: TokenizerConfig, fingerprint: str) -> tupl
 
 
 def _check(expected: dict[str, Tensor], stored: weights.Weights, path: Path) -> None:
-    weights.check(stored.tensors, {name: tuple(value.shape) for name, value in expected.items()}, str(path))
+    weights.check(
+        stored.tensors, {name: tuple(value.shape) for name, value in expected.items()}, str(path)
+    )
 
 
 def take(network: torch.nn.Module, tensors: dict[str, np.ndarray], part: str = "") -> None:
-    """Fills a network, or the part of it with that name, and takes those tensors out of the dictionary.
+    """Fills a network, or the part of it with that name, and takes those
+    tensors out of the dictionary.
 
-    float32 and channels last in one step: each copy of new memory costs more than the arithmetic (a page fault for every 4 KiB).
+    float32 and channels last in one step: each copy of new memory costs more than the arithmetic (a
+    page fault for every 4 KiB).
     """
     prefix = part and f"{part}."
-    state = {name.removeprefix(prefix): _placed(tensors.pop(name)) for name in list(tensors) if name.startswith(prefix)}
-    (network.get_submodule(part) if part else network).load_state_dict(state, strict=False, assign=True)
+    state = {
+        name.removeprefix(prefix): _placed(tensors.pop(name))
+        for name in list(tensors)
+        if name.startswith(prefix)
+    }
+    (network.get_submodule(part) if part else network).load_state_dict(
+        state, strict=False, assign=True
+    )
 
 
 def _placed(array: np.ndarray) -> Tensor:

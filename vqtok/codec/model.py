@@ -23,23 +23,35 @@ from vqtok.priors import Prior, sample
 from vqtok.quantizers import Quantizer
 from vqtok.vqvae import VQVAE, AnyDecoder, AnyEncoder, to_float, to_uint8
 
-PIXELS_AT_ONCE = 2**19      # worked on, at about 60 bytes each; in smaller parts a pixel costs up to 1.3 times as much (2**16)
+# worked on, at about 60 bytes each; in smaller parts a pixel costs up to 1.3 times as much (2**16)
+PIXELS_AT_ONCE = 2**19
 GPU_PIXELS_AT_ONCE = 2**22
 SIDES = ("top", "bottom", "left", "right")
 
 
-def load(model: str | os.PathLike[str] | None = None, device: str | None = None, precision: str = "fp32") -> "Model":
-    """Loads a model by name ("photo", "cifar10"), folder or tokenizer file; None takes VQTOK_MODEL, else photo."""
-    return Model(weights.read_tokenizer(weights.find(None if model is None else os.fspath(model))), pick_device(device), precision)
+def load(
+    model: str | os.PathLike[str] | None = None, device: str | None = None, precision: str = "fp32"
+) -> "Model":
+    """Loads a model by name ("photo", "cifar10"), folder or tokenizer file;
+    None takes VQTOK_MODEL, else photo.
+    """
+    return Model(
+        weights.read_tokenizer(weights.find(None if model is None else os.fspath(model))),
+        pick_device(device),
+        precision,
+    )
 
 
 class Model:
     """A tokenizer, and its prior where it has one, ready to use on one device.
 
-    Each part of the network takes its values when it is first used: encoding needs no decoder, and decoding no encoder.
+    Each part of the network takes its values when it is first used:
+    encoding needs no decoder, and decoding no encoder.
     """
 
-    def __init__(self, tokenizer: weights.Tokenizer, device: torch.device, precision: str = "fp32") -> None:
+    def __init__(
+        self, tokenizer: weights.Tokenizer, device: torch.device, precision: str = "fp32"
+    ) -> None:
         if precision not in ("fp32", "bf16"):
             raise UsageError(f"precision {precision!r} is not known", "choose fp32 or bf16")
         self.folder, self.device, self.precision = tokenizer.folder, device, precision
@@ -48,7 +60,7 @@ class Model:
         self.record: dict[str, Any] = tokenizer.stored.meta["record"]
         self._network = build_tokenizer(tokenizer.stored, self.folder.tokenizer)
         self.config: TokenizerConfig = self._network.config
-        self._waiting = dict(tokenizer.stored.tensors)      # of parts not used yet
+        self._waiting = dict(tokenizer.stored.tensors)  # of parts not used yet
         self._lock = threading.Lock()
 
     def _part(self, name: str) -> Any:
@@ -97,7 +109,10 @@ class Model:
         return None if self.folder.entropy is None else EntropyCoder(self.folder, self.fingerprint)
 
     def pack(self, codes: Codes) -> Compact:
-        """The compact form of codes: `write_codes` makes a small file of it. Bit-packed where the model has no entropy prior."""
+        """The compact form of codes: `write_codes` makes a small file of it.
+
+        Bit-packed where the model has no entropy prior.
+        """
         self._check(codes)
         return compact(codes) if self.entropy_coder is None else self.entropy_coder.pack(codes)
 
@@ -122,25 +137,43 @@ class Model:
 
     @property
     def native_size(self) -> tuple[int, int]:
-        """(H, W) in pixels of the windows that the prior has learned from: what `sample` draws unless it is told a size."""
+        """(H, W) in pixels of the windows that the prior has learned from:
+        what `sample` draws unless it is told a size.
+        """
         grid = self._prior[1].get("grid")
-        if not isinstance(grid, list) or len(grid) != 2 or not all(type(side) is int for side in grid):
-            raise FormatError(f"{self.folder.prior} does not say which grid it has learned", "ask for a size: --size 256")
+        if (
+            not isinstance(grid, list)
+            or len(grid) != 2
+            or not all(type(side) is int for side in grid)
+        ):
+            raise FormatError(
+                f"{self.folder.prior} does not say which grid it has learned",
+                "ask for a size: --size 256",
+            )
         return grid[0] * self.config.downsample, grid[1] * self.config.downsample
 
-    def encode(self, image: Any, background: images.Color = images.WHITE, levels: int | None = None) -> Codes:
-        """The codes of one picture: a path, bytes, a PIL image, or uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+    def encode(
+        self, image: Any, background: images.Color = images.WHITE, levels: int | None = None
+    ) -> Codes:
+        """The codes of one picture: a path, bytes, a PIL image, or uint8 (H, W), (H, W,
+        1), (H, W, 3) or (H, W, 4).
 
-        Any size from 1x1; transparency is laid over `background`; `levels` keeps the first few only. Raises InputError, UsageError.
+        Any size from 1x1; transparency is laid over `background`;
+        `levels` keeps the first few only. Raises InputError, UsageError.
         """
         pixels = images.from_any(image, self.config.channels, background).pixels
         return self.encode_batch([pixels], levels)
 
     def encode_batch(self, pictures: list[np.ndarray], levels: int | None = None) -> Codes:
-        """The codes of pictures uint8 (H, W, C), with the model's C, whose sizes fill the same grid; UsageError where they do not."""
+        """The codes of pictures uint8 (H, W, C), with the model's C, whose sizes fill the same
+        grid; UsageError where they do not.
+        """
         f, count = self.config.downsample, self._count(levels)
         if len({(-(-p.shape[0] // f), -(-p.shape[1] // f)) for p in pictures}) != 1:
-            raise UsageError(f"these {len(pictures)} pictures do not fill one grid", "encode pictures of different sizes one by one")
+            raise UsageError(
+                f"these {len(pictures)} pictures do not fill one grid",
+                "encode pictures of different sizes one by one",
+            )
         h, w = (-(-side // f) for side in pictures[0].shape[:2])
         indices = torch.empty(len(pictures), count, h, w, dtype=torch.int64)
         group = max(1, self.pixels_at_once // (h * w * f * f))
@@ -148,53 +181,81 @@ class Model:
             self._encode(pictures[i : i + group], indices[i : i + group])
         return self.codes(indices, tuple((p.shape[0], p.shape[1]) for p in pictures))
 
-    def codes(self, indices: np.ndarray | Tensor, sizes: tuple[tuple[int, int], ...] | None = None) -> Codes:
-        """Codes of index grids (n, L, h, w) from elsewhere, a transformer of your own for one: to decode, or to write to a file.
+    def codes(
+        self, indices: np.ndarray | Tensor, sizes: tuple[tuple[int, int], ...] | None = None
+    ) -> Codes:
+        """Codes of index grids (n, L, h, w) from elsewhere, a transformer of your own for one:
+        to decode, or to write to a file.
 
-        indices are integers of any dtype, of the model's first L levels. sizes are the (H, W) of each picture, by default all that
-        the grid spans: h*f x w*f. Raises UsageError.
+        indices are integers of any dtype, of the model's first L levels. sizes are the (H, W) of
+        each picture, by default all that the grid spans: h*f x w*f. Raises UsageError.
         """
-        array = indices.detach().cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
+        array = (
+            indices.detach().cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
+        )
         K, f = self.config.codebook_size, self.config.downsample
         if array.ndim != 4 or array.size == 0 or array.dtype.kind not in "iu":
             what = f"indices of {array.dtype} in the shape {array.shape} are no index grids"
             raise UsageError(what, "give integers (n, L, h, w): pictures, levels, rows, columns")
         if array.min() < 0 or array.max() >= K:
-            raise UsageError(f"these indices go from {array.min()} to {array.max()}", f"the model {self.name} has 0 to {K - 1}")
+            raise UsageError(
+                f"these indices go from {array.min()} to {array.max()}",
+                f"the model {self.name} has 0 to {K - 1}",
+            )
         n, levels, h, w = array.shape
         self._count(levels)
         shown = ((h * f, w * f),) * n if sizes is None else sizes
         try:
-            return Codes(array.astype(index_dtype(K)), self.name, self.fingerprint, K, f, self.config.channels, shown)
+            return Codes(
+                array.astype(index_dtype(K)),
+                self.name,
+                self.fingerprint,
+                K,
+                f,
+                self.config.channels,
+                shown,
+            )
         except FormatError as error:
-            raise UsageError(str(error), f"give the (H, W) of each picture, at most {h * f} and {w * f}: the grid is {w}x{h}") from None
+            raise UsageError(
+                str(error),
+                "give the (H, W) of each picture, "
+                f"at most {h * f} and {w * f}: the grid is {w}x{h}",
+            ) from None
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises InputError where a picture is too large for the network: one that sees it whole keeps all of it in memory."""
+        """Raises InputError where a picture is too large for the network:
+        one that sees it whole keeps all of it in memory.
+        """
         if self.config.network == "classic":
             f = self.config.downsample
             classic.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
 
     def _encode(self, pictures: list[np.ndarray], indices: Tensor) -> None:
-        """Writes the indices (n, L, h, w) of n pictures that share a grid, or those of the first few levels."""
+        """Writes the indices (n, L, h, w) of n pictures that share a grid, or
+        those of the first few levels.
+        """
         f, (count, h, w) = self.config.downsample, indices.shape[1:]
         cut = self._cut(h, w, len(pictures))
         place = 0
         with self._inference():
             parts = (self._floats([p[cut.slices(part, f)] for p in pictures]) for part in cut.parts)
-            for vectors in in_parts(self.encoder, parts, cut.axis, cut.most * f):       # (n, D, rows, w) or (n, D, h, columns)
+            # (n, D, rows, w) or (n, D, h, columns)
+            for vectors in in_parts(self.encoder, parts, cut.axis, cut.most * f):
                 found = self.quantizer(vectors).indices[:, :count]
                 indices.narrow(cut.axis, place, found.shape[cut.axis]).copy_(found)
                 place += found.shape[cut.axis]
 
     def _floats(self, pictures: list[np.ndarray]) -> Tensor:
         """(n, C, h*f, w*f) in [-1, 1], channels last, of uint8 (H, W, C)."""
-        padded = np.stack([images.pad(p, self.config.downsample) for p in pictures])         # (n, h*f, w*f, C)
+        # (n, h*f, w*f, C)
+        padded = np.stack([images.pad(p, self.config.downsample) for p in pictures])
         x = to_float(torch.from_numpy(padded).to(self.device).permute(0, 3, 1, 2))
         return x.contiguous(memory_format=torch.channels_last)
 
     def decode(self, codes: Codes, levels: int | None = None) -> np.ndarray:
-        """The one picture in the codes, uint8 (H, W, C), at its original size. Raises ModelError where another model made them.
+        """The one picture in the codes, uint8 (H, W, C), at its original size.
+
+        Raises ModelError where another model made them.
 
         Codes may hold the model's first levels only; `levels` takes fewer than they hold.
         """
@@ -203,7 +264,10 @@ class Model:
         return self.decode_all(codes, levels)[0]
 
     def decode_all(self, codes: Codes, levels: int | None = None) -> list[np.ndarray]:
-        """Each picture in the codes, uint8 (H, W, C). UsageError where `levels` is more than the codes hold."""
+        """Each picture in the codes, uint8 (H, W, C).
+
+        UsageError where `levels` is more than the codes hold.
+        """
         self._check(codes)
         codes = codes if levels is None else codes.first_levels(levels)
         return [self._decode(codes.indices[i : i + 1], *size) for i, size in enumerate(codes.sizes)]
@@ -213,12 +277,15 @@ class Model:
         picture = np.empty((H, W, self.config.channels), np.uint8)
         with self._inference():
             for where, output in self._outputs(indices):
-                part = picture[where]       # less than the output at the right and bottom edge: nothing, even
+                # less than the output at the right and bottom edge: nothing, even
+                part = picture[where]
                 part[:] = self.to_picture(output)[: part.shape[0], : part.shape[1]]
         return picture
 
     def output(self, codes: Codes, i: int) -> Tensor:
-        """What the decoder says of picture i: the likelihood's float32 parameters (1, n*C, H, W), at the picture's own size."""
+        """What the decoder says of picture i: the likelihood's float32 parameters (1, n*C, H, W),
+        at the picture's own size.
+        """
         indices, (height, width) = codes.indices[i : i + 1], codes.sizes[i]
         f, (h, w) = self.config.downsample, indices.shape[2:]
         output = torch.empty(1, losses.outputs(self.config), h * f, w * f, device=self.device)
@@ -228,7 +295,9 @@ class Model:
         return output[:, :, :height, :width]
 
     def _outputs(self, indices: np.ndarray) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-        """Rows and columns of pixels, and what the decoder says of them, float32 (1, n*C, rows, columns), from (1, L, h, w)."""
+        """Rows and columns of pixels, and what the decoder says of them, float32 (1, n*C, rows,
+        columns), from (1, L, h, w).
+        """
         cut = self._cut(*indices.shape[2:])
         lookups = (self._vectors(indices[:, :, *cut.slices(part)]) for part in cut.parts)
         place = 0
@@ -238,7 +307,9 @@ class Model:
             place = end
 
     def _cut(self, h: int, w: int, n: int = 1) -> Cut:
-        """How n grids are worked on: in parts of `pixels_at_once`, or in one where the network sees the whole picture."""
+        """How n grids are worked on: in parts of `pixels_at_once`, or in one where the
+        network sees the whole picture.
+        """
         f, whole = self.config.downsample, self.config.network == "classic"
         return Cut.of(h, w, f, n * h * w * f * f if whole else self.pixels_at_once, n)
 
@@ -252,7 +323,9 @@ class Model:
             decoded = to_uint8(self.likelihood.mean(output))
         return decoded[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
-    def sample(self, n: int = 1, size: tuple[int, int] | None = None, **options: Any) -> list[np.ndarray]:
+    def sample(
+        self, n: int = 1, size: tuple[int, int] | None = None, **options: Any
+    ) -> list[np.ndarray]:
         """n new pictures, uint8 (H, W, C); options as in `sample_codes`."""
         return self.decode_all(self.sample_codes(n, size, **options))
 
@@ -271,26 +344,41 @@ class Model:
     ) -> Codes:
         """Codes of n new pictures of size (H, W), by default the size that the prior has learned.
 
-        label is one of `labels` or its number, None takes all in turn; temperature 0 takes the likeliest index everywhere;
-        top_k and top_p keep the likeliest indices alone; levels draws the first few only. On one machine's CPU the seed decides
-        everything. progress gets rows done and rows in all.
+        label is one of `labels` or its number, None takes all in turn;
+        temperature 0 takes the likeliest index everywhere;
+        top_k and top_p keep the likeliest indices alone; levels draws the first few only.
+        On one machine's CPU the seed decides everything. progress gets rows done and rows in all.
         """
         f = self.config.downsample
         height, width = size or self.native_size
         if not (0 < height <= 8192 and 0 < width <= 8192 and n > 0):
-            raise UsageError(f"cannot sample {n} pictures of {width}x{height}", "ask for one or more, of 1 to 8192 pixels a side")
+            raise UsageError(
+                f"cannot sample {n} pictures of {width}x{height}",
+                "ask for one or more, of 1 to 8192 pixels a side",
+            )
         indices = sample(
-            self.prior, n, -(-height // f), -(-width // f), labels=self._labels(label, n), seed=seed, temperature=temperature,
-            top_k=top_k, top_p=top_p, levels=self._count(levels), progress=progress,
-        )       # fmt: skip
+            self.prior,
+            n,
+            -(-height // f),
+            -(-width // f),
+            labels=self._labels(label, n),
+            seed=seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            levels=self._count(levels),
+            progress=progress,
+        )
         return self.codes(indices, ((height, width),) * n)
 
     def complete(self, codes: Codes, keep: str, n: int = 1, **options: Any) -> Codes:
         """Codes of n pictures that keep a part of a picture and invent the rest.
 
-        keep is SIDE:PART, as in "top:0.5", with SIDE one of top, bottom, left, right. The prior reads rows from the top: it
-        cannot look ahead at a part kept at the bottom or right. Levels that the codes lack are invented in the kept part, too.
-        Options as in `sample_codes`, without size; without a label the prior goes by the picture alone.
+        keep is SIDE:PART, as in "top:0.5", with SIDE one of top, bottom, left, right. The prior
+        reads rows from the top: it cannot look ahead at a part kept at the bottom or right. Levels
+        that the codes lack are invented in the kept part, too.
+        Options as in `sample_codes`, without size;
+        without a label the prior goes by the picture alone.
         """
         self._check(codes)
         if len(codes) != 1:
@@ -300,18 +388,28 @@ class Model:
         h, w = codes.indices.shape[2:]
         rows, columns = kept_part(keep, h, w)
         known = torch.full((n, levels, h, w), -1)
-        known[:, : codes.levels, rows, columns] = torch.from_numpy(codes.indices.astype(np.int64))[:, :, rows, columns]
+        known[:, : codes.levels, rows, columns] = torch.from_numpy(codes.indices.astype(np.int64))[
+            :, :, rows, columns
+        ]
         label = options.pop("label", None)
         options["labels"] = None if label is None else self._labels(label, n)
         indices = sample(self.prior, n, h, w, known=known, levels=levels, **options)
         return self.codes(indices, codes.sizes * n)
 
     def _labels(self, label: str | int | None, n: int) -> Tensor | None:
-        """Class numbers (n,): one class for all, or all classes in turn; None where there are no classes and none is asked for."""
+        """Class numbers (n,): one class for all, or all classes in turn;
+        None where there are no classes and none is asked for.
+        """
         if label is None:
             return torch.arange(n) % len(self.labels) if self.labels else None
         text = str(label)
-        number = self.labels.index(text) if text in self.labels else int(text) if text.isdecimal() else -1
+        number = (
+            self.labels.index(text)
+            if text in self.labels
+            else int(text)
+            if text.isdecimal()
+            else -1
+        )
         if not 0 <= number < len(self.labels):
             none = f"the model {self.name} has no labels: leave it out"
             known = f"choose one of {', '.join(self.labels)}" if self.labels else none
@@ -319,22 +417,36 @@ class Model:
         return torch.full((n,), number)
 
     def _count(self, levels: int | None) -> int:
-        """How many levels are meant: all, unless fewer are asked for. UsageError where the model has not so many."""
+        """How many levels are meant: all, unless fewer are asked for.
+
+        UsageError where the model has not so many.
+        """
         if levels is None or 1 <= levels <= self.config.levels:
             return levels or self.config.levels
-        raise UsageError(f"the model {self.name} has {counted(self.config.levels)}, not {levels}", choice(self.config.levels))
+        raise UsageError(
+            f"the model {self.name} has {counted(self.config.levels)}, not {levels}",
+            choice(self.config.levels),
+        )
 
     def _check(self, codes: Codes | Compact) -> None:
         if codes.fingerprint != self.fingerprint:
-            again = "the model was trained again since" if codes.model == self.name else f"or give --model {codes.model}"
+            again = (
+                "the model was trained again since"
+                if codes.model == self.name
+                else f"or give --model {codes.model}"
+            )
             raise ModelError(
-                f"the codes were made with model {codes.model} ({codes.fingerprint}), but this is {self.name} ({self.fingerprint})",
+                f"the codes were made with model {codes.model} ({codes.fingerprint}), "
+                f"but this is {self.name} ({self.fingerprint})",
                 f"leave --model out to look for it; {again}",
             )
         mine = (self.config.codebook_size, self.config.downsample, self.config.channels)
         theirs = (codes.codebook_size, codes.downsample, codes.channels)
         if mine != theirs or codes.levels > self.config.levels:
-            raise ModelError(f"the codes do not fit the model {self.name}", "the codes file is damaged: make it again")
+            raise ModelError(
+                f"the codes do not fit the model {self.name}",
+                "the codes file is damaged: make it again",
+            )
 
     @property
     def pixels_at_once(self) -> int:
@@ -343,22 +455,33 @@ class Model:
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
+        ):
             yield
 
 
 def kept_part(keep: str, h: int, w: int) -> tuple[slice, slice]:
-    """Rows and columns of an h x w grid that SIDE:PART keeps: at least one, and never all. Raises UsageError."""
+    """Rows and columns of an h x w grid that SIDE:PART keeps: at least one, and never all.
+
+    Raises UsageError.
+    """
     side, _, number = keep.partition(":")
     try:
         part = float(number)
     except ValueError:
         part = -1.0
     if side not in SIDES or not 0 < part < 1:
-        raise UsageError(f"cannot keep {keep!r}", "write it like top:0.5; sides are top, bottom, left and right")
+        raise UsageError(
+            f"cannot keep {keep!r}", "write it like top:0.5; sides are top, bottom, left and right"
+        )
     length = h if side in ("top", "bottom") else w
     if length == 1:
-        raise UsageError(f"nothing is left to invent: the grid is {h} high and {w} wide", "complete a larger picture, or keep another side")
+        raise UsageError(
+            f"nothing is left to invent: the grid is {h} high and {w} wide",
+            "complete a larger picture, or keep another side",
+        )
     count = min(max(1, round(part * length)), length - 1)
     whole = slice(None)
     return {

@@ -1,10 +1,14 @@
 """Codes <-> .npz: the file format and its checks.
 
-A codes file is an ordinary .npz: `numpy.load(path, allow_pickle=False)` opens it. Its members, stored or deflated, are in the plain form
-- `indices`: the smallest unsigned integers that hold K - 1, little-endian, C order, (n, L, h, w): pictures, levels, rows, columns.
+A codes file is an ordinary .npz: `numpy.load(path, allow_pickle=False)` opens it.
+Its members, stored or deflated, are in the plain form
+- `indices`: the smallest unsigned integers that hold K - 1, little-endian, C order, (n, L, h, w):
+  pictures, levels, rows, columns.
   L may be less than the model's: the first levels alone are a picture too
-- `meta`: a 0-d string, one JSON object in ASCII: "format" (1), "model", "fingerprint" (eight hex digits), "codebook_size" (K),
-  "downsample" (f; h is ceil(H / f)), "channels" (1 or 3), and "sizes": the [H, W] of each picture, or one [H, W] for all
+- `meta`: a 0-d string, one JSON object in ASCII:
+  "format" (1), "model", "fingerprint" (eight hex digits), "codebook_size" (K),
+  "downsample" (f; h is ceil(H / f)), "channels" (1 or 3), and "sizes":
+  the [H, W] of each picture, or one [H, W] for all
 
 and in the compact form (see `compact`)
 - `stream`: uint8, one axis: the same, entropy-coded or bit-packed
@@ -30,19 +34,39 @@ from vqtok.codes.grids import Codes, choice, counted, index_dtype
 from vqtok.errors import FormatError
 
 __all__ = [
-    "FILE_LIMIT", "FORMAT", "Codes", "Compact", "choice", "compact", "counted", "data_offset", "fit", "form", "index_dtype", "named",
-    "parse_meta", "read", "read_any", "read_meta", "to_bytes", "write",
-]     # fmt: skip
+    "FILE_LIMIT",
+    "FORMAT",
+    "Codes",
+    "Compact",
+    "choice",
+    "compact",
+    "counted",
+    "data_offset",
+    "fit",
+    "form",
+    "index_dtype",
+    "named",
+    "parse_meta",
+    "read",
+    "read_any",
+    "read_meta",
+    "to_bytes",
+    "write",
+]
 
-FILE_LIMIT = 4 << 30        # bytes; the file is held in memory while it is read
-_META_BYTES = 1 << 16       # the most the meta member may take without the sizes, 4 bytes a character ...
-_META_BYTES_EACH = 96       # ... and for each picture: "[1234567890,1234567890],"
+FILE_LIMIT = 4 << 30  # bytes; the file is held in memory while it is read
+# the most the meta member may take without the sizes, 4 bytes a character ...
+_META_BYTES = 1 << 16
+_META_BYTES_EACH = 96  # ... and for each picture: "[1234567890,1234567890],"
 
 
 def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
-    """The bytes of a codes file. Equal codes give equal bytes, apart from how a machine's zlib packs them.
+    """The bytes of a codes file.
 
-    Without `deflate` plain indices are stored as they are: `data_offset` tells where, and a memory map reads one picture alone.
+    Equal codes give equal bytes, apart from how a machine's zlib packs them.
+
+    Without `deflate` plain indices are stored as they are:
+    `data_offset` tells where, and a memory map reads one picture alone.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -50,17 +74,28 @@ def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
             write_member(archive, "stream", np.frombuffer(to_stream(codes), np.uint8))
         else:
             write_member(archive, "indices", codes.indices, deflate)
-            write_member(archive, "meta", np.array(json.dumps(_to_meta(codes), sort_keys=True, separators=(",", ":"))))
+            write_member(
+                archive,
+                "meta",
+                np.array(json.dumps(_to_meta(codes), sort_keys=True, separators=(",", ":"))),
+            )
     return buffer.getvalue()
 
 
 def write(path: Path | str, codes: Codes | Compact, force: bool = False) -> None:
-    """Writes a codes file in one step. OutputError where the path exists (unless force) or cannot be written."""
+    """Writes a codes file in one step.
+
+    OutputError where the path exists (unless force) or cannot be written.
+    """
     files.write_bytes(Path(path), to_bytes(codes), force)
 
 
-def fit(codes: Codes, limit: float, pack: Callable[[Codes], bytes] = to_bytes) -> tuple[Codes, bytes]:
-    """The codes at the most levels whose file takes at most `limit` bytes, and that file; at one level where even that takes more."""
+def fit(
+    codes: Codes, limit: float, pack: Callable[[Codes], bytes] = to_bytes
+) -> tuple[Codes, bytes]:
+    """The codes at the most levels whose file takes at most `limit` bytes, and that file;
+    at one level where even that takes more.
+    """
     for count in range(codes.levels, 1, -1):
         cut = codes.first_levels(count)
         data = pack(cut)
@@ -71,7 +106,9 @@ def fit(codes: Codes, limit: float, pack: Callable[[Codes], bytes] = to_bytes) -
 
 
 def read(source: Path | str | bytes) -> Codes:
-    """The codes in a file, or in the bytes of one; indices are writable. InputError: unreadable. FormatError: not valid codes.
+    """The codes in a file, or in the bytes of one; indices are writable.
+
+    InputError: unreadable. FormatError: not valid codes.
 
     Compact files that a prior coded need its network: `codec.read_codes` reads both forms.
     """
@@ -82,7 +119,10 @@ def read(source: Path | str | bytes) -> Codes:
         with named("codes" if isinstance(source, bytes) else source):
             return found.unpacked()
     what = "codes" if isinstance(source, bytes) else source
-    raise FormatError(f"{what}: coded by a prior of model {found.model}", "read it with vqtok.read_codes, or run vqtok unpack")
+    raise FormatError(
+        f"{what}: coded by a prior of model {found.model}",
+        "read it with vqtok.read_codes, or run vqtok unpack",
+    )
 
 
 def read_any(source: Path | str | bytes) -> Codes | Compact:
@@ -93,22 +133,34 @@ def read_any(source: Path | str | bytes) -> Codes | Compact:
             return _read_compact(archive)
         meta, member = _read_meta(archive)
         raw = read_member(archive, member)
-        indices = raw.view(member.dtype).reshape(member.shape).astype(member.dtype.newbyteorder("="), copy=False)
+        indices = (
+            raw.view(member.dtype)
+            .reshape(member.shape)
+            .astype(member.dtype.newbyteorder("="), copy=False)
+        )
         sizes = _from_json_sizes(meta.pop("sizes"), len(indices) if indices.ndim else 0)
         return Codes(indices, sizes=sizes, **meta)
 
 
 def read_meta(source: Path | str | bytes) -> dict[str, Any]:
-    """The metadata of a codes file, with "form" (plain, packed or coded) and "shape", the (n, L, h, w) of the indices, not read.
+    """The metadata of a codes file, with "form" (plain, packed or coded) and "shape", the (n, L, h,
+    w) of the indices, not read.
 
-    Checked are the format number, that the keys are there, and that the file can hold the shape; not what the keys hold. Errors as `read`.
+    Checked are the format number, that the keys are there, and that the file can hold the shape;
+    not what the keys hold. Errors as `read`.
     """
     data, origin = _load(source)
     with named(origin), open_archive(data) as archive:
         if _is_compact(archive):
             found = _read_compact(archive)
             facts = {key: value for key, value in _to_meta(found).items() if key != "format"}
-            return {"format": FORMAT, **facts, "form": form(found), "prior": found.prior, "shape": found.shape}
+            return {
+                "format": FORMAT,
+                **facts,
+                "form": form(found),
+                "prior": found.prior,
+                "shape": found.shape,
+            }
         meta, member = _read_meta(archive)
         return {"format": FORMAT, **meta, "form": "plain", "shape": member.shape}
 
@@ -125,7 +177,10 @@ def _is_compact(archive: zipfile.ZipFile) -> bool:
 
 def _read_compact(archive: zipfile.ZipFile) -> Compact:
     member = find(archive, "stream")
-    check(member.dtype == np.uint8 and len(member.shape) == 1, "the member stream is not a line of bytes")
+    check(
+        member.dtype == np.uint8 and len(member.shape) == 1,
+        "the member stream is not a line of bytes",
+    )
     return from_stream(read_member(archive, member).tobytes())
 
 
@@ -145,7 +200,10 @@ def _to_meta(codes: Codes | Compact) -> dict[str, Any]:
 
 def _from_json_sizes(value: Any, n: int) -> tuple[tuple[int, int], ...]:
     """The sizes of n pictures; Codes checks what the pairs hold."""
-    check(isinstance(value, list) and all(isinstance(size, list) for size in value), "the sizes are not a list of pairs")
+    check(
+        isinstance(value, list) and all(isinstance(size, list) for size in value),
+        "the sizes are not a list of pairs",
+    )
     sizes = tuple(tuple(size) for size in value)
     return sizes * n if len(sizes) == 1 else sizes
 
@@ -175,7 +233,9 @@ def _read_meta(archive: zipfile.ZipFile) -> tuple[dict[str, Any], Member]:
 
 
 def _claimed_pictures(archive: zipfile.ZipFile) -> int:
-    """How many pictures the indices' header tells of; 0 where it has no say, so that a newer format is still told by its meta."""
+    """How many pictures the indices' header tells of;
+    0 where it has no say, so that a newer format is still told by its meta.
+    """
     try:
         shape = find(archive, "indices").shape
     except FormatError:

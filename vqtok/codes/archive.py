@@ -1,7 +1,8 @@
 """Members of an .npz: arrays in a zip archive, of which nothing is trusted.
 
-Names, sizes and headers are checked before memory is reserved for what they claim. The .npy headers are parsed here: NumPy
-evaluates them as Python literals, and raises nine kinds of exception on damaged ones.
+Names, sizes and headers are checked before memory is reserved for what they claim. The .npy
+headers are parsed here: NumPy evaluates them as Python literals, and raises nine kinds of
+exception on damaged ones.
 """
 
 import io
@@ -20,20 +21,34 @@ from vqtok.codes.checks import COPY_AGAIN, check
 from vqtok.errors import FormatError
 
 GIVE_CODES = "give a .npz that vqtok encode wrote"
-_DEFLATE_RATIO = 1032       # no deflate stream expands more
-_MEMBERS_MAX = 1024         # a few are ours, and the bytes that mark one come up by chance once in 4 GiB
+_DEFLATE_RATIO = 1032  # no deflate stream expands more
+_MEMBERS_MAX = 1024  # a few are ours, and the bytes that mark one come up by chance once in 4 GiB
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
-    rb"\s*\{\s*'descr':\s*'([^']{1,20})',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(([0-9, ]{0,100})\),?\s*\}\s*"
+    rb"\s*\{\s*'descr':\s*'([^']{1,20})',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(([0-9,"
+    rb" "
+    rb"]{0,100})\),?\s*\}\s*"
 )
 _DTYPE = re.compile(r"\|u1|<u[24]|<U[1-9][0-9]{0,9}")
 _ZIP_ERRORS = (
-    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError, OverflowError, LookupError,
-)   # fmt: skip
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    LookupError,
+)
 
 
-def write_member(archive: zipfile.ZipFile, name: str, array: np.ndarray, deflate: bool = True) -> None:
-    """Adds an array as an .npy, deflated or stored; date and system are fixed, so that equal arrays give equal bytes."""
+def write_member(
+    archive: zipfile.ZipFile, name: str, array: np.ndarray, deflate: bool = True
+) -> None:
+    """Adds an array as an .npy, deflated or stored;
+    date and system are fixed, so that equal arrays give equal bytes.
+    """
     info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
     info.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
     info.create_system, info.external_attr = 3, 0o600 << 16
@@ -50,7 +65,7 @@ class Member:
     info: zipfile.ZipInfo
     dtype: np.dtype
     shape: tuple[int, ...]
-    offset: int                 # of the data in the unpacked member
+    offset: int  # of the data in the unpacked member
 
     @property
     def nbytes(self) -> int:
@@ -69,21 +84,28 @@ def _zip_errors() -> Iterator[None]:
 def open_archive(data: bytes) -> zipfile.ZipFile:
     check(bool(data), "the file is empty")
     check(data[:2] == b"PK", "not a codes file (.npz)", GIVE_CODES)
-    check(data.count(b"PK\1\2") <= _MEMBERS_MAX, "more members than a codes file has")     # each takes 500 bytes as an object
+    # each takes 500 bytes as an object
+    check(data.count(b"PK\1\2") <= _MEMBERS_MAX, "more members than a codes file has")
     with _zip_errors():
         archive = zipfile.ZipFile(io.BytesIO(data))
-    check(all(info.compress_size <= len(data) for info in archive.infolist()), "damaged or truncated")
+    check(
+        all(info.compress_size <= len(data) for info in archive.infolist()), "damaged or truncated"
+    )
     return archive
 
 
 def find(archive: zipfile.ZipFile, name: str) -> Member:
-    """A member of the archive by its array's name; FormatError unless it can hold what its header claims."""
+    """A member of the archive by its array's name;
+    FormatError unless it can hold what its header claims.
+    """
     infos = [info for info in archive.infolist() if info.filename == f"{name}.npy"]
     check(len(infos) < 2, f"the member {name} stands twice in the file")
     check(len(infos) > 0, f"not a codes file: the member {name} is missing", GIVE_CODES)
     info = infos[0]
     packed = info.compress_size
-    most = {zipfile.ZIP_STORED: packed, zipfile.ZIP_DEFLATED: packed * _DEFLATE_RATIO}.get(info.compress_type, -1)
+    most = {zipfile.ZIP_STORED: packed, zipfile.ZIP_DEFLATED: packed * _DEFLATE_RATIO}.get(
+        info.compress_type, -1
+    )
     check(most >= 0, f"the member {name} is packed in a way that vqtok does not read")
     with _zip_errors(), archive.open(info) as file:
         start = file.read(10)
@@ -109,16 +131,20 @@ def _parse_npy_header(header: bytes, name: str) -> tuple[np.dtype, tuple[int, ..
     check(fortran == "False", f"the member {name} is in Fortran order")
     try:
         return np.dtype(descr), tuple(int(dim) for dim in dims.split(",") if dim.strip())
-    except (ValueError, TypeError):     # TypeError: a string longer than NumPy can say, "<U9999999999"
+    except (ValueError, TypeError):  # TypeError: a string longer than NumPy can say, "<U9999999999"
         raise FormatError(f"the member {name} has a damaged header", COPY_AGAIN) from None
 
 
 def read_member(archive: zipfile.ZipFile, member: Member) -> np.ndarray:
-    """The bytes of a member after its header, as uint8 (nbytes,); zipfile compares the checksum when it reaches the end."""
+    """The bytes of a member after its header, as uint8 (nbytes,);
+    zipfile compares the checksum when it reaches the end.
+    """
     try:
         raw = np.empty(member.nbytes, np.uint8)
     except MemoryError:
-        raise FormatError(f"{member.nbytes >> 20} MiB do not fit in memory", "use a machine with more memory") from None
+        raise FormatError(
+            f"{member.nbytes >> 20} MiB do not fit in memory", "use a machine with more memory"
+        ) from None
     done = 0
     with _zip_errors(), archive.open(member.info) as file:
         file.read(member.offset)
@@ -135,5 +161,6 @@ def data_offset(data: bytes, name: str) -> int:
         member = find(archive, name)
     assert member.info.compress_type == zipfile.ZIP_STORED
     start = member.info.header_offset
-    lengths = struct.unpack("<HH", data[start + 26 : start + 30])       # of the name and of further fields in the local header
+    # of the name and of further fields in the local header
+    lengths = struct.unpack("<HH", data[start + 26 : start + 30])
     return start + 30 + sum(lengths) + member.offset

@@ -13,17 +13,21 @@ COPY_AGAIN = "copy or download the file again"
 
 
 def parse_meta(text: str) -> dict[str, Any]:
-    """The JSON object that is the metadata of a codes or weights file; FormatError where damaged or of a newer format."""
+    """The JSON object that is the metadata of a codes or weights file;
+    FormatError where damaged or of a newer format.
+    """
     try:
         if not text.isascii():
             raise ValueError
         meta = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):        # ValueError: also an integer of thousands of digits
+    except (ValueError, RecursionError):  # ValueError: also an integer of thousands of digits
         raise FormatError("the metadata is damaged", COPY_AGAIN) from None
     number = meta.get("format") if isinstance(meta, dict) else None
     check(is_int(number, 1, math.inf), "the metadata is damaged")
     if number != FORMAT:
-        raise FormatError(f"written in format {str(number)[:20]}, newer than this vqtok reads", "upgrade vqtok")
+        raise FormatError(
+            f"written in format {str(number)[:20]}, newer than this vqtok reads", "upgrade vqtok"
+        )
     return meta
 
 

@@ -1,17 +1,21 @@
 """The compact form: one member, `stream`, whose bytes say everything.
 
     1 byte    version: 1
-    1 byte    flags: 1 coded by a prior (else bit-packed), 2 pictures of one channel (else three), 4 one size for all pictures
+    1 byte flags: 1 coded by a prior (else bit-packed), 2 pictures of one channel (else three), 4
+    one size for all pictures
     4 bytes   fingerprint of the tokenizer
-    4 bytes   CRC-32, little-endian, of the indices as the plain form holds them, and then of the sizes below as varints
+    4 bytes CRC-32, little-endian, of the indices as the plain form holds them, and then of
+    the sizes below as varints
     4 bytes   fingerprint of the prior, where coded
     varints   K, f, L, n, bytes of the model's name
     bytes     the name, UTF-8
     varints   height and width of each picture, or of all
     varints   bytes of each picture's stream but the last, where coded
-    the rest  the streams (see `entropy`), or ceil(log2 K) bits an index, highest bit first, zeros at the end
+    the rest the streams (see `entropy`), or ceil(log2 K) bits an index, highest
+    bit first, zeros at the end
 
-Numbers are little-endian; a varint has seven bits in each byte, lowest first, and the high bit in all but its last byte.
+Numbers are little-endian; a varint has seven bits in each byte, lowest first, and the high bit
+in all but its last byte.
 """
 
 import math
@@ -33,32 +37,49 @@ _PICTURES_MAX = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Compact(Described):
-    """A codes file in compact form; FormatError where the parts disagree. Whoever has the prior gets the indices from `streams`."""
+    """A codes file in compact form; FormatError where the parts disagree.
 
-    model: str                              # as in Codes, and so on
+    Whoever has the prior gets the indices from `streams`.
+    """
+
+    model: str  # as in Codes, and so on
     fingerprint: str
     codebook_size: int
     downsample: int
     channels: int
     sizes: tuple[tuple[int, int], ...]
-    depth: int                              # `levels`
-    checksum: int                           # see `checksum`
-    prior: str | None                       # fingerprint of the prior that coded them; None: bit-packed
-    streams: tuple[bytes, ...]              # one a picture; bit-packed: one for all
+    depth: int  # `levels`
+    checksum: int  # see `checksum`
+    prior: str | None  # fingerprint of the prior that coded them; None: bit-packed
+    streams: tuple[bytes, ...]  # one a picture; bit-packed: one for all
 
     def __post_init__(self) -> None:
         self._check_description()
-        check(1 <= self.depth <= 1 << 16 and len(self.sizes) > 0, "the codes have no levels or no pictures")
-        check(all(H > 0 and W > 0 for H, W in self.sizes), "the sizes are not pairs of positive integers")
+        check(
+            1 <= self.depth <= 1 << 16 and len(self.sizes) > 0,
+            "the codes have no levels or no pictures",
+        )
+        check(
+            all(H > 0 and W > 0 for H, W in self.sizes),
+            "the sizes are not pairs of positive integers",
+        )
         check_sizes(self.sizes, self.shape, self.downsample)
         count, size = math.prod(self.shape), sum(map(len, self.streams))
         if self.prior is None:
-            check(size == -(-count * self.width // 8), f"{count} indices of {self.width} bits do not take {size} bytes")
+            check(
+                size == -(-count * self.width // 8),
+                f"{count} indices of {self.width} bits do not take {size} bytes",
+            )
         else:
             check(self.codebook_size <= entropy.TOTAL // 2, "the codebook is too large for a prior")
-            least = math.log2(entropy.TOTAL / (entropy.TOTAL - self.codebook_size + 1))       # bits of the likeliest index there can be
-            check(count * least <= 8 * size, f"{count} indices are claimed, more than {size} bytes can hold")
-            most = 2 * count + 6 * len(self.sizes)      # a word an index, and three for the state: the decoder makes lists of all words
+            # bits of the likeliest index there can be
+            least = math.log2(entropy.TOTAL / (entropy.TOTAL - self.codebook_size + 1))
+            check(
+                count * least <= 8 * size,
+                f"{count} indices are claimed, more than {size} bytes can hold",
+            )
+            # a word an index, and three for the state: the decoder makes lists of all words
+            most = 2 * count + 6 * len(self.sizes)
             check(size <= most, f"the streams take {size} bytes, {count} indices at most {most}")
 
     @property
@@ -72,9 +93,22 @@ class Compact(Described):
         return (self.codebook_size - 1).bit_length()
 
     def with_indices(self, indices: np.ndarray) -> Codes:
-        """The codes with these indices (n, L, h, w); FormatError unless they are the ones that were packed."""
-        check(indices.shape == self.shape and checksum(indices, self.sizes) == self.checksum, "the codes do not match their checksum")
-        return Codes(indices, self.model, self.fingerprint, self.codebook_size, self.downsample, self.channels, self.sizes)
+        """The codes with these indices (n, L, h, w);
+        FormatError unless they are the ones that were packed.
+        """
+        check(
+            indices.shape == self.shape and checksum(indices, self.sizes) == self.checksum,
+            "the codes do not match their checksum",
+        )
+        return Codes(
+            indices,
+            self.model,
+            self.fingerprint,
+            self.codebook_size,
+            self.downsample,
+            self.channels,
+            self.sizes,
+        )
 
     def unpacked(self) -> Codes:
         """The codes in a bit-packed file."""
@@ -84,15 +118,27 @@ class Compact(Described):
 
 
 def checksum(indices: np.ndarray, sizes: Sequence[tuple[int, int]]) -> int:
-    """CRC-32 of indices, little-endian, in C order, and then of the size of each picture, or of the one of all, as varints."""
+    """CRC-32 of indices, little-endian, in C order, and then of the size of each picture, or of
+    the one of all, as varints.
+    """
     written = sizes[:1] if len(set(sizes)) == 1 else sizes
     start = zlib.crc32(np.asarray(indices, indices.dtype.newbyteorder("<"), order="C").tobytes())
     return zlib.crc32(_varints([side for size in written for side in size]), start)
 
 
 def compact(codes: Codes, prior: str | None = None, streams: Sequence[bytes] = ()) -> Compact:
-    """The compact form of codes: the streams that the prior of that fingerprint made, or bit-packed where these are not smaller."""
-    described = (codes.model, codes.fingerprint, codes.codebook_size, codes.downsample, codes.channels, codes.sizes, codes.levels)
+    """The compact form of codes: the streams that the prior of that fingerprint made, or bit-packed
+    where these are not smaller.
+    """
+    described = (
+        codes.model,
+        codes.fingerprint,
+        codes.codebook_size,
+        codes.downsample,
+        codes.channels,
+        codes.sizes,
+        codes.levels,
+    )
     packed = entropy.pack_bits(codes.indices, (codes.codebook_size - 1).bit_length())
     check_value = checksum(codes.indices, codes.sizes)
     if prior is not None and sum(map(len, streams)) + 4 < len(packed):
@@ -109,9 +155,15 @@ def to_stream(codes: Compact) -> bytes:
     sizes = [side for size in (codes.sizes[:1] if one else codes.sizes) for side in size]
     lengths = [len(stream) for stream in codes.streams[:-1]]
     parts = [
-        bytes([VERSION, flags]), bytes.fromhex(codes.fingerprint), codes.checksum.to_bytes(4, "little"),
-        bytes.fromhex(codes.prior or ""), _varints(numbers), name, _varints(sizes), _varints(lengths),
-    ]     # fmt: skip
+        bytes([VERSION, flags]),
+        bytes.fromhex(codes.fingerprint),
+        codes.checksum.to_bytes(4, "little"),
+        bytes.fromhex(codes.prior or ""),
+        _varints(numbers),
+        name,
+        _varints(sizes),
+        _varints(lengths),
+    ]
     return b"".join([*parts, *codes.streams])
 
 
@@ -120,12 +172,18 @@ def from_stream(data: bytes) -> Compact:
     reader = _Reader(data)
     version, flags = reader.take(2)
     if version > VERSION:
-        raise FormatError(f"the compact form is of version {version}, newer than this vqtok reads", "upgrade vqtok")
+        raise FormatError(
+            f"the compact form is of version {version}, newer than this vqtok reads",
+            "upgrade vqtok",
+        )
     check(version == VERSION and flags < 8, "the stream is damaged")
     fingerprint, check_value = reader.take(4).hex(), int.from_bytes(reader.take(4), "little")
     prior = reader.take(4).hex() if flags & _CODED else None
     K, f, L, n, length = (reader.varint() for _ in range(5))
-    check(0 < n <= min(_PICTURES_MAX, 8 * len(data)), f"{n} pictures are claimed, which the file cannot hold")
+    check(
+        0 < n <= min(_PICTURES_MAX, 8 * len(data)),
+        f"{n} pictures are claimed, which the file cannot hold",
+    )
     try:
         name = reader.take(length).decode()
     except UnicodeDecodeError:
@@ -133,7 +191,18 @@ def from_stream(data: bytes) -> Compact:
     sizes = tuple((reader.varint(), reader.varint()) for _ in range(1 if flags & _ONE_SIZE else n))
     lengths = [reader.varint() for _ in range(n - 1)] if prior is not None else []
     streams = (*(reader.take(size) for size in lengths), reader.rest())
-    return Compact(name, fingerprint, K, f, 1 if flags & _GRAY else 3, sizes * (n // len(sizes)), L, check_value, prior, streams)
+    return Compact(
+        name,
+        fingerprint,
+        K,
+        f,
+        1 if flags & _GRAY else 3,
+        sizes * (n // len(sizes)),
+        L,
+        check_value,
+        prior,
+        streams,
+    )
 
 
 def _varints(values: Sequence[int]) -> bytes:

@@ -9,7 +9,8 @@ import numpy as np
 from vqtok.codes.checks import COPY_AGAIN, check, is_int
 from vqtok.errors import FormatError, UsageError
 
-PIXELS_MAX = 200_000_000        # of a picture, as in `images`: 30 kB of deflated zeros can claim a thousand times more
+# of a picture, as in `images`: 30 kB of deflated zeros can claim a thousand times more
+PIXELS_MAX = 200_000_000
 
 
 class Described:
@@ -47,26 +48,35 @@ class Described:
 
     def _check_description(self) -> None:
         """All but the sizes, which `check_sizes` compares with the grid."""
-        check(is_int(self.codebook_size, 2, 1 << 32), "the codebook size is no integer from 2 to 2^32")
+        check(
+            is_int(self.codebook_size, 2, 1 << 32), "the codebook size is no integer from 2 to 2^32"
+        )
         check(is_int(self.downsample, 1, 1024), "downsample is no integer from 1 to 1024")
         check(is_int(self.channels, 1, 3) and self.channels != 2, "channels is neither 1 nor 3")
-        named = isinstance(self.model, str) and 0 < len(self.model) < 256 and self.model.isprintable()
+        named = (
+            isinstance(self.model, str) and 0 < len(self.model) < 256 and self.model.isprintable()
+        )
         check(named, "the model's name is not a line of text")
-        marked = isinstance(self.fingerprint, str) and re.fullmatch("[0-9a-f]{8}", self.fingerprint) is not None
+        marked = (
+            isinstance(self.fingerprint, str)
+            and re.fullmatch("[0-9a-f]{8}", self.fingerprint) is not None
+        )
         check(marked, "the fingerprint is not eight hex digits")
 
 
 @dataclass(frozen=True, eq=False)
 class Codes(Described):
-    """Index grids of n pictures that share a grid size, and what decoding needs; FormatError where the parts disagree."""
+    """Index grids of n pictures that share a grid size, and what decoding needs;
+    FormatError where the parts disagree.
+    """
 
-    indices: np.ndarray                     # (n, L, h, w), of index_dtype(K)
-    model: str                              # name of the model that made them
-    fingerprint: str                        # of its tokenizer: eight hex digits
-    codebook_size: int                      # K
-    downsample: int                         # f: pixels per index along each axis
-    channels: int                           # of the pictures: 1 or 3
-    sizes: tuple[tuple[int, int], ...]      # (H, W) of each picture
+    indices: np.ndarray  # (n, L, h, w), of index_dtype(K)
+    model: str  # name of the model that made them
+    fingerprint: str  # of its tokenizer: eight hex digits
+    codebook_size: int  # K
+    downsample: int  # f: pixels per index along each axis
+    channels: int  # of the pictures: 1 or 3
+    sizes: tuple[tuple[int, int], ...]  # (H, W) of each picture
 
     def __post_init__(self) -> None:
         self._check_description()
@@ -85,18 +95,36 @@ class Codes(Described):
     @property
     def description(self) -> tuple[object, ...]:
         """All that is said of the indices."""
-        return self.model, self.fingerprint, self.codebook_size, self.downsample, self.channels, self.sizes
+        return (
+            self.model,
+            self.fingerprint,
+            self.codebook_size,
+            self.downsample,
+            self.channels,
+            self.sizes,
+        )
 
     def first_levels(self, count: int) -> "Codes":
-        """The same pictures at their first `count` levels: fewer bits, less detail. UsageError where so many are not here."""
+        """The same pictures at their first `count` levels: fewer bits, less detail.
+
+        UsageError where so many are not here.
+        """
         if not 1 <= count <= self.levels:
-            raise UsageError(f"these codes hold {counted(self.levels)}, not {count}", choice(self.levels))
+            raise UsageError(
+                f"these codes hold {counted(self.levels)}, not {count}", choice(self.levels)
+            )
         return replace(self, indices=np.ascontiguousarray(self.indices[:, :count]))
 
 
 def index_dtype(codebook_size: int) -> np.dtype:
     """The smallest unsigned dtype that holds the indices of a codebook of that size."""
-    return np.dtype(np.uint8 if codebook_size <= 1 << 8 else np.uint16 if codebook_size <= 1 << 16 else np.uint32)
+    return np.dtype(
+        np.uint8
+        if codebook_size <= 1 << 8
+        else np.uint16
+        if codebook_size <= 1 << 16
+        else np.uint32
+    )
 
 
 def counted(levels: int) -> str:
@@ -106,11 +134,18 @@ def counted(levels: int) -> str:
 
 def choice(levels: int) -> str:
     """What to do about a number of levels that is not among those there are."""
-    return "there is only one level: leave the number of levels out" if levels == 1 else f"choose 1 to {levels} levels"
+    return (
+        "there is only one level: leave the number of levels out"
+        if levels == 1
+        else f"choose 1 to {levels} levels"
+    )
 
 
 def _check_indices(indices: np.ndarray, K: int) -> None:
-    check(isinstance(indices, np.ndarray) and indices.ndim == 4, "the indices lack the four axes images, levels, rows, columns")
+    check(
+        isinstance(indices, np.ndarray) and indices.ndim == 4,
+        "the indices lack the four axes images, levels, rows, columns",
+    )
     check(indices.size > 0, f"the indices are empty: shape {indices.shape}")
     wanted = index_dtype(K)
     check(indices.dtype == wanted, f"the indices are {indices.dtype}, K = {K} asks for {wanted}")
@@ -123,8 +158,19 @@ def check_sizes(sizes: object, shape: tuple[int, ...], f: int) -> None:
     n, _, h, w = shape
     if not isinstance(sizes, tuple) or len(sizes) != n:
         raise FormatError("the sizes do not match the number of pictures", COPY_AGAIN)
-    pairs = all(isinstance(size, tuple) and len(size) == 2 and all(is_int(side, 1, math.inf) for side in size) for size in sizes)
+    pairs = all(
+        isinstance(size, tuple)
+        and len(size) == 2
+        and all(is_int(side, 1, math.inf) for side in size)
+        for size in sizes
+    )
     check(pairs, "the sizes are not pairs of positive integers")
     for H, W in set(sizes):
-        check(H * W <= PIXELS_MAX, f"a picture of {W}x{H} is claimed, larger than any that vqtok reads")
-        check((-(-H // f), -(-W // f)) == (h, w), f"a picture of {W}x{H} does not have a grid of {w}x{h} at downsample {f}")
+        check(
+            H * W <= PIXELS_MAX,
+            f"a picture of {W}x{H} is claimed, larger than any that vqtok reads",
+        )
+        check(
+            (-(-H // f), -(-W // f)) == (h, w),
+            f"a picture of {W}x{H} does not have a grid of {w}x{h} at downsample {f}",
+        )

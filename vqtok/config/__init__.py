@@ -1,4 +1,7 @@
-"""Settings as frozen dataclasses: defaults < preset < TOML recipe < flags. Each class checks its own values."""
+"""Settings as frozen dataclasses: defaults < preset < TOML recipe < flags.
+
+Each class checks its own values.
+"""
 
 from vqtok.config.presets import PRESETS
 from vqtok.config.recipe import (
@@ -12,13 +15,42 @@ from vqtok.config.recipe import (
     PriorConfig,
     Recipe,
     StageConfig,
-)  # fmt: skip
+)
 from vqtok.config.text import parse_duration, parse_setting, read_recipe, to_toml
-from vqtok.config.tokenizer import GRAY_LEVELS, LEARNED, LEVELS_MAX, LIKELIHOODS, NETWORKS, QUANTIZERS, TokenizerConfig
+from vqtok.config.tokenizer import (
+    GRAY_LEVELS,
+    LEARNED,
+    LEVELS_MAX,
+    LIKELIHOODS,
+    NETWORKS,
+    QUANTIZERS,
+    TokenizerConfig,
+)
 from vqtok.config.values import BEFORE, from_dict
 
 __all__ = [
-    "ARCHITECTURES", "BEFORE", "ENTROPY_CODES_MAX", "GRAY_LEVELS", "LEARNED", "LEVELS_MAX", "LIKELIHOODS", "NETWORKS", "OPTIMIZERS",
-    "OUTPUTS", "PRESETS", "QUANTIZERS", "DataConfig", "EntropyConfig", "LossConfig", "PriorConfig", "Recipe", "StageConfig",
-    "TokenizerConfig", "from_dict", "parse_duration", "parse_setting", "read_recipe", "to_toml",
-]     # fmt: skip
+    "ARCHITECTURES",
+    "BEFORE",
+    "ENTROPY_CODES_MAX",
+    "GRAY_LEVELS",
+    "LEARNED",
+    "LEVELS_MAX",
+    "LIKELIHOODS",
+    "NETWORKS",
+    "OPTIMIZERS",
+    "OUTPUTS",
+    "PRESETS",
+    "QUANTIZERS",
+    "DataConfig",
+    "EntropyConfig",
+    "LossConfig",
+    "PriorConfig",
+    "Recipe",
+    "StageConfig",
+    "TokenizerConfig",
+    "from_dict",
+    "parse_duration",
+    "parse_setting",
+    "read_recipe",
+    "to_toml",
+]

@@ -1,12 +1,26 @@
 """Recipes to start from."""
 
-from vqtok.config.recipe import DataConfig, EntropyConfig, LossConfig, PriorConfig, Recipe, StageConfig
+from vqtok.config.recipe import (
+    DataConfig,
+    EntropyConfig,
+    LossConfig,
+    PriorConfig,
+    Recipe,
+    StageConfig,
+)
 from vqtok.config.tokenizer import TokenizerConfig
 
 PRESETS: dict[str, Recipe] = {
     # Small enough for a laptop's CPU: a working model of 32x32 pictures in minutes.
     "tiny": Recipe(
-        tokenizer=TokenizerConfig(downsample=4, width=64, encoder_blocks=1, decoder_blocks=2, shortcut=False, codebook_size=128),
+        tokenizer=TokenizerConfig(
+            downsample=4,
+            width=64,
+            encoder_blocks=1,
+            decoder_blocks=2,
+            shortcut=False,
+            codebook_size=128,
+        ),
         prior=PriorConfig(codebook_size=128, width=64, layers=6, dropout=0.0),
         data=DataConfig(size=32, prior_size=32),
         tokenizer_training=StageConfig(steps=1200, batch=64, validate_every=200),
@@ -17,7 +31,14 @@ PRESETS: dict[str, Recipe] = {
     # CIFAR-10 and other 32x32 pictures: 8x8 grid of 512 codes.
     "cifar": Recipe(
         tokenizer=TokenizerConfig(
-            downsample=4, fold=2, width=64, encoder_blocks=2, decoder_blocks=3, shortcut=False, codebook_size=512, code_dim=64,
+            downsample=4,
+            fold=2,
+            width=64,
+            encoder_blocks=2,
+            decoder_blocks=3,
+            shortcut=False,
+            codebook_size=512,
+            code_dim=64,
             normalize=False,
         ),
         prior=PriorConfig(codebook_size=512, layers=8, dropout=0.2),
@@ -28,10 +49,18 @@ PRESETS: dict[str, Recipe] = {
         entropy_training=StageConfig(steps=2000, batch=64, learning_rate=5e-3, validate_every=250),
         precision="bf16",
     ),
-    # No tokenizer at all, for small pictures: a prior over the gray values of each pixel, and with it a lossless codec.
+    # No tokenizer at all, for small pictures:
+    # a prior over the gray values of each pixel, and with it a lossless codec.
     "pixels": Recipe(
         tokenizer=TokenizerConfig(
-            downsample=1, fold=1, quantizer="pixels", codebook_size=256, code_dim=3, levels=3, normalize=False, likelihood="logistic",
+            downsample=1,
+            fold=1,
+            quantizer="pixels",
+            codebook_size=256,
+            code_dim=3,
+            levels=3,
+            normalize=False,
+            likelihood="logistic",
         ),
         prior=PriorConfig(codebook_size=256, levels=3, width=64, layers=8, dropout=0.05),
         data=DataConfig(size=32, prior_size=32),
@@ -40,16 +69,27 @@ PRESETS: dict[str, Recipe] = {
         entropy_training=StageConfig(steps=2000, batch=16, learning_rate=5e-3, validate_every=250),
         precision="bf16",
     ),
-    # Photographs of any size, f16: eight levels of 10 bits for 16x16 pixels, 0.04 to 0.31 bits per pixel.
+    # Photographs of any size, f16: eight levels of 10 bits for 16x16 pixels,
+    # 0.04 to 0.31 bits per pixel.
     "photo": Recipe(
         tokenizer=TokenizerConfig(
-            downsample=16, width=56, encoder_blocks=2, decoder_blocks=3, codebook_size=1024, code_dim=32, levels=8, level_dropout=0.75,
-            normalize=False, likelihood="charbonnier",
+            downsample=16,
+            width=56,
+            encoder_blocks=2,
+            decoder_blocks=3,
+            codebook_size=1024,
+            code_dim=32,
+            levels=8,
+            level_dropout=0.75,
+            normalize=False,
+            likelihood="charbonnier",
         ),
         prior=PriorConfig(codebook_size=1024, levels=8, width=96, layers=6),
         data=DataConfig(size=128, min_scale=0.5),
         losses=LossConfig(ms_ssim=0.5),
-        tokenizer_training=StageConfig(steps=20000, batch=16, optimizer="muon", ema=0.998, validate_every=500),
+        tokenizer_training=StageConfig(
+            steps=20000, batch=16, optimizer="muon", ema=0.998, validate_every=500
+        ),
         prior_training=StageConfig(steps=6000, batch=8, validate_every=500),
         entropy=EntropyConfig(codebook_size=1024, levels=8),
         entropy_training=StageConfig(steps=4000, batch=8, learning_rate=5e-3, validate_every=250),

@@ -9,7 +9,7 @@ from vqtok.config.check import check, check_choice, check_range
 from vqtok.config.tokenizer import LEVELS_MAX, TokenizerConfig
 from vqtok.config.values import override
 
-ENTROPY_CODES_MAX = 4096                # K up to which a table of 65,536 leaves each code enough to choose from
+ENTROPY_CODES_MAX = 4096  # K up to which a table of 65,536 leaves each code enough to choose from
 OPTIMIZERS = ("adamw", "muon")
 ARCHITECTURES = ("pixelcnn", "pixelrnn", "transformer", "fvsbn")
 OUTPUTS = ("softmax", "logistic")
@@ -20,18 +20,21 @@ SCHEDULES = ("cosine", "constant")
 class PriorConfig:
     """The network that knows which index grids are likely."""
 
-    codebook_size: int = 1024           # K, the tokenizer's
-    levels: int = 1                     # L, the tokenizer's
+    codebook_size: int = 1024  # K, the tokenizer's
+    levels: int = 1  # L, the tokenizer's
     width: int = 128
     layers: int = 10
-    kernel: int = 3                     # columns that a layer sees (pixelcnn, pixelrnn); odd. 5 takes 2.5 times pixelcnn's weights
+    # columns that a layer sees (pixelcnn, pixelrnn); odd. 5 takes 2.5 times pixelcnn's weights
+    kernel: int = 3
     dropout: float = 0.1
-    labels: tuple[str, ...] = ()        # class names; none: unconditional
+    labels: tuple[str, ...] = ()  # class names; none: unconditional
     architecture: str = "pixelcnn"
-    output: str = "softmax"             # or logistic, for codes that are gray levels: a mixture of discretized logistics
-    mixtures: int = 10                  # of the logistic output
-    heads: int = 4                      # of the transformer's attention
-    rows: int = 0                       # of the grids that it knows, and their columns, where it knows one size only (fvsbn); else 0
+    # or logistic, for codes that are gray levels: a mixture of discretized logistics
+    output: str = "softmax"
+    mixtures: int = 10  # of the logistic output
+    heads: int = 4  # of the transformer's attention
+    # of the grids that it knows, and their columns, where it knows one size only (fvsbn); else 0
+    rows: int = 0
     columns: int = 0
 
     def __post_init__(self) -> None:
@@ -52,13 +55,23 @@ class PriorConfig:
         )
         check_range("prior rows", self.rows, 0, 4096)
         check_range("prior columns", self.columns, 0, 4096)
-        # They come from folder names, are printed, and go into TOML, which holds neither kind: Cc control, Cs stray surrogate.
-        bad = [label for label in self.labels if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in label)]
-        check(not bad, f"the label {bad[:1]} holds control characters, or is not UTF-8", "rename the folder it comes from")
-
+        # They come from folder names, are printed, and go into TOML, which holds neither kind:
+        # Cc control, Cs stray surrogate.
+        bad = [
+            label
+            for label in self.labels
+            if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in label)
+        ]
+        check(
+            not bad,
+            f"the label {bad[:1]} holds control characters, or is not UTF-8",
+            "rename the folder it comes from",
+        )
 
     def for_grid(self, h: int, w: int) -> "PriorConfig":
-        """With the size of the grids to come, where the network has weights for each of their places."""
+        """With the size of the grids to come, where the network has weights
+        for each of their places.
+        """
         return replace(self, rows=h, columns=w) if self.architecture == "fvsbn" else self
 
 
@@ -66,15 +79,16 @@ class PriorConfig:
 class EntropyConfig:
     """The integer prior that compact files are coded with."""
 
-    codebook_size: int = 1024           # K, the tokenizer's
-    levels: int = 1                     # L, the tokenizer's
-    embedding: int = 32                 # dimension of a code's embedding
+    codebook_size: int = 1024  # K, the tokenizer's
+    levels: int = 1  # L, the tokenizer's
+    embedding: int = 32  # dimension of a code's embedding
     width: int = 192
-    blocks: int = 2                     # residual blocks after the first layer
-    rank: int = 64                      # dimension of the features that the logits are linear in
+    blocks: int = 2  # residual blocks after the first layer
+    rank: int = 64  # dimension of the features that the logits are linear in
 
     def __post_init__(self) -> None:
-        check_range("codebook size", self.codebook_size, 2, 65536)     # training passes over those past ENTROPY_CODES_MAX
+        # training passes over those past ENTROPY_CODES_MAX
+        check_range("codebook size", self.codebook_size, 2, 65536)
         check_range("levels", self.levels, 1, LEVELS_MAX)
         check_range("entropy embedding", self.embedding, 1, 256)
         check_range("entropy width", self.width, 4, 1024)
@@ -84,23 +98,31 @@ class EntropyConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the tokenizer learns from besides its likelihood; each weight is relative to that, 0 leaves the term out."""
+    """What the tokenizer learns from besides its likelihood;
+    each weight is relative to that, 0 leaves the term out.
+    """
 
-    ms_ssim: float = 0.0                # weight of 1 - MS-SSIM
-    perceptual: float = 0.0             # weight of the LPIPS distance; its network is given by --perceptual FILE
-    perceptual_part: float = 1.0        # of each batch that this distance is measured on: it costs more than the tokenizer
-    perceptual_start: float = 0.0       # part of the steps that pass before it is asked
-    adversarial: float = 0.0            # weight of the patch discriminator's opinion
-    adversarial_start: float = 0.6      # part of the steps that pass before it is asked
-    feature_matching: float = 1.0       # weight of the distance of its features, relative to its opinion
-    lecam: float = 0.01                 # weight of the regularization of its scores
+    ms_ssim: float = 0.0  # weight of 1 - MS-SSIM
+    # weight of the LPIPS distance; its network is given by --perceptual FILE
+    perceptual: float = 0.0
+    # of each batch that this distance is measured on: it costs more than the tokenizer
+    perceptual_part: float = 1.0
+    perceptual_start: float = 0.0  # part of the steps that pass before it is asked
+    adversarial: float = 0.0  # weight of the patch discriminator's opinion
+    adversarial_start: float = 0.6  # part of the steps that pass before it is asked
+    feature_matching: float = 1.0  # weight of the distance of its features, relative to its opinion
+    lecam: float = 0.01  # weight of the regularization of its scores
 
     def __post_init__(self) -> None:
         for name in ("ms_ssim", "perceptual", "adversarial", "feature_matching", "lecam"):
             check_range(name.replace("_", " "), getattr(self, name), 0.0, 100.0)
         check_range("adversarial start", self.adversarial_start, 0.0, 1.0)
         check_range("perceptual start", self.perceptual_start, 0.0, 1.0)
-        check(0 < self.perceptual_part <= 1, f"perceptual part is {self.perceptual_part}", "choose a value in (0, 1]")
+        check(
+            0 < self.perceptual_part <= 1,
+            f"perceptual part is {self.perceptual_part}",
+            "choose a value in (0, 1]",
+        )
 
 
 @dataclass(frozen=True)
@@ -110,18 +132,24 @@ class StageConfig:
     steps: int = 1000
     batch: int = 16
     learning_rate: float = 1e-3
-    optimizer: str = "adamw"            # or muon, which learns more in a step of a convolutional network
-    warmup: int = 100                   # steps of linear rise
-    schedule: str = "cosine"            # half a cosine down to 0; or constant, and a linear fall to 0 in the last part of the steps:
-    cooldown: float = 0.3               # that part. The weights before it are what a longer run goes on from
-    clip: float = 1.0                   # largest gradient norm
-    ema: float = 0.0                    # decay of the moving average of the weights, which is what is kept; 0: the weights themselves
+    optimizer: str = "adamw"  # or muon, which learns more in a step of a convolutional network
+    warmup: int = 100  # steps of linear rise
+    # half a cosine down to 0; or constant, and a linear fall to 0 in the last part of the steps:
+    schedule: str = "cosine"
+    cooldown: float = 0.3  # that part. The weights before it are what a longer run goes on from
+    clip: float = 1.0  # largest gradient norm
+    # decay of the moving average of the weights, which is what is kept; 0: the weights themselves
+    ema: float = 0.0
     validate_every: int = 250
 
     def __post_init__(self) -> None:
         check_range("steps", self.steps, 1, 10**9)
         check_range("batch", self.batch, 1, 65536)
-        check(0 < self.learning_rate <= 1, f"learning rate is {self.learning_rate}", "choose a value in (0, 1]")
+        check(
+            0 < self.learning_rate <= 1,
+            f"learning rate is {self.learning_rate}",
+            "choose a value in (0, 1]",
+        )
         check_range("warmup", self.warmup, 0, 10**9)
         check(self.clip > 0, f"clip is {self.clip}", "choose a value above 0")
         check_range("ema", self.ema, 0.0, 0.99999)
@@ -135,11 +163,11 @@ class StageConfig:
 class DataConfig:
     """How pictures become batches."""
 
-    size: int = 128                     # side of the training crops, in pixels
-    min_scale: float = 1.0              # crops are taken from the picture shrunk by a factor from here to 1
+    size: int = 128  # side of the training crops, in pixels
+    min_scale: float = 1.0  # crops are taken from the picture shrunk by a factor from here to 1
     flip: bool = True
-    prior_size: int = 256               # side of the windows the prior learns from, in pixels of the picture
-    validation: float = 0.02            # part of the pictures set aside
+    prior_size: int = 256  # side of the windows the prior learns from, in pixels of the picture
+    validation: float = 0.02  # part of the pictures set aside
     validation_max: int = 256
 
     def __post_init__(self) -> None:
@@ -152,7 +180,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a training run is, apart from its data: same recipe, same seed, same machine, same weights."""
+    """All that a training run is, apart from its data:
+    same recipe, same seed, same machine, same weights.
+    """
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
@@ -175,7 +205,10 @@ class Recipe:
         )
 
     def override(self, values: Mapping[str, Any], origin: str = "recipe") -> Self:
-        """A copy with the given values, nested as in the TOML file. Unknown keys raise UsageError and name the nearest one."""
+        """A copy with the given values, nested as in the TOML file.
+
+        Unknown keys raise UsageError and name the nearest one.
+        """
         return override(self, values, origin)
 
     def to_dict(self) -> dict[str, Any]:

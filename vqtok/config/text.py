@@ -16,13 +16,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"cannot read the recipe {path}: {error.strerror}", "give the path of a TOML file") from None
-    except (ValueError, RecursionError) as error:       # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise InputError(
+            f"cannot read the recipe {path}: {error.strerror}", "give the path of a TOML file"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise InputError(f"{path} is not TOML: {error}", "mend the line it names") from None
 
 
 def parse_setting(text: str) -> dict[str, Any]:
-    """{"prior": {"width": 192}} from "prior.width=192"; the value is written as in TOML, a bare word counts as a string."""
+    """{"prior": {"width": 192}} from "prior.width=192";
+    the value is written as in TOML, a bare word counts as a string.
+    """
     key, equals, value = text.partition("=")
     try:
         if not equals:
@@ -31,18 +36,23 @@ def parse_setting(text: str) -> dict[str, Any]:
             setting = tomllib.loads(f"{key} = {value}")
         except tomllib.TOMLDecodeError:
             setting = tomllib.loads(f"{key} = {_toml(value.strip())}")
-        if not setting:     # all of it was a comment
+        if not setting:  # all of it was a comment
             raise ValueError
         return setting
-    except (ValueError, RecursionError):    # TOMLDecodeError is a ValueError
+    except (ValueError, RecursionError):  # TOMLDecodeError is a ValueError
         raise UsageError(f"{text!r} is no setting", "write it like prior.width=192") from None
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from '90', '90s', '10m', '1.5h' or '1h30m'. Only a lone number goes without a unit: '1h30' could mean two things."""
+    """Seconds from '90', '90s', '10m', '1.5h' or '1h30m'.
+
+    Only a lone number goes without a unit: '1h30' could mean two things.
+    """
     text, number = text.strip(), r"(\d+(?:\.\d+)?)"
     lone = re.fullmatch(number, text)
-    match = re.fullmatch(f"(?:{number}h)?(?:{number}m)?(?:{number}s)?", f"{text}s" if lone else text)
+    match = re.fullmatch(
+        f"(?:{number}h)?(?:{number}m)?(?:{number}s)?", f"{text}s" if lone else text
+    )
     if not match or not text:
         raise UsageError(f"{text!r} is no duration", "write it like 90s, 10m or 1h30m")
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
@@ -52,13 +62,22 @@ def parse_duration(text: str) -> float:
 def to_toml(recipe: Recipe) -> str:
     """The recipe as a TOML file that `read_recipe` and `Recipe.override` turn into an equal one."""
     values = recipe.to_dict()
-    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    lines = [
+        f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)
+    ]
     for table, entries in values.items():
         if isinstance(entries, dict):
-            lines += ["", f"[{table}]", *(f"{key} = {_toml(value)}" for key, value in entries.items())]
+            lines += [
+                "",
+                f"[{table}]",
+                *(f"{key} = {_toml(value)}" for key, value in entries.items()),
+            ]
     return "\n".join(lines) + "\n"
 
 
 def _toml(value: Any) -> str:
-    """Numbers, strings, booleans and lists of strings are written alike in JSON and TOML, but for two things."""
-    return "inf" if value == math.inf else json.dumps(value, ensure_ascii=False)    # TOML has no \ud83d\ude00 for one letter
+    """Numbers, strings, booleans and lists of strings are written alike in JSON and
+    TOML, but for two things.
+    """
+    # TOML has no \ud83d\ude00 for one letter
+    return "inf" if value == math.inf else json.dumps(value, ensure_ascii=False)

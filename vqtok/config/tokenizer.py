@@ -6,49 +6,64 @@ from itertools import pairwise
 from vqtok.config.check import check, check_choice, check_range
 
 LIKELIHOODS = ("mse", "l1", "charbonnier", "bce", "logistic", "heteroscedastic")
-LEARNED = ("ema", "vq", "simvq", "fsq", "lfq")      # quantizers of what an encoder gives
+LEARNED = ("ema", "vq", "simvq", "fsq", "lfq")  # quantizers of what an encoder gives
 NETWORKS = ("folded", "classic")
-QUANTIZERS = (*LEARNED, "pixels")                   # and of the pixels themselves: no encoder, nothing to learn
+QUANTIZERS = (*LEARNED, "pixels")  # and of the pixels themselves: no encoder, nothing to learn
 GRAY_LEVELS = 256
 LEVELS_MAX = 32
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The network that turns pictures into indices and back; with the tensors, all that decoding needs."""
+    """The network that turns pictures into indices and back;
+    with the tensors, all that decoding needs.
+    """
 
-    channels: int = 3                   # of the pictures: 1 or 3
-    downsample: int = 8                 # f: pixels per code along each axis
-    fold: int = 4                       # pixels per side folded into channels before the first convolution
-    width: int = 128                    # channels at the finest stage; each coarser one has twice as many
-    encoder_blocks: int = 2             # residual blocks at each stage
+    channels: int = 3  # of the pictures: 1 or 3
+    downsample: int = 8  # f: pixels per code along each axis
+    fold: int = 4  # pixels per side folded into channels before the first convolution
+    width: int = 128  # channels at the finest stage; each coarser one has twice as many
+    encoder_blocks: int = 2  # residual blocks at each stage
     decoder_blocks: int = 4
-    shortcut: bool = True               # a path without weights around each change of resolution
+    shortcut: bool = True  # a path without weights around each change of resolution
     quantizer: str = "ema"
-    codebook_size: int = 1024           # K
-    code_dim: int = 8                   # D
-    levels: int = 1                     # L: more than 1 quantizes what the levels before have left (residual quantization)
-    level_dropout: float = 0.0          # part of the training pictures that are decoded from their first few levels only
-    normalize: bool = True              # codes and vectors on the unit sphere (Yu et al. 2022, arXiv 2110.04627); not fsq, lfq
-    beta: float = 0.25                  # weight of the commitment term
-    decay: float = 0.99                 # of the moving averages of the codebook
-    restart: float = 0.1                # restart a code used less than this part of the mean use; 0 never
+    codebook_size: int = 1024  # K
+    code_dim: int = 8  # D
+    # L: more than 1 quantizes what the levels before have left (residual quantization)
+    levels: int = 1
+    # part of the training pictures that are decoded from their first few levels only
+    level_dropout: float = 0.0
+    # codes and vectors on the unit sphere (Yu et al. 2022, arXiv 2110.04627); not fsq, lfq
+    normalize: bool = True
+    beta: float = 0.25  # weight of the commitment term
+    decay: float = 0.99  # of the moving averages of the codebook
+    restart: float = 0.1  # restart a code used less than this part of the mean use; 0 never
     likelihood: str = "mse"
-    network: str = "folded"             # or classic: the VQGAN's, which sees the whole picture; the settings below are its own
-    stages: tuple[int, ...] = ()        # channels of each stage, finest first; each but the last halves the resolution
-    attention: tuple[int, ...] = ()     # numbers of the stages with attention, 0 the finest; one past the last is the middle
-    groups: int = 0                     # of its normalization over space
-    z_channels: int = 0                 # between encoder and codes, and codes and decoder
-    # Of the folded network's decoder, where it is not the encoder's mirror image: channels and residual blocks of each stage,
-    # finest first. s stages end at 2**(s - 1) / downsample of the resolution and unfold what is missing at once.
+    # or classic: the VQGAN's, which sees the whole picture; the settings below are its own
+    network: str = "folded"
+    # channels of each stage, finest first; each but the last halves the resolution
+    stages: tuple[int, ...] = ()
+    # numbers of the stages with attention, 0 the finest; one past the last is the middle
+    attention: tuple[int, ...] = ()
+    groups: int = 0  # of its normalization over space
+    z_channels: int = 0  # between encoder and codes, and codes and decoder
+    # Of the folded network's decoder, where it is not the encoder's mirror image: channels and
+    # residual blocks of each stage, finest first. s stages end at 2**(s - 1) / downsample of the
+    # resolution and unfold what is missing at once.
     decoder_widths: tuple[int, ...] = ()
     decoder_depths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check(self.channels in (1, 3), f"channels is {self.channels}", "choose 1 (gray) or 3 (color)")
+        check(
+            self.channels in (1, 3), f"channels is {self.channels}", "choose 1 (gray) or 3 (color)"
+        )
         if self.identity:
             self._check_pixels()
-        check(self.identity or self.downsample in (2, 4, 8, 16), f"downsample is {self.downsample}", "choose 2, 4, 8 or 16")
+        check(
+            self.identity or self.downsample in (2, 4, 8, 16),
+            f"downsample is {self.downsample}",
+            "choose 2, 4, 8 or 16",
+        )
         check(
             self.fold in (1, 2, 4) and self.fold <= self.downsample,
             f"fold is {self.fold} at downsample {self.downsample}",
@@ -66,7 +81,8 @@ class TokenizerConfig:
         check_range("level dropout", self.level_dropout, 0.0, 1.0)
         check(
             not (self.normalize and self.levels > 1),
-            "codes on the unit sphere cannot hold what other levels have left, which differs in length",
+            "codes on the unit sphere cannot hold what other levels have left, "
+            "which differs in length",
             "use --no-normalize with several levels",
         )
         check(
@@ -81,39 +97,81 @@ class TokenizerConfig:
             self._check_classic()
         else:
             own = (self.stages, self.attention, self.groups, self.z_channels)
-            check(own == ((), (), 0, 0), "stages, attention, groups and z_channels are of the classic network", "leave them out")
+            check(
+                own == ((), (), 0, 0),
+                "stages, attention, groups and z_channels are of the classic network",
+                "leave them out",
+            )
         self._check_decoder()
 
     def _check_classic(self) -> None:
         count = len(self.stages)
         made = f"{count} stages do not make downsample {self.downsample}"
         check(2 ** (count - 1) == self.downsample, made, "there is a halving between two stages")
-        check((self.fold, self.shortcut) == (1, False), "the classic network has no fold and no shortcut", "set fold=1, shortcut=false")
-        check(self.width == self.stages[0], f"width {self.width} is not that of the first stage", f"set width={self.stages[0]}")
-        check(min(self.encoder_blocks, self.decoder_blocks) > 0, "the classic network has blocks at each stage", "choose 1 or more blocks")
+        check(
+            (self.fold, self.shortcut) == (1, False),
+            "the classic network has no fold and no shortcut",
+            "set fold=1, shortcut=false",
+        )
+        check(
+            self.width == self.stages[0],
+            f"width {self.width} is not that of the first stage",
+            f"set width={self.stages[0]}",
+        )
+        check(
+            min(self.encoder_blocks, self.decoder_blocks) > 0,
+            "the classic network has blocks at each stage",
+            "choose 1 or more blocks",
+        )
         check_range("groups", self.groups, 1, 2048)
         check_range("z channels", self.z_channels, 1, 2048)
         for channels in self.stages:
             check_range("channels of a stage", channels, 4, 2048)
-            check(channels % self.groups == 0, f"{channels} channels make no {self.groups} equal groups", "choose another groups")
-        fits = all(0 <= stage <= count for stage in self.attention) and len(set(self.attention)) == len(self.attention)
-        check(fits, f"attention {list(self.attention)} does not fit {count} stages", f"choose from 0 to {count}, each once")
+            check(
+                channels % self.groups == 0,
+                f"{channels} channels make no {self.groups} equal groups",
+                "choose another groups",
+            )
+        fits = all(0 <= stage <= count for stage in self.attention) and len(
+            set(self.attention)
+        ) == len(self.attention)
+        check(
+            fits,
+            f"attention {list(self.attention)} does not fit {count} stages",
+            f"choose from 0 to {count}, each once",
+        )
 
     def _check_decoder(self) -> None:
         widths, depths = self.decoder_widths, self.decoder_depths
         if not widths and not depths:
             return
         plain = self.network == "folded" and not self.identity
-        check(plain, "decoder_widths and decoder_depths are of the folded network with an encoder", "leave them out")
-        check(len(widths) == len(depths), f"{len(widths)} decoder_widths and {len(depths)} decoder_depths", "give one of each a stage")
+        check(
+            plain,
+            "decoder_widths and decoder_depths are of the folded network with an encoder",
+            "leave them out",
+        )
+        check(
+            len(widths) == len(depths),
+            f"{len(widths)} decoder_widths and {len(depths)} decoder_depths",
+            "give one of each a stage",
+        )
         most = self.downsample.bit_length()
-        check(len(widths) <= most, f"{len(widths)} stages are too many for downsample {self.downsample}", f"choose at most {most}")
+        check(
+            len(widths) <= most,
+            f"{len(widths)} stages are too many for downsample {self.downsample}",
+            f"choose at most {most}",
+        )
         for width, depth in zip(widths, depths, strict=True):
             check_range("width of a decoder's stage", width, 4, 2048)
             check_range("depth of a decoder's stage", depth, 0, 64)
         for finer, width in pairwise(widths):
             fits = not self.shortcut or 4 * finer % width == 0
-            check(fits, f"4 x {finer} channels are no multiple of {width}, as a shortcut needs", "choose other decoder_widths")
+            check(
+                fits,
+                f"4 x {finer} channels are no multiple of {width}, as a shortcut needs",
+                "choose other decoder_widths",
+            )
 
     @property
     def decoder_stages(self) -> list[tuple[int, int]]:
@@ -124,30 +182,53 @@ class TokenizerConfig:
 
     @property
     def encoder_widths(self) -> list[int]:
-        """Channels of the folded encoder's stages, finest (1/fold of the picture) to coarsest (1/f)."""
-        return [self.width * 2**stage for stage in range((self.downsample // self.fold).bit_length())]
+        """Channels of the folded encoder's stages, finest (1/fold of the
+        picture) to coarsest (1/f).
+        """
+        return [
+            self.width * 2**stage for stage in range((self.downsample // self.fold).bit_length())
+        ]
 
     def _check_pixels(self) -> None:
         found = (self.downsample, self.fold, self.levels, self.code_dim)
         check(
             found == (1, 1, self.channels, self.channels) and not self.normalize,
-            f"the pixels quantizer needs downsample 1, fold 1, {self.channels} levels and code dimensions (channels), and no normalization",
+            f"the pixels quantizer needs downsample 1, fold 1, {self.channels} levels and code "
+            "dimensions (channels), and no normalization",
             "use --preset pixels, and of the tokenizer's settings choose the codebook size alone",
         )
-        fix = f"choose a codebook size from 2 (black and white) to {GRAY_LEVELS} (bytes as they are)"
-        check(2 <= self.codebook_size <= GRAY_LEVELS, f"a channel has {GRAY_LEVELS} values, not {self.codebook_size}", fix)
+        fix = (
+            f"choose a codebook size from 2 (black and white) to {GRAY_LEVELS} (bytes as they are)"
+        )
+        check(
+            2 <= self.codebook_size <= GRAY_LEVELS,
+            f"a channel has {GRAY_LEVELS} values, not {self.codebook_size}",
+            fix,
+        )
         shown = ("mse", "l1", "charbonnier", "logistic")
-        check(self.likelihood in shown, f"pixels are no parameters of {self.likelihood}", f"choose one of {', '.join(shown)}")
+        check(
+            self.likelihood in shown,
+            f"pixels are no parameters of {self.likelihood}",
+            f"choose one of {', '.join(shown)}",
+        )
 
     @property
     def identity(self) -> bool:
-        """Whether indices are the pixels themselves: encoder and decoder are the identity then, and nothing is learned."""
+        """Whether indices are the pixels themselves:
+        encoder and decoder are the identity then, and nothing is learned.
+        """
         return self.quantizer == "pixels"
 
     @property
     def grid(self) -> str:
         """What a place of the grid stands for, in words."""
         if self.identity:
-            return f"{'a gray value' if self.channels == 1 else '3 gray values'} of {self.codebook_size} for each pixel"
+            return (
+                f"{'a gray value' if self.channels == 1 else '3 gray values'} of "
+                f"{self.codebook_size} for each pixel"
+            )
         levels = "" if self.levels == 1 else f"{self.levels} levels, each "
-        return f"{levels}one of {self.codebook_size} codes for {self.downsample}x{self.downsample} pixels"
+        return (
+            f"{levels}one of {self.codebook_size} codes for "
+            f"{self.downsample}x{self.downsample} pixels"
+        )

@@ -1,4 +1,5 @@
-"""Pictures for training and evaluation: folders, zips, tar shards, CIFAR-10, IDX, arrays, and a set that vqtok draws itself.
+"""Pictures for training and evaluation: folders, zips, tar shards, CIFAR-10, IDX, arrays, and a
+set that vqtok draws itself.
 
 >>> data = open_data(Path("photos"))
 >>> training, validation = split(data, part=0.02, maximum=256, seed=0)
@@ -11,4 +12,15 @@ from vqtok.data.dataset import ArrayData, Dataset, PictureFiles, convert, whole
 from vqtok.data.shapes import Shapes
 from vqtok.data.sources import open_data
 
-__all__ = ["ArrayData", "Batch", "Batches", "Dataset", "PictureFiles", "Shapes", "convert", "open_data", "split", "whole"]
+__all__ = [
+    "ArrayData",
+    "Batch",
+    "Batches",
+    "Dataset",
+    "PictureFiles",
+    "Shapes",
+    "convert",
+    "open_data",
+    "split",
+    "whole",
+]

@@ -1,4 +1,6 @@
-"""Shuffled, cropped batches in which every batch is a pure function of its step: resuming needs the step and nothing else."""
+"""Shuffled, cropped batches in which every batch is a pure function of its step:
+resuming needs the step and nothing else.
+"""
 
 import os
 import threading
@@ -14,8 +16,9 @@ from vqtok.data.dataset import Dataset, PictureFiles, convert
 from vqtok.data.kept import Kept, room
 from vqtok.errors import InputError
 
-_SPLIT, _SHUFFLE, _SCALE, _TOP, _LEFT, _FLIP, _REPLACE = range(1, 8)     # streams of random numbers
-_TRIES = 100     # random replacements for an unreadable picture: all bad by chance in < 1e-4 runs where 90 % are
+_SPLIT, _SHUFFLE, _SCALE, _TOP, _LEFT, _FLIP, _REPLACE = range(1, 8)  # streams of random numbers
+# random replacements for an unreadable picture: all bad by chance in < 1e-4 runs where 90 % are
+_TRIES = 100
 
 
 class Batch(NamedTuple):
@@ -36,10 +39,11 @@ class _OneSize(Protocol):
 
 
 def split(dataset: Dataset, part: float, maximum: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training, validation) indices, each int64 and sorted; the same for the same data, part, maximum and seed.
+    """(training, validation) indices, each int64 and sorted;
+    the same for the same data, part, maximum and seed.
 
-    Validation gets `part` of the pictures, at most `maximum`, at least one when part > 0. A data set of one picture
-    is both: there is nothing to set aside.
+    Validation gets `part` of the pictures, at most `maximum`, at least one when part > 0.
+    A data set of one picture is both: there is nothing to set aside.
     """
     n = len(dataset)
     if n == 1:
@@ -52,14 +56,16 @@ def split(dataset: Dataset, part: float, maximum: int, seed: int) -> tuple[np.nd
 class Batches:
     """Random crops of the pictures `indices` of a data set, shuffled anew in each epoch.
 
-    Position p = step * batch + j lies in epoch p // N and shows the picture that the epoch's permutation has at p % N. Scale,
-    place and flip are drawn from (seed, p). A crop is taken from the picture shrunk by a factor between `min_scale`
-    and 1; a picture whose short side is less than `size` is enlarged until it fits. A picture that cannot be read is replaced by
-    another one, chosen by (seed, p) too, and counted in `dataset.skipped`. Of `count` processes, number `rank` gets the positions
-    with j % count == rank: `share` is (rank, count).
+    Position p = step * batch + j lies in epoch p // N and shows the picture that the epoch's
+    permutation has at p % N. Scale, place and flip are drawn from (seed, p). A crop is taken from
+    the picture shrunk by a factor between `min_scale` and 1; a picture whose short side is less
+    than `size` is enlarged until it fits. A picture that cannot be read is replaced by another one,
+    chosen by (seed, p) too, and counted in `dataset.skipped`. Of `count` processes, number `rank`
+    gets the positions with j % count == rank: `share` is (rank, count).
 
-    Decoded files stay in memory up to `keep` bytes (by default an eighth of the machine's memory, 4 GiB at most). A JPEG whose crop
-    is shrunk to half or less is decoded at 1/2, 1/4 or 1/8: which, (seed, p) tells, so what is in memory changes no batch.
+    Decoded files stay in memory up to `keep` bytes (by default an eighth of the machine's memory, 4
+    GiB at most). A JPEG whose crop is shrunk to half or less is decoded at 1/2, 1/4 or 1/8: which,
+    (seed, p) tells, so what is in memory changes no batch.
     """
 
     def __init__(
@@ -94,18 +100,28 @@ class Batches:
         if isinstance(self.dataset, _OneSize) and self.dataset.size == (self._size, self._size):
             pixels = convert(self.dataset.pictures(chosen), self._channels)
         else:
-            pairs = [self._crop(int(index), int(p)) for index, p in zip(chosen, positions, strict=True)]
-            chosen, pixels = np.array([index for index, _ in pairs]), np.stack([crop for _, crop in pairs])
+            pairs = [
+                self._crop(int(index), int(p)) for index, p in zip(chosen, positions, strict=True)
+            ]
+            chosen, pixels = (
+                np.array([index for index, _ in pairs]),
+                np.stack([crop for _, crop in pairs]),
+            )
         if self._flip:
             mirrored = noise.bits(self._seed, _FLIP, positions) >> np.uint64(63) == 1
             pixels[mirrored] = pixels[mirrored, :, ::-1]
         labels = np.array([self.dataset.label(int(index)) for index in chosen], np.int64)
-        return Batch(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels)     # (B, C, size, size)
+        # (B, C, size, size)
+        return Batch(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels)
 
-    def prefetch(self, start: int, stop: int | None = None, workers: int | None = None) -> Generator[Batch, None, None]:
-        """Batches start, start + 1, ... up to stop, in order, made ahead of time by threads, which end when it is closed.
+    def prefetch(
+        self, start: int, stop: int | None = None, workers: int | None = None
+    ) -> Generator[Batch, None, None]:
+        """Batches start, start + 1, ... up to stop, in order, made ahead of time by threads,
+        which end when it is closed.
 
-        There are as many as processors, up to 16: one reads some 300 photographs a second, and a GPU wants thousands.
+        There are as many as processors, up to 16:
+        one reads some 300 photographs a second, and a GPU wants thousands.
         """
         workers = workers or max(2, min(16, os.cpu_count() or 2))
         pool = ThreadPoolExecutor(workers, thread_name_prefix="vqtok-data")
@@ -135,26 +151,37 @@ class Batches:
     def _order(self, epoch: int) -> np.ndarray:
         with self._lock:
             if epoch not in self._orders:
-                if len(self._orders) >= 4:     # prefetching looks at two epochs at most, unless they are tiny
+                # prefetching looks at two epochs at most, unless they are tiny
+                if len(self._orders) >= 4:
                     self._orders.pop(next(iter(self._orders)))
-                self._orders[epoch] = noise.permutation(self._seed, _SHUFFLE + (epoch << 8), len(self.indices))
+                self._orders[epoch] = noise.permutation(
+                    self._seed, _SHUFFLE + (epoch << 8), len(self.indices)
+                )
             return self._orders[epoch]
 
     def _crop(self, index: int, position: int) -> tuple[int, np.ndarray]:
         """(index used, uint8 (size, size, C))."""
-        scale, top, left = (float(noise.uniform(self._seed, s, np.array([position]))[0]) for s in (_SCALE, _TOP, _LEFT))
+        scale, top, left = (
+            float(noise.uniform(self._seed, s, np.array([position]))[0])
+            for s in (_SCALE, _TOP, _LEFT)
+        )
         factor = self._min_scale + (1 - self._min_scale) * scale
-        index, picture, reduced = self._read(index, position, next(d for d in (8, 4, 2, 1) if factor * d <= 1))
+        index, picture, reduced = self._read(
+            index, position, next(d for d in (8, 4, 2, 1) if factor * d <= 1)
+        )
         H, W = picture.shape[:2]
-        side = min(self._size / factor / reduced, H, W)     # of the square in the picture that becomes the crop
+        # of the square in the picture that becomes the crop
+        side = min(self._size / factor / reduced, H, W)
         if side == self._size:
             y, x = int(top * (H - side + 1)), int(left * (W - side + 1))
-            return index, picture[y:y + self._size, x:x + self._size]
+            return index, picture[y : y + self._size, x : x + self._size]
         y, x = top * (H - side), left * (W - side)
         return index, _resize(picture, self._size, (x, y, x + side, y + side))
 
     def _read(self, index: int, position: int, shrink: int) -> tuple[int, np.ndarray, int]:
-        """(index used, uint8 (H, W, C), how many of the file's pixels became one along each axis: at most `shrink`)."""
+        """(index used, uint8 (H, W, C), how many of the file's pixels became one along
+        each axis: at most `shrink`).
+        """
         N = len(self.indices)
         for attempt in range(_TRIES):
             try:
@@ -163,7 +190,8 @@ class Batches:
                 draw = noise.bits(self._seed, _REPLACE + (attempt << 8), np.array([position]))[0]
                 index = int(self.indices[int(draw) % N])
         raise InputError(
-            f"{self.dataset.skipped} of {len(self.dataset)} pictures in {self.dataset.name} cannot be read",
+            f"{self.dataset.skipped} of {len(self.dataset)} pictures in "
+            f"{self.dataset.name} cannot be read",
             "check that the files are whole and are pictures",
         )
 
@@ -179,7 +207,9 @@ class Batches:
 
 
 def _resize(picture: np.ndarray, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
-    """The part `box` (left, top, right, bottom; fractions of pixels allowed) of a picture as uint8 (size, size, C)."""
+    """The part `box` (left, top, right, bottom;
+    fractions of pixels allowed) of a picture as uint8 (size, size, C).
+    """
     C = picture.shape[2]
     image = Image.fromarray(np.ascontiguousarray(picture if C == 3 else picture[..., 0]))
     small = image.resize((size, size), Image.Resampling.LANCZOS, box=box)

@@ -1,4 +1,6 @@
-"""What a data set is, and its two kinds: pixels in memory, and picture files decoded one at a time."""
+"""What a data set is, and its two kinds: pixels in memory, and picture
+files decoded one at a time.
+"""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -52,11 +54,19 @@ class Dataset(Protocol):
 
 
 class ArrayData:
-    """Pictures of one size, in memory or memory-mapped: pixels uint8 (N, H, W, C), targets int64 (N,) or None."""
+    """Pictures of one size, in memory or memory-mapped:
+    pixels uint8 (N, H, W, C), targets int64 (N,) or None.
+    """
 
     skipped = 0
 
-    def __init__(self, name: str, pixels: np.ndarray, targets: np.ndarray | None = None, labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        pixels: np.ndarray,
+        targets: np.ndarray | None = None,
+        labels: Sequence[str] = (),
+    ) -> None:
         assert pixels.dtype == np.uint8
         assert pixels.ndim == 4
         assert pixels.shape[3] in (1, 3)
@@ -90,7 +100,10 @@ class ArrayData:
 
 
 class PictureFiles:
-    """Encoded pictures, decoded when asked for. `fetch` gives a picture's path or bytes, and is safe to call from threads."""
+    """Encoded pictures, decoded when asked for.
+
+    `fetch` gives a picture's path or bytes, and is safe to call from threads.
+    """
 
     channels = 3
 
@@ -122,7 +135,9 @@ class PictureFiles:
         return self.reduced(index, 1, 1)[0]
 
     def reduced(self, index: int, shrink: int, least: int) -> tuple[np.ndarray, int]:
-        """A picture at 1/shrink of its sides where that saves time (see `images.read`), and the divisor that it has: 1 for most formats."""
+        """A picture at 1/shrink of its sides where that saves time (see `images.read`), and the
+        divisor that it has: 1 for most formats.
+        """
         if index in self._bad:
             raise self._error(index)
         try:
@@ -137,15 +152,21 @@ class PictureFiles:
         return self._targets[index] if self._targets else -1
 
     def check(self) -> None:
-        """Raises InputError when no picture at all can be read; looks no further than the first good one."""
+        """Raises InputError when no picture at all can be read;
+        looks no further than the first good one.
+        """
         for index in range(len(self)):
             with suppress(InputError):
                 self.picture(index)
                 return
         first = str(self._error(0))
         if len(self) == 1:
-            given_itself = self._names[0] == self.name      # then its own error tells all
-            message = first if given_itself else f"the only picture in {self.name} cannot be read: {first}"
+            given_itself = self._names[0] == self.name  # then its own error tells all
+            message = (
+                first
+                if given_itself
+                else f"the only picture in {self.name} cannot be read: {first}"
+            )
             raise InputError(message, "check that the file is whole and is a picture")
         raise InputError(
             f"none of the {_count(len(self))} in {self.name} can be read; the first: {first}",
@@ -155,16 +176,21 @@ class PictureFiles:
     def _error(self, index: int) -> InputError:
         reason = self._bad[index]
         name = self._names[index]
-        return InputError(reason if Path(name).name in reason else f"{name}: {reason}", "replace or remove the file")
+        return InputError(
+            reason if Path(name).name in reason else f"{name}: {reason}",
+            "replace or remove the file",
+        )
 
 
 def convert(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """(..., 1|3) to (..., channels): gray is repeated, color becomes luma (ITU-R BT.601, as Pillow does it)."""
+    """(..., 1|3) to (..., channels): gray is repeated, color becomes luma (ITU-R
+    BT.601, as Pillow does it).
+    """
     if pixels.shape[-1] == channels:
         return pixels
     if channels == 3:
         return np.repeat(pixels, 3, axis=-1)
-    weights = np.array([19595, 38470, 7471], np.uint32)     # 0.299, 0.587, 0.114 in 1/65536
+    weights = np.array([19595, 38470, 7471], np.uint32)  # 0.299, 0.587, 0.114 in 1/65536
     return ((pixels.astype(np.uint32) @ weights + 32768) >> 16).astype(np.uint8)[..., None]
 
 

@@ -5,14 +5,18 @@ import threading
 
 import numpy as np
 
-SHARE, MOST, UNKNOWN = 8, 2**32, 2**29      # an eighth of the machine's memory, 4 GiB at most; 512 MiB where it does not say
+# an eighth of the machine's memory, 4 GiB at most; 512 MiB where it does not say
+SHARE, MOST, UNKNOWN = 8, 2**32, 2**29
 
 
 class Kept:
-    """Pictures by key, from the first on, until `limit` bytes are full; none leaves again. Safe to use from several threads.
+    """Pictures by key, from the first on, until `limit` bytes are full; none leaves again.
 
-    Each epoch asks for each picture once, in another order, so any choice of n out of N pictures is found n times. To throw out
-    the one that was asked for longest ago, as caches mostly do, would find c + (1 - c) ln(1 - c) of them where this finds c = n/N:
+    Safe to use from several threads.
+
+    Each epoch asks for each picture once, in another order, so any choice of n out of N pictures is
+    found n times. To throw out the one that was asked for longest ago, as caches mostly do, would
+    find c + (1 - c) ln(1 - c) of them where this finds c = n/N:
     15 % with room for half.
     """
 
@@ -37,5 +41,5 @@ def room() -> int:
     """Bytes for decoded pictures on this machine."""
     try:
         return min(MOST, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE)
-    except (AttributeError, ValueError, OSError):       # Windows has no sysconf
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return UNKNOWN

@@ -1,4 +1,6 @@
-"""The built-in pictures: one shape on a gradient, drawn by arithmetic, so that a first training needs no download."""
+"""The built-in pictures: one shape on a gradient, drawn by arithmetic, so that a first
+training needs no download.
+"""
 
 from collections.abc import Callable
 
@@ -7,13 +9,16 @@ import numpy as np
 from vqtok.data import noise
 
 Field = Callable[[np.ndarray, np.ndarray], np.ndarray]
-AT_ONCE = 500       # pictures drawn at a time: 20,000 took 1.8 s so, and 6.4 all at once, in gigabytes of floats
+# pictures drawn at a time: 20,000 took 1.8 s so, and 6.4 all at once, in gigabytes of floats
+AT_ONCE = 500
 
 
 class Shapes:
-    """`n` square pictures of `size` pixels a side; picture i is the same on every machine and in every process.
+    """`n` square pictures of `size` pixels a side;
+    picture i is the same on every machine and in every process.
 
-    Each shows one of six shapes (its label) with random place, size, tilt and colors on a gradient, over a soft shadow.
+    Each shows one of six shapes (its label) with random place, size, tilt and colors on a
+    gradient, over a soft shadow.
     """
 
     name = "shapes"
@@ -25,12 +30,17 @@ class Shapes:
         assert n > 0
         assert size >= 8
         self._n, self._seed = n, seed
-        self._kinds = (noise.bits(seed, 0, np.arange(n)) % np.uint64(len(self.labels))).astype(np.int64)
+        self._kinds = (noise.bits(seed, 0, np.arange(n)) % np.uint64(len(self.labels))).astype(
+            np.int64
+        )
         self.size = (size, size)
 
     @property
     def summary(self) -> str:
-        return f"{self._n:,} built-in pictures of {self.size[1]}x{self.size[0]} with {len(self.labels)} labels"
+        return (
+            f"{self._n:,} built-in pictures of {self.size[1]}x{self.size[0]} with "
+            f"{len(self.labels)} labels"
+        )
 
     def __len__(self) -> int:
         return self._n
@@ -50,11 +60,15 @@ class Shapes:
 
     def _draw(self, indices: np.ndarray) -> np.ndarray:
         """`pictures` of a few: their floats are ten times as large."""
-        kinds = self._kinds[indices]     # before the drawing: it raises IndexError where there is no such picture
-        draws = np.stack([noise.uniform(self._seed, k, indices) for k in range(1, 14)]).astype(np.float32)
-        draws = draws[:, :, None, None]     # (13, n, 1, 1)
-        ground, shape_colors = _colors(draws[:7], self.size[0])     # each (n, size, size, 3) or (n, 1, 1, 3)
-        shape, shadow = _coverage(kinds, draws[7:], self.size[0])     # each (n, size, size, 1)
+        # before the drawing: it raises IndexError where there is no such picture
+        kinds = self._kinds[indices]
+        draws = np.stack([noise.uniform(self._seed, k, indices) for k in range(1, 14)]).astype(
+            np.float32
+        )
+        draws = draws[:, :, None, None]  # (13, n, 1, 1)
+        # each (n, size, size, 3) or (n, 1, 1, 3)
+        ground, shape_colors = _colors(draws[:7], self.size[0])
+        shape, shadow = _coverage(kinds, draws[7:], self.size[0])  # each (n, size, size, 1)
         canvas = ground * (1 - 0.35 * shadow)
         canvas = canvas * (1 - shape) + shape_colors * shape
         return np.rint(canvas * 255).astype(np.uint8)
@@ -73,22 +87,29 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _colors(u: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The background, a gradient between two near hues, and the shape's color, whose hue and value stand apart from it."""
+    """The background, a gradient between two near hues, and the shape's color, whose hue and
+    value stand apart from it.
+    """
     y, x = _grid(size)
     hue, turn = u[0], u[1] * 2 * np.pi
-    along = np.clip(0.5 + 0.4 * (np.cos(turn) * x + np.sin(turn) * y), 0, 1)[..., None]     # (n, size, size, 1)
-    dark = u[2] < 0.5     # dark ground and bright shape, or the reverse
+    # (n, size, size, 1)
+    along = np.clip(0.5 + 0.4 * (np.cos(turn) * x + np.sin(turn) * y), 0, 1)[..., None]
+    dark = u[2] < 0.5  # dark ground and bright shape, or the reverse
     value = np.where(dark, 0.18 + 0.22 * u[3], 0.80 + 0.18 * u[3])
     first = _hsv(hue, np.where(dark, 0.45, 0.22) + 0.25 * u[4], value)
-    second = _hsv(hue + 0.12, np.where(dark, 0.35, 0.17) + 0.25 * u[4], value + np.where(dark, 0.2, -0.18))
+    second = _hsv(
+        hue + 0.12, np.where(dark, 0.35, 0.17) + 0.25 * u[4], value + np.where(dark, 0.2, -0.18)
+    )
     shape_hue = hue + 0.3 + 0.4 * u[5]
     shape = _hsv(shape_hue, 0.6 + 0.35 * u[6], np.where(dark, 0.95, 0.55).astype(np.float32))
-    light = 0.06 * (-y)[None, :, :, None]     # the shape's upper part is a little brighter
+    light = 0.06 * (-y)[None, :, :, None]  # the shape's upper part is a little brighter
     return first + (second - first) * along, np.clip(shape + light, 0, 1)
 
 
 def _coverage(kinds: np.ndarray, u: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """How much of each pixel the shape and its shadow cover, in [0, 1], (n, size, size, 1): antialiased by signed distance."""
+    """How much of each pixel the shape and its shadow cover, in [0, 1], (n, size, size, 1):
+    antialiased by signed distance.
+    """
     y, x = _grid(size)
     radius = 0.42 + 0.28 * u[0]
     center_x, center_y = (u[1] * 2 - 1) * (0.92 - radius), (u[2] * 2 - 1) * (0.92 - radius)
@@ -99,15 +120,20 @@ def _coverage(kinds: np.ndarray, u: np.ndarray, size: int) -> tuple[np.ndarray, 
         cos, sin, r = np.cos(tilt[here]), np.sin(tilt[here]), radius[here]
         dx, dy = x - center_x[here], y - center_y[here]
         shape[here] = np.clip(0.5 - field(*_turned(dx, dy, cos, sin, r)) * r * size / 2, 0, 1)
-        shadow[here] = np.clip(0.5 - field(*_turned(dx - 0.07, dy - 0.09, cos, sin, r)) * r * 6, 0, 1)
+        shadow[here] = np.clip(
+            0.5 - field(*_turned(dx - 0.07, dy - 0.09, cos, sin, r)) * r * 6, 0, 1
+        )
     return shape[..., None], shadow[..., None]
 
 
-def _turned(dx: np.ndarray, dy: np.ndarray, cos: np.ndarray, sin: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _turned(
+    dx: np.ndarray, dy: np.ndarray, cos: np.ndarray, sin: np.ndarray, r: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     return (cos * dx + sin * dy) / r, (cos * dy - sin * dx) / r
 
 
 # Signed distances in units of the shape's radius, negative inside; x right, y down.
+
 
 def _circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.hypot(x, y) - 0.9
@@ -126,9 +152,12 @@ def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Folded into a tenth of the plane, a five-pointed star has one edge: from the tip (1, 0) to the notch."""
+    """Folded into a tenth of the plane, a five-pointed star has one edge:
+    from the tip (1, 0) to the notch.
+    """
     distance, sector = np.hypot(x, y), np.pi / 5
-    angle = np.abs((np.arctan2(x, -y) + sector) % (2 * sector) - sector)     # 0 at a tip, pi/5 at a notch
+    # 0 at a tip, pi/5 at a notch
+    angle = np.abs((np.arctan2(x, -y) + sector) % (2 * sector) - sector)
     notch_x, notch_y = 0.45 * np.cos(sector), 0.45 * np.sin(sector)
     edge_x, edge_y = notch_x - 1, notch_y
     across = (distance * np.cos(angle) - 1) * edge_y - distance * np.sin(angle) * edge_x
@@ -140,4 +169,5 @@ def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.minimum(np.maximum(x - 0.9, y - 0.31), np.maximum(x - 0.31, y - 0.9))
 
 
-_FIELDS: tuple[Field, ...] = (_circle, _square, _triangle, _ring, _star, _cross)     # in the order of Shapes.labels
+# in the order of Shapes.labels
+_FIELDS: tuple[Field, ...] = (_circle, _square, _triangle, _ring, _star, _cross)

@@ -16,18 +16,22 @@ from vqtok.errors import InputError
 from vqtok.files import expand
 from vqtok.images import IMAGE_SUFFIXES
 
-_SPLIT_NAMES = {"train": "train", "training": "train"} | dict.fromkeys(("test", "val", "valid", "validation"), "test")
-_START = 64     # bytes by which pictures are told from what is none
+_SPLIT_NAMES = {"train": "train", "training": "train"} | dict.fromkeys(
+    ("test", "val", "valid", "validation"), "test"
+)
+_START = 64  # bytes by which pictures are told from what is none
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
-_TEST_SEED = 2**32     # beyond every training seed: no test shape is a training shape
+_TEST_SEED = 2**32  # beyond every training seed: no test shape is a training shape
 
 
 def open_data(path: Path | str | Sequence[Path] | None, split: Split = "train") -> Dataset:
-    """The pictures at `path`: a folder, zip, tar or tar shards, CIFAR-10, IDX, .npz or .npy; None is the built-in `Shapes`.
+    """The pictures at `path`: a folder, zip, tar or tar shards, CIFAR-10, IDX, .npz or .npy;
+    None is the built-in `Shapes`.
 
-    `split` chooses between training and test pictures where the data tells them apart (train-*.tar and val-*.tar, folders
-    named train and test, CIFAR-10's and MNIST's own files); other data is used whole. A glob or a list of paths names tar
-    shards or pictures, used as they are. Raises InputError when nothing is found or nothing can be read.
+    `split` chooses between training and test pictures where the data tells them apart (train-*.tar
+    and val-*.tar, folders named train and test, CIFAR-10's and MNIST's own files); other data is
+    used whole. A glob or a list of paths names tar shards or pictures, used as they are. Raises
+    InputError when nothing is found or nothing can be read.
     """
     if path is None:
         return Shapes() if split == "train" else Shapes(2000, seed=_TEST_SEED)
@@ -36,16 +40,24 @@ def open_data(path: Path | str | Sequence[Path] | None, split: Split = "train") 
             return _open_many([Path(p) for p in path], f"{len(path)} files")
         path = Path(path)
         if any(letter in str(path) for letter in "*?[") and not path.exists():
-            return _open_many([s.path for s in expand([str(path)], IMAGE_SUFFIXES | {".tar"}) if s.path], str(path))
+            return _open_many(
+                [s.path for s in expand([str(path)], IMAGE_SUFFIXES | {".tar"}) if s.path],
+                str(path),
+            )
         return _open_one(path, split)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"cannot read {error.filename or path}: {reason}", "check the path and its permissions") from None
+        raise InputError(
+            f"cannot read {error.filename or path}: {reason}", "check the path and its permissions"
+        ) from None
 
 
 def _open_one(path: Path, split: Split) -> Dataset:
     if not path.exists():
-        raise InputError(f"there is no {path}", "give a folder, zip, tar, CIFAR-10, IDX, .npz or .npy file, or leave it out")
+        raise InputError(
+            f"there is no {path}",
+            "give a folder, zip, tar, CIFAR-10, IDX, .npz or .npy file, or leave it out",
+        )
     if path.is_dir():
         return _open_folder(path, split)
     with path.open("rb") as file:
@@ -70,7 +82,8 @@ def _open_tar_file(path: Path, head: bytes, split: Split) -> Dataset:
         return arrays.open_cifar_archive(path, split)
     if head[:2] in _PACKED:
         raise InputError(
-            f"{path} is compressed ({_PACKED[head[:2]]}); pictures in it cannot be reached one by one",
+            f"{path} is compressed ({_PACKED[head[:2]]}); "
+            "pictures in it cannot be reached one by one",
             "unpack it, and give the folder or the plain .tar",
         )
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -93,12 +106,19 @@ def _open_folder(folder: Path, split: Split) -> Dataset:
         found = expand([str(folder)], IMAGE_SUFFIXES)
     except InputError:
         inner = [folder / name for name in names if (folder / name).is_dir()]
-        if len(inner) == 1:     # an archive unpacked into a folder of its own
+        if len(inner) == 1:  # an archive unpacked into a folder of its own
             return _open_folder(inner[0], split)
         many = f"; none of its {len(names)} entries is one" if names else ""
-        raise InputError(f"{folder} holds no pictures{many}", "put files like .png, .jpg or .webp into it") from None
+        raise InputError(
+            f"{folder} holds no pictures{many}", "put files like .png, .jpg or .webp into it"
+        ) from None
     paths = [s.path for s in found if s.path]
-    return _listed(folder.name or str(folder), [s.relative.as_posix() for s in found], lambda i: paths[i], split)
+    return _listed(
+        folder.name or str(folder),
+        [s.relative.as_posix() for s in found],
+        lambda i: paths[i],
+        split,
+    )
 
 
 def _open_many(paths: Sequence[Path], name: str) -> Dataset:
@@ -107,7 +127,9 @@ def _open_many(paths: Sequence[Path], name: str) -> Dataset:
     if tars and pictures:
         raise InputError(f"{name} mixes tar shards and pictures", "name one kind")
     if not tars and not pictures:
-        raise InputError(f"{name} matches no tar shards and no pictures", "check the pattern; put it in quotes")
+        raise InputError(
+            f"{name} matches no tar shards and no pictures", "check the pattern; put it in quotes"
+        )
     return _open_tars(tars, name, None) if tars else _open_pictures(pictures, name)
 
 
@@ -124,24 +146,34 @@ def _of_split(shards: list[Path], split: Split, folder: Path) -> list[Path]:
 def _chosen(kinds: list[str | None], split: Split | None, origin: str) -> list[int]:
     """Positions of the wanted split among entries marked train, test or None.
 
-    Without marks everything is wanted. Where some are marked test and none train, what is unmarked is for training.
+    Without marks everything is wanted. Where some are marked test and none train, what is
+    unmarked is for training.
     """
     if split is None or not any(kinds):
         return list(range(len(kinds)))
     wanted = [split, None] if split == "train" and "train" not in kinds else [split]
     chosen = [i for i, kind in enumerate(kinds) if kind in wanted]
     if not chosen:
-        raise InputError(f"{origin} holds no {split} pictures", "name the files or the folder to use instead")
+        raise InputError(
+            f"{origin} holds no {split} pictures", "name the files or the folder to use instead"
+        )
     return chosen
 
 
-def _listed(name: str, names: list[str], fetch: Callable[[int], Path | bytes], split: Split | None) -> Dataset:
-    """A data set of picture files, from their names in the folder or archive: these tell the split and the labels."""
+def _listed(
+    name: str, names: list[str], fetch: Callable[[int], Path | bytes], split: Split | None
+) -> Dataset:
+    """A data set of picture files, from their names in the folder or archive:
+    these tell the split and the labels.
+    """
     if not names:
-        raise InputError(f"{name} holds no pictures", "give one with files like .png, .jpg or .webp")
+        raise InputError(
+            f"{name} holds no pictures", "give one with files like .png, .jpg or .webp"
+        )
     parts = _without_root([PurePosixPath(n).parts for n in names])
     kinds = [_SPLIT_NAMES.get(part[0].lower()) if len(part) > 1 else None for part in parts]
-    marked = "train" in kinds or all(kinds)     # beside other folders, a lone one named `test` is a label
+    # beside other folders, a lone one named `test` is a label
+    marked = "train" in kinds or all(kinds)
     kept = _chosen(kinds, split if marked else None, name)
     labels, targets = _labels([parts[i][1:] if marked and kinds[i] else parts[i] for i in kept])
     data = PictureFiles(name, [names[i] for i in kept], lambda i: fetch(kept[i]), targets, labels)
@@ -151,13 +183,19 @@ def _listed(name: str, names: list[str], fetch: Callable[[int], Path | bytes], s
 
 def _without_root(parts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Names without the folders that all share, down to one that names a split."""
-    while len(parts[0]) > 1 and parts[0][0].lower() not in _SPLIT_NAMES and all(part[:1] == parts[0][:1] for part in parts):
+    while (
+        len(parts[0]) > 1
+        and parts[0][0].lower() not in _SPLIT_NAMES
+        and all(part[:1] == parts[0][:1] for part in parts)
+    ):
         parts = [part[1:] for part in parts]
     return parts
 
 
 def folder_labels(names: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[int]]:
-    """Labels, and the number of each picture's label, from the parts of the pictures' names; both are empty where there are none."""
+    """Labels, and the number of each picture's label, from the parts of the pictures' names;
+    both are empty where there are none.
+    """
     return _labels(_without_root(list(names)))
 
 
@@ -175,31 +213,39 @@ def _open_zip(path: Path, split: Split) -> Dataset:
         archive = zipfile.ZipFile(path)
     except arrays.BROKEN as error:
         raise InputError(f"{path} is a damaged zip: {error}", "copy or download it again") from None
-    members = [m for m in archive.infolist() if not m.filename.endswith("/") and is_picture(m.filename)]
+    members = [
+        m for m in archive.infolist() if not m.filename.endswith("/") and is_picture(m.filename)
+    ]
     members.sort(key=lambda m: m.filename)
-    lock = threading.Lock()     # one file handle, so one seek at a time; decoding is outside of it
+    lock = threading.Lock()  # one file handle, so one seek at a time; decoding is outside of it
 
     def fetch(index: int) -> bytes:
         member = members[index]
         if member.file_size > MEMBER_LIMIT:
-            raise InputError(f"{member.filename} claims {member.file_size} bytes", "remove it from the zip")
+            raise InputError(
+                f"{member.filename} claims {member.file_size} bytes", "remove it from the zip"
+            )
         try:
             with lock:
                 return _read_member(archive, member)
         except (*arrays.BROKEN, OSError) as error:
-            raise InputError(f"{member.filename} in {path} is damaged: {error}", "pack the zip again") from None
+            raise InputError(
+                f"{member.filename} in {path} is damaged: {error}", "pack the zip again"
+            ) from None
 
     return _listed(path.name, [member.filename for member in members], fetch, split)
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """A picture's bytes; ValueError where they are none's, before more than the first of them are unpacked."""
+    """A picture's bytes; ValueError where they are none's, before more than the
+    first of them are unpacked.
+    """
     with archive.open(member) as file:
         start = file.read(_START)
         if not images.may_be_picture(start):
             raise ValueError("it is not a picture")
         data = bytearray(start)
-        while piece := file.read(1 << 20):      # all at once, zipfile would hold them twice
+        while piece := file.read(1 << 20):  # all at once, zipfile would hold them twice
             data += piece
     return bytes(data)
 
@@ -211,13 +257,21 @@ def _open_tars(paths: Sequence[Path], name: str, split: Split | None) -> Dataset
     def fetch(index: int) -> bytes:
         path, member = members[index]
         try:
-            with path.open("rb") as file:     # each time anew, 10 µs: no handle is shared by threads or left open
+            # each time anew, 10 µs: no handle is shared by threads or left open
+            with path.open("rb") as file:
                 file.seek(member.offset)
                 return file.read(member.size)
         except OSError as error:
-            raise InputError(f"{member.name} in {path}: {error.strerror}", "check the disk") from None
+            raise InputError(
+                f"{member.name} in {path}: {error.strerror}", "check the disk"
+            ) from None
 
-    return _listed(name if len(paths) == 1 else f"{len(paths)} shards of {name}", [member.name for _, member in members], fetch, split)
+    return _listed(
+        name if len(paths) == 1 else f"{len(paths)} shards of {name}",
+        [member.name for _, member in members],
+        fetch,
+        split,
+    )
 
 
 def _index_tar(path: Path) -> list[TarMember]:

@@ -1,8 +1,11 @@
-"""Which files a tar holds and where, from its headers alone: nothing is unpacked, no link is followed, no name becomes a path.
+"""Which files a tar holds and where, from its headers alone:
+nothing is unpacked, no link is followed, no name becomes a path.
 
-Written here because Python's tarfile keeps a kilobyte for every header, reserves memory for what a header claims, copies the global
-records for every member, and goes round in a circle where a size is negative (CVE-2025-8194; Python 3.11.7 still does).
-POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU tar's long names are understood; sparse files, which no picture is, are passed over.
+Written here because Python's tarfile keeps a kilobyte for every header, reserves memory for what a
+header claims, copies the global records for every member, and goes round in a circle where a size
+is negative (CVE-2025-8194; Python 3.11.7 still does).
+POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU tar's long names are understood;
+sparse files, which no picture is, are passed over.
 """
 
 from collections.abc import Iterator
@@ -13,31 +16,36 @@ from typing import NamedTuple
 from vqtok.errors import InputError
 
 BLOCK = 512
-_RECORDS_MAX = 1 << 20          # bytes of an extended header: names are at most a few kB
-_FILES = (b"0", b"\0", b"7")    # ordinary files; all else are links, devices, pipes, folders, or headers
-_NAMES = (b"L", b"K")           # GNU: the name, and the link's target, of the member that follows
-_EXTENDED = (b"x", b"X")        # pax: records about the member that follows; g holds records about all
+_RECORDS_MAX = 1 << 20  # bytes of an extended header: names are at most a few kB
+# ordinary files; all else are links, devices, pipes, folders, or headers
+_FILES = (b"0", b"\0", b"7")
+_NAMES = (b"L", b"K")  # GNU: the name, and the link's target, of the member that follows
+_EXTENDED = (b"x", b"X")  # pax: records about the member that follows; g holds records about all
 
 
 class TarMember(NamedTuple):
     """An ordinary file in a tar."""
 
     name: str
-    offset: int                 # of its bytes in the tar
+    offset: int  # of its bytes in the tar
     size: int
 
 
 def index(path: Path) -> Iterator[TarMember]:
-    """The ordinary files in a tar, in its order; the last one may reach past the end of a tar that is cut off.
+    """The ordinary files in a tar, in its order;
+    the last one may reach past the end of a tar that is cut off.
 
-    InputError, where a header is damaged or the file is no tar or cut off, comes after what stands before that. OSError: unreadable.
+    InputError, where a header is damaged or the file is no tar or cut off, comes after what stands
+    before that. OSError: unreadable.
     """
     with path.open("rb") as file:
         yield from index_stream(file, path.stat().st_size, path)
 
 
 def index_stream(file: BufferedIOBase, length: int, path: Path) -> Iterator[TarMember]:
-    """As `index`, of an open file of at most `length` bytes that is only ever read forwards; path is for errors."""
+    """As `index`, of an open file of at most `length` bytes that is only ever read
+    forwards; path is for errors.
+    """
     at, records = 0, {}
     while (header := file.read(BLOCK)).strip(b"\0"):
         size = _checked(header, path)
@@ -49,7 +57,7 @@ def index_stream(file: BufferedIOBase, length: int, path: Path) -> Iterator[TarM
             if kind in _FILES and not any(key.startswith("GNU.sparse") for key in records):
                 yield TarMember(records.get("path", _name(header)), data, size)
             records = {}
-            size = 0 if kind in b"123456" else size         # those have no bytes, whatever their size says
+            size = 0 if kind in b"123456" else size  # those have no bytes, whatever their size says
         at += -(-size // BLOCK) * BLOCK
         if at > length:
             raise _damaged(path, "a member reaches past its end")
@@ -72,11 +80,20 @@ def _checked(header: bytes, path: Path) -> int:
 
 
 def _number(field: bytes) -> int | None:
-    """Octal digits, or, behind a byte of 0x80, GNU's base 256; None where it is neither. A byte of 0xff is a negative one: None."""
+    """Octal digits, or, behind a byte of 0x80, GNU's base 256; None where it is neither.
+
+    A byte of 0xff is a negative one: None.
+    """
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip()
-    return int(digits or b"0", 8) if digits.isdigit() and b"8" not in digits and b"9" not in digits else 0 if not digits else None
+    return (
+        int(digits or b"0", 8)
+        if digits.isdigit() and b"8" not in digits and b"9" not in digits
+        else 0
+        if not digits
+        else None
+    )
 
 
 def _name(header: bytes) -> str:
@@ -93,7 +110,11 @@ def _records(file: BufferedIOBase, kind: bytes, size: int, path: Path) -> dict[s
     if len(data) < size:
         raise _damaged(path, "it is cut off")
     if kind in _NAMES:
-        return {"path": data.partition(b"\0")[0].decode("utf-8", "surrogateescape")} if kind == b"L" else {}
+        return (
+            {"path": data.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
+            if kind == b"L"
+            else {}
+        )
     return dict(_pax(data, path))
 
 
@@ -104,7 +125,12 @@ def _pax(data: bytes, path: Path) -> Iterator[tuple[str, str]]:
         digits = data[at : at + 8].partition(b" ")[0]
         length = int(digits) if digits.isdigit() else 0
         key, equals, value = data[at + len(digits) + 1 : at + length].partition(b"=")
-        if length <= len(digits) or at + length > len(data) or not equals or not value.endswith(b"\n"):
+        if (
+            length <= len(digits)
+            or at + length > len(data)
+            or not equals
+            or not value.endswith(b"\n")
+        ):
             raise _damaged(path, "an extended header")
         yield key.decode("utf-8", "surrogateescape"), value[:-1].decode("utf-8", "surrogateescape")
         at += length

@@ -1,4 +1,6 @@
-"""How good a model is on pictures: distortion, codebook use, and bits; by level, and beside JPEG, WebP and AVIF."""
+"""How good a model is on pictures: distortion, codebook use, and bits;
+by level, and beside JPEG, WebP and AVIF.
+"""
 
 from vqtok.evaluate.codecs import CODECS, title
 from vqtok.evaluate.coders import TITLES

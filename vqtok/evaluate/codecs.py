@@ -1,4 +1,6 @@
-"""JPEG, WebP and AVIF at a given number of bytes, each as good as it gets: what a tokenizer has to be better than."""
+"""JPEG, WebP and AVIF at a given number of bytes, each as good as it gets:
+what a tokenizer has to be better than.
+"""
 
 import io
 from collections.abc import Mapping
@@ -11,7 +13,8 @@ from PIL import Image, features
 from vqtok import images
 from vqtok.evaluate.quality import Judge, Quality
 
-DIVISORS = (1, 2, 4)        # at a tenth of a bit per pixel, half or a quarter of the resolution looks better than blocks
+# at a tenth of a bit per pixel, half or a quarter of the resolution looks better than blocks
+DIVISORS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,13 @@ class _Format:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-# One thread keeps an AVIF in one tile, which is smallest. Its speed stays at Pillow's 6: 4 saves 2 to 5 % of the bytes and takes 6 to
-# 12 times as long, for a search that writes twenty files of a picture.
+# One thread keeps an AVIF in one tile, which is smallest. Its speed stays at Pillow's 6: 4
+# saves 2 to 5 % of the bytes and takes 6 to 12 times as long, for a search that writes
+# twenty files of a picture.
 _FORMATS = {
-    "jpeg": _Format("JPEG", "JPEG", "jpg", 1, 95, gray=True, options={"optimize": True, "progressive": True}),
+    "jpeg": _Format(
+        "JPEG", "JPEG", "jpg", 1, 95, gray=True, options={"optimize": True, "progressive": True}
+    ),
     "webp": _Format("WebP", "WEBP", "webp", 0, 100, options={"method": 6}),
     "avif": _Format("AVIF", "AVIF", "avif", 0, 100, options={"max_threads": 1}),
 }
@@ -57,7 +63,10 @@ class Attempt:
 
 
 class Rival:
-    """One picture in one format. Each file is written once, and each that is chosen is measured once, whatever the budgets."""
+    """One picture in one format.
+
+    Each file is written once, and each that is chosen is measured once, whatever the budgets.
+    """
 
     def __init__(self, codec: str, original: np.ndarray, judge: Judge) -> None:
         self.codec, self.original, self.judge = codec, original, judge
@@ -67,22 +76,34 @@ class Rival:
         self._qualities: dict[Attempt, Quality] = {}
 
     def best(self, budget: int) -> Attempt | None:
-        """The file of at most `budget` bytes that looks best: the lowest LPIPS, or without it the highest MS-SSIM.
+        """The file of at most `budget` bytes that looks best:
+        the lowest LPIPS, or without it the highest MS-SSIM.
 
-        Where none is that small, the smallest of all; None where the format does not take a picture of this size.
+        Where none is that small, the smallest of all;
+        None where the format does not take a picture of this size.
         """
         found = [self._largest(divisor, budget) for divisor in DIVISORS]
         fitting = [attempt for attempt in found if attempt is not None]
         if not fitting:
             smallest = [self._attempt(divisor, self._format.worst) for divisor in DIVISORS]
-            return min((attempt for attempt in smallest if attempt is not None), key=lambda attempt: attempt.bytes, default=None)
-        return min(fitting, key=lambda attempt: self._score(attempt)[0]) if len(fitting) > 1 else fitting[0]
+            return min(
+                (attempt for attempt in smallest if attempt is not None),
+                key=lambda attempt: attempt.bytes,
+                default=None,
+            )
+        return (
+            min(fitting, key=lambda attempt: self._score(attempt)[0])
+            if len(fitting) > 1
+            else fitting[0]
+        )
 
     def quality(self, attempt: Attempt) -> Quality:
         """Figures of what the file shows."""
         if attempt not in self._qualities:
             distance = self._scores[attempt][1] if attempt in self._scores else None
-            self._qualities[attempt] = self.judge.quality(self.original, self.shown(attempt), distance)
+            self._qualities[attempt] = self.judge.quality(
+                self.original, self.shown(attempt), distance
+            )
         return self._qualities[attempt]
 
     def shown(self, attempt: Attempt) -> np.ndarray:
@@ -109,7 +130,10 @@ class Rival:
         return self._scores[attempt]
 
     def _largest(self, divisor: int, budget: int) -> Attempt | None:
-        """The highest quality that fits, by bisection: the bytes grow with the quality. None where not even the worst does."""
+        """The highest quality that fits, by bisection: the bytes grow with the quality.
+
+        None where not even the worst does.
+        """
         low, high = self._format.worst, self._format.best
         found = self._attempt(divisor, low)
         if found is None or found.bytes > budget:
@@ -141,6 +165,7 @@ class Rival:
         file = io.BytesIO()
         try:
             image.save(file, self._format.kind, quality=quality, **self._format.options)
-        except (OSError, ValueError, SystemError):      # more pixels a side than the format has bits for
+        except (OSError, ValueError, SystemError):
+            # more pixels a side than the format has bits for
             return None
         return file.getvalue()

@@ -11,14 +11,22 @@ from vqtok import entropy
 from vqtok.codes import Codes
 
 TITLES = {
-    "packed": "bit-packed", "zlib": "zlib", "lzma": "lzma", "png": "PNG", "zero_order": "zero-order", "prior": "float prior",
-    "integer": "integer prior", "compact": "compact files",
-}   # fmt: skip
-LZMA_DICTIONARY = 4096, 2**26       # bytes: the smallest that there is, and that of the preset
+    "packed": "bit-packed",
+    "zlib": "zlib",
+    "lzma": "lzma",
+    "png": "PNG",
+    "zero_order": "zero-order",
+    "prior": "float prior",
+    "integer": "integer prior",
+    "compact": "compact files",
+}
+LZMA_DICTIONARY = 4096, 2**26  # bytes: the smallest that there is, and that of the preset
 
 
 def grid_bytes(codes: Codes) -> dict[str, int]:
-    """Bytes of the indices alone, by coder: bit-packed; zlib and lzma at their best; a grey PNG, the levels one below another."""
+    """Bytes of the indices alone, by coder: bit-packed; zlib and lzma at their best;
+    a grey PNG, the levels one below another.
+    """
     n, L, h, w = codes.indices.shape
     raw = codes.indices.tobytes()
     return {
@@ -30,15 +38,23 @@ def grid_bytes(codes: Codes) -> dict[str, int]:
 
 
 def zero_order_bits(counts: np.ndarray) -> float:
-    """Bits of all indices when each is coded by how often it occurs among all: of counts (K,), without the table."""
+    """Bits of all indices when each is coded by how often it occurs among all:
+    of counts (K,), without the table.
+    """
     used = counts[counts > 0].astype(np.float64)
     return float((used * np.log2(used.sum() / used)).sum())
 
 
 def _lzma_bytes(raw: bytes) -> int:
-    """With a dictionary no larger than the data: the preset's own 64 MiB give the same bytes, and 27 ms a call in place of 0.3."""
+    """With a dictionary no larger than the data:
+    the preset's own 64 MiB give the same bytes, and 27 ms a call in place of 0.3.
+    """
     preset = 9 | lzma.PRESET_EXTREME
-    options = {"id": lzma.FILTER_LZMA1, "preset": preset, "dict_size": min(max(len(raw), LZMA_DICTIONARY[0]), LZMA_DICTIONARY[1])}
+    options = {
+        "id": lzma.FILTER_LZMA1,
+        "preset": preset,
+        "dict_size": min(max(len(raw), LZMA_DICTIONARY[0]), LZMA_DICTIONARY[1]),
+    }
     return len(lzma.compress(raw, lzma.FORMAT_ALONE, filters=[options]))
 
 

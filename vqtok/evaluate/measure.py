@@ -1,4 +1,6 @@
-"""The loop over pictures: encode each once, decode it from each number of levels, measure, and compare."""
+"""The loop over pictures: encode each once, decode it from each number of
+levels, measure, and compare.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +21,12 @@ from vqtok.losses import LPIPS
 from vqtok.priors import Prior
 from vqtok.vqvae import to_float
 
-BATCH_PIXELS = 2**18        # pictures of one size are encoded together up to here
-BATCH_INDICES = 2**14       # and their grids are weighed by the prior together up to here
-PHOTO_SIDE = 64             # pictures with no side beyond are icons and toys: nobody stores them as WebP one by one
-CURVE = (2, 4)              # times our largest file: further points of the codecs' curves, which must reach our quality
+BATCH_PIXELS = 2**18  # pictures of one size are encoded together up to here
+BATCH_INDICES = 2**14  # and their grids are weighed by the prior together up to here
+# pictures with no side beyond are icons and toys: nobody stores them as WebP one by one
+PHOTO_SIDE = 64
+# times our largest file: further points of the codecs' curves, which must reach our quality
+CURVE = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,16 @@ class View:
 
     name: str
     bytes: int | None
-    picture: np.ndarray         # uint8 (H, W, C)
+    picture: np.ndarray  # uint8 (H, W, C)
 
 
 @dataclass(frozen=True)
 class _Plan:
     """What is asked for."""
 
-    levels: tuple[int, ...]     # that get a row; the last is L
+    levels: tuple[int, ...]  # that get a row; the last is L
     codec_levels: tuple[int, ...]
-    codecs: tuple[str, ...] | None      # None: by the size of the first picture
+    codecs: tuple[str, ...] | None  # None: by the size of the first picture
 
     @property
     def middle(self) -> int:
@@ -60,13 +64,16 @@ def evaluate(
     lpips: LPIPS | None = None,
     codecs: Sequence[str] | None = None,
 ) -> Evaluation:
-    """Encodes the first `limit` pictures of a data set whole, decodes them from their first n levels for each n, and measures.
+    """Encodes the first `limit` pictures of a data set whole, decodes them from their first n
+    levels for each n, and measures.
 
-    `levels` are the numbers of levels to measure, by default each from 1 to L; L is measured in any case. `codecs` are those to
-    compare with at the same bytes, by default all where the first picture has more than PHOTO_SIDE pixels a side, else none.
-    `progress` gets pictures done and in all, `show` the views of each picture: the original, ours, the codecs'. Pictures that
-    cannot be read are left out and counted, and `skip` gets their errors. Raises InputError when none is left, UsageError where the
-    model has fewer levels, and where the model's prior is not its own, ModelError: before the work.
+    `levels` are the numbers of levels to measure, by default each from 1 to L; L is measured in any
+    case. `codecs` are those to compare with at the same bytes, by default all where the first
+    picture has more than PHOTO_SIDE pixels a side, else none.
+    `progress` gets pictures done and in all, `show` the views of each picture: the original, ours,
+    the codecs'. Pictures that cannot be read are left out and counted, and `skip` gets their
+    errors. Raises InputError when none is left, UsageError where the model has fewer levels, and
+    where the model's prior is not its own, ModelError: before the work.
     """
     plan = _plan(model, levels, codecs)
     total = len(dataset) if limit is None else min(limit, len(dataset))
@@ -86,7 +93,10 @@ def evaluate(
         if progress is not None:
             progress(sums.pictures + sums.skipped, total)
     if not sums.pictures:
-        raise InputError(f"no picture of {dataset.name} can be read", "check that the files are whole and are pictures")
+        raise InputError(
+            f"no picture of {dataset.name} can be read",
+            "check that the files are whole and are pictures",
+        )
     return sums.result(_notes(sums, plan, lpips))
 
 
@@ -94,19 +104,30 @@ def _plan(model: Model, levels: Sequence[int] | None, codecs: Sequence[str] | No
     L = model.config.levels
     for n in levels or ():
         if not 1 <= n <= L:
-            raise UsageError(f"the model {model.name} has {counted(L)}, there is nothing to measure at {n}", choice(L))
+            raise UsageError(
+                f"the model {model.name} has {counted(L)}, there is nothing to measure at {n}",
+                choice(L),
+            )
     for codec in codecs or ():
         if codec not in CODECS:
-            raise UsageError(f"there is no codec {codec!r} to compare with", f"choose from {', '.join(CODECS)}")
+            raise UsageError(
+                f"there is no codec {codec!r} to compare with", f"choose from {', '.join(CODECS)}"
+            )
     chosen = tuple(sorted({*levels, L})) if levels else tuple(range(1, L + 1))
     powers = tuple(n for n in chosen if levels or n == L or n & (n - 1) == 0)
     return _Plan(chosen, powers, None if codecs is None else tuple(dict.fromkeys(codecs)))
 
 
 def _groups(
-    model: Model, dataset: Dataset, total: int, sums: Sums, skip: Callable[[InputError], None] | None
+    model: Model,
+    dataset: Dataset,
+    total: int,
+    sums: Sums,
+    skip: Callable[[InputError], None] | None,
 ) -> Iterator[tuple[list[np.ndarray], list[int]]]:
-    """Neighboring pictures of one size, and their labels: class numbers where the prior knows these classes, else -1."""
+    """Neighboring pictures of one size, and their labels:
+    class numbers where the prior knows these classes, else -1.
+    """
     labeled = model.folder.prior is not None and dataset.labels == model.labels
     pictures: list[np.ndarray] = []
     labels: list[int] = []
@@ -130,40 +151,57 @@ def _groups(
 
 
 def _add_grids(sums: Sums, prior: Prior | None, codes: Codes, labels: list[int]) -> None:
-    """Which codes are used at each level, and the bits that a level would take if it were coded with the prior's probabilities."""
+    """Which codes are used at each level, and the bits that a level would take if it were coded
+    with the prior's probabilities.
+    """
     for level, counts in enumerate(sums.counts):
         counts += np.bincount(codes.indices[:, level].ravel(), minlength=len(counts))
     sums.indices += codes.indices[:, 0].size
     if prior is None or not prior.fits(*codes.indices.shape[2:]):
-        sums.has_prior = False      # of some pictures it says nothing, so of all together neither
+        sums.has_prior = False  # of some pictures it says nothing, so of all together neither
         return
     device = next(prior.parameters()).device
     indices = torch.from_numpy(codes.indices.astype(np.int64)).to(device)
     batch = max(1, BATCH_INDICES // indices[0].numel())
     with torch.inference_mode():
-        for some, of in zip(indices.split(batch), torch.tensor(labels, device=device).split(batch), strict=True):
-            nats = prior.nats(some, of).transpose(0, 1).flatten(1)          # (L, B*h*w)
-            sums.coded += nats.cpu().double().sum(1).numpy() / np.log(2)    # on the CPU: MPS has no float64
+        for some, of in zip(
+            indices.split(batch), torch.tensor(labels, device=device).split(batch), strict=True
+        ):
+            nats = prior.nats(some, of).transpose(0, 1).flatten(1)  # (L, B*h*w)
+            # on the CPU: MPS has no float64
+            sums.coded += nats.cpu().double().sum(1).numpy() / np.log(2)
 
 
-def _add_picture(model: Model, judge: Judge, plan: _Plan, sums: Sums, picture: np.ndarray, codes: Codes) -> list[View]:
-    """Measures one picture, uint8 (H, W, C), whose codes have all levels, from its first n, and as the codecs show it."""
+def _add_picture(
+    model: Model, judge: Judge, plan: _Plan, sums: Sums, picture: np.ndarray, codes: Codes
+) -> list[View]:
+    """Measures one picture, uint8 (H, W, C), whose codes have all levels, from its first n,
+    and as the codecs show it.
+    """
     views, sizes = [View("original", None, picture)], {}
     for n, tally in sums.levels.items():
         part = codes.first_levels(n)
-        output = model.output(part, 0)                              # (1, C, H, W)
+        output = model.output(part, 0)  # (1, C, H, W)
         decoded, sizes[n] = model.to_picture(output), len(to_bytes(part))
         tally.add(judge.quality(picture, decoded), sizes[n], codes.pixels)
         tally.add_coded(_coded(model, part))
         if n in plan.codec_levels:
-            views.append(View(counted(n) if len(sums.counts) > 1 else model.name, sizes[n], decoded))
+            views.append(
+                View(counted(n) if len(sums.counts) > 1 else model.name, sizes[n], decoded)
+            )
         if n == model.config.levels:
             _add_errors(model, sums, picture, decoded, output)
-    return views + [view for codec in plan.codecs or () for view in _add_codec(judge, plan, sums, codec, picture, sizes)]
+    return views + [
+        view
+        for codec in plan.codecs or ()
+        for view in _add_codec(judge, plan, sums, codec, picture, sizes)
+    ]
 
 
 def _coded(model: Model, codes: Codes) -> dict[str, int]:
-    """Bytes of the grids of one picture by coder; of the integer prior alone, and of the file that it makes."""
+    """Bytes of the grids of one picture by coder;
+    of the integer prior alone, and of the file that it makes.
+    """
     sizes = grid_bytes(codes)
     if model.entropy_coder is not None:
         packed = model.pack(codes)
@@ -171,20 +209,27 @@ def _coded(model: Model, codes: Codes) -> dict[str, int]:
     return sizes
 
 
-def _add_errors(model: Model, sums: Sums, picture: np.ndarray, decoded: np.ndarray, output: torch.Tensor) -> None:
+def _add_errors(
+    model: Model, sums: Sums, picture: np.ndarray, decoded: np.ndarray, output: torch.Tensor
+) -> None:
     """Sums for the error over the variance, and for the bits per dimension."""
     sums.values += picture.size
     sums.squared += metrics.squared_error(picture, decoded)
     counts = np.bincount(picture.ravel(), minlength=256).tolist()
     sums.sum += sum(value * count for value, count in enumerate(counts))
     sums.sum_squares += sum(value * value * count for value, count in enumerate(counts))
-    x = torch.from_numpy(picture.transpose(2, 0, 1).copy())[None].to(model.device)      # (1, C, H, W)
+    x = torch.from_numpy(picture.transpose(2, 0, 1).copy())[None].to(model.device)  # (1, C, H, W)
     with torch.inference_mode():
         sums.nats += float(model.network.likelihood.nll(output, to_float(x))) * picture.size
 
 
-def _add_codec(judge: Judge, plan: _Plan, sums: Sums, codec: str, picture: np.ndarray, sizes: dict[int, int]) -> Iterator[View]:
-    """Measures what a codec makes of the picture at the bytes of our files, {levels: bytes}. Yields the view for a sheet."""
+def _add_codec(
+    judge: Judge, plan: _Plan, sums: Sums, codec: str, picture: np.ndarray, sizes: dict[int, int]
+) -> Iterator[View]:
+    """Measures what a codec makes of the picture at the bytes of our files, {levels: bytes}.
+
+    Yields the view for a sheet.
+    """
     if not writable(codec):
         return
     rival = Rival(codec, picture, judge)
@@ -202,13 +247,26 @@ def _add_codec(judge: Judge, plan: _Plan, sums: Sums, codec: str, picture: np.nd
 
 
 def _notes(sums: Sums, plan: _Plan, lpips: LPIPS | None) -> tuple[str, ...]:
-    notes = [f"this Pillow cannot write {title(codec)}: left out" for codec in plan.codecs or () if not writable(codec)]
-    notes += [f"{title(codec)} does not take {count} of the pictures: left out" for codec, count in sums.unwritten.items()]
+    notes = [
+        f"this Pillow cannot write {title(codec)}: left out"
+        for codec in plan.codecs or ()
+        if not writable(codec)
+    ]
+    notes += [
+        f"{title(codec)} does not take {count} of the pictures: left out"
+        for codec, count in sums.unwritten.items()
+    ]
     small = sum(quality.lpips is None for quality in sums.all_levels.qualities)
     if lpips is not None and small:
-        notes.append(f"LPIPS leaves out {small} of {sums.pictures} pictures: it needs {SMALLEST} pixels a side")
+        notes.append(
+            f"LPIPS leaves out {small} of {sums.pictures} pictures: "
+            f"it needs {SMALLEST} pixels a side"
+        )
     for (codec, n, _), tally in sums.codecs.items():
         if tally.over:
             at = f"{title(codec)} at the bytes of {counted(n)}"
-            notes.append(f"{at}: for {tally.over} of {len(tally.qualities)} pictures its smallest file is larger, and was taken")
+            notes.append(
+                f"{at}: for {tally.over} of {len(tally.qualities)} pictures its smallest file "
+                "is larger, and was taken"
+            )
     return tuple(notes)

@@ -12,26 +12,30 @@ from vqtok.data import convert
 from vqtok.losses import LPIPS
 from vqtok.vqvae import to_float
 
-SMALLEST = 64       # pixels of the shorter side that LPIPS asks for: its judgements were collected on patches of 64x64
+# pixels of the shorter side that LPIPS asks for: its judgements were collected on patches of 64x64
+SMALLEST = 64
 
 
 @dataclass(frozen=True)
 class Quality:
     """Figures of one picture, or means over several."""
 
-    psnr: float             # dB
+    psnr: float  # dB
     ssim: float
     ms_ssim: float
-    lpips: float | None     # None without its weights, and for pictures too small for it
+    lpips: float | None  # None without its weights, and for pictures too small for it
 
 
 class Judge:
-    """Compares pictures uint8 (H, W, C) with their originals, by LPIPS too where its network is given."""
+    """Compares pictures uint8 (H, W, C) with their originals, by LPIPS too
+    where its network is given.
+    """
 
     def __init__(self, network: LPIPS | None, device: torch.device) -> None:
         self.network = None if network is None else network.to(device)
         self.device = device
-        self._last: tuple[np.ndarray, list[Tensor]] | None = None       # an original, and its features: it is compared many times
+        # an original, and its features: it is compared many times
+        self._last: tuple[np.ndarray, list[Tensor]] | None = None
 
     def distance(self, original: np.ndarray, picture: np.ndarray) -> float | None:
         """LPIPS of the two, in color (gray is repeated); None where it cannot be told."""
@@ -40,10 +44,16 @@ class Judge:
         with torch.inference_mode():
             if self._last is None or self._last[0] is not original:
                 self._last = original, self.network.features(self._tensor(original))
-            return float(self.network.between(self._last[1], self.network.features(self._tensor(picture))))
+            return float(
+                self.network.between(self._last[1], self.network.features(self._tensor(picture)))
+            )
 
-    def quality(self, original: np.ndarray, picture: np.ndarray, distance: float | None = None) -> Quality:
-        """All figures; `distance` is what the method of that name has said of these two before, if anything."""
+    def quality(
+        self, original: np.ndarray, picture: np.ndarray, distance: float | None = None
+    ) -> Quality:
+        """All figures; `distance` is what the method of that name has said of
+        these two before, if anything.
+        """
         ssim, ms_ssim = metrics.similarities(original, picture)
         distance = self.distance(original, picture) if distance is None else distance
         return Quality(metrics.psnr(original, picture), ssim, ms_ssim, distance)
@@ -58,5 +68,7 @@ def mean(found: Sequence[Quality]) -> Quality:
     """Means over pictures; that of LPIPS over those which have one."""
     assert found
     distances = [q.lpips for q in found if q.lpips is not None]
-    psnr, ssim, ms_ssim = (float(v) for v in np.mean([(q.psnr, q.ssim, q.ms_ssim) for q in found], axis=0))
+    psnr, ssim, ms_ssim = (
+        float(v) for v in np.mean([(q.psnr, q.ssim, q.ms_ssim) for q in found], axis=0)
+    )
     return Quality(psnr, ssim, ms_ssim, float(np.mean(distances)) if distances else None)

@@ -1,4 +1,6 @@
-"""A checkpoint to the weights of a tokenizer with the classic network; its settings are told by the tensors' shapes."""
+"""A checkpoint to the weights of a tokenizer with the classic network;
+its settings are told by the tensors' shapes.
+"""
 
 import math
 from collections.abc import Mapping
@@ -16,35 +18,66 @@ from vqtok.outline import outline
 from vqtok.vqvae import VQVAE
 
 LAYOUTS = (taming.LAYOUT, llamagen.LAYOUT, diffusers.LAYOUT)
-GROUPS = 32             # of the normalization, fixed in the code of taming-transformers and LlamaGen
+GROUPS = 32  # of the normalization, fixed in the code of taming-transformers and LlamaGen
 _COPY_AGAIN = "copy or download the file again"
-LOG_SCALE = math.log(0.1)       # of the likelihood, as training starts with it: no source has one
+LOG_SCALE = math.log(0.1)  # of the likelihood, as training starts with it: no source has one
 
 
 def convert(checkpoint: Checkpoint, normalize: bool | None = None) -> weights.Weights:
-    """The tokenizer in a checkpoint. `normalize`: whether its codes are on the unit sphere; None: as its program has it.
+    """The tokenizer in a checkpoint.
 
-    FormatError where the checkpoint holds no network that vqtok knows, or not all of it, or more. Errors of `diffusers.groups`.
+    `normalize`: whether its codes are on the unit sphere; None: as its program has it.
+
+    FormatError where the checkpoint holds no network that vqtok knows, or not all of it, or more.
+    Errors of `diffusers.groups`.
     """
     path = checkpoint.path
-    found = next((known for known in LAYOUTS if any(name.startswith(known.mark) for name in checkpoint.tensors)), None)
+    found = next(
+        (
+            known
+            for known in LAYOUTS
+            if any(name.startswith(known.mark) for name in checkpoint.tensors)
+        ),
+        None,
+    )
     if found is None:
         raise FormatError(
-            f"{path} holds no tokenizer that vqtok knows", "give one of taming-transformers, LlamaGen (VQ-8, VQ-16) or diffusers (VQModel)"
+            f"{path} holds no tokenizer that vqtok knows",
+            "give one of taming-transformers, LlamaGen (VQ-8, VQ-16) or diffusers (VQModel)",
         )
     theirs, groups = checkpoint.tensors, GROUPS
     if found is diffusers.LAYOUT:
-        theirs, groups = {diffusers.modern(name): value for name, value in theirs.items()}, diffusers.groups(path.parent)
-    settings = _settings(found, theirs, groups, found.normalize if normalize is None else normalize, str(path))
+        theirs, groups = (
+            {diffusers.modern(name): value for name, value in theirs.items()},
+            diffusers.groups(path.parent),
+        )
+    settings = _settings(
+        found, theirs, groups, found.normalize if normalize is None else normalize, str(path)
+    )
     tensors = _taken(found, theirs, settings, str(path))
-    source = {"program": found.name, "file": "".join(c if c.isprintable() else "_" for c in path.name)}
-    record = {"imported": source, "data": f"unknown: imported, a {found.name}", "metrics": {}, "version": __version__}
-    return weights.Weights(tensors, {"format": 1, "kind": "tokenizer", "config": asdict(settings), "record": record})
+    source = {
+        "program": found.name,
+        "file": "".join(c if c.isprintable() else "_" for c in path.name),
+    }
+    record = {
+        "imported": source,
+        "data": f"unknown: imported, a {found.name}",
+        "metrics": {},
+        "version": __version__,
+    }
+    return weights.Weights(
+        tensors, {"format": 1, "kind": "tokenizer", "config": asdict(settings), "record": record}
+    )
 
 
-def _settings(found: Layout, theirs: Mapping[str, np.ndarray], groups: int, normalize: bool, origin: str) -> TokenizerConfig:
+def _settings(
+    found: Layout, theirs: Mapping[str, np.ndarray], groups: int, normalize: bool, origin: str
+) -> TokenizerConfig:
     """What the names and shapes say. FormatError where they make no network that vqtok has."""
-    blocks, attention = found.places(layout.STAGE_BLOCKS, theirs), found.places(layout.STAGE_ATTENTION, theirs)
+    blocks, attention = (
+        found.places(layout.STAGE_BLOCKS, theirs),
+        found.places(layout.STAGE_ATTENTION, theirs),
+    )
     count = len({stage for stage, _ in blocks})
     middle = any(name.startswith(found.parts[layout.MIDDLE_ATTENTION] + ".") for name in theirs)
 
@@ -60,40 +93,79 @@ def _settings(found: Layout, theirs: Mapping[str, np.ndarray], groups: int, norm
     size, dim = shape(layout.CODEBOOK)
     try:
         return TokenizerConfig(
-            channels=shape(layout.FIRST)[1], downsample=2 ** (count - 1), fold=1, width=stages[0],
-            encoder_blocks=len({block for _, block in blocks}), shortcut=False,
+            channels=shape(layout.FIRST)[1],
+            downsample=2 ** (count - 1),
+            fold=1,
+            width=stages[0],
+            encoder_blocks=len({block for _, block in blocks}),
+            shortcut=False,
             decoder_blocks=len({block for _, block in found.places(layout.DECODER_BLOCKS, theirs)}),
-            quantizer="vq", codebook_size=size, code_dim=dim, normalize=normalize, network="classic", stages=stages,
-            attention=tuple(sorted({stage for stage, _ in attention} | ({count} if middle else set()))),
-            groups=groups, z_channels=shape("encoder.last.weight")[0],
-        )       # fmt: skip
+            quantizer="vq",
+            codebook_size=size,
+            code_dim=dim,
+            normalize=normalize,
+            network="classic",
+            stages=stages,
+            attention=tuple(
+                sorted({stage for stage, _ in attention} | ({count} if middle else set()))
+            ),
+            groups=groups,
+            z_channels=shape("encoder.last.weight")[0],
+        )
     except UsageError as error:
-        raise FormatError(f"{origin} holds a network that vqtok has no room for: {error}", "import another checkpoint") from None
+        raise FormatError(
+            f"{origin} holds a network that vqtok has no room for: {error}",
+            "import another checkpoint",
+        ) from None
 
 
 def _lacking(name: str) -> str:
     if name.startswith("quantize."):
-        return "vqtok imports vector quantizers only: no continuous autoencoders, and no Gumbel quantizers"
+        return (
+            "vqtok imports vector quantizers only: no continuous autoencoders, "
+            "and no Gumbel quantizers"
+        )
     return _COPY_AGAIN
 
 
-def _taken(found: Layout, theirs: Mapping[str, np.ndarray], settings: TokenizerConfig, origin: str) -> dict[str, np.ndarray]:
-    """Their tensors under our names, each checked. FormatError where one is missing, too many, or of a wrong shape."""
+def _taken(
+    found: Layout, theirs: Mapping[str, np.ndarray], settings: TokenizerConfig, origin: str
+) -> dict[str, np.ndarray]:
+    """Their tensors under our names, each checked.
+
+    FormatError where one is missing, too many, or of a wrong shape.
+    """
     with outline():
-        shapes = {name: tuple(value.shape) for name, value in VQVAE(settings).release_state().items()}
+        shapes = {
+            name: tuple(value.shape) for name, value in VQVAE(settings).release_state().items()
+        }
     scale = shapes.pop("likelihood.log_scale")
     names = {name: found.theirs(name, len(settings.stages)) for name in shapes}
     more = sorted(set(found.own(theirs)) - set(names.values()))
     if more:
-        raise FormatError(f"{origin} has the tensor {more[0][:100]}, which vqtok's network has no place for", "import another checkpoint")
-    own = {name: _flat(theirs[name], shapes[ours]) for ours, name in names.items() if name in theirs}
+        raise FormatError(
+            f"{origin} has the tensor {more[0][:100]}, which vqtok's network has no place for",
+            "import another checkpoint",
+        )
+    own = {
+        name: _flat(theirs[name], shapes[ours]) for ours, name in names.items() if name in theirs
+    }
     for name, array in own.items():
         if array.dtype.kind != "f":
-            raise FormatError(f"{origin}: tensor {name} is of type {array.dtype}", "save it as float32 or float16")
+            raise FormatError(
+                f"{origin}: tensor {name} is of type {array.dtype}", "save it as float32 or float16"
+            )
     weights.check(own, {name: shapes[ours] for ours, name in names.items()}, origin)
-    return {**{ours: own[name] for ours, name in names.items()}, "likelihood.log_scale": np.full(scale, LOG_SCALE, np.float32)}
+    return {
+        **{ours: own[name] for ours, name in names.items()},
+        "likelihood.log_scale": np.full(scale, LOG_SCALE, np.float32),
+    }
 
 
 def _flat(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The array without the last axes of a 1x1 convolution where we have a linear layer."""
-    return array[:, :, 0, 0] if len(shape) == 2 and array.ndim == 4 and array.shape[2:] == (1, 1) else array
+    return (
+        array[:, :, 0, 0]
+        if len(shape) == 2 and array.ndim == 4 and array.shape[2:] == (1, 1)
+        else array
+    )

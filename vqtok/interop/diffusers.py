@@ -1,6 +1,7 @@
 """VQModel of diffusers: its names, and its config.json.
 
-Source: github.com/huggingface/diffusers, src/diffusers/models/autoencoders/vq_model.py and vae.py, models/unets/unet_2d_blocks.py.
+Source: github.com/huggingface/diffusers, src/diffusers/models/autoencoders/vq_model.py and vae.py,
+models/unets/unet_2d_blocks.py.
 """
 
 import json
@@ -14,13 +15,15 @@ from vqtok.errors import FormatError, InputError
 from vqtok.interop.layout import SHARED, Layout
 
 CONFIG, STEM = "config.json", "diffusion_pytorch_model"
-CONFIG_LIMIT = 1 << 20      # bytes; one of theirs has some 700
-_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}       # before its release 0.15
+CONFIG_LIMIT = 1 << 20  # bytes; one of theirs has some 700
+# before its release 0.15
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 LAYOUT = Layout(
     name="diffusers VQModel",
     mark="encoder.down_blocks.",
-    parts=SHARED | {
+    parts=SHARED
+    | {
         "encoder.stages.#.blocks.#": "encoder.down_blocks.#.resnets.#",
         "encoder.stages.#.attention.#": "encoder.down_blocks.#.attentions.#",
         "encoder.stages.#.resample": "encoder.down_blocks.#.downsamplers.0.conv",
@@ -37,30 +40,53 @@ LAYOUT = Layout(
         "decoder.norm": "decoder.conv_norm_out",
     },
     block={"shortcut": "conv_shortcut"},
-    attention={"norm": "group_norm", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out.0"},
+    attention={
+        "norm": "group_norm",
+        "query": "to_q",
+        "key": "to_k",
+        "value": "to_v",
+        "out": "to_out.0",
+    },
 )
 
 
 def modern(name: str) -> str:
     """The name that diffusers gives a tensor today: attention was named otherwise once."""
-    return re.sub(r"(?<=\.attentions\.)(\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{_OLD[m[2]]}.", name)
+    return re.sub(
+        r"(?<=\.attentions\.)(\d+)\.(query|key|value|proj_attn)\.",
+        lambda m: f"{m[1]}.{_OLD[m[2]]}.",
+        name,
+    )
 
 
 def groups(folder: Path) -> int:
-    """Groups of the normalization, from the config in a model's folder. InputError, FormatError: none, damaged, or of another network."""
+    """Groups of the normalization, from the config in a model's folder.
+
+    InputError, FormatError: none, damaged, or of another network.
+    """
     path = folder / CONFIG
     if not path.is_file():
-        raise InputError(f"{folder} holds no {CONFIG}, which a VQModel of diffusers comes with", "put it beside the weights")
+        raise InputError(
+            f"{folder} holds no {CONFIG}, which a VQModel of diffusers comes with",
+            "put it beside the weights",
+        )
     try:
         values = json.loads(files.read_bytes(path, CONFIG_LIMIT))
-        activation, norm, count = (values.get(*pair) for pair in (("act_fn", "silu"), ("norm_type", "group"), ("norm_num_groups", 32)))
-    except (ValueError, RecursionError, AttributeError):        # UnicodeDecodeError is a ValueError
+        activation, norm, count = (
+            values.get(*pair)
+            for pair in (("act_fn", "silu"), ("norm_type", "group"), ("norm_num_groups", 32))
+        )
+    except (ValueError, RecursionError, AttributeError):  # UnicodeDecodeError is a ValueError
         raise FormatError(f"{path} is damaged", "copy or download it again") from None
     if activation not in ("silu", "swish") or norm != "group":
         other = f"act_fn {str(activation)[:40]!r}, norm_type {str(norm)[:40]!r}"
-        raise FormatError(f"{path} asks for {other}", "vqtok reads VQModels with silu and group normalization")
+        raise FormatError(
+            f"{path} asks for {other}", "vqtok reads VQModels with silu and group normalization"
+        )
     if type(count) is not int:
-        raise FormatError(f"{path}: norm_num_groups is {str(count)[:40]!r}", "copy or download it again")
+        raise FormatError(
+            f"{path}: norm_num_groups is {str(count)[:40]!r}", "copy or download it again"
+        )
     return count
 
 

@@ -13,7 +13,7 @@ from vqtok.config import TokenizerConfig
 from vqtok.errors import ModelError
 from vqtok.interop import diffusers, layout
 
-_LIKELIHOODS = ("mse", "l1", "charbonnier", "logistic")     # what the decoder gives is the picture
+_LIKELIHOODS = ("mse", "l1", "charbonnier", "logistic")  # what the decoder gives is the picture
 _QUANTIZERS = ("vq", "ema")
 
 
@@ -23,10 +23,13 @@ class Exported:
 
     config: bytes
     tensors: bytes
-    count: int          # of tensors
+    count: int  # of tensors
 
     def write(self, folder: Path, force: bool) -> None:
-        """Writes them into a folder, made if missing. OutputError where one exists, unless `force`."""
+        """Writes them into a folder, made if missing.
+
+        OutputError where one exists, unless `force`.
+        """
         targets = {f"{diffusers.STEM}.safetensors": self.tensors, diffusers.CONFIG: self.config}
         for name in targets:
             files.check_free(folder / name, force)
@@ -35,15 +38,19 @@ class Exported:
 
 
 def export(folder: weights.ModelFolder) -> Exported:
-    """The tokenizer of a model as a VQModel of diffusers. ModelError where that has no layers for it. Errors as `weights.load`."""
+    """The tokenizer of a model as a VQModel of diffusers.
+
+    ModelError where that has no layers for it. Errors as `weights.load`.
+    """
     stored = weights.load(folder.tokenizer, "tokenizer")
     settings = config.from_dict(TokenizerConfig, stored.config, str(folder.tokenizer))
     _check(settings, folder.name)
-    build_tokenizer(stored, folder.tokenizer)       # that the tensors are those of the config
+    build_tokenizer(stored, folder.tokenizer)  # that the tensors are those of the config
     tensors = {
         diffusers.LAYOUT.theirs(name, len(settings.stages)): value
-        for name, value in stored.tensors.items() if not name.startswith("likelihood.")
-    }     # fmt: skip
+        for name, value in stored.tensors.items()
+        if not name.startswith("likelihood.")
+    }
     if settings.normalize:
         codebook = diffusers.LAYOUT.parts[layout.CODEBOOK]
         tensors[codebook] = _unit(tensors[codebook])
@@ -54,25 +61,37 @@ def export(folder: weights.ModelFolder) -> Exported:
 def _check(settings: TokenizerConfig, name: str) -> None:
     if settings.network != "classic":
         raise ModelError(
-            f"the model {name} cannot be a VQModel of diffusers, which has no layers that fold pixels into channels",
+            f"the model {name} cannot be a VQModel of diffusers, "
+            "which has no layers that fold pixels into channels",
             "export a model with the classic network: one that vqtok import made",
         )
     other = [
         f"the {kind} {value}"
-        for kind, value, known in (("quantizer", settings.quantizer, _QUANTIZERS), ("likelihood", settings.likelihood, _LIKELIHOODS))
+        for kind, value, known in (
+            ("quantizer", settings.quantizer, _QUANTIZERS),
+            ("likelihood", settings.likelihood, _LIKELIHOODS),
+        )
         if value not in known
     ]
     other += ["several levels"] if settings.levels > 1 else []
-    other += ["more decoder blocks than one past the encoder's"] if settings.decoder_blocks != settings.encoder_blocks + 1 else []
+    other += (
+        ["more decoder blocks than one past the encoder's"]
+        if settings.decoder_blocks != settings.encoder_blocks + 1
+        else []
+    )
     if other:
-        raise ModelError(f"the model {name} cannot be a VQModel of diffusers, which has no {other[0]}", "export an imported model")
+        raise ModelError(
+            f"the model {name} cannot be a VQModel of diffusers, which has no {other[0]}",
+            "export an imported model",
+        )
 
 
 def _unit(codebook: np.ndarray) -> np.ndarray:
-    """Entries on the unit sphere, float32 (K, D): nearest to a vector is then the one nearest to the vector's direction.
+    """Entries on the unit sphere, float32 (K, D):
+    nearest to a vector is then the one nearest to the vector's direction.
 
-    |z - e|^2 = |z|^2 - 2 z.e + 1, whose smallest is the largest z.e whatever the length of z: VQModel, which normalizes nothing,
-    chooses the same codes and decodes the same vectors.
+    |z - e|^2 = |z|^2 - 2 z.e + 1, whose smallest is the largest z.e whatever the length of z:
+    VQModel, which normalizes nothing, chooses the same codes and decodes the same vectors.
     """
     wide = codebook.astype(np.float32)
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)

@@ -9,7 +9,8 @@ from vqtok.interop.layout import SHARED, Layout
 LAYOUT = Layout(
     name="LlamaGen VQ model",
     mark="encoder.conv_blocks.",
-    parts=SHARED | {
+    parts=SHARED
+    | {
         "encoder.stages.#.blocks.#": "encoder.conv_blocks.#.res.#",
         "encoder.stages.#.attention.#": "encoder.conv_blocks.#.attn.#",
         "encoder.stages.#.resample": "encoder.conv_blocks.#.downsample.conv",
@@ -25,7 +26,7 @@ LAYOUT = Layout(
         "decoder.stages.#.resample": "decoder.conv_blocks.#.upsample.conv",
         "decoder.norm": "decoder.norm_out",
     },
-    block=taming.LAYOUT.block,          # its layers are taming's
+    block=taming.LAYOUT.block,  # its layers are taming's
     attention=taming.LAYOUT.attention,
     normalize=True,
     ignored=("quantize.codebook_used",),

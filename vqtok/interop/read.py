@@ -16,19 +16,25 @@ from vqtok import files, weights
 from vqtok.errors import FormatError, InputError
 from vqtok.interop.diffusers import STEM
 
-_INNER = ("ema", "model", "state_dict")     # where the tensors stand, the better ones first: LlamaGen's two, and taming's
+# where the tensors stand, the better ones first: LlamaGen's two, and taming's
+_INNER = ("ema", "model", "state_dict")
 _MEMBERS_MAX = 200_000
 _LIGHTNING = ("pytorch_lightning", "lightning.pytorch")
-# Classes that checkpoints of PyTorch Lightning, taming's among them, name as keys of their callbacks' state. Empty ones stand in for them.
+# Classes that checkpoints of PyTorch Lightning, taming's among them, name as keys of their
+# callbacks' state. Empty ones stand in for them.
 _CALLBACKS = {
-    "model_checkpoint": "ModelCheckpoint", "early_stopping": "EarlyStopping", "lr_monitor": "LearningRateMonitor",
-    "progress.tqdm_progress": "TQDMProgressBar", "timer": "Timer",
-}     # fmt: skip
+    "model_checkpoint": "ModelCheckpoint",
+    "early_stopping": "EarlyStopping",
+    "lr_monitor": "LearningRateMonitor",
+    "progress.tqdm_progress": "TQDMProgressBar",
+    "timer": "Timer",
+}
 _FLOATS = (torch.float32, torch.float16, torch.float64, torch.bfloat16)
 _COPY_AGAIN = "copy or download the file again"
 _SAVE_SAFELY = (
     "on a machine that may run it: import torch, safetensors.torch as s; "
-    "s.save_file(torch.load(FILE, weights_only=False)['state_dict'], 'model.safetensors'); then import that file"
+    "s.save_file(torch.load(FILE, weights_only=False)['state_dict'], "
+    "'model.safetensors'); then import that file"
 )
 
 
@@ -41,9 +47,11 @@ class Checkpoint:
 
 
 def read(path: Path) -> Checkpoint:
-    """Reads a checkpoint that torch.save wrote, a safetensors file, or the folder of a diffusers model.
+    """Reads a checkpoint that torch.save wrote, a safetensors file, or the
+    folder of a diffusers model.
 
-    InputError: not there, or not readable. FormatError: damaged, not of these kinds, or made of more than tensors.
+    InputError: not there, or not readable.
+    FormatError: damaged, not of these kinds, or made of more than tensors.
     """
     path = _in_folder(path) if path.is_dir() else path
     with files.opened(path) as file:
@@ -53,44 +61,76 @@ def read(path: Path) -> Checkpoint:
     if start[8:] == b"{":
         return Checkpoint(path, weights.read_tensors(path))
     if start[:1] == b"\x80":
-        raise FormatError(f"{path} is a bare pickle, as torch wrote before its release 1.6", _SAVE_SAFELY)
-    raise FormatError(f"{path} is no checkpoint", "give a file that torch.save wrote, a .safetensors file, or the folder of a VQModel")
+        raise FormatError(
+            f"{path} is a bare pickle, as torch wrote before its release 1.6", _SAVE_SAFELY
+        )
+    raise FormatError(
+        f"{path} is no checkpoint",
+        "give a file that torch.save wrote, a .safetensors file, or the folder of a VQModel",
+    )
 
 
 def _in_folder(folder: Path) -> Path:
     for suffix in (".safetensors", ".bin"):
         if (folder / f"{STEM}{suffix}").is_file():
             return folder / f"{STEM}{suffix}"
-    raise InputError(f"{folder} holds no {STEM}.safetensors or .bin", "give the checkpoint's file, or the folder of a diffusers VQModel")
+    raise InputError(
+        f"{folder} holds no {STEM}.safetensors or .bin",
+        "give the checkpoint's file, or the folder of a diffusers VQModel",
+    )
 
 
 def _torch_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of what torch.save wrote: in the dictionary itself, or in the one that it holds for them."""
+    """The tensors of what torch.save wrote: in the dictionary itself, or in the
+    one that it holds for them.
+    """
     _check_zip(path)
     try:
         with _stand_ins():
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:      # UnpicklingError, RuntimeError, KeyError, IndexError, struct.error...: by what the bytes hold
+    except Exception as error:
+        # UnpicklingError, RuntimeError, KeyError, IndexError, struct.error...:
+        # by what the bytes hold
         raise _refused(path, str(error)) from None
     for name in _INNER:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
             loaded = loaded[name]
             break
-    tensors = {name: value for name, value in loaded.items() if isinstance(name, str)} if isinstance(loaded, Mapping) else {}
-    return _arrays(path, {name: value for name, value in tensors.items() if isinstance(value, Tensor)})
+    tensors = (
+        {name: value for name, value in loaded.items() if isinstance(name, str)}
+        if isinstance(loaded, Mapping)
+        else {}
+    )
+    return _arrays(
+        path, {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    )
 
 
 def _stand_ins() -> AbstractContextManager:
-    """Lets the loader put an empty class in the place of each callback's; before torch 2.5 such files are refused."""
+    """Lets the loader put an empty class in the place of each callback's;
+    before torch 2.5 such files are refused.
+    """
     allow = getattr(torch.serialization, "safe_globals", None)
-    names = [(f"{package}.callbacks.{module}", name) for package in _LIGHTNING for module, name in _CALLBACKS.items()]
-    return nullcontext() if allow is None else allow([type(name, (), {"__module__": module}) for module, name in names])
+    names = [
+        (f"{package}.callbacks.{module}", name)
+        for package in _LIGHTNING
+        for module, name in _CALLBACKS.items()
+    ]
+    return (
+        nullcontext()
+        if allow is None
+        else allow([type(name, (), {"__module__": module}) for module, name in names])
+    )
 
 
 def _refused(path: Path, reason: str) -> FormatError:
     name = re.search(r"GLOBAL ([\w.]+)", reason)
     if name:
-        return FormatError(f"{path} holds more than tensors ({name[1][:80]}): to read that would run code of the file's", _SAVE_SAFELY)
+        return FormatError(
+            f"{path} holds more than tensors ({name[1][:80]}): "
+            "to read that would run code of the file's",
+            _SAVE_SAFELY,
+        )
     first = " ".join(reason.split())[:100]
     return FormatError(f"{path} is damaged, or not made by torch.save ({first})", _COPY_AGAIN)
 
@@ -102,14 +142,35 @@ def _check_zip(path: Path) -> None:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError) as error:
         raise FormatError(f"{path} is damaged or truncated ({error})", _COPY_AGAIN) from None
-    stored = all(member.compress_type == zipfile.ZIP_STORED and member.file_size == member.compress_size for member in members)
-    if not stored or len(members) > _MEMBERS_MAX or sum(member.file_size for member in members) > path.stat().st_size:
-        raise FormatError(f"{path} is a zip file, but not one that torch.save wrote", "give a checkpoint as its program saved it")
+    stored = all(
+        member.compress_type == zipfile.ZIP_STORED and member.file_size == member.compress_size
+        for member in members
+    )
+    if (
+        not stored
+        or len(members) > _MEMBERS_MAX
+        or sum(member.file_size for member in members) > path.stat().st_size
+    ):
+        raise FormatError(
+            f"{path} is a zip file, but not one that torch.save wrote",
+            "give a checkpoint as its program saved it",
+        )
 
 
 def _arrays(path: Path, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Dense floating-point tensors as arrays, bfloat16 as float32; others are left out. FormatError where they share one memory."""
-    dense = {name: t for name, t in tensors.items() if t.layout is torch.strided and t.dtype in _FLOATS and t.device.type == "cpu"}
-    if sum(t.numel() * t.element_size() for t in dense.values()) > path.stat().st_size:        # a step of 0 makes much of little
+    """Dense floating-point tensors as arrays, bfloat16 as float32; others are left out.
+
+    FormatError where they share one memory.
+    """
+    dense = {
+        name: t
+        for name, t in tensors.items()
+        if t.layout is torch.strided and t.dtype in _FLOATS and t.device.type == "cpu"
+    }
+    # a step of 0 makes much of little
+    if sum(t.numel() * t.element_size() for t in dense.values()) > path.stat().st_size:
         raise FormatError(f"{path} holds tensors that are larger than the file", _COPY_AGAIN)
-    return {name: (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy() for name, t in dense.items()}
+    return {
+        name: (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
+        for name, t in dense.items()
+    }

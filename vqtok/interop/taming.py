@@ -1,6 +1,8 @@
-"""VQGAN checkpoints of taming-transformers, and of latent-diffusion, which names its VQ models alike.
+"""VQGAN checkpoints of taming-transformers, and of latent-diffusion, which
+names its VQ models alike.
 
-Source: github.com/CompVis/taming-transformers, taming/modules/diffusionmodules/model.py and taming/models/vqgan.py.
+Source: github.com/CompVis/taming-transformers, taming/modules/diffusionmodules/model.py
+and taming/models/vqgan.py.
 """
 
 from vqtok.interop.layout import SHARED, Layout
@@ -8,7 +10,8 @@ from vqtok.interop.layout import SHARED, Layout
 LAYOUT = Layout(
     name="taming-transformers VQGAN",
     mark="encoder.down.",
-    parts=SHARED | {
+    parts=SHARED
+    | {
         "encoder.stages.#.blocks.#": "encoder.down.#.block.#",
         "encoder.stages.#.attention.#": "encoder.down.#.attn.#",
         "encoder.stages.#.resample": "encoder.down.#.downsample.conv",
@@ -27,5 +30,6 @@ LAYOUT = Layout(
     block={"shortcut": "nin_shortcut"},
     attention={"query": "q", "key": "k", "value": "v", "out": "proj_out"},
     finest_first=True,
-    ignored=("quantize.used",),     # which codes were used, to renumber them: vqtok keeps the codebook's own numbers
+    # which codes were used, to renumber them: vqtok keeps the codebook's own numbers
+    ignored=("quantize.used",),
 )

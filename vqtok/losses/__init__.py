@@ -5,4 +5,12 @@ from vqtok.losses.likelihood import Likelihood, build, discretized_logistic, out
 from vqtok.losses.perceptual import LPIPS
 from vqtok.losses.structure import ms_ssim
 
-__all__ = ["LPIPS", "Criterion", "Likelihood", "build", "discretized_logistic", "ms_ssim", "outputs"]
+__all__ = [
+    "LPIPS",
+    "Criterion",
+    "Likelihood",
+    "build",
+    "discretized_logistic",
+    "ms_ssim",
+    "outputs",
+]

@@ -15,36 +15,56 @@ class Criterion(nn.Module):
     """The terms that a LossConfig gives a weight. It learns nothing."""
 
     def __init__(self, config: LossConfig, file: Path | None, size: int) -> None:
-        """`file` holds the perceptual weights, needed where config asks for them; `size` is the side of the pictures to come.
+        """`file` holds the perceptual weights, needed where config asks for them;
+        `size` is the side of the pictures to come.
 
         UsageError where both do not go with the config; errors as `perceptual.load`.
         """
         super().__init__()
         self.config = config
         if config.perceptual and file is None:
-            fix = "give --perceptual FILE (LPIPS weights as safetensors), or leave it out: --set losses.perceptual=0"
-            raise UsageError("the recipe wants the perceptual distance, which needs the weights of its network", fix)
+            fix = (
+                "give --perceptual FILE (LPIPS weights as safetensors), or leave it out: "
+                "--set losses.perceptual=0"
+            )
+            raise UsageError(
+                "the recipe wants the perceptual distance, which needs the weights of its network",
+                fix,
+            )
         if config.ms_ssim and size < WINDOW:
-            raise UsageError(f"MS-SSIM needs pictures of {WINDOW} pixels, these have {size}", "choose a larger --size")
+            raise UsageError(
+                f"MS-SSIM needs pictures of {WINDOW} pixels, these have {size}",
+                "choose a larger --size",
+            )
         self.lpips = perceptual.load(file) if config.perceptual and file is not None else None
 
     def forward(
-        self, reconstruction: Tensor, pictures: Tensor, shared: bool = False, perceptual: bool = True
+        self,
+        reconstruction: Tensor,
+        pictures: Tensor,
+        shared: bool = False,
+        perceptual: bool = True,
     ) -> dict[str, Tensor]:
         """Each term by name, a scalar that bears its weight; pictures are (B, C, H, W) in [-1, 1].
 
-        `shared`: they are this process's part of a batch, for which the means of the terms over all processes hold. Without
-        `perceptual`, the perceptual distance is left out.
+        `shared`: they are this process's part of a batch, for which the means of the terms over all
+        processes hold. Without `perceptual`, the perceptual distance is left out.
         """
         terms = {}
         if self.config.ms_ssim:
             terms["ms_ssim"] = self.config.ms_ssim * (1 - ms_ssim(reconstruction, pictures))
         if self.lpips is not None and perceptual:
-            terms["perceptual"] = self.config.perceptual * self._distance(self.lpips, reconstruction, pictures, shared)
+            terms["perceptual"] = self.config.perceptual * self._distance(
+                self.lpips, reconstruction, pictures, shared
+            )
         return terms
 
-    def _distance(self, lpips: nn.Module, reconstruction: Tensor, pictures: Tensor, shared: bool) -> Tensor:
-        """The mean LPIPS of the first part of the pictures; of a shared batch, this process's share of that mean times their number."""
+    def _distance(
+        self, lpips: nn.Module, reconstruction: Tensor, pictures: Tensor, shared: bool
+    ) -> Tensor:
+        """The mean LPIPS of the first part of the pictures;
+        of a shared batch, this process's share of that mean times their number.
+        """
         processes = distributed.size() if shared else 1
         count = max(1, round(self.config.perceptual_part * processes * len(pictures)))
         mine = distributed.own(count) if shared else count

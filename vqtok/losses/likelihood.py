@@ -1,8 +1,10 @@
-"""Reconstruction likelihoods: what the decoder's output says about a picture, and how wrong that is.
+"""Reconstruction likelihoods: what the decoder's output says about a
+picture, and how wrong that is.
 
-Pictures are floats in [-1, 1], (B, C, H, W). Each likelihood gives a loss for training and a mean for showing. Each also learns
-one scale per channel of a discretized logistic around that mean, so that bits per dimension are real numbers for every model;
-`heteroscedastic` has the decoder say the scale of each pixel.
+Pictures are floats in [-1, 1], (B, C, H, W). Each likelihood gives a loss for training and a
+mean for showing. Each also learns one scale per channel of a discretized logistic around that
+mean, so that bits per dimension are real numbers for every model; `heteroscedastic` has the
+decoder say the scale of each pixel.
 """
 
 import math
@@ -13,27 +15,36 @@ from torch import Tensor, nn
 
 from vqtok.config import GRAY_LEVELS, TokenizerConfig
 
-# Variance of CIFAR-10's training pixels in [0, 1] (van den Oord's notebook divides by it too), and the mean distance of the same
-# pixels from their median: with them a loss of 1 means "no better than a gray picture", for mse as for l1.
+# Variance of CIFAR-10's training pixels in [0, 1] (van den Oord's notebook divides by it too), and
+# the mean distance of the same pixels from their median: with them a loss of 1 means "no better
+# than a gray picture", for mse as for l1.
 PIXEL_VARIANCE = 0.0633
 PIXEL_DEVIATION = 0.21
-HALF_BIN = 1 / 255      # half the distance of two gray levels in [-1, 1]
-LOG_SCALES = (-9.0, 30.0)       # narrower than e^-9 a bin holds all there is, and float32 no longer knows its edges; wider, none
-PIXEL_LOG_SCALES = (-7.0, 2.0)  # of one pixel; below, a single wrong guess costs more than a thousand nats (PixelCNN++ stops there, too)
+HALF_BIN = 1 / 255  # half the distance of two gray levels in [-1, 1]
+# narrower than e^-9 a bin holds all there is, and float32 no longer knows its edges; wider, none
+LOG_SCALES = (-9.0, 30.0)
+# of one pixel; below, a single wrong guess costs more than a thousand nats
+# (PixelCNN++ stops there, too)
+PIXEL_LOG_SCALES = (-7.0, 2.0)
 
 
 def discretized_logistic(mean: Tensor, log_scale: Tensor, picture: Tensor) -> Tensor:
-    """-log p in nats of each pixel value, the logistic density integrated over its bin (Salimans et al. 2017, eq. 2).
+    """-log p in nats of each pixel value, the logistic density integrated over its bin
+    (Salimans et al. 2017, eq. 2).
 
-    mean and picture are (B, C, H, W), log_scale (C,) or (B, C, H, W). The lowest and highest value take the tails.
+    mean and picture are (B, C, H, W), log_scale (C,) or (B, C, H, W).
+    The lowest and highest value take the tails.
     """
     scale = torch.exp(-log_scale.clamp(*LOG_SCALES))
-    scale = scale[:, None, None] if scale.dim() == 1 else scale         # (C, 1, 1) or (B, C, H, W)
+    scale = scale[:, None, None] if scale.dim() == 1 else scale  # (C, 1, 1) or (B, C, H, W)
     centered = picture - mean
     upper, lower = (centered + HALF_BIN) * scale, (centered - HALF_BIN) * scale
-    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), exact and stable in float32, with
-    # l - u from its definition: the difference of the rounded two is 0 for means far outside the picture's range.
-    inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-2 * HALF_BIN * scale))
+    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), exact
+    # and stable in float32, with l - u from its definition: the difference of the rounded two is 0
+    # for means far outside the picture's range.
+    inside = (
+        F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-2 * HALF_BIN * scale))
+    )
     nll = torch.where(picture < -1 + HALF_BIN, F.logsigmoid(upper), inside)
     return -torch.where(picture > 1 - HALF_BIN, F.logsigmoid(-lower), nll)
 
@@ -41,7 +52,7 @@ def discretized_logistic(mean: Tensor, log_scale: Tensor, picture: Tensor) -> Te
 class Likelihood(nn.Module):
     """p(x | z_q) for decoder outputs (B, n*C, H, W) and pictures (B, C, H, W)."""
 
-    outputs = 1             # n: numbers that the decoder gives for each value of a picture
+    outputs = 1  # n: numbers that the decoder gives for each value of a picture
     first_scale = 0.1
 
     def __init__(self, channels: int) -> None:
@@ -66,7 +77,9 @@ class Likelihood(nn.Module):
 
     @torch.no_grad()
     def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] drawn from p, each value a gray level: the logistic's inverse CDF of uniform draws."""
+        """Pictures (B, C, H, W) in [-1, 1] drawn from p, each value a gray level:
+        the logistic's inverse CDF of uniform draws.
+        """
         mean, log_scale = self.logistic(output.float())
         scale = log_scale.clamp(*LOG_SCALES).exp()
         scale = scale[:, None, None] if scale.dim() == 1 else scale
@@ -76,7 +89,10 @@ class Likelihood(nn.Module):
         return drawn.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
 
     def forward(self, output: Tensor, picture: Tensor) -> Tensor:
-        """The training loss, a scalar. Only the scale learns from the likelihood: the term has the value 0."""
+        """The training loss, a scalar.
+
+        Only the scale learns from the likelihood: the term has the value 0.
+        """
         nll = self.nll(output.detach(), picture)
         return self.error(output, picture) + (nll - nll.detach())
 
@@ -88,7 +104,8 @@ class MeanSquared(Likelihood):
     """A Gaussian of fixed variance."""
 
     def error(self, output: Tensor, picture: Tensor) -> Tensor:
-        return F.mse_loss(output, picture) / (4 * PIXEL_VARIANCE)       # 4: [-1, 1] is twice as wide as [0, 1]
+        # 4: [-1, 1] is twice as wide as [0, 1]
+        return F.mse_loss(output, picture) / (4 * PIXEL_VARIANCE)
 
 
 class MeanAbsolute(Likelihood):
@@ -99,9 +116,11 @@ class MeanAbsolute(Likelihood):
 
 
 class Charbonnier(Likelihood):
-    """sqrt(d^2 + e^2), the L1 distance without its corner (Charbonnier et al. 1994): a Laplace distribution, smooth at its mean."""
+    """sqrt(d^2 + e^2), the L1 distance without its corner (Charbonnier et al. 1994):
+    a Laplace distribution, smooth at its mean.
+    """
 
-    EPSILON = 1 / 255       # half a gray level in [-1, 1]: smaller errors are rounded away anyway
+    EPSILON = 1 / 255  # half a gray level in [-1, 1]: smaller errors are rounded away anyway
 
     def error(self, output: Tensor, picture: Tensor) -> Tensor:
         distance = ((output - picture).square() + self.EPSILON**2).sqrt() - self.EPSILON
@@ -122,7 +141,8 @@ class Logistic(Likelihood):
     """Discretized logistic; network and scale both learn from it."""
 
     def logistic(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        # Not around the clamped mean: one beyond white makes white likelier, and the network has learned to say so.
+        # Not around the clamped mean: one beyond white makes white likelier, and the
+        # network has learned to say so.
         return output, self.log_scale
 
     def forward(self, output: Tensor, picture: Tensor) -> Tensor:
@@ -130,13 +150,15 @@ class Logistic(Likelihood):
 
 
 class Heteroscedastic(Logistic):
-    """Discretized logistic whose scale the decoder gives, too: (B, 2C, H, W) are C means, then C log scales beside the channel's own.
+    """Discretized logistic whose scale the decoder gives, too:
+    (B, 2C, H, W) are C means, then C log scales beside the channel's own.
 
     Flat parts of a picture are known far better than edges: one scale for both wastes bits.
     """
 
     outputs = 2
-    first_scale = 0.3       # the best for gray values that are all equally likely: an untrained network takes about 8 bits
+    # the best for gray values that are all equally likely: an untrained network takes about 8 bits
+    first_scale = 0.3
 
     def mean(self, output: Tensor) -> Tensor:
         return output.chunk(2, 1)[0].clamp(-1, 1)
@@ -147,9 +169,13 @@ class Heteroscedastic(Logistic):
 
 
 _CLASSES: dict[str, type[Likelihood]] = {
-    "mse": MeanSquared, "l1": MeanAbsolute, "charbonnier": Charbonnier, "bce": Bernoulli, "logistic": Logistic,
+    "mse": MeanSquared,
+    "l1": MeanAbsolute,
+    "charbonnier": Charbonnier,
+    "bce": Bernoulli,
+    "logistic": Logistic,
     "heteroscedastic": Heteroscedastic,
-}     # fmt: skip
+}
 
 
 def outputs(config: TokenizerConfig) -> int:
@@ -166,7 +192,9 @@ def build(config: TokenizerConfig) -> Likelihood:
 
 
 def _rounding_log_scale(K: int) -> float:
-    """Of a logistic that has the deviation of what rounding to K gray levels in [-1, 1] leaves; the narrowest where nothing is lost."""
+    """Of a logistic that has the deviation of what rounding to K gray levels in [-1, 1] leaves;
+    the narrowest where nothing is lost.
+    """
     if K == GRAY_LEVELS:
         return LOG_SCALES[0]
     deviation = 2 / (K - 1) / math.sqrt(12)

@@ -1,7 +1,9 @@
-"""LPIPS: the distance of two pictures in the features of a classifier (Zhang et al. 2018, arXiv 1801.03924, version 0.1).
+"""LPIPS: the distance of two pictures in the features of a classifier (Zhang et al. 2018, arXiv
+1801.03924, version 0.1).
 
-The weights are a safetensors file that the user gives: `features.N.weight` and `.bias` of torchvision's VGG-16 or AlexNet, and the
-linear heads `lin0..4.model.1.weight`. Which of the two networks it is, its shapes tell.
+The weights are a safetensors file that the user gives: `features.N.weight` and `.bias` of
+torchvision's VGG-16 or AlexNet, and the linear heads `lin0..4.model.1.weight`. Which of the two
+networks it is, its shapes tell.
 """
 
 from dataclasses import dataclass
@@ -13,14 +15,16 @@ from torch import Tensor, nn
 
 from vqtok import weights
 
-SHIFT = (-0.030, -0.088, -0.188)        # ImageNet's mean and deviation, for pictures in [-1, 1]
+SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for pictures in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10
 
 
 @dataclass(frozen=True)
 class _Conv:
-    """One convolution of a backbone: its place in torchvision's `features`, and what it looks like."""
+    """One convolution of a backbone: its place in torchvision's
+    `features`, and what it looks like.
+    """
 
     place: int
     inputs: int
@@ -31,12 +35,15 @@ class _Conv:
 
 @dataclass(frozen=True)
 class _Backbone:
-    """Five slices; each ends where a head reads. All but the first begin with a max pooling where `pool` says so."""
+    """Five slices; each ends where a head reads.
+
+    All but the first begin with a max pooling where `pool` says so.
+    """
 
     name: str
     slices: tuple[tuple[_Conv, ...], ...]
     pool: tuple[bool, ...]
-    window: int         # of the max pooling, with a stride of 2
+    window: int  # of the max pooling, with a stride of 2
 
 
 VGG = _Backbone(
@@ -53,14 +60,23 @@ VGG = _Backbone(
 )
 ALEX = _Backbone(
     "AlexNet",
-    ((_Conv(0, 3, 64, 11, 4),), (_Conv(3, 64, 192, 5),), (_Conv(6, 192, 384),), (_Conv(8, 384, 256),), (_Conv(10, 256, 256),)),
+    (
+        (_Conv(0, 3, 64, 11, 4),),
+        (_Conv(3, 64, 192, 5),),
+        (_Conv(6, 192, 384),),
+        (_Conv(8, 384, 256),),
+        (_Conv(10, 256, 256),),
+    ),
     (False, True, True, False, False),
     3,
 )
 
 
 class LPIPS(nn.Module):
-    """The distance of pictures (B, 3, H, W) in [-1, 1]; (B,), 0 for equal ones. It learns nothing itself."""
+    """The distance of pictures (B, 3, H, W) in [-1, 1]; (B,), 0 for equal ones.
+
+    It learns nothing itself.
+    """
 
     shift: Tensor
     scale: Tensor
@@ -71,7 +87,12 @@ class LPIPS(nn.Module):
         self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
         self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
         convs = [conv for part in backbone.slices for conv in part]
-        self.convs = nn.ModuleDict({str(c.place): nn.Conv2d(c.inputs, c.outputs, c.kernel, c.stride, _padding(c)) for c in convs})
+        self.convs = nn.ModuleDict(
+            {
+                str(c.place): nn.Conv2d(c.inputs, c.outputs, c.kernel, c.stride, _padding(c))
+                for c in convs
+            }
+        )
         self.heads = nn.ParameterList(torch.zeros(part[-1].outputs) for part in backbone.slices)
         self.requires_grad_(False)
 
@@ -84,28 +105,46 @@ class LPIPS(nn.Module):
             for conv in part:
                 x = F.relu(self.convs[str(conv.place)](x), inplace=True)
             found.append(x)
-        lengths = [f.square().sum(1, keepdim=True, dtype=torch.float32).sqrt() + EPSILON for f in found]
-        return [f * length.reciprocal().to(f.dtype) for f, length in zip(found, lengths, strict=True)]
+        lengths = [
+            f.square().sum(1, keepdim=True, dtype=torch.float32).sqrt() + EPSILON for f in found
+        ]
+        return [
+            f * length.reciprocal().to(f.dtype) for f, length in zip(found, lengths, strict=True)
+        ]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.between(self.features(x), self.features(y))
 
     def between(self, x: list[Tensor], y: list[Tensor]) -> Tensor:
-        """Distances (B,) of features: their squared differences, weighed by channel, averaged over places, summed over slices."""
-        weighed = [F.conv2d((a - b).square(), head[None, :, None, None]) for a, b, head in zip(x, y, self.heads, strict=True)]
+        """Distances (B,) of features: their squared differences, weighed by channel, averaged over
+        places, summed over slices.
+        """
+        weighed = [
+            F.conv2d((a - b).square(), head[None, :, None, None])
+            for a, b, head in zip(x, y, self.heads, strict=True)
+        ]
         return torch.stack([part.float().mean((1, 2, 3)) for part in weighed]).sum(0)
 
 
 def load(path: Path) -> LPIPS:
-    """The distance whose weights a safetensors file holds. InputError: not readable. FormatError: no such weights, or damaged."""
+    """The distance whose weights a safetensors file holds.
+
+    InputError: not readable. FormatError: no such weights, or damaged.
+    """
     tensors = weights.read_tensors(path)
     first = tensors.get("features.0.weight")
     backbone = ALEX if first is not None and first.shape == (64, 3, 11, 11) else VGG
     convs = [conv for part in backbone.slices for conv in part]
     shapes: dict[str, tuple[int, ...]] = {}
     for c in convs:
-        shapes |= {f"features.{c.place}.weight": (c.outputs, c.inputs, c.kernel, c.kernel), f"features.{c.place}.bias": (c.outputs,)}
-    shapes |= {f"lin{i}.model.1.weight": (1, part[-1].outputs, 1, 1) for i, part in enumerate(backbone.slices)}
+        shapes |= {
+            f"features.{c.place}.weight": (c.outputs, c.inputs, c.kernel, c.kernel),
+            f"features.{c.place}.bias": (c.outputs,),
+        }
+    shapes |= {
+        f"lin{i}.model.1.weight": (1, part[-1].outputs, 1, 1)
+        for i, part in enumerate(backbone.slices)
+    }
     weights.check(tensors, shapes, f"{path}, taken for LPIPS on {backbone.name},")
     network = LPIPS(backbone)
     with torch.no_grad():

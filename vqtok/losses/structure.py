@@ -4,19 +4,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)      # of the scales, finest first (Wang et al. 2003, section 3.2)
+# of the scales, finest first (Wang et al. 2003, section 3.2)
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, SIGMA = 11, 1.5
-C1, C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2               # for values in [-1, 1], a range of 2
+C1, C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # for values in [-1, 1], a range of 2
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Mean multi-scale structural similarity (Wang et al. 2003) of pictures (B, C, H, W) in [-1, 1]; a scalar, 1 for equal ones.
+    """Mean multi-scale structural similarity (Wang et al. 2003) of pictures (B, C, H, W) in [-1,
+    1]; a scalar, 1 for equal ones.
 
-    Each channel is compared by itself. Where the sides are too short for five scales with a window of 11, the coarsest are left
-    out and the weights of the others scaled up to a sum of 1. Sides of at least 11.
+    Each channel is compared by itself. Where the sides are too short for five scales with a
+    window of 11, the coarsest are left out and the weights of the others scaled up to a sum
+    of 1. Sides of at least 11.
     """
     assert min(x.shape[2:]) >= WINDOW, "pictures are smaller than the window"
-    with torch.autocast(x.device.type, enabled=False):      # differences of squares in bf16 are noise
+    with torch.autocast(x.device.type, enabled=False):  # differences of squares in bf16 are noise
         return _ms_ssim(x.float(), y.float())
 
 
@@ -25,19 +28,21 @@ def _ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     while scales < len(WEIGHTS) and min(x.shape[2:]) >> scales >= WINDOW:
         scales += 1
     weights = [w / sum(WEIGHTS[:scales]) for w in WEIGHTS[:scales]]
-    x, y = x + 1, y + 1     # means must not be negative: luminance compares them by their ratio
+    x, y = x + 1, y + 1  # means must not be negative: luminance compares them by their ratio
     product = torch.ones((), device=x.device)
     for scale, weight in enumerate(weights):
-        ssim, contrast = _ssim_terms(x, y)              # (B, C)
+        ssim, contrast = _ssim_terms(x, y)  # (B, C)
         term = ssim if scale == scales - 1 else contrast
-        product = product * term.clamp(min=1e-4) ** weight      # negative ones have no power
+        product = product * term.clamp(min=1e-4) ** weight  # negative ones have no power
         x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
     return product.mean()
 
 
 def _ssim_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over the picture of SSIM and of its contrast-structure term alone, each (B, C) (Wang et al. 2004, eq. 13)."""
-    planes = torch.cat([x, y, x * x, y * y, x * y], 1)      # (B, 5*C, H, W)
+    """Means over the picture of SSIM and of its contrast-structure term alone, each (B, C)
+    (Wang et al. 2004, eq. 13).
+    """
+    planes = torch.cat([x, y, x * x, y * y, x * y], 1)  # (B, 5*C, H, W)
     mean_x, mean_y, xx, yy, xy = _blur(planes).chunk(5, 1)
     luminance = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
     contrast = (2 * (xy - mean_x * mean_y) + C2) / (xx - mean_x**2 + yy - mean_y**2 + C2)
@@ -45,9 +50,11 @@ def _ssim_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blur(planes: Tensor) -> Tensor:
-    """Each plane of (B, C, H, W) under the Gaussian window, without padding: (B, C, H - 10, W - 10).
+    """Each plane of (B, C, H, W) under the Gaussian window, without padding:
+    (B, C, H - 10, W - 10).
 
-    As two products with band matrices: on a CPU they take a twentieth of the time of convolutions with one channel.
+    As two products with band matrices: on a CPU they take a twentieth of the time of
+    convolutions with one channel.
     """
     H, W = planes.shape[2:]
     return _band(H, planes.device).T @ planes @ _band(W, planes.device)
@@ -57,6 +64,8 @@ def _band(length: int, device: torch.device) -> Tensor:
     """(length, length - 10): column i holds the window from row i on."""
     offsets = torch.arange(WINDOW, device=device) - WINDOW // 2
     line = torch.exp(-(offsets**2) / (2 * SIGMA**2))
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length - WINDOW + 1, device=device)
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(
+        length - WINDOW + 1, device=device
+    )
     inside = (distance >= 0) & (distance < WINDOW)
     return torch.where(inside, (line / line.sum())[distance.clamp(0, WINDOW - 1)], 0.0)

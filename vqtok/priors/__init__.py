@@ -11,9 +11,21 @@ from vqtok.priors.sampling import sample
 from vqtok.priors.transformer import Transformer
 
 __all__ = [
-    "CLASSES", "FVSBN", "ExactPrior", "IntegerPrior", "PixelCNN", "PixelRNN", "Prior", "Transformer", "build", "cross_entropy",
-    "exact_shapes", "largest_sum", "receptive_field", "sample",
-]     # fmt: skip
+    "CLASSES",
+    "FVSBN",
+    "ExactPrior",
+    "IntegerPrior",
+    "PixelCNN",
+    "PixelRNN",
+    "Prior",
+    "Transformer",
+    "build",
+    "cross_entropy",
+    "exact_shapes",
+    "largest_sum",
+    "receptive_field",
+    "sample",
+]
 
 CLASSES = {"fvsbn": FVSBN, "pixelcnn": PixelCNN, "pixelrnn": PixelRNN, "transformer": Transformer}
 

@@ -1,4 +1,6 @@
-"""What every prior over index grids is: a likelihood of grids, level by level and in raster order, and a cursor that draws new ones."""
+"""What every prior over index grids is: a likelihood of grids, level by level and in raster order,
+and a cursor that draws new ones.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,19 +17,27 @@ from vqtok.priors import outputs
 from vqtok.priors.outputs import Output
 
 CONTEXT_BLOCKS = 2
-WAVES = 4                   # of 1, 2, 4 and 8 half turns from black to white to start the embedding of gray levels from
-LOGITS_AT_ONCE = 2**24      # 64 MiB of float32; 64 grids of 8x8 with K = 65536 would take 1 GiB, and as much for the gradient
+# of 1, 2, 4 and 8 half turns from black to white to start the embedding of gray levels from
+WAVES = 4
+# 64 MiB of float32; 64 grids of 8x8 with K = 65536 would take 1 GiB, and as much for the gradient
+LOGITS_AT_ONCE = 2**24
 
 
 class Cursor(Protocol):
-    """A prior part-way through one level of n grids, with all that it still needs of the places before kept: nothing is computed twice."""
+    """A prior part-way through one level of n grids, with all that it still needs of the places
+    before kept: nothing is computed twice.
+    """
 
     def next_row(self, above: Tensor | None) -> None:
-        """Moves on to the next row; `above` (n, w) are the indices of the row before it, None at the top."""
+        """Moves on to the next row; `above` (n, w) are the indices of the row
+        before it, None at the top.
+        """
         ...
 
     def next_column(self, left: Tensor | None) -> Tensor:
-        """Moves on to the next column; `left` (n,) are the indices of the column before it, None at the edge. What `logits` takes."""
+        """Moves on to the next column; `left` (n,) are the indices of the column before it, None at
+        the edge. What `logits` takes.
+        """
         ...
 
     def logits(self, features: Tensor) -> Tensor:
@@ -54,7 +64,9 @@ class Quick(Protocol):
 
 
 class Context(nn.Module):
-    """What level l may know of the grids of all levels below it: their embeddings, summed, through residual 3x3 convolutions."""
+    """What level l may know of the grids of all levels below it:
+    their embeddings, summed, through residual 3x3 convolutions.
+    """
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -63,14 +75,16 @@ class Context(nn.Module):
         self.embedding = code_embedding(config, C, config.levels - 1)
         self.level = nn.Embedding(config.levels, C)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, padding=1), nn.ReLU(), nn.Conv2d(C, C, 1)) for _ in range(CONTEXT_BLOCKS)
+            nn.Sequential(nn.ReLU(), nn.Conv2d(C, C, 3, padding=1), nn.ReLU(), nn.Conv2d(C, C, 1))
+            for _ in range(CONTEXT_BLOCKS)
         )
 
     def forward(self, indices: Tensor) -> Tensor:
         """(B, L, h, w) indices -> (B, L, C, h, w): entry l depends on the levels below l only."""
         B, L, h, w = indices.shape
-        below = self.embedding(offset(indices[:, :-1], self.codebook_size)).cumsum(1)       # (B, L-1, h, w, C)
-        total = F.pad(below, (0, 0, 0, 0, 0, 0, 1, 0))                                      # (B, L, h, w, C)
+        # (B, L-1, h, w, C)
+        below = self.embedding(offset(indices[:, :-1], self.codebook_size)).cumsum(1)
+        total = F.pad(below, (0, 0, 0, 0, 0, 0, 1, 0))  # (B, L, h, w, C)
         total = total + self.level.weight[:L, None, None, :]
         features = total.reshape(B * L, h, w, -1).permute(0, 3, 1, 2)
         for block in self.blocks:
@@ -79,12 +93,14 @@ class Context(nn.Module):
 
 
 class Prior(nn.Module, ABC):
-    """p(indices) = the product, over levels and then raster order, of p(index | levels below, indices before; label).
+    """p(indices) = the product, over levels and then raster order, of p(index | levels
+    below, indices before; label).
 
-    An architecture says in `hidden` and `cursor` what a place's features are; `readout` makes a distribution over the K codes of them.
+    An architecture says in `hidden` and `cursor` what a place's features are;
+    `readout` makes a distribution over the K codes of them.
     """
 
-    readout: nn.ModuleList      # one Output for each level: each has a codebook of its own
+    readout: nn.ModuleList  # one Output for each level: each has a codebook of its own
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -92,18 +108,26 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def hidden(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Features (B, L, h, w, F) for `readout`, of int64 indices (B, L, h, w): all but the last layer."""
+        """Features (B, L, h, w, F) for `readout`, of int64 indices (B, L, h, w):
+        all but the last layer.
+        """
 
     @abstractmethod
-    def cursor(self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor) -> Cursor:
-        """To draw that level of n grids: `rows` (n,) are the labels' rows, the levels below of `indices` (n, L, h, w) are known."""
+    def cursor(
+        self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
+    ) -> Cursor:
+        """To draw that level of n grids: `rows` (n,) are the labels' rows, the levels below of
+        `indices` (n, L, h, w) are known.
+        """
 
     def quick(self, rows: Tensor | None) -> Quick | None:
         """The same for NumPy on a CPU, which calls faster; None where torch has to do."""
         return None
 
     def context_of(self, indices: Tensor) -> Tensor | None:
-        """What the levels know of those below them, (B, L, C, h, w); None in a prior of one level."""
+        """What the levels know of those below them, (B, L, C, h, w);
+        None in a prior of one level.
+        """
         context = getattr(self, "context", None)
         return None if context is None else context(indices)
 
@@ -112,19 +136,26 @@ class Prior(nn.Module, ABC):
         return True
 
     def forward(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (B, L, h, w, K) for int64 indices (B, L, h, w); (l, i, j) sees the levels below l, and level l before (i, j).
+        """Logits (B, L, h, w, K) for int64 indices (B, L, h, w);
+        (l, i, j) sees the levels below l, and level l before (i, j).
 
         Indices of the first few levels alone do as well: no level needs to know of those above it.
-        Labels (B,) are class numbers, -1 for none; None is -1 for all. A prior without classes does not look at them.
+        Labels (B,) are class numbers, -1 for none; None is -1 for all.
+        A prior without classes does not look at them.
         """
         hidden = self.hidden(indices, labels)
-        return torch.stack([self.output(level)(hidden[:, level]) for level in range(indices.shape[1])], dim=1)
+        return torch.stack(
+            [self.output(level)(hidden[:, level]) for level in range(indices.shape[1])], dim=1
+        )
 
     def output(self, level: int) -> Output:
         return cast(Output, self.readout[level])
 
     def label_rows(self, labels: Tensor | None, B: int, device: torch.device) -> Tensor | None:
-        """Rows of the label embeddings, (B,): 0 is unconditional, 1 + c is class c. None where the prior has no classes."""
+        """Rows of the label embeddings, (B,): 0 is unconditional, 1 + c is class c.
+
+        None where the prior has no classes.
+        """
         if not self.config.labels:
             return None
         if labels is None:
@@ -132,30 +163,50 @@ class Prior(nn.Module, ABC):
         return labels.to(device) + 1
 
     def loss(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy in nats per index, a scalar; the distributions are in float32 also under bf16 autocast."""
+        """Mean cross-entropy in nats per index, a scalar;
+        the distributions are in float32 also under bf16 autocast.
+        """
         return self.nats(indices, labels).mean()
 
     def nats(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """-ln p of each index, (B, L, h, w). Holds at most LOGITS_AT_ONCE logits where there are many."""
+        """-ln p of each index, (B, L, h, w).
+
+        Holds at most LOGITS_AT_ONCE logits where there are many.
+        """
         hidden = self.hidden(indices, labels)
-        return torch.stack([self._nats(level, hidden[:, level], indices[:, level]) for level in range(indices.shape[1])], dim=1)
+        return torch.stack(
+            [
+                self._nats(level, hidden[:, level], indices[:, level])
+                for level in range(indices.shape[1])
+            ],
+            dim=1,
+        )
 
     def _nats(self, level: int, hidden: Tensor, target: Tensor) -> Tensor:
         output = self.output(level)
-        flat, wanted = hidden.flatten(0, 2), target.flatten()       # (B*h*w, F), (B*h*w,)
+        flat, wanted = hidden.flatten(0, 2), target.flatten()  # (B*h*w, F), (B*h*w,)
         size = max(1, LOGITS_AT_ONCE // output.out_features)
         if len(flat) <= size:
             return output.nats(flat, wanted).view_as(target)
-        parts = [checkpoint(output.nats, f, t, use_reentrant=False) for f, t in zip(flat.split(size), wanted.split(size), strict=True)]
-        return torch.cat(parts).view_as(target)     # type: ignore[arg-type]
+        parts = [
+            checkpoint(output.nats, f, t, use_reentrant=False)
+            for f, t in zip(flat.split(size), wanted.split(size), strict=True)
+        ]
+        return torch.cat(parts).view_as(target)  # type: ignore[arg-type]
 
     def _readouts(self, features: int) -> nn.ModuleList:
-        return nn.ModuleList(outputs.build(self.config, features) for _ in range(self.config.levels))
+        return nn.ModuleList(
+            outputs.build(self.config, features) for _ in range(self.config.levels)
+        )
 
 
 @torch.no_grad()
-def cross_entropy(prior: Prior, indices: Tensor, labels: Tensor | None = None, batch: int = 32) -> Tensor:
-    """-log2 p of each picture's indices in bits, (B,) float64, without dropout, `batch` pictures at a time."""
+def cross_entropy(
+    prior: Prior, indices: Tensor, labels: Tensor | None = None, batch: int = 32
+) -> Tensor:
+    """-log2 p of each picture's indices in bits, (B,) float64, without dropout,
+    `batch` pictures at a time.
+    """
     training = prior.training
     prior.eval()
     try:
@@ -163,7 +214,8 @@ def cross_entropy(prior: Prior, indices: Tensor, labels: Tensor | None = None, b
         for start in range(0, len(indices), batch):
             some = None if labels is None else labels[start : start + batch]
             nats = prior.nats(indices[start : start + batch], some)
-            parts.append(nats.flatten(1).cpu().double().sum(1) / math.log(2))       # on the CPU: MPS has no float64
+            # on the CPU: MPS has no float64
+            parts.append(nats.flatten(1).cpu().double().sum(1) / math.log(2))
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
     finally:
         prior.train(training)
@@ -172,17 +224,22 @@ def cross_entropy(prior: Prior, indices: Tensor, labels: Tensor | None = None, b
 def code_embedding(config: PriorConfig, size: int, levels: int) -> nn.Embedding:
     """Vectors (levels * K, size) for the codes of the first few levels, to be learned.
 
-    Random ones; but where the output is logistic codes are gray levels, and those that are close start with vectors that are close: random
-    projections of the gray level v in [-1, 1] and of its sines and cosines. A PixelCNN of 4 layers of 32 channels took 4.67
-    bits a value after 400 steps on the middle of CIFAR-10 pictures, and 5.66 from random vectors.
+    Random ones; but where the output is logistic codes are gray levels, and those that are close
+    start with vectors that are close: random projections of the gray level v in [-1, 1] and of its
+    sines and cosines. A PixelCNN of 4 layers of 32 channels took 4.67 bits a value after 400 steps
+    on the middle of CIFAR-10 pictures, and 5.66 from random vectors.
     """
     K = config.codebook_size
     embedding = nn.Embedding(levels * K, size)
     if config.output == "logistic":
         v = torch.linspace(-1, 1, K)
-        waves = [wave(math.pi * 2**k * v) / 2**k for k in range(WAVES) for wave in (torch.sin, torch.cos)]
-        features = torch.stack([3 * v, *waves], dim=1)                                  # (K, F)
-        projections = torch.randn(levels, features.shape[1], size) / features.square().mean(0).sum().sqrt()
+        waves = [
+            wave(math.pi * 2**k * v) / 2**k for k in range(WAVES) for wave in (torch.sin, torch.cos)
+        ]
+        features = torch.stack([3 * v, *waves], dim=1)  # (K, F)
+        projections = (
+            torch.randn(levels, features.shape[1], size) / features.square().mean(0).sum().sqrt()
+        )
         with torch.no_grad():
             embedding.weight.copy_((features @ projections).flatten(0, 1))
     return embedding

@@ -1,4 +1,6 @@
-"""Calls of NumPy and BLAS that are prepared once and then only run: at n = 1 most of torch's time on a CPU is starting its calls."""
+"""Calls of NumPy and BLAS that are prepared once and then only run:
+at n = 1 most of torch's time on a CPU is starting its calls.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +9,9 @@ from functools import partial
 import numpy as np
 import torch
 
-SMALL = 2**18       # multiplications: NumPy starts quicker (16x64x64: 1.0 us, torch 1.5), torch's BLAS is faster (64x128x128: 11, NumPy 16)
+# multiplications: NumPy starts quicker (16x64x64:
+# 1.0 us, torch 1.5), torch's BLAS is faster (64x128x128: 11, NumPy 16)
+SMALL = 2**18
 Array = np.ndarray
 Call = Callable[[], object]
 
@@ -16,7 +20,8 @@ Call = Callable[[], object]
 def one_thread(wanted: bool = True) -> Iterator[None]:
     """torch works with one thread inside, where `wanted`: for products too small to share.
 
-    Two threads on two busy cores waited for each other at every call: 16 ms a sampled place at n = 1, where one thread took 1.2.
+    Two threads on two busy cores waited for each other at every call:
+    16 ms a sampled place at n = 1, where one thread took 1.2.
     """
     before = torch.get_num_threads()
     if wanted:
@@ -28,7 +33,9 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 
 
 def product(a: Array, b: Array, out: Array) -> Call:
-    """The call that writes the matrix product a @ b into out, in whichever library is quicker at its size."""
+    """The call that writes the matrix product a @ b into out, in whichever
+    library is quicker at its size.
+    """
     assert b.flags.c_contiguous
     rows, out = a.reshape(-1, len(b)), out.reshape(-1, b.shape[1])
     if rows.shape[0] * b.size < SMALL:

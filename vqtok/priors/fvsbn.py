@@ -1,10 +1,12 @@
-"""A fully visible sigmoid belief network over index grids: the plainest autoregressive model, without any hidden unit.
+"""A fully visible sigmoid belief network over index grids:
+the plainest autoregressive model, without any hidden unit.
 
-In the original every binary place is a logistic regression on all places before it (Neal 1992; Frey, Hinton and Dayan 1996). Here a
-place holds one of K codes, so that the logistic becomes a softmax (or a mixture of logistics, `outputs`), and a pair of places would
-need K x K weights. They are factored: a code is embedded in E dimensions, each pair of places has E x E weights, and the last layer
-reads all K out of E. At K = 2 that is the original, for any E. A place has weights of its own, so that one network knows grids of one
-size.
+In the original every binary place is a logistic regression on all places before it (Neal 1992;
+Frey, Hinton and Dayan 1996). Here a place holds one of K codes, so that the logistic becomes a
+softmax (or a mixture of logistics, `outputs`), and a pair of places would need K x K weights. They
+are factored: a code is embedded in E dimensions, each pair of places has E x E weights, and the
+last layer reads all K out of E. At K = 2 that is the original, for any E. A place has weights of
+its own, so that one network knows grids of one size.
 """
 
 import math
@@ -17,13 +19,15 @@ from vqtok.config import PriorConfig
 from vqtok.errors import UsageError
 from vqtok.priors.base import Prior, offset
 
-PLACE = 16              # dimensions that a place has to itself, for what it holds whatever came before
-WEIGHTS = 2**24         # of all pairs of places, where E is to be chosen: 64 MiB
-PLACES = 8192           # more, and one dimension alone takes 256 MiB
+PLACE = 16  # dimensions that a place has to itself, for what it holds whatever came before
+WEIGHTS = 2**24  # of all pairs of places, where E is to be chosen: 64 MiB
+PLACES = 8192  # more, and one dimension alone takes 256 MiB
 
 
 class FVSBN(Prior):
-    """A regression of each place's code on those of all places before it, level by level and in raster order."""
+    """A regression of each place's code on those of all places before it, level by
+    level and in raster order.
+    """
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
@@ -31,15 +35,22 @@ class FVSBN(Prior):
         T = L * self.size
         if not 1 <= T <= PLACES:
             fix = "choose smaller grids (--set data.prior_size=32), or another --prior"
-            raise UsageError(f"fvsbn has a weight for each pair of places, and this grid has {T}, outside [1, {PLACES}]", fix)
+            raise UsageError(
+                "fvsbn has a weight for each pair of places, "
+                f"and this grid has {T}, outside [1, {PLACES}]",
+                fix,
+            )
         self.width = E = max(1, min(config.width, math.isqrt(WEIGHTS) // T))
         self.embedding = nn.Embedding(L * K, E)
-        self.pairs = nn.Parameter(torch.zeros(E, T, E, T))          # [e, t, e', t']: from place t, which comes before, to place t'
+        # [e, t, e', t']: from place t, which comes before, to place t'
+        self.pairs = nn.Parameter(torch.zeros(E, T, E, T))
         self.bias = nn.Parameter(torch.zeros(E, T))
         self.place = nn.Parameter(0.1 * torch.randn(T, PLACE))
         self.label = nn.Embedding(len(config.labels) + 1, E * T) if config.labels else None
         self.readout = self._readouts(E + PLACE)
-        with torch.no_grad():       # the first dimension starts as the code's number: all there is at K = 2, and right for gray levels
+        # the first dimension starts as the code's number:
+        # all there is at K = 2, and right for gray levels
+        with torch.no_grad():
             self.embedding.weight[:, 0] = torch.linspace(-1, 1, K).repeat(L)
 
     def fits(self, h: int, w: int) -> bool:
@@ -50,24 +61,34 @@ class FVSBN(Prior):
         B, L, h, w = indices.shape
         assert self.fits(h, w), f"grids of {h}x{w} for {self.config.rows}x{self.config.columns}"
         T = L * self.size
-        embedded = F.dropout(self._embedded(indices), self.config.dropout, self.training)      # (B, E, T)
-        before = torch.ones(T, T, dtype=torch.bool, device=indices.device).triu(1)              # [t, t']: t comes before t'
-        pairs = (self.pairs[:, :T, :, :T] * before[:, None]).flatten(0, 1).flatten(1)           # (E*T, E*T)
+        # (B, E, T)
+        embedded = F.dropout(self._embedded(indices), self.config.dropout, self.training)
+        # [t, t']: t comes before t'
+        before = torch.ones(T, T, dtype=torch.bool, device=indices.device).triu(1)
+        pairs = (self.pairs[:, :T, :, :T] * before[:, None]).flatten(0, 1).flatten(1)  # (E*T, E*T)
         start = self._start(self.label_rows(labels, B, indices.device), T)
-        sums = (embedded.flatten(1) @ pairs).unflatten(1, (-1, T)) + start                      # (B, E, T)
+        sums = (embedded.flatten(1) @ pairs).unflatten(1, (-1, T)) + start  # (B, E, T)
         return self._features(sums, 0, T).view(B, L, h, w, -1)
 
-    def cursor(self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor) -> "Sums":
+    def cursor(
+        self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
+    ) -> "Sums":
         return Sums(self, level, n, rows, indices)
 
     def _embedded(self, indices: Tensor) -> Tensor:
         """(B, E, T) of (B, L, h, w)."""
-        return self.embedding(offset(indices, self.config.codebook_size)).flatten(1, 3).transpose(1, 2)
+        return (
+            self.embedding(offset(indices, self.config.codebook_size)).flatten(1, 3).transpose(1, 2)
+        )
 
     def _start(self, rows: Tensor | None, T: int) -> Tensor:
         """What the sums of the first T places start from: (E, T), or with labels (B, E, T)."""
         bias = self.bias[:, :T]
-        return bias if self.label is None or rows is None else bias + self.label(rows).unflatten(1, self.bias.shape)[..., :T]
+        return (
+            bias
+            if self.label is None or rows is None
+            else bias + self.label(rows).unflatten(1, self.bias.shape)[..., :T]
+        )
 
     def _features(self, sums: Tensor, first: int, last: int) -> Tensor:
         """(B, T', E + PLACE) of the sums (B, E, T') of the places from first to last."""
@@ -76,36 +97,46 @@ class FVSBN(Prior):
 
 
 class Sums:
-    """A cursor (`base.Cursor`) that keeps, for all places of its level, the sums over the places that are known."""
+    """A cursor (`base.Cursor`) that keeps, for all places of its level, the sums over
+    the places that are known.
+    """
 
-    def __init__(self, prior: FVSBN, level: int, n: int, rows: Tensor | None, indices: Tensor) -> None:
+    def __init__(
+        self, prior: FVSBN, level: int, n: int, rows: Tensor | None, indices: Tensor
+    ) -> None:
         self.prior, self.w = prior, prior.config.columns
         self.first, last = level * prior.size, (level + 1) * prior.size
         K = prior.config.codebook_size
-        self.table = prior.embedding.weight[level * K : (level + 1) * K]                # (K, E)
-        self.pairs = prior.pairs[:, self.first : last, :, self.first : last]            # within the level; [t, t'] asked with t < t'
-        below = prior._embedded(indices[:, :level]).flatten(1)                          # (n, E*first)
+        self.table = prior.embedding.weight[level * K : (level + 1) * K]  # (K, E)
+        # within the level; [t, t'] asked with t < t'
+        self.pairs = prior.pairs[:, self.first : last, :, self.first : last]
+        below = prior._embedded(indices[:, :level]).flatten(1)  # (n, E*first)
         start = prior._start(rows, last)[..., self.first :]
         told = below @ prior.pairs[:, : self.first, :, self.first : last].flatten(0, 1).flatten(1)
-        self.sums = told.unflatten(1, (prior.width, prior.size)) + start                # (n, E, h*w): of the rows above
-        self.row = self.sums[..., : self.w]                                             # (n, E, w): and of this one
+        # (n, E, h*w): of the rows above
+        self.sums = told.unflatten(1, (prior.width, prior.size)) + start
+        self.row = self.sums[..., : self.w]  # (n, E, w): and of this one
         self.i = self.j = -1
 
     def next_row(self, above: Tensor | None) -> None:
         self.i, self.j = self.i + 1, -1
         start = self.i * self.w
         if above is not None:
-            embedded = F.embedding(above, self.table).transpose(1, 2).flatten(1)        # (n, E*w)
+            embedded = F.embedding(above, self.table).transpose(1, 2).flatten(1)  # (n, E*w)
             pairs = self.pairs[:, start - self.w : start, :, start:]
-            self.sums[..., start:] += (embedded @ pairs.flatten(0, 1).flatten(1)).unflatten(1, (self.prior.width, -1))
+            self.sums[..., start:] += (embedded @ pairs.flatten(0, 1).flatten(1)).unflatten(
+                1, (self.prior.width, -1)
+            )
         self.row = self.sums[..., start : start + self.w].clone()
 
     def next_column(self, left: Tensor | None) -> Tensor:
         self.j += 1
         here, end = self.i * self.w + self.j, (self.i + 1) * self.w
         if left is not None:
-            pairs = self.pairs[:, here - 1, :, here:end].flatten(1)                     # (E, E*(w-j))
-            self.row[..., self.j :] += (F.embedding(left, self.table) @ pairs).unflatten(1, (self.prior.width, -1))
+            pairs = self.pairs[:, here - 1, :, here:end].flatten(1)  # (E, E*(w-j))
+            self.row[..., self.j :] += (F.embedding(left, self.table) @ pairs).unflatten(
+                1, (self.prior.width, -1)
+            )
         place = self.first + here
         return self.prior._features(self.row[..., self.j : self.j + 1], place, place + 1)[:, 0]
 

@@ -1,12 +1,16 @@
-"""A causal network over index grids whose inference is exact in integers: the probabilities that compact files are coded with.
+"""A causal network over index grids whose inference is exact in integers:
+the probabilities that compact files are coded with.
 
-Every value is an integer times a power of two, carried in floats: weights of 8 bits, activations of 8 bits, and sums that stay
-below 2^24, where float32 holds every integer. So the order of summation, the number of threads, the batch, the library and the
-device make no difference, and what one machine coded every other can decode.
+Every value is an integer times a power of two, carried in floats: weights of 8 bits, activations of
+8 bits, and sums that stay below 2^24, where float32 holds every integer. So the order of summation,
+the number of threads, the batch, the library and the device make no difference, and what one
+machine coded every other can decode.
 
-For place (i, j) of level l the network sees, as sums of embeddings: the levels up to l at CAUSAL places before it, and the levels
-below l at the 3x3 AROUND it. Nothing else: so that all places with equal 2i + j + LAG * l can be decoded at once (`wavefront`).
-This module trains it, with rounding in the forward pass and gradients straight through (Jacob et al. 2018, arXiv 1712.05877);
+For place (i, j) of level l the network sees, as sums of embeddings: the levels up to l at CAUSAL
+places before it, and the levels below l at the 3x3 AROUND it. Nothing else: so that all places with
+equal 2i + j + LAG * l can be decoded at once (`wavefront`).
+This module trains it, with rounding in the forward pass and gradients straight through (Jacob et
+al. 2018, arXiv 1712.05877);
 `exact` is the inference.
 """
 
@@ -19,34 +23,54 @@ from torch import Tensor, nn
 
 from vqtok.config import EntropyConfig
 
-REACH = 3                   # rows up and columns to either side that a place sees
-# Rows and columns from a place to those before it that it sees. A row up reaches one column to the right, two rows up three: each of
-# them has a smaller 2i + j.
-CAUSAL = tuple((di, dj) for di in range(-REACH, 1) for dj in range(-REACH, REACH + 1) if 2 * di + dj < 0 and (di > -REACH or abs(dj) < 3))
+REACH = 3  # rows up and columns to either side that a place sees
+# Rows and columns from a place to those before it that it sees.
+# A row up reaches one column to the right, two rows up three: each of them has a smaller 2i + j.
+CAUSAL = tuple(
+    (di, dj)
+    for di in range(-REACH, 1)
+    for dj in range(-REACH, REACH + 1)
+    if 2 * di + dj < 0 and (di > -REACH or abs(dj) < 3)
+)
 AROUND = tuple((di, dj) for di in (-1, 0, 1) for dj in (-1, 0, 1))
-EMBEDDING_STEP = 6          # embeddings are multiples of 2^-6,
-ACTIVATION_STEP = 5         # activations of 2^-5: 0 to 255 of them
-READ_STEP = 4               # what the readout multiplies, of 2^-4: -127 to 127
-LOGIT_STEP = 5              # logits, in bits, of 2^-5
+EMBEDDING_STEP = 6  # embeddings are multiples of 2^-6,
+ACTIVATION_STEP = 5  # activations of 2^-5: 0 to 255 of them
+READ_STEP = 4  # what the readout multiplies, of 2^-4: -127 to 127
+LOGIT_STEP = 5  # logits, in bits, of 2^-5
 WEIGHT_LIMIT, ACTIVATION_LIMIT, STREAM_LIMIT = 127, 255, 4095
 
 
 def weight_step(fan_in: int) -> int:
-    """k, where weights are multiples of 2^-k: 127 of them are some eight standard deviations of a weight at the start."""
-    return ((WEIGHT_LIMIT**2 * fan_in // 64).bit_length() - 1) // 2     # floor(log2(127 sqrt(fan_in) / 8)), by integers alone
+    """k, where weights are multiples of 2^-k:
+    127 of them are some eight standard deviations of a weight at the start.
+    """
+    # floor(log2(127 sqrt(fan_in) / 8)), by integers alone
+    return ((WEIGHT_LIMIT**2 * fan_in // 64).bit_length() - 1) // 2
 
 
 def grid_round(x: Tensor, step: int, low: float, high: float) -> Tensor:
-    """x rounded to a multiple of 2^-step between low and high of them; halves go up. The gradient passes straight through inside."""
+    """x rounded to a multiple of 2^-step between low and high of them; halves go up.
+
+    The gradient passes straight through inside.
+    """
     scaled = x * 2.0**step
     clipped = scaled.clamp(low, high)
     return (clipped + (torch.floor(clipped.detach() + 0.5) - clipped.detach())) * 2.0**-step
 
 
 class Linear(nn.Module):
-    """A matrix of 8-bit weights, and biases that are multiples of the product's step; `kinds` have matrices and biases of their own."""
+    """A matrix of 8-bit weights, and biases that are multiples of the product's step;
+    `kinds` have matrices and biases of their own.
+    """
 
-    def __init__(self, fan_in: int, fan_out: int, input_step: int, kinds: int = 1, bias_kinds: int | None = None) -> None:
+    def __init__(
+        self,
+        fan_in: int,
+        fan_out: int,
+        input_step: int,
+        kinds: int = 1,
+        bias_kinds: int | None = None,
+    ) -> None:
         super().__init__()
         self.step, self.input_step = weight_step(fan_in), input_step
         self.weight = nn.Parameter(torch.randn(kinds, fan_out, fan_in) / math.sqrt(fan_in))
@@ -82,7 +106,10 @@ class Block(nn.Module):
 
 
 class IntegerPrior(nn.Module):
-    """p(indices): the product over levels and places of p(index | what the place sees). Trained here; see `exact` for inference."""
+    """p(indices): the product over levels and places of p(index | what the place sees).
+
+    Trained here; see `exact` for inference.
+    """
 
     def __init__(self, config: EntropyConfig) -> None:
         super().__init__()
@@ -95,7 +122,9 @@ class IntegerPrior(nn.Module):
         self.readout = Linear(config.rank, config.codebook_size, READ_STEP, L)
 
     def start(self, codebooks: Tensor) -> None:
-        """Takes the tokenizer's codebooks (L, K, D) as first embeddings and readout, turned so that the first dimensions hold most."""
+        """Takes the tokenizer's codebooks (L, K, D) as first embeddings and readout, turned so that
+        the first dimensions hold most.
+        """
         L, K, D = codebooks.shape
         _, _, turn = torch.linalg.svd(codebooks.reshape(L * K, D), full_matrices=False)
         turned = codebooks @ turn.T[:, : self.config.embedding]
@@ -107,21 +136,31 @@ class IntegerPrior(nn.Module):
             self.readout.weight[..., :n] = (turned * scale)[..., :n]
 
     def sums(self, indices: Tensor) -> Tensor:
-        """(B, L, h, w) -> (L + 1, B, h, w, E): at l the embeddings of the levels below l, summed."""
-        table = grid_round(self.embedding, EMBEDDING_STEP, -WEIGHT_LIMIT, WEIGHT_LIMIT) if self.quantize else self.embedding
-        each = torch.stack([F.embedding(indices[:, level], table[level]) for level in range(indices.shape[1])])
+        """(B, L, h, w) -> (L + 1, B, h, w, E):
+        at l the embeddings of the levels below l, summed.
+        """
+        table = (
+            grid_round(self.embedding, EMBEDDING_STEP, -WEIGHT_LIMIT, WEIGHT_LIMIT)
+            if self.quantize
+            else self.embedding
+        )
+        each = torch.stack(
+            [F.embedding(indices[:, level], table[level]) for level in range(indices.shape[1])]
+        )
         return F.pad(each.cumsum(0), (0, 0, 0, 0, 0, 0, 0, 0, 1, 0))
 
     def forward(self, indices: Tensor) -> Tensor:
         """(B, l, h, w) indices of the first l levels -> logits in bits, (l, B, h, w, K)."""
-        sums = self.sums(indices)                                           # (l+1, B, h, w, E)
+        sums = self.sums(indices)  # (l+1, B, h, w, E)
         levels, B, h, w = sums.shape[0] - 1, *sums.shape[1:4]
         weight, bias = self.first.rounded(self.quantize)
         causal, around = self._kernels(weight[0])
         seen = sums[1:].flatten(0, 1).permute(0, 3, 1, 2)
         below = sums[:-1].flatten(0, 1).permute(0, 3, 1, 2)
-        x = F.conv2d(F.pad(seen, (REACH, REACH, REACH, 0)), causal) + F.conv2d(below, around, padding=1)
-        x = x.permute(0, 2, 3, 1).reshape(levels, B * h * w, -1)            # (l, n, C)
+        x = F.conv2d(F.pad(seen, (REACH, REACH, REACH, 0)), causal) + F.conv2d(
+            below, around, padding=1
+        )
+        x = x.permute(0, 2, 3, 1).reshape(levels, B * h * w, -1)  # (l, n, C)
         x = self._stream(x.float() + bias[:levels, None])
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -135,7 +174,10 @@ class IntegerPrior(nn.Module):
 
     def integers(self) -> dict[str, np.ndarray]:
         """What `exact` computes with: int8 embeddings and weights, int32 biases, by name."""
-        embedding = grid_round(self.embedding, EMBEDDING_STEP, -WEIGHT_LIMIT, WEIGHT_LIMIT) * 2**EMBEDDING_STEP
+        embedding = (
+            grid_round(self.embedding, EMBEDDING_STEP, -WEIGHT_LIMIT, WEIGHT_LIMIT)
+            * 2**EMBEDDING_STEP
+        )
         tensors = {"embedding": embedding.detach().cpu().numpy().astype(np.int8)}
         for name, module in self.named_modules():
             if isinstance(module, Linear):
@@ -146,11 +188,15 @@ class IntegerPrior(nn.Module):
         """-log2 p of each index, (B, l, h, w)."""
         logits = self(indices) * math.log(2)
         target = indices.transpose(0, 1)
-        nats = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view_as(target)
+        nats = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view_as(
+            target
+        )
         return nats.transpose(0, 1) / math.log(2)
 
     def _kernels(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The first layer's matrix (C, places * E) as two convolution kernels (C, E, rows, columns)."""
+        """The first layer's matrix (C, places * E) as two convolution
+        kernels (C, E, rows, columns).
+        """
         parts = weight.view(weight.shape[0], -1, self.config.embedding)
         causal = parts.new_zeros(weight.shape[0], REACH + 1, 2 * REACH + 1, self.config.embedding)
         rows, columns = ([place[axis] + REACH for place in CAUSAL] for axis in (0, 1))
@@ -166,7 +212,11 @@ class IntegerPrior(nn.Module):
         return torch.bmm(x, weight[:levels].transpose(1, 2)).float() + bias[:levels, None]
 
     def _active(self, x: Tensor) -> Tensor:
-        return grid_round(x, ACTIVATION_STEP, 0, ACTIVATION_LIMIT) if self.quantize else x.clamp(0, ACTIVATION_LIMIT / 2**ACTIVATION_STEP)
+        return (
+            grid_round(x, ACTIVATION_STEP, 0, ACTIVATION_LIMIT)
+            if self.quantize
+            else x.clamp(0, ACTIVATION_LIMIT / 2**ACTIVATION_STEP)
+        )
 
     def _stream(self, x: Tensor) -> Tensor:
         return grid_round(x, ACTIVATION_STEP, -STREAM_LIMIT, STREAM_LIMIT) if self.quantize else x

@@ -1,7 +1,8 @@
 """The last layer of a prior: from features to a distribution over K codes.
 
-A softmax has a logit for each code and sees no kinship between 99 and 100, which suits a codebook. Where the codes are gray levels
-they have an order, and a mixture of logistics knows it (Salimans et al. 2017, PixelCNN++, arXiv 1701.05517, section 2.1).
+A softmax has a logit for each code and sees no kinship between 99 and 100, which suits a codebook.
+Where the codes are gray levels they have an order, and a mixture of logistics knows it (Salimans et
+al. 2017, PixelCNN++, arXiv 1701.05517, section 2.1).
 """
 
 import math
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
 
-LOG_SCALES = (-9.0, 9.0)        # narrower than e^-9 a bin holds all there is, wider than e^9 none; float32 knows the edges of both
+# narrower than e^-9 a bin holds all there is, wider than e^9 none; float32 knows the edges of both
+LOG_SCALES = (-9.0, 9.0)
 
 
 class Output(nn.Linear, ABC):
@@ -42,7 +44,7 @@ class Softmax(Output):
 
     def __init__(self, config: PriorConfig, features: int) -> None:
         super().__init__(features, config.codebook_size)
-        nn.init.normal_(self.weight, std=0.02)      # nearly uniform at first: the loss starts at ln K
+        nn.init.normal_(self.weight, std=0.02)  # nearly uniform at first: the loss starts at ln K
         nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -55,22 +57,25 @@ class Softmax(Output):
         return values
 
     def spread_array(self, values: np.ndarray) -> np.ndarray:
-        return values       # not through torch and back: that took 7 us of 125 at n = 1
+        return values  # not through torch and back: that took 7 us of 125 at n = 1
 
 
 class LogisticMixture(Output):
-    """Weights, means and scales of a few logistic distributions over the K gray levels, which lie evenly in [-1, 1].
+    """Weights, means and scales of a few logistic distributions over the K gray levels,
+    which lie evenly in [-1, 1].
 
-    Each level's probability is the density's integral over its bin; the lowest and the highest take the tails. The three color
-    channels are levels of the grid here, and each knows those below it through the network: the linear coefficients between channels
-    of the paper's section 2.2 are not needed.
+    Each level's probability is the density's integral over its bin; the lowest and the highest
+    take the tails. The three color channels are levels of the grid here, and each knows those
+    below it through the network: the linear coefficients between channels of the paper's
+    section 2.2 are not needed.
     """
 
     def __init__(self, config: PriorConfig, features: int) -> None:
         self.codebook_size, self.mixtures = config.codebook_size, config.mixtures
         super().__init__(features, 3 * config.mixtures)
         nn.init.normal_(self.weight, std=0.02)
-        with torch.no_grad():       # at first the means stand evenly, each as wide as the distance to the next: nearly uniform
+        # at first the means stand evenly, each as wide as the distance to the next: nearly uniform
+        with torch.no_grad():
             M = self.mixtures
             means = (torch.arange(M) + 0.5) * (2 / M) - 1
             self.bias.copy_(torch.cat([torch.zeros(M), means, torch.full((M,), math.log(1 / M))]))
@@ -82,28 +87,38 @@ class LogisticMixture(Output):
         return -self._log_probability(F.linear(features, self.weight, self.bias).float(), wanted)
 
     def spread(self, values: Tensor) -> Tensor:
-        """ln p of each of the K gray levels; values are (..., 3M). Each edge between two bins is looked at once."""
-        weights, means, log_scales = values.float()[..., None].chunk(3, dim=-2)         # (..., M, 1)
+        """ln p of each of the K gray levels; values are (..., 3M).
+
+        Each edge between two bins is looked at once.
+        """
+        weights, means, log_scales = values.float()[..., None].chunk(3, dim=-2)  # (..., M, 1)
         half = 1 / (self.codebook_size - 1)
         edges = torch.arange(1, self.codebook_size, device=values.device) * (2 * half) - (1 + half)
         inverse = torch.exp(-log_scales.clamp(*LOG_SCALES))
-        scaled = (edges - means) * inverse                                              # (..., M, K-1)
-        below = F.logsigmoid(scaled)        # of the mass below each edge
-        above = below - scaled              # and above it: log sigmoid(-x) = log sigmoid(x) - x
+        scaled = (edges - means) * inverse  # (..., M, K-1)
+        below = F.logsigmoid(scaled)  # of the mass below each edge
+        above = below - scaled  # and above it: log sigmoid(-x) = log sigmoid(x) - x
         within = torch.log(-torch.expm1(-2 * half * inverse))
-        each = torch.cat([below[..., :1], below[..., 1:] + above[..., :-1] + within, above[..., -1:]], dim=-1)      # (..., M, K)
+        each = torch.cat(
+            [below[..., :1], below[..., 1:] + above[..., :-1] + within, above[..., -1:]], dim=-1
+        )  # (..., M, K)
         return torch.logsumexp(weights.log_softmax(-2) + each, dim=-2)
 
     def _log_probability(self, values: Tensor, wanted: Tensor) -> Tensor:
         """ln p of gray levels (N,) under values (N, 3M); leading axes broadcast."""
-        weights, means, log_scales = values.chunk(3, dim=-1)                    # (..., M)
-        half = 1 / (self.codebook_size - 1)                                     # of a bin in [-1, 1]
+        weights, means, log_scales = values.chunk(3, dim=-1)  # (..., M)
+        half = 1 / (self.codebook_size - 1)  # of a bin in [-1, 1]
         level = wanted[..., None]
         inverse = torch.exp(-log_scales.clamp(*LOG_SCALES))
         centered = level * (2 * half) - 1 - means
         upper, lower = (centered + half) * inverse, (centered - half) * inverse
-        # log(sigmoid(u) - sigmoid(l)), as in losses.likelihood: exact and stable in float32 for means far outside the range too.
-        inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-2 * half * inverse))
+        # log(sigmoid(u) - sigmoid(l)), as in losses.likelihood:
+        # exact and stable in float32 for means far outside the range too.
+        inside = (
+            F.logsigmoid(upper)
+            + F.logsigmoid(-lower)
+            + torch.log(-torch.expm1(-2 * half * inverse))
+        )
         each = torch.where(level == 0, F.logsigmoid(upper), inside)
         each = torch.where(level == self.codebook_size - 1, F.logsigmoid(-lower), each)
         return torch.logsumexp(weights.log_softmax(-1) + each, dim=-1)

@@ -1,4 +1,6 @@
-"""Vectors to indices and back: one small class per quantizer, all behind the protocol `Quantizer`."""
+"""Vectors to indices and back: one small class per quantizer, all behind
+the protocol `Quantizer`.
+"""
 
 from dataclasses import replace
 
@@ -12,11 +14,26 @@ from vqtok.quantizers.residual import ResidualQuantizer
 from vqtok.quantizers.simvq import SimVQuantizer
 
 __all__ = [
-    "EMAQuantizer", "FSQuantizer", "LFQuantizer", "PixelQuantizer", "Quantized", "Quantizer", "ResidualQuantizer", "SimVQuantizer",
-    "VectorQuantizer", "build", "check",
+    "EMAQuantizer",
+    "FSQuantizer",
+    "LFQuantizer",
+    "PixelQuantizer",
+    "Quantized",
+    "Quantizer",
+    "ResidualQuantizer",
+    "SimVQuantizer",
+    "VectorQuantizer",
+    "build",
+    "check",
 ]
 
-_CLASSES = {"ema": EMAQuantizer, "vq": VectorQuantizer, "simvq": SimVQuantizer, "fsq": FSQuantizer, "lfq": LFQuantizer}
+_CLASSES = {
+    "ema": EMAQuantizer,
+    "vq": VectorQuantizer,
+    "simvq": SimVQuantizer,
+    "fsq": FSQuantizer,
+    "lfq": LFQuantizer,
+}
 
 
 def build(config: TokenizerConfig) -> Quantizer:
@@ -30,6 +47,8 @@ def build(config: TokenizerConfig) -> Quantizer:
 
 
 def check(config: TokenizerConfig) -> None:
-    """Raises UsageError where the quantizer cannot have that many codes, or not in that code dimension."""
+    """Raises UsageError where the quantizer cannot have that many codes, or
+    not in that code dimension.
+    """
     with outline():
         build(config if config.identity else replace(config, levels=1))

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 class Quantized:
     """What a quantizer makes of the encoder's vectors."""
 
-    vectors: Tensor     # (B, D, h, w), with the gradient passed straight through
-    indices: Tensor     # (B, L, h, w), int64
-    loss: Tensor        # scalar: the codebook and commitment terms
+    vectors: Tensor  # (B, D, h, w), with the gradient passed straight through
+    indices: Tensor  # (B, L, h, w), int64
+    loss: Tensor  # scalar: the codebook and commitment terms
 
 
 class Quantizer(nn.Module, ABC):
     """Replaces vectors by entries of L codebooks of K entries.
 
-    The training loop calls `learn` after each optimizer step. What it draws comes from torch's global generator, which the loop
-    seeds anew at every step, alike in all processes of a run. State that only training needs lives in a submodule called `average`.
+    The training loop calls `learn` after each optimizer step. What it draws comes from torch's
+    global generator, which the loop seeds anew at every step, alike in all processes of a run.
+    State that only training needs lives in a submodule called `average`.
     """
 
     codebook_size: int
@@ -29,7 +30,9 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, z: Tensor) -> Quantized:
-        """Quantizes z (B, D, h, w); gradients pass straight through (van den Oord et al. 2017, section 3.2)."""
+        """Quantizes z (B, D, h, w); gradients pass straight through (van den Oord
+        et al. 2017, section 3.2).
+        """
 
     @abstractmethod
     def lookup(self, indices: Tensor) -> Tensor:
@@ -38,7 +41,10 @@ class Quantizer(nn.Module, ABC):
     def codebooks(self) -> Tensor:
         """All entries, (L, K, D)."""
         assert self.levels == 1
-        every = torch.arange(self.codebook_size, device=next(chain(self.parameters(), self.buffers()), torch.empty(0)).device)
+        every = torch.arange(
+            self.codebook_size,
+            device=next(chain(self.parameters(), self.buffers()), torch.empty(0)).device,
+        )
         return self.lookup(every.view(1, 1, 1, -1))[0, :, 0].T[None]
 
     @abstractmethod
@@ -55,4 +61,6 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def learn(self) -> int:
-        """Moves the codebook by what the last forward saw: averages, and dead codes onto live vectors. Returns how many it revived."""
+        """Moves the codebook by what the last forward saw:
+        averages, and dead codes onto live vectors. Returns how many it revived.
+        """

@@ -1,4 +1,6 @@
-"""Quantizers with one codebook of K vectors: trained by gradient (`vq`) or by moving averages (`ema`)."""
+"""Quantizers with one codebook of K vectors:
+trained by gradient (`vq`) or by moving averages (`ema`).
+"""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,20 +14,25 @@ from vqtok import distributed
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
 
-CHUNK = 2**18       # scores held at a time: 1 MiB of float32 stays in a core's cache; half or twice as many take 1.1 times as long
+# scores held at a time: 1 MiB of float32 stays in a core's cache;
+# half or twice as many take 1.1 times as long
+CHUNK = 2**18
 GPU_CHUNK = 2**24
-ELEMENTS = 2**17    # numbers of vectors that several operations go over while they are in cache
+ELEMENTS = 2**17  # numbers of vectors that several operations go over while they are in cache
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Indices (N,) of the entries of codebook (K, D) nearest to vectors (N, D) in Euclidean distance; ties go to the lower index."""
+    """Indices (N,) of the entries of codebook (K, D) nearest to vectors (N, D) in Euclidean
+    distance; ties go to the lower index.
+    """
     indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
     _Search(codebook).write(vectors, indices)
     return indices
 
 
 class _Search:
-    """|x - e|^2 is smallest where 2 x.e - |e|^2 is largest: one product, of [x, 1] and a codebook's [2 e, -|e|^2].
+    """|x - e|^2 is smallest where 2 x.e - |e|^2 is largest:
+    one product, of [x, 1] and a codebook's [2 e, -|e|^2].
 
     It is written to the same few rows again and again: no (N, K) matrix, whatever N and K.
     """
@@ -43,7 +50,10 @@ class _Search:
         D = vectors.shape[1]
         for part, out in zip(vectors.split(self.rows), indices.split(self.rows), strict=True):
             if len(part) != len(self.scores):
-                self.extended, self.scores = vectors.new_ones(len(part), D + 1), vectors.new_empty(len(part), self.weights.shape[1])
+                self.extended, self.scores = (
+                    vectors.new_ones(len(part), D + 1),
+                    vectors.new_empty(len(part), self.weights.shape[1]),
+                )
             self.extended[:, :D] = part
             torch.mm(self.extended, self.weights, out=self.scores)
             _largest(self.scores, out)
@@ -52,7 +62,8 @@ class _Search:
 def _largest(scores: Tensor, out: Tensor) -> None:
     """Writes each row's argmax of scores (n, K) into out (n,); the first of equals.
 
-    torch's takes 20 times as long as NumPy's on a CPU, several times as long as the products themselves where D is small.
+    torch's takes 20 times as long as NumPy's on a CPU, several times as long as the products
+    themselves where D is small.
     """
     if scores.device.type == "cpu":
         np.argmax(scores.numpy(), 1, out=out.numpy())
@@ -63,25 +74,35 @@ def _largest(scores: Tensor, out: Tensor) -> None:
 class Chosen(NamedTuple):
     """What `StraightThrough` gives; N vectors, K entries."""
 
-    entries: Tensor     # (N, D), those chosen, with the gradient passed straight through
-    indices: Tensor     # (N,)
-    loss: Tensor        # scalar
-    counts: Tensor      # (K,), how many vectors chose each entry
-    sums: Tensor        # (K, D), their sums
+    entries: Tensor  # (N, D), those chosen, with the gradient passed straight through
+    indices: Tensor  # (N,)
+    loss: Tensor  # scalar
+    counts: Tensor  # (K,), how many vectors chose each entry
+    sums: Tensor  # (K, D), their sums
 
 
 class StraightThrough(torch.autograd.Function):
-    """Vectors (N, D) to their nearest entries, with the gradient passed straight through, and the terms of the loss.
+    """Vectors (N, D) to their nearest entries, with the gradient passed straight through,
+    and the terms of the loss.
 
-    Written out because autograd would keep every step on the way: this needs what it returns and a few MiB, for any N and K. What
-    goes over the vectors does so while a chunk of them is in cache.
+    Written out because autograd would keep every step on the way: this needs what it returns and a
+    few MiB, for any N and K. What goes over the vectors does so while a chunk of them is in cache.
     """
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, entries: Tensor, beta: float, learns: bool) -> tuple[Tensor, ...]:
-        """`Chosen`; its loss is beta || x - sg[e] ||^2 and, where the entries learn by it, || sg[x] - e ||^2."""
+    def forward(
+        ctx: Any, vectors: Tensor, entries: Tensor, beta: float, learns: bool
+    ) -> tuple[Tensor, ...]:
+        """`Chosen`; its loss is beta || x - sg[e] ||^2 and, where the entries learn
+        by it, || sg[x] - e ||^2.
+        """
         indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-        chosen, total, sums, search = torch.empty_like(vectors), vectors.new_zeros(()), torch.zeros_like(entries), _Search(entries)
+        chosen, total, sums, search = (
+            torch.empty_like(vectors),
+            vectors.new_zeros(()),
+            torch.zeros_like(entries),
+            _Search(entries),
+        )
         for part in _chunks(vectors):
             some, which, near = vectors[part], indices[part], chosen[part]
             search.write(some, which)
@@ -108,7 +129,9 @@ class StraightThrough(torch.autograd.Function):
 
 
 def _chunks(vectors: Tensor) -> Iterator[slice]:
-    """Slices of vectors (N, D) that stay in a core's cache while several operations go over them; all at once on a GPU."""
+    """Slices of vectors (N, D) that stay in a core's cache while several operations go over them;
+    all at once on a GPU.
+    """
     N, D = vectors.shape
     rows = max(1, ELEMENTS // max(1, D) if vectors.device.type == "cpu" else N)
     return (slice(start, start + rows) for start in range(0, N, rows))
@@ -128,15 +151,23 @@ def draw(vectors: Tensor, count: int) -> Tensor:
 
 def _drawn(total: int, count: int, device: torch.device) -> Tensor:
     """(count,) of the numbers below `total`, drawn without replacement while there are enough."""
-    return torch.randperm(total, device=device)[:count] if count <= total else torch.randint(total, (count,), device=device)
+    return (
+        torch.randperm(total, device=device)[:count]
+        if count <= total
+        else torch.randint(total, (count,), device=device)
+    )
 
 
 def kmeans(vectors: Tensor, size: int, rounds: int = 10) -> Tensor:
-    """Lloyd's algorithm: `size` centers (K, D) of vectors (N, D), from a random start; empty centers are drawn anew."""
+    """Lloyd's algorithm: `size` centers (K, D) of vectors (N, D), from a random start;
+    empty centers are drawn anew.
+    """
     centers = draw(vectors, size)
     for _ in range(rounds):
         counts, sums = sums_by_code(vectors, nearest(vectors, centers), size)
-        centers = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), draw(vectors, size))
+        centers = torch.where(
+            counts[:, None] > 0, sums / counts[:, None].clamp(min=1), draw(vectors, size)
+        )
     return centers
 
 
@@ -147,12 +178,16 @@ class Started(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # A saved buffer: a plain attribute would run k-means again on resume and throw the codebook away.
+        # A saved buffer: a plain attribute would run k-means again on resume
+        # and throw the codebook away.
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
 
 class _Average(Started):
-    """Moving averages of how often each code is chosen and of the vectors that choose it. Training state."""
+    """Moving averages of how often each code is chosen and of the vectors that choose it.
+
+    Training state.
+    """
 
     counts: Tensor
     sums: Tensor
@@ -166,35 +201,44 @@ class _Average(Started):
 class Codebook(Quantizer):
     """What quantizers with a list of entries share: search, lookup, and the terms of the loss."""
 
-    codebook: Tensor        # (K, D)
+    codebook: Tensor  # (K, D)
     levels = 1
-    gradual = True          # whether the entries learn by gradient, from || sg[z_e] - e ||^2
+    gradual = True  # whether the entries learn by gradient, from || sg[z_e] - e ||^2
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.codebook_size, self.normalize, self.beta = config.codebook_size, config.normalize, config.beta
+        self.codebook_size, self.normalize, self.beta = (
+            config.codebook_size,
+            config.normalize,
+            config.beta,
+        )
 
     def _project(self, vectors: Tensor) -> Tensor:
         """Onto the unit sphere where the config says so: (..., D) -> (..., D)."""
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def _entries(self) -> Tensor:
-        return self._project(self.codebook)     # (K, D)
+        return self._project(self.codebook)  # (K, D)
 
     def forward(self, z: Tensor) -> Quantized:
         batch, dim, height, width = z.shape
-        with torch.autocast(z.device.type, enabled=False):      # distances in bf16 choose wrong codes
-            flat = self._project(z.float().permute(0, 2, 3, 1).reshape(-1, dim))     # (B*h*w, D)
-            chosen = Chosen(*StraightThrough.apply(flat, self._entries(), self.beta, self.gradual))      # type: ignore[misc]
+        with torch.autocast(z.device.type, enabled=False):  # distances in bf16 choose wrong codes
+            flat = self._project(z.float().permute(0, 2, 3, 1).reshape(-1, dim))  # (B*h*w, D)
+            chosen = Chosen(  # type: ignore[misc]
+                *StraightThrough.apply(flat, self._entries(), self.beta, self.gradual)
+            )
             self._see(flat.detach().view(batch, -1, dim), chosen)
-        vectors = chosen.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)      # (B, D, h, w)
+        # (B, D, h, w)
+        vectors = chosen.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)
         return Quantized(vectors, chosen.indices.reshape(batch, 1, height, width), chosen.loss)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        return F.embedding(indices[:, 0], self._entries()).permute(0, 3, 1, 2)       # (B, D, h, w)
+        return F.embedding(indices[:, 0], self._entries()).permute(0, 3, 1, 2)  # (B, D, h, w)
 
     def _see(self, vectors: Tensor, chosen: Chosen) -> None:
-        """Hook for what `learn` wants to know: vectors (B, h*w, D), without gradient, and what they chose."""
+        """Hook for what `learn` wants to know:
+        vectors (B, h*w, D), without gradient, and what they chose.
+        """
 
 
 class AveragedCodebook(Codebook):
@@ -227,10 +271,11 @@ class AveragedCodebook(Codebook):
 
     @torch.no_grad()
     def learn(self) -> int:
-        """Updates the averages, and moves dead codes onto vectors of the last batch; returns how many it moved.
+        """Updates the averages, and moves dead codes onto vectors of the last batch;
+        returns how many it moved.
 
-        Counts are kept in units of the mean use N/K, so that the threshold `restart` holds for any batch size and K. The batch is that
-        of all processes, and so are the vectors drawn.
+        Counts are kept in units of the mean use N/K, so that the threshold `restart` holds for any
+        batch size and K. The batch is that of all processes, and so are the vectors drawn.
         """
         assert self._seen is not None, "learn() follows a forward in training mode"
         vectors, chosen = self._seen
@@ -257,7 +302,9 @@ class AveragedCodebook(Codebook):
 
 
 class VectorQuantizer(AveragedCodebook):
-    """Codebook trained by gradient: || sg[z_e] - e ||^2 + beta || z_e - sg[e] ||^2 (van den Oord et al. 2017, eq. 3)."""
+    """Codebook trained by gradient: || sg[z_e] - e ||^2 + beta || z_e - sg[e] ||^2 (van den
+    Oord et al. 2017, eq. 3).
+    """
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
@@ -265,7 +312,9 @@ class VectorQuantizer(AveragedCodebook):
 
 
 class EMAQuantizer(AveragedCodebook):
-    """Codebook that follows moving averages of the vectors that choose each code (van den Oord et al. 2017, appendix A.1)."""
+    """Codebook that follows moving averages of the vectors that choose each code (van den Oord
+    et al. 2017, appendix A.1).
+    """
 
     gradual = False
 
@@ -274,7 +323,8 @@ class EMAQuantizer(AveragedCodebook):
         self.register_buffer("codebook", torch.randn(config.codebook_size, config.code_dim))
 
     def _follow(self) -> None:
-        counts = self.average.counts[:, None]       # (K, 1)
+        counts = self.average.counts[:, None]  # (K, 1)
         means = self._project(self.average.sums / counts.clamp(min=1e-6))
-        # A code that nothing chooses stays where it is: as its averages fade, their quotient would pull it to 0.
+        # A code that nothing chooses stays where it is:
+        # as its averages fade, their quotient would pull it to 0.
         self.codebook.copy_(torch.where(counts > 1e-6, means, self.codebook))

@@ -1,4 +1,6 @@
-"""Quantizers without a codebook: a few numbers, each rounded on its own (`fsq`), or only their signs (`lfq`)."""
+"""Quantizers without a codebook: a few numbers, each rounded on its own (`fsq`), or
+only their signs (`lfq`).
+"""
 
 import math
 from functools import lru_cache
@@ -15,26 +17,37 @@ from vqtok.errors import UsageError
 from vqtok.quantizers.base import Quantized, Quantizer
 from vqtok.quantizers.codebook import Started
 
-LEVELS_LOW, LEVELS_USUAL, LEVELS_HIGH = 3, 8, 16    # values a number may take; the usual most is that of the paper's table 1
-SPREAD = 1.1            # standard deviation of what `fsq` bounds at the start: makes its values about equally frequent
-TEMPERATURE = 1.0       # of `lfq`'s probabilities, in units of the squared distance between a number and its signs
-ENTROPY_WEIGHT = 0.1    # of `lfq`'s entropies in nats: 19.5 dB at a perplexity of 0.8 K on the shapes; 16.5 dB at 0.1 K without it
-ELEMENTS = 2**18        # of a part of `lfq`'s probabilities
-SMALLEST = 1e-8         # variance below which a direction counts as constant; float16 holds the weights that follow
+# values a number may take; the usual most is that of the paper's table 1
+LEVELS_LOW, LEVELS_USUAL, LEVELS_HIGH = 3, 8, 16
+# standard deviation of what `fsq` bounds at the start: makes its values about equally frequent
+SPREAD = 1.1
+# of `lfq`'s probabilities, in units of the squared distance between a number and its signs
+TEMPERATURE = 1.0
+# of `lfq`'s entropies in nats: 19.5 dB at a perplexity of 0.8 K on the shapes;
+# 16.5 dB at 0.1 K without it
+ENTROPY_WEIGHT = 0.1
+ELEMENTS = 2**18  # of a part of `lfq`'s probabilities
+# variance below which a direction counts as constant; float16 holds the weights that follow
+SMALLEST = 1e-8
 
 
 def fsq_levels(size: int) -> tuple[int, ...]:
     """How many values each number takes, largest first, so that their product is `size`.
 
-    As few numbers as possible with at most 8 values each, as evenly as possible: this gives table 1 of Mentzer et al. 2023
-    (arXiv 2309.15505). Up to 16 where 8 do not suffice. Raises UsageError for sizes that are no such product.
+    As few numbers as possible with at most 8 values each, as evenly as possible: this gives table 1
+    of Mentzer et al. 2023 (arXiv 2309.15505). Up to 16 where 8 do not suffice. Raises UsageError
+    for sizes that are no such product.
     """
     found = _split(size)
     if found is None:
-        near = [next((n for n in sizes if _split(n)), None) for sizes in (range(size, 2, -1), range(size, 2 * size + 2))]
+        near = [
+            next((n for n in sizes if _split(n)), None)
+            for sizes in (range(size, 2, -1), range(size, 2 * size + 2))
+        ]
         names = " or ".join(str(n) for n in near if n)
         raise UsageError(
-            f"fsq cannot make {size} codes: that is no product of numbers from {LEVELS_LOW} to {LEVELS_HIGH}",
+            f"fsq cannot make {size} codes: "
+            f"that is no product of numbers from {LEVELS_LOW} to {LEVELS_HIGH}",
             f"use --codebook-size {names}, or another --quantizer",
         )
     return found
@@ -46,12 +59,14 @@ def _split(size: int) -> tuple[int, ...] | None:
         for count in range(1, math.floor(math.log(size, LEVELS_LOW) + 1e-9) + 1):
             splits = list(_products(size, count, highest))
             if splits:
-                return min(splits, key=sum)     # of equal products, the most even has the smallest sum
+                return min(splits, key=sum)  # of equal products, the most even has the smallest sum
     return None
 
 
 def _products(size: int, count: int, highest: int) -> list[tuple[int, ...]]:
-    """All ways to write `size` as a product of `count` factors from 3 to `highest`, in falling order."""
+    """All ways to write `size` as a product of `count` factors from 3 to
+    `highest`, in falling order.
+    """
     if not LEVELS_LOW**count <= size <= highest**count:
         return []
     if count == 1:
@@ -72,9 +87,11 @@ def lfq_bits(size: int) -> int:
 
 
 def pack(digits: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Indices (...), int64, from digits (..., d), whole numbers of any type, in a mixed radix; the first digit counts ones."""
+    """Indices (...), int64, from digits (..., d), whole numbers of any type, in a mixed radix;
+    the first digit counts ones.
+    """
     units = digits.new_tensor([math.prod(sizes[:i]) for i in range(len(sizes))])
-    return (digits @ units).long()      # in float32, too: whole numbers below 2^24 are exact
+    return (digits @ units).long()  # in float32, too: whole numbers below 2^24 are exact
 
 
 def unpack(indices: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -99,21 +116,24 @@ class _Rounded(torch.autograd.Function):
 
 
 class _Finite(Quantizer):
-    """What `fsq` and `lfq` share: d numbers from a linear layer, rounded one by one, and a linear layer back.
+    """What `fsq` and `lfq` share: d numbers from a linear layer, rounded one by
+    one, and a linear layer back.
 
-    The gradient passes straight through the rounding, as in the papers, and through the two layers, which learn by it: z gets the
-    part that its d numbers can follow. Passing it on whole, as a codebook does, was worse by 2 dB with `fsq` and 0.5 dB with `lfq`
-    (300 steps on the shapes): z leaves the range of the values. `normalize`, `decay` and `restart` mean nothing here.
+    The gradient passes straight through the rounding, as in the papers, and through the two layers,
+    which learn by it: z gets the part that its d numbers can follow. Passing it on whole, as a
+    codebook does, was worse by 2 dB with `fsq` and 0.5 dB with `lfq` (300 steps on the shapes): z
+    leaves the range of the values. `normalize`, `decay` and `restart` mean nothing here.
     """
 
     levels = 1
-    _spread = 1.0       # standard deviation of what inward gives at the start
+    _spread = 1.0  # standard deviation of what inward gives at the start
 
     def __init__(self, config: TokenizerConfig, sizes: tuple[int, ...]) -> None:
         super().__init__()
         if config.code_dim < len(sizes):
             raise UsageError(
-                f"{config.quantizer} with {config.codebook_size} codes needs code dimension {len(sizes)} or more, not {config.code_dim}",
+                f"{config.quantizer} with {config.codebook_size} codes needs code dimension "
+                f"{len(sizes)} or more, not {config.code_dim}",
                 f"use --code-dim {len(sizes)} or more, or a smaller --codebook-size",
             )
         self.codebook_size, self.beta, self.sizes = config.codebook_size, config.beta, sizes
@@ -124,38 +144,52 @@ class _Finite(Quantizer):
     def forward(self, z: Tensor) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):
             batch, dim, height, width = z.shape
-            flat = z.float().permute(0, 2, 3, 1).reshape(-1, dim)           # (N, D)
-            # Each number's N values lie side by side: operations with one constant for each of d numbers are then 4 times as fast.
-            inner = torch.addmm(self.inward.bias[:, None], self.inward.weight, flat.T).T                # (N, d)
+            flat = z.float().permute(0, 2, 3, 1).reshape(-1, dim)  # (N, D)
+            # Each number's N values lie side by side:
+            # operations with one constant for each of d numbers are then 4 times as fast.
+            inner = torch.addmm(self.inward.bias[:, None], self.inward.weight, flat.T).T  # (N, d)
             bounded = self._bound(inner)
             digits = self._digits(bounded)
-            values = _Rounded.apply(bounded, self._values(digits))          # type: ignore[misc]
-            vectors = self.outward(values).view(batch, height, width, dim).permute(0, 3, 1, 2)          # (B, D, h, w)
-            return Quantized(vectors, pack(digits, self.sizes).view(batch, 1, height, width), self._loss(inner))
+            values = _Rounded.apply(bounded, self._values(digits))  # type: ignore[misc]
+            # (B, D, h, w)
+            vectors = self.outward(values).view(batch, height, width, dim).permute(0, 3, 1, 2)
+            return Quantized(
+                vectors, pack(digits, self.sizes).view(batch, 1, height, width), self._loss(inner)
+            )
 
     def lookup(self, indices: Tensor) -> Tensor:
-        return self.outward(self._values(unpack(indices[:, 0], self.sizes))).permute(0, 3, 1, 2)     # (B, D, h, w)
+        # (B, D, h, w)
+        return self.outward(self._values(unpack(indices[:, 0], self.sizes))).permute(0, 3, 1, 2)
 
     def needs_vectors(self) -> bool:
         return not bool(self.average.initialized)
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor) -> None:
-        """Sets inward to the d directions in which vectors (N, D) vary most, each at the same spread, outward to what undoes it best.
+        """Sets inward to the d directions in which vectors (N, D) vary most, each at the same
+        spread, outward to what undoes it best.
 
         Every value of every number is then in use at the start, at any scale of the vectors.
         """
         exact = vectors.detach().cpu().double()
         mean = exact.mean(0)
-        variances, directions = torch.linalg.eigh((exact - mean).T @ (exact - mean) / len(exact))      # rising
-        variances, directions = variances.flip(0)[: len(self.sizes)], directions.flip(1)[:, : len(self.sizes)]
+        # rising
+        variances, directions = torch.linalg.eigh((exact - mean).T @ (exact - mean) / len(exact))
+        variances, directions = (
+            variances.flip(0)[: len(self.sizes)],
+            directions.flip(1)[:, : len(self.sizes)],
+        )
         floor = max(SMALLEST, 1e-6 * float(variances[0]))
-        weight = (directions * (self._spread / variances.clamp(min=floor).sqrt())).T                    # (d, D)
+        weight = (directions * (self._spread / variances.clamp(min=floor).sqrt())).T  # (d, D)
         self.inward.weight.copy_(weight)
         self.inward.bias.copy_(-weight @ mean)
-        values = self._values(self._digits(self._bound(self.inward(vectors.float())))).cpu().double()   # (N, d)
+        values = (
+            self._values(self._digits(self._bound(self.inward(vectors.float())))).cpu().double()
+        )  # (N, d)
         centered = values - values.mean(0)
-        back = torch.linalg.pinv(centered.T @ centered, hermitian=True) @ centered.T @ (exact - mean)   # (d, D): least squares
+        back = (
+            torch.linalg.pinv(centered.T @ centered, hermitian=True) @ centered.T @ (exact - mean)
+        )  # (d, D): least squares
         self.outward.weight.copy_(back.T)
         self.outward.bias.copy_(mean - values.mean(0) @ back)
         self.start()
@@ -175,16 +209,22 @@ class _Finite(Quantizer):
         raise NotImplementedError
 
     def _values(self, digits: Tensor) -> Tensor:
-        """Numbers in [-1, 1] from their places, whole numbers (..., d), in float32 if these are int64."""
+        """Numbers in [-1, 1] from their places, whole numbers (..., d), in
+        float32 if these are int64.
+        """
         raise NotImplementedError
 
     def _loss(self, inner: Tensor) -> Tensor:
-        """What the numbers (N, d) should be besides useful, a scalar: nothing, unless a subclass says so."""
+        """What the numbers (N, d) should be besides useful, a scalar:
+        nothing, unless a subclass says so.
+        """
         return inner.new_zeros(())
 
 
 class FSQuantizer(_Finite):
-    """Each number bounded by tanh and rounded (Mentzer et al. 2023, arXiv 2309.15505, section 3 and its appendix's code)."""
+    """Each number bounded by tanh and rounded (Mentzer et al. 2023, arXiv 2309.15505, section 3
+    and its appendix's code).
+    """
 
     _spread = SPREAD
 
@@ -192,11 +232,15 @@ class FSQuantizer(_Finite):
         super().__init__(config, fsq_levels(config.codebook_size))
 
     def _bound(self, inner: Tensor) -> Tensor:
-        """n values lie between -(n - 1)/2 and (n - 1)/2, moved by half a step where n is even so that 0 is one of them."""
-        reach = inner.new_tensor([(n - 1) / 2 * (1 - 1e-3) for n in self.sizes])        # (d,)
+        """n values lie between -(n - 1)/2 and (n - 1)/2, moved by half a step where n is even
+        so that 0 is one of them.
+        """
+        reach = inner.new_tensor([(n - 1) / 2 * (1 - 1e-3) for n in self.sizes])  # (d,)
         offset = inner.new_tensor([0.5 * (n % 2 == 0) for n in self.sizes])
         half = inner.new_tensor([n // 2 for n in self.sizes])
-        return torch.addcmul(-offset / half, torch.tanh(inner + torch.atanh(offset / reach)), reach / half)
+        return torch.addcmul(
+            -offset / half, torch.tanh(inner + torch.atanh(offset / reach)), reach / half
+        )
 
     def _digits(self, bounded: Tensor) -> Tensor:
         half = bounded.new_tensor([n // 2 for n in self.sizes])
@@ -210,10 +254,12 @@ class FSQuantizer(_Finite):
 class LFQuantizer(_Finite):
     """Only the sign of each number counts (Yu et al. 2023, arXiv 2310.05737, section 3.1).
 
-    Their entropy term makes each vector sure of its code, and all codes equally frequent. Only training asks for it. Their gradient
-    takes the sign for the number itself; here it takes it for tanh, whose slope fades as the numbers grow. Both are as good with one
-    level. With three, theirs lost 0.6 dB on the shapes, and at half the weight of the entropies it diverged: it claims that the
-    vectors follow z by more than signs can, which turns the gradients of the levels before around.
+    Their entropy term makes each vector sure of its code, and all codes equally frequent. Only
+    training asks for it. Their gradient takes the sign for the number itself; here it takes it
+    for tanh, whose slope fades as the numbers grow. Both are as good with one level. With
+    three, theirs lost 0.6 dB on the shapes, and at half the weight of the entropies it
+    diverged: it claims that the vectors follow z by more than signs can, which turns the
+    gradients of the levels before around.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -238,32 +284,40 @@ class LFQuantizer(_Finite):
 
 
 def entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean entropy of each vector's code, and entropy of the mean distribution over all codes, in nats.
+    """Mean entropy of each vector's code, and entropy of the mean
+    distribution over all codes, in nats.
 
-    logits (N, d) are those of independent bits. Squared distances to +1 and -1 differ by 4 x, hence the logit 4 x / temperature. The
-    distribution over 2^d codes is a product, so the first entropy is a sum over bits, and the mean over N of the second is one
-    product of two (N, 2^(d/2)) matrices: exact, and cheap for 65,536 codes. Both matrices are made a part at a time, and again
-    for the gradient.
+    logits (N, d) are those of independent bits. Squared distances to +1 and -1 differ by 4 x,
+    hence the logit 4 x / temperature. The distribution over 2^d codes is a product, so the first
+    entropy is a sum over bits, and the mean over N of the second is one product of two (N,
+    2^(d/2)) matrices: exact, and cheap for 65,536 codes. Both matrices are made a part at a time,
+    and again for the gradient.
     """
     single = (F.softplus(logits) - logits * logits.sigmoid()).sum(1).mean()
     rows = max(1, ELEMENTS // 2 ** -(-logits.shape[1] // 2))
     if len(logits) <= rows:
         total = _joint(logits)
     else:
-        total = torch.stack([checkpoint(_joint, part, use_reentrant=False) for part in logits.split(rows)]).sum(0)  # type: ignore[arg-type]
+        total = torch.stack(
+            [checkpoint(_joint, part, use_reentrant=False) for part in logits.split(rows)]
+        ).sum(0)  # type: ignore[arg-type]
     mean = distributed.mean(total / len(logits))
-    mean = mean.clamp(min=1e-30)        # the slope of x log x at 0 is infinite
+    mean = mean.clamp(min=1e-30)  # the slope of x log x at 0 is infinite
     return single, -(mean * mean.log()).sum()
 
 
 def _joint(logits: Tensor) -> Tensor:
-    """The sum over logits (N, d) of the probabilities of all codes: (2^(d/2), 2^(d/2)), rounded up and down."""
+    """The sum over logits (N, d) of the probabilities of all codes:
+    (2^(d/2), 2^(d/2)), rounded up and down.
+    """
     low, high = logits.sigmoid().tensor_split(2, 1)
     return _distribution(high).T @ _distribution(low)
 
 
 def _distribution(bits: Tensor) -> Tensor:
-    """Probabilities (N, 2^d) of all codes from those of independent bits (N, d); the first bit counts ones."""
+    """Probabilities (N, 2^d) of all codes from those of independent bits (N, d);
+    the first bit counts ones.
+    """
     codes = bits.new_ones(len(bits), 1)
     for i in range(bits.shape[1]):
         codes = torch.cat([codes * (1 - bits[:, i : i + 1]), codes * bits[:, i : i + 1]], 1)

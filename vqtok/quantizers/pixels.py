@@ -8,11 +8,13 @@ from vqtok.quantizers.base import Quantized, Quantizer
 
 
 class PixelQuantizer(Quantizer):
-    """Each channel's gray values rounded to K evenly spaced ones: level l is channel l, and nothing is learned.
+    """Each channel's gray values rounded to K evenly spaced ones:
+    level l is channel l, and nothing is learned.
 
-    With K = 256 an index is the byte itself, with K = 2 it says whether the value is above one half. A value never lies in the
-    middle between two of the K: 2 b (K - 1) is even, 255 (2 k + 1) is odd. What is known of the first few channels alone is shown
-    gray: their mean stands in for the others. A palette is saved, so that models of another K have another fingerprint.
+    With K = 256 an index is the byte itself, with K = 2 it says whether the value is above one
+    half. A value never lies in the middle between two of the K: 2 b (K - 1) is even, 255 (2 k + 1)
+    is odd. What is known of the first few channels alone is shown gray: their mean stands in for
+    the others. A palette is saved, so that models of another K have another fingerprint.
     """
 
     palette: Tensor
@@ -21,20 +23,30 @@ class PixelQuantizer(Quantizer):
         super().__init__()
         self.codebook_size, self.levels = config.codebook_size, config.levels
         values = torch.linspace(0, 255, config.codebook_size).round()
-        self.register_buffer("palette", values.repeat(config.levels, 1))        # (C, K), bytes: float16 holds them exactly
+        # (C, K), bytes: float16 holds them exactly
+        self.register_buffer("palette", values.repeat(config.levels, 1))
 
     def forward(self, z: Tensor) -> Quantized:
         """z (B, C, H, W) in [-1, 1]."""
-        indices = z.float().clamp(-1, 1).add(1).mul((self.codebook_size - 1) / 2).round().long()       # (B, C, H, W)
+        # (B, C, H, W)
+        indices = z.float().clamp(-1, 1).add(1).mul((self.codebook_size - 1) / 2).round().long()
         return Quantized(self.lookup(indices), indices, z.new_zeros(()))
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Gray values (B, C, H, W) in [-1, 1] for indices (B, n, H, W), the very floats that bytes become."""
+        """Gray values (B, C, H, W) in [-1, 1] for indices (B, n, H, W), the very
+        floats that bytes become.
+        """
         count = indices.shape[1]
-        known = torch.stack([self.palette[level][indices[:, level]] for level in range(count)], 1) / 127.5 - 1
+        known = (
+            torch.stack([self.palette[level][indices[:, level]] for level in range(count)], 1)
+            / 127.5
+            - 1
+        )
         if count == self.levels:
             return known
-        return torch.cat([known, known.mean(1, keepdim=True).expand(-1, self.levels - count, -1, -1)], 1)
+        return torch.cat(
+            [known, known.mean(1, keepdim=True).expand(-1, self.levels - count, -1, -1)], 1
+        )
 
     def codebooks(self) -> Tensor:
         """(C, K, C): an entry says something of its own channel alone."""

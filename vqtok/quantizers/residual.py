@@ -1,4 +1,6 @@
-"""Residual quantization: several levels, each of which quantizes what the levels before it have left."""
+"""Residual quantization: several levels, each of which quantizes what the
+levels before it have left.
+"""
 
 import math
 
@@ -12,10 +14,13 @@ from vqtok.quantizers.base import Quantized, Quantizer
 
 
 class ResidualQuantizer(Quantizer):
-    """L quantizers of one kind in a row; the sum of the first n of their vectors is a picture at n levels, for any n.
+    """L quantizers of one kind in a row; the sum of the first n of their vectors is a
+    picture at n levels, for any n.
 
-    Residual vector quantization as in Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312, section III-C), for any quantizer.
-    With level dropout, which their section III-C proposes too, part of the pictures is decoded from fewer levels in training:
+    Residual vector quantization as in Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312, section
+    III-C), for any quantizer.
+    With level dropout, which their section III-C proposes too, part of the pictures is decoded from
+    fewer levels in training:
     that makes the decoder good at every n.
     """
 
@@ -24,7 +29,8 @@ class ResidualQuantizer(Quantizer):
         self.codebook_size, self.levels = config.codebook_size, len(levels)
         self.beta, self.dropout = config.beta, config.level_dropout
         self.quantizers = nn.ModuleList(levels)
-        # How many levels there are is worth knowing to the decoder: a few tell less about fine detail than their vectors claim.
+        # How many levels there are is worth knowing to the decoder:
+        # a few tell less about fine detail than their vectors claim.
         self.depth = nn.Parameter(torch.zeros(self.levels, config.code_dim))
 
     def _level(self, level: int) -> Quantizer:
@@ -35,41 +41,53 @@ class ResidualQuantizer(Quantizer):
     def forward(self, z: Tensor) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
-            depths = self._draw_depths(len(z), z.device)                    # (B,), None for all
+            depths = self._draw_depths(len(z), z.device)  # (B,), None for all
             residual, total, vectors = z, torch.zeros_like(z), torch.zeros_like(z)
             indices, losses = [], []
             for level in range(self.levels):
                 part = self._level(level)(residual)
                 residual, total = residual - part.vectors, total + part.vectors
-                vectors = total if depths is None else torch.where((depths > level)[:, None, None, None], total, vectors)
+                vectors = (
+                    total
+                    if depths is None
+                    else torch.where((depths > level)[:, None, None, None], total, vectors)
+                )
                 indices.append(part.indices)
                 losses.append(part.loss)
                 if level:
-                    # The gradient that reaches z through `residual` is zero after a level that passes it straight through, so the
-                    # commitment of a later level, whose value is in its loss, gets its gradient here: z should lie near what all
-                    # levels up to this one make of it.
+                    # The gradient that reaches z through `residual` is zero after a level that
+                    # passes it straight through, so the commitment of a later level, whose value
+                    # is in its loss, gets its gradient here: z should lie near what all levels
+                    # up to this one make of it.
                     commitment = self.beta * F.mse_loss(z, total.detach())
                     losses[-1] = losses[-1] + commitment - commitment.detach()
             # The mark of the depth that each picture is decoded from.
-            depth = self.depth[-1:] if depths is None else self.depth[depths - 1]                       # (B, D)
+            depth = self.depth[-1:] if depths is None else self.depth[depths - 1]  # (B, D)
             vectors = vectors + depth[:, :, None, None]
         return Quantized(vectors, torch.cat(indices, 1), torch.stack(losses).mean())
 
     def _draw_depths(self, count: int, device: torch.device) -> Tensor | None:
-        """How many levels each of `count` pictures is decoded from, (count,); None for all: only training drops any, in part.
+        """How many levels each of `count` pictures is decoded from, (count,);
+        None for all: only training drops any, in part.
 
-        Drawn so that log n is uniform: the first levels matter at every rate, the last one at one rate only. Each process draws for
-        the whole batch, of which it has every n-th picture.
+        Drawn so that log n is uniform: the first levels matter at every rate, the last one at one
+        rate only. Each process draws for the whole batch, of which it has every n-th picture.
         """
         if not self.training or self.dropout == 0:
             return None
         total = count * distributed.size()
-        drawn = torch.exp(torch.rand(total, device=device) * math.log(self.levels + 1)).long().clamp(1, self.levels)
+        drawn = (
+            torch.exp(torch.rand(total, device=device) * math.log(self.levels + 1))
+            .long()
+            .clamp(1, self.levels)
+        )
         every = torch.where(torch.rand(total, device=device) < self.dropout, drawn, self.levels)
         return every[distributed.rank() :: distributed.size()]
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Vectors (B, D, h, w) for the indices (B, n, h, w) of the first n levels, n from 1 to L."""
+        """Vectors (B, D, h, w) for the indices (B, n, h, w) of the
+        first n levels, n from 1 to L.
+        """
         count = indices.shape[1]
         parts = [self._level(level).lookup(indices[:, level : level + 1]) for level in range(count)]
         return torch.stack(parts).sum(0) + self.depth[count - 1][:, None, None]
@@ -88,7 +106,7 @@ class ResidualQuantizer(Quantizer):
             if quantizer.needs_vectors():
                 quantizer.initialize(residual)
             training = quantizer.training
-            indices = quantizer.eval()(residual.T[None, :, :, None]).indices         # (1, 1, N, 1)
+            indices = quantizer.eval()(residual.T[None, :, :, None]).indices  # (1, 1, N, 1)
             quantizer.train(training)
             residual = residual - quantizer.lookup(indices)[0, :, :, 0].T
 

@@ -1,4 +1,6 @@
-"""`simvq`: a codebook that moves as one, because all of its entries are a frozen random matrix times one learned layer."""
+"""`simvq`: a codebook that moves as one, because all of its entries are a frozen random
+matrix times one learned layer.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -9,38 +11,44 @@ from vqtok.quantizers.codebook import Codebook, Started
 
 
 class SimVQuantizer(Codebook):
-    """Entries are the rows of a frozen Gaussian matrix, mapped by one linear layer (Zhu et al. 2024, arXiv 2411.02038).
+    """Entries are the rows of a frozen Gaussian matrix, mapped by one linear layer (Zhu et
+    al. 2024, arXiv 2411.02038).
 
-    A step that moves the chosen entries moves the layer, and by it all the others, so that no code is left behind: there is no
-    restart of dead codes, and `decay` and `restart` mean nothing here. The loss is that of `vq`. The matrix is saved with the
-    weights: a seed would tie files to one generator.
+    A step that moves the chosen entries moves the layer, and by it all the others, so that no
+    code is left behind: there is no restart of dead codes, and `decay` and `restart` mean
+    nothing here. The loss is that of `vq`. The matrix is saved with the weights: a seed would
+    tie files to one generator.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
         # Rounded to what weights are released in: what trained is then exactly what is shipped.
-        self.register_buffer("codebook", torch.randn(config.codebook_size, config.code_dim).half().float())
+        self.register_buffer(
+            "codebook", torch.randn(config.codebook_size, config.code_dim).half().float()
+        )
         self.layer = nn.Linear(config.code_dim, config.code_dim)
         self.average = Started()
 
     def _entries(self) -> Tensor:
-        return self._project(F.linear(self.codebook, self.layer.weight, self.layer.bias))      # (K, D)
+        return self._project(F.linear(self.codebook, self.layer.weight, self.layer.bias))  # (K, D)
 
     def needs_vectors(self) -> bool:
         return not bool(self.average.initialized)
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor) -> None:
-        """Gives the entries the mean of vectors (N, D), and of their covariance the part that K codes can hold.
+        """Gives the entries the mean of vectors (N, D), and of their covariance the
+        part that K codes can hold.
 
-        The best reproduction of a Gaussian source of variance s has variance s - d at distortion d, and log2(K) / D bits a dimension
-        make d = s * K^(-2/D) (Cover and Thomas, Elements of Information Theory, section 10.3). Entries as far out as the vectors
-        would lose to the few short ones wherever D is large.
+        The best reproduction of a Gaussian source of variance s has variance s - d at distortion d,
+        and log2(K) / D bits a dimension make d = s * K^(-2/D) (Cover and Thomas, Elements of
+        Information Theory, section 10.3). Entries as far out as the vectors would lose to the few
+        short ones wherever D is large.
         """
         vectors = self._project(vectors.float()).cpu().double()
         mean, dim = vectors.mean(0), vectors.shape[1]
         values, directions = torch.linalg.eigh(torch.cov(vectors.T, correction=0).reshape(dim, dim))
-        root = directions * values.clamp(min=0).sqrt() @ directions.T                           # (D, D)
+        root = directions * values.clamp(min=0).sqrt() @ directions.T  # (D, D)
         self.layer.weight.copy_(root * (1 - self.codebook_size ** (-2 / dim)) ** 0.5)
         self.layer.bias.copy_(mean)
         self.start()

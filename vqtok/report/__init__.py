@@ -1,9 +1,21 @@
-"""What a person looks at after training, sampling and evaluation: contact sheets, tables, curves."""
+"""What a person looks at after training, sampling and evaluation:
+contact sheets, tables, curves.
+"""
 
 from vqtok.report.curves import Panel, Series, plot_picture, plot_svg
 from vqtok.report.sheets import LABEL_WIDTH, LINE_HEIGHT, WHITE, sheet, side_by_side
 from vqtok.report.tables import markdown, rich_table
 
 __all__ = [
-    "LABEL_WIDTH", "LINE_HEIGHT", "WHITE", "Panel", "Series", "markdown", "plot_picture", "plot_svg", "rich_table", "sheet", "side_by_side",
-]   # fmt: skip
+    "LABEL_WIDTH",
+    "LINE_HEIGHT",
+    "WHITE",
+    "Panel",
+    "Series",
+    "markdown",
+    "plot_picture",
+    "plot_svg",
+    "rich_table",
+    "sheet",
+    "side_by_side",
+]

@@ -1,4 +1,6 @@
-"""A picture as lines of text: two pixels in each half block, in as many colors as a terminal has, or characters by lightness."""
+"""A picture as lines of text: two pixels in each half block, in as many colors as a terminal has,
+or characters by lightness.
+"""
 
 import math
 import re
@@ -9,25 +11,35 @@ import numpy as np
 from PIL import Image
 
 COLORS = ("truecolor", "256", "none")
-RAMP = " .:-=+*#%@"         # dark to light, for terminals with a dark ground
+RAMP = " .:-=+*#%@"  # dark to light, for terminals with a dark ground
 HALF = "▀"
-_CUBE = np.array([0, 95, 135, 175, 215, 255])       # of the colors 16 to 231 of a terminal with 256
+_CUBE = np.array([0, 95, 135, 175, 215, 255])  # of the colors 16 to 231 of a terminal with 256
 
 
 def colors_of(environment: Mapping[str, str], encoding: str) -> str:
-    """The colors that a terminal shows, by what it says of itself in the environment: one of COLORS."""
+    """The colors that a terminal shows, by what it says of itself in the
+    environment: one of COLORS.
+    """
     term = environment.get("TERM", "")
-    if "NO_COLOR" in environment or term in ("", "dumb") or not encoding.lower().replace("-", "").startswith("utf"):
+    if (
+        "NO_COLOR" in environment
+        or term in ("", "dumb")
+        or not encoding.lower().replace("-", "").startswith("utf")
+    ):
         return "none"
-    if environment.get("COLORTERM", "").lower() in ("truecolor", "24bit") or re.search("direct|kitty|ghostty|alacritty", term):
+    if environment.get("COLORTERM", "").lower() in ("truecolor", "24bit") or re.search(
+        "direct|kitty|ghostty|alacritty", term
+    ):
         return "truecolor"
     return "256" if "256" in term else "none"
 
 
 def fit(pixels: np.ndarray, columns: int, rows: int, cell: tuple[int, int] = (1, 2)) -> np.ndarray:
-    """The picture (H, W, C) as RGB, no larger than columns x rows characters of `cell` = (width, height) pixels each.
+    """The picture (H, W, C) as RGB, no larger than columns x rows characters of `cell` =
+    (width, height) pixels each.
 
-    Larger pictures are shrunk; smaller ones are enlarged by whole numbers, as the terminal's characters are large pixels.
+    Larger pictures are shrunk; smaller ones are enlarged by whole numbers, as the terminal's
+    characters are large pixels.
     """
     H, W = pixels.shape[:2]
     width, height = max(1, columns * cell[0]), max(1, rows * cell[1])
@@ -35,14 +47,19 @@ def fit(pixels: np.ndarray, columns: int, rows: int, cell: tuple[int, int] = (1,
     scale = math.floor(scale) if scale >= 1 else scale
     size = max(1, round(W * scale)), max(1, round(H * scale))
     image = Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels, (H, W, 3))))
-    return np.asarray(image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX))
+    return np.asarray(
+        image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
+    )
 
 
 def lines(pixels: np.ndarray, columns: int, rows: int, colors: str) -> list[str]:
-    """The picture as at most `rows` lines of at most `columns` characters; colors is one of COLORS."""
+    """The picture as at most `rows` lines of at most `columns` characters;
+    colors is one of COLORS.
+    """
     assert colors in COLORS
     if colors == "none":
-        # A character is twice as high as wide: each stands for two rows of pixels, of which there is one value.
+        # A character is twice as high as wide:
+        # each stands for two rows of pixels, of which there is one value.
         small = fit(pixels, columns, rows).astype(np.float64) @ (0.299, 0.587, 0.114)
         small = _even(small)
         light = (small[0::2] + small[1::2]) / 2
@@ -50,7 +67,10 @@ def lines(pixels: np.ndarray, columns: int, rows: int, colors: str) -> list[str]
         return ["".join(RAMP[step] for step in row).rstrip() for row in steps]
     small = _even(fit(pixels, columns, rows))
     code = _true if colors == "truecolor" else _of_256
-    return [_line(code(above), code(below)) for above, below in zip(small[0::2], small[1::2], strict=True)]
+    return [
+        _line(code(above), code(below))
+        for above, below in zip(small[0::2], small[1::2], strict=True)
+    ]
 
 
 def _even(rows: np.ndarray) -> np.ndarray:
@@ -59,8 +79,13 @@ def _even(rows: np.ndarray) -> np.ndarray:
 
 
 def _line(above: list[str], below: list[str]) -> str:
-    """Half blocks: the ink is the upper pixel, the ground the lower; colors are named where they change."""
-    parts = [f"\x1b[38;{ink};48;{ground}m{HALF * len(list(run))}" for (ink, ground), run in groupby(zip(above, below, strict=True))]
+    """Half blocks: the ink is the upper pixel, the ground the lower;
+    colors are named where they change.
+    """
+    parts = [
+        f"\x1b[38;{ink};48;{ground}m{HALF * len(list(run))}"
+        for (ink, ground), run in groupby(zip(above, below, strict=True))
+    ]
     return "".join(parts) + "\x1b[0m"
 
 
@@ -70,10 +95,12 @@ def _true(row: np.ndarray) -> list[str]:
 
 
 def _of_256(row: np.ndarray) -> list[str]:
-    """The nearest of the 240 colors that all terminals with 256 share: a cube of six steps, and 24 grays."""
+    """The nearest of the 240 colors that all terminals with 256 share:
+    a cube of six steps, and 24 grays.
+    """
     values = row.astype(int)
-    steps = np.abs(values[..., None] - _CUBE).argmin(-1)                                # (W, 3)
-    gray = np.clip((values.mean(-1) - 8 + 5) // 10, 0, 23).astype(int)                  # (W,), of 8, 18, ..., 238
+    steps = np.abs(values[..., None] - _CUBE).argmin(-1)  # (W, 3)
+    gray = np.clip((values.mean(-1) - 8 + 5) // 10, 0, 23).astype(int)  # (W,), of 8, 18, ..., 238
     by_cube = ((_CUBE[steps] - values) ** 2).sum(-1)
     by_gray = ((8 + 10 * gray[:, None] - values) ** 2).sum(-1)
     cube = 16 + 36 * steps[:, 0] + 6 * steps[:, 1] + steps[:, 2]

@@ -1,7 +1,9 @@
-"""A model's card, README.md: its tables as values, and its Markdown as HTML that can do nothing but be read.
+"""A model's card, README.md: its tables as values, and its Markdown as HTML that
+can do nothing but be read.
 
-What is understood is what cards are made of: headings, paragraphs, lists, tables, fenced blocks, and in a line code, bold, links and
-pictures. Everything else, HTML too, is text. Pictures come from `picture`, which decides what a name may be.
+What is understood is what cards are made of: headings, paragraphs, lists, tables, fenced blocks,
+and in a line code, bold, links and pictures. Everything else, HTML too, is text. Pictures come from
+`picture`, which decides what a name may be.
 """
 
 import re
@@ -12,7 +14,8 @@ from vqtok.report import html
 
 LINES_MAX = 5000
 _INLINE = re.compile(
-    r"`(?P<code>[^`]+)`|\*\*(?P<bold>[^*]+)\*\*|!\[(?P<alt>[^\]]*)\]\((?P<image>[^)\s]+)\)|\[(?P<link>[^\]]+)\]\((?P<target>[^)\s]+)\)"
+    r"`(?P<code>[^`]+)`|\*\*(?P<bold>[^*]+)\*\*|!\[(?P<alt>[^\]]*)\]\((?P<image>[^)\s]+)\)|\[(?P"
+    r"<link>[^\]]+)\]\((?P<target>[^)\s]+)\)"
 )
 
 
@@ -24,7 +27,9 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def columns(self, *names: str) -> list[list[float | str]] | None:
-        """The rows reduced to these columns, numbers where they are some; None where a column is missing."""
+        """The rows reduced to these columns, numbers where they are some;
+        None where a column is missing.
+        """
         found = [header.lower() for header in self.headers]
         if not all(name in found for name in names):
             return None
@@ -40,13 +45,17 @@ def tables(card: str) -> list[Table]:
             block.append(line)
             continue
         if len(block) >= 2 and _is_rule(block[1]):
-            found.append(Table(tuple(_cells(block[0])), tuple(tuple(_cells(row)) for row in block[2:])))
+            found.append(
+                Table(tuple(_cells(block[0])), tuple(tuple(_cells(row)) for row in block[2:]))
+            )
         block = []
     return found
 
 
 def to_html(card: str, picture: Callable[[str, str], str]) -> str:
-    """The card as a part of a page; `picture` makes a part of the name and the text of a picture, empty for none."""
+    """The card as a part of a page; `picture` makes a part of the name and the text of
+    a picture, empty for none.
+    """
     out: list[str] = []
     lines, at = card.splitlines()[:LINES_MAX], 0
     while at < len(lines):
@@ -54,7 +63,9 @@ def to_html(card: str, picture: Callable[[str, str], str]) -> str:
     return "".join(out)
 
 
-def _block(lines: Sequence[str], at: int, out: list[str], picture: Callable[[str, str], str]) -> int:
+def _block(
+    lines: Sequence[str], at: int, out: list[str], picture: Callable[[str, str], str]
+) -> int:
     """Adds what begins at a line, and returns where the next begins."""
     line = lines[at].strip()
     if not line or line.startswith("<!--"):
@@ -73,7 +84,11 @@ def _block(lines: Sequence[str], at: int, out: list[str], picture: Callable[[str
         out.append(html.table(_cells(block[0]), [_cells(row) for row in block[2:]]))
     elif kind == "list":
         items = re.split(r"\n[-*] ", "\n" + "\n".join(block))[1:]
-        out.append("<ul>" + "".join(f"<li>{_inline(' '.join(item.split()), picture)}</li>" for item in items) + "</ul>")
+        out.append(
+            "<ul>"
+            + "".join(f"<li>{_inline(' '.join(item.split()), picture)}</li>" for item in items)
+            + "</ul>"
+        )
     else:
         content = _inline(" ".join(block), picture)
         out.append(content if content.startswith("<img") else f"<p>{content}</p>")
@@ -84,7 +99,9 @@ def _fence(lines: Sequence[str], at: int, out: list[str]) -> int:
     stop = at
     while stop < len(lines) and not lines[stop].strip().startswith("```"):
         stop += 1
-    indent = min((len(line) - len(line.lstrip()) for line in lines[at:stop] if line.strip()), default=0)
+    indent = min(
+        (len(line) - len(line.lstrip()) for line in lines[at:stop] if line.strip()), default=0
+    )
     out.append(html.preformatted("\n".join(line[indent:] for line in lines[at:stop])))
     return stop + 1
 
@@ -94,7 +111,9 @@ def _kind(line: str) -> str:
 
 
 def _continues(kind: str, line: str) -> bool:
-    """Whether a line goes on with what came before: tables end at the first line that is none, text at what begins something."""
+    """Whether a line goes on with what came before:
+    tables end at the first line that is none, text at what begins something.
+    """
     if kind == "table":
         return line.startswith("|")
     begins = line.startswith(("```", "|", "# ", "## ", "### "))
@@ -111,7 +130,10 @@ def _is_rule(row: str) -> bool:
 
 
 def _number(cell: str) -> float | str:
-    """A cell as a number where it is one; 95.3% stays what it is. Numbers of a few digits keep them."""
+    """A cell as a number where it is one; 95.3% stays what it is.
+
+    Numbers of a few digits keep them.
+    """
     return float(cell) if re.fullmatch(r"-?\d{1,9}(\.\d{1,9})?", cell) else cell
 
 

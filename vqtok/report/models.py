@@ -1,4 +1,6 @@
-"""The page of a model: its card, its figures, and the curve of its quality over its bits beside that of other codecs."""
+"""The page of a model: its card, its figures, and the curve of its quality over its bits
+beside that of other codecs.
+"""
 
 import re
 from dataclasses import dataclass, field
@@ -13,14 +15,22 @@ from vqtok.report.runs import samples, settings
 
 CODECS = {"avif": "AVIF", "webp": "WebP", "jpeg": "JPEG"}
 QUALITIES = {
-    "lpips": "LPIPS: lower is better", "ms_ssim": "MS-SSIM: higher is better", "ssim": "SSIM: higher is better",
+    "lpips": "LPIPS: lower is better",
+    "ms_ssim": "MS-SSIM: higher is better",
+    "ssim": "SSIM: higher is better",
     "psnr": "PSNR, dB: higher is better",
-}       # fmt: skip
-_HEADERS = {"lpips": ("lpips",), "ms_ssim": ("ms-ssim",), "ssim": ("ssim",), "psnr": ("psnr, db", "psnr")}
+}
+_HEADERS = {
+    "lpips": ("lpips",),
+    "ms_ssim": ("ms-ssim",),
+    "ssim": ("ssim",),
+    "psnr": ("psnr, db", "psnr"),
+}
 _BITS = ("in files", "files", "bpp")
 _PICTURE = re.compile(r"[\w-][\w.-]*\.(png|jpg|jpeg|webp)", re.IGNORECASE)
 
-Curves = dict[str, dict[str, list[tuple[float, float]]]]        # by quality and then by coder: (bits per pixel, quality)
+# by quality and then by coder: (bits per pixel, quality)
+Curves = dict[str, dict[str, list[tuple[float, float]]]]
 
 
 @dataclass(frozen=True)
@@ -29,10 +39,10 @@ class Model:
 
     name: str
     fingerprint: str
-    card: str                               # Markdown; "" for none
+    card: str  # Markdown; "" for none
     curves: Curves
-    source: str                             # where the curves are from, as a sentence
-    facts: list[tuple[str, Any]]            # names and values
+    source: str  # where the curves are from, as a sentence
+    facts: list[tuple[str, Any]]  # names and values
     recipe: dict[str, Any]
     codebook: book.Codebook | None = None
     samples: list[tuple[str, Any]] = field(default_factory=list)
@@ -40,7 +50,9 @@ class Model:
 
 
 def curves_of_card(card: str, model: str) -> Curves:
-    """Quality over the bits per pixel of files, from a card's tables: one of levels, and one of codecs."""
+    """Quality over the bits per pixel of files, from a card's tables:
+    one of levels, and one of codecs.
+    """
     curves: Curves = {}
     for quality, names in _HEADERS.items():
         for name in names:
@@ -68,10 +80,16 @@ def curves_of_figures(figures: dict[str, Any], model: str) -> Curves:
         for row in rows if isinstance(rows, list) else []:
             if not isinstance(row, dict) or not _is_number(row.get(bits)):
                 continue
-            series = f"vqtok {model}" if name is None else CODECS.get(str(row.get(name)), str(row.get(name)))
+            series = (
+                f"vqtok {model}"
+                if name is None
+                else CODECS.get(str(row.get(name)), str(row.get(name)))
+            )
             for quality in QUALITIES:
                 if _is_number(row.get(quality)):
-                    curves.setdefault(quality, {}).setdefault(series, []).append((float(row[bits]), float(row[quality])))
+                    curves.setdefault(quality, {}).setdefault(series, []).append(
+                        (float(row[bits]), float(row[quality]))
+                    )
     return curves
 
 
@@ -82,16 +100,24 @@ def _is_number(value: Any) -> bool:
 def page(model: Model, folder: Path) -> bytes:
     """The page; pictures of the card come from the model's folder."""
     notes = [html.paragraph(note, "note") for note in model.notes]
-    card = cards.to_html(_without_title(model.card), lambda name, alt: _picture(folder, name, alt)) if model.card else ""
+    card = (
+        cards.to_html(_without_title(model.card), lambda name, alt: _picture(folder, name, alt))
+        if model.card
+        else ""
+    )
     return html.page(
-        f"Model {model.name}", f"fingerprint {model.fingerprint}",
+        f"Model {model.name}",
+        f"fingerprint {model.fingerprint}",
         [
-            *notes, html.section("Facts", html.table(["", ""], model.facts)), _rates(model),
-            "" if model.codebook is None else book.section(model.codebook), samples(model.samples),
+            *notes,
+            html.section("Facts", html.table(["", ""], model.facts)),
+            _rates(model),
+            "" if model.codebook is None else book.section(model.codebook),
+            samples(model.samples),
             html.section("Card", f'<div class="card">{card}</div>' if card else ""),
             html.section("Settings", settings(model.recipe)),
         ],
-    )     # fmt: skip
+    )
 
 
 def _without_title(card: str) -> str:
@@ -101,7 +127,9 @@ def _without_title(card: str) -> str:
 
 
 def _rates(model: Model) -> str:
-    """Curves with several points; a model of one rate has none to show, and its figures stand in the card."""
+    """Curves with several points; a model of one rate has none to show, and its
+    figures stand in the card.
+    """
     charts = []
     for quality, title in QUALITIES.items():
         found = model.curves.get(quality, {})
@@ -109,13 +137,27 @@ def _rates(model: Model) -> str:
             series = [Series(name, points) for name, points in found.items()]
             charts.append(html.chart(Panel(title, "bits per pixel, files", series)))
     if not charts:
-        hint = "vqtok eval IMAGES --json > figures.json measures them, and vqtok report --figures figures.json draws them here."
-        return html.section("Quality over bits", html.paragraph(f"There are no curves: the card has one rate, and no other codec. {hint}"))
-    return html.section("Quality over bits", html.paragraph(model.source), f'<div class="charts">{"".join(charts)}</div>')
+        hint = (
+            "vqtok eval IMAGES --json > figures.json measures them, "
+            "and vqtok report --figures figures.json draws them here."
+        )
+        return html.section(
+            "Quality over bits",
+            html.paragraph(
+                f"There are no curves: the card has one rate, and no other codec. {hint}"
+            ),
+        )
+    return html.section(
+        "Quality over bits",
+        html.paragraph(model.source),
+        f'<div class="charts">{"".join(charts)}</div>',
+    )
 
 
 def _picture(folder: Path, name: str, alt: str) -> str:
-    """A picture that lies in the model's own folder; its text alone where the name leads elsewhere or nothing can be read."""
+    """A picture that lies in the model's own folder;
+    its text alone where the name leads elsewhere or nothing can be read.
+    """
     if not _PICTURE.fullmatch(name):
         return html.text(alt)
     try:

@@ -1,6 +1,8 @@
-"""Why quantize at all: autoregressive models of raw pixels, a VAE and VQ-VAEs, each trained for the same time on the same pictures.
+"""Why quantize at all: autoregressive models of raw pixels, a VAE and VQ-VAEs, each trained for the
+same time on the same pictures.
 
-Every system is an ordinary run in a folder of its own, so that the other commands resume, report and sample it.
+Every system is an ordinary run in a folder of its own, so that the other commands
+resume, report and sample it.
 """
 
 import os
@@ -21,28 +23,45 @@ from vqtok.study.table import Study
 from vqtok.study.trained import Lab
 from vqtok.study.watch import Watch
 
-__all__ = ["SYSTEMS", "Interrupted", "Plan", "Result", "Study", "System", "check_free", "choose", "study"]
+__all__ = [
+    "SYSTEMS",
+    "Interrupted",
+    "Plan",
+    "Result",
+    "Study",
+    "System",
+    "check_free",
+    "choose",
+    "study",
+]
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a study is to be."""
 
-    data: str | None            # None: the built-in shapes
+    data: str | None  # None: the built-in shapes
     folder: Path
-    budget: float               # seconds of training for each system
+    budget: float  # seconds of training for each system
     systems: tuple[System, ...] = SYSTEMS
     seed: int = 0
     test_pictures: int = 1000
     samples: int = 64
     command: str = ""
-    steps: int | None = None    # of each stage, in place of the budget: for tests
+    steps: int | None = None  # of each stage, in place of the budget: for tests
 
 
 def choose(names: str | None) -> tuple[System, ...]:
-    """The systems named, separated by commas, in the table's order; None: all. UsageError for an unknown one."""
+    """The systems named, separated by commas, in the table's order; None: all.
+
+    UsageError for an unknown one.
+    """
     known = {system.name: system for system in SYSTEMS}
-    wanted = list(known) if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    wanted = (
+        list(known)
+        if names is None
+        else [name.strip() for name in names.split(",") if name.strip()]
+    )
     for name in wanted:
         if name not in known:
             raise UsageError(f"there is no system {name!r}", f"choose from {', '.join(known)}")
@@ -55,20 +74,33 @@ def check_free(folder: Path, force: bool) -> None:
     """Raises OutputError where a new study would replace one and `force` does not allow that."""
     if (folder / page.JSON).exists() and not force:
         raise OutputError(
-            f"{folder} holds a study already", "go on with --resume, replace it with -f/--force, or choose another -o"
+            f"{folder} holds a study already",
+            "go on with --resume, replace it with -f/--force, or choose another -o",
         )
 
 
-def study(plan: Plan, stop: train.Stop, listener: train.Listener, device: torch.device, resume: bool = False) -> Study:
-    """Trains and measures the systems one after another; the tables and pages in the folder are written anew after each.
+def study(
+    plan: Plan,
+    stop: train.Stop,
+    listener: train.Listener,
+    device: torch.device,
+    resume: bool = False,
+) -> Study:
+    """Trains and measures the systems one after another;
+    the tables and pages in the folder are written anew after each.
 
-    With `resume`, what is finished with the same settings is kept, of systems that are not asked for, too, and what is begun goes on.
-    Raises Interrupted after a signal, when all that is needed to go on is saved; InputError and UsageError for pictures that a study
-    cannot use.
+    With `resume`, what is finished with the same settings is kept, of systems that are not asked
+    for, too, and what is begun goes on.
+    Raises Interrupted after a signal, when all that is needed to go on is saved;
+    InputError and UsageError for pictures that a study cannot use.
     """
-    found = pictures.prepare(pictures.find(plan.data), plan.folder / "data", plan.test_pictures, plan.seed)
+    found = pictures.prepare(
+        pictures.find(plan.data), plan.folder / "data", plan.test_pictures, plan.seed
+    )
     watch = Watch(listener)
-    lab = Lab(plan.folder, found, plan.budget, plan.seed, device, stop, watch, plan.command, plan.steps)
+    lab = Lab(
+        plan.folder, found, plan.budget, plan.seed, device, stop, watch, plan.command, plan.steps
+    )
     if not resume:
         _forget(plan.folder)
     have = _finished(plan, lab)
@@ -76,7 +108,9 @@ def study(plan: Plan, stop: train.Stop, listener: train.Listener, device: torch.
     for system in plan.systems:
         if system.name not in have:
             watch.begin(system.name, plan.budget, 0.0)
-            have[system.name] = measure.measure(lab, system, trained.train(lab, system), plan.samples)
+            have[system.name] = measure.measure(
+                lab, system, trained.train(lab, system), plan.samples
+            )
             page.write(plan.folder, _outcome(plan, lab, have))
     return _outcome(plan, lab, have)
 
@@ -85,7 +119,9 @@ def _finished(plan: Plan, lab: Lab) -> dict[str, Result]:
     """Results that are in the folder already, by system."""
     found = {}
     for system in {system.name: system for system in (*SYSTEMS, *plan.systems)}.values():
-        settings = measure.settings_of(trained.settings_of(lab, system), len(lab.pictures.test), plan.samples)
+        settings = measure.settings_of(
+            trained.settings_of(lab, system), len(lab.pictures.test), plan.samples
+        )
         result = results.read(plan.folder / system.name, settings)
         if result is not None:
             found[system.name] = result
@@ -93,7 +129,9 @@ def _finished(plan: Plan, lab: Lab) -> dict[str, Result]:
 
 
 def _forget(folder: Path) -> None:
-    """Marks all that an earlier study left in the folder as not done; its files are replaced one by one."""
+    """Marks all that an earlier study left in the folder as not done;
+    its files are replaced one by one.
+    """
     for mark in (*folder.glob(f"*/{trained.MARK}"), *folder.glob(f"*/{results.RESULT}")):
         mark.unlink()
 
@@ -104,19 +142,31 @@ def _outcome(plan: Plan, lab: Lab, have: dict[str, Result]) -> Study:
     found = [have[name] for name in order if name in have]
     test = lab.pictures.test
     facts: dict[str, Any] = {
-        "data": lab.pictures.name, "size": list(test.shape[1:]), "training pictures": lab.pictures.train,
-        "test pictures": len(test), "test set": lab.pictures.source, "digest of the pictures": lab.pictures.digest,
-        "budget in seconds": plan.budget, "seed": plan.seed, "command": plan.command, "vqtok": __version__, **_machine(lab.device),
-    }     # fmt: skip
+        "data": lab.pictures.name,
+        "size": list(test.shape[1:]),
+        "training pictures": lab.pictures.train,
+        "test pictures": len(test),
+        "test set": lab.pictures.source,
+        "digest of the pictures": lab.pictures.digest,
+        "budget in seconds": plan.budget,
+        "seed": plan.seed,
+        "command": plan.command,
+        "vqtok": __version__,
+        **_machine(lab.device),
+    }
     return Study(tuple(found), lab.pictures.shape, plan.samples, facts)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
     """What the seconds were measured on."""
     return {
-        "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": device.type,
-        "torch": torch.__version__, "python": platform.python_version(),
-    }     # fmt: skip
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _processor() -> str:

@@ -21,9 +21,9 @@ from vqtok.train import Stop
 from vqtok.vae import VAE, divergence
 from vqtok.vqvae import to_float, to_uint8
 
-AT_ONCE = 16            # test pictures weighed at a time: logits of 16 raw pictures take 50 MB
+AT_ONCE = 16  # test pictures weighed at a time: logits of 16 raw pictures take 50 MB
 SHEET_COLUMNS = 8
-TILE, GAP = 64, 4       # pixels a side of a picture in a sheet, about, and between two
+TILE, GAP = 64, 4  # pixels a side of a picture in a sheet, about, and between two
 CODE_LENGTH = "bound, code length"
 LOG2 = math.log(2)
 
@@ -37,10 +37,12 @@ class Bits:
 
 
 def bits(model: Model, pictures: np.ndarray, stop: Stop) -> Bits:
-    """-log2 p of pictures uint8 (n, H, W, C): of their indices by the prior, and of the pixels given those by the decoder. In float32.
+    """-log2 p of pictures uint8 (n, H, W, C):
+    of their indices by the prior, and of the pixels given those by the decoder. In float32.
 
-    The sum is the length of a lossless code, and with it a bound of -log2 p(x), as other indices could give x too; where the indices
-    are the pixels it is -log2 p(x) itself. Raises budget.Interrupted.
+    The sum is the length of a lossless code, and with it a bound of -log2 p(x), as other
+    indices could give x too; where the indices are the pixels it is -log2 p(x) itself.
+    Raises budget.Interrupted.
     """
     latents = pixels = 0.0
     network = model.network
@@ -75,20 +77,37 @@ class _Measured:
     parameters: int
     symbols: int
     alphabet: int
-    seconds: float              # for the samples
+    seconds: float  # for the samples
     shown: str
 
 
 def measure(lab: Lab, system: System, trained: Trained, samples: int) -> Result:
-    """Measures a trained system, draws its samples into samples-SYSTEM.png, and writes its result."""
+    """Measures a trained system, draws its samples into
+    samples-SYSTEM.png, and writes its result.
+    """
     found = (_measure_vae if system.tokenizer == vae.NAME else _measure_model)(lab, system, samples)
     result = Result(
-        settings_of(trained.settings, len(lab.pictures.test), samples), system.name, system.what,
-        found.parameters, found.symbols, found.alphabet,
-        found.bits.latents, found.bits.pixels, found.kind, len(lab.pictures.test), samples, found.seconds, found.shown,
-        trained.all_seconds, trained.tokenizer_seconds + trained.encoding_seconds, trained.steps, trained.steps * trained.batch,
-        trained.tokenizer_steps, trained.tokenizer_steps * trained.tokenizer_batch, trained.precision,
-    )     # fmt: skip
+        settings_of(trained.settings, len(lab.pictures.test), samples),
+        system.name,
+        system.what,
+        found.parameters,
+        found.symbols,
+        found.alphabet,
+        found.bits.latents,
+        found.bits.pixels,
+        found.kind,
+        len(lab.pictures.test),
+        samples,
+        found.seconds,
+        found.shown,
+        trained.all_seconds,
+        trained.tokenizer_seconds + trained.encoding_seconds,
+        trained.steps,
+        trained.steps * trained.batch,
+        trained.tokenizer_steps,
+        trained.tokenizer_steps * trained.tokenizer_batch,
+        trained.precision,
+    )
     results.write(lab.folder / system.name, result)
     return result
 
@@ -96,15 +115,22 @@ def measure(lab: Lab, system: System, trained: Trained, samples: int) -> Result:
 def _measure_model(lab: Lab, system: System, samples: int) -> _Measured:
     """Of a tokenizer, which may be the identity, and a prior."""
     folder, test = lab.folder / system.name, lab.pictures.test
-    model = codec.load(folder.resolve(), lab.device.type)       # the whole path: by a bare name a bundled model would be found first
+    # the whole path: by a bare name a bundled model would be found first
+    model = codec.load(folder.resolve(), lab.device.type)
     lab.watch.note(f"Weighing {len(test):,} test pictures.")
     found = bits(model, test, lab.stop)
     lab.watch.note(f"Drawing {samples} samples.")
     seconds = draw(model, samples, lab.seed, lab.stop, sheet_path(lab.folder, system.name))
-    kind, shown = ("exact", "pixels, drawn one after another") if model.config.identity else (CODE_LENGTH, "drawn indices, mean of p(x|z)")
+    kind, shown = (
+        ("exact", "pixels, drawn one after another")
+        if model.config.identity
+        else (CODE_LENGTH, "drawn indices, mean of p(x|z)")
+    )
     h, w = (side // model.config.downsample for side in test.shape[1:3])
     symbols = model.config.levels * h * w
-    return _Measured(found, kind, _parameters(model), symbols, model.config.codebook_size, seconds, shown)
+    return _Measured(
+        found, kind, _parameters(model), symbols, model.config.codebook_size, seconds, shown
+    )
 
 
 def _measure_vae(lab: Lab, system: System, samples: int) -> _Measured:
@@ -114,16 +140,25 @@ def _measure_vae(lab: Lab, system: System, samples: int) -> _Measured:
     lab.watch.note(f"Drawing {samples} samples.")
     h, w = (side // network.config.downsample for side in lab.pictures.test.shape[1:3])
     start = time.perf_counter()
-    pictures = to_uint8(network.sample(samples, h, w, torch.Generator().manual_seed(lab.seed))).permute(0, 2, 3, 1).cpu().numpy()
+    pictures = (
+        to_uint8(network.sample(samples, h, w, torch.Generator().manual_seed(lab.seed)))
+        .permute(0, 2, 3, 1)
+        .cpu()
+        .numpy()
+    )
     seconds = time.perf_counter() - start
     write_sheet(sheet_path(lab.folder, system.name), list(pictures))
     parameters = sum(tensor.numel() for tensor in network.state_dict().values())
     shown = "drawn latents, mean of p(x|z)"
-    return _Measured(found, "bound, ELBO", parameters, network.config.code_dim * h * w, 0, seconds, shown)
+    return _Measured(
+        found, "bound, ELBO", parameters, network.config.code_dim * h * w, 0, seconds, shown
+    )
 
 
 def vae_bits(network: VAE, pictures: np.ndarray, seed: int, stop: Stop) -> Bits:
-    """The two parts of the negative evidence lower bound of pictures uint8 (n, H, W, C), by one draw of z each."""
+    """The two parts of the negative evidence lower bound of pictures uint8 (n, H, W,
+    C), by one draw of z each.
+    """
     latents = total = 0.0
     device = network.likelihood.log_scale.device
     with torch.random.fork_rng(), torch.inference_mode():
@@ -152,7 +187,11 @@ def draw(model: Model, n: int, seed: int, stop: Stop, path: Path) -> float:
 
 
 def write_sheet(path: Path, pictures: list[np.ndarray]) -> None:
-    images.write(path, report.sheet(pictures, SHEET_COLUMNS, gap=GAP, scale=scale_of(len(pictures[0]))), force=True)
+    images.write(
+        path,
+        report.sheet(pictures, SHEET_COLUMNS, gap=GAP, scale=scale_of(len(pictures[0]))),
+        force=True,
+    )
 
 
 def scale_of(side: int) -> int:
@@ -165,6 +204,9 @@ def sheet_path(folder: Path, system: str) -> Path:
 
 
 def _parameters(model: Model) -> int:
-    """Numbers in the weights files of a model. The identity's are those of its palette: it has none that were learned."""
+    """Numbers in the weights files of a model.
+
+    The identity's are those of its palette: it has none that were learned.
+    """
     tokenizer = [] if model.config.identity else list(model.network.release_state().values())
     return sum(tensor.numel() for tensor in [*tokenizer, *model.prior.state_dict().values()])

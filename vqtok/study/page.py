@@ -1,4 +1,6 @@
-"""What a study leaves behind for people and programs: study.json, study.md, report.html and one sheet of all samples."""
+"""What a study leaves behind for people and programs:
+study.json, study.md, report.html and one sheet of all samples.
+"""
 
 import json
 from dataclasses import asdict
@@ -16,17 +18,20 @@ from vqtok.study.results import Result
 from vqtok.study.table import Study
 
 JSON, MARKDOWN, HTML, SHEET = "study.json", "study.md", "report.html", "samples.png"
-SHOWN = 16              # samples of each system in the sheet of all
+SHOWN = 16  # samples of each system in the sheet of all
 CURVES = (
-    "Of pictures set aside for validation, which are few: the table's figures are of the test pictures. A VQ-VAE's curve begins when its "
-    "tokenizer is trained, and the bits of its pixels are those of the table."
+    "Of pictures set aside for validation, which are few: the table's figures are of the test "
+    "pictures. A VQ-VAE's curve begins when its tokenizer is trained, and the bits of its pixels "
+    "are those of the table."
 )
 
 
 def write(folder: Path, study: Study) -> None:
     """Writes all of them anew."""
     sheets = _sheets(folder, study)
-    files.write_bytes(folder / JSON, (json.dumps(to_json(study), indent=1) + "\n").encode(), force=True)
+    files.write_bytes(
+        folder / JSON, (json.dumps(to_json(study), indent=1) + "\n").encode(), force=True
+    )
     files.write_bytes(folder / MARKDOWN, to_markdown(study).encode(), force=True)
     files.write_bytes(folder / HTML, to_html(study, sheets, curves(folder, study)), force=True)
     if sheets:
@@ -37,17 +42,30 @@ def to_json(study: Study) -> dict[str, Any]:
     """All figures, as plain values."""
     systems = [{**asdict(result), "bits": result.bits} for result in study.results]
     anchors = [asdict(anchor) for anchor in table.ANCHORS]
-    return {"format": 1, **study.facts, "systems": systems, "anchors": anchors, "uniform": table.UNIFORM, "sentences": _told(study)}
+    return {
+        "format": 1,
+        **study.facts,
+        "systems": systems,
+        "anchors": anchors,
+        "uniform": table.UNIFORM,
+        "sentences": _told(study),
+    }
 
 
 def to_markdown(study: Study) -> str:
     """The table, the published figures, and what both mean."""
     parts = [
-        "# Study: why quantize at all", report.markdown(study.headers, study.rows()),
-        "Published on CIFAR-10:", report.markdown(["system", "bits/dim", "source"], table.anchor_rows()),
-        "## What the table shows", _list(table.sentences(study)), "## What it does not show", _list(table.cautions(study)),
-        "## How it was made", report.markdown(["", ""], [[name, _plain(value)] for name, value in study.facts.items()]),
-    ]     # fmt: skip
+        "# Study: why quantize at all",
+        report.markdown(study.headers, study.rows()),
+        "Published on CIFAR-10:",
+        report.markdown(["system", "bits/dim", "source"], table.anchor_rows()),
+        "## What the table shows",
+        _list(table.sentences(study)),
+        "## What it does not show",
+        _list(table.cautions(study)),
+        "## How it was made",
+        report.markdown(["", ""], [[name, _plain(value)] for name, value in study.facts.items()]),
+    ]
     return "\n".join(part if part.endswith("\n") else f"{part}\n" for part in parts)
 
 
@@ -55,23 +73,47 @@ def to_html(study: Study, sheets: dict[str, np.ndarray], learned: list[Panel]) -
     """The page."""
     what = [[result.system, result.what] for result in study.results]
     samples = [
-        html.figure(html.picture(sheets[r.system], f"{study.samples} samples of {r.system}", lossless=False), f"{r.system}: {r.shown}")
-        for r in study.results if r.system in sheets
-    ]      # fmt: skip
+        html.figure(
+            html.picture(
+                sheets[r.system], f"{study.samples} samples of {r.system}", lossless=False
+            ),
+            f"{r.system}: {r.shown}",
+        )
+        for r in study.results
+        if r.system in sheets
+    ]
     sections = [
-        html.section("Table", html.table(study.headers, study.rows(), "Each trained for the same time"), html.table(["", ""], what)),
+        html.section(
+            "Table",
+            html.table(study.headers, study.rows(), "Each trained for the same time"),
+            html.table(["", ""], what),
+        ),
         html.section("What the table shows", *map(html.paragraph, table.sentences(study))),
         html.section("What it does not show", *map(html.paragraph, table.cautions(study))),
-        html.section("While they learned", *map(html.chart, learned), html.paragraph(CURVES) if learned else ""),
+        html.section(
+            "While they learned",
+            *map(html.chart, learned),
+            html.paragraph(CURVES) if learned else "",
+        ),
         html.section("Samples", html.figures(samples) if samples else ""),
-        html.section("Published on CIFAR-10", html.table(["system", "bits/dim", "source"], table.anchor_rows())),
-        html.section("How it was made", html.table(["", ""], [[name, _plain(value)] for name, value in study.facts.items()])),
+        html.section(
+            "Published on CIFAR-10",
+            html.table(["system", "bits/dim", "source"], table.anchor_rows()),
+        ),
+        html.section(
+            "How it was made",
+            html.table(["", ""], [[name, _plain(value)] for name, value in study.facts.items()]),
+        ),
     ]
-    return html.page("Why quantize at all", "raw pixels, latents, and what each costs in equal time", sections)
+    return html.page(
+        "Why quantize at all", "raw pixels, latents, and what each costs in equal time", sections
+    )
 
 
 def curves(folder: Path, study: Study) -> list[Panel]:
-    """Bits per dimension over seconds of training: of the systems over raw pixels, and of those with latents."""
+    """Bits per dimension over seconds of training:
+    of the systems over raw pixels, and of those with latents.
+    """
     panels = []
     for title, raw in (("Raw pixels: bits/dim", True), ("With latents: bits/dim", False)):
         learned = [_learned(folder, result, study) for result in study.results if result.raw == raw]
@@ -80,16 +122,26 @@ def curves(folder: Path, study: Study) -> list[Panel]:
 
 
 def _learned(folder: Path, result: Result, study: Study) -> Series:
-    """What the validations of a system say; a prior's bits are per index, and those of the pixels, given the indices, come to them."""
+    """What the validations of a system say; a prior's bits are per index, and those of the pixels,
+    given the indices, come to them.
+    """
     try:
         lines = read_run(folder / result.system).lines
     except VqtokError:
         lines = []
-    ours = [line for line in lines if line["stage"] != "tokenizer" and all(isinstance(line.get(k), float) for k in ("seconds", "val_bits"))]
-    scale, rest = 1.0, 0.0                      # a VAE's are of all, and per dimension
+    ours = [
+        line
+        for line in lines
+        if line["stage"] != "tokenizer"
+        and all(isinstance(line.get(k), float) for k in ("seconds", "val_bits"))
+    ]
+    scale, rest = 1.0, 0.0  # a VAE's are of all, and per dimension
     if result.alphabet:
         scale, rest = result.symbols / study.shape.dimensions, result.bits_pixels
-    points = [(result.tokenizer_seconds + line["seconds"], scale * line["val_bits"] + rest) for line in ours]
+    points = [
+        (result.tokenizer_seconds + line["seconds"], scale * line["val_bits"] + rest)
+        for line in ours
+    ]
     return Series(result.system, points)
 
 

@@ -1,4 +1,6 @@
-"""The pictures of a study: found, checked, and laid down as two arrays that all systems and every later command read."""
+"""The pictures of a study: found, checked, and laid down as two arrays that all systems and
+every later command read.
+"""
 
 import hashlib
 import os
@@ -12,21 +14,21 @@ from vqtok.data import Dataset, convert, open_data, split
 from vqtok.errors import InputError, UsageError
 from vqtok.study.systems import DOWNSAMPLE, Shape
 
-SIDE_MAX = 64           # pixels; a raw picture of 64x64 is 12,288 symbols already
-HELD_OUT = 0.1          # at most this part of the pictures is set aside where there is no test set
-_FEW = 4                # pictures to train on, to validate with, and to test on
+SIDE_MAX = 64  # pixels; a raw picture of 64x64 is 12,288 symbols already
+HELD_OUT = 0.1  # at most this part of the pictures is set aside where there is no test set
+_FEW = 4  # pictures to train on, to validate with, and to test on
 
 
 @dataclass(frozen=True)
 class Pictures:
     """Training pictures in a file, and test pictures in memory."""
 
-    path: Path                  # train.npy, uint8 (N, H, W, C)
+    path: Path  # train.npy, uint8 (N, H, W, C)
     name: str
     train: int
-    test: np.ndarray            # uint8 (n, H, W, C)
-    source: str                 # where the test pictures are from, as a clause
-    digest: str                 # of all of them
+    test: np.ndarray  # uint8 (n, H, W, C)
+    source: str  # where the test pictures are from, as a clause
+    digest: str  # of all of them
 
     @property
     def shape(self) -> Shape:
@@ -34,7 +36,10 @@ class Pictures:
 
 
 def find(data: str | None) -> Path | None:
-    """The path that --data means: itself, or below VQTOK_DATA; None for the built-in shapes. Raises InputError."""
+    """The path that --data means: itself, or below VQTOK_DATA; None for the built-in shapes.
+
+    Raises InputError.
+    """
     if data is None:
         return None
     root = os.environ.get("VQTOK_DATA")
@@ -44,15 +49,18 @@ def find(data: str | None) -> Path | None:
         where = "" if root is None else f", nor in VQTOK_DATA ({root})"
         raise InputError(
             f"there is no {data}{where}: vqtok downloads nothing",
-            "give the path of the pictures, like cifar-10-batches-bin, or of the folder that holds them in VQTOK_DATA",
+            "give the path of the pictures, like cifar-10-batches-bin, "
+            "or of the folder that holds them in VQTOK_DATA",
         )
     return found
 
 
 def prepare(path: Path | None, folder: Path, count: int, seed: int) -> Pictures:
-    """Writes train.npy and test.npy into `folder`; the test set has `count` pictures, at most those that there are.
+    """Writes train.npy and test.npy into `folder`;
+    the test set has `count` pictures, at most those that there are.
 
-    The data's own test pictures where it has some, else pictures set aside. Raises InputError, UsageError, OutputError.
+    The data's own test pictures where it has some, else pictures set aside.
+    Raises InputError, UsageError, OutputError.
     """
     data = open_data(path)
     test, source = _test_set(path, data)
@@ -61,10 +69,16 @@ def prepare(path: Path | None, folder: Path, count: int, seed: int) -> Pictures:
         pixels, kept = _pixels(data, training), _pixels(data, aside)
     else:
         chosen = np.sort(np.random.default_rng([seed, 7]).permutation(len(test))[:count])
-        pixels, kept = _pixels(data, np.arange(len(data))), convert(_pixels(test, chosen), data.channels)
+        pixels, kept = (
+            _pixels(data, np.arange(len(data))),
+            convert(_pixels(test, chosen), data.channels),
+        )
     _check(pixels, kept, data.name)
     for name, array in (("train", pixels), ("test", kept)):
-        with files.atomic(folder / f"{name}.npy", force=True) as temporary, temporary.open("wb") as file:
+        with (
+            files.atomic(folder / f"{name}.npy", force=True) as temporary,
+            temporary.open("wb") as file,
+        ):
             np.save(file, array, allow_pickle=False)
     digest = hashlib.sha256(pixels.tobytes() + kept.tobytes()).hexdigest()[:16]
     return Pictures(folder / "train.npy", data.name, len(pixels), kept, source, digest)
@@ -76,8 +90,14 @@ def _test_set(path: Path | None, data: Dataset) -> tuple[Dataset | None, str]:
         test = open_data(path, "test")
     except InputError:
         return None, "set aside from the training pictures"
-    same = len(test) == len(data) and all(np.array_equal(test.picture(i), data.picture(i)) for i in (0, len(data) - 1))
-    return (None, "set aside from the training pictures") if same else (test, f"from the test set of {data.name}")
+    same = len(test) == len(data) and all(
+        np.array_equal(test.picture(i), data.picture(i)) for i in (0, len(data) - 1)
+    )
+    return (
+        (None, "set aside from the training pictures")
+        if same
+        else (test, f"from the test set of {data.name}")
+    )
 
 
 def _pixels(data: Dataset, indices: np.ndarray) -> np.ndarray:
@@ -98,7 +118,10 @@ def _pixels(data: Dataset, indices: np.ndarray) -> np.ndarray:
 
 def _check(training: np.ndarray, test: np.ndarray, name: str) -> None:
     if len(training) < _FEW or len(test) < 1:
-        raise InputError(f"{name} has {len(training) + len(test)} pictures: too few to train and to test on", "give more pictures")
+        raise InputError(
+            f"{name} has {len(training) + len(test)} pictures: too few to train and to test on",
+            "give more pictures",
+        )
     H, W = training.shape[1:3]
     if H != W or H > SIDE_MAX or H % DOWNSAMPLE or training.shape[1:] != test.shape[1:]:
         _refuse_size(test[0] if training.shape[1:] != test.shape[1:] else training[0], name)
@@ -107,6 +130,8 @@ def _check(training: np.ndarray, test: np.ndarray, name: str) -> None:
 def _refuse_size(picture: np.ndarray, name: str) -> None:
     H, W = picture.shape[:2]
     raise UsageError(
-        f"{name} holds a picture of {W}x{H}: a study models raw pixels, and needs small squares of one size",
-        f"give pictures of one size, square, a multiple of {DOWNSAMPLE} and at most {SIDE_MAX} pixels a side, like CIFAR-10",
+        f"{name} holds a picture of {W}x{H}: a study models raw pixels, "
+        "and needs small squares of one size",
+        "give pictures of one size, square, "
+        f"a multiple of {DOWNSAMPLE} and at most {SIDE_MAX} pixels a side, like CIFAR-10",
     )

@@ -14,23 +14,23 @@ RESULT = "result.json"
 class Result:
     """One row of the table. Bits are per dimension: per pixel and channel."""
 
-    settings: str               # digest of all that training and measuring depended on
+    settings: str  # digest of all that training and measuring depended on
     system: str
     what: str
-    parameters: int             # numbers in its weights files
-    symbols: int                # of a picture, drawn one after another; latent numbers of a VAE, drawn at once
-    alphabet: int               # values that a symbol can take; 0: a real number
+    parameters: int  # numbers in its weights files
+    symbols: int  # of a picture, drawn one after another; latent numbers of a VAE, drawn at once
+    alphabet: int  # values that a symbol can take; 0: a real number
     bits_latents: float
-    bits_pixels: float          # of a picture given its latents; 0 where they are the picture
-    kind: str                   # exact, or what kind of bound
+    bits_pixels: float  # of a picture given its latents; 0 where they are the picture
+    kind: str  # exact, or what kind of bound
     test_pictures: int
     samples: int
     sample_seconds: float
-    shown: str                  # what the samples are: pixels that were drawn, or the likelihood's mean
-    training_seconds: float     # of tokenizer, encoding and prior together
-    tokenizer_seconds: float    # of these, the tokenizer's and those of encoding
+    shown: str  # what the samples are: pixels that were drawn, or the likelihood's mean
+    training_seconds: float  # of tokenizer, encoding and prior together
+    tokenizer_seconds: float  # of these, the tokenizer's and those of encoding
     steps: int
-    pictures: int               # seen by the network that gives the likelihood, repeated ones included
+    pictures: int  # seen by the network that gives the likelihood, repeated ones included
     tokenizer_steps: int
     tokenizer_pictures: int
     precision: str
@@ -55,4 +55,6 @@ def read(folder: Path, settings: str) -> Result | None:
 
 
 def write(folder: Path, result: Result) -> None:
-    files.write_bytes(folder / RESULT, (json.dumps(asdict(result), indent=1) + "\n").encode(), force=True)
+    files.write_bytes(
+        folder / RESULT, (json.dumps(asdict(result), indent=1) + "\n").encode(), force=True
+    )

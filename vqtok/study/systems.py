@@ -8,10 +8,11 @@ from vqtok.config import PRESETS, Recipe
 from vqtok.train import merge
 from vqtok.train.begin import fit_to_data
 
-DOWNSAMPLE = 4          # of the VQ-VAE: sides must be multiples of it
+DOWNSAMPLE = 4  # of the VQ-VAE: sides must be multiples of it
 PRESET = "cifar"
 
-# Mirror images would double the grids that a prior is trained on; few of these runs see all pictures even once.
+# Mirror images would double the grids that a prior is trained on;
+# few of these runs see all pictures even once.
 COMMON: dict[str, Any] = {
     "precision": "bf16",
     "data": {"flip": False, "validation": 0.02, "validation_max": 64},
@@ -19,16 +20,23 @@ COMMON: dict[str, Any] = {
     "prior_training": {"warmup": 50},
 }
 
-_AUTOENCODER = {"likelihood": "heteroscedastic", "decoder_blocks": 2}        # what VAE and VQ-VAE share
+_AUTOENCODER = {"likelihood": "heteroscedastic", "decoder_blocks": 2}  # what VAE and VQ-VAE share
 _AUTOENCODER_TRAINING = {"optimizer": "muon", "batch": 32, "learning_rate": 4e-3}
 
-# By trials of 40 seconds to two minutes on two cores, CIFAR-10. Over raw pixels a picture costs 10 to 25 GFLOP and holds 3,072 targets:
-# batches of four learn faster than larger ones, which see as many pictures in fewer steps. With 3 minutes a VQ-VAE of two levels took 5.44
-# bits per dimension, four 5.20 and eight 5.32, whose prior has too little time; smaller priors and batches then made 5.14 of the four.
+# By trials of 40 seconds to two minutes on two cores, CIFAR-10. Over raw pixels a picture costs
+# 10 to 25 GFLOP and holds 3,072 targets: batches of four learn faster than larger ones, which see
+# as many pictures in fewer steps. With 3 minutes a VQ-VAE of two levels took 5.44 bits per
+# dimension, four 5.20 and eight 5.32, whose prior has too little time; smaller priors and batches
+# then made 5.14 of the four.
 TOKENIZERS: dict[str, dict[str, Any]] = {
     "pixels": {
         "tokenizer": {
-            "quantizer": "pixels", "downsample": 1, "fold": 1, "codebook_size": 256, "normalize": False, "likelihood": "logistic",
+            "quantizer": "pixels",
+            "downsample": 1,
+            "fold": 1,
+            "codebook_size": 256,
+            "normalize": False,
+            "likelihood": "logistic",
         },
         "prior": {"width": 64, "layers": 6, "dropout": 0.0},
     },
@@ -41,7 +49,7 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
         "tokenizer_training": _AUTOENCODER_TRAINING,
         "prior": {"width": 96, "layers": 5, "dropout": 0.1},
     },
-}     # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -49,32 +57,63 @@ class System:
     """One row of the table."""
 
     name: str
-    what: str                                   # a clause for the reader of the table
-    tokenizer: str                              # a key of TOKENIZERS; the VAE's is its own network
-    settings: Mapping[str, Any] = field(default_factory=dict)       # nested as in a recipe
+    what: str  # a clause for the reader of the table
+    tokenizer: str  # a key of TOKENIZERS; the VAE's is its own network
+    settings: Mapping[str, Any] = field(default_factory=dict)  # nested as in a recipe
 
 
 def _prior(architecture: str, learning_rate: float, batch: int, **settings: Any) -> dict[str, Any]:
     return {
-        "prior": {"architecture": architecture, **settings}, "prior_training": {"learning_rate": learning_rate, "batch": batch},
-    }     # fmt: skip
+        "prior": {"architecture": architecture, **settings},
+        "prior_training": {"learning_rate": learning_rate, "batch": batch},
+    }
 
 
 SYSTEMS: tuple[System, ...] = (
-    System("fvsbn", "raw pixels: a belief network without hidden units", "pixels", _prior("fvsbn", 4e-2, 32)),
-    System("pixelrnn", "raw pixels: a PixelRNN with Row LSTM layers", "pixels", _prior("pixelrnn", 2e-3, 8, layers=3)),
+    System(
+        "fvsbn",
+        "raw pixels: a belief network without hidden units",
+        "pixels",
+        _prior("fvsbn", 4e-2, 32),
+    ),
+    System(
+        "pixelrnn",
+        "raw pixels: a PixelRNN with Row LSTM layers",
+        "pixels",
+        _prior("pixelrnn", 2e-3, 8, layers=3),
+    ),
     System("pixelcnn", "raw pixels: a gated PixelCNN", "pixels", _prior("pixelcnn", 4e-3, 4)),
     System(
-        "pixelcnn-logistic", "the same that knows the order of gray levels: a mixture of logistics in place of a softmax", "pixels",
+        "pixelcnn-logistic",
+        "the same that knows the order of gray levels: "
+        "a mixture of logistics in place of a softmax",
+        "pixels",
         _prior("pixelcnn", 4e-3, 4, output="logistic"),
     ),
-    System("transformer", "raw pixels: a causal transformer", "pixels", _prior("transformer", 2e-3, 4, layers=4)),
+    System(
+        "transformer",
+        "raw pixels: a causal transformer",
+        "pixels",
+        _prior("transformer", 2e-3, 4, layers=4),
+    ),
     System("vae", "a VAE: Gaussian latents, encoder and decoder of the VQ-VAE", "vae"),
     System("vq-fvsbn", "a VQ-VAE's indices: the belief network", "vq", _prior("fvsbn", 4e-3, 64)),
-    System("vq-pixelrnn", "a VQ-VAE's indices: the PixelRNN", "vq", _prior("pixelrnn", 2e-3, 16, layers=4)),
-    System("vq-pixelcnn", "a VQ-VAE's indices: the gated PixelCNN", "vq", _prior("pixelcnn", 2e-3, 16)),
-    System("vq-transformer", "a VQ-VAE's indices: the causal transformer", "vq", _prior("transformer", 2e-3, 16, width=128, layers=4)),
-)     # fmt: skip
+    System(
+        "vq-pixelrnn",
+        "a VQ-VAE's indices: the PixelRNN",
+        "vq",
+        _prior("pixelrnn", 2e-3, 16, layers=4),
+    ),
+    System(
+        "vq-pixelcnn", "a VQ-VAE's indices: the gated PixelCNN", "vq", _prior("pixelcnn", 2e-3, 16)
+    ),
+    System(
+        "vq-transformer",
+        "a VQ-VAE's indices: the causal transformer",
+        "vq",
+        _prior("transformer", 2e-3, 16, width=128, layers=4),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -91,18 +130,31 @@ class Shape:
 
 
 class NoLabels:
-    """What `fit_to_data` asks of a data set: labels are not used, so that bits of all systems mean the same."""
+    """What `fit_to_data` asks of a data set:
+    labels are not used, so that bits of all systems mean the same.
+    """
 
     labels = ()
 
 
 def recipe_of(system: System, shape: Shape, seed: int) -> Recipe:
-    """The system's recipe for pictures of that shape. How many steps it takes, the budget decides."""
+    """The system's recipe for pictures of that shape.
+
+    How many steps it takes, the budget decides.
+    """
     base = PRESETS[PRESET]
-    values = merge([COMMON, TOKENIZERS[system.tokenizer], dict(system.settings), _of_channels(system, shape.channels), {"seed": seed}])
+    values = merge(
+        [
+            COMMON,
+            TOKENIZERS[system.tokenizer],
+            dict(system.settings),
+            _of_channels(system, shape.channels),
+            {"seed": seed},
+        ]
+    )
     recipe = base.override(values, f"the system {system.name}")
     data = replace(recipe.data, size=shape.side, prior_size=shape.side)
-    return fit_to_data(replace(recipe, data=data), NoLabels())     # type: ignore[arg-type]
+    return fit_to_data(replace(recipe, data=data), NoLabels())  # type: ignore[arg-type]
 
 
 def _of_channels(system: System, channels: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from vqtok.study.results import Result
 from vqtok.study.systems import Shape
 
-UNIFORM = 8.0           # bits per dimension of a coder that knows nothing: log2 of 256
+UNIFORM = 8.0  # bits per dimension of a coder that knows nothing: log2 of 256
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,23 @@ class Study:
     results: tuple[Result, ...]
     shape: Shape
     samples: int
-    facts: dict[str, Any] = field(default_factory=dict)      # data, seed, command, machine
+    facts: dict[str, Any] = field(default_factory=dict)  # data, seed, command, machine
 
     @property
     def headers(self) -> list[str]:
         return [
-            "system", "parameters", "symbols", "bits/dim", "what it is", "latents", "pixels", f"s for {self.samples} samples",
-            "training s", "steps", "pictures seen",
-        ]     # fmt: skip
+            "system",
+            "parameters",
+            "symbols",
+            "bits/dim",
+            "what it is",
+            "latents",
+            "pixels",
+            f"s for {self.samples} samples",
+            "training s",
+            "steps",
+            "pictures seen",
+        ]
 
     def rows(self) -> list[list[str]]:
         return [_row(result) for result in self.results]
@@ -55,16 +64,24 @@ def _row(r: Result) -> list[str]:
     """A result, in words and figures."""
     parts = ["", f"{r.bits:.3f}"] if r.raw else [f"{r.bits_latents:.3f}", f"{r.bits_pixels:.3f}"]
     return [
-        r.system, f"{r.parameters / 1e6:.2f} M", f"{r.symbols:,}", f"{r.bits:.3f}", r.kind, *parts, f"{r.sample_seconds:.1f}",
+        r.system,
+        f"{r.parameters / 1e6:.2f} M",
+        f"{r.symbols:,}",
+        f"{r.bits:.3f}",
+        r.kind,
+        *parts,
+        f"{r.sample_seconds:.1f}",
         f"{r.training_seconds:.0f}",
         f"{r.tokenizer_steps:,} + {r.steps:,}" if r.tokenizer_steps else f"{r.steps:,}",
         f"{r.tokenizer_pictures:,} + {r.pictures:,}" if r.tokenizer_steps else f"{r.pictures:,}",
-    ]     # fmt: skip
+    ]
 
 
 def anchor_rows() -> list[list[str]]:
     """The published figures, and what a coder without a model takes."""
-    return [["uniform", f"{UNIFORM:.2f}", "8 bits for each number"]] + [[a.system, f"{a.bits:.2f}", a.source] for a in ANCHORS]
+    return [["uniform", f"{UNIFORM:.2f}", "8 bits for each number"]] + [
+        [a.system, f"{a.bits:.2f}", a.source] for a in ANCHORS
+    ]
 
 
 def sentences(study: Study) -> list[str]:
@@ -80,25 +97,34 @@ def _best(found: Sequence[Result]) -> str:
     order = sorted(found, key=lambda r: r.bits)
     best, worst = order[0], order[-1]
     if len(found) == 1:
-        return f"{best.system} takes {best.bits:.2f} bits per dimension ({best.kind}), where a coder without a model takes {UNIFORM:.2f}."
+        return (
+            f"{best.system} takes {best.bits:.2f} bits per dimension ({best.kind}), "
+            f"where a coder without a model takes {UNIFORM:.2f}."
+        )
     return (
-        f"After equal time, {best.system} takes the fewest bits per dimension, {best.bits:.2f} ({best.kind}), and {worst.system} the most, "
-        f"{worst.bits:.2f} ({worst.kind}); a coder without a model takes {UNIFORM:.2f}."
+        f"After equal time, {best.system} takes the fewest bits per dimension, {best.bits:.2f} "
+        f"({best.kind}), and {worst.system} the most, {worst.bits:.2f} ({worst.kind}); a coder "
+        f"without a model takes {UNIFORM:.2f}."
     )
 
 
 def _symbols(found: Sequence[Result]) -> list[str]:
-    """How long the sentence is, and what that costs when it is spoken, for systems that differ in nothing else."""
+    """How long the sentence is, and what that costs when it is spoken, for systems
+    that differ in nothing else.
+    """
     by_name, said = {r.system: r for r in found}, []
     for r in found:
         raw = by_name.get(r.system.removeprefix("vq-"))
         if r.system.startswith("vq-") and raw is not None and r.sample_seconds > 0:
             factor = raw.sample_seconds / r.sample_seconds
-            speed = f"{factor:.1f} times faster" if factor >= 1 else f"{1 / factor:.1f} times slower"
+            speed = (
+                f"{factor:.1f} times faster" if factor >= 1 else f"{1 / factor:.1f} times slower"
+            )
             said.append(
-                f"{r.system} draws {r.symbols:,} symbols a picture where {raw.system} draws {raw.symbols:,}, "
-                f"{raw.symbols / r.symbols:.0f} times fewer, and its {r.samples} samples come {speed} "
-                f"({r.sample_seconds:.1f} s against {raw.sample_seconds:.1f} s)."
+                f"{r.system} draws {r.symbols:,} symbols a picture where {raw.system} draws "
+                f"{raw.symbols:,}, {raw.symbols / r.symbols:.0f} times fewer, and its "
+                f"{r.samples} samples come {speed} ({r.sample_seconds:.1f} s against "
+                f"{raw.sample_seconds:.1f} s)."
             )
     return said
 
@@ -112,18 +138,25 @@ def _kinship(found: Sequence[Result]) -> list[str]:
     difference = plain.bits - kin.bits
     outcome = f"saves {difference:.2f}" if difference >= 0 else f"costs {-difference:.2f}"
     return [
-        "With a mixture of logistics in place of a softmax over 256 values, and with first vectors for the gray levels that lie in order, "
-        f"a PixelCNN knows that 99 is next to 100: it {outcome} bits per dimension in the same time "
-        f"({kin.bits:.2f} against {plain.bits:.2f})."
+        (
+            "With a mixture of logistics in place of a softmax over 256 values, and with "
+            "first vectors for the gray levels that lie in order, a PixelCNN knows that 99 is "
+            f"next to 100: it {outcome} bits per dimension in the same time ({kin.bits:.2f} "
+            f"against {plain.bits:.2f})."
+        )
     ]
 
 
 def _latents(found: Sequence[Result]) -> list[str]:
     """Where the bits of the bounds go."""
     return [
-        f"Of the {r.bits:.2f} bits of {r.system}, {r.bits_latents:.2f} are for the latents and {r.bits_pixels:.2f} for the pixels given "
-        "them." for r in found if not r.raw
-    ]     # fmt: skip
+        (
+            f"Of the {r.bits:.2f} bits of {r.system}, {r.bits_latents:.2f} are for the latents and "
+            f"{r.bits_pixels:.2f} for the pixels given them."
+        )
+        for r in found
+        if not r.raw
+    ]
 
 
 def cautions(study: Study) -> list[str]:
@@ -132,21 +165,33 @@ def cautions(study: Study) -> list[str]:
     minutes = f"{facts.get('budget in seconds', 0) / 60:.3g} minutes"
     where = f"{facts.get('threads', '?')} threads of {facts.get('processor', '?')}"
     said = [
-        f"Each system had {minutes} on {where}, counted as steps and validations, and is far from converged: the table compares what each "
-        "learns in that time, not what each can reach. The published figures are of larger models that were trained far longer, on GPUs.",
-        "Equal time is not equal size: widths and rates were chosen by trials of one to three minutes, and one seed was run.",
-        "Exact is -log2 p(x). A bound counts every bit of one way to describe a picture, its latents and the pixels given them; other "
-        "latents could give the same picture, so the true figure is at most the bound.",
+        (
+            f"Each system had {minutes} on {where}, counted as steps and validations, and "
+            "is far from converged: the table compares what each learns in that time, not "
+            "what each can reach. The published figures are of larger models that were "
+            "trained far longer, on GPUs."
+        ),
+        (
+            "Equal time is not equal size: "
+            "widths and rates were chosen by trials of one to three minutes, and one seed was run."
+        ),
+        (
+            "Exact is -log2 p(x). A bound counts every bit of one way to describe a picture, its "
+            "latents and the pixels given them; other latents could give the same picture, so the "
+            "true figure is at most the bound."
+        ),
     ]
     if study.shape.channels == 3:
         said.append(
-            "Systems over raw pixels read the picture plane by plane: red whole, then green given red, then blue given both. The published "
-            "models read the three values of a pixel together. Either order counts every bit; which of them a small network learns more "
+            "Systems over raw pixels read the picture plane by plane: red whole, then green given "
+            "red, then blue given both. The published models read the three values of a pixel "
+            "together. Either order counts every bit; which of them a small network learns more "
             "easily, this study does not tell."
         )
     if first is not None:
         said.append(
-            f"Bits are means over {first.test_pictures:,} pictures ({facts.get('test set', 'unseen')}), the same for all systems, in "
-            "float32, from the weights as they are saved. Bits per dimension say little about how samples look."
+            f"Bits are means over {first.test_pictures:,} pictures "
+            f"({facts.get('test set', 'unseen')}), the same for all systems, in float32, from the "
+            "weights as they are saved. Bits per dimension say little about how samples look."
         )
     return said

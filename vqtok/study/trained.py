@@ -1,4 +1,6 @@
-"""Training of a study's systems, each an ordinary run in a folder of its own; tokenizers are shared."""
+"""Training of a study's systems, each an ordinary run in a folder of its own;
+tokenizers are shared.
+"""
 
 import hashlib
 import json
@@ -27,9 +29,20 @@ from vqtok.train.prior import encode_dataset, save_grids
 
 MARK = "trained.json"
 INDICES = "indices.state.safetensors"
-TOKENIZER_PART = 0.6        # of the budget, where tokenizer and prior share one: most bits are of pixels, given the latents
-# Of the settings that are younger than format 1 (`config.BEFORE`), those that the first studies knew.
-_OLD = ("level_dropout", "shortcut", "architecture", "output", "mixtures", "heads", "rows", "columns")
+# of the budget, where tokenizer and prior share one: most bits are of pixels, given the latents
+TOKENIZER_PART = 0.6
+# Of the settings that are younger than format 1 (`config.BEFORE`), those
+# that the first studies knew.
+_OLD = (
+    "level_dropout",
+    "shortcut",
+    "architecture",
+    "output",
+    "mixtures",
+    "heads",
+    "rows",
+    "columns",
+)
 _TOKENIZER_TABLES = ("tokenizer", "data", "losses", "tokenizer_training", "seed", "precision")
 
 
@@ -39,13 +52,13 @@ class Lab:
 
     folder: Path
     pictures: Pictures
-    budget: float               # seconds of training for each system
+    budget: float  # seconds of training for each system
     seed: int
     device: torch.device
     stop: Stop
     watch: Watch
     command: str = ""
-    steps: int | None = None    # of each stage, in place of the budget: for tests
+    steps: int | None = None  # of each stage, in place of the budget: for tests
     dataset: Dataset = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,15 +75,15 @@ class Lab:
 class Trained:
     """What a system's training took."""
 
-    settings: str                   # digest of all that it depends on
+    settings: str  # digest of all that it depends on
     finished: bool = False
-    steps: int = 0                  # of the network that gives the likelihood: prior or VAE
+    steps: int = 0  # of the network that gives the likelihood: prior or VAE
     seconds: float = 0.0
     batch: int = 0
     tokenizer_steps: int = 0
     tokenizer_seconds: float = 0.0
     tokenizer_batch: int = 0
-    encoding_seconds: float = 0.0   # pictures to indices, which the prior learns from
+    encoding_seconds: float = 0.0  # pictures to indices, which the prior learns from
     precision: str = ""
 
     @property
@@ -79,7 +92,9 @@ class Trained:
 
 
 def read(folder: Path) -> Trained | None:
-    """What `write` has written; None where there is nothing that can be read: it is then trained anew."""
+    """What `write` has written; None where there is nothing that can be read:
+    it is then trained anew.
+    """
     with suppress(OSError, ValueError, TypeError):
         return Trained(**json.loads((folder / MARK).read_text(encoding="utf-8")))
     return None
@@ -90,7 +105,10 @@ def write(folder: Path, trained: Trained) -> None:
 
 
 def train(lab: Lab, system: System) -> Trained:
-    """Trains the system, or goes on with it, or finds it done. Raises budget.Interrupted, and TrainingError as training does."""
+    """Trains the system, or goes on with it, or finds it done.
+
+    Raises budget.Interrupted, and TrainingError as training does.
+    """
     recipe = recipe_of(system, lab.pictures.shape, lab.seed)
     folder, settings = lab.folder / system.name, settings_of(lab, system)
     if system.tokenizer == vae.NAME:
@@ -102,13 +120,21 @@ def train(lab: Lab, system: System) -> Trained:
     _share(lab.folder / f"tokenizer-{system.tokenizer}", folder)
     run = lab.run(folder, recipe)
     seconds = lab.budget - tokenizer.all_seconds
-    recipe = _spend(lab, run, recipe, "prior", seconds, lambda recipe: _stage(lab, run, recipe, "prior"))
+    recipe = _spend(
+        lab, run, recipe, "prior", seconds, lambda recipe: _stage(lab, run, recipe, "prior")
+    )
     done = budget.spent(folder, "prior")
-    (folder / INDICES).unlink(missing_ok=True)      # `vqtok train --resume` makes it again: 150 MB of raw pixels
+    # `vqtok train --resume` makes it again: 150 MB of raw pixels
+    (folder / INDICES).unlink(missing_ok=True)
     trained = replace(
-        tokenizer, settings=settings, finished=True, steps=done.steps, seconds=done.seconds, batch=recipe.prior_training.batch,
+        tokenizer,
+        settings=settings,
+        finished=True,
+        steps=done.steps,
+        seconds=done.seconds,
+        batch=recipe.prior_training.batch,
         precision=recipe.precision,
-    )     # fmt: skip
+    )
     write(folder, trained)
     return trained
 
@@ -120,11 +146,20 @@ def _train_vae(lab: Lab, folder: Path, recipe: Recipe, settings: str) -> Trained
     run = lab.run(folder, recipe)
 
     def go_on(recipe: Recipe) -> bool:
-        return loop.train(vae.VaeTask(recipe, lab.dataset, run), recipe.tokenizer_training, run, resume=True)
+        return loop.train(
+            vae.VaeTask(recipe, lab.dataset, run), recipe.tokenizer_training, run, resume=True
+        )
 
     recipe = _spend(lab, run, recipe, vae.NAME, lab.budget, go_on)
     done = budget.spent(folder, vae.NAME)
-    trained = Trained(settings, True, done.steps, done.seconds, recipe.tokenizer_training.batch, precision=recipe.precision)
+    trained = Trained(
+        settings,
+        True,
+        done.steps,
+        done.seconds,
+        recipe.tokenizer_training.batch,
+        precision=recipe.precision,
+    )
     write(folder, trained)
     return trained
 
@@ -133,7 +168,9 @@ def _stage(lab: Lab, run: Run, recipe: Recipe, stage: str) -> bool:
     return training.train(recipe, lab.dataset, run, stage, resume=True)
 
 
-def _spend(lab: Lab, run: Run, recipe: Recipe, stage: str, seconds: float, go_on: Callable[[Recipe], bool]) -> Recipe:
+def _spend(
+    lab: Lab, run: Run, recipe: Recipe, stage: str, seconds: float, go_on: Callable[[Recipe], bool]
+) -> Recipe:
     """Spends the seconds on a stage; the folder's recipe is that which the stage went on with."""
 
     def train(recipe: Recipe) -> bool:
@@ -146,17 +183,29 @@ def _spend(lab: Lab, run: Run, recipe: Recipe, stage: str, seconds: float, go_on
 
 
 def _tokenizer(lab: Lab, system: System, recipe: Recipe) -> Trained:
-    """The tokenizer of the system, trained once for all that share it, and the indices that it gives of all pictures."""
+    """The tokenizer of the system, trained once for all that share it, and the indices that
+    it gives of all pictures.
+    """
     folder = lab.folder / f"tokenizer-{system.tokenizer}"
     settings = _digest(lab, _of_tokenizer(recipe))
     found = _begin(lab, folder, settings, recipe)
     if found.finished and (folder / INDICES).exists():
         return found
     run, seconds = lab.run(folder, recipe), TOKENIZER_PART * lab.budget
-    recipe = _spend(lab, run, recipe, "tokenizer", seconds, lambda recipe: _stage(lab, run, recipe, "tokenizer"))
+    recipe = _spend(
+        lab, run, recipe, "tokenizer", seconds, lambda recipe: _stage(lab, run, recipe, "tokenizer")
+    )
     done = budget.spent(folder, "tokenizer")
     trained = Trained(
-        settings, True, 0, 0.0, 0, done.steps, done.seconds, recipe.tokenizer_training.batch, _encode(lab, run),
+        settings,
+        True,
+        0,
+        0.0,
+        0,
+        done.steps,
+        done.seconds,
+        recipe.tokenizer_training.batch,
+        _encode(lab, run),
     )
     write(folder, trained)
     return trained
@@ -175,7 +224,9 @@ def _encode(lab: Lab, run: Run) -> float:
 
 
 def _begin(lab: Lab, folder: Path, settings: str, recipe: Recipe) -> Trained:
-    """What the folder holds of a run with the same settings; any other run in it is replaced by a new one."""
+    """What the folder holds of a run with the same settings;
+    any other run in it is replaced by a new one.
+    """
     found = read(folder)
     if found is not None and found.settings == settings:
         return found
@@ -193,7 +244,7 @@ def _share(tokenizer: Path, folder: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(tokenizer / INDICES, target)
-    except OSError:         # a file system without links
+    except OSError:  # a file system without links
         shutil.copyfile(tokenizer / INDICES, target)
 
 
@@ -208,16 +259,28 @@ def _of_tokenizer(recipe: Recipe) -> dict[str, Any]:
 
 
 def _counted(table: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide what comes out, without younger ones that stand for how it was before them: a study outlives an upgrade."""
+    """The settings that decide what comes out, without younger ones that stand for how it was
+    before them: a study outlives an upgrade.
+    """
     younger = {name: value for name, value in config.BEFORE.items() if name not in _OLD}
     return {
-        name: value for name, value in table.items()
-        if name not in ("steps", "validate_every") and not (name in younger and younger[name] == value)
-    }     # fmt: skip
+        name: value
+        for name, value in table.items()
+        if name not in ("steps", "validate_every")
+        and not (name in younger and younger[name] == value)
+    }
 
 
 def _digest(lab: Lab, values: dict[str, Any]) -> str:
     """Of settings without the numbers that the budget decides, of the budget and the pictures."""
-    kept = {name: _counted(value) if isinstance(value, dict) else value for name, value in values.items()}
-    whole = {"settings": kept, "budget": lab.budget, "steps": lab.steps, "pictures": lab.pictures.digest}
+    kept = {
+        name: _counted(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+    }
+    whole = {
+        "settings": kept,
+        "budget": lab.budget,
+        "steps": lab.steps,
+        "pictures": lab.pictures.digest,
+    }
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]

@@ -33,10 +33,23 @@ class VaeTask(Task):
         torch.manual_seed(recipe.seed)
         self.vae = place(VAE(recipe.tokenizer), run.device)
         self.network = self.vae
-        training, aside = split(dataset, recipe.data.validation, recipe.data.validation_max, recipe.seed)
+        training, aside = split(
+            dataset, recipe.data.validation, recipe.data.validation_max, recipe.seed
+        )
         data, channels = recipe.data, recipe.tokenizer.channels
-        self._batches = Batches(dataset, training, recipe.tokenizer_training.batch, data.size, recipe.seed, data.flip, 1.0, channels)
-        self._validation = torch.from_numpy(np.stack([whole(dataset, int(i), channels) for i in aside]).transpose(0, 3, 1, 2))
+        self._batches = Batches(
+            dataset,
+            training,
+            recipe.tokenizer_training.batch,
+            data.size,
+            recipe.seed,
+            data.flip,
+            1.0,
+            channels,
+        )
+        self._validation = torch.from_numpy(
+            np.stack([whole(dataset, int(i), channels) for i in aside]).transpose(0, 3, 1, 2)
+        )
 
     def prepare(self) -> None:
         pass
@@ -48,23 +61,43 @@ class VaeTask(Task):
 
     def _floats(self, pictures: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> float in [-1, 1] on the device."""
-        return to_float(torch.as_tensor(pictures).to(self.run.device)).contiguous(memory_format=torch.channels_last)
+        return to_float(torch.as_tensor(pictures).to(self.run.device)).contiguous(
+            memory_format=torch.channels_last
+        )
 
     def forward(self, batch: np.ndarray) -> Step:
         bound = self.vae(self._floats(batch))
         return Step(bound.loss, {"bits": bound.loss / math.log(2), "kl": bound.kl / math.log(2)})
 
     def validate(self) -> Validation:
-        torch.manual_seed(self.recipe.seed)      # the same latents' noise each time; a step draws from a seed of its own
+        # the same latents' noise each time; a step draws from a seed of its own
+        torch.manual_seed(self.recipe.seed)
         parts = self._validation.split(self.recipe.tokenizer_training.batch)
         bits = float(torch.cat([self.vae.bits(self._floats(some)) for some in parts]).mean())
         return Validation(bits, {"bits": bits})
 
     def release(self, record: dict[str, Any]) -> Weights:
         """float16 tensors."""
-        tensors = {name: value.detach().cpu().half().numpy() for name, value in self.network.state_dict().items()}
-        record = {**record, "data": self.dataset.name, "pictures": len(self.dataset), "seed": self.recipe.seed, "version": __version__}
-        return Weights(tensors, {"format": 1, "kind": NAME, "config": self.recipe.to_dict()["tokenizer"], "record": record})
+        tensors = {
+            name: value.detach().cpu().half().numpy()
+            for name, value in self.network.state_dict().items()
+        }
+        record = {
+            **record,
+            "data": self.dataset.name,
+            "pictures": len(self.dataset),
+            "seed": self.recipe.seed,
+            "version": __version__,
+        }
+        return Weights(
+            tensors,
+            {
+                "format": 1,
+                "kind": NAME,
+                "config": self.recipe.to_dict()["tokenizer"],
+                "record": record,
+            },
+        )
 
 
 def load(folder: Path, device: torch.device) -> VAE:
@@ -72,6 +105,12 @@ def load(folder: Path, device: torch.device) -> VAE:
     path = folder / FILE
     stored = weights.load(path, NAME)
     network = VAE(config.from_dict(TokenizerConfig, stored.meta["config"], str(path)))
-    weights.check(stored.tensors, {name: tuple(value.shape) for name, value in network.state_dict().items()}, str(path))
-    network.load_state_dict({name: torch.from_numpy(value).float() for name, value in stored.tensors.items()})
+    weights.check(
+        stored.tensors,
+        {name: tuple(value.shape) for name, value in network.state_dict().items()},
+        str(path),
+    )
+    network.load_state_dict(
+        {name: torch.from_numpy(value).float() for name, value in stored.tensors.items()}
+    )
     return place(network.eval(), device)

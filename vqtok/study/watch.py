@@ -1,4 +1,6 @@
-"""What a study's listener hears of training: one bar of seconds for each stage of a system, and no sentence twice."""
+"""What a study's listener hears of training:
+one bar of seconds for each stage of a system, and no sentence twice.
+"""
 
 import time
 from dataclasses import replace
@@ -8,7 +10,9 @@ from vqtok.train import Listener, Status
 
 
 class Watch:
-    """Passes on what training says, under the system's name; `begin` starts a new bar of `seconds`, of which `used` have passed."""
+    """Passes on what training says, under the system's name;
+    `begin` starts a new bar of `seconds`, of which `used` have passed.
+    """
 
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
@@ -24,7 +28,13 @@ class Watch:
         left = max(0.0, self._seconds - used)
         steps = int(self._seconds)
         self.listener.status(
-            replace(status, stage=self._stage(status.stage), step=min(int(used), steps), steps=steps, seconds_left=left)
+            replace(
+                status,
+                stage=self._stage(status.stage),
+                step=min(int(used), steps),
+                steps=steps,
+                seconds_left=left,
+            )
         )
 
     def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:

@@ -1,4 +1,7 @@
-"""Training: pictures to a model folder. The tokenizer first, then both priors on the indices it gives."""
+"""Training: pictures to a model folder.
+
+The tokenizer first, then both priors on the indices it gives.
+"""
 
 from itertools import islice
 
@@ -10,7 +13,16 @@ from vqtok.config import ENTROPY_CODES_MAX, Recipe
 from vqtok.data import Dataset, split
 from vqtok.errors import InputError, TrainingError
 from vqtok.train import loop
-from vqtok.train.begin import Wanted, agreed, check_processes, check_settable, merge, new, prior_for, resumed
+from vqtok.train.begin import (
+    Wanted,
+    agreed,
+    check_processes,
+    check_settable,
+    merge,
+    new,
+    prior_for,
+    resumed,
+)
 from vqtok.train.folder import Begun, check_free, goes_on, record, resumable, start
 from vqtok.train.loop import Listener, Run, Status, Stop
 from vqtok.train.plan import plan
@@ -20,42 +32,85 @@ from vqtok.train.tokenizer import TokenizerTask, write_identity
 from vqtok.vqvae import VQVAE
 
 __all__ = [
-    "STAGES", "Begun", "Listener", "Run", "Status", "Stop", "Wanted", "agreed", "check_free", "check_processes", "check_settable",
-    "goes_on", "merge", "new", "plan", "prior_for", "record", "resumable", "resumed", "start", "train",
-]     # fmt: skip
+    "STAGES",
+    "Begun",
+    "Listener",
+    "Run",
+    "Status",
+    "Stop",
+    "Wanted",
+    "agreed",
+    "check_free",
+    "check_processes",
+    "check_settable",
+    "goes_on",
+    "merge",
+    "new",
+    "plan",
+    "prior_for",
+    "record",
+    "resumable",
+    "resumed",
+    "start",
+    "train",
+]
 
 STAGES = ("tokenizer", "prior", "entropy", "all")
-Parts = tuple[np.ndarray, np.ndarray]       # indices of the pictures to train on, and of those to validate with
+# indices of the pictures to train on, and of those to validate with
+Parts = tuple[np.ndarray, np.ndarray]
 
 
-def train(recipe: Recipe, dataset: Dataset, run: Run, stage: str = "all", resume: bool = False, compiled: bool = False) -> bool:
+def train(
+    recipe: Recipe,
+    dataset: Dataset,
+    run: Run,
+    stage: str = "all",
+    resume: bool = False,
+    compiled: bool = False,
+) -> bool:
     """Trains the stages into the run's folder; returns whether all of them are finished.
 
-    After an early stop (`run.stop`), the same call with `resume` continues as if there had been no stop: on a CPU the result
-    is bit-equal, given the same machine and number of threads. Some of CUDA's sums have no fixed order.
-    Inside `distributed.joined`, all processes of a run call this alike and share the work; the first needs the folder, all need the
-    data. What comes out is the same for any number of them, but for rounding and for the prior's dropout.
+    After an early stop (`run.stop`), the same call with `resume` continues as if there had been no
+    stop: on a CPU the result is bit-equal, given the same machine and number of threads. Some of
+    CUDA's sums have no fixed order.
+    Inside `distributed.joined`, all processes of a run call this alike and share the work; the
+    first needs the folder, all need the data. What comes out is the same for any number of them,
+    but for rounding and for the prior's dropout.
     """
     if stage in ("tokenizer", "all"):
         refuse_codes(dataset)
     if distributed.first():
         copy_tokenizer(run.folder, dataset)
     parts = _parts(recipe, dataset, run)
-    run.listener.note(f"{len(parts[0]):,} pictures to train on, {len(parts[1]):,} set aside for validation.")
-    if stage in ("tokenizer", "all") and not _train_tokenizer(recipe, dataset, parts, run, resume, compiled):
+    run.listener.note(
+        f"{len(parts[0]):,} pictures to train on, {len(parts[1]):,} set aside for validation."
+    )
+    if stage in ("tokenizer", "all") and not _train_tokenizer(
+        recipe, dataset, parts, run, resume, compiled
+    ):
         return False
     return stage == "tokenizer" or _train_priors(recipe, dataset, parts, run, stage, resume)
 
 
 def _parts(recipe: Recipe, dataset: Dataset, run: Run) -> Parts:
-    """Training and validation pictures. The latter are all readable; where there are none, training pictures stand in."""
-    training, aside = split(dataset, recipe.data.validation, recipe.data.validation_max, recipe.seed)
+    """Training and validation pictures.
+
+    The latter are all readable; where there are none, training pictures stand in.
+    """
+    training, aside = split(
+        dataset, recipe.data.validation, recipe.data.validation_max, recipe.seed
+    )
     validation = [i for i in aside if _readable(dataset, i)]
     if not validation:
         run.listener.note("No picture is set aside: validation looks at training pictures.")
-        validation = list(islice((i for i in training if _readable(dataset, i)), recipe.data.validation_max))
+        validation = list(
+            islice((i for i in training if _readable(dataset, i)), recipe.data.validation_max)
+        )
     if not validation:
-        raise InputError(f"no picture of {dataset.name} can be read", "check that the files are whole and are pictures")
+        raise InputError(
+            f"no picture of {dataset.name} can be read",
+            "check that the files are whole and are pictures",
+        )
     return training, np.array(validation, np.int64)
 
 
@@ -69,7 +124,9 @@ def _readable(dataset: Dataset, index: int) -> bool:
     return True
 
 
-def _train_tokenizer(recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, resume: bool, compiled: bool) -> bool:
+def _train_tokenizer(
+    recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, resume: bool, compiled: bool
+) -> bool:
     if recipe.tokenizer.identity:
         write_identity(recipe, dataset, parts, run)
         return True
@@ -77,33 +134,59 @@ def _train_tokenizer(recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, r
     return loop.train(task, recipe.tokenizer_training, run, resume)
 
 
-def _train_priors(recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, stage: str, resume: bool) -> bool:
+def _train_priors(
+    recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, stage: str, resume: bool
+) -> bool:
     network, fingerprint = _released_tokenizer(run)
     if network.config != recipe.tokenizer:
-        raise TrainingError(f"the tokenizer in {run.folder} is not the recipe's", "train the prior with the recipe of its tokenizer")
+        raise TrainingError(
+            f"the tokenizer in {run.folder} is not the recipe's",
+            "train the prior with the recipe of its tokenizer",
+        )
     grids = _all_grids(network, fingerprint, recipe, dataset, run)
     if grids is None:
         return False
-    split_grids = _split_grids(grids, parts, recipe.data.flip and not isinstance(dataset, CodesData))
+    split_grids = _split_grids(
+        grids, parts, recipe.data.flip and not isinstance(dataset, CodesData)
+    )
     if stage != "entropy" and not loop.train(
-        PriorTask(recipe, dataset, fingerprint, split_grids, run), recipe.prior_training, run, resume
+        PriorTask(recipe, dataset, fingerprint, split_grids, run),
+        recipe.prior_training,
+        run,
+        resume,
     ):
         return False
     if stage == "prior":
         return True
     if recipe.tokenizer.codebook_size > ENTROPY_CODES_MAX:
-        run.listener.note(f"No entropy prior: it takes at most {ENTROPY_CODES_MAX} codes. Compact files are bit-packed.")
+        run.listener.note(
+            f"No entropy prior: it takes at most {ENTROPY_CODES_MAX} codes. "
+            "Compact files are bit-packed."
+        )
         return True
-    task = EntropyTask(recipe, dataset, fingerprint, split_grids, run, network.quantizer.codebooks().detach().float())
+    task = EntropyTask(
+        recipe,
+        dataset,
+        fingerprint,
+        split_grids,
+        run,
+        network.quantizer.codebooks().detach().float(),
+    )
     return loop.train(task, recipe.entropy_training, run, resume)
 
 
-def _all_grids(network: VQVAE, fingerprint: str, recipe: Recipe, dataset: Dataset, run: Run) -> Grids | None:
-    """The grids of all pictures, from codes shards, from the run's folder or encoded now; None after an early stop."""
+def _all_grids(
+    network: VQVAE, fingerprint: str, recipe: Recipe, dataset: Dataset, run: Run
+) -> Grids | None:
+    """The grids of all pictures, from codes shards, from the run's folder or encoded now;
+    None after an early stop.
+    """
     if isinstance(dataset, CodesData):
         dataset.check(network.config, fingerprint, run.folder)
         if recipe.data.flip:
-            run.listener.note("Codes have no mirror images: the prior learns the pictures as they are.")
+            run.listener.note(
+                "Codes have no mirror images: the prior learns the pictures as they are."
+            )
         return dataset.grids
     path, mirror = run.folder / "indices.state.safetensors", recipe.data.flip
     grids = load_grids(path, fingerprint, len(dataset) * (2 if mirror else 1))
@@ -111,9 +194,16 @@ def _all_grids(network: VQVAE, fingerprint: str, recipe: Recipe, dataset: Datase
         return grids
     if distributed.first() and path.exists():
         run.listener.note("The tokenizer has changed: its priors start anew.")
-        for name in ("prior.state.safetensors", "prior.safetensors", "entropy.state.safetensors", "entropy.safetensors"):
+        for name in (
+            "prior.state.safetensors",
+            "prior.safetensors",
+            "entropy.state.safetensors",
+            "entropy.safetensors",
+        ):
             (run.folder / name).unlink(missing_ok=True)
-    run.listener.note(f"Encoding {len(dataset):,} pictures{' and their mirror images' if mirror else ''}.")
+    run.listener.note(
+        f"Encoding {len(dataset):,} pictures{' and their mirror images' if mirror else ''}."
+    )
     grids = encode_dataset(network, dataset, mirror, run)
     if grids is not None:
         save_grids(path, grids, fingerprint)
@@ -121,17 +211,25 @@ def _all_grids(network: VQVAE, fingerprint: str, recipe: Recipe, dataset: Datase
 
 
 def _split_grids(grids: Grids, parts: Parts, mirror: bool) -> tuple[Grids, Grids]:
-    """Training and validation grids; mirror images only to train on, or validation would see half its pictures twice."""
+    """Training and validation grids; mirror images only to train on, or validation would
+    see half its pictures twice.
+    """
     if not mirror:
         return grids.take(parts[0]).known(), grids.take(parts[1]).known()
-    return grids.take(np.concatenate([2 * parts[0], 2 * parts[0] + 1])).known(), grids.take(2 * parts[1]).known()
+    return grids.take(np.concatenate([2 * parts[0], 2 * parts[0] + 1])).known(), grids.take(
+        2 * parts[1]
+    ).known()
 
 
 def _released_tokenizer(run: Run) -> tuple[VQVAE, str]:
-    """The tokenizer as `vqtok encode` will use it, rounded to float16: the prior must know the indices that users get."""
+    """The tokenizer as `vqtok encode` will use it, rounded to float16:
+    the prior must know the indices that users get.
+    """
     path = run.folder / "tokenizer.safetensors"
-    stored = distributed.weights_from_first(lambda: weights.load(path, "tokenizer") if path.exists() else None)
+    stored = distributed.weights_from_first(
+        lambda: weights.load(path, "tokenizer") if path.exists() else None
+    )
     if stored is None:
         raise TrainingError(f"{run.folder} holds no tokenizer", "train one first: --stage all")
-    fingerprint = weights.fingerprint(stored.tensors)       # first: the network takes the tensors away
+    fingerprint = weights.fingerprint(stored.tensors)  # first: the network takes the tensors away
     return place(tokenizer_of(stored, path), run.device), fingerprint

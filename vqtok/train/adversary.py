@@ -1,4 +1,6 @@
-"""The discriminator beside the tokenizer: when it learns, when it is asked, and how much its opinion counts."""
+"""The discriminator beside the tokenizer:
+when it learns, when it is asked, and how much its opinion counts.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,32 +11,45 @@ from torch import Tensor, nn
 from vqtok import distributed
 from vqtok.codec import place
 from vqtok.config import Recipe
-from vqtok.losses.adversarial import PatchDiscriminator, discriminator_hinge, feature_matching, generator_hinge, lecam
+from vqtok.losses.adversarial import (
+    PatchDiscriminator,
+    discriminator_hinge,
+    feature_matching,
+    generator_hinge,
+    lecam,
+)
 from vqtok.losses.likelihood import PIXEL_DEVIATION
 from vqtok.train.loop import Run, learning_rate
 from vqtok.train.state import Learner
 
-LEAD = 0.05         # part of all steps that the discriminator learns alone, and again in which its weight rises from 0 to full
-DECAY = 0.99        # of the moving averages (LeCam's own)
+# part of all steps that the discriminator learns alone, and again in which its
+# weight rises from 0 to full
+LEAD = 0.05
+DECAY = 0.99  # of the moving averages (LeCam's own)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a step of the tokenizer has shown. Nothing of it lasts before `update`: a step may turn out to be skipped."""
+    """What a step of the tokenizer has shown.
+
+    Nothing of it lasts before `update`: a step may turn out to be skipped.
+    """
 
     step: int
-    reconstruction: Tensor      # (B, C, H, W) in [-1, 1], without gradient
-    pictures: Tensor            # (B, C, H, W)
-    pull: Tensor                # the average after this step
-    scores: Tensor | None = None        # (2,), of pictures and reconstructions; None before `weigh`
+    reconstruction: Tensor  # (B, C, H, W) in [-1, 1], without gradient
+    pictures: Tensor  # (B, C, H, W)
+    pull: Tensor  # the average after this step
+    scores: Tensor | None = None  # (2,), of pictures and reconstructions; None before `weigh`
     loss: float = 0.0
 
 
 class Adversary(nn.Module):
-    """A patch discriminator with its optimizer and moving averages: its state_dict and the optimizer's are all its state.
+    """A patch discriminator with its optimizer and moving averages:
+    its state_dict and the optimizer's are all its state.
 
-    At each step the tokenizer minimizes `generator_terms`; `weigh` says whether the discriminator can learn from the same batch, and
-    `update` lets it. A step that is skipped has no `update`, and leaves no trace.
+    At each step the tokenizer minimizes `generator_terms`; `weigh` says whether the
+    discriminator can learn from the same batch, and `update` lets it. A step that is skipped has
+    no `update`, and leaves no trace.
     """
 
     scores: Tensor
@@ -44,33 +59,45 @@ class Adversary(nn.Module):
         super().__init__()
         self.config, self.stage, self.run = recipe.losses, recipe.tokenizer_training, run
         self.discriminator = PatchDiscriminator(recipe.tokenizer.channels)
-        self.register_buffer("scores", torch.zeros(2))      # average scores of pictures and of reconstructions
-        self.register_buffer("pull", torch.zeros(()))       # average length of the gradient at the reconstructions
+        # average scores of pictures and of reconstructions
+        self.register_buffer("scores", torch.zeros(2))
+        # average length of the gradient at the reconstructions
+        self.register_buffer("pull", torch.zeros(()))
         place(self, run.device)
-        self.optimizer = torch.optim.Adam(      # little momentum: its task changes with every step of the tokenizer
-            self.parameters(), self.stage.learning_rate, betas=(0.5, 0.9), fused=run.device.type in ("cpu", "cuda")
+        # little momentum: its task changes with every step of the tokenizer
+        self.optimizer = torch.optim.Adam(
+            self.parameters(),
+            self.stage.learning_rate,
+            betas=(0.5, 0.9),
+            fused=run.device.type in ("cpu", "cuda"),
         )
         self.asked_from = math.ceil(self.config.adversarial_start * self.stage.steps)
         self.lead = math.ceil(LEAD * self.stage.steps)
-        self.learns_from = max(0, self.asked_from - self.lead)      # the steps before cost nothing
+        self.learns_from = max(0, self.asked_from - self.lead)  # the steps before cost nothing
         self._seen: _Seen | None = None
-        self.asked = False      # whether its opinion counted in the last step
+        self.asked = False  # whether its opinion counted in the last step
 
     @property
     def learner(self) -> Learner:
         return Learner(self, self.optimizer, "adversary.")
 
-    def generator_terms(self, reconstruction: Tensor, pictures: Tensor, step: int) -> dict[str, Tensor]:
-        """What the tokenizer is to minimize besides, by name; nothing before the discriminator is asked. (B, C, H, W) in [-1, 1].
+    def generator_terms(
+        self, reconstruction: Tensor, pictures: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        """What the tokenizer is to minimize besides, by name;
+        nothing before the discriminator is asked. (B, C, H, W) in [-1, 1].
 
-        The scale of scores and features is arbitrary, so the gradient is given a length. VQGAN's adaptive weight (Esser et al.
-        2021, arXiv 2012.09841, eq. 7) would compare gradients at the decoder's last layer, but that takes the whole backward pass
-        once more, LPIPS included, and torch.compile cannot walk its graph twice. Here they are compared at the reconstruction,
-        as EnCodec does it (arXiv 2210.13438, eq. 4), where the gradient of the L1 likelihood has a length known beforehand: the
-        adversarial weight is relative to that. The length is averaged over steps, so that where the discriminator is
-        undecided it says little; and never does a step pull harder than the weight allows.
+        The scale of scores and features is arbitrary, so the gradient is given a length.
+        VQGAN's adaptive weight (Esser et al.
+        2021, arXiv 2012.09841, eq. 7) would compare gradients at the decoder's last layer, but
+        that takes the whole backward pass once more, LPIPS included, and torch.compile cannot
+        walk its graph twice. Here they are compared at the reconstruction, as EnCodec does it
+        (arXiv 2210.13438, eq. 4), where the gradient of the L1 likelihood has a length known
+        beforehand: the adversarial weight is relative to that. The length is averaged over steps,
+        so that where the discriminator is undecided it says little; and never does a step pull
+        harder than the weight allows.
         """
-        self._forget()      # a step that was skipped
+        self._forget()  # a step that was skipped
         self.asked, terms, pull = step >= self.asked_from, {}, self.pull
         if self.asked:
             terms, pull = self._pulled(reconstruction, pictures, step)
@@ -78,9 +105,12 @@ class Adversary(nn.Module):
             self._seen = _Seen(step, reconstruction.detach(), pictures, pull)
         return terms
 
-    def _pulled(self, reconstruction: Tensor, pictures: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
+    def _pulled(
+        self, reconstruction: Tensor, pictures: Tensor, step: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """The term, and the average length of the gradient, this one included."""
-        leaf = reconstruction.detach().requires_grad_()     # the discriminator's own weights get no gradient here
+        # the discriminator's own weights get no gradient here
+        leaf = reconstruction.detach().requires_grad_()
         wish = self._wish(leaf, pictures)
         (gradient,) = torch.autograd.grad(wish, leaf)
         length = _length(gradient)
@@ -88,25 +118,34 @@ class Adversary(nn.Module):
         l1 = 1 / (2 * PIXEL_DEVIATION * math.sqrt(leaf.numel() * distributed.size()))
         weight = self.config.adversarial * min(1.0, (step - self.asked_from + 1) / self.lead)
         factor = weight * l1 / torch.maximum(pull, length).clamp(min=1e-12)
-        term = (reconstruction * (factor * gradient)).sum()         # has that gradient, and gets the value of the wish
+        # has that gradient, and gets the value of the wish
+        term = (reconstruction * (factor * gradient)).sum()
         return {"adversarial": term - term.detach() + (factor * wish).detach()}, pull
 
     def _wish(self, leaf: Tensor, pictures: Tensor) -> Tensor:
-        """What the reconstructions are to be: taken for pictures, and like them in the discriminator's features."""
+        """What the reconstructions are to be: taken for pictures, and like them in the
+        discriminator's features.
+        """
         fake = self.discriminator(leaf)
         wish = generator_hinge(fake.scores)
         if self.config.feature_matching:
             with torch.no_grad():
                 real = self.discriminator(pictures)
-            wish = wish + self.config.feature_matching * feature_matching(fake.features, real.features)
+            wish = wish + self.config.feature_matching * feature_matching(
+                fake.features, real.features
+            )
         return wish
 
     def weigh(self) -> dict[str, float]:
-        """The gradient of its own loss on the batch just seen: that hinge loss and the gradient's norm by name. Nothing changes yet."""
+        """The gradient of its own loss on the batch just seen:
+        that hinge loss and the gradient's norm by name. Nothing changes yet.
+        """
         seen = self._seen
         if seen is None:
             return {}
-        with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
+        with torch.autocast(
+            self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"
+        ):
             opinion = self.discriminator(torch.cat([seen.pictures, seen.reconstruction]))
         real, fake = opinion.scores.chunk(2)
         hinge = discriminator_hinge(real, fake)
@@ -119,7 +158,9 @@ class Adversary(nn.Module):
         return {"discriminator": self._seen.loss, "discriminator's gradient norm": float(norm)}
 
     def update(self) -> dict[str, float]:
-        """One step of the discriminator along that gradient, at the tokenizer's learning rate; its hinge loss by name."""
+        """One step of the discriminator along that gradient, at the tokenizer's learning rate;
+        its hinge loss by name.
+        """
         seen = self._seen
         if seen is None:
             return {}
@@ -139,7 +180,9 @@ class Adversary(nn.Module):
 
 
 def _length(gradient: Tensor) -> Tensor:
-    """That of the whole batch's gradient; each process has its pictures' part of it, times the number of processes."""
+    """That of the whole batch's gradient; each process has its pictures' part of it,
+    times the number of processes.
+    """
     if distributed.size() == 1:
         return gradient.norm()
     squares = gradient.square().sum()
@@ -149,5 +192,7 @@ def _length(gradient: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _followed(average: Tensor, value: Tensor, step: int) -> Tensor:
-    """A moving average after one step more; at first faster than DECAY says, or the zeros of the start would be felt for long."""
+    """A moving average after one step more; at first faster than DECAY says, or the zeros of the
+    start would be felt for long.
+    """
     return average.lerp(value, 1 - min(DECAY, (1 + step) / (10 + step)))

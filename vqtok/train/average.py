@@ -1,4 +1,6 @@
-"""A moving average of a network's weights: the network that is kept, smoother than any step of the one that learns."""
+"""A moving average of a network's weights:
+the network that is kept, smoother than any step of the one that learns.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,11 @@ class Average:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         state = network.state_dict(keep_vars=True).items()
-        self._live = {name: value.detach() for name, value in state if value.is_floating_point() and ".average." not in name}
+        self._live = {
+            name: value.detach()
+            for name, value in state
+            if value.is_floating_point() and ".average." not in name
+        }
         self._mean = {name: value.clone() for name, value in self._live.items()}
 
     @property
@@ -26,7 +32,9 @@ class Average:
             self._mean[name].copy_(value)
 
     def update(self, step: int) -> None:
-        """Follows the weights after `step` steps; at first faster than `decay` says, or the start would be felt for long."""
+        """Follows the weights after `step` steps;
+        at first faster than `decay` says, or the start would be felt for long.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in self._live.items():
             self._mean[name].lerp_(value, 1 - decay)

@@ -16,28 +16,54 @@ def write_card(folder: Path, command: str) -> None:
     prior_path = folder / "prior.safetensors"
     prior = weights.read_meta(prior_path, "prior") if prior_path.exists() else None
     fingerprint = weights.tokenizer_fingerprint(folder / "tokenizer.safetensors")
-    files.write_bytes(folder / "README.md", _text(folder, fingerprint, tokenizer, prior, command).encode(), force=True)
+    files.write_bytes(
+        folder / "README.md",
+        _text(folder, fingerprint, tokenizer, prior, command).encode(),
+        force=True,
+    )
 
 
 def write_samples(folder: Path, device: str, seed: int) -> None:
-    """Writes samples.png: four rows of what the prior in a model's folder invents; up to ten labels have a column each."""
-    model = codec.load(folder.resolve(), device)        # the whole path: by a bare name a bundled model would be found first
+    """Writes samples.png: four rows of what the prior in a model's folder invents;
+    up to ten labels have a column each.
+    """
+    # the whole path: by a bare name a bundled model would be found first
+    model = codec.load(folder.resolve(), device)
     columns = min(10, len(model.labels)) or 8
     pictures = model.sample(4 * columns, seed=seed)
-    captions = [model.labels[i % len(model.labels)] for i in range(len(pictures))] if model.labels else None
+    captions = (
+        [model.labels[i % len(model.labels)] for i in range(len(pictures))]
+        if model.labels
+        else None
+    )
     scale = max(1, 96 // max(pictures[0].shape[:2]))
-    images.write(folder / "samples.png", report.sheet(pictures, columns, captions, scale=scale), force=True)
+    images.write(
+        folder / "samples.png", report.sheet(pictures, columns, captions, scale=scale), force=True
+    )
 
 
-def _text(folder: Path, fingerprint: str, tokenizer: dict[str, Any], prior: dict[str, Any] | None, command: str) -> str:
+def _text(
+    folder: Path,
+    fingerprint: str,
+    tokenizer: dict[str, Any],
+    prior: dict[str, Any] | None,
+    command: str,
+) -> str:
     record = tokenizer["record"]
     grid = ["grid", weights.tokenizer_config(folder / "tokenizer.safetensors").grid]
-    rows: list[list[Any]] = [grid, *_imported(record["imported"])] if "imported" in record else [
-        ["data", f"{record['data']}, {record['pictures']:,} pictures"],
-        grid,
-        ["tokenizer", _stage(record)],
-        ["validation", ", ".join(f"{key} {value:.4g}" for key, value in record["metrics"].items())],
-    ]       # fmt: skip
+    rows: list[list[Any]] = (
+        [grid, *_imported(record["imported"])]
+        if "imported" in record
+        else [
+            ["data", f"{record['data']}, {record['pictures']:,} pictures"],
+            grid,
+            ["tokenizer", _stage(record)],
+            [
+                "validation",
+                ", ".join(f"{key} {value:.4g}" for key, value in record["metrics"].items()),
+            ],
+        ]
+    )
     if prior is not None:
         rows.append(["prior", _stage(prior["record"])])
         rows.append(["validation", f"{prior['record']['metrics']['bits']:.3f} bits per index"])
@@ -45,17 +71,29 @@ def _text(folder: Path, fingerprint: str, tokenizer: dict[str, Any], prior: dict
             rows.append(["labels", ", ".join(prior["config"]["labels"])])
     if (folder / "entropy.safetensors").exists():
         entropy = weights.read_meta(folder / "entropy.safetensors", "entropy")["record"]
-        rows += [["entropy prior", _stage(entropy)], ["validation", f"{entropy['metrics']['bits']:.3f} bits per index"]]
+        rows += [
+            ["entropy prior", _stage(entropy)],
+            ["validation", f"{entropy['metrics']['bits']:.3f} bits per index"],
+        ]
     if "imported" not in record:
         rows.append(["seed", record["seed"]])
     rows += [["machine", machine()], ["vqtok", record["version"]]]
     sheet = "\n![Samples of the prior](samples.png)\n" if (folder / "samples.png").exists() else ""
-    return f"# {folder.resolve().name} ({fingerprint})\n\n{report.markdown(['', ''], rows)}\nMade by\n\n```\n{command}\n```\n{sheet}"
+    return (
+        f"# {folder.resolve().name} ({fingerprint})\n"
+        f"\n{report.markdown(['', ''], rows)}\n"
+        f"Made by\n\n```\n{command}\n```\n"
+        f"{sheet}"
+    )
 
 
 def _imported(source: dict[str, str]) -> list[list[Any]]:
     """What is known of a tokenizer that another program trained."""
-    return [["tokenizer", f"a {source['program']}, imported from {source['file']}"], ["data", "unknown"], ["validation", "not measured"]]
+    return [
+        ["tokenizer", f"a {source['program']}, imported from {source['file']}"],
+        ["data", "unknown"],
+        ["validation", "not measured"],
+    ]
 
 
 def _stage(record: dict[str, Any]) -> str:

@@ -26,28 +26,29 @@ from vqtok.train.muon import Muon
 from vqtok.weights import Weights
 from vqtok.weights import save as save_weights
 
-SAVE_SECONDS = 120      # a killed run loses two minutes at most
-SKIPPED_MAX = 10        # steps in a row: one bad batch is bad luck, ten are a network that has broken
-_SUMS = ("steps", "skipped")        # of a window: counts, of which there is no mean
+SAVE_SECONDS = 120  # a killed run loses two minutes at most
+SKIPPED_MAX = 10  # steps in a row: one bad batch is bad luck, ten are a network that has broken
+_SUMS = ("steps", "skipped")  # of a window: counts, of which there is no mean
 
 
 @dataclass(frozen=True)
 class Step:
     """What one step gave."""
 
-    loss: Tensor                        # scalar, to be minimized
-    metrics: dict[str, Tensor]          # scalars to be averaged over the window
-    indices: Tensor | None = None       # codes chosen, to be counted
+    loss: Tensor  # scalar, to be minimized
+    metrics: dict[str, Tensor]  # scalars to be averaged over the window
+    indices: Tensor | None = None  # codes chosen, to be counted
 
 
 @dataclass(frozen=True)
 class Validation:
     """What the validation pictures gave."""
 
-    score: float                        # lower is better: chooses the best weights
+    score: float  # lower is better: chooses the best weights
     metrics: dict[str, float]
-    sheet: np.ndarray | None = None     # uint8 (H, W, C)
-    keep: bool = False                  # these weights, whatever the score: it does not know all that they were trained for
+    sheet: np.ndarray | None = None  # uint8 (H, W, C)
+    # these weights, whatever the score: it does not know all that they were trained for
+    keep: bool = False
 
 
 class Task(ABC):
@@ -55,10 +56,12 @@ class Task(ABC):
 
     name: str
     network: nn.Module
-    codes: int = 1                      # K: size of the histogram of chosen codes
+    codes: int = 1  # K: size of the histogram of chosen codes
 
     def learners(self) -> list[state.Learner]:
-        """Networks that learn beside it, each with its own optimizer; the task steps them, the loop keeps their state."""
+        """Networks that learn beside it, each with its own optimizer;
+        the task steps them, the loop keeps their state.
+        """
         return []
 
     @abstractmethod
@@ -67,17 +70,24 @@ class Task(ABC):
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
-        """The batch of each step from start to stop; a pure function of the step. Closing it ends its threads."""
+        """The batch of each step from start to stop; a pure function of the step.
+
+        Closing it ends its threads.
+        """
 
     @abstractmethod
     def forward(self, batch: Any) -> Step: ...
 
     def beside(self) -> dict[str, float]:
-        """Runs before the optimizer's step: figures of what learns beside the network. Where one is not finite, nothing learns."""
+        """Runs before the optimizer's step: figures of what learns beside the network.
+
+        Where one is not finite, nothing learns.
+        """
         return {}
 
     def after_step(self) -> dict[str, float]:
-        """Runs after the optimizer's step, and not where that is skipped: what the forward has seen leaves a trace here, or none.
+        """Runs after the optimizer's step, and not where that is skipped:
+        what the forward has seen leaves a trace here, or none.
 
         What it returns is added up over the window.
         """
@@ -87,7 +97,9 @@ class Task(ABC):
     def validate(self) -> Validation: ...
 
     def summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
-        """Further figures of the window since the last validation, and one plain sentence about them ('' for none)."""
+        """Further figures of the window since the last validation, and one plain sentence
+        about them ('' for none).
+        """
         return {}, ""
 
     @abstractmethod
@@ -140,7 +152,7 @@ class Silent:
 class Stop:
     """Why and when to stop early. Signal handlers set `signal`."""
 
-    deadline: float = math.inf          # time.monotonic()
+    deadline: float = math.inf  # time.monotonic()
     signal: int = 0
 
     @property
@@ -150,7 +162,11 @@ class Stop:
 
     @property
     def due(self) -> bool:
-        """Whether to stop. All processes of a run ask at the same moment and hear the same: any of them may have been told to."""
+        """Whether to stop.
+
+        All processes of a run ask at the same moment and hear the same:
+        any of them may have been told to.
+        """
         self.signal, stops = distributed.highest(self.signal, self.here)
         return bool(stops)
 
@@ -165,23 +181,31 @@ class Run:
     precision: str = "fp32"
     stop: Stop = field(default_factory=Stop)
     listener: Listener = field(default_factory=Silent)
-    perceptual: Path | None = None      # weights of the perceptual loss
-    init: Path | None = None            # tokenizer file to start from in place of random weights
+    perceptual: Path | None = None  # weights of the perceptual loss
+    init: Path | None = None  # tokenizer file to start from in place of random weights
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """That of a step: a linear rise over the first `warmup` steps, times what is left of the peak by the schedule, which ends at 0."""
+    """That of a step: a linear rise over the first `warmup` steps, times what is left of the peak
+    by the schedule, which ends at 0.
+    """
     rise, done = min(1.0, (step + 1) / max(1, config.warmup)), step / config.steps
-    left = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else min(1.0, (1 - done) / config.cooldown)
+    left = (
+        0.5 * (1 + math.cos(math.pi * done))
+        if config.schedule == "cosine"
+        else min(1.0, (1 - done) / config.cooldown)
+    )
     return config.learning_rate * rise * left
 
 
 def train(task: Task, config: StageConfig, run: Run, resume: bool) -> bool:
-    """Trains until `config.steps` are done or `run.stop` says so; returns whether the stage is finished.
+    """Trains until `config.steps` are done or `run.stop` says so;
+    returns whether the stage is finished.
 
-    Writes NAME.safetensors (best by validation, but see Validation.keep) and NAME.state.safetensors (to resume) in the run's
-    folder. A step whose loss, gradient or figures are not finite is done without any update, and counted. Raises TrainingError after
-    ten of them in a row, and where a validation or a weight is not finite; the files of the last good step stay.
+    Writes NAME.safetensors (best by validation, but see Validation.keep) and NAME.state.safetensors
+    (to resume) in the run's folder. A step whose loss, gradient or figures are not finite is done
+    without any update, and counted. Raises TrainingError after ten of them in a row, and where a
+    validation or a weight is not finite; the files of the last good step stay.
     Of several processes (`distributed`) the first alone writes, validates and reports.
     """
     return _Trainer(task, config, run).train(resume)
@@ -200,7 +224,11 @@ class _Trainer:
         self.average = Average(task.network, config.ema) if config.ema else None
         kind = {"adamw": torch.optim.AdamW, "muon": Muon}[config.optimizer]
         self.optimizer = kind(
-            parameters, config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=run.device.type in ("cpu", "cuda")
+            parameters,
+            config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            fused=run.device.type in ("cpu", "cuda"),
         )
         self.learners = [state.Learner(task.network, self.optimizer), *task.learners()]
 
@@ -218,7 +246,7 @@ class _Trainer:
             _cut_log(self.log_path, self.task.name, self.progress.step)
         if self.progress.step < self.config.steps:
             self._loop()
-        elif self.progress.best is None:        # `steps` was lowered below the first validation
+        elif self.progress.best is None:  # `steps` was lowered below the first validation
             self._validate(0.0)
             self._save()
         return self.progress.step >= self.config.steps
@@ -238,7 +266,9 @@ class _Trainer:
                 progress.seconds = before + now - started
                 rate = (progress.step - first) / max(now - started, 1e-9)
                 self._report(rate)
-                validates = progress.step % config.validate_every == 0 or progress.step == config.steps
+                validates = (
+                    progress.step % config.validate_every == 0 or progress.step == config.steps
+                )
                 if validates:
                     self._validate(rate)
                 if validates or now - saved > SAVE_SECONDS:
@@ -247,14 +277,18 @@ class _Trainer:
 
     def _step(self, batch: Any) -> None:
         torch.manual_seed(_mix(self.run.seed, self.progress.step + 1))
-        # bfloat16 reaches as far as float32: no gradient fades to 0 that a scale (GradScaler) would save, as float16's would.
-        with torch.autocast(self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
+        # bfloat16 reaches as far as float32: no gradient fades to 0 that a scale (GradScaler) would
+        # save, as float16's would.
+        with torch.autocast(
+            self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"
+        ):
             result = self.task.forward(batch)
         result.loss.backward()
         result = self._over_all(result)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         figures = {"loss": result.loss, "gradient norm": norm, **result.metrics}
-        values = torch.stack([value.detach().float() for value in figures.values()]).tolist()       # one wait for the device
+        # one wait for the device
+        values = torch.stack([value.detach().float() for value in figures.values()]).tolist()
         seen = dict(zip(figures, values, strict=True))
         checked = seen | self.task.beside()
         if self._finite(checked.values()):
@@ -286,38 +320,58 @@ class _Trainer:
             self.counts += counts
 
     def _over_all(self, result: Step) -> Step:
-        """Loss and metrics of the whole batch in place of those of this process's part; the gradients, too.
+        """Loss and metrics of the whole batch in place of those of this process's
+        part; the gradients, too.
 
-        Not by DistributedDataParallel: its hooks would have to be told of the discriminator's passes, and of what a step leaves out.
+        Not by DistributedDataParallel: its hooks would have to be told of the discriminator's
+        passes, and of what a step leaves out.
         """
         if distributed.size() == 1:
             return result
         distributed.mean_(*(p.grad for p in self.parameters if p.grad is not None))
-        means = {"loss": result.loss.detach().float(), **{name: value.detach().float() for name, value in result.metrics.items()}}
-        means = {name: value.clone() for name, value in means.items()}       # the loss may be one of the metrics
+        means = {
+            "loss": result.loss.detach().float(),
+            **{name: value.detach().float() for name, value in result.metrics.items()},
+        }
+        # the loss may be one of the metrics
+        means = {name: value.clone() for name, value in means.items()}
         distributed.mean_(*means.values())
         return replace(result, loss=means.pop("loss"), metrics=means)
 
     def _agree(self) -> None:
-        """Gives all processes the weights of the first: no machine may round its own way for long."""
+        """Gives all processes the weights of the first:
+        no machine may round its own way for long.
+        """
         for learner in self.learners:
             distributed.copy_first(learner.weights().values())
 
     def _skip(self, figures: dict[str, float]) -> None:
-        """Counts a step that must not change anything: weights, moments, averages, codebook and adversary stay as they are."""
+        """Counts a step that must not change anything:
+        weights, moments, averages, codebook and adversary stay as they are.
+        """
         progress = self.progress
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         progress.skipped_in_a_row += 1
         progress.window["skipped"] = progress.window.get("skipped", 0) + 1
         if progress.skipped_in_a_row == SKIPPED_MAX:
-            bad = ", ".join(f"the {name} is {value:g}" for name, value in figures.items() if not math.isfinite(value))
-            raise self._diverged(f"{SKIPPED_MAX} steps in a row, the last of them step {progress.step}, are not finite: {bad}")
+            bad = ", ".join(
+                f"the {name} is {value:g}"
+                for name, value in figures.items()
+                if not math.isfinite(value)
+            )
+            raise self._diverged(
+                f"{SKIPPED_MAX} steps in a row, "
+                f"the last of them step {progress.step}, are not finite: {bad}"
+            )
 
     def _diverged(self, what: str) -> TrainingError:
         setting = f"{self.task.name}_training.learning_rate"
         lower = f"--set {setting}={self.config.learning_rate / 3:.1g}"
-        return TrainingError(f"{self.task.name}: {what}", f"the last good checkpoint is kept; start anew with a lower rate: {lower}")
+        return TrainingError(
+            f"{self.task.name}: {what}",
+            f"the last good checkpoint is kept; start anew with a lower rate: {lower}",
+        )
 
     def _means(self) -> dict[str, float]:
         window = self.progress.window
@@ -327,7 +381,9 @@ class _Trainer:
     def _summary(self) -> tuple[dict[str, float], str]:
         """The task's own, where a step of the window has taught anything, and how many have not."""
         window = self.progress.window
-        extra, sentence = self.task.summary(window, self.counts) if window.get("steps") else ({}, "")
+        extra, sentence = (
+            self.task.summary(window, self.counts) if window.get("steps") else ({}, "")
+        )
         skipped = int(window.get("skipped", 0))
         if skipped:
             steps = "1 step was" if skipped == 1 else f"{skipped} steps were"
@@ -342,7 +398,12 @@ class _Trainer:
         del extra["skipped"]
         self.run.listener.status(
             Status(
-                self.task.name, self.progress.step, self.config.steps, rate * self.config.batch, left, self._means() | extra
+                self.task.name,
+                self.progress.step,
+                self.config.steps,
+                rate * self.config.batch,
+                left,
+                self._means() | extra,
             )
         )
 
@@ -362,20 +423,30 @@ class _Trainer:
             validation = task.validate()
         task.network.train()
         if not all(map(math.isfinite, (validation.score, *validation.metrics.values()))):
-            raise self._diverged(f"the validation at step {progress.step} gives {validation.score:g}")
+            raise self._diverged(
+                f"the validation at step {progress.step} gives {validation.score:g}"
+            )
         extra, sentence = self._summary()
         line = {
-            "stage": task.name, "step": progress.step, **self._means(), **extra,
+            "stage": task.name,
+            "step": progress.step,
+            **self._means(),
+            **extra,
             **{f"val_{name}": value for name, value in validation.metrics.items()},
             "learning_rate": learning_rate(self.config, progress.step - 1),
-            "seconds": round(progress.seconds, 1), "pictures_per_second": round(rate * self.config.batch, 1),
+            "seconds": round(progress.seconds, 1),
+            "pictures_per_second": round(rate * self.config.batch, 1),
         }
         if validation.keep or progress.best is None or validation.score < progress.best:
             self._release(validation)
         self._forget_window()
         _append(self.log_path, json.dumps(line) + "\n")
         if validation.sheet is not None:
-            images.write(self.run.folder / f"{task.name}-{progress.step:06d}.png", validation.sheet, force=True)
+            images.write(
+                self.run.folder / f"{task.name}-{progress.step:06d}.png",
+                validation.sheet,
+                force=True,
+            )
         self.run.listener.validated(task.name, line, sentence)
 
     def _forget_window(self) -> None:
@@ -383,12 +454,23 @@ class _Trainer:
         self.counts.zero_()
 
     def _release(self, validation: Validation) -> None:
-        """Writes the best weights so far. The state follows: after a kill in between, resuming comes here again."""
+        """Writes the best weights so far.
+
+        The state follows: after a kill in between, resuming comes here again.
+        """
         progress = self.progress
-        weights = self.task.release({"step": progress.step, "seconds": round(progress.seconds, 1), "metrics": validation.metrics})
+        weights = self.task.release(
+            {
+                "step": progress.step,
+                "seconds": round(progress.seconds, 1),
+                "metrics": validation.metrics,
+            }
+        )
         for name, array in weights.tensors.items():
             if not np.isfinite(array).all():
-                raise self._diverged(f"the tensor {name} leaves the range of {array.dtype} at step {progress.step}")
+                raise self._diverged(
+                    f"the tensor {name} leaves the range of {array.dtype} at step {progress.step}"
+                )
         save_weights(self.best_path, weights, force=True)
         progress.best, progress.best_step = validation.score, progress.step
 
@@ -397,8 +479,13 @@ class _Trainer:
             state.save(self.state_path, self.learners, self._extra(), self.progress)
 
     def _extra(self) -> dict[str, Tensor]:
-        """Tensors that a resumed run needs besides its learners; they share memory with what they are of."""
-        return {"window.counts": self.counts, **(self.average.tensors if self.average is not None else {})}
+        """Tensors that a resumed run needs besides its learners;
+        they share memory with what they are of.
+        """
+        return {
+            "window.counts": self.counts,
+            **(self.average.tensors if self.average is not None else {}),
+        }
 
 
 def _mix(seed: int, step: int) -> int:
@@ -419,7 +506,9 @@ def _append(path: Path, text: str) -> None:
                 file.truncate(size)
                 raise
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}", "make room for it, then go on with --resume") from None
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}", "make room for it, then go on with --resume"
+        ) from None
 
 
 def _cut_log(path: Path, stage: str, step: int) -> None:
@@ -435,4 +524,4 @@ def _keeps(line: str, stage: str, step: int) -> bool:
         entry = json.loads(line)
         return entry["stage"] != stage or entry["step"] <= step
     except (ValueError, KeyError, TypeError):
-        return False        # a line cut short by kill -9
+        return False  # a line cut short by kill -9

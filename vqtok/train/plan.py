@@ -16,11 +16,18 @@ from vqtok.priors import IntegerPrior, build
 from vqtok.vqvae import VQVAE
 
 
-def plan(recipe: Recipe, dataset: Dataset, stage: str, device: torch.device, perceptual: Path | None = None) -> dict[str, Any]:
-    """Pictures, bits and multiply-adds per pixel; and of each stage the parameters, steps, and seconds that it will take.
+def plan(
+    recipe: Recipe,
+    dataset: Dataset,
+    stage: str,
+    device: torch.device,
+    perceptual: Path | None = None,
+) -> dict[str, Any]:
+    """Pictures, bits and multiply-adds per pixel;
+    and of each stage the parameters, steps, and seconds that it will take.
 
-    `perceptual` is the file of that loss. The seconds are those of the steps; decoding pictures, validation and encoding for the
-    prior come on top.
+    `perceptual` is the file of that loss. The seconds are those of the steps;
+    decoding pictures, validation and encoding for the prior come on top.
     """
     tokenizer = VQVAE(recipe.tokenizer)
     costs = multiply_adds_by_part(tokenizer)
@@ -32,13 +39,30 @@ def plan(recipe: Recipe, dataset: Dataset, stage: str, device: torch.device, per
         seconds = _seconds(_Tokenizing(tokenizer, criterion), pictures, recipe.precision, device)
         stages["tokenizer"] = _stage(tokenizer, recipe.tokenizer_training.steps, batch, seconds)
     if stage in ("prior", "all"):
-        prior, batch = build(recipe.prior.for_grid(*_window(recipe, dataset))), recipe.prior_training.batch
-        indices = torch.randint(recipe.prior.codebook_size, (batch, recipe.prior.levels, *_window(recipe, dataset)))
-        stages["prior"] = _stage(prior, recipe.prior_training.steps, batch, _seconds(prior, indices, recipe.precision, device))
+        prior, batch = (
+            build(recipe.prior.for_grid(*_window(recipe, dataset))),
+            recipe.prior_training.batch,
+        )
+        indices = torch.randint(
+            recipe.prior.codebook_size, (batch, recipe.prior.levels, *_window(recipe, dataset))
+        )
+        stages["prior"] = _stage(
+            prior,
+            recipe.prior_training.steps,
+            batch,
+            _seconds(prior, indices, recipe.precision, device),
+        )
     if stage in ("entropy", "all") and recipe.tokenizer.codebook_size <= ENTROPY_CODES_MAX:
         entropy, batch = _Coding(recipe.entropy), recipe.entropy_training.batch
-        indices = torch.randint(recipe.entropy.codebook_size, (batch, recipe.entropy.levels, *_window(recipe, dataset)))
-        stages["entropy"] = _stage(entropy, recipe.entropy_training.steps, batch, _seconds(entropy, indices, recipe.precision, device))
+        indices = torch.randint(
+            recipe.entropy.codebook_size, (batch, recipe.entropy.levels, *_window(recipe, dataset))
+        )
+        stages["entropy"] = _stage(
+            entropy,
+            recipe.entropy_training.steps,
+            batch,
+            _seconds(entropy, indices, recipe.precision, device),
+        )
     bits = recipe.tokenizer.levels * math.log2(recipe.tokenizer.codebook_size)
     return {
         "pictures": len(dataset),
@@ -49,7 +73,9 @@ def plan(recipe: Recipe, dataset: Dataset, stage: str, device: torch.device, per
 
 
 def multiply_adds_by_part(network: VQVAE) -> dict[str, float]:
-    """Multiply-adds per picture pixel of the convolutions that encode ("encoder") and decode ("decoder") a picture."""
+    """Multiply-adds per picture pixel of the convolutions that encode ("encoder") and
+    decode ("decoder") a picture.
+    """
     side = 16 * network.config.downsample
     costs = {"encoder": 0.0, "decoder": 0.0}
 
@@ -62,11 +88,17 @@ def multiply_adds_by_part(network: VQVAE) -> dict[str, float]:
     parts = {"encoder": network.encoder, "decoder": network.decoder}
     hooks = [
         layer.register_forward_hook(count_for(part))
-        for part, module in parts.items() for layer in module.modules() if isinstance(layer, nn.Conv2d)
-    ]     # fmt: skip
+        for part, module in parts.items()
+        for layer in module.modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
     try:
         with torch.no_grad():
-            vectors = network.encoder(torch.zeros(1, network.config.channels, side, side, device=next(network.parameters()).device))
+            vectors = network.encoder(
+                torch.zeros(
+                    1, network.config.channels, side, side, device=next(network.parameters()).device
+                )
+            )
             network.decoder(vectors)
     finally:
         for hook in hooks:
@@ -94,15 +126,32 @@ class _Coding(IntegerPrior):
 
 
 def _window(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
-    """Rows and columns of the grids that the prior will learn, as far as can be told without looking at every picture."""
+    """Rows and columns of the grids that the prior will learn, as far as can be told without
+    looking at every picture.
+    """
     size = getattr(dataset, "size", (recipe.data.prior_size, recipe.data.prior_size))
-    height, width = (max(1, min(recipe.data.prior_size // recipe.tokenizer.downsample, -(-n // recipe.tokenizer.downsample))) for n in size)
+    height, width = (
+        max(
+            1,
+            min(
+                recipe.data.prior_size // recipe.tokenizer.downsample,
+                -(-n // recipe.tokenizer.downsample),
+            ),
+        )
+        for n in size
+    )
     return height, width
 
 
 def _stage(network: nn.Module, steps: int, batch: int, seconds: float) -> dict[str, Any]:
     parameters = sum(p.numel() for p in network.parameters())
-    return {"parameters": parameters, "steps": steps, "batch": batch, "seconds_per_step": seconds, "seconds": steps * seconds}
+    return {
+        "parameters": parameters,
+        "steps": steps,
+        "batch": batch,
+        "seconds_per_step": seconds,
+        "seconds": steps * seconds,
+    }
 
 
 def _seconds(network: nn.Module, batch: Tensor, precision: str, device: torch.device) -> float:
@@ -112,7 +161,7 @@ def _seconds(network: nn.Module, batch: Tensor, precision: str, device: torch.de
     for _ in range(4):
         begin = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = network.loss(batch)      # type: ignore[operator]
+            loss = network.loss(batch)  # type: ignore[operator]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,4 +1,6 @@
-"""Codes shards as training data of priors: the grids are there already, and are read when a batch needs them."""
+"""Codes shards as training data of priors:
+the grids are there already, and are read when a batch needs them.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +24,9 @@ def is_codes(path: Path) -> bool:
 
 
 class CodesData:
-    """Codes shards in the place of a data set of pictures; folders become labels, as they do with pictures."""
+    """Codes shards in the place of a data set of pictures;
+    folders become labels, as they do with pictures.
+    """
 
     skipped = 0
 
@@ -42,7 +46,9 @@ class CodesData:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of every picture; AttributeError where they differ, as for data sets that have no one size."""
+        """(H, W) of every picture; AttributeError where they differ, as for data
+        sets that have no one size.
+        """
         if len(self._sizes) != 1:
             raise AttributeError("size")
         return next(iter(self._sizes))
@@ -56,30 +62,42 @@ class CodesData:
         return len(self.codes)
 
     def picture(self, index: int) -> np.ndarray:
-        raise InputError(f"{self.name} holds codes, not pictures", "train a prior on them: --stage prior")
+        raise InputError(
+            f"{self.name} holds codes, not pictures", "train a prior on them: --stage prior"
+        )
 
     def label(self, index: int) -> int:
         return self._targets[index] if self._targets else -1
 
     @cached_property
     def grids(self) -> Grids:
-        """All grids: read when they are asked for, or, where compact shards must be decoded, all at once."""
+        """All grids: read when they are asked for, or, where compact shards
+        must be decoded, all at once.
+        """
         labels = np.array([self.label(i) for i in range(len(self))], np.int64)
         if self.codes.manifest.compact:
             dtype = index_dtype(self.codes.manifest.codebook_size)
             return Grids.of_list([indices.astype(dtype) for indices, _ in self.codes], labels)
-        return ShardGrids(np.empty(0, np.uint8), self.codes.grids, np.arange(len(self)), labels, self.codes)
+        return ShardGrids(
+            np.empty(0, np.uint8), self.codes.grids, np.arange(len(self)), labels, self.codes
+        )
 
     def check(self, config: TokenizerConfig, fingerprint: str, folder: Path) -> None:
-        """TrainingError where the codes are not all levels of that tokenizer, which lies in `folder`."""
+        """TrainingError where the codes are not all levels of that
+        tokenizer, which lies in `folder`.
+        """
         manifest = self.codes.manifest
         if manifest.fingerprint != fingerprint:
             raise TrainingError(
-                f"the codes were made with model {manifest.model} ({manifest.fingerprint}), the tokenizer in {folder} is {fingerprint}",
+                f"the codes were made with model {manifest.model} ({manifest.fingerprint}), the "
+                f"tokenizer in {folder} is {fingerprint}",
                 "choose another folder with -o, or encode the pictures again with --model",
             )
         if manifest.levels != config.levels:
-            raise TrainingError(f"the codes hold {manifest.levels} of {config.levels} levels", "encode the pictures without --levels")
+            raise TrainingError(
+                f"the codes hold {manifest.levels} of {config.levels} levels",
+                "encode the pictures without --levels",
+            )
 
 
 @dataclass(frozen=True)
@@ -92,23 +110,35 @@ class ShardGrids(Grids):
         return self.codes[int(self.starts[i])][0]
 
     def take(self, which: np.ndarray) -> "ShardGrids":
-        return ShardGrids(self.flat, self.shapes[which], self.starts[which], self.labels[which], self.codes)
+        return ShardGrids(
+            self.flat, self.shapes[which], self.starts[which], self.labels[which], self.codes
+        )
 
 
 def check_codes(dataset: Dataset, tokenizer: Path) -> None:
     """TrainingError where codes shards are not of the tokenizer in that file."""
     if isinstance(dataset, CodesData):
-        dataset.check(weights.tokenizer_config(tokenizer), weights.tokenizer_fingerprint(tokenizer), tokenizer.parent)
+        dataset.check(
+            weights.tokenizer_config(tokenizer),
+            weights.tokenizer_fingerprint(tokenizer),
+            tokenizer.parent,
+        )
 
 
 def refuse_codes(dataset: Dataset) -> None:
     """UsageError where a tokenizer is to be trained on codes."""
     if isinstance(dataset, CodesData):
-        raise UsageError(f"{dataset.name} holds codes, and a tokenizer learns from pictures", "train a prior on them: --stage prior")
+        raise UsageError(
+            f"{dataset.name} holds codes, and a tokenizer learns from pictures",
+            "train a prior on them: --stage prior",
+        )
 
 
 def tokenizer_for(folder: Path, data: Path | None) -> Path:
-    """The tokenizer's file in a folder, or, where there is none, that of the codes' own model. Raises TrainingError, ModelError."""
+    """The tokenizer's file in a folder, or, where there is none, that of the codes' own model.
+
+    Raises TrainingError, ModelError.
+    """
     path = folder / "tokenizer.safetensors"
     if path.exists():
         return path

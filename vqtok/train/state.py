@@ -1,4 +1,6 @@
-"""A run's state on disk: everything that continuing needs so that the result equals the run that was never stopped."""
+"""A run's state on disk: everything that continuing needs so that the result equals the
+run that was never stopped.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,14 +20,17 @@ _AGAIN = "start anew with -f/--force"
 
 @dataclass
 class Progress:
-    """Where a stage stands. All random draws of a step come from (seed, step), so a step number is the whole position."""
+    """Where a stage stands.
 
-    step: int = 0                               # steps done
-    best: float | None = None                   # lowest validation score
+    All random draws of a step come from (seed, step), so a step number is the whole position.
+    """
+
+    step: int = 0  # steps done
+    best: float | None = None  # lowest validation score
     best_step: int = 0
-    seconds: float = 0.0                        # of training, over all sessions
-    window: dict[str, float] = field(default_factory=dict)      # sums since the last validation
-    skipped_in_a_row: int = 0                   # steps just now that were not finite, and changed nothing
+    seconds: float = 0.0  # of training, over all sessions
+    window: dict[str, float] = field(default_factory=dict)  # sums since the last validation
+    skipped_in_a_row: int = 0  # steps just now that were not finite, and changed nothing
 
 
 @dataclass(frozen=True)
@@ -34,27 +39,40 @@ class Learner:
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    prefix: str = ""        # of its tensors' names in a state file
+    prefix: str = ""  # of its tensors' names in a state file
 
     def weights(self) -> dict[str, Tensor]:
         """The network's tensors by the names that they have in a state file."""
-        return {f"{self.prefix}network.{name}": value for name, value in self.network.state_dict().items()}
+        return {
+            f"{self.prefix}network.{name}": value
+            for name, value in self.network.state_dict().items()
+        }
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is learned, by the beginning of the names that its moments have in a state file."""
-        return {f"{self.prefix}optimizer.{name}.": parameter for name, parameter in self.network.named_parameters()}
+        return {
+            f"{self.prefix}optimizer.{name}.": parameter
+            for name, parameter in self.network.named_parameters()
+        }
 
 
-def save(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor], progress: Progress) -> None:
-    """Writes weights, optimizer moments, extra tensors and progress; the old file stays until the new one is complete.
+def save(
+    path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor], progress: Progress
+) -> None:
+    """Writes weights, optimizer moments, extra tensors and progress;
+    the old file stays until the new one is complete.
 
-    Raises TrainingError, and leaves the old file, where a tensor is not finite: no run could go on from that.
+    Raises TrainingError, and leaves the old file, where a tensor is not finite:
+    no run could go on from that.
     """
     tensors = dict(extra)
     for learner in learners:
         tensors |= learner.weights()
         for start, parameter in learner.parameters().items():
-            tensors |= {start + key: value for key, value in learner.optimizer.state.get(parameter, {}).items()}
+            tensors |= {
+                start + key: value
+                for key, value in learner.optimizer.state.get(parameter, {}).items()
+            }
     arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -65,7 +83,8 @@ def save(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor], p
 
 
 def load(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor]) -> Progress | None:
-    """Restores what `save` wrote, all tensors in place, from the first process's file; None where there is none.
+    """Restores what `save` wrote, all tensors in place, from the first process's file;
+    None where there is none.
 
     Raises TrainingError for a damaged file and for one of another network.
     """
@@ -81,13 +100,21 @@ def load(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor]) -
 
 
 def _fill_moments(learner: Learner, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Moments are made by an optimizer's first step; a parameter that the file has none of has not been changed yet."""
+    """Moments are made by an optimizer's first step;
+    a parameter that the file has none of has not been changed yet.
+    """
     fused = bool(learner.optimizer.defaults.get("fused"))
     for start, parameter in learner.parameters().items():
-        moments = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        moments = {
+            key.removeprefix(start): value
+            for key, value in tensors.items()
+            if key.startswith(start)
+        }
         if moments:
             _require(all(value.shape in (parameter.shape, ()) for value in moments.values()), path)
-            learner.optimizer.state[parameter] = {key: _like(value, parameter, fused) for key, value in moments.items()}
+            learner.optimizer.state[parameter] = {
+                key: _like(value, parameter, fused) for key, value in moments.items()
+            }
 
 
 def read(path: Path, fix: str) -> weights.Weights:
@@ -99,19 +126,23 @@ def read(path: Path, fix: str) -> weights.Weights:
 
 
 def _like(value: Tensor, parameter: nn.Parameter, fused: bool) -> Tensor:
-    """A moment in the memory layout of its parameter: fused Adam walks both by address and would mix up channels-last weights."""
+    """A moment in the memory layout of its parameter:
+    fused Adam walks both by address and would mix up channels-last weights.
+    """
     if value.shape != parameter.shape or value.dim() == 0:
-        return value.to(parameter.device) if fused else value       # the count of steps
+        return value.to(parameter.device) if fused else value  # the count of steps
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _progress(record: dict[str, Any], path: Path) -> Progress:
-    record = {"skipped_in_a_row": 0} | record       # older states know no skipped steps
+    record = {"skipped_in_a_row": 0} | record  # older states know no skipped steps
     _require(set(record) == {f.name for f in fields(Progress)}, path)
     progress = Progress(**record)
     whole = [progress.step, progress.best_step, progress.skipped_in_a_row]
     numbers = [*whole, progress.seconds, *([] if progress.best is None else [progress.best])]
-    _require(isinstance(progress.window, dict) and all(type(n) is int and n >= 0 for n in whole), path)
+    _require(
+        isinstance(progress.window, dict) and all(type(n) is int and n >= 0 for n in whole), path
+    )
     _require(all(type(n) in (int, float) for n in (*numbers, *progress.window.values())), path)
     return progress
 
@@ -125,5 +156,8 @@ def _require(ok: bool, path: Path) -> None:
 def _fill(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, target in targets.items():
         if name not in tensors or tensors[name].shape != target.shape:
-            raise TrainingError(f"{path} is the state of another network", "resume with the settings the run was started with")
+            raise TrainingError(
+                f"{path} is the state of another network",
+                "resume with the settings the run was started with",
+            )
         target.copy_(tensors[name])

@@ -26,7 +26,7 @@ from vqtok.train.state import Learner
 from vqtok.vqvae import VQVAE, to_float, to_uint8
 from vqtok.weights import Weights, fingerprint, save
 
-INITIAL_VECTORS = 20_000        # k-means on fewer leaves codes dead from the start (DESIGN.md, leads)
+INITIAL_VECTORS = 20_000  # k-means on fewer leaves codes dead from the start (DESIGN.md, leads)
 SHEET_PICTURES = 16
 
 
@@ -35,21 +35,42 @@ class TokenizerTask(Task):
 
     name = "tokenizer"
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, parts: tuple[np.ndarray, np.ndarray], run: Run, compiled: bool) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        parts: tuple[np.ndarray, np.ndarray],
+        run: Run,
+        compiled: bool,
+    ) -> None:
         self.recipe, self.dataset, self.run = recipe, dataset, run
         torch.manual_seed(recipe.seed)
         self.vqvae = place(VQVAE(recipe.tokenizer), run.device)
         self.network = self.vqvae
         self.codes = recipe.tokenizer.codebook_size * recipe.tokenizer.levels
-        self.criterion = place(losses.Criterion(recipe.losses, run.perceptual, recipe.data.size), run.device)
+        self.criterion = place(
+            losses.Criterion(recipe.losses, run.perceptual, recipe.data.size), run.device
+        )
         self.adversary = Adversary(recipe, run) if recipe.losses.adversarial else None
         data, stage = recipe.data, recipe.tokenizer_training
         self._batches = Batches(
-            dataset, parts[0], stage.batch, data.size, recipe.seed, data.flip, data.min_scale, recipe.tokenizer.channels,
-            share=(distributed.rank(), distributed.size()), keep=room() // distributed.in_machine(),
+            dataset,
+            parts[0],
+            stage.batch,
+            data.size,
+            recipe.seed,
+            data.flip,
+            data.min_scale,
+            recipe.tokenizer.channels,
+            share=(distributed.rank(), distributed.size()),
+            keep=room() // distributed.in_machine(),
         )
-        crops = [center_crop(whole(dataset, int(i), recipe.tokenizer.channels), data.size) for i in parts[1]]
-        self._validation = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())     # (V, C, size, size)
+        crops = [
+            center_crop(whole(dataset, int(i), recipe.tokenizer.channels), data.size)
+            for i in parts[1]
+        ]
+        # (V, C, size, size)
+        self._validation = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())
         self._call: Any = _compile(self.vqvae) if compiled else self.vqvae
 
     def learners(self) -> list[Learner]:
@@ -58,7 +79,8 @@ class TokenizerTask(Task):
     def prepare(self) -> None:
         quantizer = self.vqvae.quantizer
         if self.run.init is not None:
-            self.vqvae.load_state_dict(load_tokenizer(self.run.init).state_dict(), strict=False)     # it has no training state
+            # it has no training state
+            self.vqvae.load_state_dict(load_tokenizer(self.run.init).state_dict(), strict=False)
             quantizer.start()
         if quantizer.needs_vectors():
             quantizer.initialize(self._vectors(max(INITIAL_VECTORS, 4 * quantizer.codebook_size)))
@@ -70,13 +92,17 @@ class TokenizerTask(Task):
         while have < count:
             pictures, _ = self._batches.batch(step)
             z = self.vqvae.encoder(self._to_device(pictures))
-            parts.append(distributed.all_rows(z.permute(0, 2, 3, 1).flatten(0, 2), z.shape[2] * z.shape[3]))
+            parts.append(
+                distributed.all_rows(z.permute(0, 2, 3, 1).flatten(0, 2), z.shape[2] * z.shape[3])
+            )
             have, step = have + len(parts[-1]), step + 1
         return torch.cat(parts)
 
     def _to_device(self, pictures: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> float in [-1, 1] on the device."""
-        return to_float(torch.as_tensor(pictures).to(self.run.device)).contiguous(memory_format=torch.channels_last)
+        return to_float(torch.as_tensor(pictures).to(self.run.device)).contiguous(
+            memory_format=torch.channels_last
+        )
 
     def batches(self, start: int, stop: int) -> Generator[tuple[int, np.ndarray], None, None]:
         with closing(self._batches.prefetch(start, stop)) as batches:
@@ -91,16 +117,27 @@ class TokenizerTask(Task):
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
             reason = str(error).strip().splitlines()[0]
-            raise TrainingError(f"torch.compile fails here: {reason}", "leave --compile out") from None
-        perceptual = step >= self.recipe.losses.perceptual_start * self.recipe.tokenizer_training.steps
+            raise TrainingError(
+                f"torch.compile fails here: {reason}", "leave --compile out"
+            ) from None
+        perceptual = (
+            step >= self.recipe.losses.perceptual_start * self.recipe.tokenizer_training.steps
+        )
         terms = self.criterion(output.reconstruction, pictures, shared=True, perceptual=perceptual)
         if self.adversary is not None:
             terms |= self.adversary.generator_terms(output.reconstruction, pictures, step)
-        error = (output.reconstruction.detach() - pictures).square().mean() / 4       # of pixels in [0, 1]
-        return Step(output.loss + sum(terms.values()), {"mse": error, **terms}, self._numbered(output.indices))
+        # of pixels in [0, 1]
+        error = (output.reconstruction.detach() - pictures).square().mean() / 4
+        return Step(
+            output.loss + sum(terms.values()),
+            {"mse": error, **terms},
+            self._numbered(output.indices),
+        )
 
     def _numbered(self, indices: Tensor) -> Tensor:
-        """Indices (B, L, h, w) that tell the levels apart: level l's come after all K of the level before."""
+        """Indices (B, L, h, w) that tell the levels apart:
+        level l's come after all K of the level before.
+        """
         K, L = self.recipe.tokenizer.codebook_size, self.recipe.tokenizer.levels
         return indices + K * torch.arange(L, device=indices.device)[:, None, None]
 
@@ -112,18 +149,23 @@ class TokenizerTask(Task):
         return {"restarts": self.vqvae.quantizer.learn(), **figures}
 
     def summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
-        by_level = counts.cpu().numpy().reshape(self.recipe.tokenizer.levels, -1)        # (L, K)
+        by_level = counts.cpu().numpy().reshape(self.recipe.tokenizer.levels, -1)  # (L, K)
         usage, perplexity = min(usage_perplexity(level) for level in by_level)
         psnr = -10 * math.log10(max(window.get("mse", 0.0) / max(window.get("steps", 1), 1), 1e-12))
         figures = {"psnr": psnr, "usage": usage, "perplexity": perplexity}
         return figures, self._sentence(usage, perplexity, int(window.get("restarts", 0)))
 
     def _sentence(self, usage: float, perplexity: float, restarts: int) -> str:
-        """How the codebook, of several that with the fewest codes in use, does, and what was done about dead codes."""
+        """How the codebook, of several that with the fewest codes in use, does, and what
+        was done about dead codes.
+        """
         K, L = self.recipe.tokenizer.codebook_size, self.recipe.tokenizer.levels
         where = f" of the level that uses the fewest, of {L}," if L > 1 else ""
         used = round(usage * K)
-        text = f"{used} of {K} codes{where} are in use ({usage:.1%}), as if {perplexity:.0f} were used equally often"
+        text = (
+            f"{used} of {K} codes{where} are in use ({usage:.1%}), "
+            f"as if {perplexity:.0f} were used equally often"
+        )
         if restarts:
             return f"{text}; {restarts} times a dead code was moved onto a vector of the batch."
         return f"{text}; no code was restarted."
@@ -136,15 +178,23 @@ class TokenizerTask(Task):
             output = self.network(x)
             figures = {"loss": output.loss}
             for depth in self._depths():
-                back = output.reconstruction if depth == output.indices.shape[1] else self.vqvae.decode(output.indices[:, :depth])
+                back = (
+                    output.reconstruction
+                    if depth == output.indices.shape[1]
+                    else self.vqvae.decode(output.indices[:, :depth])
+                )
                 suffix = "" if depth == output.indices.shape[1] else f"_{depth}"
-                figures |= {f"{name}{suffix}": value for name, value in self._measure(pictures, x, back).items()}
+                figures |= {
+                    f"{name}{suffix}": value
+                    for name, value in self._measure(pictures, x, back).items()
+                }
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(x)
             if sum(map(len, shown)) < SHEET_PICTURES:
                 shown.append(to_uint8(output.reconstruction).cpu())
         metrics = {name: value / len(self._validation) for name, value in sums.items()}
-        # The score knows nothing of what the adversary wants: by it, the weights from just before that would stay for ever.
+        # The score knows nothing of what the adversary wants:
+        # by it, the weights from just before that would stay for ever.
         asked = self.adversary is not None and self.adversary.asked
         return Validation(self._score(metrics), metrics, self._sheet(torch.cat(shown)), keep=asked)
 
@@ -154,24 +204,38 @@ class TokenizerTask(Task):
         return [2**i for i in range(L.bit_length()) if 2**i < L] + [L]
 
     def _measure(self, pictures: Tensor, x: Tensor, back: Tensor) -> dict[str, Tensor]:
-        """Figures of reconstructions, means over the batch: x are the pictures, uint8 (B, C, H, W), as floats."""
+        """Figures of reconstructions, means over the batch:
+        x are the pictures, uint8 (B, C, H, W), as floats.
+        """
         difference = to_uint8(back).cpu().float() - pictures.float()
-        mse = difference.square().mean((1, 2, 3)) / 255**2                          # (B,)
-        return {"mse": mse.mean(), "psnr": -10 * mse.clamp(min=1e-12).log10().mean(), **self.criterion(back, x)}
+        mse = difference.square().mean((1, 2, 3)) / 255**2  # (B,)
+        return {
+            "mse": mse.mean(),
+            "psnr": -10 * mse.clamp(min=1e-12).log10().mean(),
+            **self.criterion(back, x),
+        }
 
     def _score(self, metrics: dict[str, float]) -> float:
-        """What the best weights have the least of: the mean over the depths of the error and the criterion's terms."""
+        """What the best weights have the least of:
+        the mean over the depths of the error and the criterion's terms.
+        """
         wanted = ("mse", "ms_ssim", "perceptual")
-        parts = [value / PIXEL_VARIANCE if name.startswith("mse") else value for name, value in metrics.items() if name.startswith(wanted)]
+        parts = [
+            value / PIXEL_VARIANCE if name.startswith("mse") else value
+            for name, value in metrics.items()
+            if name.startswith(wanted)
+        ]
         return sum(parts) / len(self._depths())
 
     def _sheet(self, back: Tensor) -> np.ndarray:
         """Originals over reconstructions, uint8 (H, W, 3)."""
         columns = min(8, len(back))
         count = min(SHEET_PICTURES, len(back)) // columns * columns
-        original = [p.permute(1, 2, 0).numpy() for p in self._validation[:count]]       # each (H, W, C)
+        original = [p.permute(1, 2, 0).numpy() for p in self._validation[:count]]  # each (H, W, C)
         decoded = [p.permute(1, 2, 0).numpy() for p in back[:count]]
-        order = [part[i : i + columns] for i in range(0, count, columns) for part in (original, decoded)]
+        order = [
+            part[i : i + columns] for i in range(0, count, columns) for part in (original, decoded)
+        ]
         scale = max(1, 96 // self.recipe.data.size)
         return report.sheet([picture for row in order for picture in row], columns, scale=scale)
 
@@ -180,15 +244,29 @@ class TokenizerTask(Task):
         state = self.vqvae.release_state().items()
         tensors = {name: value.detach().cpu().half().numpy() for name, value in state}
         record = {
-            **record, "data": self.dataset.name, "pictures": len(self.dataset), "seed": self.recipe.seed, "version": __version__,
-            "size": self.recipe.data.size, "fingerprint": fingerprint(tensors),
+            **record,
+            "data": self.dataset.name,
+            "pictures": len(self.dataset),
+            "seed": self.recipe.seed,
+            "version": __version__,
+            "size": self.recipe.data.size,
+            "fingerprint": fingerprint(tensors),
         }
-        meta = {"format": 1, "kind": "tokenizer", "config": self.recipe.to_dict()["tokenizer"], "record": record}
+        meta = {
+            "format": 1,
+            "kind": "tokenizer",
+            "config": self.recipe.to_dict()["tokenizer"],
+            "record": record,
+        }
         return Weights(tensors, meta)
 
 
-def write_identity(recipe: Recipe, dataset: Dataset, parts: tuple[np.ndarray, np.ndarray], run: Run) -> None:
-    """Writes the tokenizer file of a quantizer that has nothing to learn, where it is not there yet; the first process does."""
+def write_identity(
+    recipe: Recipe, dataset: Dataset, parts: tuple[np.ndarray, np.ndarray], run: Run
+) -> None:
+    """Writes the tokenizer file of a quantizer that has nothing to learn, where it is not there
+    yet; the first process does.
+    """
     path = run.folder / "tokenizer.safetensors"
     if not distributed.first() or path.exists():
         return
@@ -201,16 +279,27 @@ def write_identity(recipe: Recipe, dataset: Dataset, parts: tuple[np.ndarray, np
 
 
 def _compile(network: VQVAE) -> Any:
-    """The compiled network. It is compiled at the first step, where a missing compiler would show as a page of traceback.
+    """The compiled network.
 
-    Not the quantizer: its search has nothing to fuse, and a compiler would take NumPy's quick argmax out of it.
+    It is compiled at the first step, where a missing compiler would show as a page of traceback.
+
+    Not the quantizer: its search has nothing to fuse, and a compiler would take
+    NumPy's quick argmax out of it.
     """
     compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
     if not any(map(shutil.which, compilers)):
-        raise UsageError("--compile needs a C++ compiler, and there is none", "install g++ or clang++, or leave --compile out")
-    network.quantizer.forward = torch.compiler.disable(network.quantizer.forward)     # type: ignore[method-assign]
-    # The decoder gets what the quantizer gives: torch 2.13 looks at its gradient before compiling, and warns itself that it does.
-    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed")
+        raise UsageError(
+            "--compile needs a C++ compiler, and there is none",
+            "install g++ or clang++, or leave --compile out",
+        )
+    network.quantizer.forward = torch.compiler.disable(  # type: ignore[method-assign]
+        network.quantizer.forward
+    )
+    # The decoder gets what the quantizer gives:
+    # torch 2.13 looks at its gradient before compiling, and warns itself that it does.
+    warnings.filterwarnings(
+        "ignore", "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed"
+    )
     return torch.compile(network)
 
 

@@ -1,4 +1,6 @@
-"""The gated PixelCNN: its layer (`gated`), the network, and its cursors (`cache` in torch, `tape` in NumPy)."""
+"""The gated PixelCNN: its layer (`gated`), the network, and its cursors (`cache`
+in torch, `tape` in NumPy).
+"""
 
 from vqtok.priors.pixelcnn.network import PixelCNN, receptive_field
 

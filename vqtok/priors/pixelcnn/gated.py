@@ -17,12 +17,19 @@ def gate(values: Tensor) -> Tensor:
 
 
 def gate_and_drop(values: Tensor, dropout: float) -> Tensor:
-    """`gate` of (B, 2C, h, w) -> (B, C, h, w); of the results a part `dropout` becomes 0, and the others grow to keep the mean."""
-    return _Gate.apply(values, _kept(values, dropout) if dropout else None)     # type: ignore[no-any-return]
+    """`gate` of (B, 2C, h, w) -> (B, C, h, w);
+    of the results a part `dropout` becomes 0, and the others grow to keep the mean.
+    """
+    return _Gate.apply(  # type: ignore[no-any-return]
+        values, _kept(values, dropout) if dropout else None
+    )
 
 
 class _Gate(torch.autograd.Function):
-    """Written out: autograd takes more passes over memory. With `_kept` the cifar prior's step is 8 % (bfloat16: 15 %) shorter."""
+    """Written out: autograd takes more passes over memory.
+
+    With `_kept` the cifar prior's step is 8 % (bfloat16: 15 %) shorter.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, factors: Tensor | None) -> Tensor:
@@ -40,19 +47,23 @@ class _Gate(torch.autograd.Function):
         for_both = for_s * t
         B, C, h, w = t.shape
         result = t.new_empty(B, h, w, 2 * C).permute(0, 3, 1, 2)
-        torch.addcmul(for_s, for_both, t, value=-1, out=result[:, :C])              # g s (1 - t^2)
-        torch.addcmul(for_both, for_both, s, value=-1, out=result[:, C:])           # g t s (1 - s)
+        torch.addcmul(for_s, for_both, t, value=-1, out=result[:, :C])  # g s (1 - t^2)
+        torch.addcmul(for_both, for_both, s, value=-1, out=result[:, C:])  # g t s (1 - s)
         return result, None
 
 
 def _kept(values: Tensor, dropout: float) -> Tensor:
-    """The factors of dropout for the gate of values (B, 2C, h, w): (B, C, h, w), channels last as the values are."""
+    """The factors of dropout for the gate of values (B, 2C, h, w):
+    (B, C, h, w), channels last as the values are.
+    """
     B, C, h, w = values.shape[0], values.shape[1] // 2, *values.shape[2:]
     return kept((B, h, w, C), values, dropout).permute(0, 3, 1, 2)
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks: eq. 4 and figure 2 of the paper, with a residual in the vertical stack too."""
+    """One layer of both stacks: eq. 4 and figure 2 of the paper, with a residual
+    in the vertical stack too.
+    """
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -61,14 +72,20 @@ class GatedLayer(nn.Module):
         self.vertical = nn.Conv2d(C, 2 * C, (reach + 1, config.kernel))
         self.horizontal = nn.Conv2d(C, 2 * C, (1, reach + 1))
         self.link = nn.Conv2d(2 * C, 2 * C, 1, bias=False)
-        self.out = nn.Conv2d(C, 2 * C, 1, bias=False)       # residual and skip; no bias, so that sampling adds both in one addmm
+        # residual and skip; no bias, so that sampling adds both in one addmm
+        self.out = nn.Conv2d(C, 2 * C, 1, bias=False)
         self.label = nn.Embedding(len(config.labels) + 1, 4 * C) if config.labels else None
         self.context = nn.Conv2d(C, 4 * C, 1, bias=False) if config.levels > 1 else None
 
-    def forward(self, v: Tensor, x: Tensor, rows: Tensor | None, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The next v and x, and this layer's skip, all (B, C, h, w). `rows` (B,) are the labels' rows in the embedding."""
+    def forward(
+        self, v: Tensor, x: Tensor, rows: Tensor | None, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The next v and x, and this layer's skip, all (B, C, h, w).
+
+        `rows` (B,) are the labels' rows in the embedding.
+        """
         r = self.reach
-        down = self.vertical(F.pad(v, (r, r, r, 0)))        # (B, 2C, h, w)
+        down = self.vertical(F.pad(v, (r, r, r, 0)))  # (B, 2C, h, w)
         right = self.horizontal(F.pad(x, (r, 0, 0, 0)))
         if self.label is not None and rows is not None:
             for_v, for_x = self.label(rows)[:, :, None, None].chunk(2, dim=1)

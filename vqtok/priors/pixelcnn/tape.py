@@ -1,9 +1,12 @@
-"""The sampler's arithmetic on a CPU, as lists of NumPy and BLAS calls that are made once and then only run.
+"""The sampler's arithmetic on a CPU, as lists of NumPy and BLAS calls that are
+made once and then only run.
 
-At 64 channels a position is some 90,000 multiplications a layer, 1 us of work, and one torch call takes 2 to start. So all is
-prepared: weights packed as matrices, views and buffers that never move, every call bound to them. What is left of a layer is seven
-calls of 0.3 to 0.9 us: window x weights, what came from above added, one tanh for the whole gate, the gate's two halves joined,
-the residual added. sigmoid(b) = (1 + tanh(b/2)) / 2: the halves are folded into the weights, exactly, as they are powers of two.
+At 64 channels a position is some 90,000 multiplications a layer, 1 us of work, and one torch call
+takes 2 to start. So all is prepared: weights packed as matrices, views and buffers that never
+move, every call bound to them. What is left of a layer is seven calls of 0.3 to 0.9 us: window x
+weights, what came from above added, one tanh for the whole gate, the gate's two halves joined, the
+residual added. sigmoid(b) = (1 + tanh(b/2)) / 2: the halves are folded into the weights, exactly,
+as they are powers of two.
 """
 
 from collections.abc import Sequence
@@ -21,25 +24,30 @@ if TYPE_CHECKING:
     from vqtok.priors.pixelcnn.network import PixelCNN
 
 
-
 class PackedLayer:
     """One layer's weights as matrices (inputs, outputs), halves folded in; v is kept doubled.
 
-    vertical ((2r+1)*C, (r+1)*2C): from a row of v, what it tells the same row, the next, and so on; horizontal ((r+1)*C, 2C).
+    vertical ((2r+1)*C, (r+1)*2C): from a row of v, what it tells the same row, the next, and so on;
+    horizontal ((r+1)*C, 2C).
     """
 
     def __init__(self, layer: GatedLayer, rows: Tensor | None) -> None:
         C = layer.out.in_channels
-        scale = np.repeat(np.array([1, 0.5], np.float32), C)                                              # of each output
+        scale = np.repeat(np.array([1, 0.5], np.float32), C)  # of each output
         self.vertical, self.link = _matrix(layer.vertical, 0.5 * scale), _matrix(layer.link, scale)
         self.link /= scale[:, None]
         self.horizontal = _matrix(layer.horizontal, scale)
-        self.residual, self.skip = (_array(part.T) * np.float32(0.5) for part in layer.out.weight[:, :, 0, 0].split(C))
-        self.bias_v, self.bias_x = (_array(conv.bias)[None] * scale for conv in (layer.vertical, layer.horizontal))     # (1, 2C)
+        self.residual, self.skip = (
+            _array(part.T) * np.float32(0.5) for part in layer.out.weight[:, :, 0, 0].split(C)
+        )
+        self.bias_v, self.bias_x = (
+            _array(conv.bias)[None] * scale for conv in (layer.vertical, layer.horizontal)
+        )  # (1, 2C)
         if layer.label is not None and rows is not None:
-            for_v, for_x = _array(layer.label(rows)).reshape(-1, 2, 2 * C).swapaxes(0, 1)       # (n, 2C)
+            for_v, for_x = _array(layer.label(rows)).reshape(-1, 2, 2 * C).swapaxes(0, 1)  # (n, 2C)
             self.bias_v, self.bias_x = self.bias_v + for_v * scale, self.bias_x + for_x * scale
-        self.context = None if layer.context is None else _matrix(layer.context, np.tile(scale, 2))     # (C, 4C)
+        # (C, 4C)
+        self.context = None if layer.context is None else _matrix(layer.context, np.tile(scale, 2))
 
 
 class Packed:
@@ -47,10 +55,10 @@ class Packed:
 
     def __init__(self, prior: "PixelCNN", rows: Tensor | None) -> None:
         self.config = prior.config
-        self.layers = [PackedLayer(layer, rows) for layer in prior.layers]      # type: ignore[arg-type]
-        self.skip = np.concatenate([layer.skip for layer in self.layers])       # (layers*C, C)
+        self.layers = [PackedLayer(layer, rows) for layer in prior.layers]  # type: ignore[arg-type]
+        self.skip = np.concatenate([layer.skip for layer in self.layers])  # (layers*C, C)
         self.head, self.head_bias = _array(prior.head.weight.T), _array(prior.head.bias)
-        self.embedding = _array(prior.embedding.weight)                         # (L*K, C)
+        self.embedding = _array(prior.embedding.weight)  # (L*K, C)
         self.outputs = [prior.output(level) for level in range(self.config.levels)]
         self.readout = [(_array(output.weight.T), _array(output.bias)) for output in self.outputs]
 
@@ -59,21 +67,28 @@ class Packed:
 
 
 class Tape:
-    """The prior part-way through one level of n grids: `next_row`, then for each column `next_column` and, where wanted, `logits`."""
+    """The prior part-way through one level of n grids:
+    `next_row`, then for each column `next_column` and, where wanted, `logits`.
+    """
 
     def __init__(self, packed: Packed, level: int, n: int, w: int, context: Tensor | None) -> None:
         C, K, layers = packed.config.width, packed.config.codebook_size, packed.layers
         self.output: Output = packed.outputs[level]
         self.reach = r = packed.config.kernel // 2
         self.embedding = packed.embedding[level * K : (level + 1) * K]
-        self.context = None if context is None else _array(context.permute(2, 3, 0, 1))         # (h, w, n, C)
+        # (h, w, n, C)
+        self.context = None if context is None else _array(context.permute(2, 3, 0, 1))
         self.context_row = np.zeros((w, n, C), np.float32)
-        self.v = np.zeros((w + 2 * r, n, C), np.float32)                        # doubled; `reach` columns of zeros to each side
-        self.above = np.zeros((w, len(layers), n, 2 * C), np.float32)           # what each layer gets from the rows above
-        self.windows = np.zeros((len(layers), n, (r + 1) * C), np.float32)      # x of each layer in the last reach + 1 columns
+        # doubled; `reach` columns of zeros to each side
+        self.v = np.zeros((w + 2 * r, n, C), np.float32)
+        # what each layer gets from the rows above
+        self.above = np.zeros((w, len(layers), n, 2 * C), np.float32)
+        # x of each layer in the last reach + 1 columns
+        self.windows = np.zeros((len(layers), n, (r + 1) * C), np.float32)
         self.column = np.zeros((len(layers), n, 2 * C), np.float32)
         self.gated = np.zeros((n, len(layers) * C), np.float32)
-        self.scores = np.zeros((n, self.output.out_features), np.float32)       # what the last linear layer gives
+        # what the last linear layer gives
+        self.scores = np.zeros((n, self.output.out_features), np.float32)
         self.x = self.windows[0, :, r * C :]
         self.older, self.newer = self.windows[..., : r * C], self.windows[..., C:]
         self.i = self.j = -1
@@ -82,7 +97,9 @@ class Tape:
         self.score_calls = self._score_calls(packed, *packed.readout[level])
 
     def next_row(self, above: Array | None) -> None:
-        """Moves on to the next row; `above` (n, w) are the indices of the row before it, None at the top."""
+        """Moves on to the next row; `above` (n, w) are the indices of the row
+        before it, None at the top.
+        """
         self.i, self.j = self.i + 1, -1
         inside = self.v[self.reach : len(self.v) - self.reach]
         if above is not None:
@@ -112,22 +129,37 @@ class Tape:
         """The vertical stack for one row: `v` from layer to layer, and `above` of each."""
         (w, _, n, _), C, k = self.above.shape, self.v.shape[2], 2 * self.reach + 1
         patches = np.zeros((w, n, k, C), np.float32)
-        windows = np.lib.stride_tricks.sliding_window_view(self.v, k, 0).transpose(0, 1, 3, 2)     # (w, n, k, C)
+        # (w, n, k, C)
+        windows = np.lib.stride_tricks.sliding_window_view(self.v, k, 0).transpose(0, 1, 3, 2)
         told = np.zeros((w, n, (self.reach + 1) * 2 * C), np.float32)
         down, linked = np.zeros((2, w, n, 2 * C), np.float32)
         contexts = np.zeros((w, n, 4 * C), np.float32)
         a, b, v = down[..., :C], down[..., C:], self.v[self.reach : self.reach + w]
         calls: list[Call] = []
         for layer, above in zip(layers, self.above.transpose(1, 0, 2, 3), strict=True):
-            calls += [partial(np.copyto, patches, windows), product(patches.reshape(w * n, -1), layer.vertical, told)]
+            calls += [
+                partial(np.copyto, patches, windows),
+                product(patches.reshape(w * n, -1), layer.vertical, told),
+            ]
             calls += _told_calls(told, layer.bias_v, down)
             if layer.context is not None:
-                calls += [product(self.context_row, layer.context, contexts), partial(np.add, down, contexts[..., : 2 * C], down)]
-            calls += [product(down, layer.link, linked), partial(np.add, linked, layer.bias_x, above)]
+                calls += [
+                    product(self.context_row, layer.context, contexts),
+                    partial(np.add, down, contexts[..., : 2 * C], down),
+                ]
+            calls += [
+                product(down, layer.link, linked),
+                partial(np.add, linked, layer.bias_x, above),
+            ]
             if layer.context is not None:
                 calls += [partial(np.add, above, contexts[..., 2 * C :], above)]
             if layer is not layers[-1]:
-                calls += [partial(np.tanh, down, down), partial(np.add, v, a, v), partial(np.multiply, a, b, a), partial(np.add, v, a, v)]
+                calls += [
+                    partial(np.tanh, down, down),
+                    partial(np.add, v, a, v),
+                    partial(np.multiply, a, b, a),
+                    partial(np.add, v, a, v),
+                ]
         return calls
 
     def _column_calls(self, layers: Sequence[PackedLayer]) -> list[Call]:
@@ -138,17 +170,31 @@ class Tape:
         calls: list[Call] = []
         for index, layer in enumerate(layers):
             gated = self.gated[:, index * C : (index + 1) * C]
-            calls += [product(self.windows[index], layer.horizontal, now), partial(np.add, now, self.column[index], now)]
-            calls += [partial(np.tanh, now, now), partial(np.multiply, a, b, gated), partial(np.add, gated, a, gated)]
+            calls += [
+                product(self.windows[index], layer.horizontal, now),
+                partial(np.add, now, self.column[index], now),
+            ]
+            calls += [
+                partial(np.tanh, now, now),
+                partial(np.multiply, a, b, gated),
+                partial(np.add, gated, a, gated),
+            ]
             if layer is not layers[-1]:
                 x, after = self.windows[index : index + 2, :, -C:]
-                calls += [product(gated, layer.residual, residual), partial(np.add, x, residual, after)]
+                calls += [
+                    product(gated, layer.residual, residual),
+                    partial(np.add, x, residual, after),
+                ]
         return calls
 
     def _score_calls(self, packed: Packed, readout: Array, bias: Array) -> list[Call]:
         """The logits from the gates of all layers."""
         n, C = self.x.shape
-        features, hidden, zero = np.zeros((n, C), np.float32), np.zeros((n, 2 * C), np.float32), np.zeros((), np.float32)
+        features, hidden, zero = (
+            np.zeros((n, C), np.float32),
+            np.zeros((n, 2 * C), np.float32),
+            np.zeros((), np.float32),
+        )
         return [
             product(self.gated, packed.skip, features),
             partial(np.maximum, features, zero, out=features),
@@ -161,16 +207,23 @@ class Tape:
 
 
 def _told_calls(told: Array, bias: Array, down: Array) -> list[Call]:
-    """Sums what a row was told by the rows before it and by itself, and keeps what those after it are told; told is (w, n, (r+1)*2C)."""
+    """Sums what a row was told by the rows before it and by itself, and keeps what those after it
+    are told; told is (w, n, (r+1)*2C).
+    """
     parts = np.split(told, told.shape[2] // down.shape[2], axis=2)
-    later = [np.zeros_like(down) + bias for _ in parts[1:]]         # for the next row, the one after it...
+    later = [np.zeros_like(down) + bias for _ in parts[1:]]  # for the next row, the one after it...
     calls: list[Call] = [partial(np.add, parts[0], later[0], down)]
-    calls += [partial(np.add, part, following, row) for part, row, following in zip(parts[1:], later, later[1:], strict=False)]
+    calls += [
+        partial(np.add, part, following, row)
+        for part, row, following in zip(parts[1:], later, later[1:], strict=False)
+    ]
     return [*calls, partial(np.add, parts[-1], bias, later[-1])]
 
 
 def _matrix(conv: nn.Conv2d, scale: Array) -> Array:
-    """A convolution's weights as (columns * inputs, rows * outputs), the last row first, each output times its scale."""
+    """A convolution's weights as (columns * inputs, rows * outputs), the last row first,
+    each output times its scale.
+    """
     outputs, inputs, rows, columns = conv.weight.shape
     matrix = np.ascontiguousarray(conv.weight.detach().numpy()[:, :, ::-1].transpose(3, 1, 2, 0))
     matrix *= scale

@@ -1,7 +1,8 @@
-"""The sampler's arithmetic in torch, for any device: every place is computed once, from the states of the row above and the columns before.
+"""The sampler's arithmetic in torch, for any device:
+every place is computed once, from the states of the row above and the columns before.
 
-What the rows above tell a row, all of its gates included, is computed for the whole row at once. Then each layer takes eight calls
-a place, on 2-D views that are made once.
+What the rows above tell a row, all of its gates included, is computed for the whole row at once.
+Then each layer takes eight calls a place, on 2-D views that are made once.
 """
 
 from typing import TYPE_CHECKING
@@ -17,27 +18,42 @@ if TYPE_CHECKING:
 
 
 class CachedLayer:
-    """One layer's weights as matrices, the states and cells of a row, and what enters the layer in that row."""
+    """One layer's weights as matrices, the states and cells of a row, and what
+    enters the layer in that row.
+    """
 
     def __init__(self, layer: "RowLSTM", n: int, w: int) -> None:
         C, r, self.n = layer.out.in_features, layer.reach, n
         assert layer.input.bias is not None
-        self.bias, self.state, self.out = layer.input.bias, layer.state_matrix(), layer.out.weight.T.contiguous()
-        self.input = layer.input.weight[..., 0].permute(2, 1, 0).flatten(0, 1).contiguous()      # ((r+1)*2C, 4C)
+        self.bias, self.state, self.out = (
+            layer.input.bias,
+            layer.state_matrix(),
+            layer.out.weight.T.contiguous(),
+        )
+        # ((r+1)*2C, 4C)
+        self.input = layer.input.weight[..., 0].permute(2, 1, 0).flatten(0, 1).contiguous()
         zeros = self.state.new_zeros
         self.gathered = zeros(w * n, layer.state.kernel_size[0], C)
         self.hidden, self.cells, self.told = zeros(w * n, C), zeros(w * n, C), zeros(w * n, 4 * C)
         self.gates, self.bounded = zeros(n, 4 * C), zeros(n, C)
         self.sigmoids, self.content = self.gates[:, : 3 * C], self.gates[:, 3 * C :]
         self.enter, self.keep, self.leave = self.sigmoids.chunk(3, dim=1)
-        self.entered = zeros(n, (w + r) * 2 * C)        # x in this row; the first `reach` columns stay zero
+        # x in this row; the first `reach` columns stay zero
+        self.entered = zeros(n, (w + r) * 2 * C)
         self.windows = [self.entered[:, j * 2 * C : (j + r + 1) * 2 * C] for j in range(w)]
         self.slots = [window[:, r * 2 * C :] for window in self.windows]
-        self.columns = list(zip(*(part.split(n) for part in (self.told, self.cells, self.hidden)), strict=True))
+        self.columns = list(
+            zip(*(part.split(n) for part in (self.told, self.cells, self.hidden)), strict=True)
+        )
 
     def next_row(self) -> None:
         """What the states of the row that is done tell the gates of the next."""
-        torch.addmm(self.bias, gather(self.hidden, self.gathered, self.n).flatten(1), self.state, out=self.told)
+        torch.addmm(
+            self.bias,
+            gather(self.hidden, self.gathered, self.n).flatten(1),
+            self.state,
+            out=self.told,
+        )
 
     def next_column(self, j: int, x: Tensor) -> None:
         """x (n, 2C) of column j becomes the next layer's."""
@@ -55,39 +71,48 @@ class CachedLayer:
 class Cache:
     """The prior part-way through one level of n grids."""
 
-    def __init__(self, prior: "PixelRNN", level: int, n: int, w: int, constant: Tensor | None) -> None:
+    def __init__(
+        self, prior: "PixelRNN", level: int, n: int, w: int, constant: Tensor | None
+    ) -> None:
         """`constant` (n, h or 1, w or 1, 2C): what the places know beside their own level."""
         K, C, self.w = prior.config.codebook_size, prior.config.width, w
         self.embedding = prior.embedding.weight[level * K : (level + 1) * K]
         E = self.embedding.shape[1]
-        first = prior.first.masked()                                            # (2C, E, rows, columns)
+        first = prior.first.masked()  # (2C, E, rows, columns)
         self.reach, first_bias = first.shape[2] - 1, prior.first.bias
         assert first_bias is not None
-        self.above_matrix = first[:, :, :-1].permute(2, 3, 1, 0).flatten(0, 2)                  # (reach * columns * E, 2C)
-        self.left_matrix = first[:, :, -1, : self.reach].permute(2, 1, 0).flatten(0, 1).contiguous()     # (reach * E, 2C)
+        # (reach * columns * E, 2C)
+        self.above_matrix = first[:, :, :-1].permute(2, 3, 1, 0).flatten(0, 2)
+        # (reach * E, 2C)
+        self.left_matrix = first[:, :, -1, : self.reach].permute(2, 1, 0).flatten(0, 1).contiguous()
         bias = first_bias.expand(1, 1, 1, -1) if constant is None else constant + first_bias
-        self.constant = bias.expand(n, -1, w, -1).permute(1, 2, 0, 3)           # (h or 1, w, n, 2C)
-        self.layers = [CachedLayer(layer, n, w) for layer in prior.layers]      # type: ignore[arg-type]
+        self.constant = bias.expand(n, -1, w, -1).permute(1, 2, 0, 3)  # (h or 1, w, n, 2C)
+        self.layers = [CachedLayer(layer, n, w) for layer in prior.layers]  # type: ignore[arg-type]
         self.head, self.readout = prior.head, prior.output(level)
         zeros = self.embedding.new_zeros
-        self.rows = zeros(self.reach, w + 2 * self.reach, n, E)                 # embedded, the newest last, zeros to both sides
-        self.row = zeros(w, n, 2 * C)                                           # what the first layer sees in the rows above
-        self.before = zeros(n, (w + self.reach) * E)                            # this row embedded, column j holds column j-reach
+        # embedded, the newest last, zeros to both sides
+        self.rows = zeros(self.reach, w + 2 * self.reach, n, E)
+        self.row = zeros(w, n, 2 * C)  # what the first layer sees in the rows above
+        # this row embedded, column j holds column j-reach
+        self.before = zeros(n, (w + self.reach) * E)
         self.windows = [self.before[:, j * E : (j + self.reach) * E] for j in range(w)]
-        self.slots = [self.before[:, (j + self.reach) * E : (j + self.reach + 1) * E] for j in range(w)]
+        self.slots = [
+            self.before[:, (j + self.reach) * E : (j + self.reach + 1) * E] for j in range(w)
+        ]
         self.from_above = list(self.row.unbind(0))
         self.x = zeros(n, 2 * C)
         self.i = self.j = -1
 
     def next_row(self, above: Tensor | None) -> None:
-        """Moves on to the next row; `above` (n, w) are the indices of the row before it, None at the top.
+        """Moves on to the next row; `above` (n, w) are the indices of the row
+        before it, None at the top.
 
         Columns that nobody asked for are computed now: the rows to come need their states.
         """
         if above is not None:
             while self.j + 1 < self.w:
                 self.next_column(above[:, self.j] if self.j >= 0 else None)
-            embedded = F.embedding(above.T, self.embedding)                     # (w, n, E)
+            embedded = F.embedding(above.T, self.embedding)  # (w, n, E)
             padded = F.pad(embedded, (0, 0, 0, 0, self.reach, self.reach))
             self.rows = torch.cat([self.rows[1:], padded[None]])
             for layer in self.layers:
@@ -96,12 +121,17 @@ class Cache:
             for layer in self.layers:
                 layer.told.copy_(layer.bias.expand_as(layer.told))
         self.i, self.j = self.i + 1, -1
-        patches = self.rows.unfold(1, 2 * self.reach + 1, 1)                    # (reach, w, n, E, columns)
-        patches = patches.permute(1, 2, 0, 4, 3).flatten(2)                     # (w, n, reach * columns * E)
-        self.row.copy_(patches @ self.above_matrix + self.constant[self.i if len(self.constant) > 1 else 0])
+        patches = self.rows.unfold(1, 2 * self.reach + 1, 1)  # (reach, w, n, E, columns)
+        patches = patches.permute(1, 2, 0, 4, 3).flatten(2)  # (w, n, reach * columns * E)
+        self.row.copy_(
+            patches @ self.above_matrix + self.constant[self.i if len(self.constant) > 1 else 0]
+        )
 
     def next_column(self, left: Tensor | None) -> Tensor:
-        """Moves on to the next column; `left` (n,) are the indices of the column before it. Features (n, 2C), valid until the next call."""
+        """Moves on to the next column; `left` (n,) are the indices of the column before it.
+
+        Features (n, 2C), valid until the next call.
+        """
         self.j += 1
         if left is not None:
             self.slots[self.j - 1].copy_(F.embedding(left, self.embedding))

@@ -1,7 +1,9 @@
-"""A PixelRNN with Row LSTM layers over index grids (van den Oord et al. 2016, arXiv 1601.06759, sections 3.1, 3.3 and 3.4).
+"""A PixelRNN with Row LSTM layers over index grids (van den Oord et al. 2016, arXiv 1601.06759,
+sections 3.1, 3.3 and 3.4).
 
-A row's states follow from those of the row above it, through a convolution along the row: all of its columns are computed at once,
-and a row knows all rows above, in a triangle that widens by kernel//2 columns a row. Outside of the triangle the network is blind.
+A row's states follow from those of the row above it, through a convolution along the row: all of
+its columns are computed at once, and a row knows all rows above, in a triangle that widens by
+kernel//2 columns a row. Outside of the triangle the network is blind.
 """
 
 import torch
@@ -15,17 +17,21 @@ from vqtok.priors.pixelrnn.cache import Cache
 from vqtok.priors.pixelrnn.scan import scan
 from vqtok.priors.pixelrnn.tape import Packed
 
-FIRST_REACH = 3     # of the first layer: 7 columns, three rows up (table 1 of the paper)
+FIRST_REACH = 3  # of the first layer: 7 columns, three rows up (table 1 of the paper)
 
 
 class First(nn.Conv2d):
-    """A convolution that sees the rows above, and its own row to the left: mask A of the paper's section 3.4, without the rows below."""
+    """A convolution that sees the rows above, and its own row to the left:
+    mask A of the paper's section 3.4, without the rows below.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, (FIRST_REACH + 1, 2 * FIRST_REACH + 1))
 
     def masked(self) -> Tensor:
-        """The weights (outputs, inputs, rows, columns), zero where they would see their own place or beyond."""
+        """The weights (outputs, inputs, rows, columns), zero where they would see
+        their own place or beyond.
+        """
         seen = torch.ones_like(self.weight[0, 0])
         seen[-1, FIRST_REACH:] = 0
         return self.weight * seen
@@ -36,18 +42,22 @@ class First(nn.Conv2d):
 
 
 class RowLSTM(nn.Module):
-    """One layer: C hidden units between residual connections of 2C features (figure 5 of the paper)."""
+    """One layer: C hidden units between residual connections of 2C
+    features (figure 5 of the paper).
+    """
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         C, reach = config.width, config.kernel // 2
         self.reach, self.dropout = reach, config.dropout
-        self.input = nn.Conv2d(2 * C, 4 * C, (reach + 1, 1))                # its own column and those to the left: mask B
+        # its own column and those to the left: mask B
+        self.input = nn.Conv2d(2 * C, 4 * C, (reach + 1, 1))
         self.state = nn.Conv1d(C, 4 * C, config.kernel, bias=False)
         self.out = nn.Linear(C, 2 * C, bias=False)
         assert self.input.bias is not None
         nn.init.zeros_(self.input.bias)
-        nn.init.ones_(self.input.bias[C : 2 * C])       # the forget gates: cells keep what they hold until they learn better
+        # the forget gates: cells keep what they hold until they learn better
+        nn.init.ones_(self.input.bias[C : 2 * C])
 
     def state_matrix(self) -> Tensor:
         """(k*C, 4C): from the states of k columns of the row above to the gates."""
@@ -56,10 +66,13 @@ class RowLSTM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The next x, of x (h, w, N, 2C): rows, columns, pictures, features."""
         h, w, N, _ = x.shape
-        padded = F.pad(x, (0, 0, 0, 0, self.reach, 0)).permute(0, 3, 1, 2)      # (h, 2C, w + reach, N), channels last
+        # (h, 2C, w + reach, N), channels last
+        padded = F.pad(x, (0, 0, 0, 0, self.reach, 0)).permute(0, 3, 1, 2)
         gates = self.input(padded).permute(0, 2, 3, 1).reshape(h, w * N, -1)
         hidden = scan(gates, self.state_matrix(), w).view(h, w, N, -1)
-        return x + self.out(drop(hidden, self.dropout) if self.training and self.dropout else hidden)
+        return x + self.out(
+            drop(hidden, self.dropout) if self.training and self.dropout else hidden
+        )
 
 
 class PixelRNN(Prior):
@@ -68,7 +81,8 @@ class PixelRNN(Prior):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
         C, L = config.width, config.levels
-        self.embedding = code_embedding(config, C // 2, L)    # the first layer sees 28 places: as many more channels take 13 % of a step
+        # the first layer sees 28 places: as many more channels take 13 % of a step
+        self.embedding = code_embedding(config, C // 2, L)
         self.first = First(C // 2, 2 * C)
         self.label = nn.Embedding(len(config.labels) + 1, 2 * C) if config.labels else None
         self.context = Context(config) if L > 1 else None
@@ -81,9 +95,12 @@ class PixelRNN(Prior):
         """(B, L, h, w, 2C)."""
         B, L, h, w = indices.shape
         assert self.config.levels >= L, f"{L} levels in, {self.config.levels} in the prior"
-        embedded = self.embedding(offset(indices, self.config.codebook_size)).flatten(0, 1)     # (B*L, h, w, C/2)
-        x = self.first(embedded.permute(0, 3, 1, 2)).permute(2, 3, 0, 1)                        # (h, w, B*L, 2C)
-        constant = self.constant(self.label_rows(labels, B, indices.device), self.context_of(indices))
+        # (B*L, h, w, C/2)
+        embedded = self.embedding(offset(indices, self.config.codebook_size)).flatten(0, 1)
+        x = self.first(embedded.permute(0, 3, 1, 2)).permute(2, 3, 0, 1)  # (h, w, B*L, 2C)
+        constant = self.constant(
+            self.label_rows(labels, B, indices.device), self.context_of(indices)
+        )
         if constant is not None:
             x = x + constant.expand(-1, L, -1, -1, -1).flatten(0, 1).permute(1, 2, 0, 3)
         x = x.contiguous()
@@ -93,7 +110,9 @@ class PixelRNN(Prior):
         return features.view(h, w, B, L, -1).permute(2, 3, 0, 1, 4)
 
     def constant(self, rows: Tensor | None, context: Tensor | None) -> Tensor | None:
-        """What the places know beside their own level, (B, L or 1, h or 1, w or 1, 2C), from the labels' rows and (B, L, C, h, w)."""
+        """What the places know beside their own level, (B, L or 1, h or 1, w or 1, 2C), from the
+        labels' rows and (B, L, C, h, w).
+        """
         parts = []
         if self.label is not None and rows is not None:
             parts.append(self.label(rows)[:, None, None, None])
@@ -101,16 +120,25 @@ class PixelRNN(Prior):
             parts.append(self.from_context(context.permute(0, 1, 3, 4, 2)))
         return sum(parts[1:], parts[0]) if parts else None
 
-    def cursor(self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor) -> Cache:
+    def cursor(
+        self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
+    ) -> Cache:
         context = self.context_of(indices)
         return self.cache(level, n, w, rows, None if context is None else context[:, level])
 
-    def cache(self, level: int, n: int, w: int, rows: Tensor | None, context: Tensor | None) -> Cache:
-        """To draw that level of n grids; context (n, C, h, w) is what it knows of the levels below."""
+    def cache(
+        self, level: int, n: int, w: int, rows: Tensor | None, context: Tensor | None
+    ) -> Cache:
+        """To draw that level of n grids; context (n, C, h, w) is what it
+        knows of the levels below.
+        """
         constant = self.constant(rows, None if context is None else context[:, None])
         return Cache(self, level, n, w, None if constant is None else constant[:, 0])
 
     def quick(self, rows: Tensor | None) -> Packed | None:
         """On the CPU, in float32: NumPy does the arithmetic then."""
-        fits = all(weights.device.type == "cpu" and weights.dtype == torch.float32 for weights in self.parameters())
+        fits = all(
+            weights.device.type == "cpu" and weights.dtype == torch.float32
+            for weights in self.parameters()
+        )
         return Packed(self, rows) if fits else None

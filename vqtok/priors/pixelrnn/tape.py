@@ -1,7 +1,9 @@
-"""The places of the sampler on a CPU, as lists of NumPy and BLAS calls that are made once and then only run.
+"""The places of the sampler on a CPU, as lists of NumPy and BLAS calls that are
+made once and then only run.
 
-A row's start stays with `Cache`, in torch; the calls work in its buffers. They are a few more than torch's, and take 0.3 to 0.9 us each,
-where a torch call takes 2 to start. sigmoid(a) = (1 + tanh(a/2)) / 2: one tanh for all gates.
+A row's start stays with `Cache`, in torch; the calls work in its buffers. They are a few more than
+torch's, and take 0.3 to 0.9 us each, where a torch call takes 2 to start. sigmoid(a) = (1 +
+tanh(a/2)) / 2: one tanh for all gates.
 """
 
 from functools import partial
@@ -31,7 +33,9 @@ class Packed:
 
 
 class Tape:
-    """The prior part-way through one level of n grids: `next_row`, then for each column `next_column` and, where wanted, `logits`."""
+    """The prior part-way through one level of n grids:
+    `next_row`, then for each column `next_column` and, where wanted, `logits`.
+    """
 
     def __init__(self, cache: Cache) -> None:
         self.cache, self.w, self.output = cache, cache.w, cache.readout
@@ -40,7 +44,9 @@ class Tape:
         self.x = _array(cache.x)
         self.sigmoids = [_array(layer.told)[:, : layer.sigmoids.shape[1]] for layer in cache.layers]
         n, width = self.x.shape
-        self.now, self.gates, self.part = (np.zeros((n, size), np.float32) for size in (width, 2 * width, width // 2))
+        self.now, self.gates, self.part = (
+            np.zeros((n, size), np.float32) for size in (width, 2 * width, width // 2)
+        )
         self.layers = [(_halved(layer.input), _array(layer.out)) for layer in cache.layers]
         self.left_matrix = _array(cache.left_matrix)
         self.scores = np.zeros((n, self.output.out_features), np.float32)
@@ -48,9 +54,12 @@ class Tape:
         self.score_calls = self._score_calls()
 
     def next_row(self, above: Array | None) -> None:
-        """Moves on to the next row; `above` (n, w) are the indices of the row before it, None at the top."""
+        """Moves on to the next row; `above` (n, w) are the indices of the row
+        before it, None at the top.
+        """
         if above is not None:
-            while self.cache.j + 1 < self.w:        # the rows to come need the states of columns that nobody asked for
+            # the rows to come need the states of columns that nobody asked for
+            while self.cache.j + 1 < self.w:
                 self.next_column(above[:, self.cache.j] if self.cache.j >= 0 else None)
         self.cache.next_row(None if above is None else torch.from_numpy(above))
         for sigmoids in self.sigmoids:
@@ -76,20 +85,30 @@ class Tape:
         entered = [_array(layer.slots[j]) for layer in cache.layers] + [self.x]
         calls: list[Call] = [product(_array(cache.windows[j]), self.left_matrix, now)]
         calls += [partial(np.add, now, _array(cache.from_above[j]), entered[0])]
-        for layer, (matrix, out), x, after in zip(cache.layers, self.layers, entered, entered[1:], strict=False):
-            calls += [product(_array(layer.windows[j]), matrix, self.gates), *self._cell_calls(layer, j)]
-            calls += [product(_array(layer.columns[j][2]), out, now), partial(np.add, x, now, after)]
+        for layer, (matrix, out), x, after in zip(
+            cache.layers, self.layers, entered, entered[1:], strict=False
+        ):
+            calls += [
+                product(_array(layer.windows[j]), matrix, self.gates),
+                *self._cell_calls(layer, j),
+            ]
+            calls += [
+                product(_array(layer.columns[j][2]), out, now),
+                partial(np.add, x, now, after),
+            ]
         return calls
 
     def _cell_calls(self, layer: CachedLayer, j: int) -> list[Call]:
-        """One layer's gates, cells and states at one column, from what its own row tells the gates."""
+        """One layer's gates, cells and states at one column, from what
+        its own row tells the gates.
+        """
         told, cells, hidden = (_array(part) for part in layer.columns[j])
         gates, part, C = self.gates, self.part, cells.shape[1]
         sigmoids, (enter, keep, leave, content) = gates[:, : 3 * C], np.split(gates, 4, axis=1)
         return [
             partial(np.add, gates, told, gates),
             partial(np.tanh, gates, gates),
-            partial(np.add, sigmoids, ONE, sigmoids),           # twice the sigmoids
+            partial(np.add, sigmoids, ONE, sigmoids),  # twice the sigmoids
             partial(np.multiply, cells, keep, cells),
             partial(np.multiply, enter, content, part),
             partial(np.add, cells, part, cells),

@@ -1,4 +1,6 @@
-"""The causal transformer: its network, the block it is made of, and the cache that samples from it."""
+"""The causal transformer: its network, the block it is made of, and the
+cache that samples from it.
+"""
 
 from vqtok.priors.transformer.network import Transformer
 
