@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtok import weights
-from vqtok.report import markdown
+from vqtok.plots import markdown
 
 # a row's figure stands under the highest of these that its bits do not exceed
 RATES = (0.04, 0.08, 0.16, 0.32)

@@ -33,7 +33,7 @@ from vqtok import codes, weights
 from vqtok.bulk import CodesDataset
 from vqtok.config import TokenizerConfig
 from vqtok.data import Shapes
-from vqtok.vqvae import VQVAE
+from vqtok.networks.vqvae import VQVAE
 
 TINY = TokenizerConfig(
     downsample=8, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=256, code_dim=4

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtok import weights
-from vqtok.report import markdown
+from vqtok.plots import markdown
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 

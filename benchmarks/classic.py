@@ -23,7 +23,7 @@ from timing import Call, alternate, machine, table
 from torch import Tensor, nn
 
 from vqtok import load
-from vqtok.vqvae import to_float, to_uint8
+from vqtok.networks.vqvae import to_float, to_uint8
 
 WIDTH, MULTIPLIERS, LATENT = 128, (1, 1, 2, 2, 4), 256
 BLOCKS = 2  # residual blocks a level of the encoder; the decoder has one more

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import torch
 
-from vqtok import codec, weights
+from vqtok import codec, model_registry, weights
 from vqtok.priors import IntegerPrior
 from vqtok.priors.integer import EMBEDDING_STEP, Linear
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--pictures", type=int, default=1)
     options = parser.parse_args()
-    folder = weights.find(options.model)
+    folder = model_registry.find(options.model)
     coder = codec.EntropyCoder(folder)
     assert folder.entropy is not None
     if options.picture:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vqtok import weights
+from vqtok import model_registry
 
 BARE = [sys.executable, "-c", "import torch"]
 VQTOK = [sys.executable, "-m", "vqtok"]
@@ -71,7 +71,7 @@ def alternate(
 
 def prepare(folder: Path, photos: int) -> None:
     """photo.png, photo.jpg, the codes of both forms, and a folder of pictures that all differ."""
-    with Image.open(weights.bundled() / "photo" / "example.jpg") as example:
+    with Image.open(model_registry.bundled() / "photo" / "example.jpg") as example:
         picture = example.convert("RGB").resize((768, 512), Image.Resampling.LANCZOS)
     picture.save(folder / "photo.png")
     picture.save(folder / "photo.jpg", quality=90)

@@ -45,7 +45,7 @@ def make_model(folder: Path, preset: str) -> None:
 
     from vqtok import weights
     from vqtok.config import PRESETS
-    from vqtok.vqvae import VQVAE
+    from vqtok.networks.vqvae import VQVAE
 
     torch.manual_seed(0)
     config = PRESETS[preset].tokenizer

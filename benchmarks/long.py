@@ -26,7 +26,7 @@ from vqtok import train as training
 from vqtok.cli.train import keep_memory
 from vqtok.config import PRESETS, Recipe
 from vqtok.data import open_data
-from vqtok.train import begin
+from vqtok.train import run as train_run
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 # The photo preset's shapes (f 16, 8 levels, level dropout, MS-SSIM, Muon, EMA of the weights) in a
@@ -66,7 +66,7 @@ class Watch:
 
 def run(recipe: Recipe, tars: list[Path], folder: Path) -> list[str]:
     dataset = open_data(tars)
-    recipe = begin.fit_to_data(recipe, dataset)
+    recipe = train_run.fit_to_data(recipe, dataset)
     watch = Watch(recipe.tokenizer_training.steps)
     training.start(folder, training.Begun(recipe, "", len(dataset)), "tokenizer", force=False)
     settings = training.Run(

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from vqtok import load
 from vqtok.config import PriorConfig
-from vqtok.priors import PixelCNN, sample
-from vqtok.priors.draw import choose
+from vqtok.priors import PixelCNN
+from vqtok.sampling import sample
+from vqtok.sampling.categorical import choose
 
 SIZE = 1024  # of the product that gives the machine's rate
 

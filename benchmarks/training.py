@@ -36,14 +36,15 @@ from torch.profiler import profile
 from vqtok.cli.train import keep_memory
 from vqtok.config import PRESETS, PriorConfig, Recipe, TokenizerConfig
 from vqtok.data import ArrayData, Dataset, open_data, split
-from vqtok.data.kept import Kept
+from vqtok.data.decoded_cache import Kept
 from vqtok.losses.likelihood import PIXEL_VARIANCE
+from vqtok.networks.vqvae import VQVAE
 from vqtok.priors import PixelCNN
 from vqtok.train import loop
-from vqtok.train.begin import fit_to_data
-from vqtok.train.prior import Grids, PriorTask
+from vqtok.train.grids import Grids
+from vqtok.train.prior import PriorTask
+from vqtok.train.run import fit_to_data
 from vqtok.train.tokenizer import TokenizerTask
-from vqtok.vqvae import VQVAE
 
 CIFAR = PRESETS["cifar"]
 RECIPE = replace(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqtok import images, weights
+from vqtok import images, model_registry, weights
 from vqtok.config import PriorConfig, TokenizerConfig
 
 # their failures show values too
@@ -83,8 +83,8 @@ def make_model(
     """A model folder with untrained weights: everything works, nothing looks good."""
     from dataclasses import asdict
 
+    from vqtok.networks.vqvae import VQVAE
     from vqtok.priors import PixelCNN
-    from vqtok.vqvae import VQVAE
 
     torch.manual_seed(seed)
     network = VQVAE(tokenizer)
@@ -134,7 +134,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def toy(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default model of every command is the toy of `model`, and no bundled model is there."""
-    monkeypatch.setattr(weights, "bundled", lambda: model.parent / ".none")
+    monkeypatch.setattr(model_registry, "bundled", lambda: model.parent / ".none")
     monkeypatch.setenv("VQTOK_MODEL", "toy")
     monkeypatch.setenv("COLUMNS", "120")
     return model

@@ -43,7 +43,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
             systems.NoLabels(),  # type: ignore[arg-type]
         )
 
-    monkeypatch.setattr("vqtok.study.trained.recipe_of", recipe_of)
+    monkeypatch.setattr("vqtok.study.run.recipe_of", recipe_of)
 
 
 def write_pictures(path: Path, n: int = 24, side: int = 8) -> Path:

@@ -17,7 +17,7 @@ from test_cli_pack import add_entropy
 import vqtok
 from vqtok import codec, codes, files, images
 from vqtok.bulk import CodesDataset, pool
-from vqtok.bulk import run as bulk_run
+from vqtok.bulk import encode as bulk_run
 from vqtok.bulk.inputs import Entry
 from vqtok.cli.bulk import wanted
 from vqtok.codec import model as codec_model

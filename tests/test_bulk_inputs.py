@@ -10,7 +10,7 @@ from cli_helpers import save
 from conftest import picture
 
 from vqtok.bulk.inputs import Chunk, Entry, Inputs, Share
-from vqtok.data.tars import tar_pictures
+from vqtok.data.tar import tar_pictures
 from vqtok.errors import InputError, UsageError
 
 

@@ -17,7 +17,7 @@ from conftest import make_model, picture
 from PIL import Image
 
 import vqtok
-from vqtok import codec, codes, files, weights
+from vqtok import codec, codes, files, model_registry
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -224,9 +224,9 @@ def test_a_missing_model_is_looked_for_once_a_batch(monkeypatch: pytest.MonkeyPa
     for name in ("a.npz", "b.npz"):
         npz(name, indices=GRID, meta=meta())
     asked = []
-    find = weights.read_by_fingerprint
+    find = model_registry.read_by_fingerprint
     monkeypatch.setattr(
-        weights, "read_by_fingerprint", lambda *which: asked.append(which) or find(*which)
+        model_registry, "read_by_fingerprint", lambda *which: asked.append(which) or find(*which)
     )
     done = run("decode", "a.npz", "b.npz")
     assert done.exit_code == 1
@@ -343,7 +343,7 @@ def test_what_no_check_foresaw(monkeypatch: pytest.MonkeyPatch):
     def broken(*_: Any) -> None:
         raise TypeError("a mistake")
 
-    monkeypatch.setattr(weights, "models", broken)
+    monkeypatch.setattr(model_registry, "models", broken)
     assert "unexpected TypeError: a mistake" in fails("models")
     monkeypatch.setenv("VQTOK_DEBUG", "1")
     assert isinstance(run("models").exception, TypeError)

@@ -14,7 +14,7 @@ from conftest import PRIOR, TOKENIZER, make_model, picture
 from safetensors.torch import save_file
 
 from vqtok import images
-from vqtok.losses import LPIPS, perceptual
+from vqtok.losses import LPIPS, lpips
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -32,7 +32,7 @@ def four(tmp_path: Path) -> Path:
 
 def lpips_file(name: str) -> Path:
     torch.manual_seed(0)
-    network = LPIPS(perceptual.ALEX)
+    network = LPIPS(lpips.ALEX)
     tensors = {f"features.{key}": value for key, value in network.convs.state_dict().items()}
     heads = {
         f"lin{i}.model.1.weight": torch.rand(1, len(head), 1, 1)

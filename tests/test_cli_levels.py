@@ -13,7 +13,7 @@ import pytest
 from cli_helpers import fails, ok, run, save
 from conftest import PRIOR, TOKENIZER, make_model, picture
 
-from vqtok import codec, codes, images, weights
+from vqtok import codec, codes, images, model_registry
 from vqtok.cli.rate import Rate, parse_bytes
 from vqtok.errors import UsageError
 
@@ -21,7 +21,7 @@ from vqtok.errors import UsageError
 @pytest.fixture(autouse=True)
 def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default model has three levels of 16 codes for 4x4 pixels."""
-    monkeypatch.setattr(weights, "bundled", lambda: tmp_path / ".none")
+    monkeypatch.setattr(model_registry, "bundled", lambda: tmp_path / ".none")
     monkeypatch.setenv("VQTOK_MODEL", "three")
     monkeypatch.setenv("COLUMNS", "120")
     return make_model(

@@ -12,12 +12,12 @@ import torch
 from browser import CHROMIUM, Browser, browser
 from cli_helpers import fails, ok, run, save, spoil
 from conftest import make_model, picture
-from test_report_html import CARD, HOSTILE, Reader, check_page, write_run
+from test_pages import CARD, HOSTILE, Reader, check_page, write_run
 
 from vqtok import codec, codes, images, weights
-from vqtok.evaluate import insight
+from vqtok.evaluate import inspect_model
+from vqtok.pages import codes as codes_page
 from vqtok.priors import cross_entropy
-from vqtok.report import grids
 
 pytestmark = pytest.mark.usefixtures("toy")
 needs_browser = pytest.mark.skipif(
@@ -54,7 +54,7 @@ def test_report_of_a_run(toy: Path):
     ):
         assert title in read.text
     assert "in 4 validation pictures" in read.text
-    assert read.text.count("3 samples at temperature") == len(insight.TEMPERATURES)
+    assert read.text.count("3 samples at temperature") == len(inspect_model.TEMPERATURES)
     assert [i["type"] for i in read.attributes("input")] == ["range", "range", "range", "number"]
 
 
@@ -148,7 +148,7 @@ def test_parts_of_a_file_are_all_of_it():
     ok("encode", "a.png", "--compact", "-o", "c.npz")
     for name in ("a.npz", "c.npz"):
         data = Path(name).read_bytes()
-        parts = grids.breakdown(data, codes.read_any(data), None)
+        parts = codes_page.breakdown(data, codes.read_any(data), None)
         assert sum(part.bytes for part in parts) == len(data)
         assert all(part.bytes > 0 for part in parts)
 
@@ -159,7 +159,7 @@ def test_bits_of_the_integer_prior_are_those_of_the_file(
     monkeypatch.undo()
     model = codec.load("photo", "cpu")
     found_codes = model.encode(picture(96, 128))
-    found = insight.bits(model, found_codes)
+    found = inspect_model.bits(model, found_codes)
     assert found is not None
     size = sum(map(len, model.pack(found_codes).streams))
     assert found[0].shape == found_codes.indices.shape
@@ -170,7 +170,7 @@ def test_bits_of_the_integer_prior_are_those_of_the_file(
 def test_bits_of_the_float_prior_are_its_cross_entropy(toy: Path):
     model = codec.load(toy, "cpu")
     found_codes = model.encode(picture(20, 30))
-    found = insight.bits(model, found_codes)
+    found = inspect_model.bits(model, found_codes)
     assert found is not None
     wanted = cross_entropy(model.prior, torch.from_numpy(found_codes.indices.astype(np.int64)))
     assert found[0].sum() == pytest.approx(float(wanted[0]), rel=1e-5)
@@ -178,13 +178,13 @@ def test_bits_of_the_float_prior_are_its_cross_entropy(toy: Path):
 
 def test_tiles_are_what_the_middle_of_an_even_grid_decodes_to(toy: Path):
     model = codec.load(toy, "cpu")
-    tiles = insight.tiles(model)
+    tiles = inspect_model.tiles(model)
     assert tiles.shape == (16, 4, 4, 3)
     grid = codes.Codes(
         np.full((1, 1, 3, 3), 5, np.uint8), "toy", model.fingerprint, 16, 4, 3, ((12, 12),)
     )
     assert np.abs(model.decode(grid)[4:8, 4:8].astype(int) - tiles[5]).max() <= 1
-    assert (insight.count_codes([grid, grid]) == 18 * (np.arange(16) == 5)).all()
+    assert (inspect_model.count_codes([grid, grid]) == 18 * (np.arange(16) == 5)).all()
 
 
 def test_hostile_names_stay_text(toy: Path):

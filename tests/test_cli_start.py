@@ -14,11 +14,11 @@ from conftest import TOKENIZER, picture
 from test_cli_pack import add_entropy
 
 from vqtok import codec
-from vqtok.cli.threads import ahead, behind, later
 from vqtok.config import EntropyConfig, TokenizerConfig
-from vqtok.outline import outline
+from vqtok.meta_init import outline
+from vqtok.networks.vqvae import VQVAE
+from vqtok.prefetch import ahead, behind, later
 from vqtok.priors import IntegerPrior
-from vqtok.vqvae import VQVAE
 
 
 def python(script: str) -> subprocess.CompletedProcess[str]:
@@ -205,6 +205,6 @@ def test_nothing_is_lost_by_leaving_at_once(more: str, told: str):
 
 
 def test_a_reader_that_hangs_does_not_keep_the_process():
-    hang = "from vqtok.cli.threads import ahead; ahead(lambda item: time.sleep(100), [1])"
+    hang = "from vqtok.prefetch import ahead; ahead(lambda item: time.sleep(100), [1])"
     done = python(LEAVING.format(more=hang, code=130))
     assert (done.returncode, done.stdout) == (130, "first third\n")

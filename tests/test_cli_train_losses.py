@@ -12,7 +12,7 @@ from cli_helpers import small, train
 from test_criterion import lpips_tensors
 
 from vqtok import codec, weights
-from vqtok.losses.perceptual import ALEX
+from vqtok.losses.lpips import ALEX
 
 pytestmark = pytest.mark.usefixtures("few_vectors", "data")
 LEVELS = ("--levels", "3", "--no-normalize", "--stage", "tokenizer")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from vqtok import train as training
 from vqtok.cli import app
 from vqtok.config import Recipe, read_recipe
-from vqtok.losses.perceptual import ALEX
+from vqtok.losses.lpips import ALEX
 
 pytestmark = pytest.mark.usefixtures("few_vectors")
 

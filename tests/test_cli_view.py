@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from cli_helpers import fails, ok, save
 from conftest import TOKENIZER, make_model, picture
-from test_report_html import shown
+from test_pages import shown
 
-from vqtok import codec, report
-from vqtok.evaluate import insight
-from vqtok.report import palette
+from vqtok import codec, plots
+from vqtok.evaluate import inspect_model
+from vqtok.plots import palette
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -60,7 +60,7 @@ def test_grids_are_shown_in_colors_with_or_without_their_model(toy: Path):
     ok("encode", "a.png")
     model = codec.load(toy, "cpu")
     indices = model.encode(picture(40, 60)).indices[0, 0]
-    wanted = insight.index_colors(model)[0][indices]
+    wanted = inspect_model.index_colors(model)[0][indices]
     assert (pixels("a.npz", "--grid") == wanted.repeat(6, 0).repeat(6, 1)).all()
     (toy / "tokenizer.safetensors").unlink()
     done = ok("view", "a.npz", "--grid", "--always")
@@ -76,8 +76,8 @@ def test_levels_stand_side_by_side(tmp_path: Path):
     save("a.png", picture(40, 40))
     ok("encode", "a.png", "--model", "three")
     grid = codec.load("three", "cpu").encode(picture(40, 40)).indices[0]
-    colors = insight.index_colors(codec.load("three", "cpu"))
-    sheet = report.sheet([colors[i][grid[i]] for i in range(3)], 2, gap=1, background=(0, 0, 0))
+    colors = inspect_model.index_colors(codec.load("three", "cpu"))
+    sheet = plots.sheet([colors[i][grid[i]] for i in range(3)], 2, gap=1, background=(0, 0, 0))
     got = pixels("a.npz", "--grid")
     scale = 60 // sheet.shape[1]
     assert (got[: scale * len(sheet)] == sheet.repeat(scale, 0).repeat(scale, 1)).all()
@@ -128,7 +128,7 @@ def test_on_a_terminal_it_fits_and_escapes_in_names_are_harmless():
         **os.environ,
         "COLUMNS": "40",
         "LINES": "12",
-        "PYTHONPATH": str(Path(report.__file__).parents[2]),
+        "PYTHONPATH": str(Path(plots.__file__).parents[2]),
     }
     done = subprocess.Popen(
         [sys.executable, "-m", "vqtok", "view", name],

@@ -12,8 +12,9 @@ from conftest import PRIOR, TOKENIZER, make_model, picture
 
 from vqtok import codec, codes
 from vqtok.errors import ModelError, UsageError
-from vqtok.priors import PixelCNN, cross_entropy, sample
+from vqtok.priors import PixelCNN, cross_entropy
 from vqtok.quantizers import ResidualQuantizer
+from vqtok.sampling import sample
 
 THREE = replace(TOKENIZER, levels=3, normalize=False)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from vqtok import metrics
 from vqtok.config import LossConfig
 from vqtok.errors import FormatError, InputError, UsageError
-from vqtok.losses import Criterion, ms_ssim, perceptual
-from vqtok.losses.perceptual import ALEX, VGG
-from vqtok.vqvae import to_float
+from vqtok.losses import Criterion, lpips, ms_ssim
+from vqtok.losses.lpips import ALEX, VGG
+from vqtok.networks.vqvae import to_float
 
 
 def tensor(pixels: np.ndarray) -> Tensor:
@@ -28,7 +28,7 @@ def noisy(pixels: np.ndarray, amount: float) -> np.ndarray:
     return (pixels + noise).clip(0, 255).round().astype(np.uint8)
 
 
-def lpips_tensors(backbone: perceptual._Backbone, seed: int = 0) -> dict[str, np.ndarray]:
+def lpips_tensors(backbone: lpips._Backbone, seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights in the layout of the published files."""
     draw, tensors = np.random.default_rng(seed), {}
     for i, part in enumerate(backbone.slices):
@@ -125,12 +125,12 @@ def by_hand(tensors: dict[str, np.ndarray], x: Tensor, y: Tensor) -> float:
 
 def test_lpips_is_the_published_formula(alex: Path):
     x, y = tensor(picture(64, 80)), tensor(noisy(picture(64, 80), 30))
-    network = perceptual.load(alex)
+    network = lpips.load(alex)
     assert float(network(x, y)) == pytest.approx(by_hand(lpips_tensors(ALEX), x, y), rel=1e-4)
 
 
 def test_lpips_is_a_distance(alex: Path):
-    network, pixels = perceptual.load(alex), picture(70, 64)
+    network, pixels = lpips.load(alex), picture(70, 64)
     x, near, far = tensor(pixels), tensor(noisy(pixels, 5)), tensor(noisy(pixels, 60))
     assert float(network(x, x)) == 0
     assert float(network(x, near)) == pytest.approx(float(network(near, x)), rel=1e-5)
@@ -147,7 +147,7 @@ def test_vgg_weights_are_told_by_their_shapes(tmp_path: Path):
             {name: value.astype(np.float16) for name, value in lpips_tensors(VGG).items()}
         )
     )
-    network = perceptual.load(path)
+    network = lpips.load(path)
     x, y = tensor(picture(32, 32)), tensor(noisy(picture(32, 32), 30)).requires_grad_()
     network(x, y).sum().backward()
     assert network.backbone.name == "VGG-16"
@@ -159,7 +159,7 @@ def test_vgg_weights_are_told_by_their_shapes(tmp_path: Path):
 def test_what_is_no_lpips_file_is_refused(tmp_path: Path):
     path = tmp_path / "weights.safetensors"
     with pytest.raises(InputError):
-        perceptual.load(path)
+        lpips.load(path)
     tensors = lpips_tensors(ALEX)
     wrong = {**tensors, "lin2.model.1.weight": np.zeros((1, 7, 1, 1), np.float32)}
     for bad, words in [
@@ -168,7 +168,7 @@ def test_what_is_no_lpips_file_is_refused(tmp_path: Path):
     ]:
         path.write_bytes(safetensors.numpy.save(bad))
         with pytest.raises(FormatError, match=words):
-            perceptual.load(path)
+            lpips.load(path)
     pickle = "looks like a pickle"
     for data, words in [
         (b"\x80\x02}q\x00." + bytes(20), pickle),
@@ -177,7 +177,7 @@ def test_what_is_no_lpips_file_is_refused(tmp_path: Path):
     ]:
         path.write_bytes(data)
         with pytest.raises(FormatError, match=words):
-            perceptual.load(path)
+            lpips.load(path)
 
 
 # The criterion of a recipe
@@ -189,7 +189,7 @@ def test_terms_bear_their_weights(alex: Path):
         for seeds in ((0, 1), (0, 2))
     )
     assert Criterion(LossConfig(), None, 64)(x, y) == {}
-    network = perceptual.load(alex)
+    network = lpips.load(alex)
     terms = Criterion(LossConfig(ms_ssim=0.5, perceptual=2.0), alex, 64)(x, y)
     assert float(terms["ms_ssim"]) == pytest.approx(0.5 * (1 - float(ms_ssim(x, y))))
     assert float(terms["perceptual"]) == pytest.approx(float(2 * network(x, y).mean()))

@@ -24,8 +24,8 @@ from vqtok import train as training
 from vqtok.config import Recipe
 from vqtok.data import Batches, Shapes
 from vqtok.errors import InputError, UsageError
-from vqtok.train import folder
-from vqtok.train.prior import GridBatches, Grids
+from vqtok.train import run as train_run
+from vqtok.train.grids import GridBatches, Grids
 
 # seconds for what takes ten on a free machine; a process that hangs fails its test, not the suite
 PATIENCE = 240
@@ -264,10 +264,10 @@ def test_each_process_opens_the_data_that_the_first_one_saw(
 ) -> None:
     data = Shapes(24)
     begun = training.Begun(recipe_for(data), "", 20000, "vqtok train", job="7")
-    monkeypatch.setattr(distributed, "from_first", lambda make: folder.to_json(begun))
+    monkeypatch.setattr(distributed, "from_first", lambda make: train_run.to_json(begun))
     assert training.agreed(lambda: pytest.fail("only the first begins"))[0] == begun
     other = replace(begun, pictures=24)
-    monkeypatch.setattr(distributed, "from_first", lambda make: folder.to_json(other))
+    monkeypatch.setattr(distributed, "from_first", lambda make: train_run.to_json(other))
     with pytest.raises(InputError, match=r"finds 20,000 pictures .* but the first one 24 pictures"):
         training.agreed(lambda: pytest.fail("only the first begins"))
 

@@ -15,9 +15,16 @@ from PIL import Image
 from vqtok import codec, codes, images, losses, metrics
 from vqtok.data.dataset import ArrayData
 from vqtok.errors import UsageError
-from vqtok.evaluate import CodecRow, codecs, coders, evaluate, measure, quality
-from vqtok.evaluate.figures import needed
-from vqtok.losses import perceptual
+from vqtok.evaluate import (
+    CodecRow,
+    baseline_coders,
+    comparator,
+    evaluate,
+    measure,
+    reference_codecs,
+)
+from vqtok.evaluate.results import needed
+from vqtok.losses import lpips as losses_lpips
 
 PIXELS = np.stack([picture(70, 90, seed=seed) for seed in range(2)])
 LEVELS = 4
@@ -40,7 +47,7 @@ def model(tmp_path: Path) -> codec.Model:
 def lpips() -> losses.LPIPS:
     """AlexNet with weights of chance: a distance, if no human's."""
     torch.manual_seed(0)
-    network = losses.LPIPS(perceptual.ALEX)
+    network = losses.LPIPS(losses_lpips.ALEX)
     with torch.no_grad():
         for head in network.heads:
             head.uniform_()
@@ -154,7 +161,7 @@ def test_jpeg_by_trying_everything():
     among the best of each scale.
     """
     original = PIXELS[0]
-    rival = codecs.Rival("jpeg", original, quality.Judge(None, torch.device("cpu")))
+    rival = reference_codecs.Rival("jpeg", original, comparator.Judge(None, torch.device("cpu")))
     tried = {}
     for divisor in (1, 2, 4):
         reduced = images.fit(original, round(70 / divisor), round(90 / divisor))
@@ -184,7 +191,7 @@ def test_jpeg_by_trying_everything():
 
 def test_with_lpips_the_scale_is_the_one_of_the_lowest(lpips: losses.LPIPS):
     original = PIXELS[0]
-    rival = codecs.Rival("webp", original, quality.Judge(lpips, torch.device("cpu")))
+    rival = reference_codecs.Rival("webp", original, comparator.Judge(lpips, torch.device("cpu")))
     budgets = (300, 600, 1500)
     for budget in budgets:
         attempt = rival.best(budget)
@@ -203,7 +210,7 @@ def test_no_file_is_written_twice(monkeypatch: pytest.MonkeyPatch):
         "save",
         lambda self, *a, **k: made.append((self.size, k["quality"])) or save(self, *a, **k),
     )
-    rival = codecs.Rival("jpeg", PIXELS[0], quality.Judge(None, torch.device("cpu")))
+    rival = reference_codecs.Rival("jpeg", PIXELS[0], comparator.Judge(None, torch.device("cpu")))
     for budget in (500, 1000, 1000, 2000, 100):
         rival.best(budget)
     assert len(made) == len(set(made)) < 70
@@ -226,7 +233,8 @@ def test_codec_rows_keep_to_the_bytes_of_our_files(model: codec.Model):
             for grid in grids
         ]
         rivals = [
-            codecs.Rival(row.codec, p, quality.Judge(None, torch.device("cpu"))) for p in PIXELS
+            reference_codecs.Rival(row.codec, p, comparator.Judge(None, torch.device("cpu")))
+            for p in PIXELS
         ]
         found = [rival.best(budget) for rival, budget in zip(rivals, budgets, strict=True)]
         assert row.bpp == pytest.approx(
@@ -278,7 +286,10 @@ def test_what_this_pillow_cannot_write_is_told(model: codec.Model, monkeypatch: 
 def test_a_size_that_a_format_does_not_take_is_left_out(model: codec.Model):
     long = np.zeros((1, 4, 70_000, 3), np.uint8)
     assert (
-        codecs.Rival("webp", long[0], quality.Judge(None, torch.device("cpu"))).best(10_000) is None
+        reference_codecs.Rival("webp", long[0], comparator.Judge(None, torch.device("cpu"))).best(
+            10_000
+        )
+        is None
     )
     wide = evaluate(model, data(long[:, :, : 16_500 * 4]), levels=[1], codecs=["webp"])
     assert wide.codecs == ()
@@ -307,8 +318,8 @@ def test_bits_needed_for_the_same_quality():
     def row(bpp: float, ms_ssim: float, lpips: float | None) -> CodecRow:
         return CodecRow("avif", 1, 1, bpp, 20.0, 0.5, ms_ssim, lpips, 0)
 
-    def ask(ms_ssim: float, lpips: float | None) -> quality.Quality:
-        return quality.Quality(20.0, 0.5, ms_ssim, lpips)
+    def ask(ms_ssim: float, lpips: float | None) -> comparator.Quality:
+        return comparator.Quality(20.0, 0.5, ms_ssim, lpips)
 
     curve = [row(0.4, 0.9, 0.1), row(0.1, 0.5, 0.5), row(0.2, 0.8, 0.3)]
     assert needed(ask(0.0, 0.4), curve) == pytest.approx(math.sqrt(0.1 * 0.2))
@@ -321,6 +332,6 @@ def test_bits_needed_for_the_same_quality():
 @pytest.mark.parametrize("size", [1, 64, 3000])
 def test_lzma_with_a_small_dictionary_gives_the_bytes_of_its_preset(size: int):
     raw = np.random.default_rng(size).zipf(1.3, size).clip(0, 400).astype(np.uint16).tobytes()
-    assert coders._lzma_bytes(raw) == len(
+    assert baseline_coders._lzma_bytes(raw) == len(
         lzma.compress(raw, lzma.FORMAT_ALONE, preset=9 | lzma.PRESET_EXTREME)
     )

@@ -15,8 +15,8 @@ from vqtok import entropy
 from vqtok.config import EntropyConfig
 from vqtok.errors import FormatError
 from vqtok.priors import ExactPrior, IntegerPrior, largest_sum
-from vqtok.priors.exact import LAG, Places, Sums, exact_shapes, wavefront
 from vqtok.priors.integer import AROUND, CAUSAL, LOGIT_STEP, Block, grid_round
+from vqtok.priors.integer_inference import LAG, Places, Sums, exact_shapes, wavefront
 
 GOLDEN = (
     "0000211d28c7000097f5f5ff56defcff1bf36d00f6ff9bfffdff0b009cffffff145ee400dc01ec00fefffcfffefff"

@@ -19,7 +19,7 @@ import torch
 from conftest import picture
 from interop_helpers import SOURCES, STAGES, D, K, Source, Z, save
 
-from vqtok import codec, interop, weights
+from vqtok import codec, interop, model_registry, weights
 from vqtok.config import TokenizerConfig, from_dict
 from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 
@@ -85,7 +85,9 @@ def test_a_large_picture_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_export_and_import_again_give_equal_tensors(name: str, tmp_path: Path):
     _, path = save(name, tmp_path / "theirs")
     model = imported(path, tmp_path / "ours")
-    interop.export(weights.find(str(tmp_path / "ours"))).write(tmp_path / "back", force=False)
+    interop.export(model_registry.find(str(tmp_path / "ours"))).write(
+        tmp_path / "back", force=False
+    )
     before = weights.load(tmp_path / "ours" / "tokenizer.safetensors", "tokenizer")
     after = interop.convert(interop.read(tmp_path / "back"))
     # VQModel does not normalize: the codebook is exported on the unit sphere
@@ -111,7 +113,9 @@ def test_export_and_import_again_give_equal_tensors(name: str, tmp_path: Path):
 def test_what_export_writes_is_what_diffusers_names(tmp_path: Path):
     source, path = save("diffusers", tmp_path / "theirs")
     imported(path, tmp_path / "ours")
-    interop.export(weights.find(str(tmp_path / "ours"))).write(tmp_path / "back", force=False)
+    interop.export(model_registry.find(str(tmp_path / "ours"))).write(
+        tmp_path / "back", force=False
+    )
     found = safetensors.torch.load_file(tmp_path / "back" / "diffusion_pytorch_model.safetensors")
     assert found.keys() == source.tensors.keys()
     assert all(torch.equal(found[name], value) for name, value in source.tensors.items())
@@ -359,7 +363,7 @@ def test_a_config_of_diffusers_that_is_missing_or_wrong(
 
 def test_models_that_no_vqmodel_can_be(model: Path, tmp_path: Path):
     with pytest.raises(ModelError, match="no layers that fold pixels"):
-        interop.export(weights.find("toy"))
+        interop.export(model_registry.find("toy"))
     _, path = save("taming", tmp_path / "theirs")
     stored = interop.convert(interop.read(path))
     for changes, message in (
@@ -371,4 +375,4 @@ def test_models_that_no_vqmodel_can_be(model: Path, tmp_path: Path):
             tmp_path / "other" / "tokenizer.safetensors", weights.Weights(stored.tensors, meta)
         )
         with pytest.raises(ModelError, match=message):
-            interop.export(weights.find(str(tmp_path / "other")))
+            interop.export(model_registry.find(str(tmp_path / "other")))

@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import save_file
 
 from vqtok.errors import FormatError, InputError
-from vqtok.losses import LPIPS, perceptual
+from vqtok.losses import LPIPS, lpips
 
 # torchvision's two networks, as their papers' tables print them: a convolution is (outputs, kernel,
 # stride, padding), P a max pooling, and | stands where LPIPS reads.
@@ -119,7 +119,7 @@ def pictures(H: int, W: int, count: int = 2, seed: int = 1) -> torch.Tensor:
 def alex(tmp_path_factory: pytest.TempPathFactory) -> LPIPS:
     path = tmp_path_factory.mktemp("lpips") / "alex.safetensors"
     save_file(tensors(ALEXNET, PLACES["alex"]), path)
-    return perceptual.load(path)
+    return lpips.load(path)
 
 
 def test_alexnet_against_numpy(alex: LPIPS):
@@ -137,7 +137,7 @@ def test_vgg16_against_numpy(tmp_path: Path):
     save_file(weights, tmp_path / "vgg.safetensors")
     a, b = pictures(37, 50)
     expected = in_numpy(weights, VGG16, PLACES["vgg"], 2, a.numpy(), b.numpy())
-    assert float(perceptual.load(tmp_path / "vgg.safetensors")(a[None], b[None])) == pytest.approx(
+    assert float(lpips.load(tmp_path / "vgg.safetensors")(a[None], b[None])) == pytest.approx(
         expected, rel=1e-4
     )
 
@@ -146,7 +146,7 @@ def test_a_case_by_hand():
     """Flat pictures, one channel that says how red they are, one that is always 1, and one
     head that reads the first.
     """
-    network = LPIPS(perceptual.ALEX)
+    network = LPIPS(lpips.ALEX)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
@@ -198,9 +198,9 @@ def test_files_that_hold_no_such_weights(tmp_path: Path):
     for message, weights in wrong.items():
         save_file(weights, path)
         with pytest.raises(FormatError, match=message):
-            perceptual.load(path)
+            lpips.load(path)
     torch.save({"features.0.weight": torch.zeros(2)}, path)
     with pytest.raises(FormatError):
-        perceptual.load(path)
+        lpips.load(path)
     with pytest.raises(InputError, match="missing"):
-        perceptual.load(tmp_path / "missing")
+        lpips.load(tmp_path / "missing")

@@ -8,7 +8,7 @@ import pytest
 from conftest import picture
 
 import vqtok
-from vqtok import config, weights
+from vqtok import config, model_registry, weights
 from vqtok.config import Recipe, TokenizerConfig
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -68,8 +68,8 @@ def test_photo_gives_the_indices_and_pixels_it_always_gave(monkeypatch: pytest.M
 
 def test_default_model_is_photo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VQTOK_MODELS")
-    assert weights.find(None).name == "photo"
-    assert [model.name for model in weights.models()] == sorted(NAMES)
+    assert model_registry.find(None).name == "photo"
+    assert [model.name for model in model_registry.models()] == sorted(NAMES)
 
 
 def test_readme_figures_are_those_of_the_cards() -> None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from vqtok.config import PriorConfig
 from vqtok.errors import UsageError
-from vqtok.priors import PixelCNN, base, cross_entropy, receptive_field, sample
-from vqtok.priors.draw import choose
-from vqtok.priors.pixelcnn.cache import Cache
+from vqtok.priors import PixelCNN, base, cross_entropy, receptive_field
+from vqtok.sampling import sample
+from vqtok.sampling.categorical import choose
+from vqtok.sampling.pixelcnn import Cache
 
 GRIDS = [(5, 9), (9, 5), (1, 7), (7, 1), (1, 1), (4, 4)]
 NAMES = ("cat", "dog", "car")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vqtok.config import PriorConfig
-from vqtok.priors import CLASSES, Prior, base, build, cross_entropy, sample
+from vqtok.priors import CLASSES, Prior, base, build, cross_entropy
+from vqtok.sampling import sample
 
 K = 7
 GRIDS = [(4, 6), (6, 3), (1, 5), (5, 1), (1, 1)]

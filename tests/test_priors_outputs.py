@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from vqtok.config import PriorConfig
-from vqtok.priors import PixelCNN, cross_entropy, sample
+from vqtok.priors import PixelCNN, cross_entropy
 from vqtok.priors.outputs import LogisticMixture, Output, build
+from vqtok.sampling import sample
 
 FEATURES = 6
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from vqtok import codes, weights
 from vqtok.config import PriorConfig
 from vqtok.priors import PixelRNN
-from vqtok.priors.pixelrnn.network import FIRST_REACH, RowLSTM
-from vqtok.priors.pixelrnn.scan import gather, scan, scatter
+from vqtok.priors.pixelrnn import FIRST_REACH, RowLSTM, gather, scan, scatter
 
 K = 5
 

@@ -17,9 +17,10 @@ from vqtok import weights
 from vqtok.config import PriorConfig
 from vqtok.errors import UsageError
 from vqtok.priors import Transformer
-from vqtok.priors.transformer import block as blocks
-from vqtok.priors.transformer import cache, rotary
-from vqtok.priors.transformer.block import Block, attention
+from vqtok.priors import transformer as blocks
+from vqtok.priors import transformer as priors_transformer
+from vqtok.priors.transformer import Block, attention
+from vqtok.sampling import transformer as sampling_transformer
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 CONFIG = PriorConfig(
@@ -47,11 +48,11 @@ def noisy(module: Module) -> Module:
 
 def scores(q: Tensor, k: Tensor, asked: list[list[int]], carried: list[list[int]]) -> Tensor:
     """(T,) products of one query and one key (D,) at T pairs of places, as attention sees them."""
-    turned = rotary.angles(torch.tensor([asked, carried]).transpose(0, 1), len(q))[
+    turned = priors_transformer.angles(torch.tensor([asked, carried]).transpose(0, 1), len(q))[
         :, :, None
     ].double()  # (T, 2, 1, D/2)
     qkv = torch.stack([q, k, k]).expand(1, len(asked), 3, -1)[:, :, :, None]  # (1, T, 3, 1, D)
-    q, k, _ = rotary.rotate(qkv, turned.cos(), turned.sin())[0, :, :, 0].unbind(1)
+    q, k, _ = priors_transformer.rotate(qkv, turned.cos(), turned.sin())[0, :, :, 0].unbind(1)
     return (q * k).sum(-1)
 
 
@@ -69,15 +70,16 @@ def test_scores_depend_on_how_far_apart_rows_and_columns_are() -> None:
 
 def test_rows_turn_half_of_the_pairs_and_columns_the_others() -> None:
     frequencies = torch.tensor([1.0, 0.1])
-    assert torch.equal(rotary.angles(torch.tensor([3, 0]), 8)[2:], torch.zeros(2))
+    assert torch.equal(priors_transformer.angles(torch.tensor([3, 0]), 8)[2:], torch.zeros(2))
     torch.testing.assert_close(
-        rotary.angles(torch.tensor([3, 5]), 8), torch.cat([3 * frequencies, 5 * frequencies])
+        priors_transformer.angles(torch.tensor([3, 5]), 8),
+        torch.cat([3 * frequencies, 5 * frequencies]),
     )
 
 
 @pytest.mark.parametrize(("h", "w"), [(3, 4), (1, 5), (4, 1)])
 def test_a_token_carries_the_index_before_the_one_it_asks_for(h: int, w: int) -> None:
-    asked, carried = rotary.places(h, w)
+    asked, carried = priors_transformer.places(h, w)
     order = [(i, j) for i in range(h) for j in range(w)]
     assert list(map(tuple, asked.tolist())) == order
     assert list(map(tuple, carried.tolist())) == [(0, -1), *order[:-1]]
@@ -85,9 +87,11 @@ def test_a_token_carries_the_index_before_the_one_it_asks_for(h: int, w: int) ->
 
 def test_the_gradient_of_the_turn_is_the_turn_back() -> None:
     torch.manual_seed(0)
-    turned = rotary.angles(torch.randint(9, (5, 2, 2)), 8)[:, :, None].double()
+    turned = priors_transformer.angles(torch.randint(9, (5, 2, 2)), 8)[:, :, None].double()
     qkv = torch.randn(2, 5, 3, 2, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: rotary.rotate(x, turned.cos(), turned.sin()), qkv)
+    assert torch.autograd.gradcheck(
+        lambda x: priors_transformer.rotate(x, turned.cos(), turned.sin()), qkv
+    )
 
 
 def test_equal_indices_at_different_places_are_told_apart() -> None:
@@ -152,7 +156,7 @@ def test_a_block_is_what_loops_compute() -> None:
     block = noisy(Block(CONFIG))
     x = torch.randn(1, 12, 16)
     with torch.no_grad():
-        found = block(x, *rotary.turns(3, 4, 8, x.device))[0]
+        found = block(x, *priors_transformer.turns(3, 4, 8, x.device))[0]
     torch.testing.assert_close(
         found.double(),
         torch.from_numpy(slow_block(block, x[0].double().numpy(), 4)),
@@ -165,7 +169,7 @@ def test_attention_is_the_same_for_short_and_long_sequences_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    qkv, turns = torch.randn(2, 12, 3, 2, 8), rotary.turns(3, 4, 8, torch.device("cpu"))
+    qkv, turns = torch.randn(2, 12, 3, 2, 8), priors_transformer.turns(3, 4, 8, torch.device("cpu"))
     wanted = attention(qkv, *turns)
     for most, kind in ((12, torch.float32), (11, torch.bfloat16)):
         monkeypatch.setattr(blocks, "SHORT", most)
@@ -192,7 +196,7 @@ def test_residual_layers_start_smaller_the_more_there_are() -> None:
 def test_places_nobody_asked_for_are_caught_up(
     together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "TOGETHER", together)
+    monkeypatch.setattr(sampling_transformer, "TOGETHER", together)
     torch.manual_seed(0)
     prior = noisy(Transformer(CONFIG))
     indices, labels = torch.randint(7, (3, 2, 5, 4)), torch.tensor([1, -1, 0])

@@ -10,9 +10,10 @@ import torch
 from cli_helpers import fails, small
 from conftest import TOKENIZER, make_model, picture
 
-from vqtok import codec, vqvae, weights
+from vqtok import codec, weights
 from vqtok.config import LEARNED
 from vqtok.errors import FormatError
+from vqtok.networks import vqvae
 
 CASES = [(kind, levels) for kind in LEARNED for levels in (1, 3)]
 

@@ -20,8 +20,8 @@ from vqtok.codes import Compact, read_any, to_bytes
 from vqtok.config import PRESETS, TokenizerConfig
 from vqtok.data import Shapes
 from vqtok.errors import UsageError
-from vqtok.train import begin
-from vqtok.vqvae import VQVAE, to_float, to_uint8
+from vqtok.networks.vqvae import VQVAE, to_float, to_uint8
+from vqtok.train import run as train_run
 
 DATA = Shapes(24, 12)
 STEPS = {"steps": 2, "batch": 4, "warmup": 1, "validate_every": 1}
@@ -204,7 +204,7 @@ def settings(**values: Any) -> dict[str, Any]:
 
 
 def recipe(**values: Any) -> Any:
-    return begin.fit_to_data(PRESETS["pixels"].override(settings(**values)), DATA)
+    return train_run.fit_to_data(PRESETS["pixels"].override(settings(**values)), DATA)
 
 
 def test_the_tokenizer_is_there_at_once_and_the_priors_learn(tmp_path: Path):

@@ -15,10 +15,11 @@ from train_helpers import Interrupt
 from vqtok import codec, images, study, train
 from vqtok.config import Recipe
 from vqtok.errors import InputError, OutputError, UsageError
-from vqtok.study import budget, measure, page, pictures, table, trained, vae
-from vqtok.study.budget import Spent
-from vqtok.study.results import Result
+from vqtok.study import measure, page, pictures, table, vae
+from vqtok.study import run as study_run
+from vqtok.study.run import Spent
 from vqtok.study.systems import Shape
+from vqtok.study.table import Result
 from vqtok.train import Run, Stop
 
 VQ = study.choose("vq-pixelcnn")
@@ -199,7 +200,7 @@ def test_each_system_is_an_ordinary_run(done: tuple[Path, study.Study]):
     )
     assert begun.recipe.data.flip is False
     assert len(codec.load(run, "cpu").sample(2)) == 2
-    assert not (run / trained.INDICES).exists()
+    assert not (run / study_run.INDICES).exists()
     assert [json.loads(line)["stage"] for line in (run / "log.jsonl").read_text().splitlines()][
         -1
     ] == "prior"
@@ -235,9 +236,9 @@ def test_a_study_outlives_new_settings():
     digest; any other value does.
     """
     table = {"width": 8, "steps": 5, "network": "folded", "stages": ()}
-    assert trained._counted(table) == {"width": 8}
-    assert trained._counted({**table, "network": "classic"}) == {"width": 8, "network": "classic"}
-    assert trained._counted({"shortcut": False}) == {"shortcut": False}
+    assert study_run._counted(table) == {"width": 8}
+    assert study_run._counted({**table, "network": "classic"}) == {"width": 8, "network": "classic"}
+    assert study_run._counted({"shortcut": False}) == {"shortcut": False}
 
 
 @pytest.mark.slow
@@ -294,9 +295,9 @@ class Clock:
         self.now, self.seconds, self.rates = 0.0, seconds, list[float]()
         self.done = Spent(0, 0.0)
         self.run = Run(folder, 0, torch.device("cpu"), stop=Stop())
-        monkeypatch.setattr(budget.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(study_run.time, "monotonic", lambda: self.now)
         monkeypatch.setattr("vqtok.train.loop.time.monotonic", lambda: self.now)
-        monkeypatch.setattr(budget, "spent", lambda folder, stage: self.done)
+        monkeypatch.setattr(study_run, "spent", lambda folder, stage: self.done)
 
     def train(self, recipe: Recipe) -> bool:
         steps = recipe.prior_training.steps
@@ -309,7 +310,9 @@ class Clock:
 
 def test_the_schedule_ends_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clock = Clock(tmp_path, monkeypatch, 0.05)
-    recipe = budget.spend(clock.train, Recipe(), clock.run, "prior", 60.0, table="prior_training")
+    recipe = study_run.spend(
+        clock.train, Recipe(), clock.run, "prior", 60.0, table="prior_training"
+    )
     assert 58 < clock.done.seconds <= 60
     assert recipe.prior_training.steps == clock.done.steps
     assert clock.rates[-1] < 1e-4 * max(clock.rates)
@@ -329,7 +332,7 @@ def test_a_machine_that_slows_down_is_stopped_by_the_clock(
         clock.seconds *= 1.5
         return original(recipe)
 
-    recipe = budget.spend(slower, Recipe(), clock.run, "prior", 60.0, table="prior_training")
+    recipe = study_run.spend(slower, Recipe(), clock.run, "prior", 60.0, table="prior_training")
     assert clock.done.seconds < 62
     assert recipe.prior_training.steps == clock.done.steps
 
@@ -348,14 +351,14 @@ def test_a_machine_that_speeds_up_gets_more_steps(
         clock.seconds = 0.02 if next(parts) >= part else 0.5
         return original(recipe)
 
-    budget.spend(faster, Recipe(), clock.run, "prior", 60.0, table="prior_training")
+    study_run.spend(faster, Recipe(), clock.run, "prior", 60.0, table="prior_training")
     assert 0.92 * 60 < clock.done.seconds <= 60.5
 
 
 def test_time_of_an_earlier_session_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clock = Clock(tmp_path, monkeypatch, 0.05)
     clock.done = Spent(600, 30.0)
-    budget.spend(clock.train, Recipe(), clock.run, "prior", 60.0, table="prior_training")
+    study_run.spend(clock.train, Recipe(), clock.run, "prior", 60.0, table="prior_training")
     assert 28 < clock.now <= 30
 
 

@@ -16,9 +16,9 @@ from vqtok import train as training
 from vqtok.config import TokenizerConfig
 from vqtok.data import ArrayData, Shapes, open_data
 from vqtok.errors import InputError, TrainingError
+from vqtok.networks.vqvae import VQVAE
+from vqtok.train.grids import Grids, encode_dataset, load_grids, save_grids
 from vqtok.train.plan import multiply_adds_by_part
-from vqtok.train.prior import Grids, encode_dataset, load_grids, save_grids
-from vqtok.vqvae import VQVAE
 
 pytestmark = pytest.mark.usefixtures("few_vectors")
 

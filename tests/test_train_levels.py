@@ -14,7 +14,7 @@ from train_helpers import Interrupt, contents, go, log, recipe_for
 from vqtok import codec, weights
 from vqtok.config import Recipe
 from vqtok.data import Shapes
-from vqtok.train.average import Average
+from vqtok.train.ema import Average
 
 DATA = Shapes(40, 32)
 LEVELS = {

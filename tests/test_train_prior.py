@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqtok.config import PriorConfig
-from vqtok.priors import PixelCNN
-from vqtok.priors.pixelcnn import gated
-from vqtok.priors.pixelcnn.gated import gate, gate_and_drop
+from vqtok.priors import PixelCNN, pixelcnn
+from vqtok.priors.pixelcnn import gate, gate_and_drop
 
 
 def values(B: int = 2, C: int = 3, h: int = 4, w: int = 5) -> Tensor:
@@ -52,7 +51,7 @@ def test_gradient_equals_autograd_with_the_same_factors() -> None:
 @pytest.mark.parametrize("dropout", [0.1, 0.2, 0.75])
 def test_dropout_drops_its_part_and_keeps_the_mean(dropout: float) -> None:
     torch.manual_seed(1)
-    kept = gated._kept(torch.empty(8, 2 * 64, 16, 16), dropout)  # 131,072 factors
+    kept = pixelcnn._kept(torch.empty(8, 2 * 64, 16, 16), dropout)  # 131,072 factors
     assert kept.shape == (8, 64, 16, 16)
     assert kept.unique().tolist() == pytest.approx([0, 1 / (1 - dropout)], rel=1e-4)
     # 4 standard deviations

@@ -19,9 +19,9 @@ from vqtok import train as training
 from vqtok.config import TokenizerConfig
 from vqtok.data import Shapes
 from vqtok.errors import TrainingError
+from vqtok.networks.vqvae import VQVAE
 from vqtok.train import adversary, loop, state
 from vqtok.train.tokenizer import TokenizerTask
-from vqtok.vqvae import VQVAE
 
 pytestmark = pytest.mark.usefixtures("few_vectors")
 QUANTIZERS = ["ema", "vq", "simvq", "fsq", "lfq"]

@@ -11,8 +11,8 @@ from torch.distributions import Normal, kl_divergence
 
 from vqtok.config import LIKELIHOODS, PRESETS
 from vqtok.errors import UsageError
-from vqtok.vae import LOG_VARIANCES, VAE, divergence
-from vqtok.vqvae import to_float
+from vqtok.networks.vae import LOG_VARIANCES, VAE, divergence
+from vqtok.networks.vqvae import to_float
 
 CONFIG = replace(TOKENIZER, likelihood="heteroscedastic", normalize=False)
 

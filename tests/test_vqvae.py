@@ -7,7 +7,7 @@ from conftest import picture
 from torch import Tensor, nn
 
 from vqtok.config import LEARNED, LIKELIHOODS, TokenizerConfig
-from vqtok.vqvae import VQVAE, Halve, ResidualBlock, Widen, to_float, to_uint8
+from vqtok.networks.vqvae import VQVAE, Halve, ResidualBlock, Widen, to_float, to_uint8
 
 SMALL = TokenizerConfig(
     downsample=4, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=16, code_dim=4

@@ -13,9 +13,10 @@ import pytest
 import safetensors.numpy
 from make_golden import small_weights
 
-from vqtok import weights
+from vqtok import model_registry, weights
 from vqtok.errors import FormatError, InputError, ModelError, OutputError
-from vqtok.weights import ModelFolder, Weights
+from vqtok.model_registry import ModelFolder
+from vqtok.weights import Weights
 
 GOLDEN = Path(__file__).parent / "golden" / "format1" / "tokenizer.safetensors"
 GOLDEN_FINGERPRINT = "df0838ad"  # worked out apart from vqtok, with hashlib and struct
@@ -305,7 +306,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """photo and cifar10 bundled; mine, and another photo, in the first folder of VQTOK_MODELS;
     the second does not exist.
     """
-    monkeypatch.setattr(weights, "bundled", lambda: tmp_path / "bundled")
+    monkeypatch.setattr(model_registry, "bundled", lambda: tmp_path / "bundled")
     monkeypatch.setenv(
         "VQTOK_MODELS", os.pathsep.join([str(tmp_path / "own"), "", str(tmp_path / "none")])
     )
@@ -322,19 +323,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_models_in_the_search_path(home: Path) -> None:
-    assert weights.search_path() == [home / "own", home / "none", home / "bundled"]
-    found = weights.models()
+    assert model_registry.search_path() == [home / "own", home / "none", home / "bundled"]
+    found = model_registry.models()
     assert [model.name for model in found] == ["cifar10", "mine", "photo"]
     assert found[2].path == home / "own" / "photo"  # the first folder wins
 
 
 def test_an_entry_may_itself_be_a_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VQTOK_MODELS", str(home / "own" / "mine"))
-    assert weights.models()[1] == ModelFolder("mine", home / "own" / "mine")
+    assert model_registry.models()[1] == ModelFolder("mine", home / "own" / "mine")
 
 
 def test_parts_of_a_model(home: Path) -> None:
-    whole, bare = ModelFolder("photo", home / "bundled" / "photo"), weights.find("cifar10")
+    whole, bare = ModelFolder("photo", home / "bundled" / "photo"), model_registry.find("cifar10")
     assert whole.tokenizer == whole.path / "tokenizer.safetensors"
     assert (whole.prior, whole.entropy) == (whole.path / "prior.safetensors", None)
     assert (bare.prior, bare.entropy) == (None, None)
@@ -344,22 +345,22 @@ def test_find_by_name_path_and_environment(home: Path, monkeypatch: pytest.Monke
     run = home / "runs" / "a.1"
     put(run, prior=True)
     put(home / "photo")  # a name goes before a folder of that name
-    assert weights.find().path == weights.find("photo").path == home / "own" / "photo"
-    assert weights.find(str(run)) == ModelFolder("a.1", run)
-    assert weights.find(str(run / "tokenizer.safetensors")) == ModelFolder("a.1", run)
-    assert weights.find("./photo").path == Path("photo")
-    loose = weights.find("own/loose.safetensors")
+    assert model_registry.find().path == model_registry.find("photo").path == home / "own" / "photo"
+    assert model_registry.find(str(run)) == ModelFolder("a.1", run)
+    assert model_registry.find(str(run / "tokenizer.safetensors")) == ModelFolder("a.1", run)
+    assert model_registry.find("./photo").path == Path("photo")
+    loose = model_registry.find("own/loose.safetensors")
     assert (loose.name, loose.tokenizer, loose.prior) == (
         "loose",
         Path("own/loose.safetensors"),
         None,
     )
     monkeypatch.chdir(run)
-    assert weights.find(".").name == "a.1"
+    assert model_registry.find(".").name == "a.1"
     monkeypatch.setenv("VQTOK_MODEL", "mine")
-    assert weights.find().name == "mine"
+    assert model_registry.find().name == "mine"
     monkeypatch.setenv("VQTOK_MODEL", str(run))
-    assert weights.find().prior == run / "prior.safetensors"
+    assert model_registry.find().prior == run / "prior.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -377,7 +378,7 @@ def test_find_by_name_path_and_environment(home: Path, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("home")
 def test_find_says_what_there_is(wanted: str, message: str, fix: str) -> None:
     with pytest.raises(ModelError) as error:
-        weights.find(wanted)
+        model_registry.find(wanted)
     assert message in str(error.value)
     assert fix in error.value.fix
 
@@ -389,15 +390,15 @@ def test_find_by_fingerprint(home: Path) -> None:
     }
     assert len(set(prints.values())) == 4
     for path, fingerprint in prints.items():  # the shadowed photo too
-        assert weights.find_by_fingerprint(path.name, fingerprint).path == path
-        assert weights.find_by_fingerprint("renamed since", fingerprint).path == path
+        assert model_registry.find_by_fingerprint(path.name, fingerprint).path == path
+        assert model_registry.find_by_fingerprint("renamed since", fingerprint).path == path
 
 
 def test_find_by_fingerprint_prefers_the_name(home: Path) -> None:
     # the same tensors as cifar10, and earlier in the path
     fingerprint = put(home / "own" / "aa", 2)
-    assert weights.find_by_fingerprint("cifar10", fingerprint).name == "cifar10"
-    assert weights.find_by_fingerprint("zz", fingerprint).name == "aa"
+    assert model_registry.find_by_fingerprint("cifar10", fingerprint).name == "cifar10"
+    assert model_registry.find_by_fingerprint("zz", fingerprint).name == "aa"
 
 
 def test_find_by_fingerprint_says_what_differs(home: Path) -> None:
@@ -405,9 +406,9 @@ def test_find_by_fingerprint_says_what_differs(home: Path) -> None:
     with pytest.raises(
         ModelError, match=rf"made with model mine \(00000000\); the model mine here is {own}"
     ):
-        weights.find_by_fingerprint("mine", "00000000")
+        model_registry.find_by_fingerprint("mine", "00000000")
     with pytest.raises(ModelError, match="no model here has that fingerprint"):
-        weights.find_by_fingerprint("other", "00000000")
+        model_registry.find_by_fingerprint("other", "00000000")
 
 
 def test_a_damaged_model_does_not_hide_the_others(home: Path) -> None:
@@ -415,30 +416,32 @@ def test_a_damaged_model_does_not_hide_the_others(home: Path) -> None:
         home / "bundled" / "photo" / "tokenizer.safetensors"
     )
     (home / "own" / "photo" / "tokenizer.safetensors").write_bytes(b"damaged")
-    assert weights.find_by_fingerprint("photo", fingerprint).path == home / "bundled" / "photo"
+    assert (
+        model_registry.find_by_fingerprint("photo", fingerprint).path == home / "bundled" / "photo"
+    )
     with pytest.raises(ModelError, match="the model photo here is damaged"):
-        weights.find_by_fingerprint("photo", "00000000")
+        model_registry.find_by_fingerprint("photo", "00000000")
 
 
 def test_the_name_in_a_codes_file_is_never_a_path(home: Path) -> None:
     fingerprint = put(home / "elsewhere" / "model", 9)
     for name in (str(home / "elsewhere" / "model"), "../elsewhere/model"):
         with pytest.raises(ModelError):
-            weights.find_by_fingerprint(name, fingerprint)
+            model_registry.find_by_fingerprint(name, fingerprint)
 
 
 def test_a_strange_folder_name_becomes_a_name_that_codes_can_hold(home: Path) -> None:
     put(home / "own" / "a\nb")
-    assert weights.find(str(home / "own" / "a\nb")).name == "a_b"
+    assert model_registry.find(str(home / "own" / "a\nb")).name == "a_b"
 
 
 def test_bundled_models_lie_in_the_package_or_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "__file__", str(tmp_path / "vqtok" / "weights.py"))
-    assert weights.bundled() == tmp_path / "models"  # a checkout
+    monkeypatch.setattr(model_registry, "__file__", str(tmp_path / "vqtok" / "weights.py"))
+    assert model_registry.bundled() == tmp_path / "models"  # a checkout
     (tmp_path / "vqtok" / "models").mkdir(parents=True)
-    assert weights.bundled() == tmp_path / "vqtok" / "models"  # an installed wheel
+    assert model_registry.bundled() == tmp_path / "vqtok" / "models"  # an installed wheel
 
 
 def test_weights_are_held_once_while_they_are_read(tmp_path: Path) -> None:

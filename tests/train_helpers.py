@@ -15,7 +15,7 @@ from vqtok import images, weights
 from vqtok import train as training
 from vqtok.config import Recipe, TokenizerConfig
 from vqtok.data import Dataset
-from vqtok.train import begin
+from vqtok.train import run as train_run
 
 SMALL: dict[str, Any] = {
     "tokenizer": {
@@ -49,7 +49,7 @@ SMALL: dict[str, Any] = {
 
 def recipe_for(dataset: Dataset, **values: Any) -> Recipe:
     base = replace(Recipe(), tokenizer=replace(TokenizerConfig(), channels=dataset.channels))
-    return begin.fit_to_data(base.override(training.merge([SMALL, values])), dataset)
+    return train_run.fit_to_data(base.override(training.merge([SMALL, values])), dataset)
 
 
 class Interrupt:

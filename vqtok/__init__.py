@@ -8,7 +8,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vqtok._version import __version__
+
 __all__ = [
     "Codes",
     "CodesDataset",

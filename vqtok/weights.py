@@ -1,5 +1,4 @@
-"""Config and tensors <-> .safetensors; where models are found, and by which
-fingerprint they are known.
+"""Config and tensors <-> .safetensors.
 
 A weights file is a safetensors file whose metadata has the one key "vqtok": one JSON object in
 ASCII, keys sorted: "format" (1), "kind" ("tokenizer", "prior", "entropy", "vae" or "state"),
@@ -7,13 +6,12 @@ ASCII, keys sorted: "format" (1), "kind" ("tokenizer", "prior", "entropy", "vae"
 because safetensors shuffles several, and equal models would get different bytes.
 """
 
-import difflib
 import hashlib
 import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,11 @@ import safetensors.numpy
 
 from vqtok import config, files
 from vqtok.codes import named, parse_meta
-from vqtok.errors import FormatError, InputError, ModelError, VqtokError
+from vqtok.errors import FormatError, InputError
 
 FORMAT = 1
 KINDS = ("tokenizer", "prior", "entropy", "vae", "state")
 SUFFIX = ".safetensors"
-DEFAULT_MODEL = "photo"
 HEADER_LIMIT = 16 << 20  # bytes of JSON: some 150,000 tensors
 FILE_LIMIT = 64 << 30  # bytes, all of which are held in memory
 _META_KEY = "vqtok"
@@ -284,160 +281,3 @@ def _check_kind(meta: Mapping[str, Any], kind: str | None, path: Path) -> None:
         raise FormatError(f"{path} is of the unknown kind {str(found)[:40]!r}", "upgrade vqtok")
     if kind not in (None, found):
         raise FormatError(f"{path} is a {found} file, not a {kind} file", f"give a {kind} file")
-
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """A model on disk. path is its folder, or a single tokenizer file that has no prior."""
-
-    name: str
-    path: Path
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.path if self.path.suffix == SUFFIX else self.path / f"tokenizer{SUFFIX}"
-
-    @property
-    def prior(self) -> Path | None:
-        return self._part(f"prior{SUFFIX}")
-
-    @property
-    def entropy(self) -> Path | None:
-        """The integer prior that compact files are coded with."""
-        return self._part(f"entropy{SUFFIX}")
-
-    def _part(self, name: str) -> Path | None:
-        path = self.path / name
-        return path if os.path.isfile(path) else None
-
-
-def bundled() -> Path:
-    """The folder of the models that come with vqtok:
-    inside the package in a wheel, beside it in a checkout.
-    """
-    package = Path(__file__).resolve().parent
-    inside = package / "models"
-    return inside if inside.is_dir() else package.parent / "models"
-
-
-def search_path() -> list[Path]:
-    """Folders that hold models, first to last: those in VQTOK_MODELS, then the bundled one."""
-    entries = os.environ.get("VQTOK_MODELS", "").split(os.pathsep)
-    return [Path(os.path.expanduser(entry)) for entry in entries if entry] + [bundled()]
-
-
-def models() -> list[ModelFolder]:
-    """All models in the search path, by name; of two with one name, the first found."""
-    found: dict[str, ModelFolder] = {}
-    for model in _all_models():
-        found.setdefault(model.name, model)
-    return [found[name] for name in sorted(found)]
-
-
-def find(name_or_path: str | None = None) -> ModelFolder:
-    """The model of that name in the search path, or else at that path;
-    None means VQTOK_MODEL, or photo.
-
-    A path is that of a model folder or of a .safetensors file.
-    ModelError where there is no such model.
-    """
-    wanted = name_or_path or os.environ.get("VQTOK_MODEL") or DEFAULT_MODEL
-    known = {model.name: model for model in models()}
-    if wanted in known:
-        return known[wanted]
-    path = Path(os.path.expanduser(wanted))  # Path.expanduser raises on "~nobody"
-    model = _at(path)
-    if model is None:
-        what = (
-            f"{wanted} holds no tokenizer{SUFFIX}"
-            if os.path.exists(path)
-            else f"there is no model {wanted!r}"
-        )
-        raise ModelError(what, _suggest(wanted, list(known)))
-    return model
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """What a model's tokenizer file holds, read once:
-    its fingerprint is known only when all of it is read.
-    """
-
-    folder: ModelFolder
-    stored: Weights
-    fingerprint: str
-
-
-def read_tokenizer(folder: ModelFolder) -> Tokenizer:
-    """The tokenizer of a model. Errors as `load`."""
-    stored = load(folder.tokenizer, "tokenizer")
-    return Tokenizer(folder, stored, fingerprint(stored.tensors))
-
-
-def find_by_fingerprint(name: str, fingerprint: str) -> ModelFolder:
-    """The model that a codes file names.
-
-    ModelError where no model in the search path has that tokenizer.
-    """
-    return read_by_fingerprint(name, fingerprint).folder
-
-
-def read_by_fingerprint(name: str, fingerprint: str) -> Tokenizer:
-    """The tokenizer that a codes file names. ModelError where no model in the search path has it.
-
-    The name comes from a file that may be hostile: it is compared with names, never used as a path.
-    """
-    here = None
-    # models of that name first
-    for model in sorted(_all_models(), key=lambda model: model.name != name):
-        try:
-            tokenizer = read_tokenizer(model)
-            found = tokenizer.fingerprint
-            if found == fingerprint:
-                return tokenizer
-        except VqtokError:  # one damaged model must not hide the others
-            found = "damaged"
-        if model.name == name:
-            here = here or found
-    state = f"the model {name} here is {here}" if here else "no model here has that fingerprint"
-    raise ModelError(
-        f"the codes were made with model {name} ({fingerprint}); {state}",
-        "give its folder with --model, or put it in a folder that VQTOK_MODELS names",
-    )
-
-
-def _all_models() -> Iterator[ModelFolder]:
-    """Models in the order of the search path; an entry may hold models or be one."""
-    for entry in search_path():
-        try:
-            paths = [entry, *sorted(entry.iterdir())]
-        except OSError:  # gone, or not ours to read: the other entries still count
-            continue
-        # a loose file is a model only for those who name it
-        for path in filter(os.path.isdir, paths):
-            model = _at(path)
-            if model is not None:
-                yield model
-
-
-def _at(path: Path) -> ModelFolder | None:
-    """The model at a folder, or at a .safetensors file; None where there is none."""
-    if path.name == f"tokenizer{SUFFIX}":
-        path = path.parent
-    single = path.suffix == SUFFIX
-    # Path.is_file raises where a folder refuses
-    if not os.path.isfile(path if single else path / f"tokenizer{SUFFIX}"):
-        return None
-    name = path.stem if single else path.resolve().name
-    return ModelFolder("".join(c if c.isprintable() else "_" for c in name), path)
-
-
-def _suggest(wanted: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(wanted, known, n=1)
-    if near:
-        return f"did you mean {near[0]}?"
-    return (
-        f"choose one of {', '.join(known)}, or give the path of a model folder"
-        if known
-        else "give the path of a model folder"
-    )

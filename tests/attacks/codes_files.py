@@ -17,7 +17,7 @@ import torch
 
 from attacks import mutate
 from attacks.harness import Case, FoundError
-from vqtok import codes, weights
+from vqtok import codes, model_registry, weights
 from vqtok.codec import EntropyCoder
 from vqtok.codes import Codes, Compact
 from vqtok.codes.compact import from_stream, to_stream
@@ -42,7 +42,7 @@ def tiny_coder(levels: int = 2) -> EntropyCoder:
     meta = {"kind": "entropy", "config": asdict(settings), "record": {"tokenizer": FINGERPRINT}}
     with tempfile.TemporaryDirectory() as folder:
         weights.save(Path(folder, "entropy.safetensors"), weights.Weights(tensors, meta))
-        return EntropyCoder(weights.ModelFolder("toy", Path(folder)), FINGERPRINT)
+        return EntropyCoder(model_registry.ModelFolder("toy", Path(folder)), FINGERPRINT)
 
 
 def grid(

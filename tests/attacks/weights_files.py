@@ -15,11 +15,11 @@ import torch
 from attacks import mutate
 from attacks.codes_files import FINGERPRINT
 from attacks.harness import Case
-from vqtok import codec, config, weights
+from vqtok import codec, config, model_registry, weights
 from vqtok.codec import loading
 from vqtok.config import EntropyConfig, PriorConfig, TokenizerConfig
+from vqtok.networks.vqvae import VQVAE
 from vqtok.priors import IntegerPrior, PixelCNN
-from vqtok.vqvae import VQVAE
 
 TOKENIZER = TokenizerConfig(
     downsample=4, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=16, code_dim=4
@@ -128,7 +128,7 @@ class WeightsFiles:
         elif case.more == "prior":
             loading.load_prior(path, TOKENIZER, FINGERPRINT)
         elif case.more == "entropy":
-            codec.EntropyCoder(weights.ModelFolder("toy", self.folder), FINGERPRINT)
+            codec.EntropyCoder(model_registry.ModelFolder("toy", self.folder), FINGERPRINT)
         return "valid"
 
 

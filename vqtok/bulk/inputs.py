@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path, PurePath
 
 from vqtok import files
-from vqtok.data.tars import tar_pictures
+from vqtok.data.tar import tar_pictures
 from vqtok.errors import InputError, UsageError
 from vqtok.images import IMAGE_SUFFIXES
 

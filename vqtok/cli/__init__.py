@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vqtok import __version__
+from vqtok._version import __version__
 from vqtok.cli import (
     decode,
     encode,
     evaluate,
-    exchange,
     info,
+    interop,
     output,
     pack,
     report,
@@ -104,8 +104,8 @@ for name, command in (
     ("eval", evaluate.evaluate),
     ("info", info.info),
     ("models", info.models),
-    ("import", exchange.import_),
-    ("export", exchange.export),
+    ("import", interop.import_),
+    ("export", interop.export),
     ("report", report.report),
     ("view", view.view),
     ("study", study.study),

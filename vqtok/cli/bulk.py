@@ -13,8 +13,8 @@ from vqtok.cli import output, rate
 from vqtok.errors import UsageError, VqtokError
 
 if TYPE_CHECKING:
+    from vqtok.bulk.encode import Report
     from vqtok.bulk.inputs import Inputs, Share
-    from vqtok.bulk.run import Report
     from vqtok.codec import Model
 
 Bulk = Annotated[
@@ -129,12 +129,14 @@ def _folder(out: Path | None) -> Path:
 def _encode(
     asked: Asked, out: Path, model: "Model", inputs: "Inputs", share: "Share", teller: "_Teller"
 ) -> None:
-    from vqtok.bulk import run
+    from vqtok.bulk import encode as bulk_encode
 
-    settings = run.Settings(asked.levels, asked.compact, asked.background, asked.shard_size or 1000)
-    workers = run.default_workers() if asked.workers is None else asked.workers
+    settings = bulk_encode.Settings(
+        asked.levels, asked.compact, asked.background, asked.shard_size or 1000
+    )
+    workers = bulk_encode.default_workers() if asked.workers is None else asked.workers
     with closing(
-        run.encode(model, inputs, out, settings, share, workers, asked.resume, asked.force)
+        bulk_encode.encode(model, inputs, out, settings, share, workers, asked.resume, asked.force)
     ) as reports:
         for report in reports:
             teller.tell(report)

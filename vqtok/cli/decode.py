@@ -97,11 +97,12 @@ class _Models:
         return found
 
     def _load(self, codes: "Codes | Compact") -> "Model | VqtokError":
-        from vqtok import weights
+        from vqtok import model_registry
 
         try:
             return load_with(
-                lambda: weights.read_by_fingerprint(codes.model, codes.fingerprint), *self.options
+                lambda: model_registry.read_by_fingerprint(codes.model, codes.fingerprint),
+                *self.options,
             )
         except VqtokError as error:
             return error

@@ -14,8 +14,8 @@ import typer
 from vqtok.cli import bulk, output, rate
 from vqtok.cli import options as o
 from vqtok.cli.start import load
-from vqtok.cli.threads import ahead, behind, later
 from vqtok.errors import InputError, UsageError, VqtokError
+from vqtok.prefetch import ahead, behind, later
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
@@ -88,7 +88,7 @@ def encode(
             workers,
         )
         return bulk.encode(asked, load, json, quiet, verbose)
-    from vqtok import files, images, weights
+    from vqtok import files, images, model_registry, weights
 
     color, wanted = images.parse_color(background), rate.Rate.parse(levels, bpp, max_bytes)
     rate.check_levels(levels, model)
@@ -99,7 +99,7 @@ def encode(
     batch, jobs = start(jobs, force, skip_existing, json, quiet)
     if not jobs:
         return batch.finish()
-    channels = weights.tokenizer_config(weights.find(model).tokenizer).channels
+    channels = weights.tokenizer_config(model_registry.find(model).tokenizer).channels
     pictures = ahead(lambda job: _read(job[0], channels, color), jobs)
     codec, form = load(model, device, precision, verbose), _Form(wanted, compact, verify)
     for (source, target), written in behind(

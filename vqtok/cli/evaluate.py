@@ -190,16 +190,16 @@ def _names(text: str | None) -> list[str] | None:
 def _load_lpips(path: Path | None) -> "LPIPS | None":
     if path is None:
         return None
-    from vqtok.losses import perceptual
+    from vqtok.losses import lpips as losses_lpips
 
-    return perceptual.load(path)
+    return losses_lpips.load(path)
 
 
 def _write_sheet(path: Path, rows: Sequence[Sequence["View"]], force: bool) -> None:
     """Originals, ours and the codecs' in rows:
     small pictures enlarged, the middle of large ones at 1:1.
     """
-    from vqtok import images, report
+    from vqtok import images, plots
     from vqtok.files import human_bytes
 
     columns = max(len(row) for row in rows)
@@ -217,7 +217,7 @@ def _write_sheet(path: Path, rows: Sequence[Sequence["View"]], force: bool) -> N
     ]
     scale = max(1, SHEET_SIDE // max(max(row[0].shape[:2]) for row in crops))
     headings = [view.name for view in full[0]]
-    images.write(path, report.side_by_side(crops, headings, scale=scale, labels=labels), force)
+    images.write(path, plots.side_by_side(crops, headings, scale=scale, labels=labels), force)
 
 
 def _middle(picture: "np.ndarray") -> "np.ndarray":
@@ -238,7 +238,7 @@ def _bpp(view: "View") -> float:
 
 def _write_plot(path: Path, result: "Evaluation", model: str, data: str, force: bool) -> None:
     """Curves of LPIPS, where there is one, and of MS-SSIM."""
-    from vqtok import files, images, report
+    from vqtok import files, images, plots
     from vqtok.evaluate import title
 
     figures = [("lpips", "LPIPS: lower is better")] if result.lpips is not None else []
@@ -249,11 +249,11 @@ def _write_plot(path: Path, result: "Evaluation", model: str, data: str, force: 
     for row in result.codecs:
         curves.setdefault(title(row.codec), []).append((row.bpp, row))
     panels = [
-        report.Panel(
+        plots.Panel(
             name,
             "bits per pixel, files",
             [
-                report.Series(
+                plots.Series(
                     series,
                     [
                         (bpp, getattr(row, key))
@@ -268,8 +268,8 @@ def _write_plot(path: Path, result: "Evaluation", model: str, data: str, force: 
     ]
     count = f"{result.pictures} pictures" if result.pictures > 1 else "1 picture"
     text = f"{model} on {count} of {data}"
-    files.write_bytes(path.with_suffix(".svg"), report.plot_svg(text, panels), force)
-    images.write(path.with_suffix(".png"), report.plot_picture(text, panels), force)
+    files.write_bytes(path.with_suffix(".svg"), plots.plot_svg(text, panels), force)
+    images.write(path.with_suffix(".png"), plots.plot_picture(text, panels), force)
 
 
 _NAMES = {
@@ -312,7 +312,7 @@ def _print_tables(result: "Evaluation", model: str, data: str) -> None:
     """All figures of all levels; with several levels, or beside codecs, a line for each level, and
     for each codec at its bytes.
     """
-    from vqtok import report
+    from vqtok import plots
     from vqtok.evaluate import TITLES, title
 
     figures = asdict(result)
@@ -321,7 +321,7 @@ def _print_tables(result: "Evaluation", model: str, data: str) -> None:
         for key, (name, style) in _NAMES.items()
         if figures[key] is not None
     ]
-    output.print_table(report.rich_table(["figure", "value"], rows, f"{model} on {data}"))
+    output.print_table(plots.rich_table(["figure", "value"], rows, f"{model} on {data}"))
     if len(result.levels) > 1:
         columns = {
             key: column
@@ -330,7 +330,7 @@ def _print_tables(result: "Evaluation", model: str, data: str) -> None:
         }
         lines = [_cells(row, columns) for row in figures["levels"]]
         output.print_table(
-            report.rich_table(
+            plots.rich_table(
                 [name for name, _ in columns.values()],
                 lines,
                 "by level; used and perplexity of that level",
@@ -343,7 +343,7 @@ def _print_tables(result: "Evaluation", model: str, data: str) -> None:
     ]
     headers = ["levels", "raw", *(TITLES[name] for name in names)]
     output.print_table(
-        report.rich_table(
+        plots.rich_table(
             headers,
             lines,
             "bits per pixel of the same grids; priors without, files with all overhead",
@@ -383,7 +383,7 @@ def _print_tables(result: "Evaluation", model: str, data: str) -> None:
     headers = ["at the bytes of", *(name for name, _ in columns.values()), "needs bpp"]
     measure = "MS-SSIM" if result.lpips is None else "LPIPS"
     note = f"other codecs at the same bytes, and the bpp that they need for the same {measure}"
-    output.print_table(report.rich_table(headers, lines, note))
+    output.print_table(plots.rich_table(headers, lines, note))
 
 
 def _cells(row: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list[str | None]:

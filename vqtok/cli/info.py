@@ -14,7 +14,7 @@ from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 
 if TYPE_CHECKING:
     from vqtok.codes import Codes, Compact
-    from vqtok.weights import ModelFolder
+    from vqtok.model_registry import ModelFolder
 
 
 @output.guarded
@@ -33,7 +33,7 @@ def info(
     if json:
         output.print_json(facts)
     else:
-        from vqtok.report import rich_table
+        from vqtok.plots import rich_table
 
         output.print_table(rich_table(["", file], list(_rows(facts))))
 
@@ -42,7 +42,7 @@ def _facts(file: str) -> dict[str, Any]:
     """What there is to say of codes (read whole and checked), of a weights
     file's header, or of a model.
     """
-    from vqtok import codes, files, weights
+    from vqtok import codes, files, model_registry
 
     if file == "-":
         data = files.read_stdin(codes.FILE_LIMIT)
@@ -61,15 +61,15 @@ def _facts(file: str) -> dict[str, Any]:
         return _codes_facts(codes.read_any(path), os.path.getsize(file))
     if path.suffix in (".npz", ".safetensors") and not os.path.exists(file):
         raise InputError(f"{file} does not exist", "check the name")
-    return _model_facts(weights.find(file))
+    return _model_facts(model_registry.find(file))
 
 
 def _codes_facts(codes: "Codes | Compact", size: int) -> dict[str, Any]:
-    from vqtok import weights
+    from vqtok import model_registry
     from vqtok.codes import Codes
 
     try:
-        folder = weights.find_by_fingerprint(codes.model, codes.fingerprint)
+        folder = model_registry.find_by_fingerprint(codes.model, codes.fingerprint)
         home, levels = str(folder.path), rate.model_levels(folder)
     except (ModelError, FormatError):
         # FormatError: the tensors are there, but their config is damaged
@@ -178,10 +178,10 @@ def models(json: o.Json = False) -> None:
 
     They are those that come with vqtok, and those in the folders that VQTOK_MODELS names.
     """
-    from vqtok import weights
-    from vqtok.report import rich_table
+    from vqtok import model_registry
+    from vqtok.plots import rich_table
 
-    found, folders = [], weights.models()
+    found, folders = [], model_registry.models()
     batch = output.Batch(len(folders), keep_going=True)
     for folder in folders:
         try:

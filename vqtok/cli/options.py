@@ -12,9 +12,9 @@ def model_names(incomplete: str) -> list[str]:
 
     None fits a path, and the shell then completes it to files.
     """
-    from vqtok import weights
+    from vqtok import model_registry
 
-    return [model.name for model in weights.models() if model.name.startswith(incomplete)]
+    return [model.name for model in model_registry.models() if model.name.startswith(incomplete)]
 
 
 def known(names: str) -> Callable[[str], list[str]]:

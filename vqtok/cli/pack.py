@@ -107,11 +107,11 @@ class Coders:
 
     def check(self, found: "Codes | Compact") -> None:
         """ModelError where a model was named, and it is not the one that made these codes."""
-        from vqtok import weights
+        from vqtok import model_registry, weights
 
         if self.model is None:
             return
-        folder = weights.find(self.model)
+        folder = model_registry.find(self.model)
         mine = weights.tokenizer_fingerprint(folder.tokenizer)
         if mine != found.fingerprint:
             raise ModelError(
@@ -121,13 +121,13 @@ class Coders:
             )
 
     def _coder(self, found: "Codes | Compact") -> Any:
-        from vqtok import weights
+        from vqtok import model_registry
 
         if found.fingerprint not in self.loaded:
             folder = (
-                weights.find(self.model)
+                model_registry.find(self.model)
                 if self.model
-                else weights.find_by_fingerprint(found.model, found.fingerprint)
+                else model_registry.find_by_fingerprint(found.model, found.fingerprint)
             )
             if folder.entropy is None:
                 self.loaded[found.fingerprint] = None

@@ -13,7 +13,7 @@ from vqtok.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from vqtok.codes import Codes, Compact
-    from vqtok.weights import ModelFolder
+    from vqtok.model_registry import ModelFolder
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?) ?(?:([kmg])(i?))?b?", re.ASCII | re.IGNORECASE)
 _POWERS = {None: 0, "k": 1, "m": 2, "g": 3}
@@ -116,9 +116,9 @@ def check_levels(levels: int | None, model: str | None) -> None:
     """
     if levels is None:
         return
-    from vqtok import codes, weights
+    from vqtok import codes, model_registry
 
-    folder = weights.find(model)
+    folder = model_registry.find(model)
     most = model_levels(folder)
     if levels > most:
         raise UsageError(

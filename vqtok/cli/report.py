@@ -17,7 +17,7 @@ from vqtok.errors import ModelError, UsageError, VqtokError
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
-    from vqtok.report.runs import Extra, Run
+    from vqtok.pages.run import Extra, Run
 
 DEFAULT_OUTPUT = Path("report.html")
 SAMPLES = 8
@@ -115,38 +115,40 @@ def _open(path: Path, quiet: bool) -> None:
 
 
 def _of_run(folder: Path, samples: int, device: str | None, quiet: bool, verbose: bool) -> bytes:
-    from vqtok.report import runs
+    from vqtok.pages import run as run_page
 
-    run = runs.read_run(folder)
-    extra = runs.Extra(
+    run = run_page.read_run(folder)
+    extra = run_page.Extra(
         notes=["no weights are there yet: curves and settings are all there is to show"]
     )
     if os.path.isfile(folder / "tokenizer.safetensors"):
         # The whole path: by a bare name a bundled model would be found first.
         codec = load(str(folder.resolve()), device, "fp32", verbose)
         extra = _inside_run(codec, run, samples, quiet)
-    return runs.page(run, extra)
+    return run_page.page(run, extra)
 
 
 def _inside_run(codec: "Model", run: "Run", samples: int, quiet: bool) -> "Extra":
     """What a run's networks tell: the codebook as the last validation
     pictures use it, and samples.
     """
-    from vqtok.evaluate import insight
-    from vqtok.report import runs
+    from vqtok.evaluate import inspect_model
+    from vqtok.pages import run as run_page
 
     sheets, sampled, notes = _samples(codec, samples, quiet)
     size = run.settings.get("data", {}).get("size") if run.sheets else None
     if isinstance(size, int):
         pictures = [
             picture[..., : codec.config.channels]
-            for picture in runs.pictures_of(run.sheets[-1], size)
+            for picture in run_page.pictures_of(run.sheets[-1], size)
         ]
         codes, counted = [codec.encode_batch(pictures)], f"in {len(pictures)} validation pictures"
     else:
         codes, counted = sampled, f"in {samples} samples"
-    book = insight.codebook(codec, insight.count_codes(codes), counted) if codes else None
-    return runs.Extra(book, sheets, notes)
+    book = (
+        inspect_model.codebook(codec, inspect_model.count_codes(codes), counted) if codes else None
+    )
+    return run_page.Extra(book, sheets, notes)
 
 
 def _samples(
@@ -155,13 +157,13 @@ def _samples(
     """Sheets with captions, the codes of those at temperature 1, and notes;
     nothing where none are asked for or there is no prior.
     """
-    from vqtok.evaluate import insight
+    from vqtok.evaluate import inspect_model
 
     if not count or codec.folder.prior is None:
         return [], [], []
     try:
         with bar("samples", quiet) as progress:
-            sheets, codes = insight.sample_sheets(codec, count, progress)
+            sheets, codes = inspect_model.sample_sheets(codec, count, progress)
     except VqtokError as error:  # of a run in progress the prior may be that of an older tokenizer
         return [], [], [f"no samples: {error}"]
     return sheets, [codes], []
@@ -170,29 +172,31 @@ def _samples(
 def _of_model(
     what: str, figures: Path | None, samples: int, device: str | None, quiet: bool, verbose: bool
 ) -> bytes:
-    from vqtok import config, files, weights
-    from vqtok.evaluate import insight
-    from vqtok.report import models
+    from vqtok import config, files, model_registry
+    from vqtok.evaluate import inspect_model
+    from vqtok.pages import model as model_page
 
-    folder = weights.find(what)
+    folder = model_registry.find(what)
     given = None if figures is None else _read_figures(figures)
     card = _text(folder.path / "README.md")
     codec = load(what, device, "fp32", verbose)
     sheets, codes, notes = _samples(codec, samples, quiet)
     book = (
-        insight.codebook(codec, insight.count_codes(codes), f"in {samples} samples of the prior")
+        inspect_model.codebook(
+            codec, inspect_model.count_codes(codes), f"in {samples} samples of the prior"
+        )
         if codes
         else None
     )
     curves = (
-        models.curves_of_card(card, codec.name)
+        model_page.curves_of_card(card, codec.name)
         if given is None
-        else models.curves_of_figures(given, codec.name)
+        else model_page.curves_of_figures(given, codec.name)
     )
     if given is not None and given.get("fingerprint") not in (None, codec.fingerprint):
         notes.append(f"the figures were measured with another model ({given['fingerprint']})")
     recipe = folder.path / "recipe.toml"
-    page = models.Model(
+    page = model_page.Model(
         codec.name,
         codec.fingerprint,
         card,
@@ -206,7 +210,7 @@ def _of_model(
         sheets,
         notes,
     )
-    return models.page(page, folder.path)
+    return model_page.page(page, folder.path)
 
 
 def _text(path: Path) -> str:
@@ -261,10 +265,10 @@ def _facts(codec: "Model", human: Any) -> list[tuple[str, Any]]:
 
 
 def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -> bytes:
-    from vqtok import codes, files, weights
-    from vqtok.evaluate import TITLES, insight
-    from vqtok.evaluate.coders import grid_bytes
-    from vqtok.report import grids
+    from vqtok import codes, files, model_registry
+    from vqtok.evaluate import TITLES, inspect_model
+    from vqtok.evaluate.baseline_coders import grid_bytes
+    from vqtok.pages import codes as codes_page
 
     data = (
         files.read_stdin(codes.FILE_LIMIT)
@@ -279,7 +283,7 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
             load(model, device, "fp32", verbose)
             if model
             else load_with(
-                lambda: weights.read_by_fingerprint(found.model, found.fingerprint),
+                lambda: model_registry.read_by_fingerprint(found.model, found.fingerprint),
                 device,
                 "fp32",
                 verbose,
@@ -289,11 +293,11 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
         pictures = codec.decode_all(plain)
     except ModelError as error:
         raise ModelError(f"{name}: {error}", error.fix) from None
-    spent = insight.bits(codec, plain)
-    parts = grids.breakdown(data, found, None if spent is None else spent[0])
-    coders = [grids.Part(TITLES[key], size) for key, size in grid_bytes(plain).items()]
+    spent = inspect_model.bits(codec, plain)
+    parts = codes_page.breakdown(data, found, None if spent is None else spent[0])
+    coders = [codes_page.Part(TITLES[key], size) for key, size in grid_bytes(plain).items()]
     if spent is not None:
-        coders.append(grids.Part(spent[1], float(spent[0].sum()) / 8))
+        coders.append(codes_page.Part(spent[1], float(spent[0].sum()) / 8))
     facts: list[tuple[str, Any]] = [
         ("model", f"{plain.model} ({plain.fingerprint})"),
         ("form", codes.form(found)),
@@ -303,8 +307,8 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
         ("codes at each level", plain.codebook_size),
         ("raw bits per pixel", plain.bits / plain.pixels),
     ]
-    colors = insight.index_colors(codec)
-    page = grids.Grid(
+    colors = inspect_model.index_colors(codec)
+    page = codes_page.Grid(
         name,
         plain,
         pictures,
@@ -315,4 +319,4 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
         coders,
         facts,
     )
-    return grids.page(page)
+    return codes_page.page(page)

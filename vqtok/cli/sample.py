@@ -255,7 +255,7 @@ def _write(
 ) -> list[Path]:
     """Writes codes, numbered pictures or one sheet, and returns the files."""
     from vqtok import codes as codes_format
-    from vqtok import images, report
+    from vqtok import images, plots
     from vqtok.files import STDIO
 
     if _is_codes(target):
@@ -274,9 +274,7 @@ def _write(
         else math.ceil(math.sqrt(len(pictures)))
     )
     sheet = (
-        pictures[0]
-        if len(pictures) == 1
-        else report.sheet(pictures, columns, captions, scale=scale)
+        pictures[0] if len(pictures) == 1 else plots.sheet(pictures, columns, captions, scale=scale)
     )
     if target == STDIO:
         output.write_stdout(images.encode_png(sheet))

@@ -8,19 +8,21 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vqtok.cli import output
-from vqtok.cli.threads import later
+from vqtok.prefetch import later
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
-    from vqtok.weights import Tokenizer
+    from vqtok.model_registry import Tokenizer
 
 
 def load(model: str | None, device: str | None, precision: str, verbose: bool = False) -> "Model":
     """The model that the options ask for."""
-    from vqtok import weights
+    from vqtok import model_registry
 
-    folder = weights.find(model)  # torch takes seconds to import: a wrong name is told before
-    return load_with(lambda: weights.read_tokenizer(folder), device, precision, verbose)
+    folder = model_registry.find(
+        model
+    )  # torch takes seconds to import: a wrong name is told before
+    return load_with(lambda: model_registry.read_tokenizer(folder), device, precision, verbose)
 
 
 def load_with(

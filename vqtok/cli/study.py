@@ -117,16 +117,16 @@ def _again(command: str, resumed: bool) -> str:
 
 
 def _show(found: "Study", out: Path, json: bool, quiet: bool) -> None:
-    from vqtok import report
+    from vqtok import plots
     from vqtok.study import page, table
 
     if json:
         for system in page.to_json(found)["systems"]:
             output.print_json(system)
         return
-    output.print_table(report.rich_table(found.headers, found.rows()))
+    output.print_table(plots.rich_table(found.headers, found.rows()))
     output.print_table(
-        report.rich_table(["published on CIFAR-10", "bits/dim", "source"], table.anchor_rows())
+        plots.rich_table(["published on CIFAR-10", "bits/dim", "source"], table.anchor_rows())
     )
     for sentence in table.sentences(found):
         output.say(sentence, quiet)

@@ -436,7 +436,7 @@ def _begin(out: Path, stage: str, resume: bool, wanted: "Wanted") -> tuple["Begu
 def _print_plan(
     begun: "Begun", dataset: "Dataset", out: Path, stage: str, device: Any, json: bool
 ) -> None:
-    from vqtok import report
+    from vqtok import plots
     from vqtok import train as training
 
     recipe = begun.recipe
@@ -476,7 +476,7 @@ def _print_plan(
             ),
         ]
     )
-    output.print_table(report.rich_table(["plan", ""], rows))
+    output.print_table(plots.rich_table(["plan", ""], rows))
 
 
 def _finish(begun: "Begun", out: Path, stage: str, device: str, quiet: bool) -> None:

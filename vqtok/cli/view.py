@@ -44,7 +44,7 @@ def view(
 ) -> None:
     """Show a picture, or what codes decode to, in the terminal."""
     from vqtok import files
-    from vqtok.report import blocks
+    from vqtok.plots import terminal_image
 
     terminal = sys.stdout is not None and sys.stdout.isatty()
     if not terminal and not always:
@@ -64,11 +64,11 @@ def view(
     )
     size = shutil.get_terminal_size()
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-    shown = blocks.lines(
+    shown = terminal_image.lines(
         pixels,
         size.columns,
         max(1, size.lines - LINES_BELOW),
-        blocks.colors_of(os.environ, encoding),
+        terminal_image.colors_of(os.environ, encoding),
     )
     output.write_stdout(("\n".join(shown) + "\n").encode(encoding))
     output.say(f"{file}  {text}", quiet)
@@ -128,14 +128,16 @@ def _model(
     found: "Codes | Compact", grid: bool, model: str | None, device: str | None
 ) -> "Model | None":
     """The model of the codes; None where it is not here, and a grid can be shown without."""
-    from vqtok import weights
+    from vqtok import model_registry
     from vqtok.codes import Codes
 
     if model is not None:
         return load(model, device, "fp32")
     try:
         return load_with(
-            lambda: weights.read_by_fingerprint(found.model, found.fingerprint), device, "fp32"
+            lambda: model_registry.read_by_fingerprint(found.model, found.fingerprint),
+            device,
+            "fp32",
         )
     except VqtokError:
         if grid and (isinstance(found, Codes) or found.prior is None):
@@ -145,12 +147,12 @@ def _model(
 
 def _grids(codes: "Codes", codec: "Model | None") -> "np.ndarray":
     """The index grids of one picture in color, uint8 (H, W, 3); of several levels side by side."""
-    from vqtok import report
-    from vqtok.report.palette import by_number
+    from vqtok import plots
+    from vqtok.plots.palette import by_number
 
     _, L, h, w = codes.indices.shape
     if codec is not None:
-        from vqtok.evaluate.insight import index_colors
+        from vqtok.evaluate.inspect_model import index_colors
 
         colors = index_colors(codec)
         pictures = [colors[level][codes.indices[0, level]] for level in range(L)]
@@ -160,5 +162,5 @@ def _grids(codes: "Codes", codec: "Model | None") -> "np.ndarray":
     return (
         pictures[0]
         if L == 1
-        else report.sheet(pictures, columns, gap=max(1, min(h, w) // 16), background=(0, 0, 0))
+        else plots.sheet(pictures, columns, gap=max(1, min(h, w) // 16), background=(0, 0, 0))
     )

@@ -7,7 +7,7 @@ The one place where file, array, tensor and network meet.
 >>> picture = model.decode(codes)           # uint8 (H, W, C), of the original's size
 """
 
-from vqtok.codec.coder import EntropyCoder, unpack, without_prior
+from vqtok.codec.entropy_coder import EntropyCoder, unpack, without_prior
 from vqtok.codec.loading import build_tokenizer, load_tokenizer, pick_device, place, tokenizer_of
 from vqtok.codec.model import Model, kept_part, load
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from vqtok import config, weights
 from vqtok.config import PriorConfig, TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
-from vqtok.outline import outline
+from vqtok.meta_init import outline
+from vqtok.networks.vqvae import VQVAE
 from vqtok.priors import Prior, build
-from vqtok.vqvae import VQVAE
 
 N = TypeVar("N", bound=torch.nn.Module)
 

@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import classic, images, losses, weights
-from vqtok.codec.coder import EntropyCoder, without_prior
+from vqtok import images, losses, model_registry
+from vqtok.codec.entropy_coder import EntropyCoder, without_prior
 from vqtok.codec.loading import build_tokenizer, load_prior, pick_device, place, take
 from vqtok.codes import Codes, Compact, choice, compact, counted, index_dtype
 from vqtok.config import TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.losses import Likelihood
-from vqtok.parts import Cut, in_parts
-from vqtok.priors import Prior, sample
+from vqtok.networks import vqgan
+from vqtok.networks.streaming import Cut, in_parts
+from vqtok.networks.vqvae import VQVAE, AnyDecoder, AnyEncoder, to_float, to_uint8
+from vqtok.priors import Prior
 from vqtok.quantizers import Quantizer
-from vqtok.vqvae import VQVAE, AnyDecoder, AnyEncoder, to_float, to_uint8
+from vqtok.sampling import sample
 
 # worked on, at about 60 bytes each; in smaller parts a pixel costs up to 1.3 times as much (2**16)
 PIXELS_AT_ONCE = 2**19
@@ -36,7 +38,9 @@ def load(
     None takes VQTOK_MODEL, else photo.
     """
     return Model(
-        weights.read_tokenizer(weights.find(None if model is None else os.fspath(model))),
+        model_registry.read_tokenizer(
+            model_registry.find(None if model is None else os.fspath(model))
+        ),
         pick_device(device),
         precision,
     )
@@ -50,7 +54,7 @@ class Model:
     """
 
     def __init__(
-        self, tokenizer: weights.Tokenizer, device: torch.device, precision: str = "fp32"
+        self, tokenizer: model_registry.Tokenizer, device: torch.device, precision: str = "fp32"
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise UsageError(f"precision {precision!r} is not known", "choose fp32 or bf16")
@@ -228,7 +232,7 @@ class Model:
         """
         if self.config.network == "classic":
             f = self.config.downsample
-            classic.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
+            vqgan.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
 
     def _encode(self, pictures: list[np.ndarray], indices: Tensor) -> None:
         """Writes the indices (n, L, h, w) of n pictures that share a grid, or

@@ -13,7 +13,7 @@ Its members, stored or deflated, are in the plain form
 and in the compact form (see `compact`)
 - `stream`: uint8, one axis: the same, entropy-coded or bit-packed
 
-A reader ignores keys and members that it does not know. It trusts nothing: see `archive`.
+A reader ignores keys and members that it does not know. It trusts nothing: see `npz`.
 """
 
 import io
@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 
 from vqtok import files
-from vqtok.codes.archive import Member, data_offset, find, open_archive, read_member, write_member
 from vqtok.codes.checks import COPY_AGAIN, FORMAT, check, named, parse_meta
 from vqtok.codes.compact import Compact, compact, from_stream, to_stream
 from vqtok.codes.grids import Codes, choice, counted, index_dtype
+from vqtok.codes.npz import Member, data_offset, find, open_archive, read_member, write_member
 from vqtok.errors import FormatError
 
 __all__ = [

@@ -3,6 +3,7 @@
 Each class checks its own values.
 """
 
+from vqtok.config.coerce import BEFORE, from_dict
 from vqtok.config.presets import PRESETS
 from vqtok.config.recipe import (
     ARCHITECTURES,
@@ -16,7 +17,6 @@ from vqtok.config.recipe import (
     Recipe,
     StageConfig,
 )
-from vqtok.config.text import parse_duration, parse_setting, read_recipe, to_toml
 from vqtok.config.tokenizer import (
     GRAY_LEVELS,
     LEARNED,
@@ -26,7 +26,7 @@ from vqtok.config.tokenizer import (
     QUANTIZERS,
     TokenizerConfig,
 )
-from vqtok.config.values import BEFORE, from_dict
+from vqtok.config.toml import parse_duration, parse_setting, read_recipe, to_toml
 
 __all__ = [
     "ARCHITECTURES",

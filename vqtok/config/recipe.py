@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from vqtok.config.check import check, check_choice, check_range
+from vqtok.config.coerce import check, check_choice, check_range, override
 from vqtok.config.tokenizer import LEVELS_MAX, TokenizerConfig
-from vqtok.config.values import override
 
 ENTROPY_CODES_MAX = 4096  # K up to which a table of 65,536 leaves each code enough to choose from
 OPTIMIZERS = ("adamw", "muon")

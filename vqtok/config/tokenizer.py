@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vqtok.config.check import check, check_choice, check_range
+from vqtok.config.coerce import check, check_choice, check_range
 
 LIKELIHOODS = ("mse", "l1", "charbonnier", "bce", "logistic", "heteroscedastic")
 LEARNED = ("ema", "vq", "simvq", "fsq", "lfq")  # quantizers of what an encoder gives

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vqtok.data import tar_index
+from vqtok.data import tar
 from vqtok.data.dataset import ArrayData, Split
 from vqtok.errors import InputError
 
@@ -85,7 +85,7 @@ def open_cifar_archive(path: Path, split: Split) -> ArrayData:
     batches, text = [], ""
     try:
         with gzip.open(path) as file:
-            for member in tar_index.index_stream(file, _CIFAR_LIMIT, path):
+            for member in tar.index_stream(file, _CIFAR_LIMIT, path):
                 name = PurePosixPath(member.name).name
                 if name == "batches.meta":
                     raise InputError(

@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from vqtok.data import noise
+from vqtok.data import counter_rng
 from vqtok.data.dataset import Dataset, PictureFiles, convert
-from vqtok.data.kept import Kept, room
+from vqtok.data.decoded_cache import Kept, room
 from vqtok.errors import InputError
 
 _SPLIT, _SHUFFLE, _SCALE, _TOP, _LEFT, _FLIP, _REPLACE = range(1, 8)  # streams of random numbers
@@ -49,7 +49,7 @@ def split(dataset: Dataset, part: float, maximum: int, seed: int) -> tuple[np.nd
     if n == 1:
         return np.zeros(1, np.int64), np.zeros(1, np.int64)
     wanted = min(max(round(n * part), 1), maximum, n - 1) if part > 0 else 0
-    order = noise.permutation(seed, _SPLIT, n)
+    order = counter_rng.permutation(seed, _SPLIT, n)
     return np.sort(order[wanted:]), np.sort(order[:wanted])
 
 
@@ -108,7 +108,7 @@ class Batches:
                 np.stack([crop for _, crop in pairs]),
             )
         if self._flip:
-            mirrored = noise.bits(self._seed, _FLIP, positions) >> np.uint64(63) == 1
+            mirrored = counter_rng.bits(self._seed, _FLIP, positions) >> np.uint64(63) == 1
             pixels[mirrored] = pixels[mirrored, :, ::-1]
         labels = np.array([self.dataset.label(int(index)) for index in chosen], np.int64)
         # (B, C, size, size)
@@ -154,7 +154,7 @@ class Batches:
                 # prefetching looks at two epochs at most, unless they are tiny
                 if len(self._orders) >= 4:
                     self._orders.pop(next(iter(self._orders)))
-                self._orders[epoch] = noise.permutation(
+                self._orders[epoch] = counter_rng.permutation(
                     self._seed, _SHUFFLE + (epoch << 8), len(self.indices)
                 )
             return self._orders[epoch]
@@ -162,7 +162,7 @@ class Batches:
     def _crop(self, index: int, position: int) -> tuple[int, np.ndarray]:
         """(index used, uint8 (size, size, C))."""
         scale, top, left = (
-            float(noise.uniform(self._seed, s, np.array([position]))[0])
+            float(counter_rng.uniform(self._seed, s, np.array([position]))[0])
             for s in (_SCALE, _TOP, _LEFT)
         )
         factor = self._min_scale + (1 - self._min_scale) * scale
@@ -187,7 +187,9 @@ class Batches:
             try:
                 return index, *self._decoded(index, shrink)
             except InputError:
-                draw = noise.bits(self._seed, _REPLACE + (attempt << 8), np.array([position]))[0]
+                draw = counter_rng.bits(
+                    self._seed, _REPLACE + (attempt << 8), np.array([position])
+                )[0]
                 index = int(self.indices[int(draw) % N])
         raise InputError(
             f"{self.dataset.skipped} of {len(self.dataset)} pictures in "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vqtok.data import noise
+from vqtok.data import counter_rng
 
 Field = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # pictures drawn at a time: 20,000 took 1.8 s so, and 6.4 all at once, in gigabytes of floats
@@ -30,9 +30,9 @@ class Shapes:
         assert n > 0
         assert size >= 8
         self._n, self._seed = n, seed
-        self._kinds = (noise.bits(seed, 0, np.arange(n)) % np.uint64(len(self.labels))).astype(
-            np.int64
-        )
+        self._kinds = (
+            counter_rng.bits(seed, 0, np.arange(n)) % np.uint64(len(self.labels))
+        ).astype(np.int64)
         self.size = (size, size)
 
     @property
@@ -62,9 +62,9 @@ class Shapes:
         """`pictures` of a few: their floats are ten times as large."""
         # before the drawing: it raises IndexError where there is no such picture
         kinds = self._kinds[indices]
-        draws = np.stack([noise.uniform(self._seed, k, indices) for k in range(1, 14)]).astype(
-            np.float32
-        )
+        draws = np.stack(
+            [counter_rng.uniform(self._seed, k, indices) for k in range(1, 14)]
+        ).astype(np.float32)
         draws = draws[:, :, None, None]  # (13, n, 1, 1)
         # each (n, size, size, 3) or (n, 1, 1, 3)
         ground, shape_colors = _colors(draws[:7], self.size[0])

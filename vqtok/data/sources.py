@@ -10,8 +10,7 @@ from vqtok import images
 from vqtok.data import arrays
 from vqtok.data.dataset import Dataset, PictureFiles, Split
 from vqtok.data.shapes import Shapes
-from vqtok.data.tar_index import TarMember
-from vqtok.data.tars import MEMBER_LIMIT, is_picture, tar_pictures
+from vqtok.data.tar import MEMBER_LIMIT, TarMember, is_picture, tar_pictures
 from vqtok.errors import InputError
 from vqtok.files import expand
 from vqtok.images import IMAGE_SUFFIXES

@@ -2,9 +2,9 @@
 by level, and beside JPEG, WebP and AVIF.
 """
 
-from vqtok.evaluate.codecs import CODECS, title
-from vqtok.evaluate.coders import TITLES
-from vqtok.evaluate.figures import CodecRow, Evaluation, LevelRow
+from vqtok.evaluate.baseline_coders import TITLES
 from vqtok.evaluate.measure import View, evaluate
+from vqtok.evaluate.reference_codecs import CODECS, title
+from vqtok.evaluate.results import CodecRow, Evaluation, LevelRow
 
 __all__ = ["CODECS", "TITLES", "CodecRow", "Evaluation", "LevelRow", "View", "evaluate", "title"]

@@ -13,13 +13,13 @@ from vqtok.codec import Model
 from vqtok.codes import Codes, choice, counted, to_bytes
 from vqtok.data import Dataset, whole
 from vqtok.errors import InputError, UsageError
-from vqtok.evaluate.codecs import CODECS, Rival, title, writable
-from vqtok.evaluate.coders import grid_bytes
-from vqtok.evaluate.figures import Evaluation, Sums, Tally
-from vqtok.evaluate.quality import SMALLEST, Judge
+from vqtok.evaluate.baseline_coders import grid_bytes
+from vqtok.evaluate.comparator import SMALLEST, Judge
+from vqtok.evaluate.reference_codecs import CODECS, Rival, title, writable
+from vqtok.evaluate.results import Evaluation, Sums, Tally
 from vqtok.losses import LPIPS
+from vqtok.networks.vqvae import to_float
 from vqtok.priors import Prior
-from vqtok.vqvae import to_float
 
 BATCH_PIXELS = 2**18  # pictures of one size are encoded together up to here
 BATCH_INDICES = 2**14  # and their grids are weighed by the prior together up to here

@@ -8,14 +8,15 @@ from dataclasses import asdict
 
 import numpy as np
 
-from vqtok import __version__, weights
+from vqtok import weights
+from vqtok._version import __version__
 from vqtok.config import TokenizerConfig
 from vqtok.errors import FormatError, UsageError
 from vqtok.interop import diffusers, layout, llamagen, taming
 from vqtok.interop.layout import Layout
 from vqtok.interop.read import Checkpoint
-from vqtok.outline import outline
-from vqtok.vqvae import VQVAE
+from vqtok.meta_init import outline
+from vqtok.networks.vqvae import VQVAE
 
 LAYOUTS = (taming.LAYOUT, llamagen.LAYOUT, diffusers.LAYOUT)
 GROUPS = 32  # of the normalization, fixed in the code of taming-transformers and LlamaGen

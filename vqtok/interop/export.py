@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from vqtok import config, files, weights
+from vqtok import config, files, model_registry, weights
 from vqtok.codec import build_tokenizer
 from vqtok.config import TokenizerConfig
 from vqtok.errors import ModelError
@@ -37,7 +37,7 @@ class Exported:
             files.write_bytes(folder / name, data, force)
 
 
-def export(folder: weights.ModelFolder) -> Exported:
+def export(folder: model_registry.ModelFolder) -> Exported:
     """The tokenizer of a model as a VQModel of diffusers.
 
     ModelError where that has no layers for it. Errors as `weights.load`.

@@ -2,8 +2,8 @@
 
 from vqtok.losses.criterion import Criterion
 from vqtok.losses.likelihood import Likelihood, build, discretized_logistic, outputs
-from vqtok.losses.perceptual import LPIPS
-from vqtok.losses.structure import ms_ssim
+from vqtok.losses.lpips import LPIPS
+from vqtok.losses.ms_ssim import ms_ssim
 
 __all__ = [
     "LPIPS",

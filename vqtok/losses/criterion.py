@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from vqtok import distributed
 from vqtok.config import LossConfig
 from vqtok.errors import UsageError
-from vqtok.losses import perceptual
-from vqtok.losses.structure import WINDOW, ms_ssim
+from vqtok.losses import lpips as losses_lpips
+from vqtok.losses.ms_ssim import WINDOW, ms_ssim
 
 
 class Criterion(nn.Module):
@@ -18,7 +18,7 @@ class Criterion(nn.Module):
         """`file` holds the perceptual weights, needed where config asks for them;
         `size` is the side of the pictures to come.
 
-        UsageError where both do not go with the config; errors as `perceptual.load`.
+        UsageError where both do not go with the config; errors as `lpips.load`.
         """
         super().__init__()
         self.config = config
@@ -36,7 +36,7 @@ class Criterion(nn.Module):
                 f"MS-SSIM needs pictures of {WINDOW} pixels, these have {size}",
                 "choose a larger --size",
             )
-        self.lpips = perceptual.load(file) if config.perceptual and file is not None else None
+        self.lpips = losses_lpips.load(file) if config.perceptual and file is not None else None
 
     def forward(
         self,

@@ -2,12 +2,11 @@
 
 from vqtok.config import PriorConfig
 from vqtok.priors.base import Prior, cross_entropy
-from vqtok.priors.exact import ExactPrior, exact_shapes, largest_sum
 from vqtok.priors.fvsbn import FVSBN
 from vqtok.priors.integer import IntegerPrior
+from vqtok.priors.integer_inference import ExactPrior, exact_shapes, largest_sum
 from vqtok.priors.pixelcnn import PixelCNN, receptive_field
 from vqtok.priors.pixelrnn import PixelRNN
-from vqtok.priors.sampling import sample
 from vqtok.priors.transformer import Transformer
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "exact_shapes",
     "largest_sum",
     "receptive_field",
-    "sample",
 ]
 
 CLASSES = {"fvsbn": FVSBN, "pixelcnn": PixelCNN, "pixelrnn": PixelRNN, "transformer": Transformer}

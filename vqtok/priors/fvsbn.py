@@ -10,6 +10,7 @@ its own, so that one network knows grids of one size.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from vqtok.config import PriorConfig
 from vqtok.errors import UsageError
 from vqtok.priors.base import Prior, offset
+
+if TYPE_CHECKING:
+    from vqtok.sampling.fvsbn import Sums
 
 PLACE = 16  # dimensions that a place has to itself, for what it holds whatever came before
 WEIGHTS = 2**24  # of all pairs of places, where E is to be chosen: 64 MiB
@@ -73,6 +77,8 @@ class FVSBN(Prior):
     def cursor(
         self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
     ) -> "Sums":
+        from vqtok.sampling.fvsbn import Sums
+
         return Sums(self, level, n, rows, indices)
 
     def _embedded(self, indices: Tensor) -> Tensor:
@@ -94,51 +100,3 @@ class FVSBN(Prior):
         """(B, T', E + PLACE) of the sums (B, E, T') of the places from first to last."""
         place = self.place[first:last].expand(len(sums), -1, -1)
         return torch.cat([sums.transpose(1, 2), place.to(sums.dtype)], dim=2)
-
-
-class Sums:
-    """A cursor (`base.Cursor`) that keeps, for all places of its level, the sums over
-    the places that are known.
-    """
-
-    def __init__(
-        self, prior: FVSBN, level: int, n: int, rows: Tensor | None, indices: Tensor
-    ) -> None:
-        self.prior, self.w = prior, prior.config.columns
-        self.first, last = level * prior.size, (level + 1) * prior.size
-        K = prior.config.codebook_size
-        self.table = prior.embedding.weight[level * K : (level + 1) * K]  # (K, E)
-        # within the level; [t, t'] asked with t < t'
-        self.pairs = prior.pairs[:, self.first : last, :, self.first : last]
-        below = prior._embedded(indices[:, :level]).flatten(1)  # (n, E*first)
-        start = prior._start(rows, last)[..., self.first :]
-        told = below @ prior.pairs[:, : self.first, :, self.first : last].flatten(0, 1).flatten(1)
-        # (n, E, h*w): of the rows above
-        self.sums = told.unflatten(1, (prior.width, prior.size)) + start
-        self.row = self.sums[..., : self.w]  # (n, E, w): and of this one
-        self.i = self.j = -1
-
-    def next_row(self, above: Tensor | None) -> None:
-        self.i, self.j = self.i + 1, -1
-        start = self.i * self.w
-        if above is not None:
-            embedded = F.embedding(above, self.table).transpose(1, 2).flatten(1)  # (n, E*w)
-            pairs = self.pairs[:, start - self.w : start, :, start:]
-            self.sums[..., start:] += (embedded @ pairs.flatten(0, 1).flatten(1)).unflatten(
-                1, (self.prior.width, -1)
-            )
-        self.row = self.sums[..., start : start + self.w].clone()
-
-    def next_column(self, left: Tensor | None) -> Tensor:
-        self.j += 1
-        here, end = self.i * self.w + self.j, (self.i + 1) * self.w
-        if left is not None:
-            pairs = self.pairs[:, here - 1, :, here:end].flatten(1)  # (E, E*(w-j))
-            self.row[..., self.j :] += (F.embedding(left, self.table) @ pairs).unflatten(
-                1, (self.prior.width, -1)
-            )
-        place = self.first + here
-        return self.prior._features(self.row[..., self.j : self.j + 1], place, place + 1)[:, 0]
-
-    def logits(self, features: Tensor) -> Tensor:
-        return self.prior.output(self.first // self.prior.size)(features)

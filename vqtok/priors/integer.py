@@ -11,7 +11,7 @@ places before it, and the levels below l at the 3x3 AROUND it. Nothing else: so 
 equal 2i + j + LAG * l can be decoded at once (`wavefront`).
 This module trains it, with rounding in the forward pass and gradients straight through (Jacob et
 al. 2018, arXiv 1712.05877);
-`exact` is the inference.
+`integer_inference` is the inference.
 """
 
 import math
@@ -108,7 +108,7 @@ class Block(nn.Module):
 class IntegerPrior(nn.Module):
     """p(indices): the product over levels and places of p(index | what the place sees).
 
-    Trained here; see `exact` for inference.
+    Trained here; `integer_inference` computes.
     """
 
     def __init__(self, config: EntropyConfig) -> None:
@@ -173,7 +173,7 @@ class IntegerPrior(nn.Module):
         return logits.reshape(levels, B, h, w, -1)
 
     def integers(self) -> dict[str, np.ndarray]:
-        """What `exact` computes with: int8 embeddings and weights, int32 biases, by name."""
+        """What inference computes with: int8 embeddings and weights, int32 biases, by name."""
         embedding = (
             grid_round(self.embedding, EMBEDDING_STEP, -WEIGHT_LIMIT, WEIGHT_LIMIT)
             * 2**EMBEDDING_STEP

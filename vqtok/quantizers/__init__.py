@@ -5,7 +5,7 @@ the protocol `Quantizer`.
 from dataclasses import replace
 
 from vqtok.config import TokenizerConfig
-from vqtok.outline import outline
+from vqtok.meta_init import outline
 from vqtok.quantizers.base import Quantized, Quantizer
 from vqtok.quantizers.codebook import EMAQuantizer, VectorQuantizer
 from vqtok.quantizers.finite import FSQuantizer, LFQuantizer

@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 
-from vqtok import __version__, train
+from vqtok import train
+from vqtok._version import __version__
 from vqtok.errors import OutputError, UsageError
-from vqtok.study import measure, page, pictures, results, trained
-from vqtok.study.budget import Interrupted
-from vqtok.study.results import Result
+from vqtok.study import measure, page, pictures, table
+from vqtok.study import run as study_run
+from vqtok.study.run import Interrupted, Lab, Watch
 from vqtok.study.systems import SYSTEMS, System
-from vqtok.study.table import Study
-from vqtok.study.trained import Lab
-from vqtok.study.watch import Watch
+from vqtok.study.table import Result, Study
 
 __all__ = [
     "SYSTEMS",
@@ -109,7 +108,7 @@ def study(
         if system.name not in have:
             watch.begin(system.name, plan.budget, 0.0)
             have[system.name] = measure.measure(
-                lab, system, trained.train(lab, system), plan.samples
+                lab, system, study_run.train(lab, system), plan.samples
             )
             page.write(plan.folder, _outcome(plan, lab, have))
     return _outcome(plan, lab, have)
@@ -120,9 +119,9 @@ def _finished(plan: Plan, lab: Lab) -> dict[str, Result]:
     found = {}
     for system in {system.name: system for system in (*SYSTEMS, *plan.systems)}.values():
         settings = measure.settings_of(
-            trained.settings_of(lab, system), len(lab.pictures.test), plan.samples
+            study_run.settings_of(lab, system), len(lab.pictures.test), plan.samples
         )
-        result = results.read(plan.folder / system.name, settings)
+        result = table.read(plan.folder / system.name, settings)
         if result is not None:
             found[system.name] = result
     return found
@@ -132,7 +131,7 @@ def _forget(folder: Path) -> None:
     """Marks all that an earlier study left in the folder as not done;
     its files are replaced one by one.
     """
-    for mark in (*folder.glob(f"*/{trained.MARK}"), *folder.glob(f"*/{results.RESULT}")):
+    for mark in (*folder.glob(f"*/{study_run.MARK}"), *folder.glob(f"*/{table.RESULT}")):
         mark.unlink()
 
 

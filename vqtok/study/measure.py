@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import codec, images, report
+from vqtok import codec, images, plots
 from vqtok.codec import Model
+from vqtok.networks.vae import VAE, divergence
+from vqtok.networks.vqvae import to_float, to_uint8
 from vqtok.priors import cross_entropy
-from vqtok.study import budget, results, vae
-from vqtok.study.results import Result
+from vqtok.study import run as study_run
+from vqtok.study import table, vae
+from vqtok.study.run import Lab, Trained
 from vqtok.study.systems import System
-from vqtok.study.trained import Lab, Trained
+from vqtok.study.table import Result
 from vqtok.train import Stop
-from vqtok.vae import VAE, divergence
-from vqtok.vqvae import to_float, to_uint8
 
 AT_ONCE = 16  # test pictures weighed at a time: logits of 16 raw pictures take 50 MB
 SHEET_COLUMNS = 8
@@ -48,7 +49,7 @@ def bits(model: Model, pictures: np.ndarray, stop: Stop) -> Bits:
     network = model.network
     for start in range(0, len(pictures), AT_ONCE):
         if stop.here:
-            raise budget.Interrupted
+            raise study_run.Interrupted
         x = _floats(pictures[start : start + AT_ONCE], model.device)
         with torch.inference_mode():
             indices = network.encode(x)
@@ -108,7 +109,7 @@ def measure(lab: Lab, system: System, trained: Trained, samples: int) -> Result:
         trained.tokenizer_steps * trained.tokenizer_batch,
         trained.precision,
     )
-    results.write(lab.folder / system.name, result)
+    table.write(lab.folder / system.name, result)
     return result
 
 
@@ -165,7 +166,7 @@ def vae_bits(network: VAE, pictures: np.ndarray, seed: int, stop: Stop) -> Bits:
         torch.manual_seed(seed)
         for start in range(0, len(pictures), AT_ONCE):
             if stop.here:
-                raise budget.Interrupted
+                raise study_run.Interrupted
             x = _floats(pictures[start : start + AT_ONCE], device)
             latents += float(divergence(*network.encode(x)).double().sum()) / LOG2
             total += float(network.bits(x).double().sum()) * x[0].numel()
@@ -177,7 +178,7 @@ def draw(model: Model, n: int, seed: int, stop: Stop, path: Path) -> float:
 
     def look(_done: int, _total: int) -> None:
         if stop.here:
-            raise budget.Interrupted
+            raise study_run.Interrupted
 
     start = time.perf_counter()
     pictures = model.sample(n, seed=seed, progress=look)
@@ -189,7 +190,7 @@ def draw(model: Model, n: int, seed: int, stop: Stop, path: Path) -> float:
 def write_sheet(path: Path, pictures: list[np.ndarray]) -> None:
     images.write(
         path,
-        report.sheet(pictures, SHEET_COLUMNS, gap=GAP, scale=scale_of(len(pictures[0]))),
+        plots.sheet(pictures, SHEET_COLUMNS, gap=GAP, scale=scale_of(len(pictures[0]))),
         force=True,
     )
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from vqtok import files, images, report
+from vqtok import files, images, plots
 from vqtok.errors import VqtokError
-from vqtok.report import Panel, Series, html
-from vqtok.report.runs import read_run
+from vqtok.pages import html
+from vqtok.pages.run import read_run
+from vqtok.plots import Panel, Series
 from vqtok.study import measure, table
-from vqtok.study.results import Result
-from vqtok.study.table import Study
+from vqtok.study.table import Result, Study
 
 JSON, MARKDOWN, HTML, SHEET = "study.json", "study.md", "report.html", "samples.png"
 SHOWN = 16  # samples of each system in the sheet of all
@@ -56,15 +56,15 @@ def to_markdown(study: Study) -> str:
     """The table, the published figures, and what both mean."""
     parts = [
         "# Study: why quantize at all",
-        report.markdown(study.headers, study.rows()),
+        plots.markdown(study.headers, study.rows()),
         "Published on CIFAR-10:",
-        report.markdown(["system", "bits/dim", "source"], table.anchor_rows()),
+        plots.markdown(["system", "bits/dim", "source"], table.anchor_rows()),
         "## What the table shows",
         _list(table.sentences(study)),
         "## What it does not show",
         _list(table.cautions(study)),
         "## How it was made",
-        report.markdown(["", ""], [[name, _plain(value)] for name, value in study.facts.items()]),
+        plots.markdown(["", ""], [[name, _plain(value)] for name, value in study.facts.items()]),
     ]
     return "\n".join(part if part.endswith("\n") else f"{part}\n" for part in parts)
 
@@ -174,4 +174,4 @@ def _all(sheets: dict[str, np.ndarray], study: Study) -> np.ndarray:
     rows = -(-SHOWN // measure.SHEET_COLUMNS)
     tops = [sheet[: rows * tile + measure.GAP] for sheet in sheets.values()]
     labels = [f"{r.system}, {r.bits:.2f} bits/dim" for r in study.results if r.system in sheets]
-    return report.sheet(tops, 2, labels)
+    return plots.sheet(tops, 2, labels)

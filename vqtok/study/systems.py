@@ -6,7 +6,7 @@ from typing import Any
 
 from vqtok.config import PRESETS, Recipe
 from vqtok.train import merge
-from vqtok.train.begin import fit_to_data
+from vqtok.train.run import fit_to_data
 
 DOWNSAMPLE = 4  # of the VQ-VAE: sides must be multiples of it
 PRESET = "cifar"

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import __version__, config, weights
+from vqtok import config, weights
+from vqtok._version import __version__
 from vqtok.codec import place
 from vqtok.config import Recipe, TokenizerConfig
 from vqtok.data import Batches, Dataset, split, whole
+from vqtok.networks.vae import VAE
+from vqtok.networks.vqvae import to_float
 from vqtok.train.loop import Run, Step, Task, Validation
-from vqtok.vae import VAE
-from vqtok.vqvae import to_float
 from vqtok.weights import Weights
 
 NAME = "vae"

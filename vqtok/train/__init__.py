@@ -12,24 +12,30 @@ from vqtok.codec import place, tokenizer_of
 from vqtok.config import ENTROPY_CODES_MAX, Recipe
 from vqtok.data import Dataset, split
 from vqtok.errors import InputError, TrainingError
+from vqtok.networks.vqvae import VQVAE
 from vqtok.train import loop
-from vqtok.train.begin import (
+from vqtok.train.grids import Grids, encode_dataset, load_grids, save_grids
+from vqtok.train.loop import Listener, Run, Status, Stop
+from vqtok.train.plan import plan
+from vqtok.train.prior import EntropyTask, PriorTask
+from vqtok.train.run import (
+    Begun,
     Wanted,
     agreed,
+    check_free,
     check_processes,
     check_settable,
+    goes_on,
     merge,
     new,
     prior_for,
+    record,
+    resumable,
     resumed,
+    start,
 )
-from vqtok.train.folder import Begun, check_free, goes_on, record, resumable, start
-from vqtok.train.loop import Listener, Run, Status, Stop
-from vqtok.train.plan import plan
-from vqtok.train.prior import EntropyTask, Grids, PriorTask, encode_dataset, load_grids, save_grids
 from vqtok.train.shards import CodesData, copy_tokenizer, refuse_codes
 from vqtok.train.tokenizer import TokenizerTask, write_identity
-from vqtok.vqvae import VQVAE
 
 __all__ = [
     "STAGES",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vqtok import distributed
 from vqtok.codec import place
 from vqtok.config import Recipe
-from vqtok.losses.adversarial import (
+from vqtok.losses.discriminator import (
     PatchDiscriminator,
     discriminator_hinge,
     feature_matching,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vqtok import codec, files, images, report, weights
+from vqtok import codec, files, images, plots, weights
 
 
 def write_card(folder: Path, command: str) -> None:
@@ -38,7 +38,7 @@ def write_samples(folder: Path, device: str, seed: int) -> None:
     )
     scale = max(1, 96 // max(pictures[0].shape[:2]))
     images.write(
-        folder / "samples.png", report.sheet(pictures, columns, captions, scale=scale), force=True
+        folder / "samples.png", plots.sheet(pictures, columns, captions, scale=scale), force=True
     )
 
 
@@ -81,7 +81,7 @@ def _text(
     sheet = "\n![Samples of the prior](samples.png)\n" if (folder / "samples.png").exists() else ""
     return (
         f"# {folder.resolve().name} ({fingerprint})\n"
-        f"\n{report.markdown(['', ''], rows)}\n"
+        f"\n{plots.markdown(['', ''], rows)}\n"
         f"Made by\n\n```\n{command}\n```\n"
         f"{sheet}"
     )

@@ -20,9 +20,9 @@ from vqtok import distributed, files, images
 from vqtok.config import StageConfig
 from vqtok.errors import OutputError, TrainingError
 from vqtok.train import state
-from vqtok.train.average import Average
-from vqtok.train.folder import LOG_FILE
+from vqtok.train.ema import Average
 from vqtok.train.muon import Muon
+from vqtok.train.state import LOG_FILE
 from vqtok.weights import Weights
 from vqtok.weights import save as save_weights
 

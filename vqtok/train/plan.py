@@ -12,8 +12,8 @@ from vqtok import losses
 from vqtok.codec import place
 from vqtok.config import ENTROPY_CODES_MAX, Recipe
 from vqtok.data import Dataset
+from vqtok.networks.vqvae import VQVAE
 from vqtok.priors import IntegerPrior, build
-from vqtok.vqvae import VQVAE
 
 
 def plan(

@@ -8,14 +8,14 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from vqtok import files, weights
+from vqtok import files, model_registry, weights
 from vqtok.bulk import MANIFEST, CodesDataset
 from vqtok.codes import index_dtype
 from vqtok.config import TokenizerConfig
 from vqtok.data import Dataset
 from vqtok.data.sources import folder_labels
 from vqtok.errors import InputError, TrainingError, UsageError
-from vqtok.train.prior import Grids
+from vqtok.train.grids import Grids
 
 
 def is_codes(path: Path) -> bool:
@@ -145,7 +145,7 @@ def tokenizer_for(folder: Path, data: Path | None) -> Path:
     if data is None or not is_codes(data):
         raise TrainingError(f"{folder} holds no tokenizer", "train one first: --stage all")
     manifest = CodesDataset(data).manifest
-    return weights.find_by_fingerprint(manifest.model, manifest.fingerprint).tokenizer
+    return model_registry.find_by_fingerprint(manifest.model, manifest.fingerprint).tokenizer
 
 
 def copy_tokenizer(folder: Path, dataset: Dataset) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from vqtok import distributed, weights
 from vqtok.errors import FormatError, TrainingError
 
+RUN_FILE, RECIPE_FILE, LOG_FILE = "run.json", "recipe.toml", "log.jsonl"
+
 FORMAT = 1
 _AGAIN = "start anew with -f/--force"
 

@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import __version__, distributed, losses, report
+from vqtok import distributed, losses, plots
+from vqtok._version import __version__
 from vqtok.codec import load_tokenizer, place
 from vqtok.config import Recipe
 from vqtok.data import Batches, Dataset, whole
-from vqtok.data.kept import room
+from vqtok.data.decoded_cache import room
 from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.likelihood import PIXEL_VARIANCE
 from vqtok.metrics import usage_perplexity
+from vqtok.networks.vqvae import VQVAE, to_float, to_uint8
 from vqtok.train.adversary import Adversary
 from vqtok.train.loop import Run, Step, Task, Validation
 from vqtok.train.state import Learner
-from vqtok.vqvae import VQVAE, to_float, to_uint8
 from vqtok.weights import Weights, fingerprint, save
 
 INITIAL_VECTORS = 20_000  # k-means on fewer leaves codes dead from the start (DESIGN.md, leads)
@@ -237,7 +238,7 @@ class TokenizerTask(Task):
             part[i : i + columns] for i in range(0, count, columns) for part in (original, decoded)
         ]
         scale = max(1, 96 // self.recipe.data.size)
-        return report.sheet([picture for row in order for picture in row], columns, scale=scale)
+        return plots.sheet([picture for row in order for picture in row], columns, scale=scale)
 
     def release(self, record: dict[str, Any]) -> Weights:
         """float16 tensors: half the download, and decoding rounds to 8 bits anyway."""

@@ -1,0 +1,253 @@
+"""The folder of a run: damaged files, what `start` replaces, and which recipes may go on."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_model
+from train_helpers import SMALL, Interrupt, go, recipe_for, truncate, write_pictures
+
+from vqtok import codec, weights
+from vqtok import train as training
+from vqtok.data import Shapes
+from vqtok.errors import InputError, OutputError, TrainingError, UsageError
+from vqtok.train import run as train_run
+
+pytestmark = pytest.mark.usefixtures("few_vectors")
+
+
+# Damaged files
+
+
+def _rewrite(path: Path, **record: Any) -> None:
+    stored = weights.load(path, "state")
+    weights.save(
+        path,
+        weights.Weights(stored.tensors, {**stored.meta, "record": {**stored.record, **record}}),
+    )
+
+
+def _drop_shape(path: Path) -> None:
+    stored = weights.load(path, "state")
+    weights.save(
+        path,
+        weights.Weights({**stored.tensors, "window.counts": np.zeros(3, np.int64)}, stored.meta),
+    )
+
+
+def _wrong_moment(path: Path) -> None:
+    stored = weights.load(path, "state")
+    name = next(name for name in stored.tensors if name.endswith("weight.exp_avg"))
+    weights.save(
+        path, weights.Weights({**stored.tensors, name: np.zeros(3, np.float32)}, stored.meta)
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "damaged or truncated"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: _rewrite(path, step="4"), "is damaged"),
+        (lambda path: _rewrite(path, more=1), "is damaged"),
+        (lambda path: _rewrite(path, window={"loss": "x"}), "is damaged"),
+        (_drop_shape, "another network"),
+        (_wrong_moment, "is damaged"),
+    ],
+)
+def test_damaged_state_is_told(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    data = Shapes(24)
+    recipe = recipe_for(data)
+    go(tmp_path, recipe, data, Interrupt("tokenizer", 2))
+    damage(tmp_path / "tokenizer.state.safetensors")
+    with pytest.raises(TrainingError, match=message):
+        go(tmp_path, recipe, data, resume=True)
+
+
+def test_damaged_run_files_are_told(tmp_path: Path) -> None:
+    recipe = recipe_for(Shapes(24))
+    training.start(tmp_path, training.Begun(recipe, "/data", 24, "vqtok train", True), "all", False)
+    assert train_run.continued(tmp_path) == training.Begun(recipe, "/data", 24, "vqtok train", True)
+    good = (tmp_path / "run.json").read_text()
+    for text in (
+        "",
+        "[]",
+        "{}",
+        "7",
+        good[:20],
+        good.replace("24", '"x"'),
+        good.replace('"format": 1', '"format": "1"'),
+        "[" * 99999,
+    ):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(TrainingError, match="damaged"):
+            train_run.continued(tmp_path)
+    (tmp_path / "run.json").write_text(good.replace('"format": 1', '"format": 2'))
+    with pytest.raises(TrainingError, match="newer") as caught:
+        train_run.continued(tmp_path)
+    assert caught.value.fix == "upgrade vqtok"
+    # as written before `command` was kept
+    (tmp_path / "run.json").write_text('{"format": 1, "data": "", "pictures": 24}')
+    assert train_run.continued(tmp_path) == training.Begun(recipe, "", 24)
+    for text in ("seed = ", "sead = 1", "seed = -1", "[tokenizer]\nwidth = 'x'"):
+        (tmp_path / "recipe.toml").write_text(text)
+        with pytest.raises(TrainingError, match="recipe of this run is damaged"):
+            train_run.continued(tmp_path)
+    (tmp_path / "recipe.toml").unlink()
+    with pytest.raises(TrainingError, match="recipe"):
+        train_run.continued(tmp_path)
+    for place in (tmp_path / "nothing", tmp_path / "run.json"):
+        with pytest.raises(TrainingError, match="holds no run to resume"):
+            train_run.continued(place)
+
+
+# The folder
+
+
+def test_start_replaces_its_own_files_only(tmp_path: Path) -> None:
+    begun = training.Begun(recipe_for(Shapes(24)), "", 24)
+    training.start(tmp_path, begun, "all", False)
+    own = (
+        "README.md",
+        "log.jsonl",
+        "tokenizer-000004.png",
+        "prior.state.safetensors",
+        "samples.png",
+        "indices.state.safetensors",
+    )
+    others = ("notes.txt", "cat.png", "mine.safetensors", "tokenizer.py")
+    for name in (*own, *others):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(OutputError, match="holds a run already"):
+        training.start(tmp_path, begun, "all", False)
+    assert (tmp_path / "log.jsonl").exists()
+    training.start(tmp_path, begun, "all", True)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "recipe.toml", *others}
+
+
+def test_start_does_not_overwrite_a_readme_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("my project")
+    with pytest.raises(OutputError, match=r"holds README\.md already"):
+        training.start(tmp_path, training.Begun(recipe_for(Shapes(24)), "", 24), "all", False)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputError, match="cannot write"):
+            training.start(place, training.Begun(recipe_for(Shapes(24)), "", 24), "all", False)
+
+
+# Recipes
+
+
+def test_resume_allows_other_steps_and_another_place_of_the_data_only(tmp_path: Path) -> None:
+    place = write_pictures(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2, "b/3.png": 3})
+    begun, _ = training.new(training.Wanted(str(place), values=SMALL, command="vqtok train"))
+    training.start(tmp_path / "run", begun, "all", False)
+    longer, _ = training.resumed(
+        tmp_path / "run", training.Wanted(values={"prior_training": {"steps": 99}})
+    )
+    assert longer == replace(begun, recipe=begun.recipe.override({"prior_training": {"steps": 99}}))
+    place.rename(tmp_path / "moved")
+    moved, _ = training.resumed(tmp_path / "run", training.Wanted(str(tmp_path / "moved")))
+    assert moved == replace(begun, data=str(tmp_path / "moved"))
+    for values, name in (
+        ({"seed": 5}, "seed"),
+        ({"tokenizer": {"beta": 1}}, "tokenizer.beta"),
+        ({"data": {"flip": False}}, "data.flip"),
+    ):
+        with pytest.raises(TrainingError, match=f"started with another {name}"):
+            training.resumed(tmp_path / "run", training.Wanted(values=values))
+    with pytest.raises(UsageError, match="--preset"):
+        training.resumed(tmp_path / "run", training.Wanted(preset="tiny"))
+    with pytest.raises(InputError, match="there is no"):
+        training.resumed(tmp_path / "run", training.Wanted())
+    other = write_pictures(tmp_path / "other", {"a/1.png": 1, "c/2.png": 2, "c/3.png": 3})
+    with pytest.raises(TrainingError, match="with 2 labels"):
+        training.resumed(tmp_path / "run", training.Wanted(str(other)))
+    fewer = write_pictures(tmp_path / "fewer", {"a/1.png": 1, "b/2.png": 2})
+    with pytest.raises(TrainingError, match=r"started on 3 pictures .* has 2 pictures"):
+        training.resumed(tmp_path / "run", training.Wanted(str(fewer)))
+
+
+def test_prior_takes_over_the_tokenizer_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = write_pictures(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2})
+    begun, data = training.new(training.Wanted("data", values=SMALL))
+    assert begun.data == str(place)
+    assert go(tmp_path / "run", begun.recipe, data, stage="tokenizer")
+    train_run.record(tmp_path / "run", begun)
+    monkeypatch.chdir("/")  # the data is found from everywhere
+    wider, data = training.prior_for(
+        tmp_path / "run", training.Wanted(values={"prior": {"width": 12}})
+    )
+    assert wider == replace(begun, recipe=begun.recipe.override({"prior": {"width": 12}}))
+    with pytest.raises(TrainingError, match=r"another tokenizer\.width"):
+        training.prior_for(tmp_path / "run", training.Wanted(values={"tokenizer": {"width": 12}}))
+    with pytest.raises(UsageError, match="--preset"):
+        training.prior_for(tmp_path / "run", training.Wanted(preset="tiny"))
+    assert go(tmp_path / "run", wider.recipe, data, stage="prior")
+    with pytest.raises(OutputError, match="holds a prior already"):
+        go(tmp_path / "run", wider.recipe, data, stage="prior")
+    assert codec.load(tmp_path / "run").prior.config.width == 12
+    assert codec.load(tmp_path / "run").labels == ("a", "b")
+
+
+def test_prior_for_a_model_that_is_no_run(tmp_path: Path) -> None:
+    out = make_model(tmp_path / "m", prior=None)
+    begun, data = training.prior_for(
+        out,
+        training.Wanted(preset="tiny", values={k: SMALL[k] for k in ("prior", "prior_training")}),
+    )
+    assert begun.recipe.tokenizer == codec.load(out).config
+    assert begun.recipe.prior.codebook_size == 16
+    with pytest.raises(TrainingError, match=r"another tokenizer\.beta"):
+        training.prior_for(out, training.Wanted(values={"tokenizer": {"beta": 1}}))
+    with pytest.raises(TrainingError, match="holds no tokenizer"):
+        training.prior_for(tmp_path / "nothing", training.Wanted())
+    small = Shapes(24)
+    assert go(out, begun.recipe, small, stage="prior")
+    assert codec.load(out).labels == data.labels == small.labels
+
+
+def test_prior_of_another_tokenizer_config_is_refused(tmp_path: Path) -> None:
+    data = Shapes(24)
+    recipe = recipe_for(data)
+    assert go(tmp_path, recipe, data, stage="tokenizer")
+    with pytest.raises(TrainingError, match="is not the recipe's"):
+        go(
+            tmp_path,
+            recipe.override({"tokenizer": {"beta": 1.0}}),
+            data,
+            stage="prior",
+            resume=True,
+        )
+    with pytest.raises(TrainingError, match="holds no tokenizer"):
+        go(tmp_path / "empty", recipe, data, stage="prior")
+
+
+def test_settings_merge_and_the_derived_ones_are_refused() -> None:
+    assert training.merge([{"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}}, {"d": 5, "e": 6}]) == {
+        "a": {"b": 4, "c": 2},
+        "d": 5,
+        "e": 6,
+    }
+    for key in ("labels", "codebook_size", "levels"):
+        with pytest.raises(UsageError, match=f"prior.{key} cannot be set"):
+            training.check_settable({"prior": {key: 1}})
+    training.check_settable({"prior": {"width": 8}, "seed": 1})
+
+
+def test_settings_that_only_fit_together_do_not_fail_one_by_one() -> None:
+    begun, _ = training.new(
+        training.Wanted(values={"data": {"size": 30}, "tokenizer": {"downsample": 2, "fold": 2}})
+    )
+    assert begun.recipe.data.size == 30

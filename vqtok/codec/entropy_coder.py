@@ -1,0 +1,100 @@
+"""Between codes and the streams of compact files: a model's integer prior."""
+
+from vqtok import config, model_registry, weights
+from vqtok.codes import Codes, Compact, compact, index_dtype
+from vqtok.config import ENTROPY_CODES_MAX, EntropyConfig
+from vqtok.errors import FormatError, ModelError
+from vqtok.priors import ExactPrior, exact_shapes
+
+
+class EntropyCoder:
+    """What codes grids into the streams of compact files, and decodes them:
+    a model's integer prior, without its tokenizer.
+    """
+
+    def __init__(self, folder: model_registry.ModelFolder, tokenizer: str | None = None) -> None:
+        """Of a model that has one; `tokenizer` is its tokenizer's fingerprint, where known.
+
+        Raises InputError, FormatError, ModelError.
+        """
+        path, tokenizer = (
+            folder.entropy,
+            tokenizer or weights.tokenizer_fingerprint(folder.tokenizer),
+        )
+        assert path is not None
+        stored = weights.load(path, "entropy")
+        settings = config.from_dict(EntropyConfig, stored.meta["config"], str(path))
+        if settings.codebook_size > ENTROPY_CODES_MAX:
+            raise FormatError(
+                f"{path} has {settings.codebook_size} codes",
+                "the file is damaged, or written by a newer vqtok",
+            )
+        if stored.meta["record"].get("tokenizer") != tokenizer:
+            raise ModelError(
+                f"{path} is the entropy prior of another tokenizer than the one "
+                f"beside it ({tokenizer})",
+                "train it again: vqtok train --stage entropy",
+            )
+        weights.check(stored.tensors, exact_shapes(settings), str(path))
+        self.tokenizer, self.config = tokenizer, settings
+        self.fingerprint = weights.fingerprint(stored.tensors)
+        self.prior = ExactPrior(settings, stored.tensors)
+
+    def pack(self, codes: Codes) -> Compact:
+        """The compact form, bit-packed where that is smaller."""
+        self._check(codes)
+        return compact(codes, self.fingerprint, self.prior.encode(codes.indices))
+
+    def unpack(self, packed: Compact) -> Codes:
+        """The codes in the compact form.
+
+        ModelError where another prior made it, FormatError where it is damaged.
+        """
+        if packed.prior is None:
+            return packed.unpacked()
+        if packed.prior != self.fingerprint:
+            raise ModelError(
+                f"the codes need the entropy prior {packed.prior} of model {packed.model}, "
+                f"but the one here is {self.fingerprint}",
+                "give the model they were packed with: --model",
+            )
+        self._check(packed)
+        indices = self.prior.decode(packed.streams, *packed.shape[1:])
+        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)))
+
+    def _check(self, codes: Codes | Compact) -> None:
+        if codes.fingerprint != self.tokenizer:
+            raise ModelError(
+                f"the codes were made with model {codes.model} ({codes.fingerprint}), "
+                f"the entropy prior is one for {self.tokenizer}",
+                "leave --model out to look for the right one",
+            )
+        if codes.codebook_size != self.config.codebook_size or codes.levels > self.config.levels:
+            raise ModelError(
+                f"the codes do not fit the model {codes.model}",
+                "the codes file is damaged: make it again",
+            )
+
+
+def without_prior(packed: Compact) -> ModelError:
+    """The error of coded codes whose model is here, but has no entropy prior."""
+    return ModelError(
+        f"the codes need the entropy prior {packed.prior} of model {packed.model}, "
+        "and the model here has none",
+        "copy its entropy.safetensors into the model's folder",
+    )
+
+
+def unpack(packed: Compact, model: str | None = None) -> Codes:
+    """The codes that a prior coded, by the model that they name, or the one given by name or path.
+
+    Raises ModelError, FormatError.
+    """
+    folder = (
+        model_registry.find(model)
+        if model
+        else model_registry.find_by_fingerprint(packed.model, packed.fingerprint)
+    )
+    if folder.entropy is None:
+        raise without_prior(packed)
+    return EntropyCoder(folder).unpack(packed)

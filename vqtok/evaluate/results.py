@@ -1,0 +1,223 @@
+"""What an evaluation says, and the sums it is made of."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from vqtok import metrics
+from vqtok.evaluate.baseline_coders import TITLES, zero_order_bits
+from vqtok.evaluate.comparator import Quality, mean
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """Figures of the first n levels of codes.
+
+    Means over pictures, but for the bits per pixel, which weigh pixels.
+    """
+
+    levels: int  # n
+    bpp: float  # raw indices: log2 K each
+    bpp_packed: float  # codes files as written, one a picture
+    bpp_coded: float | None  # what the prior's cross-entropy allows; None without a prior
+    psnr: float  # dB
+    ssim: float
+    ms_ssim: float
+    lpips: float | None  # None where its weights are not given
+    usage: float  # of level n alone: part of its codes used at all
+    perplexity: float  # of level n alone
+    # bpp with which each codec is as good; None beyond its curve
+    needs: dict[str, float | None] = field(default_factory=dict)
+    # compact files as written, one a picture; None without an entropy prior
+    bpp_compact: float | None = None
+    # bpp of the same grids by coder: see `baseline_coders.TITLES`
+    coders: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CodecRow:
+    """Figures of another codec, whose file of each picture is at most `times` as large as the codes
+    file of the first n levels.
+    """
+
+    codec: str
+    levels: int  # n
+    times: int  # 1: at the same bytes; more: further points of the codec's curve
+    bpp: float  # of its files
+    psnr: float
+    ssim: float
+    ms_ssim: float
+    lpips: float | None
+    over: int  # pictures whose smallest file is larger still, and was taken
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures over a set of pictures, for all levels together, and by level.
+
+    Means over pictures, but for `normalized_error`, `bits_per_dim` and the bits per
+    pixel, which weigh pixels.
+    """
+
+    pictures: int  # that were measured
+    skipped: int  # that could not be read
+    psnr: float  # dB
+    ssim: float
+    ms_ssim: float
+    lpips: float | None  # None where its weights are not given
+    normalized_error: float  # mean squared error over the variance of the pixels
+    usage: float  # part of the codes of all levels used at all
+    perplexity: float  # of several levels: the geometric mean
+    bpp: float  # raw indices: log2 K each
+    bpp_packed: float  # codes files as written, one a picture
+    bpp_coded: float | None  # what the prior's cross-entropy allows; None without a prior
+    # -log2 p(x, z) over all values: the prior's bits and the likelihood's
+    bits_per_dim: float | None
+    levels: tuple[LevelRow, ...]
+    codecs: tuple[CodecRow, ...]
+    notes: tuple[str, ...]  # what a reader of the figures should know: what was left out, and why
+
+
+@dataclass
+class Tally:
+    """Pictures of one coder at one rate."""
+
+    qualities: list[Quality] = field(default_factory=list)
+    bytes: int = 0
+    pixels: int = 0
+    over: int = 0
+    coded: dict[str, int] = field(default_factory=dict)  # bytes by coder
+
+    def add(self, quality: Quality, bytes_: int, pixels: int) -> None:
+        self.qualities.append(quality)
+        self.bytes += bytes_
+        self.pixels += pixels
+
+    def add_coded(self, sizes: dict[str, int]) -> None:
+        """Bytes of one picture's grids by coder."""
+        for name, size in sizes.items():
+            self.coded[name] = self.coded.get(name, 0) + size
+
+    @property
+    def bpp(self) -> float:
+        return metrics.bits_per_pixel(8 * self.bytes, self.pixels)
+
+
+class Sums:
+    """Running sums over pictures; `levels` are those that get a row, the last of them all L."""
+
+    def __init__(self, codebook_size: int, levels: Sequence[int], has_prior: bool) -> None:
+        self.codebook_size, self.has_prior = codebook_size, has_prior
+        self.levels = {n: Tally() for n in levels}
+        self.codecs: dict[tuple[str, int, int], Tally] = {}  # by codec, levels and times
+        self.unwritten: dict[str, int] = {}  # pictures that a codec does not take
+        self.skipped = self.indices = self.squared = self.values = 0
+        self.sum = self.sum_squares = 0  # of all values, exact: their difference is the variance
+        self.nats = 0.0
+        self.counts = np.zeros((max(levels), codebook_size), np.int64)
+        self.coded = np.zeros(max(levels))  # bits of each level by the prior
+
+    @property
+    def all_levels(self) -> Tally:
+        return self.levels[len(self.counts)]
+
+    @property
+    def pictures(self) -> int:
+        return len(self.all_levels.qualities)
+
+    def result(self, notes: tuple[str, ...]) -> Evaluation:
+        codecs = tuple(self._codec_row(*key, tally) for key, tally in sorted(self.codecs.items()))
+        rows = tuple(self._row(n, tally, codecs) for n, tally in self.levels.items())
+        last, each = rows[-1], [metrics.usage_perplexity(counts)[1] for counts in self.counts]
+        variance = (self.values * self.sum_squares - self.sum**2) / self.values**2
+        bits = self.nats / math.log(2) + float(self.coded.sum())
+        return Evaluation(
+            pictures=self.pictures,
+            skipped=self.skipped,
+            psnr=last.psnr,
+            ssim=last.ssim,
+            ms_ssim=last.ms_ssim,
+            lpips=last.lpips,
+            normalized_error=metrics.normalized_error(self.squared, variance, self.values),
+            usage=float((self.counts > 0).mean()),
+            perplexity=float(np.exp(np.log(each).mean())),
+            bpp=last.bpp,
+            bpp_packed=last.bpp_packed,
+            bpp_coded=last.bpp_coded,
+            bits_per_dim=bits / self.values if self.has_prior else None,
+            levels=rows,
+            codecs=codecs,
+            notes=notes,
+        )
+
+    def _row(self, n: int, tally: Tally, codecs: Sequence[CodecRow]) -> LevelRow:
+        quality = mean(tally.qualities)
+        usage, perplexity = metrics.usage_perplexity(self.counts[n - 1])
+        raw = self.indices * n * math.log2(self.codebook_size)
+        names = dict.fromkeys(row.codec for row in codecs)
+        coders = {
+            name: metrics.bits_per_pixel(8 * size, tally.pixels)
+            for name, size in tally.coded.items()
+        }
+        coders["zero_order"] = metrics.bits_per_pixel(
+            sum(map(zero_order_bits, self.counts[:n])), tally.pixels
+        )
+        if self.has_prior:
+            coders["prior"] = metrics.bits_per_pixel(float(self.coded[:n].sum()), tally.pixels)
+        return LevelRow(
+            levels=n,
+            bpp=metrics.bits_per_pixel(raw, tally.pixels),
+            bpp_packed=tally.bpp,
+            bpp_coded=metrics.bits_per_pixel(float(self.coded[:n].sum()), tally.pixels)
+            if self.has_prior
+            else None,
+            psnr=quality.psnr,
+            ssim=quality.ssim,
+            ms_ssim=quality.ms_ssim,
+            lpips=quality.lpips,
+            usage=usage,
+            perplexity=perplexity,
+            needs={
+                name: needed(quality, [row for row in codecs if row.codec == name])
+                for name in names
+            },
+            bpp_compact=coders.get("compact"),
+            coders={name: coders[name] for name in TITLES if name in coders},
+        )
+
+    @staticmethod
+    def _codec_row(codec: str, levels: int, times: int, tally: Tally) -> CodecRow:
+        quality = mean(tally.qualities)
+        return CodecRow(
+            codec,
+            levels,
+            times,
+            tally.bpp,
+            quality.psnr,
+            quality.ssim,
+            quality.ms_ssim,
+            quality.lpips,
+            tally.over,
+        )
+
+
+def needed(quality: Quality, curve: Sequence[CodecRow]) -> float | None:
+    """The bits per pixel with which a codec is as good by LPIPS, or without it by MS-SSIM;
+    None beyond its measured curve.
+
+    Read off the straight line between two points of the curve over the logarithm of the bits.
+    """
+
+    def score(figures: Quality | CodecRow) -> float:
+        return -figures.ms_ssim if figures.lpips is None or quality.lpips is None else figures.lpips
+
+    points = sorted((row.bpp, score(row)) for row in curve)
+    wanted = score(quality)
+    for (low, worse), (high, better) in pairwise(points):
+        if worse >= wanted >= better:
+            part = (worse - wanted) / (worse - better) if worse > better else 0.0
+            return math.exp(math.log(low) + part * math.log(high / low))
+    return None

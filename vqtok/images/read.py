@@ -1,0 +1,367 @@
+"""Picture file -> uint8 array (H, W, C): orientation, odd color modes, hostile files."""
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+
+from vqtok.errors import InputError
+from vqtok.files import read_bytes
+from vqtok.images.color import WHITE, Color, lay_over, split_alpha, to_8_bit, to_srgb
+
+# 600 MB as an array; a header that asks for more is refused before decoding
+MAX_PIXELS = 200_000_000
+MAX_BYTES = 2 << 30  # of a picture file
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".png",
+        ".apng",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+        ".j2k",
+        ".qoi",
+        ".mpo",
+    }
+)
+# of a progressive JPEG: encoders write about 10, and 100 bytes make one
+# more pass over all pixels ...
+_SCANS_MAX = 100
+_SCANNED_MAX = 4_000_000_000  # ... of which so many take 3 s
+_RLE_MAX = 20_000_000  # pixels of a packed BMP: Pillow unpacks these in Python, 0.1 s a million
+_COMMENTS_MAX = 1000  # in a PPM of plain text: Pillow copies a megabyte for each
+_COUNTED_PAGES = 1000
+_COUNTED_BYTES = 32 << 20  # of an animation whose frames are counted, which takes 2 s
+# of a JPEG: those that a length follows, and the end
+_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd8])")
+
+# A fixed list: Pillow would otherwise hand EPS to Ghostscript, and take noise for
+# formats without a signature.
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "QOI")
+_SIGNATURES = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|....ftypavi[fs]|BM|GIF8|II\*\0|MM\0\*|P[1-6]"
+    rb"\s|\0\0\0\x0cjP "
+    rb" |qoif",
+    re.DOTALL,
+)
+# All that Pillow would try one of _FORMATS on, DIB among them, which begins
+# with the size of its header.
+_STARTS = re.compile(
+    rb"\x89PNG|\xff\xd8|\xff\x4f\xff\x51|RIFF|....ftyp|BM|GIF8|II|MM|P[0-6fy]"
+    rb"|\0\0\0\x0cjP|qoif|[^\0]\0\0\0",
+    re.DOTALL,
+)
+_ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF tag 0x0112
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: x[::-1].swapaxes(0, 1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: x[:, ::-1].swapaxes(0, 1),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture and what had to be done to it."""
+
+    pixels: np.ndarray  # uint8 (H, W, C), C 1 or 3, contiguous
+    notes: tuple[str, ...] = ()  # what the user should know: "transparency laid over white"
+    source_bytes: int = 0  # size of the file it came from; 0 for arrays
+    reduced: int = 1  # how many pixels of the file, along each axis, became one
+
+
+def read(
+    source: Path | bytes,
+    channels: int = 3,
+    background: Color = WHITE,
+    shrink: int = 1,
+    least: int = 1,
+) -> Picture:
+    """A picture file, by path or content, as uint8 (H, W, channels); channels is 1 or 3.
+
+    A JPEG is decoded at 1/shrink of its sides (1, 2, 4 or 8), or larger where its short side would
+    be less than `least`: that takes a part of the time. Other formats come whole.
+
+    EXIF orientation is applied, color profiles are converted to sRGB, transparency is laid over
+    `background`, 16-bit and float values are scaled to 8 bits, an animation gives its first frame.
+    Raises InputError for whatever cannot be read.
+    """
+    data = source if isinstance(source, bytes) else read_bytes(source, MAX_BYTES)
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    if not data:
+        raise InputError(f"{name} is empty (0 bytes)", "give a picture file")
+    with _guard(name, data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _check_work(image, data, name)
+        frames = _first_frame(image, len(data))
+        reduced = _reduce(image, shrink, least)
+        pixels, notes = _decode(image, name, channels, background)
+    return Picture(pixels, frames + notes, len(data), reduced)
+
+
+def may_be_picture(start: bytes) -> bool:
+    """Whether a file that begins with these bytes, some 16 or more, can be a picture:
+    not, where `read` would refuse it as none.
+    """
+    return _STARTS.match(start) is not None
+
+
+def from_any(image: Any, channels: int = 3, background: Color = WHITE) -> Picture:
+    """A path, file content, PIL image, Picture or uint8 array (H, W), (H, W, 1|3|4) as Picture
+    with `channels` channels.
+
+    An animated PIL image gives the frame it stands at. Raises InputError for what is none of these.
+    """
+    if isinstance(image, str | Path):
+        return read(Path(image), channels, background)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return read(bytes(image), channels, background)
+    size = image.source_bytes if isinstance(image, Picture) else 0
+    notes = image.notes if isinstance(image, Picture) else ()
+    array = image.pixels if isinstance(image, Picture) else image
+    if isinstance(array, np.ndarray):
+        array = Image.fromarray(checked(array))
+    if not isinstance(array, Image.Image):
+        raise InputError(
+            f"a {type(image).__name__} is no picture",
+            "give a path, bytes, a PIL image or a uint8 array (H, W, C)",
+        )
+    with _guard("the picture"):
+        pixels, more = _decode(array, "the picture", channels, background)
+    return Picture(pixels, notes + more, size)
+
+
+def checked(array: np.ndarray) -> np.ndarray:
+    """The array as PIL takes it: uint8 (H, W) or (H, W, 3|4)."""
+    if (
+        array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or array.shape[2:] not in ((), (1,), (3,), (4,))
+    ):
+        raise InputError(
+            f"an array of {array.dtype} {array.shape} is no picture",
+            "give uint8 of shape (H, W) or (H, W, C), C 1, 3 or 4",
+        )
+    return np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array)
+
+
+class _Quiet:
+    """While any thread decodes, PIL's warnings are ignored and its limit is ours;
+    the last to leave restores both.
+
+    Both are settings of the whole process, so `warnings.catch_warnings` in each of several threads
+    would restore them in the wrong order.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users > 1:
+                return
+            self._caught, self._limit = warnings.catch_warnings(), Image.MAX_IMAGE_PIXELS
+            self._caught.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+            # PIL warns above its limit and raises above twice its limit
+            Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                Image.MAX_IMAGE_PIXELS = self._limit
+                self._caught.__exit__(None, None, None)
+
+
+quiet = _Quiet()
+
+
+@contextmanager
+def _guard(name: str, data: bytes | None = None) -> Iterator[None]:
+    """Turns whatever PIL raises into an InputError.
+
+    Damaged files make it raise about any exception, hence the wide net.
+    """
+    try:
+        with quiet:
+            yield
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(name) from None
+    except UnidentifiedImageError:
+        if data is not None and _SIGNATURES.match(data):
+            raise InputError(
+                f"{name} is damaged or cut off: its header cannot be read", "get the file again"
+            ) from None
+        raise InputError(
+            f"{name} is not a picture", "give a PNG, JPEG, WebP, AVIF, GIF, TIFF, BMP or PPM file"
+        ) from None
+    except MemoryError:
+        raise InputError(f"{name} does not fit into memory", "shrink the picture first") from None
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(
+            f"{name} is damaged or cut off: {reason}", "get the file again, or save it as PNG"
+        ) from None
+
+
+def _too_large(name: str) -> InputError:
+    return InputError(
+        f"{name} claims more than {MAX_PIXELS // 10**6} million pixels",
+        "shrink or cut up the picture first",
+    )
+
+
+def _first_frame(image: Image.Image, size: int) -> tuple[str, ...]:
+    """The note on further frames of a file of `size` bytes, of which it stands at the first."""
+    # MPO: a JPEG of a phone with a preview or depth map behind it
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return ()
+    frames = (
+        _pages(image)
+        if image.format == "TIFF"
+        else image.n_frames  # type: ignore[attr-defined]
+        if size <= _COUNTED_BYTES
+        else None
+    )
+    return (f"first of {frames or 'many'} {'pages' if image.format == 'TIFF' else 'frames'}",)
+
+
+def _pages(image: Image.Image) -> int | None:
+    """How many pages a TIFF has, or None for many:
+    Pillow compares each with all before, 8 s for 40,000.
+    """
+    pages = 1
+    try:
+        while pages < _COUNTED_PAGES:
+            image.seek(pages)
+            pages += 1
+        return None
+    except EOFError:
+        return pages
+    finally:
+        image.seek(0)
+
+
+def _check_work(image: Image.Image, data: bytes, name: str) -> None:
+    """Refuses small files that keep a decoder busy for minutes;
+    the limits lie at 2 to 4 seconds, and no honest file reaches them.
+    """
+    pixels = image.width * image.height
+    if image.format in ("JPEG", "MPO"):
+        scans = _scans(data)
+        busy = scans > _SCANS_MAX or scans * pixels > _SCANNED_MAX
+    elif image.format in ("BMP", "DIB"):
+        busy = pixels > _RLE_MAX and any(
+            tile[0] == "bmp_rle" for tile in getattr(image, "tile", ())
+        )
+    else:
+        busy = (
+            image.format == "PPM"
+            and data[:2] in (b"P1", b"P2", b"P3")
+            and data.count(b"#") > _COMMENTS_MAX
+        )
+    if busy:
+        raise InputError(
+            f"{name} would take minutes to decode",
+            "it looks made for that; save it as PNG with a program you trust",
+        )
+
+
+def _scans(data: bytes) -> int:
+    """Passes over the pixels of a JPEG, up to its end marker;
+    counted no further than is allowed.
+    """
+    at, scans = 2, 0
+    while scans <= _SCANS_MAX and (found := _MARKER.search(data, at)) and found[1] != b"\xd9":
+        scans += found[1] == b"\xda"
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return scans
+
+
+def _reduce(image: Image.Image, shrink: int, least: int) -> int:
+    """Has a JPEG decoded from a part of each block's frequencies;
+    returns the divisor of its sides.
+    """
+    while shrink > 1 and min(image.size) < shrink * least:
+        shrink //= 2
+    if (
+        shrink == 1
+        or not isinstance(image, JpegImagePlugin.JpegImageFile)
+        or image.width * image.height > MAX_PIXELS
+    ):
+        return 1
+    image.draft(None, (image.width // shrink, image.height // shrink))
+    return shrink
+
+
+def _decode(
+    image: Image.Image, name: str, channels: int, background: Color
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Pixels (H, W, channels) and notes of an opened image."""
+    assert channels in (1, 3), channels
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(name)
+    if image.width * image.height == 0:
+        raise InputError(f"{name} has no pixels", "give a picture of at least 1x1")
+    notes: list[str] = []
+    image.load()
+    # after load: for some formats PIL applies it then, and drops the tag
+    orientation = _orientation(image)
+    profile = image.info.get("icc_profile")
+    image = to_8_bit(image, notes)
+    image, alpha = split_alpha(image)
+    image = to_srgb(image, profile, notes)
+    image = lay_over(image, alpha, background, notes)
+    pixels = _to_array(image, "L" if channels == 1 else "RGB")
+    if channels == 1 and image.mode == "RGB" and (np.asarray(image) != pixels[..., None]).any():
+        notes.append("color dropped")
+    pixels = _ORIENTATIONS.get(orientation, lambda x: x)(pixels)
+    return np.ascontiguousarray(pixels).reshape(*pixels.shape[:2], channels), tuple(notes)
+
+
+def _to_array(image: Image.Image, mode: str) -> np.ndarray:
+    """uint8 (H, W) for mode L, (H, W, 3) for RGB.
+
+    Strip by strip: taken at once, PIL holds the picture three times more.
+    """
+    image = image if image.mode == mode else image.convert(mode)
+    pixels = np.empty((image.height, image.width, 3)[: 2 if mode == "L" else 3], np.uint8)
+    for top in range(0, image.height, 256):
+        bottom = min(top + 256, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) when there is none or it cannot be parsed."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:
+        # parsing damaged EXIF raises struct, type, value, ... errors; the pixels are still good
+        return 1

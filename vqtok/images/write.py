@@ -1,0 +1,67 @@
+"""uint8 array (H, W, C) -> picture file."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vqtok.errors import OutputError, UsageError
+from vqtok.files import write_bytes
+from vqtok.images.read import checked, quiet
+
+_SAVE: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".avif": ("AVIF", {"quality": 95, "subsampling": "4:4:4"}),
+    ".bmp": ("BMP", {}),
+    ".tif": ("TIFF", {"compression": "tiff_deflate"}),
+    ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
+}
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """The content of a PNG file; pixels are uint8 (H, W), (H, W, 1) or (H, W, 3)."""
+    return _encode(pixels, ".png")
+
+
+def write(path: Path, pixels: np.ndarray, force: bool = False) -> None:
+    """Writes uint8 (H, W, 1|3) in the format that the suffix names:
+    lossless, or at high quality for JPEG and AVIF.
+
+    Raises UsageError for an unknown suffix, OutputError when the format cannot hold the size or
+    the file cannot be written.
+    """
+    check_suffix(path)
+    try:
+        data = _encode(pixels, path.suffix.lower())
+    except (OSError, ValueError, KeyError, SystemError) as error:
+        # KeyError: this Pillow has no such encoder
+        H, W = pixels.shape[:2]
+        message = (
+            f"cannot write {path}: {path.suffix[1:].upper()} does not take {W}x{H} pixels ({error})"
+        )
+        raise OutputError(message, "write a .png") from None
+    write_bytes(path, data, force)
+
+
+def check_suffix(path: Path) -> None:
+    """Raises UsageError when `write` knows no format for the suffix:
+    before the work, not after it.
+    """
+    if path.suffix.lower() not in _SAVE:
+        raise UsageError(
+            f"cannot write {path}: unknown picture format {path.suffix!r}",
+            f"use one of {' '.join(_SAVE)}",
+        )
+
+
+def _encode(pixels: np.ndarray, suffix: str) -> bytes:
+    kind, options = _SAVE[suffix]
+    file = io.BytesIO()
+    with quiet:
+        Image.fromarray(checked(pixels)).save(file, kind, **options)
+    return file.getvalue()

@@ -1,0 +1,225 @@
+"""A picture of any size in bounded memory:
+an encoder or decoder goes over it part by part, and gives what it gives at once.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtok.networks.vqvae import (
+    AnyDecoder,
+    AnyEncoder,
+    Decoder,
+    Encoder,
+    Halve,
+    ResidualBlock,
+    Widen,
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a grid is cut into parts that are worked on one after the other."""
+
+    axis: int  # 2: into rows, 3: into columns
+    parts: tuple[slice, ...]  # of the grid, along the axis
+    most: int  # length of the longest
+
+    @classmethod
+    def of(cls, h: int, w: int, f: int, pixels: int, n: int = 1) -> "Cut":
+        """Cuts n grids of h x w codes, f x f pixels each, into equal parts
+        of about `pixels` in all.
+
+        Into rows, which lie together in memory, unless the grid is wide and a few of its
+        rows are too much already.
+        """
+        axis = 3 if w > h and n * w * f * f > 4 * pixels else 2
+        length = h if axis == 2 else w
+        most = -(-length // max(1, round(n * h * w * f * f / pixels)))
+        return cls(
+            axis, tuple(slice(i, min(length, i + most)) for i in range(0, length, most)), most
+        )
+
+    def slices(self, part: slice, scale: int = 1) -> tuple[slice, slice]:
+        """Rows and columns of a part."""
+        part = slice(part.start * scale, part.stop * scale)
+        return (part, slice(None)) if self.axis == 2 else (slice(None), part)
+
+
+class _Sliding:
+    """A convolution over features that come part by part along an axis, 2 (rows) or 3 (columns):
+    what it gives is, put together, what it gives at once.
+
+    It keeps as many rows as its kernel reaches back.
+    """
+
+    def __init__(self, layer: nn.Conv2d, axis: int) -> None:
+        self.layer, self.axis = layer, axis
+        self.kernel, self.stride = layer.kernel_size[axis - 2], layer.stride[axis - 2]
+        self.padding = (int(layer.padding[0]), int(layer.padding[1]))
+        self.edge = self.padding[axis - 2]
+        self.held: Tensor | None = None
+        self.whole = False
+
+    def take(self, x: Tensor, last: bool, silu: bool = False) -> Tensor:
+        """What `convolve` needs: x or silu(x), the next part, with what the kernel
+        needs before and after it.
+        """
+        self.whole = self.held is None and last  # a part that is all there is goes in as it is
+        if self.whole:
+            return F.silu(x) if silu else x
+        return self._extended(x, last, silu)
+
+    def convolve(self, x: Tensor) -> Tensor | None:
+        """The output that the part makes possible; None as long as there is none."""
+        layer = self.layer
+        if self.whole:
+            return F.conv2d(x, layer.weight, layer.bias, layer.stride, self.padding)
+        length = x.shape[self.axis]
+        done = max(0, (length - self.kernel) // self.stride + 1)
+        # a view would keep all of x
+        self.held = x.narrow(self.axis, done * self.stride, length - done * self.stride).clone()
+        padding = (0, self.padding[1]) if self.axis == 2 else (self.padding[0], 0)
+        return F.conv2d(x, layer.weight, layer.bias, layer.stride, padding) if done else None
+
+    def _extended(self, x: Tensor, last: bool, silu: bool) -> Tensor:
+        """x or silu(x) behind what is held of the part before, or the padding, and
+        before the padding at the end.
+        """
+        before = self.edge if self.held is None else self.held.shape[self.axis]
+        shape, count = list(x.shape), x.shape[self.axis]
+        shape[self.axis] = before + count + last * self.edge
+        extended = torch.empty(
+            shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        )
+        if self.held is None:
+            extended.narrow(self.axis, 0, before).zero_()
+        else:
+            extended.narrow(self.axis, 0, before).copy_(self.held)
+        if silu:  # written where it belongs: a pass over the features less
+            torch.ops.aten.silu.out(x, out=extended.narrow(self.axis, before, count))
+        else:
+            extended.narrow(self.axis, before, count).copy_(x)
+        if last:
+            extended.narrow(self.axis, before + count, self.edge).zero_()
+        return extended
+
+
+class _Step:
+    """A layer of an encoder or decoder for features that come part by part, without gradients:
+    it works in place where it can.
+    """
+
+    def __init__(self, layer: nn.Module, axis: int) -> None:
+        self.layer, self.axis = layer, axis
+        convolutions = (
+            [layer.first, layer.second]
+            if isinstance(layer, ResidualBlock)
+            else [layer]
+            if isinstance(layer, nn.Conv2d)
+            else []
+        )
+        self.convolutions = [_Sliding(convolution, axis) for convolution in convolutions]
+        self.around = isinstance(layer, ResidualBlock | Halve | Widen)
+        self.held: Tensor | None = None
+
+    def push(self, x: Tensor, last: bool) -> Tensor | None:
+        if isinstance(self.layer, nn.SiLU):
+            return F.silu(x, inplace=True)
+        if not self.convolutions:
+            return self.layer(x)
+        y: Tensor | None = x
+        for convolution in self.convolutions:
+            # frees the y before: 14 bytes a pixel
+            y = convolution.take(y, last, silu=isinstance(self.layer, ResidualBlock))
+            y = convolution.convolve(y)
+            if y is None:
+                break
+        return self._with_shortcut(y, x) if self.around else y
+
+    def _with_shortcut(self, y: Tensor | None, x: Tensor) -> Tensor | None:
+        """Adds to the convolutions' output what goes around them:
+        first what was held of it, then the beginning of x.
+        """
+        if y is None:
+            self.held = self._joined(x)
+            return None
+        # 2 where the resolution halves; every other layer keeps it
+        stride = self.convolutions[0].stride
+        length, before = y.shape[self.axis], 0 if self.held is None else self.held.shape[self.axis]
+        if before % stride or before > length * stride:
+            x, self.held, before = self._joined(x), None, 0
+        if self.held is not None:
+            self._add(y, 0, self.held)
+        used = length * stride - before
+        if used:
+            self._add(y, before // stride, x.narrow(self.axis, 0, used))
+        rest = x.shape[self.axis] - used
+        self.held = x.narrow(self.axis, used, rest).clone() if rest else None
+        return y
+
+    def _joined(self, x: Tensor) -> Tensor:
+        return x if self.held is None else torch.cat([self.held, x], self.axis)
+
+    def _add(self, y: Tensor, start: int, x: Tensor) -> None:
+        halving = isinstance(self.layer, Halve)
+        part = y.narrow(self.axis, start, x.shape[self.axis] // (2 if halving else 1))
+        if isinstance(self.layer, Halve | Widen):
+            self.layer.add_shortcut(part, x)
+        else:
+            part.add_(x)
+
+
+def in_parts(
+    network: AnyEncoder | AnyDecoder, parts: Iterable[Tensor], axis: int, most: int
+) -> Iterator[Tensor]:
+    """What a network makes of its input, which comes in parts along an axis, 2 (rows) or 3
+    (columns): part by part along the same axis.
+
+    Nothing is computed twice, and put together it is what comes out at once, up to float rounding:
+    each layer keeps the few rows that its next part needs. A part holds `most` positions of the
+    input along the axis at the most; later layers, which get the end of the input all at once, cut
+    theirs to the same size. A network that sees the whole picture gets it in one part.
+    """
+    if not isinstance(network, Encoder | Decoder):
+        yield from map(network, parts)
+        return
+    unit, steps = 1.0, []
+    for layer in network:
+        steps.append((_Step(layer, axis), round(most / unit)))
+        unit *= _scale(layer, axis)
+    waiting: Tensor | None = None
+    for part in parts:
+        if waiting is not None:
+            yield from _through(steps, waiting, False)
+        waiting = part
+    if waiting is not None:
+        yield from _through(steps, waiting, True)
+
+
+def _scale(layer: nn.Module, axis: int) -> float:
+    """How many positions of a layer's input one of its output stands for, along an axis."""
+    if isinstance(layer, nn.PixelUnshuffle):
+        return layer.downscale_factor
+    if isinstance(layer, nn.PixelShuffle):
+        return 1 / layer.upscale_factor
+    return layer.stride[axis - 2] if isinstance(layer, nn.Conv2d) else 1
+
+
+def _through(steps: list[tuple[_Step, int]], x: Tensor, last: bool) -> Iterator[Tensor]:
+    """One part through the layers that are left."""
+    for i, (step, most) in enumerate(steps):
+        # the limit is for the memory's sake: parts that are a little larger do not hurt
+        if x.shape[step.axis] > 1.5 * most:
+            pieces = x.chunk(-(-x.shape[step.axis] // most), step.axis)
+            for k, piece in enumerate(pieces):
+                yield from _through(steps[i:], piece, last and k == len(pieces) - 1)
+            return
+        y = step.push(x, last)
+        if y is None:
+            return
+        x = y
+    yield x

@@ -1,0 +1,241 @@
+"""Encoder and decoder of the VQGAN family (Esser et al. 2021, arXiv 2012.09841):
+what published tokenizers are made of.
+
+Residual blocks with normalization over space, and attention at the coarse stages: each output
+depends on the whole picture, so that a picture cannot be cut into parts as the folded network's can
+(`streaming`), and what it takes of memory grows with it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtok import files
+from vqtok.config import TokenizerConfig
+from vqtok.errors import InputError
+
+EPSILON = 1e-6  # of the normalization, in all three programs whose models `interop` reads
+TENSORS = 5  # of the finest stage's size that are alive at once
+MEMORY_LIMIT = 8 << 30  # bytes that one picture may take
+# of several pictures, without gradients: about 0.16 and 2.6 GB with 128 channels
+PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**16, 2**20
+
+
+class Block(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), (B, C, H, W) -> (B, D, H, W);
+    a 1x1 convolution of x where D is not C.
+    """
+
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inputs, EPSILON)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, outputs, EPSILON)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        if inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(_silu(self.norm1(x)))
+        y = self.conv2(_silu(self.norm2(y)))
+        return y + (self.shortcut(x) if hasattr(self, "shortcut") else x)
+
+
+class Attention(nn.Module):
+    """x + what each position gathers from all others by one attention head, (B,
+    C, h, w) -> (B, C, h, w).
+    """
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, EPSILON)
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(channels, channels) for _ in range(4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)[:, None]  # (B, 1, h*w, C)
+        y = F.scaled_dot_product_attention(self.query(tokens), self.key(tokens), self.value(tokens))
+        return x + self.out(y)[:, 0].transpose(1, 2).reshape(x.shape)
+
+
+class Halve(nn.Conv2d):
+    """(B, C, H, W) -> (B, C, H/2, W/2) by a 3x3 convolution, padded at the
+    right and at the bottom alone.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, (0, 1, 0, 1)))
+
+
+class Double(nn.Conv2d):
+    """(B, C, h, w) -> (B, C, 2*h, 2*w): each position four times, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.interpolate(input, scale_factor=2.0, mode="nearest"))
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, each followed by attention where the stage has it, and the
+    change to the next resolution.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        count: int,
+        groups: int,
+        attention: bool,
+        resample: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(outputs if i else inputs, outputs, groups) for i in range(count)
+        )
+        self.attention = nn.ModuleList(
+            Attention(outputs, groups) for _ in range(count if attention else 0)
+        )
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if len(self.attention):
+                x = self.attention[i](x)
+        return x if self.resample is None else self.resample(x)
+
+
+class Middle(nn.Module):
+    """Two blocks at the coarsest resolution, with attention between them
+    where the network has it.
+    """
+
+    def __init__(self, channels: int, groups: int, attention: bool) -> None:
+        super().__init__()
+        self.before = Block(channels, channels, groups)
+        self.attention = Attention(channels, groups) if attention else nn.Identity()
+        self.after = Block(channels, channels, groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.attention(self.before(x)))
+
+
+class Whole(nn.Module):
+    """What encoder and decoder share: pictures go in whole, as many at once as memory allows."""
+
+    def __init__(self, config: TokenizerConfig, scale: int) -> None:
+        super().__init__()
+        self.config, self.scale = config, scale
+
+    def run(self, x: Tensor) -> Tensor:
+        """Output for one or a few inputs."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output (B, ...) of x (B, ..., H, W).
+
+        InputError where one picture takes more than MEMORY_LIMIT.
+        """
+        H, W = (side * self.scale for side in x.shape[2:])
+        check_size(self.config, H, W)
+        if torch.is_grad_enabled() or len(x) == 1:
+            return self.run(x)
+        count = max(
+            1, (PIXELS_AT_ONCE if x.device.type == "cpu" else GPU_PIXELS_AT_ONCE) // (H * W)
+        )
+        return torch.cat([self.run(part) for part in x.split(count)])
+
+
+class Encoder(Whole):
+    """Pictures (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f)."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__(config, scale=1)
+        stages, groups, last = config.stages, config.groups, len(config.stages) - 1
+        self.first = nn.Conv2d(config.channels, stages[0], 3, padding=1)
+        self.stages = nn.ModuleList(
+            Stage(
+                stages[max(0, i - 1)],
+                n,
+                config.encoder_blocks,
+                groups,
+                i in config.attention,
+                Halve(n) if i < last else None,
+            )
+            for i, n in enumerate(stages)
+        )
+        self.middle = Middle(stages[-1], groups, len(stages) in config.attention)
+        self.norm = nn.GroupNorm(groups, stages[-1], EPSILON)
+        self.last = nn.Conv2d(stages[-1], config.z_channels, 3, padding=1)
+        self.project = nn.Conv2d(config.z_channels, config.code_dim, 1)
+
+    def run(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for stage in self.stages:
+            x = stage(x)
+        return self.project(self.last(_silu(self.norm(self.middle(x)))))
+
+
+class Decoder(Whole):
+    """Vectors (B, D, h, w) -> what the likelihood needs, (B, C, h*f, w*f).
+
+    Its stages stand coarsest first.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__(config, scale=config.downsample)
+        stages, groups = config.stages, config.groups
+        self.project = nn.Conv2d(config.code_dim, config.z_channels, 1)
+        self.first = nn.Conv2d(config.z_channels, stages[-1], 3, padding=1)
+        self.middle = Middle(stages[-1], groups, len(stages) in config.attention)
+        self.stages = nn.ModuleList(
+            Stage(
+                stages[min(i + 1, len(stages) - 1)],
+                stages[i],
+                config.decoder_blocks,
+                groups,
+                i in config.attention,
+                Double(stages[i]) if i else None,
+            )
+            for i in reversed(range(len(stages)))
+        )
+        self.norm = nn.GroupNorm(groups, stages[0], EPSILON)
+        self.last = nn.Conv2d(stages[0], config.channels, 3, padding=1)
+
+    def run(self, x: Tensor) -> Tensor:
+        x = self.middle(self.first(self.project(x)))
+        for stage in self.stages:
+            x = stage(x)
+        return self.last(_silu(self.norm(x)))
+
+
+def check_size(config: TokenizerConfig, H: int, W: int) -> None:
+    """Raises InputError where a picture of H x W pixels takes more than MEMORY_LIMIT."""
+    each = _bytes_per_pixel(config)
+    if H * W * each > MEMORY_LIMIT:
+        need, most = files.human_bytes(H * W * each), MEMORY_LIMIT / each // 1e5 / 10
+        raise InputError(
+            f"a picture of {W}x{H} takes about {need} of memory: "
+            "the classic network needs all of it at once",
+            f"make it smaller, at most {most:.1f} megapixels, or choose another --model",
+        )
+
+
+def _silu(x: Tensor) -> Tensor:
+    """In place where no gradient needs x: it is what a normalization has just made."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def _bytes_per_pixel(config: TokenizerConfig) -> int:
+    """Memory that a pixel of a picture takes:
+    TENSORS of the size of the largest one, which a change of resolution may have made.
+    """
+    largest = max(max(config.stages[i : i + 2]) / 4**i for i in range(len(config.stages)))
+    return round(4 * TENSORS * largest)

@@ -1,0 +1,135 @@
+"""Contact sheets of pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vqtok.plots.tables import plain
+
+Color = tuple[int, int, int]
+
+WHITE: Color = (255, 255, 255)
+FONT_SIZE = 12
+LINE_HEIGHT = 16  # holds ascenders and descenders of FONT_SIZE
+LABEL_WIDTH = 160  # a label may widen a narrow picture's column up to here; what is longer is cut
+
+
+def sheet(
+    pictures: Sequence[np.ndarray],
+    columns: int,
+    labels: Sequence[str] | None = None,
+    gap: int = 4,
+    background: Color = WHITE,
+    scale: int = 1,
+) -> np.ndarray:
+    """A contact sheet, row by row, with an optional label under each picture.
+
+    Pictures are uint8 (H, W, 1 or 3) of any sizes, each centered in its column and row, and
+    enlarged `scale` times by repeating pixels. Returns uint8 (H, W, 3).
+    """
+    assert pictures
+    assert columns >= 1
+    assert labels is None or len(labels) == len(pictures)
+    cells = [_enlarge(picture, scale) for picture in pictures]
+    if labels is not None:
+        cells = [
+            _caption(cell, label, background) for cell, label in zip(cells, labels, strict=True)
+        ]
+    return _grid(cells, min(columns, len(cells)), gap, background)
+
+
+def side_by_side(
+    rows: Sequence[Sequence[np.ndarray]],
+    headings: Sequence[str] = (),
+    gap: int = 4,
+    background: Color = WHITE,
+    scale: int = 1,
+    labels: Sequence[Sequence[str]] | None = None,
+) -> np.ndarray:
+    """Pictures to compare, one row each, say original and reconstruction;
+    `headings`, if any, stand over the columns.
+
+    Pictures are as in `sheet`, and so are `labels`, a row of them for each row;
+    all rows are of equal length. Returns uint8 (H, W, 3).
+    """
+    columns = len(rows[0])
+    assert columns >= 1
+    assert all(len(row) == columns for row in rows)
+    assert len(headings) in (0, columns)
+    cells = [_enlarge(picture, scale) for row in rows for picture in row]
+    if labels is not None:
+        texts = [label for line in labels for label in line]
+        cells = [_caption(cell, text, background) for cell, text in zip(cells, texts, strict=True)]
+    widths = [max(cell.shape[1] for cell in cells[column::columns]) for column in range(columns)]
+    titles = [
+        _text(heading, max(width, LABEL_WIDTH), background)
+        for heading, width in zip(headings, widths, strict=False)
+    ]
+    return _grid(titles + cells, columns, gap, background)
+
+
+def _enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
+    """uint8 (H, W, 1 or 3) -> (H*scale, W*scale, 3)."""
+    assert scale >= 1
+    assert picture.dtype == np.uint8
+    assert picture.ndim == 3
+    assert picture.size
+    H, W = picture.shape[:2]
+    color = np.broadcast_to(picture, (H, W, 3))
+    return color.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _text(text: str, width: int, background: Color) -> np.ndarray:
+    """One line of text, cut to `width` pixels:
+    uint8 (LINE_HEIGHT, at most width, 3), in the ink that shows on the background.
+    """
+    font = ImageFont.load_default(FONT_SIZE)
+    whole = line = plain(text)[:width]  # no glyph is narrower than a pixel
+    while line and font.getlength(line) > width:
+        whole = whole[:-1]
+        line = whole.rstrip() + "..." if whole else ""
+    ink = (0, 0, 0) if sum(background) > 382 else WHITE
+    image = Image.new("RGB", (max(1, int(np.ceil(font.getlength(line)))), LINE_HEIGHT), background)
+    ImageDraw.Draw(image).text((0, 0), line, fill=ink, font=font)
+    return np.asarray(image)
+
+
+def _caption(picture: np.ndarray, label: str, background: Color) -> np.ndarray:
+    """The picture with its label under it."""
+    return _grid(
+        [picture, _text(label, max(picture.shape[1], LABEL_WIDTH), background)],
+        1,
+        2,
+        background,
+        margin=0,
+    )
+
+
+def _grid(
+    cells: Sequence[np.ndarray],
+    columns: int,
+    gap: int,
+    background: Color,
+    margin: int | None = None,
+) -> np.ndarray:
+    """Cells (H, W, 3) on a background, each centered;
+    columns as wide as their widest cell, rows as high as their highest.
+    """
+    margin = gap if margin is None else margin
+    widths = [max(cell.shape[1] for cell in cells[i::columns]) for i in range(columns)]
+    heights = [
+        max(cell.shape[0] for cell in cells[i : i + columns]) for i in range(0, len(cells), columns)
+    ]
+    size = (
+        sum(heights) + gap * (len(heights) - 1) + 2 * margin,
+        sum(widths) + gap * (len(widths) - 1) + 2 * margin,
+    )
+    canvas = np.full((*size, 3), background, np.uint8)
+    for i, cell in enumerate(cells):
+        row, column = divmod(i, columns)
+        H, W = cell.shape[:2]
+        top = margin + sum(heights[:row]) + gap * row + (heights[row] - H) // 2
+        left = margin + sum(widths[:column]) + gap * column + (widths[column] - W) // 2
+        canvas[top : top + H, left : left + W] = cell
+    return canvas

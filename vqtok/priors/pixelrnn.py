@@ -1,0 +1,288 @@
+"""A PixelRNN with Row LSTM layers over index grids (van den Oord et al. 2016, arXiv 1601.06759,
+sections 3.1, 3.3 and 3.4).
+
+A row's states follow from those of the row above it, through a convolution along the row: all of
+its columns are computed at once, and a row knows all rows above, in a triangle that widens by
+kernel//2 columns a row. Outside of the triangle the network is blind.
+
+The recurrence of a Row LSTM over the rows of a grid, written out:
+all columns of all pictures take a step together.
+
+Autograd would keep each step's intermediate results, and add up the weights' gradient from as many
+small pieces as there are rows.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtok.config import PriorConfig
+from vqtok.priors.base import Context, Prior, code_embedding, drop, offset
+
+if TYPE_CHECKING:
+    from vqtok.sampling.pixelrnn import Cache, Packed
+
+# g y (1 - y), g (1 - y^2)
+sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
+
+FIRST_REACH = 3  # of the first layer: 7 columns, three rows up (table 1 of the paper)
+
+
+def scan(gates: Tensor, weight: Tensor, w: int) -> Tensor:
+    """Hidden states (h, w*N, C) of what the input tells the gates, (h, w*N, 4C), column by
+    column; eq. 3 of the paper.
+
+    The gates are input, forget, output and content; they are overwritten. weight (k*C, 4C) takes
+    the states of the row above from k columns, the leftmost first; at the sides and at the top they
+    are zero. Cells and gates are computed in float32 at least.
+    """
+    return _Scan.apply(gates, weight, w)  # type: ignore[no-any-return]
+
+
+def gather(states: Tensor, out: Tensor, n: int) -> Tensor:
+    """Copies states (..., w*n, C) next to those of the columns beside them:
+    `out` (..., w*n, k, C), still zero where there is no column.
+    """
+    size, k = out.shape[-3:-1]
+    for tap, here, there in _taps(size, k, n):
+        out[..., here, tap, :] = states[..., there, :]
+    return out
+
+
+def scatter(gathered: Tensor, out: Tensor, n: int) -> None:
+    """The transpose of `gather`: adds the copies (w*n, k, C) of each state to `out` (w*n, C)."""
+    size, k, _ = gathered.shape
+    for tap, here, there in _taps(size, k, n):
+        out[there] += gathered[here, tap]
+
+
+def _taps(size: int, k: int, n: int) -> list[tuple[int, slice, slice]]:
+    """For each of k columns side by side: its number, the places that have a neighbor
+    there, and those neighbors.
+    """
+    shifts = [(tap, (tap - k // 2) * n) for tap in range(k)]
+    return [
+        (
+            tap,
+            slice(max(0, -shift), size - max(0, shift)),
+            slice(max(0, shift), size + min(0, shift)),
+        )
+        for tap, shift in shifts
+        if abs(shift) < size
+    ]
+
+
+class _Scan(torch.autograd.Function):
+    """Between the products all is float32, in buffers of one row, for bfloat16 gates too:
+    their own tanh takes six times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, weight: Tensor, w: int) -> Tensor:
+        h, size, C = gates.shape[0], gates.shape[1], gates.shape[2] // 4
+        matrix, n = weight.to(gates.dtype), size // w
+        hidden = gates.new_empty(h, size, C)
+        cells = gates.new_empty(h, size, C, dtype=torch.promote_types(gates.dtype, torch.float32))
+        gathered = gates.new_zeros(size, len(weight) // C, C)
+        wide, bounded = cells.new_empty(size, 4 * C), cells.new_empty(size, C)
+        enter, keep, leave, content = wide.split(C, dim=1)
+        for i in range(h):
+            if i:
+                gates[i].addmm_(gather(hidden[i - 1], gathered, n).flatten(1), matrix)
+            wide.copy_(gates[i])
+            wide[:, : 3 * C].sigmoid_()
+            content.tanh_()
+            gates[i].copy_(wide)
+            torch.mul(enter, content, out=cells[i])
+            if i:
+                cells[i].addcmul_(keep, cells[i - 1])
+            torch.tanh(cells[i], out=bounded)
+            hidden[i] = bounded.mul_(leave)
+        ctx.save_for_backward(gates, weight, hidden, cells)
+        ctx.n = n
+        return hidden
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        gates, weight, hidden, cells = ctx.saved_tensors  # the gates' gradient takes their place
+        (h, size, C), n = hidden.shape, ctx.n
+        matrix = weight.to(gates.dtype).T.contiguous()
+        step = _StepBack(cells[0])
+        told = gates.new_empty(size, len(weight))
+        for i in range(h - 1, -1, -1):
+            step.for_hidden.copy_(gradients[0][i])
+            if i + 1 < h:
+                scatter(
+                    torch.mm(gates[i + 1], matrix, out=told).view(size, -1, C), step.for_hidden, n
+                )
+            step(gates[i], cells[i], cells[i - 1] if i else None)
+        gathered = gather(hidden[:-1], hidden.new_zeros(h - 1, size, len(weight) // C, C), n)
+        for_weight = gathered.view(-1, len(weight)).T @ gates[1:].flatten(0, 1)
+        return gates.detach(), for_weight.to(weight.dtype), None
+
+
+class _StepBack:
+    """The gradient of one row, from the last to the first, in buffers that are made once."""
+
+    def __init__(self, like: Tensor) -> None:
+        size, C = like.shape
+        self.for_hidden, self.bounded = like.new_empty(2, size, C)
+        self.for_cell = like.new_zeros(size, C)
+        self.wide, self.gradient = like.new_empty(2, size, 4 * C)
+        self.C = C
+
+    def __call__(self, gates: Tensor, cells: Tensor, before: Tensor | None) -> None:
+        """`gates` (w*N, 4C) become their own gradient, that of `cells` that of `before`,
+        the cells of the row above.
+        """
+        sigmoids, bounded, for_hidden, for_cell = (
+            3 * self.C,
+            self.bounded,
+            self.for_hidden,
+            self.for_cell,
+        )
+        self.wide.copy_(gates)
+        enter, keep, leave, content = self.wide.split(self.C, dim=1)
+        for_enter, for_keep, for_leave, for_content = self.gradient.split(self.C, dim=1)
+        torch.tanh(cells, out=bounded)
+        torch.mul(for_hidden, bounded, out=for_leave)
+        for_cell += tanh_backward(for_hidden.mul_(leave), bounded)
+        torch.mul(for_cell, content, out=for_enter)
+        torch.mul(for_cell, enter, out=for_content)
+        if before is None:
+            for_keep.zero_()
+        else:
+            torch.mul(for_cell, before, out=for_keep)
+        for_cell.mul_(keep)
+        gates[:, :sigmoids] = sigmoid_backward(self.gradient[:, :sigmoids], self.wide[:, :sigmoids])
+        gates[:, sigmoids:] = tanh_backward(for_content, content)
+
+
+class First(nn.Conv2d):
+    """A convolution that sees the rows above, and its own row to the left:
+    mask A of the paper's section 3.4, without the rows below.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, (FIRST_REACH + 1, 2 * FIRST_REACH + 1))
+
+    def masked(self) -> Tensor:
+        """The weights (outputs, inputs, rows, columns), zero where they would see
+        their own place or beyond.
+        """
+        seen = torch.ones_like(self.weight[0, 0])
+        seen[-1, FIRST_REACH:] = 0
+        return self.weight * seen
+
+    def forward(self, input: Tensor) -> Tensor:
+        r = FIRST_REACH
+        return F.conv2d(F.pad(input, (r, r, r, 0)), self.masked(), self.bias)
+
+
+class RowLSTM(nn.Module):
+    """One layer: C hidden units between residual connections of 2C
+    features (figure 5 of the paper).
+    """
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        C, reach = config.width, config.kernel // 2
+        self.reach, self.dropout = reach, config.dropout
+        # its own column and those to the left: mask B
+        self.input = nn.Conv2d(2 * C, 4 * C, (reach + 1, 1))
+        self.state = nn.Conv1d(C, 4 * C, config.kernel, bias=False)
+        self.out = nn.Linear(C, 2 * C, bias=False)
+        assert self.input.bias is not None
+        nn.init.zeros_(self.input.bias)
+        # the forget gates: cells keep what they hold until they learn better
+        nn.init.ones_(self.input.bias[C : 2 * C])
+
+    def state_matrix(self) -> Tensor:
+        """(k*C, 4C): from the states of k columns of the row above to the gates."""
+        return self.state.weight.permute(2, 1, 0).flatten(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The next x, of x (h, w, N, 2C): rows, columns, pictures, features."""
+        h, w, N, _ = x.shape
+        # (h, 2C, w + reach, N), channels last
+        padded = F.pad(x, (0, 0, 0, 0, self.reach, 0)).permute(0, 3, 1, 2)
+        gates = self.input(padded).permute(0, 2, 3, 1).reshape(h, w * N, -1)
+        hidden = scan(gates, self.state_matrix(), w).view(h, w, N, -1)
+        return x + self.out(
+            drop(hidden, self.dropout) if self.training and self.dropout else hidden
+        )
+
+
+class PixelRNN(Prior):
+    """The PixelRNN with Row LSTM layers."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__(config)
+        C, L = config.width, config.levels
+        # the first layer sees 28 places: as many more channels take 13 % of a step
+        self.embedding = code_embedding(config, C // 2, L)
+        self.first = First(C // 2, 2 * C)
+        self.label = nn.Embedding(len(config.labels) + 1, 2 * C) if config.labels else None
+        self.context = Context(config) if L > 1 else None
+        self.from_context = nn.Linear(C, 2 * C, bias=False) if L > 1 else None
+        self.layers = nn.ModuleList(RowLSTM(config) for _ in range(config.layers))
+        self.head = nn.Linear(2 * C, 2 * C)
+        self.readout = self._readouts(2 * C)
+
+    def hidden(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, L, h, w, 2C)."""
+        B, L, h, w = indices.shape
+        assert self.config.levels >= L, f"{L} levels in, {self.config.levels} in the prior"
+        # (B*L, h, w, C/2)
+        embedded = self.embedding(offset(indices, self.config.codebook_size)).flatten(0, 1)
+        x = self.first(embedded.permute(0, 3, 1, 2)).permute(2, 3, 0, 1)  # (h, w, B*L, 2C)
+        constant = self.constant(
+            self.label_rows(labels, B, indices.device), self.context_of(indices)
+        )
+        if constant is not None:
+            x = x + constant.expand(-1, L, -1, -1, -1).flatten(0, 1).permute(1, 2, 0, 3)
+        x = x.contiguous()
+        for layer in self.layers:
+            x = layer(x)
+        features = F.relu(self.head(F.relu(x)))
+        return features.view(h, w, B, L, -1).permute(2, 3, 0, 1, 4)
+
+    def constant(self, rows: Tensor | None, context: Tensor | None) -> Tensor | None:
+        """What the places know beside their own level, (B, L or 1, h or 1, w or 1, 2C), from the
+        labels' rows and (B, L, C, h, w).
+        """
+        parts = []
+        if self.label is not None and rows is not None:
+            parts.append(self.label(rows)[:, None, None, None])
+        if self.from_context is not None and context is not None:
+            parts.append(self.from_context(context.permute(0, 1, 3, 4, 2)))
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def cursor(
+        self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
+    ) -> "Cache":
+        context = self.context_of(indices)
+        return self.cache(level, n, w, rows, None if context is None else context[:, level])
+
+    def cache(
+        self, level: int, n: int, w: int, rows: Tensor | None, context: Tensor | None
+    ) -> "Cache":
+        """To draw that level of n grids; context (n, C, h, w) is what it
+        knows of the levels below.
+        """
+        from vqtok.sampling.pixelrnn import Cache
+
+        constant = self.constant(rows, None if context is None else context[:, None])
+        return Cache(self, level, n, w, None if constant is None else constant[:, 0])
+
+    def quick(self, rows: Tensor | None) -> "Packed | None":
+        """On the CPU, in float32: NumPy does the arithmetic then."""
+        from vqtok.sampling.pixelrnn import Packed
+
+        fits = all(
+            weights.device.type == "cpu" and weights.dtype == torch.float32
+            for weights in self.parameters()
+        )
+        return Packed(self, rows) if fits else None

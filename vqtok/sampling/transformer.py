@@ -1,0 +1,166 @@
+"""The sampler's arithmetic: the keys and values of all tokens so far are kept, and each
+step computes one token more.
+
+Tokens are computed when a place's features are asked for. Where places were known and nothing was
+asked, the tokens since then are computed together: completing the lower half of a picture takes
+one pass for the upper half.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtok.priors.transformer import Block, rotate, turns
+
+if TYPE_CHECKING:
+    from vqtok.priors.transformer import Transformer
+
+TOGETHER = 1024  # tokens at most in one pass, whose mask has as many rows
+
+
+class CachedBlock:
+    """A block with the keys and values of the tokens so far, for several tokens at once
+    or, in fewer calls, for one.
+    """
+
+    def __init__(self, block: Block, n: int, T: int) -> None:
+        self.block, self.n, self.C = block, n, block.merge.in_features
+        self.shape = (3, block.heads, self.C // block.heads)
+        self.kept = block.qkv.weight.new_empty(2, n, block.heads, T, self.shape[2])
+        self.keys, self.values = self.kept  # (n, heads, T, D), keys turned
+        self.flat_keys, self.flat_values = self.kept.flatten(1, 2)  # (n*heads, T, D)
+        self.project = _with_quarter_turns(block).T  # (C, 5C)
+        self.merge, self.up, self.down = (
+            block.merge.weight.T,
+            block.up.weight.T,
+            block.down.weight.T,
+        )
+
+    def several(self, x: Tensor, start: int, end: int, cos: Tensor, sin: Tensor) -> Tensor:
+        """Tokens `start` to `end` (n, end - start, C) through the block."""
+        block, places = self.block, torch.arange(end, device=x.device)
+        qkv = rotate(
+            block.qkv(block.attention_norm(x)).view(*x.shape[:2], *self.shape),
+            cos[start:end],
+            sin[start:end],
+        )
+        q, self.keys[:, :, start:end], self.values[:, :, start:end] = qkv.transpose(1, 3).unbind(2)
+        k, v = self.keys[:, :, :end], self.values[:, :, :end]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=places <= places[start:, None])
+        x = x + block.merge(attended.transpose(1, 2).reshape(x.shape))
+        return x + block.down(F.gelu(block.up(block.mlp_norm(x))))
+
+    def one(self, x: Tensor, t: int, cos: Tensor, sin: Tensor) -> Tensor:
+        """Token t (n, C) through the block; `cos` and `sin` are that token's (2C,)."""
+        block, n, C, D = self.block, self.n, self.C, self.shape[2]
+        projected = torch.mm(_norm(x, block.attention_norm), self.project)  # (n, 5C)
+        turned = torch.addcmul(projected[:, : 2 * C] * cos, projected[:, 3 * C :], sin)
+        self.keys[:, :, t] = turned[:, C:].unflatten(1, self.shape[1:])
+        self.values[:, :, t] = projected[:, 2 * C : 3 * C].unflatten(1, self.shape[1:])
+        scores = torch.bmm(
+            turned[:, :C].reshape(-1, 1, D), self.flat_keys[:, : t + 1].transpose(1, 2)
+        )  # (n*heads, 1, t + 1)
+        attended = torch.bmm(scores.softmax(-1), self.flat_values[:, : t + 1]).view(n, C)
+        x = torch.addmm(x, attended, self.merge)
+        return torch.addmm(x, F.gelu(torch.mm(_norm(x, block.mlp_norm), self.up)), self.down)
+
+
+class Cache:
+    """The prior part-way through one level of n grids."""
+
+    def __init__(
+        self, prior: "Transformer", level: int, n: int, h: int, w: int, added: Tensor | None
+    ) -> None:
+        K, weights = prior.config.codebook_size, prior.embedding.weight
+        self.embedding, self.start = weights[level * K : (level + 1) * K], prior.start
+        self.added, self.norm, self.readout = added, prior.norm, prior.output(level)
+        self.cos, self.sin = turns(h, w, prior.head_size, weights.device)
+        self.cos_rows, self.sin_rows = (
+            _rows(turn, prior.config.heads) for turn in (self.cos, self.sin)
+        )
+        self.blocks = [
+            CachedBlock(
+                block,  # type: ignore[arg-type]
+                n,
+                h * w,
+            )
+            for block in prior.blocks
+        ]
+        self.indices = torch.zeros(n, h * w, dtype=torch.int64, device=weights.device)
+        self.w, self.i, self.j = w, -1, -1
+        self.done = 0  # tokens
+
+    def next_row(self, above: Tensor | None) -> None:
+        """Moves on to the next row; `above` (n, w) are the indices of the row
+        before it, None at the top.
+        """
+        if above is not None:
+            self.indices[:, self.i * self.w : (self.i + 1) * self.w] = above
+        self.i, self.j = self.i + 1, -1
+
+    def next_column(self, left: Tensor | None) -> Tensor:
+        """Moves on to the next column; `left` (n,) are the indices of the column before it.
+
+        Features (n, C).
+        """
+        self.j += 1
+        t = self.i * self.w + self.j
+        if left is not None:
+            self.indices[:, t - 1] = left
+        while self.done < t - TOGETHER:
+            self._compute(self.done + TOGETHER)
+        return self._compute(t + 1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(n, C) -> (n, K)."""
+        return self.readout(self.norm(features))
+
+    def _compute(self, end: int) -> Tensor:
+        """The tokens up to `end` that are missing, through all blocks;
+        the last one's features (n, C).
+        """
+        start, self.done = self.done, end
+        x = self._tokens(start, end)
+        if end - start == 1:
+            x = x[:, 0]
+            for block in self.blocks:
+                x = block.one(x, start, self.cos_rows[start], self.sin_rows[start])
+            return x
+        for block in self.blocks:
+            x = block.several(x, start, end, self.cos, self.sin)
+        return x[:, -1]
+
+    def _tokens(self, start: int, end: int) -> Tensor:
+        """What goes into the first block."""
+        x = F.embedding(self.indices[:, max(start - 1, 0) : end - 1], self.embedding)
+        if start == 0:
+            x = torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
+        return x if self.added is None else x + self.added[:, start:end]
+
+
+def _rows(turn: Tensor, heads: int) -> Tensor:
+    """(T, 2, 1, D/2) for both halves of all heads of queries and keys, as
+    they lie in a row: (T, 2C).
+    """
+    return turn.repeat(1, 1, heads, 2).flatten(1)
+
+
+def _norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def _with_quarter_turns(block: Block) -> Tensor:
+    """Weights (5C, C) of queries, keys, values, and of queries and keys turned by 90 degrees,
+    queries over the root of D.
+
+    A turn by any angle is then cos times the one plus sin times the other: two calls.
+    """
+    q, k, v = block.qkv.weight.chunk(3)
+    q = q * (block.heads / len(q)) ** 0.5
+    # halves a and b of each head: (a, b) -> (-b, a)
+    turned = torch.cat([q, k]).view(2 * block.heads, 2, -1, q.shape[1])
+    return torch.cat(
+        [q, k, v, torch.stack([-turned[:, 1], turned[:, 0]], dim=1).view(-1, q.shape[1])]
+    )

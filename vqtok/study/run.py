@@ -1,0 +1,429 @@
+"""Training of a study's systems, each an ordinary run in a folder of its own;
+tokenizers are shared.
+
+What a study's listener hears of training:
+one bar of seconds for each stage of a system, and no sentence twice.
+
+Training by the clock: as many steps as fit, with a learning rate that ends
+at zero when the time does.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqtok import config, files, weights
+from vqtok import train as training
+from vqtok.codec import load_tokenizer, place
+from vqtok.config import Recipe
+from vqtok.data import Dataset, open_data
+from vqtok.study import vae
+from vqtok.study.pictures import Pictures
+from vqtok.study.systems import System, recipe_of
+from vqtok.train import Begun, Listener, Run, Status, Stop, loop
+from vqtok.train.grids import encode_dataset, save_grids
+
+# The schedule counts in steps, and how many will fit is not known before: it is set anew when these
+# parts of the time have gone by, by the speed so far. Up to the first one the rate stays at its
+# peak. On a busy machine one measurement ahead would be wrong by half.
+PARTS = (0.04, 0.2, 0.4, 0.6, 0.8, 0.92, 1.0)
+AIM = 0.985  # of the time, at which the last step is planned: past 0.92 nothing is corrected
+UNKNOWN = 10**6  # steps, as long as none has been timed
+VALIDATIONS = 5
+
+MARK = "trained.json"
+INDICES = "indices.state.safetensors"
+# of the budget, where tokenizer and prior share one: most bits are of pixels, given the latents
+TOKENIZER_PART = 0.6
+# Of the settings that are younger than format 1 (`config.BEFORE`), those
+# that the first studies knew.
+_OLD = (
+    "level_dropout",
+    "shortcut",
+    "architecture",
+    "output",
+    "mixtures",
+    "heads",
+    "rows",
+    "columns",
+)
+_TOKENIZER_TABLES = ("tokenizer", "data", "losses", "tokenizer_training", "seed", "precision")
+
+
+class Watch:
+    """Passes on what training says, under the system's name;
+    `begin` starts a new bar of `seconds`, of which `used` have passed.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self._name, self._seconds, self._start = "", 0.0, 0.0
+        self._said: set[str] = set()
+
+    def begin(self, name: str, seconds: float, used: float) -> None:
+        self._name, self._seconds, self._start = name, seconds, time.monotonic() - used
+
+    def status(self, status: Status) -> None:
+        """The number of steps is a guess that changes: the bar shows seconds."""
+        used = time.monotonic() - self._start
+        left = max(0.0, self._seconds - used)
+        steps = int(self._seconds)
+        self.listener.status(
+            replace(
+                status,
+                stage=self._stage(status.stage),
+                step=min(int(used), steps),
+                steps=steps,
+                seconds_left=left,
+            )
+        )
+
+    def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
+        self.listener.validated(self._stage(stage), line, sentence)
+
+    def note(self, text: str) -> None:
+        """Once a system: training says the same each time that it goes on."""
+        said = f"{self._name}: {text}"
+        if said not in self._said:
+            self._said.add(said)
+            self.listener.note(said)
+
+    def _stage(self, stage: str) -> str:
+        return f"{self._name}: {stage}"
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: somebody pressed Ctrl-C
+    """Training was told to stop; its state is saved."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Where a stage stands, over all sessions."""
+
+    steps: int
+    seconds: float
+
+
+def spent(folder: Path, stage: str) -> Spent:
+    """What the state of a stage says; nothing where there is none."""
+    path = folder / f"{stage}.state.safetensors"
+    if not path.exists():
+        return Spent(0, 0.0)
+    record = weights.read_meta(path, "state")["record"]
+    return Spent(int(record["step"]), float(record["seconds"]))
+
+
+def spend(
+    train: Callable[[Recipe], bool],
+    recipe: Recipe,
+    run: Run,
+    stage: str,
+    seconds: float,
+    *,
+    table: str,
+    steps: int | None = None,
+) -> Recipe:
+    """Trains a stage for `seconds`, those of earlier sessions included, or for `steps`;
+    returns the recipe as it ended.
+
+    `train` goes on with the state in the run's folder and returns whether all steps are done, as
+    `vqtok.train.train` does; `table` is the part of the recipe that holds the stage's steps.
+    Counted are steps and validations. Raises Interrupted.
+    """
+
+    def go(count: int, until: float) -> bool:
+        nonlocal recipe
+        recipe = with_steps(recipe, table, count)
+        run.stop.deadline = time.monotonic() + until
+        done = train(recipe)
+        run.stop.deadline = math.inf
+        if run.stop.signal:
+            raise Interrupted
+        return done
+
+    if steps is not None:
+        go(steps, math.inf)
+        return recipe
+    before = now = spent(run.folder, stage)
+    for part in PARTS:
+        if now.seconds < part * seconds:
+            done = go(planned(before, now, seconds), part * seconds - now.seconds)
+            before, now = now, spent(run.folder, stage)
+            if done and now.seconds > PARTS[-2] * seconds:
+                return recipe
+    if now.seconds < PARTS[-2] * seconds:  # it was faster than planned, again and again
+        go(planned(before, now, seconds), seconds - now.seconds)
+    # the clock has stopped it: one last step, which is validated
+    go(spent(run.folder, stage).steps + 1, math.inf)
+    return recipe
+
+
+def planned(before: Spent, now: Spent, seconds: float) -> int:
+    """Steps in all, if the rest goes on as fast as it has since `before`.
+
+    A part that other work disturbed does not count for ever.
+    """
+    if not now.steps:
+        return UNKNOWN
+    if now.steps == before.steps:
+        before = Spent(0, 0.0)
+    speed = (now.steps - before.steps) / max(now.seconds - before.seconds, 1e-3)
+    return now.steps + max(1, int((AIM * seconds - now.seconds) * speed))
+
+
+def with_steps(recipe: Recipe, table: str, steps: int) -> Recipe:
+    """The recipe with that many steps of a stage, and a few validations on the way."""
+    stage = replace(
+        getattr(recipe, table), steps=steps, validate_every=max(1, -(-steps // VALIDATIONS))
+    )
+    return replace(recipe, **{table: stage})
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What all systems of a study share."""
+
+    folder: Path
+    pictures: Pictures
+    budget: float  # seconds of training for each system
+    seed: int
+    device: torch.device
+    stop: Stop
+    watch: Watch
+    command: str = ""
+    steps: int | None = None  # of each stage, in place of the budget: for tests
+    dataset: Dataset = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dataset", open_data(self.pictures.path))
+
+    def run(self, folder: Path, recipe: Recipe) -> Run:
+        return Run(folder, recipe.seed, self.device, recipe.precision, self.stop, self.watch)
+
+    def begun(self, recipe: Recipe) -> Begun:
+        return Begun(recipe, os.path.abspath(self.pictures.path), len(self.dataset), self.command)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a system's training took."""
+
+    settings: str  # digest of all that it depends on
+    finished: bool = False
+    steps: int = 0  # of the network that gives the likelihood: prior or VAE
+    seconds: float = 0.0
+    batch: int = 0
+    tokenizer_steps: int = 0
+    tokenizer_seconds: float = 0.0
+    tokenizer_batch: int = 0
+    encoding_seconds: float = 0.0  # pictures to indices, which the prior learns from
+    precision: str = ""
+
+    @property
+    def all_seconds(self) -> float:
+        return self.seconds + self.tokenizer_seconds + self.encoding_seconds
+
+
+def read(folder: Path) -> Trained | None:
+    """What `write` has written; None where there is nothing that can be read:
+    it is then trained anew.
+    """
+    with suppress(OSError, ValueError, TypeError):
+        return Trained(**json.loads((folder / MARK).read_text(encoding="utf-8")))
+    return None
+
+
+def write(folder: Path, trained: Trained) -> None:
+    files.write_bytes(folder / MARK, (json.dumps(asdict(trained)) + "\n").encode(), force=True)
+
+
+def train(lab: Lab, system: System) -> Trained:
+    """Trains the system, or goes on with it, or finds it done.
+
+    Raises budget.Interrupted, and TrainingError as training does.
+    """
+    recipe = recipe_of(system, lab.pictures.shape, lab.seed)
+    folder, settings = lab.folder / system.name, settings_of(lab, system)
+    if system.tokenizer == vae.NAME:
+        return _train_vae(lab, folder, recipe, settings)
+    tokenizer = _tokenizer(lab, system, recipe)
+    found = _begin(lab, folder, settings, recipe)
+    if found.finished:
+        return found
+    _share(lab.folder / f"tokenizer-{system.tokenizer}", folder)
+    run = lab.run(folder, recipe)
+    seconds = lab.budget - tokenizer.all_seconds
+    recipe = _spend(
+        lab, run, recipe, "prior", seconds, lambda recipe: _stage(lab, run, recipe, "prior")
+    )
+    done = spent(folder, "prior")
+    # `vqtok train --resume` makes it again: 150 MB of raw pixels
+    (folder / INDICES).unlink(missing_ok=True)
+    trained = replace(
+        tokenizer,
+        settings=settings,
+        finished=True,
+        steps=done.steps,
+        seconds=done.seconds,
+        batch=recipe.prior_training.batch,
+        precision=recipe.precision,
+    )
+    write(folder, trained)
+    return trained
+
+
+def _train_vae(lab: Lab, folder: Path, recipe: Recipe, settings: str) -> Trained:
+    found = _begin(lab, folder, settings, recipe)
+    if found.finished:
+        return found
+    run = lab.run(folder, recipe)
+
+    def go_on(recipe: Recipe) -> bool:
+        return loop.train(
+            vae.VaeTask(recipe, lab.dataset, run), recipe.tokenizer_training, run, resume=True
+        )
+
+    recipe = _spend(lab, run, recipe, vae.NAME, lab.budget, go_on)
+    done = spent(folder, vae.NAME)
+    trained = Trained(
+        settings,
+        True,
+        done.steps,
+        done.seconds,
+        recipe.tokenizer_training.batch,
+        precision=recipe.precision,
+    )
+    write(folder, trained)
+    return trained
+
+
+def _stage(lab: Lab, run: Run, recipe: Recipe, stage: str) -> bool:
+    return training.train(recipe, lab.dataset, run, stage, resume=True)
+
+
+def _spend(
+    lab: Lab, run: Run, recipe: Recipe, stage: str, seconds: float, go_on: Callable[[Recipe], bool]
+) -> Recipe:
+    """Spends the seconds on a stage; the folder's recipe is that which the stage went on with."""
+
+    def train(recipe: Recipe) -> bool:
+        training.record(run.folder, lab.begun(recipe))
+        return go_on(recipe)
+
+    lab.watch.begin(run.folder.name, seconds, spent(run.folder, stage).seconds)
+    table = "prior_training" if stage == "prior" else "tokenizer_training"
+    return spend(train, recipe, run, stage, seconds, table=table, steps=lab.steps)
+
+
+def _tokenizer(lab: Lab, system: System, recipe: Recipe) -> Trained:
+    """The tokenizer of the system, trained once for all that share it, and the indices that
+    it gives of all pictures.
+    """
+    folder = lab.folder / f"tokenizer-{system.tokenizer}"
+    settings = _digest(lab, _of_tokenizer(recipe))
+    found = _begin(lab, folder, settings, recipe)
+    if found.finished and (folder / INDICES).exists():
+        return found
+    run, seconds = lab.run(folder, recipe), TOKENIZER_PART * lab.budget
+    recipe = _spend(
+        lab, run, recipe, "tokenizer", seconds, lambda recipe: _stage(lab, run, recipe, "tokenizer")
+    )
+    done = spent(folder, "tokenizer")
+    trained = Trained(
+        settings,
+        True,
+        0,
+        0.0,
+        0,
+        done.steps,
+        done.seconds,
+        recipe.tokenizer_training.batch,
+        _encode(lab, run),
+    )
+    write(folder, trained)
+    return trained
+
+
+def _encode(lab: Lab, run: Run) -> float:
+    """Encodes all pictures into the tokenizer's folder; returns the seconds that it took."""
+    path, start = run.folder / "tokenizer.safetensors", time.monotonic()
+    network = place(load_tokenizer(path), lab.device)
+    lab.watch.begin(run.folder.name, 1.0, 0.0)
+    grids = encode_dataset(network, lab.dataset, False, run)
+    if grids is None:
+        raise Interrupted
+    save_grids(run.folder / INDICES, grids, weights.tokenizer_fingerprint(path))
+    return time.monotonic() - start
+
+
+def _begin(lab: Lab, folder: Path, settings: str, recipe: Recipe) -> Trained:
+    """What the folder holds of a run with the same settings;
+    any other run in it is replaced by a new one.
+    """
+    found = read(folder)
+    if found is not None and found.settings == settings:
+        return found
+    for path in (folder / MARK, folder / INDICES):
+        path.unlink(missing_ok=True)
+    training.start(folder, lab.begun(recipe), "all", force=True)
+    write(folder, Trained(settings))
+    return Trained(settings)
+
+
+def _share(tokenizer: Path, folder: Path) -> None:
+    """Gives a system its tokenizer, and the indices that its prior learns."""
+    shutil.copyfile(tokenizer / "tokenizer.safetensors", folder / "tokenizer.safetensors")
+    target = folder / INDICES
+    target.unlink(missing_ok=True)
+    try:
+        os.link(tokenizer / INDICES, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(tokenizer / INDICES, target)
+
+
+def settings_of(lab: Lab, system: System) -> str:
+    """Digest of all that the system's training depends on."""
+    recipe = recipe_of(system, lab.pictures.shape, lab.seed)
+    return _digest(lab, _of_tokenizer(recipe) if system.tokenizer == vae.NAME else recipe.to_dict())
+
+
+def _of_tokenizer(recipe: Recipe) -> dict[str, Any]:
+    return {name: value for name, value in recipe.to_dict().items() if name in _TOKENIZER_TABLES}
+
+
+def _counted(table: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide what comes out, without younger ones that stand for how it was
+    before them: a study outlives an upgrade.
+    """
+    younger = {name: value for name, value in config.BEFORE.items() if name not in _OLD}
+    return {
+        name: value
+        for name, value in table.items()
+        if name not in ("steps", "validate_every")
+        and not (name in younger and younger[name] == value)
+    }
+
+
+def _digest(lab: Lab, values: dict[str, Any]) -> str:
+    """Of settings without the numbers that the budget decides, of the budget and the pictures."""
+    kept = {
+        name: _counted(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+    }
+    whole = {
+        "settings": kept,
+        "budget": lab.budget,
+        "steps": lab.steps,
+        "pictures": lab.pictures.digest,
+    }
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]

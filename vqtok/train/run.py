@@ -1,0 +1,517 @@
+"""From what the user asks for to the recipe and the data of a run:
+a new one, one that goes on, or a prior for a tokenizer.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from vqtok import config, distributed, files, losses, model_registry, quantizers, weights
+from vqtok.config import Recipe, TokenizerConfig
+from vqtok.data import Dataset, Shapes, open_data
+from vqtok.errors import InputError, OutputError, TrainingError, UsageError, VqtokError
+from vqtok.train import state
+from vqtok.train.shards import CodesData, check_codes, is_codes, refuse_codes, tokenizer_for
+from vqtok.train.state import RECIPE_FILE, RUN_FILE
+
+FORMAT = 1
+_ENTROPY_FILES = r"entropy(\.state)?\.safetensors"
+_PRIOR_FILES = (
+    r"prior(\.state)?\.safetensors|indices\.state\.safetensors|prior-\d{6,}\.png|samples\.png"
+)
+_TOKENIZER_FILES = r"tokenizer(\.state)?\.safetensors|tokenizer-\d{6,}\.png"
+_RUN_FILES = (
+    rf"run\.json|recipe\.toml|log\.jsonl|README\.md|{_TOKENIZER_FILES}|{_PRIOR_FILES}|"
+    rf"{_ENTROPY_FILES}"
+)
+_AGAIN = "start anew with -f/--force"
+
+# of the prior: the tokenizer and the data decide them
+DERIVED = ("codebook_size", "levels", "labels", "rows", "columns")
+_PRIOR_SETTINGS = (
+    "prior",
+    "prior_training",
+    "entropy",
+    "entropy_training",
+    "precision",
+    "data.prior_size",
+)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run was started with."""
+
+    recipe: Recipe
+    data: str  # an absolute path; "" for the built-in shapes
+    pictures: int
+    command: str = ""
+    compiled: bool = False
+    perceptual: str = ""  # an absolute path; "" for none
+    init: str = ""  # likewise
+    job: str = ""  # the torchrun that last went on with it; "" for none
+
+
+def check_free(folder: Path, stage: str, force: bool) -> None:
+    """Raises OutputError where training `stage` anew would replace something and
+    `force` does not allow that.
+    """
+    old = sorted(path.name for path in _replaced(folder, stage))
+    if stage in ("prior", "entropy"):
+        old = [name for name in old if name.startswith(stage)]
+    if old and not force:
+        what = (
+            "a prior"
+            if stage == "prior"
+            else "an entropy prior"
+            if stage == "entropy"
+            else "a run"
+            if RUN_FILE in old
+            else old[0]
+        )
+        raise OutputError(
+            f"{folder} holds {what} already",
+            "go on with --resume, replace it with -f/--force, or choose another -o",
+        )
+
+
+def start(folder: Path, begun: Begun, stage: str, force: bool) -> None:
+    """Makes the run's folder, or the start of a new prior in it, and removes what the new run
+    replaces. Errors as `check_free`.
+    """
+    clear(folder, stage, force)
+    record(folder, begun)
+
+
+def clear(folder: Path, stage: str, force: bool) -> None:
+    """Removes what training `stage` anew would replace. Errors as `check_free`."""
+    check_free(folder, stage, force)
+    try:
+        for path in _replaced(folder, stage):
+            path.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"cannot empty {folder}: {error.strerror}", "choose another folder with -o"
+        ) from None
+
+
+def record(folder: Path, begun: Begun) -> None:
+    """Writes what `continued` reads, and takes away what a killed run was writing."""
+    files.remove_stale(folder)
+    run = {
+        "format": FORMAT,
+        "data": begun.data,
+        "pictures": begun.pictures,
+        "command": begun.command,
+        "compiled": begun.compiled,
+        "perceptual": begun.perceptual,
+        "init": begun.init,
+        "job": begun.job,
+    }
+    files.write_bytes(folder / RECIPE_FILE, config.to_toml(begun.recipe).encode(), force=True)
+    files.write_bytes(folder / RUN_FILE, (json.dumps(run) + "\n").encode(), force=True)
+
+
+def to_json(begun: Begun) -> bytes:
+    """All of it, for another process."""
+    return json.dumps({**vars(begun), "recipe": begun.recipe.to_dict()}).encode()
+
+
+def from_json(data: bytes) -> Begun:
+    """What `to_json` wrote."""
+    values = json.loads(data)
+    return Begun(Recipe().override(values.pop("recipe")), **values)
+
+
+def goes_on(folder: Path) -> bool:
+    """Whether the run in a folder is of the torchrun that starts this command:
+    it does so again where a process has ended.
+
+    To be asked of the first process. Without an --rdzv-id of its own a torchrun is known by
+    its process number only, which another may have had before: then it must also say that it
+    starts the command again.
+    """
+    job = distributed.job()
+    try:
+        return (
+            job != ""
+            and continued(folder).job == job
+            and (distributed.restarted() or not job.startswith("process "))
+        )
+    except TrainingError:
+        return False
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Inside, what cannot be written stops a run that can go on once it can:
+    another folder is no way out.
+    """
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(
+            str(error), "free some space, or allow writing there, then go on with --resume"
+        ) from None
+
+
+def continued(folder: Path) -> Begun:
+    """Reads what `record` wrote; TrainingError where the folder holds no run, or a damaged one."""
+    path = folder / RUN_FILE
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        newer = run["format"] > FORMAT
+        data, pictures = str(run["data"]), int(run["pictures"])
+        command, compiled = str(run.get("command", "")), bool(run.get("compiled", False))
+        perceptual, init, job = (str(run.get(name, "")) for name in ("perceptual", "init", "job"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise TrainingError(
+            f"{folder} holds no run to resume", "leave --resume out to start one"
+        ) from None
+    except OSError as error:
+        raise TrainingError(
+            f"cannot read {path}: {error.strerror}", "check its permissions"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise TrainingError(f"{path} is damaged", _AGAIN) from None
+    if newer:
+        raise TrainingError(f"the run in {folder} was started by a newer vqtok", "upgrade vqtok")
+    return Begun(
+        _recipe(folder / RECIPE_FILE), data, pictures, command, compiled, perceptual, init, job
+    )
+
+
+def _recipe(path: Path) -> Recipe:
+    try:
+        return Recipe().override(config.read_recipe(path), str(path))
+    except VqtokError as error:
+        raise TrainingError(f"the recipe of this run is damaged: {error}", _AGAIN) from None
+
+
+def _replaced(folder: Path, stage: str) -> list[Path]:
+    """Files that a new run, or a new prior, writes itself;
+    others in the folder are the user's own.
+    """
+    pattern = {"prior": _PRIOR_FILES, "entropy": _ENTROPY_FILES}.get(stage, _RUN_FILES)
+    try:
+        return [path for path in folder.iterdir() if re.fullmatch(pattern, path.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        # the latter is reported when the first file is written
+        return []
+    except OSError as error:
+        raise OutputError(
+            f"cannot look into {folder}: {error.strerror}", "choose another folder with -o"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asks for."""
+
+    data: str | None = None  # None: the built-in shapes, or the data of the resumed run
+    preset: str | None = None  # None: by the data
+    values: dict[str, Any] = field(default_factory=dict)  # settings, nested as in a recipe
+    origin: str = "the recipe"  # of the values, for messages
+    command: str = ""
+    compiled: bool = False
+    perceptual: str | None = None  # file with the weights of the perceptual loss
+    init: str | None = None  # model whose tokenizer's weights are the first ones
+
+
+def new(wanted: Wanted) -> tuple[Begun, Dataset]:
+    """A new run: the preset for the data, changed by the wanted values."""
+    dataset = _open(wanted.data)
+    refuse_codes(dataset)
+    recipe = preset_for(dataset, wanted.preset)
+    recipe = replace(recipe, tokenizer=_for_channels(recipe.tokenizer, dataset.channels))
+    before = _first_tokenizer(wanted.init)
+    if before is not None:
+        recipe = replace(recipe, tokenizer=before)
+    recipe = fit_to_data(recipe.override(wanted.values, wanted.origin), dataset)
+    if before is not None:
+        _check_same_network(before, recipe.tokenizer, str(wanted.init))
+    if (
+        wanted.perceptual
+        and recipe.losses.perceptual == 0
+        and "perceptual" not in wanted.values.get("losses", {})
+    ):
+        # who gives the file wants its loss
+        recipe = replace(recipe, losses=replace(recipe.losses, perceptual=1.0))
+    quantizers.check(recipe.tokenizer)  # here, before `start` clears the folder, and so is the next
+    losses.Criterion(
+        recipe.losses, Path(wanted.perceptual) if wanted.perceptual else None, recipe.data.size
+    )
+    return _begun(recipe, dataset, wanted), dataset
+
+
+def _first_tokenizer(model: str | None) -> TokenizerConfig | None:
+    """The settings of the tokenizer whose weights a run starts from."""
+    return None if model is None else weights.tokenizer_config(model_registry.find(model).tokenizer)
+
+
+def _for_channels(tokenizer: TokenizerConfig, channels: int) -> TokenizerConfig:
+    """The tokenizer for pictures of that many channels; of the identity each is a level."""
+    more = {"levels": channels, "code_dim": channels} if tokenizer.identity else {}
+    return replace(tokenizer, channels=channels, **more)
+
+
+def _check_same_network(before: TokenizerConfig, after: TokenizerConfig, model: str) -> None:
+    """UsageError where weights of one do not fit the other:
+    all but what only training looks at must be equal.
+    """
+    free = ("level_dropout", "beta", "decay", "restart", "likelihood")
+    changed = [
+        f.name
+        for f in fields(before)
+        if f.name not in free and getattr(before, f.name) != getattr(after, f.name)
+    ]
+    if changed:
+        raise UsageError(
+            f"the weights of {model} do not fit another {', '.join(changed)}",
+            "leave that out, or leave --init out",
+        )
+
+
+def resumed(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
+    """The run in a folder; only its numbers of steps may change, and where its data lies.
+
+    TrainingError for anything else.
+    """
+    if wanted.preset is not None:
+        raise UsageError(
+            "--preset does not go with --resume",
+            "leave it out: the run goes on with its own recipe",
+        )
+    before = continued(folder)
+    recipe = before.recipe.override(wanted.values, wanted.origin)
+    other = [
+        name for name in changed_settings(before.recipe, recipe) if not name.endswith(".steps")
+    ]
+    if other:
+        raise TrainingError(
+            f"the run in {folder} was started with another {', '.join(other)}",
+            "leave that out, or start a new run",
+        )
+    dataset = _open(wanted.data or before.data)
+    if (len(dataset), dataset.labels) != (before.pictures, recipe.prior.labels):
+        raise TrainingError(
+            f"the run in {folder} was started on "
+            f"{_described(before.pictures, recipe.prior.labels)}, but {dataset.name} has "
+            f"{_described(len(dataset), dataset.labels)}",
+            "give it the same data",
+        )
+    data = _absolute(wanted.data) if wanted.data else before.data
+    perceptual = _absolute(wanted.perceptual) if wanted.perceptual else before.perceptual
+    compiled = before.compiled or wanted.compiled
+    command = before.command or wanted.command
+    again = Begun(
+        recipe, data, before.pictures, command, compiled, perceptual, before.init, distributed.job()
+    )
+    return again, dataset
+
+
+def prior_for(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
+    """A new prior for the tokenizer in a folder, be it of a run or of a model without one.
+
+    The tokenizer's settings stay.
+    """
+    path = tokenizer_for(folder, Path(wanted.data) if wanted.data else None)
+    if (folder / state.RUN_FILE).exists():
+        return _next_prior(folder, wanted)
+    meta = weights.read_meta(path, "tokenizer")
+    tokenizer = weights.tokenizer_config(path)
+    dataset = _open(wanted.data)
+    check_codes(dataset, path)
+    preset = preset_for(dataset, wanted.preset or ("pixels" if tokenizer.identity else None))
+    size = meta["record"].get("size", 16 * tokenizer.downsample)
+    base = replace(preset, tokenizer=tokenizer, data=replace(preset.data, size=size))
+    recipe = base.override(wanted.values, wanted.origin)
+    _refuse(
+        [name for name in changed_settings(base, recipe) if name.startswith("tokenizer")], folder
+    )
+    return _begun(fit_to_data(recipe, dataset), dataset, wanted), dataset
+
+
+def _next_prior(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
+    """A new prior in a run's folder: all that the tokenizer depends on stays, so that the
+    run can still be resumed.
+    """
+    if wanted.preset is not None:
+        raise UsageError(
+            f"--preset does not go with the run in {folder}",
+            "leave it out: the prior is made by the recipe of that run",
+        )
+    before = continued(folder)
+    recipe = before.recipe.override(wanted.values, wanted.origin)
+    changed = changed_settings(before.recipe, recipe)
+    _refuse([name for name in changed if not name.startswith(_PRIOR_SETTINGS)], folder)
+    dataset = _open(wanted.data or before.data)
+    check_codes(dataset, tokenizer_for(folder, Path(wanted.data) if wanted.data else None))
+    return _begun(
+        fit_to_data(recipe, dataset), dataset, replace(wanted, data=wanted.data or before.data)
+    ), dataset
+
+
+def _refuse(changed: list[str], folder: Path) -> None:
+    if changed:
+        raise TrainingError(
+            f"the tokenizer in {folder} was trained with another {', '.join(changed)}",
+            "leave that out, or train anew",
+        )
+
+
+def agreed(begin: Callable[[], tuple[Begun, Dataset]]) -> tuple[Begun, Dataset]:
+    """What `begin` gives in the first process, in all: no other needs the run's folder.
+
+    Each opens the data by itself.
+
+    InputError where it is not what the first one sees. Errors of `begin` are raised in all.
+    """
+    mine: list[tuple[Begun, Dataset]] = []
+
+    def make() -> bytes:
+        mine.append(begin())
+        return to_json(mine[0][0])
+
+    told = distributed.from_first(make)
+    if mine:
+        return mine[0]
+    begun = from_json(told)
+    dataset = _open(begun.data)
+    if (len(dataset), dataset.labels) != (begun.pictures, begun.recipe.prior.labels):
+        raise InputError(
+            f"process {distributed.rank()} finds {_described(len(dataset), dataset.labels)} in "
+            f"{dataset.name}, but the first one "
+            f"{_described(begun.pictures, begun.recipe.prior.labels)}",
+            "give each machine the same data at the same place",
+        )
+    return begun, dataset
+
+
+def preset_for(dataset: Dataset, name: str | None = None) -> Recipe:
+    """The named preset, or the one for the data;
+    for small pictures of one size, with crops of that size.
+    """
+    size = getattr(dataset, "size", None)
+    small = size is not None and size[0] == size[1] <= 64
+    if name is None:
+        name = "tiny" if isinstance(dataset, Shapes) else "cifar" if small else "photo"
+    if name not in config.PRESETS:
+        raise UsageError(
+            f"there is no preset {name!r}", f"choose one of {', '.join(config.PRESETS)}"
+        )
+    recipe = config.PRESETS[name]
+    if small and size is not None and size[0] % recipe.tokenizer.downsample == 0:
+        recipe = replace(recipe, data=replace(recipe.data, size=size[0], prior_size=size[0]))
+    return recipe
+
+
+def fit_to_data(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with what is not the user's to choose:
+    the prior's class names are the data's, both priors' K and L the tokenizer's.
+    """
+    tokenizer = recipe.tokenizer
+    prior = replace(
+        recipe.prior,
+        labels=dataset.labels,
+        codebook_size=tokenizer.codebook_size,
+        levels=tokenizer.levels,
+    )
+    entropy = replace(
+        recipe.entropy, codebook_size=tokenizer.codebook_size, levels=tokenizer.levels
+    )
+    return replace(recipe, prior=prior, entropy=entropy)
+
+
+def changed_settings(old: Recipe, new: Recipe) -> list[str]:
+    """Names of the settings that differ, like seed or prior.width."""
+    changed = []
+    for name, value in old.to_dict().items():
+        other = new.to_dict()[name]
+        if isinstance(value, dict):
+            changed += [f"{name}.{key}" for key in value if value[key] != other[key]]
+        elif value != other:
+            changed.append(name)
+    return changed
+
+
+def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Nested settings in one; the later ones win."""
+    whole: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            both = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping)
+            whole[key] = merge([whole[key], dict(value)]) if both else value
+    return whole
+
+
+def check_processes(recipe: Recipe, stage: str, count: int) -> None:
+    """Raises UsageError where a batch of the stage cannot be shared by that many
+    processes in equal parts.
+
+    A batch is that of all processes together, so that a recipe gives the same
+    model for any number of them.
+    """
+    for name in ("tokenizer", "prior", "entropy"):
+        batch = getattr(recipe, f"{name}_training").batch
+        if stage in (name, "all") and batch % count:
+            fix = (
+                "choose a multiple, like --set "
+                f"{name}_training.batch={-(-batch // count) * count}, or "
+                "another number of processes"
+            )
+            raise UsageError(
+                f"the {name}'s batch of {batch} cannot be shared equally by {count} processes", fix
+            )
+
+
+def check_settable(values: Mapping[str, Any]) -> None:
+    """Raises UsageError for settings of the priors that would be overruled by
+    the tokenizer and the data.
+    """
+    for name, key in product(("prior", "entropy"), DERIVED):
+        part = values.get(name)
+        if isinstance(part, Mapping) and key in part:
+            owner = "data" if key in ("labels", "rows", "columns") else "tokenizer"
+            raise UsageError(f"{name}.{key} cannot be set: it is the {owner}'s", "leave it out")
+
+
+def _begun(recipe: Recipe, dataset: Dataset, wanted: Wanted) -> Begun:
+    init = str(model_registry.find(wanted.init).tokenizer.absolute()) if wanted.init else ""
+    perceptual = _absolute(wanted.perceptual)
+    return Begun(
+        recipe,
+        _absolute(wanted.data),
+        len(dataset),
+        wanted.command,
+        wanted.compiled,
+        perceptual,
+        init,
+        distributed.job(),
+    )
+
+
+def _open(data: str | None) -> Dataset:
+    return (
+        CodesData(Path(data))
+        if data and is_codes(Path(data))
+        else open_data(Path(data) if data else None)
+    )
+
+
+def _absolute(data: str | None) -> str:
+    return os.path.abspath(data) if data else ""
+
+
+def _described(pictures: int, labels: tuple[str, ...]) -> str:
+    return (
+        f"{pictures:,} pictures with {len(labels)} labels ({', '.join(labels[:3])}...)"
+        if labels
+        else f"{pictures:,} pictures"
+    )
