@@ -1,5 +1,6 @@
-"""Holds the order of modules in docs/architecture.md, and what STYLE.md forbids everywhere, by reading
-the source of every module.
+"""Holds the order of modules in docs/architecture.md, and what STYLE.md forbids everywhere.
+
+It reads the source of every module.
 """
 
 import ast
