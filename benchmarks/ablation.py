@@ -4,7 +4,7 @@ short trainings with the same data, steps and seed, each with one thing changed.
     python benchmarks/ablation.py PHOTOS --test val-000.tar [--lpips lpips_alex.safetensors]
         [--perceptual lpips_vgg.safetensors]
 
-PSNR and LPIPS are of the first pictures of --test, whole, at 0.04, 0.08, 0.16 and 0.31 bits
+PSNR and LPIPS are of the first images of --test, whole, at 0.04, 0.08, 0.16 and 0.31 bits
 per pixel where the row has levels for that. Prints a JSON object a row, and at the end the
 table of benchmarks/README.md.
 """
@@ -100,7 +100,7 @@ def run(row: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     record = weights.read_meta(folder / "tokenizer.safetensors", "tokenizer")["record"]
     parameters = sum(
         tensor.size
-        for tensor in weights.load(folder / "tokenizer.safetensors", "tokenizer").tensors.values()
+        for tensor in weights.load_weights(folder / "tokenizer.safetensors", "tokenizer").tensors.values()
     )
     return {
         "row": row,

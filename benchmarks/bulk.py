@@ -1,10 +1,10 @@
-"""Bulk tokenizing: pictures a second, peak memory for 1,000 and 100,000 pictures, and bytes
+"""Bulk tokenizing: images a second, peak memory for 1,000 and 100,000 images, and bytes
 after kill -9 and --resume.
 
-    python benchmarks/bulk.py memory [--loose] # 64x64 pictures in tars or folders, a tiny model:
+    python benchmarks/bulk.py memory [--loose] # 64x64 images in tars or folders, a tiny model:
         the memory of all processes together
     python benchmarks/bulk.py photos TAR...
-        # the photo model on photographs, beside one file a picture
+        # the photo model on photographs, beside one file an image
     python benchmarks/bulk.py kill --times 100 # kill -9 of the process group at random moments,
         then --resume, until it is done
 """
@@ -42,7 +42,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def tiny_model(folder: Path) -> Path:
-    """A model with random weights: what it costs is decoding pictures and writing shards."""
+    """A model with random weights: what it costs is decoding images and writing shards."""
     torch.manual_seed(0)
     tensors = {
         name: value.detach().half().numpy() for name, value in VQVAE(TINY).release_state().items()
@@ -57,7 +57,7 @@ def tiny_model(folder: Path) -> Path:
         "version": "0",
     }
     meta = {"kind": "tokenizer", "config": asdict(TINY), "record": record}
-    weights.save(folder / "tokenizer.safetensors", weights.Weights(tensors, meta))
+    weights.save_weights(folder / "tokenizer.safetensors", weights.Weights(tensors, meta))
     return folder
 
 
@@ -66,7 +66,7 @@ def make_tars(folder: Path, count: int, each: int = 5000) -> list[Path]:
     the built-in shapes, enlarged, each in turns.
     """
     shapes, paths = Shapes(2000), []
-    contents = [_content(shapes.picture(i), i) for i in range(2000)]
+    contents = [_content(shapes.image(i), i) for i in range(2000)]
     folder.mkdir(parents=True)
     for start in range(0, count, each):
         paths.append(folder / f"{start // each:04}.tar")
@@ -135,12 +135,12 @@ def memory(folder: Path, counts: list[int], loose: bool) -> None:
             [f"{count:,}", f"{seconds:.1f}", f"{count / seconds:.0f}", f"{peak / 2**20:.0f}"]
         )
         print(f"{count:,} done", file=sys.stderr)
-    print(table(["pictures", "seconds", "pictures/s", "peak MiB"], rows))
+    print(table(["images", "seconds", "images/s", "peak MiB"], rows))
 
 
 def photos(folder: Path, tars: list[Path], limit: int, workers: list[int], rounds: int) -> None:
-    """The photo model on the first photographs of these tars, in bulk and one file a
-    picture in turn: medians.
+    """The photo model on the first photographs of these tars, in bulk and one file an
+    image in turn: medians.
     """
     few = _first(tars, folder / "photos.tar", limit)
     with tarfile.open(folder / "photos.tar") as archive:
@@ -155,7 +155,7 @@ def photos(folder: Path, tars: list[Path], limit: int, workers: list[int], round
             "-f",
         ]
         for count in workers
-    } | {"one file a picture": [folder / "photos", "-o", folder / "single", "-f"]}
+    } | {"one file an image": [folder / "photos", "-o", folder / "single", "-f"]}
     found = [{name: measure(words) for name, words in ways.items()} for _ in range(rounds)]
     rows = []
     for name in ways:
@@ -163,16 +163,16 @@ def photos(folder: Path, tars: list[Path], limit: int, workers: list[int], round
         peak = max(turn[name][1] for turn in found)
         rows.append([name, f"{seconds:.1f}", f"{few / seconds:.1f}", f"{peak / 2**20:.0f}"])
     print(
-        f"{few} photographs; the same indices as from one picture at a time: "
+        f"{few} photographs; the same indices as from one image at a time: "
         f"{'yes' if equal(folder, workers) else 'NO'}\n"
     )
-    print(table(["encode", "seconds", "pictures/s", "peak MiB"], rows))
+    print(table(["encode", "seconds", "images/s", "peak MiB"], rows))
 
 
 def equal(folder: Path, workers: list[int]) -> bool:
     """Whether all ways of encoding gave the same indices."""
     data = [CodesDataset(folder / f"photos-{count}") for count in workers]
-    single = {path.stem: codes.read(path) for path in (folder / "single").iterdir()}
+    single = {path.stem: codes.read_plain_codes(path) for path in (folder / "single").iterdir()}
     return all(
         each.codes(i) == single[Path(each[i][1]).stem] for each in data for i in range(len(each))
     )

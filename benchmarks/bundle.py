@@ -4,10 +4,10 @@
         [--sample "-n 40 --top-p 0.9"]
 
 RUN is the folder of `vqtok train`; ABOUT.md holds what only a person knows: data and its licence,
-machine, how the run went, what the pictures look like. Figures come from `vqtok eval DATA --json`,
+machine, how the run went, what the images look like. Figures come from `vqtok eval DATA --json`,
 the samples from `vqtok sample`; the card names the commands. RUN/recipe.toml is copied too: with
 it `vqtok train` makes the model again. No reconstructions: they would carry other people's
-pictures into the repository.
+images into the repository.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def vqtok(*words: str) -> str:
 
 def figures_table(figures: dict[str, Any]) -> str:
     names = {
-        "pictures": "pictures",
+        "pictures": "images",
         "psnr": "PSNR, dB",
         "ssim": "SSIM",
         "ms_ssim": "MS-SSIM",
@@ -107,7 +107,7 @@ def training_table(folder: Path) -> str:
         record = meta["record"]
         parameters = sum(
             tensor.size
-            for tensor in weights.load(folder / f"{kind}.safetensors", kind).tensors.values()
+            for tensor in weights.load_weights(folder / f"{kind}.safetensors", kind).tensors.values()
         )
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
         minutes = f"{record['seconds'] / 60:.0f} min"
@@ -166,7 +166,7 @@ def main() -> None:
     card = (
         f"# {options.name} ({figures['fingerprint']})\n"
         f"\n{options.about.read_text(encoding='utf-8').strip()}\n"
-        f"\n## Figures\n\n`vqtok {shlex.join(evaluate)}`, on pictures it was never trained on:\n"
+        f"\n## Figures\n\n`vqtok {shlex.join(evaluate)}`, on images it was never trained on:\n"
         f"\n{figures_table(figures)}\n{several}## Training\n"
         f"\n{training_table(folder)}\n`recipe.toml` holds every setting.\n"
         f"\n## Samples\n\n`vqtok {shlex.join(sample)}`:\n"

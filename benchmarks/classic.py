@@ -1,5 +1,5 @@
 """Pixels a second of a model of ours beside a classic f16 tokenizer, encoding and decoding, from
-uint8 pictures to indices and back.
+uint8 images to indices and back.
 
     python benchmarks/classic.py [--model photo] [--sizes 256x256 768x512] [--threads 2]
         [--rounds 3] [--device cpu]
@@ -78,7 +78,7 @@ def middle(channels: int) -> list[nn.Module]:
 
 
 def encoder() -> nn.Sequential:
-    """Pictures (B, 3, H, W) -> vectors (B, 8, H/16, W/16)."""
+    """Images (B, 3, H, W) -> vectors (B, 8, H/16, W/16)."""
     channels = WIDTH
     layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1)]
     for level, multiplier in enumerate(MULTIPLIERS):
@@ -95,7 +95,7 @@ def encoder() -> nn.Sequential:
 
 
 def decoder() -> nn.Sequential:
-    """Vectors (B, 8, h, w) -> pictures (B, 3, h*16, w*16)."""
+    """Vectors (B, 8, h, w) -> images (B, 3, h*16, w*16)."""
     channels = WIDTH * MULTIPLIERS[-1]
     layers: list[nn.Module] = [
         nn.Conv2d(CODE_DIM, LATENT, 1),
@@ -128,12 +128,12 @@ class Classic:
         self.codebook = F.normalize(torch.randn(CODES, CODE_DIM), dim=1).to(device)
 
     @torch.inference_mode()
-    def encode(self, pictures: np.ndarray) -> np.ndarray:
+    def encode(self, images: np.ndarray) -> np.ndarray:
         """Indices (B, h, w) of uint8 (B, H, W, 3).
 
         Of unit vectors the nearest is the one with the largest product.
         """
-        x = to_float(torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2)).contiguous(
+        x = to_float(torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)).contiguous(
             memory_format=self.layout
         )
         z = self.encoder(x).permute(0, 2, 3, 1)  # (B, h, w, 8)

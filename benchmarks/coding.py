@@ -2,9 +2,9 @@
 the same network in floats.
 
     python benchmarks/coding.py [--model photo] [--height 512]
-        [--width 768] [--pictures 1] [PICTURE]
+        [--width 768] [--pictures 1] [IMAGE]
 
-Without a picture the grids are random: the work is the same, the bits mean nothing.
+Without an image the grids are random: the work is the same, the bits mean nothing.
 Prints medians of five.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 from vqtok import codec, model_registry, weights
 from vqtok.priors import IntegerPrior
-from vqtok.priors.integer import EMBEDDING_STEP, Linear
+from vqtok.priors.integer import EMBEDDING_STEP, IntegerLinear
 
 
 def median(run, times: int = 5) -> float:
@@ -39,7 +39,7 @@ def float_bits(
     steps = {
         name: (module.step, module.product_step)
         for name, module in network.named_modules()
-        if isinstance(module, Linear)
+        if isinstance(module, IntegerLinear)
     }
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -55,13 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("picture", nargs="?")
+    parser.add_argument("image", nargs="?")
     parser.add_argument("--model", default="photo")
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--pictures", type=int, default=1)
     options = parser.parse_args()
-    folder = model_registry.find(options.model)
+    folder = model_registry.find_model(options.model)
     coder = codec.EntropyCoder(folder)
     assert folder.entropy is not None
     if options.picture:
@@ -75,7 +75,7 @@ def main() -> None:
     assert (coder.prior.decode(streams, *indices.shape[1:]) == indices).all()
     encode = median(lambda: coder.prior.encode(indices))
     decode = median(lambda: coder.prior.decode(streams, *indices.shape[1:]))
-    rounded, plain = float_bits(coder, weights.load(folder.entropy, "entropy").tensors, indices[:1])
+    rounded, plain = float_bits(coder, weights.load_weights(folder.entropy, "entropy").tensors, indices[:1])
     print(
         f"{folder.name}: grid {indices.shape}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}"

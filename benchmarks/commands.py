@@ -4,7 +4,7 @@ seconds, and peak memory.
     python benchmarks/commands.py [--rounds 9] [--photos 100] [--only encode decode]
 
 Each command runs as a process of its own, all of them in turn, so that what else the machine does
-hits all alike; medians. The picture is made of the photo model's example, 768x512. Everything is
+hits all alike; medians. The image is made of the photo model's example, 768x512. Everything is
 written to a temporary folder.
 """
 
@@ -70,14 +70,14 @@ def alternate(
 
 
 def prepare(folder: Path, photos: int) -> None:
-    """photo.png, photo.jpg, the codes of both forms, and a folder of pictures that all differ."""
-    with Image.open(model_registry.bundled() / "photo" / "example.jpg") as example:
-        picture = example.convert("RGB").resize((768, 512), Image.Resampling.LANCZOS)
-    picture.save(folder / "photo.png")
-    picture.save(folder / "photo.jpg", quality=90)
+    """photo.png, photo.jpg, the codes of both forms, and a folder of images that all differ."""
+    with Image.open(model_registry.bundled_models() / "photo" / "example.jpg") as example:
+        image = example.convert("RGB").resize((768, 512), Image.Resampling.LANCZOS)
+    image.save(folder / "photo.png")
+    image.save(folder / "photo.jpg", quality=90)
     (folder / "many").mkdir()
     for i in range(photos):
-        picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, i, 0, 1, i)).save(
+        image.transform(image.size, Image.Transform.AFFINE, (1, 0, i, 0, 1, i)).save(
             folder / "many" / f"{i:03}.jpg", quality=90
         )
     for words in ("encode photo.png", "pack photo.npz"):

@@ -1,4 +1,4 @@
-"""Hostile files: mutated codes, weights, pictures and archives, each read in a
+"""Hostile files: mutated codes, weights, images and archives, each read in a
 forked worker under a watchdog.
 
     python benchmarks/fuzz.py --kind codes --count 200000 --seed 0 # plain, packed and coded,
@@ -7,7 +7,7 @@ forked worker under a watchdog.
         model's prior (--model photo)
     python benchmarks/fuzz.py --kind bombs --count 200 # codes files that unpack to many MB
     python benchmarks/fuzz.py --kind weights --count 50000
-    python benchmarks/fuzz.py --kind pictures --count 20000
+    python benchmarks/fuzz.py --kind images --count 20000
     python benchmarks/fuzz.py --kind archives --count 10000
     python benchmarks/fuzz.py --kind codes --seed 0 --first 4711 --count 1 --keep /tmp/case # one
         case again, and its bytes
@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from attacks import harness
 from attacks.archives import Archives
 from attacks.codes_files import CodesBombs, CodesFiles
-from attacks.pictures import Pictures
+from attacks.image_files import Images
 from attacks.weights_files import WeightsFiles
 
 from vqtok import codec
@@ -66,16 +66,16 @@ def main() -> None:
 
 
 def _coded(model: str) -> CodesFiles:
-    """Two pictures' codes at three levels; every stream is coded by the model's own prior."""
+    """Two images' codes at three levels; every stream is coded by the model's own prior."""
     loaded = codec.load(model)
     assert loaded.entropy_coder is not None, "the model has no entropy prior"
     rows, columns = np.mgrid[:64, :96]
-    pictures = [
+    images = [
         np.stack([rows * a, columns * b, rows + columns], -1).astype(np.uint8)
         for a, b in ((2, 1), (1, 2))
     ]
     kind = CodesFiles(
-        loaded.entropy_coder, [loaded.encode(picture, levels=3) for picture in pictures]
+        loaded.entropy_coder, [loaded.encode(image, levels=3) for image in images]
     )
     coded = [stream for stream in kind.streams if stream[1] & 1]
     assert coded
@@ -89,7 +89,7 @@ def _kind(name: str, model: str, folder: Path) -> harness.Kind:
         "coded": lambda: _coded(model),
         "bombs": CodesBombs,
         "weights": lambda: WeightsFiles(folder),
-        "pictures": Pictures,
+        "pictures": Images,
         "archives": lambda: Archives(folder),
     }
     return makers[name]()

@@ -64,10 +64,10 @@ def main() -> None:
 
 def read_codes(data: bytes) -> None:
     with suppress(VqtokError):
-        found = codes.read_any(data)
+        found = codes.read_any_codes(data)
         if isinstance(found, codes.Compact) and found.prior is None:
             found.unpacked()
-        codes.read_meta(data)
+        codes.read_codes_meta(data)
 
 
 def read_weights(path: Path):
@@ -76,7 +76,7 @@ def read_weights(path: Path):
         for call in (
             weights.read_meta,
             weights.read_tensors,
-            lambda path: weights.load(path, "tokenizer"),
+            lambda path: weights.load_weights(path, "tokenizer"),
             weights.tokenizer_config,
         ):
             with suppress(VqtokError):

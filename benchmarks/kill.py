@@ -2,7 +2,7 @@
 what is on the disk is whole, and --resume ends with the same result.
 
     python benchmarks/kill.py train --times 100 # tokenizer, prior and entropy prior of a tiny
-        recipe, on built-in pictures
+        recipe, on built-in images
     python benchmarks/kill.py bulk --times 100 # encode of three tars by worker processes
         (benchmarks/bulk.py kill)
     python benchmarks/kill.py disk # each command on tmpfs disks of many sizes,
@@ -134,14 +134,14 @@ def damaged(path: Path) -> str:
     """Why a file is not whole; '' where it is."""
     try:
         if path.suffix == ".safetensors":
-            stored = weights.load(path, weights.read_meta(path)["kind"])
+            stored = weights.load_weights(path, weights.read_meta(path)["kind"])
             assert all(
                 np.isfinite(value).all()
                 for value in stored.tensors.values()
                 if value.dtype.kind == "f"
             ), "not finite"
         elif path.suffix == ".npz":
-            codes.read_any(path.read_bytes())
+            codes.read_any_codes(path.read_bytes())
         elif path.suffix == ".json":
             json.loads(path.read_text())
         elif path.suffix == ".jsonl":
@@ -157,7 +157,7 @@ def damaged(path: Path) -> str:
             with tarfile.open(path) as archive:
                 for member in archive:
                     content = archive.extractfile(member)
-                    codes.read_any(content.read() if content else b"")
+                    codes.read_any_codes(content.read() if content else b"")
         elif path.suffix == ".svg":
             ElementTree.parse(path)
         elif path.suffix == ".md":
@@ -192,12 +192,12 @@ def looked_at(folder: Path) -> tuple[list[str], int]:
 
 def result(folder: Path) -> dict[str, Any]:
     """All that a run left, without the times:
-    tensors and records of weights and states, lines of the log, bytes of pictures.
+    tensors and records of weights and states, lines of the log, bytes of images.
     """
     found: dict[str, Any] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors":
-            stored = weights.load(path, weights.read_meta(path)["kind"])
+            stored = weights.load_weights(path, weights.read_meta(path)["kind"])
             record = {key: value for key, value in stored.record.items() if key not in TIMES}
             found[path.name] = weights.fingerprint(stored.tensors), stored.config, record
         elif path.suffix == ".jsonl":
@@ -233,10 +233,10 @@ def train(folder: Path, times: int, seed: int) -> None:
         Counter[str](),
     )
     (folder / "small.toml").write_text(RECIPE)
-    pictures = folder / "pictures"
+    photos = folder / "images"
     for i in range(48):
-        images.write(pictures / f"{i:02}.png", Shapes(48).picture(i))
-    words = ["train", pictures, "--recipe", folder / "small.toml", "-q"]
+        images.write_image(photos / f"{i:02}.png", Shapes(48).image(i))
+    words = ["train", photos, "--recipe", folder / "small.toml", "-q"]
     began = time.monotonic()
     assert end(begin([*words, "-o", folder / "whole"], errors)) == 0, errors.read_text()
     seconds, whole = time.monotonic() - began, result(folder / "whole")
@@ -321,9 +321,9 @@ def commands(folder: Path) -> dict[str, tuple[list[object], list[object]]]:
     """
     (folder / "small.toml").write_text(RECIPE)
     for i in range(48):
-        images.write(folder / "pictures" / f"{i:02}.png", Shapes(48).picture(i))
+        images.write_image(folder / "images" / f"{i:02}.png", Shapes(48).image(i))
     base = folder / "model"
-    train: list[object] = ["train", folder / "pictures", "--recipe", folder / "small.toml"]
+    train: list[object] = ["train", folder / "images", "--recipe", folder / "small.toml"]
     assert end(begin([*train, "-q", "-o", base], folder / "errors")) == 0
     levels = [
         "--set",
@@ -339,7 +339,7 @@ def commands(folder: Path) -> dict[str, tuple[list[object], list[object]]]:
         assert (
             end(
                 begin(
-                    ["encode", folder / "pictures", "--model", model, "-q", "-o", folder / name],
+                    ["encode", folder / "images", "--model", model, "-q", "-o", folder / name],
                     folder / "errors",
                 )
             )
@@ -349,7 +349,7 @@ def commands(folder: Path) -> dict[str, tuple[list[object], list[object]]]:
     again: list[object] = ["--skip-existing"]
     return {
         "train": (train, ["train", "--resume"]),
-        "encode": (["encode", folder / "pictures", "--model", base], again),
+        "encode": (["encode", folder / "images", "--model", base], again),
         "encode --bulk": (
             ["encode", *tars, "--model", base, "--shard-size", 10, "--workers", 1],
             ["--resume"],
@@ -359,7 +359,7 @@ def commands(folder: Path) -> dict[str, tuple[list[object], list[object]]]:
         "truncate": (["truncate", folder / "layers", "--levels", 1], again),
         "sample": (["sample", "-n", 4, "--model", base], []),
         # of its two files the first may be there
-        "eval": (["eval", folder / "pictures", "--model", base], ["-f"]),
+        "eval": (["eval", folder / "images", "--model", base], ["-f"]),
     }
 
 

@@ -1,4 +1,4 @@
-"""Peak memory and time of `vqtok encode` and `vqtok decode` on one very large picture.
+"""Peak memory and time of `vqtok encode` and `vqtok decode` on one very large image.
 
     python benchmarks/large.py [--megapixels 100] [--model MODEL] [--preset photo] [--suffix .png]
 
@@ -23,7 +23,7 @@ import numpy as np
 from vqtok import codes, images
 
 
-def make_picture(path: Path, side: int) -> None:
+def make_image(path: Path, side: int) -> None:
     """Waves, edges and grain, so that neither side of the codec has it too easy."""
     draw = np.random.default_rng(0)
     columns = np.arange(side, dtype=np.float32)
@@ -36,7 +36,7 @@ def make_picture(path: Path, side: int) -> None:
         pixels[row] = (
             waves[:, None] + draw.normal(127, 6, 3) + draw.integers(-8, 8, (side, 3))
         ).clip(0, 255)
-    images.write(path, pixels)
+    images.write_image(path, pixels)
 
 
 def make_model(folder: Path, preset: str) -> None:
@@ -52,7 +52,7 @@ def make_model(folder: Path, preset: str) -> None:
     tensors = {
         name: value.detach().half().numpy() for name, value in VQVAE(config).release_state().items()
     }
-    weights.save(
+    weights.save_weights(
         folder / "tokenizer.safetensors",
         weights.Weights(tensors, {"kind": "tokenizer", "config": asdict(config), "record": {}}),
     )
@@ -77,11 +77,11 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float, default=100)
     parser.add_argument("--model")
     parser.add_argument("--preset", default="photo")
-    parser.add_argument("--suffix", default=".png", help="of both picture files")
+    parser.add_argument("--suffix", default=".png", help="of both image files")
     options = parser.parse_args()
     side = math.isqrt(round(options.megapixels * 1e6))
     with tempfile.TemporaryDirectory() as folder:
-        picture, packed, decoded = (
+        image, packed, decoded = (
             Path(folder, f"large{options.suffix}"),
             Path(folder, "large.npz"),
             Path(folder, f"back{options.suffix}"),
@@ -89,7 +89,7 @@ def main() -> None:
         # In a process of its own: a child's peak is never below what its parent
         # held when it was started.
         maker = multiprocessing.get_context("spawn").Process(
-            target=make_picture, args=(picture, side)
+            target=make_image, args=(image, side)
         )
         maker.start()
         maker.join()
@@ -101,12 +101,12 @@ def main() -> None:
             builder.start()
             builder.join()
         print(
-            f"{side}x{side}, {picture.stat().st_size / 1e6:.0f} MB {options.suffix}, "
+            f"{side}x{side}, {image.stat().st_size / 1e6:.0f} MB {options.suffix}, "
             f"model {options.model or options.preset}",
             flush=True,
         )
         for name, words in (
-            ("encode", ["encode", str(picture), "-o", str(packed), "--model", model, "-q"]),
+            ("encode", ["encode", str(image), "-o", str(packed), "--model", model, "-q"]),
             ("decode", ["decode", str(packed), "-o", str(decoded), "--model", model, "-q"]),
         ):
             seconds, peak = measure(*words)
@@ -115,7 +115,7 @@ def main() -> None:
                 f"{side * side / seconds / 1e6:.2f} megapixels/s",
                 flush=True,
             )
-        found = codes.read_meta(packed)
+        found = codes.read_codes_meta(packed)
         print(f"codes {'x'.join(map(str, found['shape']))}, {packed.stat().st_size / 1e6:.2f} MB")
 
 

@@ -55,7 +55,7 @@ def main() -> None:
     levels = [int(n) for n in options.levels.split(",")]
     totals = {n: np.zeros((2, options.period**2)) for n in levels}
     for path in options.images:
-        original = images.read(Path(path)).pixels
+        original = images.read_image(Path(path)).pixels
         codes = model.encode(original)
         for n in levels:
             totals[n] += phases(original, model.decode(codes, levels=n), options.period)

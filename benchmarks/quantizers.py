@@ -62,7 +62,7 @@ def ours(kind: str, K: int, D: int, N: int) -> Call:
         normalize=False,
         levels=levels,
     )
-    network = quantizers.build(config).train()
+    network = quantizers.build_quantizer(config).train()
     network.initialize(torch.randn(max(20_000, K), D))
     z = torch.randn(1, 1, N, D).permute(0, 3, 1, 2).requires_grad_()  # (1, D, 1, N)
     gradient = torch.randn(1, 1, N, D).permute(0, 3, 1, 2)
@@ -73,7 +73,7 @@ def ours(kind: str, K: int, D: int, N: int) -> Call:
             [output.vectors, output.loss] if output.loss.requires_grad else [output.vectors],
             [gradient, torch.ones(())] if output.loss.requires_grad else [gradient],
         )
-        network.learn()
+        network.update_codebook()
         z.grad = None
         network.zero_grad(set_to_none=True)
 

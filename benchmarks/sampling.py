@@ -31,7 +31,7 @@ from vqtok import load
 from vqtok.config import PriorConfig
 from vqtok.priors import PixelCNN
 from vqtok.sampling import sample
-from vqtok.sampling.categorical import choose
+from vqtok.sampling.categorical import sample_categorical
 
 SIZE = 1024  # of the product that gives the machine's rate
 
@@ -46,7 +46,7 @@ def naive(
     drawn = []
     for level, i, j in positions:
         logits = prior(indices, labels)[:, level, i, j]
-        drawn.append(choose(logits, torch.zeros(len(logits), dtype=torch.float64), temperature=0))
+        drawn.append(sample_categorical(logits, torch.zeros(len(logits), dtype=torch.float64), temperature=0))
     return torch.stack(drawn)
 
 

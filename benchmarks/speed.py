@@ -1,5 +1,5 @@
-"""Encoding and decoding pictures in memory:
-megapixels a second, whether a pixel of a large picture costs more, and the machine's floor.
+"""Encoding and decoding images in memory:
+megapixels a second, whether a pixel of a large image costs more, and the machine's floor.
 
     python benchmarks/speed.py [--model photo] [--sizes 256x256 768x512 2000x2000] [--batch 1]
         [--rounds 5] [--threads 2]
@@ -41,12 +41,12 @@ def main() -> None:
     for size in options.sizes:
         width, height = map(int, size.split("x"))
         draw = np.random.default_rng(0)
-        pictures = [
+        images = [
             draw.integers(0, 256, (height, width, model.config.channels), np.uint8)
             for _ in range(options.batch)
         ]
-        codes = model.encode_batch(pictures)
-        calls[f"encode {size}"] = lambda pictures=pictures: model.encode_batch(pictures)
+        codes = model.encode_batch(images)
+        calls[f"encode {size}"] = lambda images=images: model.encode_batch(images)
         calls[f"decode {size}"] = lambda codes=codes: model.decode_all(codes)
     times = alternate(calls, options.rounds)
     multiply_add = times["floor"] / (FLOOR_PRODUCTS * FLOOR_SIDE**3)

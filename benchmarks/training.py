@@ -1,18 +1,18 @@
 """Steps of training against a plain PyTorch writing of the same networks, and the wait
-for pictures from a folder.
+for images from a folder.
 
     python benchmarks/training.py [tokenizer prior] [--rounds 9]
         [--threads 2] [--compile] [--profile]
     python benchmarks/training.py --data FOLDER [--steps 40] [--forget]
 
-Tokenizer: 32x32 pictures x 128, f4, hidden 128 (64 at 16x16), two residual blocks a stage, K = 512,
+Tokenizer: 32x32 images x 128, f4, hidden 128 (64 at 16x16), two residual blocks a stage, K = 512,
 D = 64. Prior: gated PixelCNN of 8 layers of 128 channels, K = 512, 64 grids of 8x8. The plain
 networks have the same layers, sizes and losses, and the same weights give the same loss: that is
 checked first. What differs is how they are written, as research repositories do it: NCHW, Adam as
 it comes, all distances and one-hot matrices in the quantizer, masked convolutions in the prior,
 `loss.item()` at every step, memory as the C library manages it. They do without what ours does
 besides: bits per dimension, clipped gradients, restart of dead codes, means of all figures. Their
-pictures lie in memory as floats. Each contestant is a process of its own, and they take turns.
+images lie in memory as floats. Each contestant is a process of its own, and they take turns.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from torch.profiler import profile
 
 from vqtok.cli.train import keep_memory
 from vqtok.config import PRESETS, PriorConfig, Recipe, TokenizerConfig
-from vqtok.data import ArrayData, Dataset, open_data, split
-from vqtok.data.decoded_cache import Kept
+from vqtok.data import ArrayData, Dataset, open_data, split_indices
+from vqtok.data.decoded_cache import DecodedCache
 from vqtok.losses.likelihood import PIXEL_VARIANCE
 from vqtok.networks.vqvae import VQVAE
 from vqtok.priors import PixelCNN
@@ -52,7 +52,7 @@ RECIPE = replace(
     tokenizer=replace(CIFAR.tokenizer, encoder_blocks=2, decoder_blocks=2),
     tokenizer_training=replace(CIFAR.tokenizer_training, batch=128),
 )
-PICTURES = 4096
+IMAGES = 4096
 LEARNING_RATE = 1e-3
 
 
@@ -131,10 +131,10 @@ class PlainVQVAE(nn.Module):
             nn.PixelShuffle(2),
         )
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """The loss, a scalar."""
-        quantized, loss = self.quantizer(self.encoder(pictures))
-        return F.mse_loss(self.decoder(quantized), pictures) / (4 * PIXEL_VARIANCE) + loss
+        quantized, loss = self.quantizer(self.encoder(images))
+        return F.mse_loss(self.decoder(quantized), images) / (4 * PIXEL_VARIANCE) + loss
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -224,11 +224,11 @@ def plain_prior(source: PixelCNN) -> PlainPixelCNN:
 # Contestants: each makes a call that does one step
 
 
-def pictures() -> ArrayData:
+def images() -> ArrayData:
     """Colored waves with a little noise: random, but not so that no code fits."""
     draw = np.random.default_rng(0)
     row, column = np.mgrid[:32, :32] / 32
-    waves = draw.uniform(-6, 6, (4, 2, PICTURES, 1, 1, 3))
+    waves = draw.uniform(-6, 6, (4, 2, IMAGES, 1, 1, 3))
     # (N, 32, 32, 3)
     pixels = np.sum([np.sin(a * row[..., None] + b * column[..., None]) for a, b in waves], axis=0)
     return ArrayData(
@@ -240,20 +240,20 @@ def pictures() -> ArrayData:
 def grids() -> Grids:
     indices = (
         np.random.default_rng(0)
-        .integers(0, RECIPE.tokenizer.codebook_size, PICTURES * 64)
+        .integers(0, RECIPE.tokenizer.codebook_size, IMAGES * 64)
         .astype(np.uint16)
     )
-    return Grids.of(indices, np.tile([[1, 8, 8]], (PICTURES, 1)), np.full(PICTURES, -1))
+    return Grids.of(indices, np.tile([[1, 8, 8]], (IMAGES, 1)), np.full(IMAGES, -1))
 
 
-def task_of(stage: str, recipe: Recipe, run: loop.Run, compiled: bool) -> loop.Task:
-    data = pictures()
+def task_of(stage: str, recipe: Recipe, run: loop.RunContext, compiled: bool) -> loop.Task:
+    data = images()
     recipe = fit_to_data(recipe, data)
     if stage == "tokenizer":
         return TokenizerTask(
             recipe,
             data,
-            (np.arange(PICTURES - 64), np.arange(PICTURES - 64, PICTURES)),
+            (np.arange(IMAGES - 64), np.arange(IMAGES - 64, IMAGES)),
             run,
             compiled,
         )
@@ -263,12 +263,12 @@ def task_of(stage: str, recipe: Recipe, run: loop.Run, compiled: bool) -> loop.T
 def ours(stage: str, precision: str, compiled: bool, folder: Path) -> Callable[[], object]:
     keep_memory()
     recipe = replace(RECIPE, precision=precision)
-    run = loop.Run(folder, 0, torch.device("cpu"), precision)
+    run = loop.RunContext(folder, 0, torch.device("cpu"), precision)
     task = task_of(stage, recipe, run, compiled)
     trainer = loop._Trainer(
         task, recipe.tokenizer_training if stage == "tokenizer" else recipe.prior_training, run
     )
-    task.prepare()
+    task.on_start()
     task.network.train()
     batches = task.batches(0, 10**6)
     return lambda: trainer._step(next(batches))
@@ -280,7 +280,7 @@ def plain(stage: str, precision: str, kept: bool) -> Callable[[], object]:
     if stage == "tokenizer":
         network: nn.Module = PlainVQVAE(RECIPE.tokenizer)
         data = (
-            torch.from_numpy(pictures().pictures(np.arange(PICTURES)))
+            torch.from_numpy(images().images(np.arange(IMAGES)))
             .permute(0, 3, 1, 2)
             .contiguous()
             / 127.5
@@ -356,9 +356,9 @@ def check(stage: str) -> str:
     torch.manual_seed(1)
     with TemporaryDirectory() as folder, torch.no_grad():
         task = task_of(
-            stage, RECIPE, loop.Run(Path(folder), 0, torch.device("cpu")), compiled=False
+            stage, RECIPE, loop.RunContext(Path(folder), 0, torch.device("cpu")), compiled=False
         )
-        task.prepare()
+        task.on_start()
         task.network.eval()
         batch = next(task.batches(0, 1))
         if isinstance(task, TokenizerTask):
@@ -426,7 +426,7 @@ def show_profile(stage: str, name: str) -> None:
 
 
 def waiting(folder: Path, name: str, recipe: Recipe, steps: int, forget: bool) -> list[str]:
-    """How long steps take on a folder of pictures, what part of that they wait for the next batch,
+    """How long steps take on a folder of images, what part of that they wait for the next batch,
     and steps on one batch again and again.
 
     The wait alone would flatter: threads that decode take the step's processors, so a step is
@@ -436,13 +436,13 @@ def waiting(folder: Path, name: str, recipe: Recipe, steps: int, forget: bool) -
     recipe = fit_to_data(recipe, data)
     keep_memory()
     with TemporaryDirectory() as out:
-        run = loop.Run(Path(out), 0, torch.device("cpu"), recipe.precision)
-        parts = split(data, recipe.data.validation, 16, 0)
+        run = loop.RunContext(Path(out), 0, torch.device("cpu"), recipe.precision)
+        parts = split_indices(data, recipe.data.validation, 16, 0)
         task = TokenizerTask(recipe, data, parts, run, compiled=False)
         trainer = loop._Trainer(task, recipe.tokenizer_training, run)
         task.network.train()
         if forget:
-            task._batches._kept = Kept(0)
+            task._batches._kept = DecodedCache(0)
         waits, whole = [], []
         with closing(task.batches(0, steps)) as batches:
             for _ in range(steps):
@@ -497,12 +497,12 @@ def main() -> None:
         "--profile", action="store_true", help="print what takes the time in place of a comparison"
     )
     parser.add_argument(
-        "--data", type=Path, help="measure the wait for pictures from this folder instead"
+        "--data", type=Path, help="measure the wait for images from this folder instead"
     )
     parser.add_argument(
         "--forget",
         action="store_true",
-        help="keep no decoded pictures, as if they were far more than memory holds",
+        help="keep no decoded images, as if they were far more than memory holds",
     )
     parser.add_argument("--steps", type=int, default=40, help="of each model with --data")
     options = parser.parse_args()

@@ -147,7 +147,7 @@ class Browser:
                 found.append(f"asks for {what['request']['url']}")
         return found
 
-    def picture(self) -> bytes:
+    def image(self) -> bytes:
         """The whole page as PNG."""
         return base64.b64decode(
             self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]

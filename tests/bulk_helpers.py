@@ -1,4 +1,4 @@
-"""What the tests of bulk encoding share: tars of pictures, and the bytes of a folder."""
+"""What the tests of bulk encoding share: tars of images, and the bytes of a folder."""
 
 import io
 import tarfile
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from conftest import picture
+from conftest import image
 from PIL import Image
 
 
@@ -16,12 +16,12 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def pictures(
+def image_files(
     count: int, sizes: tuple[tuple[int, int], ...] = ((16, 16),), first: int = 0
 ) -> dict[str, bytes]:
-    """Names and contents of pictures, whose sizes (H, W) take turns."""
+    """Names and contents of images, whose sizes (H, W) take turns."""
     return {
-        f"{i:03}.png": png(picture(*sizes[i % len(sizes)], seed=i))
+        f"{i:03}.png": png(image(*sizes[i % len(sizes)], seed=i))
         for i in range(first, first + count)
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import picture
+from conftest import image
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -51,13 +51,13 @@ def snapshot(folder: Path | None = None) -> dict[str, bytes]:
 def save(name: str, pixels: np.ndarray | None = None, **options: Any) -> Path:
     path = Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture() if pixels is None else pixels).save(path, **options)
+    Image.fromarray(image() if pixels is None else pixels).save(path, **options)
     return path
 
 
-def size_of(picture: str | Path | bytes) -> tuple[int, int]:
-    """(W, H) of a picture file, or of its content."""
-    with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
+def size_of(source: str | Path | bytes) -> tuple[int, int]:
+    """(W, H) of an image file, or of its content."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         return image.size
 
 
@@ -69,7 +69,7 @@ def spoil(path: Path, how: str) -> None:
     elif how == "empty":
         path.write_bytes(b"")
     else:
-        stored = weights.load(path, "tokenizer")
+        stored = weights.load_weights(path, "tokenizer")
         name = sorted(stored.tensors)[0]
         if how == "missing tensor":
             del stored.tensors[name]
@@ -77,7 +77,7 @@ def spoil(path: Path, how: str) -> None:
             stored.tensors[name] = stored.tensors[name][:1]
         elif how == "damaged config":
             stored.meta["config"]["downsample"] = 0
-        weights.save(path, stored)
+        weights.save_weights(path, stored)
 
 
 def train(*arguments: object) -> Result:
@@ -85,12 +85,12 @@ def train(*arguments: object) -> Result:
 
 
 def small(*arguments: object) -> Result:
-    """`vqtok train` on the pictures and with the recipe of the fixture `data`."""
+    """`vqtok train` on the images and with the recipe of the fixture `data`."""
     return train("data", "--recipe", "small.toml", *arguments)
 
 
 def fingerprints(out: Path) -> list[str]:
     return [
-        weights.fingerprint(weights.load(out / f"{kind}.safetensors", kind).tensors)
+        weights.fingerprint(weights.load_weights(out / f"{kind}.safetensors", kind).tensors)
         for kind in ("tokenizer", "prior")
     ]

@@ -100,7 +100,7 @@ def make_model(
         "metrics": {"psnr": 10.0},
         "version": "0",
     }
-    weights.save(
+    weights.save_weights(
         folder / "tokenizer.safetensors",
         weights.Weights(tensors, _meta("tokenizer", asdict(tokenizer), record)),
     )
@@ -114,7 +114,7 @@ def make_model(
             "grid": [4, 5],
             "metrics": {"bits": 4.0},
         }
-        weights.save(
+        weights.save_weights(
             folder / "prior.safetensors",
             weights.Weights(state, _meta("prior", asdict(prior), more)),
         )
@@ -134,7 +134,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def toy(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default model of every command is the toy of `model`, and no bundled model is there."""
-    monkeypatch.setattr(model_registry, "bundled", lambda: model.parent / ".none")
+    monkeypatch.setattr(model_registry, "bundled_models", lambda: model.parent / ".none")
     monkeypatch.setenv("VQTOK_MODEL", "toy")
     monkeypatch.setenv("COLUMNS", "120")
     return model
@@ -148,14 +148,14 @@ def few_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Twelve pictures in two sub-folders, and small.toml in the working folder."""
+    """Twelve images in two sub-folders, and small.toml in the working folder."""
     for i in range(12):
-        images.write(tmp_path / "data" / "ab"[i % 2] / f"{i:02}.png", picture(16, 16, seed=i))
+        images.write_image(tmp_path / "data" / "ab"[i % 2] / f"{i:02}.png", image(16, 16, seed=i))
     (tmp_path / "small.toml").write_text(RECIPE)
     return tmp_path / "data"
 
 
-def picture(height: int = 20, width: int = 30, channels: int = 3, seed: int = 0) -> np.ndarray:
+def image(height: int = 20, width: int = 30, channels: int = 3, seed: int = 0) -> np.ndarray:
     """Smooth noise, uint8 (height, width, channels)."""
     draw = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]

@@ -50,7 +50,7 @@ def train(
 ) -> bool:
     """One of the cases, trained into FOLDER/case."""
     dataset, recipe = shapes(), recipe_of(case)
-    run = training.Run(
+    run = training.RunContext(
         folder / case,
         recipe.seed,
         torch.device("cpu"),
@@ -58,8 +58,8 @@ def train(
         stop or training.Stop(),
         Silent(),
     )
-    if distributed.first() and not resume:
-        training.start(run.folder, training.Begun(recipe, "", len(dataset)), stage, force=False)
+    if distributed.is_main_process() and not resume:
+        training.create_run(run.folder, training.RunSpec(recipe, "", len(dataset)), stage, force=False)
     return training.train(recipe, dataset, run, stage, resume)
 
 
@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
     from vqtok.train import tokenizer
 
     tokenizer.INITIAL_VECTORS = 256
-    with distributed.joined(torch.device("cpu")):
+    with distributed.process_group(torch.device("cpu")):
         for case in CASES:
             train(folder, case, "all" if case == "ema" else "tokenizer")
         (folder / f"rank{distributed.rank()}.json").write_text(json.dumps(_checks(folder)))
@@ -86,7 +86,7 @@ def _checks(folder: Path) -> dict[str, Any]:
     """What can only be asked where there are several processes."""
     rank = distributed.rank()
     value = torch.tensor(float(rank), requires_grad=True)
-    (distributed.mean(value) * 3).backward()
+    (distributed.mean_over_ranks(value) * 3).backward()
     assert value.grad is not None
     mine = (
         torch.arange(6.0).view(3, 2, 1)[rank::2].flatten(0, 1)
@@ -95,22 +95,22 @@ def _checks(folder: Path) -> dict[str, Any]:
     )
     error = ""
     try:
-        distributed.from_first(_refuse)
+        distributed.broadcast_bytes(_refuse)
     except Exception as caught:
         error = f"{type(caught).__name__}: {caught}"
-    stored = distributed.weights_from_first(
-        lambda: weights.load(folder / "ema" / "tokenizer.safetensors", "tokenizer")
+    stored = distributed.broadcast_weights(
+        lambda: weights.load_weights(folder / "ema" / "tokenizer.safetensors", "tokenizer")
     )
     assert stored is not None
     late = training.Stop(signal=15 if rank == 1 else 0)
     return {
         "gradient": float(value.grad),
-        "rows": distributed.rows(mine[:2], torch.tensor([3, 0, 2]), 2).flatten().tolist(),
-        "bytes": [len(part) for part in distributed.all_bytes(b"x" * (3 * rank))],
+        "rows": distributed.gather_rows(mine[:2], torch.tensor([3, 0, 2]), 2).flatten().tolist(),
+        "bytes": [len(part) for part in distributed.all_gather_bytes(b"x" * (3 * rank))],
         "error": error,
         "stops": [late.due, late.signal],
         "fingerprint": weights.fingerprint(stored.tensors),
-        "own": distributed.own(5),
+        "own": distributed.local_count(5),
     }
 
 

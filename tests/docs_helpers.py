@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import interop_helpers
-from conftest import picture
+from conftest import image
 from typer.testing import CliRunner
 
 from vqtok import images
@@ -25,7 +25,7 @@ SMALL = (
     "tokenizer.decoder_blocks=1 --set data.validation_max=2 --set entropy.width=8 --set "
     "entropy_training.batch=4"
 )
-PICTURES = (
+IMAGES = (
     "photo.jpg",
     "holiday/a.jpg",
     "holiday/b/c.png",
@@ -39,9 +39,9 @@ def lines(text: str) -> list[str]:
     return [part for line in found for part in line.split(" && ") if "vqtok " in part]
 
 
-def make_pictures(folder: Path) -> None:
-    for seed, name in enumerate(PICTURES):
-        images.write(folder / name, picture(96, 128, seed=seed))
+def make_images(folder: Path) -> None:
+    for seed, name in enumerate(IMAGES):
+        images.write_image(folder / name, image(96, 128, seed=seed))
 
 
 def make_checkpoints(folder: Path) -> None:

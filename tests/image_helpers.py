@@ -1,4 +1,4 @@
-"""Pictures for the tests of reading and writing them."""
+"""Images for the tests of reading and writing them."""
 
 import io
 from typing import Any

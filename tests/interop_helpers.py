@@ -1,5 +1,5 @@
 """Tiny random tokenizers laid out as three other programs do it, and what their
-networks make of a picture.
+networks make of an image.
 
 Written from the sources that docs/interoperate.md names, without vqtok's own
 network and table of names.
@@ -95,7 +95,7 @@ class Source:
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Indices (h, w) of a picture (1, 3, H, W)."""
+        """Indices (h, w) of an image (1, 3, H, W)."""
         x = self.conv(x, "encoder.conv_in", STAGES[0])
         for i, channels in enumerate(STAGES):
             x = self.blocks(x, "encoder", i, 1)
@@ -111,7 +111,7 @@ class Source:
 
     @torch.no_grad()
     def decode(self, indices: Tensor) -> Tensor:
-        """The picture (1, 3, H, W) of indices (h, w)."""
+        """The image (1, 3, H, W) of indices (h, w)."""
         x = self.codebook()[indices].permute(2, 0, 1)[None]
         x = self.mid(
             self.conv(self.conv(x, "post_quant_conv", Z, 1), "decoder.conv_in", STAGES[-1]),

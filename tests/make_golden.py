@@ -16,13 +16,13 @@ from vqtok.weights import Weights
 
 
 def small_codes() -> Codes:
-    """One byte an index, one picture, no square anywhere."""
+    """One byte an index, one image, no square anywhere."""
     indices = (np.arange(6) * 53 % 256).astype(np.uint8).reshape(1, 1, 2, 3)
     return Codes(indices, "cifar10", "0badcafe", 256, 4, 3, ((7, 12),))
 
 
 def large_codes() -> Codes:
-    """Two bytes an index, two gray pictures of unequal size, two levels, a
+    """Two bytes an index, two gray images of unequal size, two levels, a
     K that is no power of two.
     """
     indices = (np.arange(48) * 377 % 1000).astype(np.uint16).reshape(2, 2, 3, 4)
@@ -49,9 +49,9 @@ def small_weights() -> Weights:
 
 
 def main(folder: Path) -> None:
-    codes.write(folder / "small.npz", small_codes())
-    codes.write(folder / "large.npz", large_codes())
-    weights.save(folder / "tokenizer.safetensors", small_weights(), force=False)
+    codes.write_codes(folder / "small.npz", small_codes())
+    codes.write_codes(folder / "large.npz", large_codes())
+    weights.save_weights(folder / "tokenizer.safetensors", small_weights(), force=False)
 
 
 if __name__ == "__main__":

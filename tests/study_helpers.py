@@ -1,11 +1,11 @@
-"""What the tests of the study share: small systems, and pictures of 8x8."""
+"""What the tests of the study share: small systems, and images of 8x8."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import image
 
 from vqtok.study import systems
 
@@ -46,10 +46,10 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqtok.study.run.recipe_of", recipe_of)
 
 
-def write_pictures(path: Path, n: int = 24, side: int = 8) -> Path:
-    """An .npz with training and test pictures of their own."""
-    train = np.stack([picture(side, side, seed=i) for i in range(n)])
-    test = np.stack([picture(side, side, seed=1000 + i) for i in range(6)])
+def write_images(path: Path, n: int = 24, side: int = 8) -> Path:
+    """An .npz with training and test images of their own."""
+    train = np.stack([image(side, side, seed=i) for i in range(n)])
+    test = np.stack([image(side, side, seed=1000 + i) for i in range(6)])
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, x_train=train, x_test=test)
     return path

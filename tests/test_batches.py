@@ -13,13 +13,13 @@ from vqtok.data import (
     ArrayData,
     Batches,
     Dataset,
-    PictureFiles,
+    ImageFiles,
     Shapes,
-    convert,
+    convert_channels,
     counter_rng,
     open_data,
-    split,
-    whole,
+    read_whole,
+    split_indices,
 )
 from vqtok.errors import InputError
 
@@ -37,16 +37,16 @@ def targets(data: Dataset) -> list[int]:
 
 def test_shapes_are_the_same_everywhere() -> None:
     shapes = Shapes()
-    assert (len(shapes), shapes.picture(0).shape, len(shapes.labels)) == (20000, (32, 32, 3), 6)
+    assert (len(shapes), shapes.image(0).shape, len(shapes.labels)) == (20000, (32, 32, 3), 6)
     some = np.array([19999, 3, 3, 500])
-    block = shapes.pictures(some)
-    assert all((shapes.picture(int(i)) == block[j]).all() for j, i in enumerate(some))
+    block = shapes.images(some)
+    assert all((shapes.image(int(i)) == block[j]).all() for j, i in enumerate(some))
     assert [shapes.label(i) for i in range(12)] == [3, 4, 4, 5, 1, 4, 3, 4, 4, 3, 1, 1], (
         "a bundled recipe's data must not move"
     )
-    assert shapes.picture(0)[16, ::8].mean(1).round().tolist() == pytest.approx(SHAPE_ROW, abs=1)
+    assert shapes.image(0)[16, ::8].mean(1).round().tolist() == pytest.approx(SHAPE_ROW, abs=1)
     with pytest.raises(IndexError):
-        shapes.picture(20000)
+        shapes.image(20000)
 
 
 SHAPE_ROW = [68, 170, 77, 65]
@@ -57,9 +57,9 @@ def test_shapes_vary_and_show_their_label() -> None:
     counts = Counter(targets(shapes))
     assert len(counts) == 6
     assert min(counts.values()) > 60
-    block = shapes.pictures(np.arange(600))
+    block = shapes.images(np.arange(600))
     assert len({p.tobytes() for p in block}) == 600
-    assert block.reshape(600, -1).std(1).min() > 8, "each picture has something on it"
+    assert block.reshape(600, -1).std(1).min() > 8, "each image has something on it"
     rings, circles = (
         block[np.array(targets(shapes)) == shapes.labels.index(k)] for k in ("ring", "circle")
     )
@@ -68,33 +68,33 @@ def test_shapes_vary_and_show_their_label() -> None:
 
 def test_test_shapes_are_not_training_shapes() -> None:
     train, test = open_data(None), open_data(None, "test")
-    seen = {train.picture(i).tobytes() for i in range(200)}
-    assert not seen & {test.picture(i).tobytes() for i in range(200)}
+    seen = {train.image(i).tobytes() for i in range(200)}
+    assert not seen & {test.image(i).tobytes() for i in range(200)}
 
 
 # Split and batches
 
 
 def numbered(n: int, H: int = 4, W: int = 4) -> ArrayData:
-    """Picture i is i everywhere, so a batch tells what it holds."""
+    """Image i is i everywhere, so a batch tells what it holds."""
     pixels = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, H, W, 1))
     return ArrayData("numbered", pixels, np.arange(n) % 3, ["a", "b", "c"])
 
 
 def test_split() -> None:
     data = numbered(200)
-    train, validation = split(data, 0.1, 256, seed=4)
+    train, validation = split_indices(data, 0.1, 256, seed=4)
     assert len(validation) == 20
     assert sorted([*train, *validation]) == list(range(200))
-    assert (split(data, 0.1, 256, seed=4)[1] == validation).all()
-    assert (split(data, 0.1, 256, seed=5)[1] != validation).any()
-    assert len(split(data, 0.1, 7, seed=4)[1]) == 7
-    assert len(split(data, 0.0, 7, seed=4)[1]) == 0
-    assert [len(part) for part in split(numbered(2), 0.5, 256, 0)] == [1, 1]
-    assert [len(part) for part in split(numbered(1), 0.02, 256, 0)] == [1, 1]
+    assert (split_indices(data, 0.1, 256, seed=4)[1] == validation).all()
+    assert (split_indices(data, 0.1, 256, seed=5)[1] != validation).any()
+    assert len(split_indices(data, 0.1, 7, seed=4)[1]) == 7
+    assert len(split_indices(data, 0.0, 7, seed=4)[1]) == 0
+    assert [len(part) for part in split_indices(numbered(2), 0.5, 256, 0)] == [1, 1]
+    assert [len(part) for part in split_indices(numbered(1), 0.02, 256, 0)] == [1, 1]
 
 
-def test_each_epoch_shows_each_picture_once() -> None:
+def test_each_epoch_shows_each_image_once() -> None:
     indices = np.arange(0, 100, 2)
     batches = Batches(numbered(100), indices, batch=8, size=4, channels=1)
     # 200 positions: 4 epochs
@@ -104,7 +104,7 @@ def test_each_epoch_shows_each_picture_once() -> None:
     assert (epochs[0] != epochs[1]).any(), "each epoch has its own order"
 
 
-def test_labels_go_with_pictures() -> None:
+def test_labels_go_with_images() -> None:
     pixels, labels = Batches(numbered(100), np.arange(100), 32, 4, channels=1).batch(3)
     assert pixels.shape == (32, 1, 4, 4)
     assert labels.dtype == np.int64
@@ -112,7 +112,7 @@ def test_labels_go_with_pictures() -> None:
 
 
 def gradient(H: int, W: int, n: int = 6) -> ArrayData:
-    """Red is the row, green the column, blue the picture: a crop tells where it was cut."""
+    """Red is the row, green the column, blue the image: a crop tells where it was cut."""
     pixels = np.zeros((n, H, W, 3), np.uint8)
     pixels[..., 0], pixels[..., 1] = np.mgrid[:H, :W]
     pixels[..., 2] = np.arange(n)[:, None, None]
@@ -146,7 +146,7 @@ def test_scale_and_flip() -> None:
     assert (flipped[~mirrored] == plain[~mirrored]).all()
 
 
-def test_small_pictures_are_enlarged() -> None:
+def test_small_images_are_enlarged() -> None:
     for H, W in ((1, 1), (3, 5), (50, 2)):
         assert Batches(gradient(H, W), np.arange(6), 4, 16).batch(0).pixels.shape == (4, 3, 16, 16)
 
@@ -167,7 +167,7 @@ def test_batch_is_a_pure_function_of_its_step() -> None:
 
 def test_prefetch_ends_and_passes_errors_on() -> None:
     class Broken(ArrayData):
-        def pictures(self, indices: np.ndarray) -> np.ndarray:
+        def images(self, indices: np.ndarray) -> np.ndarray:
             raise InputError("gone", "mount it")
 
     with pytest.raises(InputError, match="gone"):
@@ -177,7 +177,7 @@ def test_prefetch_ends_and_passes_errors_on() -> None:
     endless.close()
 
 
-def jpegs(H: int, W: int, n: int = 4) -> tuple[PictureFiles, Counter[int]]:
+def jpegs(H: int, W: int, n: int = 4) -> tuple[ImageFiles, Counter[int]]:
     """JPEGs of smooth gradients, and a count of how often each is fetched."""
     slope = np.mgrid[:H, :W] * (250 / max(H, W))
     files = [
@@ -192,7 +192,7 @@ def jpegs(H: int, W: int, n: int = 4) -> tuple[PictureFiles, Counter[int]]:
         fetched[index] += 1
         return files[index]
 
-    return PictureFiles("jpegs", [f"{i}.jpg" for i in range(n)], fetch), fetched
+    return ImageFiles("jpegs", [f"{i}.jpg" for i in range(n)], fetch), fetched
 
 
 def test_decoded_files_stay_in_memory_and_change_no_batch() -> None:
@@ -222,23 +222,23 @@ def test_memory_for_decoded_files_is_bounded() -> None:
     for step in range(5):
         batches.batch(step)
     assert sorted(fetched.values()) == [1, 1, 5, 5], "two have room, whichever came first"
-    assert sum(picture.nbytes for picture, _ in batches._kept._pictures.values()) == 2 * 48 * 64 * 3
+    assert sum(image.nbytes for image, _ in batches._kept._images.values()) == 2 * 48 * 64 * 3
 
 
 def test_jpegs_are_decoded_smaller_where_the_crop_is_shrunk_anyway(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data, _ = jpegs(300, 500)
-    whole_ones = [data.picture(i) for i in range(4)]
+    whole_ones = [data.image(i) for i in range(4)]
     sizes: list[tuple[int, int, int]] = []
-    reduced = PictureFiles.reduced
+    reduced = ImageFiles.reduced
 
-    def watched(self: PictureFiles, index: int, shrink: int, least: int) -> tuple[np.ndarray, int]:
-        picture, divisor = reduced(self, index, shrink, least)
-        sizes.append((shrink, divisor, len(picture)))
-        return picture, divisor
+    def watched(self: ImageFiles, index: int, shrink: int, least: int) -> tuple[np.ndarray, int]:
+        image, divisor = reduced(self, index, shrink, least)
+        sizes.append((shrink, divisor, len(image)))
+        return image, divisor
 
-    monkeypatch.setattr(PictureFiles, "reduced", watched)
+    monkeypatch.setattr(ImageFiles, "reduced", watched)
     ours = Batches(data, np.arange(4), 60, 32, min_scale=0.05).batch(0).pixels.astype(int)
     assert {(shrink, divisor) for shrink, divisor, _ in sizes} == {(1, 1), (2, 2), (4, 4), (8, 8)}
     assert all(height == -(-300 // divisor) >= 32 for _, divisor, height in sizes)
@@ -248,7 +248,7 @@ def test_jpegs_are_decoded_smaller_where_the_crop_is_shrunk_anyway(
         .pixels.astype(int)
     )
     assert abs(ours - full).mean() < 1
-    assert abs(ours - full).max() < 12, "the same places of the same pictures"
+    assert abs(ours - full).max() < 12, "the same places of the same images"
     sizes.clear()
     ours = Batches(data, np.arange(4), 60, 32, min_scale=0.51).batch(0).pixels
     assert (
@@ -260,7 +260,7 @@ def test_jpegs_are_decoded_smaller_where_the_crop_is_shrunk_anyway(
     assert {divisor for _, divisor, _ in sizes} == {1}
 
 
-def test_small_and_other_pictures_are_decoded_whole(tmp_path: Path) -> None:
+def test_small_and_other_images_are_decoded_whole(tmp_path: Path) -> None:
     data, _ = jpegs(100, 40)
     assert [data.reduced(0, 8, least)[0].shape[:2] for least in (5, 6, 10, 11, 20, 21)] == [
         (13, 5),
@@ -270,9 +270,9 @@ def test_small_and_other_pictures_are_decoded_whole(tmp_path: Path) -> None:
         (50, 20),
         (100, 40),
     ]
-    images.write(tmp_path / "a.png", np.zeros((100, 40, 3), np.uint8))
-    assert images.read(tmp_path / "a.png", shrink=8).pixels.shape == (100, 40, 3)
-    sideways = images.read(tmp_path / "a.png")
+    images.write_image(tmp_path / "a.png", np.zeros((100, 40, 3), np.uint8))
+    assert images.read_image(tmp_path / "a.png", shrink=8).pixels.shape == (100, 40, 3)
+    sideways = images.read_image(tmp_path / "a.png")
     assert sideways.reduced == 1
 
 
@@ -281,9 +281,9 @@ def test_channels() -> None:
         [[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [7, 7, 7]]], np.uint8
     )
     expected = np.asarray(Image.fromarray(color).convert("L"))
-    assert (convert(color, 1)[..., 0] == expected).all()
-    assert (convert(convert(color, 1), 3)[..., 1] == expected).all()
-    assert whole(numbered(3), 2, 3).shape == (4, 4, 3)
+    assert (convert_channels(color, 1)[..., 0] == expected).all()
+    assert (convert_channels(convert_channels(color, 1), 3)[..., 1] == expected).all()
+    assert read_whole(numbered(3), 2, 3).shape == (4, 4, 3)
     assert Batches(gradient(8, 8), np.arange(6), 4, 8, channels=1).batch(0).pixels.shape == (
         4,
         1,

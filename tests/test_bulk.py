@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bulk_helpers import contents, make_tar, pictures, png
+from bulk_helpers import contents, image_files, make_tar, png
 from cli_helpers import fails, ok, run, save
-from conftest import make_model, picture
+from conftest import image, make_model
 from test_cli_pack import add_entropy
 
 import vqtok
@@ -19,7 +19,7 @@ from vqtok import codec, codes, files, images
 from vqtok.bulk import CodesDataset, pool
 from vqtok.bulk import encode as bulk_run
 from vqtok.bulk.inputs import Entry
-from vqtok.cli.bulk import wanted
+from vqtok.cli.bulk import is_bulk
 from vqtok.codec import model as codec_model
 from vqtok.errors import VqtokError
 
@@ -31,8 +31,8 @@ def encode(*words: object, workers: int = 0) -> None:
     ok("encode", *words, "--workers", workers)
 
 
-def test_shards_hold_what_single_pictures_give():
-    members = pictures(7, SIZES)
+def test_shards_hold_what_single_images_give():
+    members = image_files(7, SIZES)
     make_tar("a.tar", members)
     encode("a.tar", "-o", "out", "--shard-size", 4)
     assert sorted(contents("out")) == [
@@ -54,14 +54,14 @@ def test_shards_hold_what_single_pictures_give():
     with tarfile.open("out/00000-00000.tar") as archive:  # codes files of an ordinary kind
         assert archive.getnames() == ["4x4.npz", "5x4.npz"]
         archive.extractall("unpacked", filter="data")
-    assert codes.read("unpacked/4x4.npz").sizes == ((16, 16), (13, 15), (16, 16))
+    assert codes.read_plain_codes("unpacked/4x4.npz").sizes == ((16, 16), (13, 15), (16, 16))
 
 
 def test_one_size_gives_an_ordinary_codes_file():
-    make_tar("a.tar", pictures(3))
+    make_tar("a.tar", image_files(3))
     encode("a.tar", "-o", "out")
-    stack = codes.read("out/00000-00000.npz")
-    assert stack == codec.load("toy").encode_batch([picture(16, 16, seed=i) for i in range(3)])
+    stack = codes.read_plain_codes("out/00000-00000.npz")
+    assert stack == codec.load("toy").encode_batch([image(16, 16, seed=i) for i in range(3)])
     with np.load("out/00000-00000.npz", allow_pickle=False) as plain:
         assert (plain["indices"] == stack.indices).all()
     ok("decode", "out/00000-00000.npz", "-o", "back", "-q")
@@ -69,9 +69,9 @@ def test_one_size_gives_an_ordinary_codes_file():
 
 
 def test_the_bytes_depend_on_neither_workers_nor_parts(monkeypatch: pytest.MonkeyPatch):
-    make_tar("a.tar", pictures(9, SIZES))
-    make_tar("b.tar", pictures(4, first=20))
-    for name, content in pictures(5, SIZES, first=30).items():
+    make_tar("a.tar", image_files(9, SIZES))
+    make_tar("b.tar", image_files(4, first=20))
+    for name, content in image_files(5, SIZES, first=30).items():
         Path("in").mkdir(exist_ok=True)
         Path("in", name).write_bytes(content)
     words = ["a.tar", "in", "b.tar", "--shard-size", 2, "-q"]
@@ -88,7 +88,7 @@ def test_the_bytes_depend_on_neither_workers_nor_parts(monkeypatch: pytest.Monke
 
 
 def test_batches_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch):
-    make_tar("a.tar", pictures(12, SIZES))
+    make_tar("a.tar", image_files(12, SIZES))
     encode("a.tar", "-o", "out")
     sizes = []
     encode_batch = codec.Model.encode_batch
@@ -111,9 +111,9 @@ def test_batches_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch)
     assert contents("out") == contents("small") == contents("pending")
 
 
-def test_bad_pictures_are_recorded_and_counted():
-    members = pictures(4)
-    members["001.png"] = b"no picture"
+def test_bad_images_are_recorded_and_counted():
+    members = image_files(4)
+    members["001.png"] = b"no image"
     members["002.png"] = members["002.png"][:60]
     make_tar("a.tar", members)
     done = run("encode", "a.tar", "-o", "out", "--workers", 1)
@@ -123,18 +123,18 @@ def test_bad_pictures_are_recorded_and_counted():
     lines = [json.loads(line) for line in Path("out/00000-00000.jsonl").read_text().splitlines()]
     assert (lines[0]["pictures"], lines[0]["failed"]) == (2, 2)
     assert [line["name"] for line in lines[1:]] == list(members)
-    assert lines[2] == {"name": "001.png", "error": "the picture is not a picture"}
+    assert lines[2] == {"name": "001.png", "error": "the image is not an image"}
     assert "cut off" in lines[3]["error"]
     assert [name for _, name in CodesDataset("out")] == ["a.tar/000.png", "a.tar/003.png"]
     assert CodesDataset("out").failed == 2
     again = run("encode", "a.tar", "-o", "out", "--resume")
     assert again.exit_code == 1
-    assert again.stderr == "2 pictures in 1 shard, 1 of them before -> out\n2 of 4 failed\n"
+    assert again.stderr == "2 images in 1 shard, 1 of them before -> out\n2 of 4 failed\n"
 
 
-def test_a_shard_of_bad_pictures_alone_has_no_file():
-    make_tar("a.tar", {"0.png": b"x", "1.png": b"", **pictures(1)})
-    make_tar("none.tar", {"notes.txt": b"no picture"})
+def test_a_shard_of_bad_images_alone_has_no_file():
+    make_tar("a.tar", {"0.png": b"x", "1.png": b"", **image_files(1)})
+    make_tar("none.tar", {"notes.txt": b"no image"})
     assert run(
         "encode", "a.tar", "none.tar", "-o", "out", "--shard-size", 2, "--workers", 0
     ).stderr.endswith("\n2 of 3 failed\n")
@@ -160,7 +160,7 @@ def test_hostile_names_go_nowhere():
     ]
     make_tar(
         "a.tar",
-        {name: png(picture(16, 16, seed=i)) for i, name in enumerate(names)}
+        {name: png(image(16, 16, seed=i)) for i, name in enumerate(names)}
         | {"\x1b]0;bad\x07.png": b"x"},
     )
     before = set(os.listdir())
@@ -175,8 +175,8 @@ def test_hostile_names_go_nowhere():
 
 
 def test_resume_skips_what_is_finished_and_mends_the_rest(monkeypatch: pytest.MonkeyPatch):
-    make_tar("a.tar", pictures(5, SIZES))
-    make_tar("b.tar", pictures(3))
+    make_tar("a.tar", image_files(5, SIZES))
+    make_tar("b.tar", image_files(3))
     words = ["a.tar", "b.tar", "-o", "out", "--shard-size", 2, "--workers", 0]
     ok("encode", *words)
     whole = contents("out")
@@ -196,7 +196,7 @@ def test_resume_skips_what_is_finished_and_mends_the_rest(monkeypatch: pytest.Mo
 
 
 def test_resume_may_come_first_and_be_shared_otherwise():
-    make_tar("a.tar", pictures(8))
+    make_tar("a.tar", image_files(8))
     words = ["a.tar", "--shard-size", 2, "--resume", "-q"]
     encode(*words, "-o", "whole")
     encode(*words, "-o", "out", "--shard", "1/3")
@@ -208,10 +208,10 @@ def test_resume_may_come_first_and_be_shared_otherwise():
 
 
 def test_resume_refuses_other_inputs_and_settings():
-    for name, content in pictures(3).items():
+    for name, content in image_files(3).items():
         Path("in").mkdir(exist_ok=True)
         Path("in", name).write_bytes(content)
-    make_tar("a.tar", pictures(2))
+    make_tar("a.tar", image_files(2))
     words = ["in", "a.tar", "-o", "out", "--shard-size", 2, "--workers", 0]
     ok("encode", *words)
     for change, name in (
@@ -222,15 +222,15 @@ def test_resume_refuses_other_inputs_and_settings():
         assert f"were made with another {name}" in fails("encode", *words, *change, "--resume")
     make_model(Path("other"), seed=5)
     assert "another model, fingerprint" in fails("encode", *words, "--resume", "--model", "./other")
-    save("in/000a.png", picture(16, 16))
+    save("in/000a.png", image(16, 16))
     assert "pictures has changed" in run("encode", *words, "--resume").stderr
     os.remove("in/000a.png")
-    make_tar("a.tar", pictures(30))
+    make_tar("a.tar", image_files(30))
     assert "another inputs" in run("encode", *words, "--resume").stderr
 
 
 def test_force_starts_anew():
-    make_tar("a.tar", pictures(5, SIZES))
+    make_tar("a.tar", image_files(5, SIZES))
     encode("a.tar", "-o", "out", "--shard-size", 2)
     Path("out/mine.txt").write_text("mine")
     encode("a.tar", "-o", "out", "--shard-size", 3, "-f")
@@ -243,20 +243,20 @@ def test_force_starts_anew():
 
 
 def test_parts_do_not_replace_what_is_there():
-    make_tar("a.tar", pictures(4))
+    make_tar("a.tar", image_files(4))
     words = ["a.tar", "-o", "out", "--shard-size", 1, "--shard", "0/2", "--workers", 0]
     ok("encode", *words)
     assert "00000-00000.jsonl exists" in fails("encode", *words)
     assert (
         ok("encode", *words, "--resume").stderr
-        == "2 pictures in 2 shards, 2 of them before -> out\n"
+        == "2 images in 2 shards, 2 of them before -> out\n"
     )
 
 
 def test_folders_stay_as_they_were_without_a_bulk_option():
     for name in ("in/a.png", "in/b/c.png"):
         save(name)
-    make_tar("in/x.tar", pictures(1))
+    make_tar("in/x.tar", image_files(1))
     ok("encode", "in", "-o", "plain")
     assert sorted(str(p) for p in Path("plain").rglob("*.npz")) == ["plain/a.npz", "plain/b/c.npz"]
     encode("in", "-o", "out")  # --workers is such an option, even 0
@@ -266,16 +266,16 @@ def test_folders_stay_as_they_were_without_a_bulk_option():
 def test_codes_shards_are_made_of_tars_or_when_asked_for():
     Path("folder.tar").mkdir()
     asked = (False, None, False, None, None)
-    assert wanted(["a.png", "X.TAR"], *asked)
-    assert wanted(["shards/*.tar"], *asked)
-    assert not wanted(["in", "a.png", "folder.tar", "-"], *asked)
+    assert is_bulk(["a.png", "X.TAR"], *asked)
+    assert is_bulk(["shards/*.tar"], *asked)
+    assert not is_bulk(["in", "a.png", "folder.tar", "-"], *asked)
     for place, value in enumerate((True, 9, True, "0/1", 0)):
-        assert wanted(["in"], *asked[:place], value, *asked[place + 1 :])
+        assert is_bulk(["in"], *asked[:place], value, *asked[place + 1 :])
 
 
 def test_levels_compact_and_background(toy: Path):
     add_entropy(toy, bias=100_000)
-    make_tar("a.tar", pictures(3, SIZES) | {"alpha.png": png(picture(16, 16, 4))})
+    make_tar("a.tar", image_files(3, SIZES) | {"alpha.png": png(image(16, 16, 4))})
     encode("a.tar", "-o", "plain", "--levels", 1)
     encode("a.tar", "-o", "compact", "--compact", "--levels", 1)
     encode("a.tar", "-o", "black", "--background", "black")
@@ -288,7 +288,7 @@ def test_levels_compact_and_background(toy: Path):
         Path("plain/00000-00000.tar").read_bytes() != Path("compact/00000-00000.tar").read_bytes()
     )
     assert CodesDataset("black").codes(3) == codec.load("toy").encode(
-        png(picture(16, 16, 4)), (0, 0, 0)
+        png(image(16, 16, 4)), (0, 0, 0)
     )
     (line,) = [
         line for line in Path("black/00000-00000.jsonl").read_text().splitlines() if "alpha" in line
@@ -300,7 +300,7 @@ def test_levels_compact_and_background(toy: Path):
 
 
 def test_what_is_refused():
-    make_tar("a.tar", pictures(1))
+    make_tar("a.tar", image_files(1))
     Path("file").write_text("x")
     for words, message in (
         ([], "need a folder"),
@@ -320,7 +320,7 @@ def test_what_is_refused():
 
 
 def test_a_worker_that_dies_is_an_error_and_what_is_finished_stays(monkeypatch: pytest.MonkeyPatch):
-    make_tar("a.tar", pictures(6))
+    make_tar("a.tar", image_files(6))
     words = ["a.tar", "-o", "out", "--shard-size", 2, "--workers", 2]
     pools = []
     start = bulk_run.Pool.__init__
@@ -330,17 +330,17 @@ def test_a_worker_that_dies_is_an_error_and_what_is_finished_stays(monkeypatch: 
         pool.ahead = 0
         pools.append(pool)
 
-    def killing(self: object, report: bulk_run.Report) -> None:
+    def killing(self: object, report: bulk_run.ShardReport) -> None:
         for worker in pools[0]._workers:
             worker.process.kill()
 
     monkeypatch.setattr(bulk_run.Pool, "__init__", remember)
     with monkeypatch.context() as patch:
-        patch.setattr("vqtok.cli.bulk._Teller.tell", killing)
+        patch.setattr("vqtok.cli.bulk._Reporter.add", killing)
         done = run("encode", *words)
     assert done.exit_code == 1
     assert (
-        "a process that decodes pictures was ended by signal 9 while it read 002.png" in done.stderr
+        "a process that decodes images was ended by signal 9 while it read 002.png" in done.stderr
     )
     assert "--resume" in done.stderr
     assert sorted(contents("out")) == ["00000-00000.jsonl", "00000-00000.npz", "manifest.json"]
@@ -351,14 +351,14 @@ def test_a_worker_that_dies_is_an_error_and_what_is_finished_stays(monkeypatch: 
 
 
 def ahead(monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many pictures are decoded at the most before the first of 50 is
+    """How many images are decoded at the most before the first of 50 is
     taken, by three threads in all.
     """
     path, decoded = str(save("a.png")), []
 
-    def decode(*_: object) -> images.Picture:
+    def decode(*_: object) -> images.DecodedImage:
         decoded.append(1)
-        return images.Picture(np.zeros((20, 30, 3), np.uint8))
+        return images.DecodedImage(np.zeros((20, 30, 3), np.uint8))
 
     monkeypatch.setattr("vqtok.bulk.worker.decode", decode)
     with pool.Pool(0, 3, images.WHITE) as decoding:
@@ -381,7 +381,7 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_full_disk_leaves_whole_files(monkeypatch: pytest.MonkeyPatch):
-    make_tar("a.tar", pictures(6))
+    make_tar("a.tar", image_files(6))
     words = ["a.tar", "-o", "out", "--shard-size", 2, "--workers", 0]
     write, count = files.write_bytes, []
 
@@ -401,17 +401,17 @@ def test_a_full_disk_leaves_whole_files(monkeypatch: pytest.MonkeyPatch):
     assert contents("out") == contents("whole")
 
 
-def test_a_picture_is_decoded_alike_in_a_process_and_here():
+def test_a_image_is_decoded_alike_in_a_process_and_here():
     make_tar(
         "a.tar",
         {
-            "turned.jpg": save("x.jpg", picture(33, 21)).read_bytes(),
-            "gray.png": png(picture(8, 9, 3)[..., 0]),
+            "turned.jpg": save("x.jpg", image(33, 21)).read_bytes(),
+            "gray.png": png(image(8, 9, 3)[..., 0]),
         },
     )
     encode("a.tar", "-o", "here", workers=0)
     encode("a.tar", "-o", "there", workers=1)
     assert contents("here") == contents("there")
     assert vqtok.CodesDataset("here").codes(0) == codec.load("toy").encode(
-        images.read(Path("x.jpg")).pixels
+        images.read_image(Path("x.jpg")).pixels
     )

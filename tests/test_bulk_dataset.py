@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bulk_helpers import contents, make_tar, pictures, png
+from bulk_helpers import contents, image_files, make_tar, png
 from cli_helpers import fails, ok, train
-from conftest import make_model, picture
+from conftest import image, make_model
 from test_cli_pack import add_entropy
 
 import vqtok
@@ -28,9 +28,9 @@ SIZES = ((16, 16), (16, 20))
 
 @pytest.fixture
 def shards(toy: Path) -> Path:
-    """Ten pictures of two grid sizes in three shards, from a tar and a folder."""
-    make_tar("a.tar", pictures(7, SIZES))
-    for name, content in pictures(3, first=7).items():
+    """Ten images of two grid sizes in three shards, from a tar and a folder."""
+    make_tar("a.tar", image_files(7, SIZES))
+    for name, content in image_files(3, first=7).items():
         Path("in").mkdir(exist_ok=True)
         Path("in", name).write_bytes(content)
     ok("encode", "a.tar", "in", "-o", "codes", "--shard-size", 4, "--workers", 0)
@@ -178,21 +178,21 @@ def trained(*words: object) -> str:
 
 
 def prior_of(folder: str) -> str:
-    return weights.fingerprint(weights.load(Path(folder, "prior.safetensors"), "prior").tensors)
+    return weights.fingerprint(weights.load_weights(Path(folder, "prior.safetensors"), "prior").tensors)
 
 
-def test_a_prior_learns_the_same_from_codes_as_from_pictures(toy: Path):
-    for name, content in pictures(9).items():
+def test_a_prior_learns_the_same_from_codes_as_from_images(toy: Path):
+    for name, content in image_files(9).items():
         Path("photos").mkdir(exist_ok=True)
         Path("photos", name).write_bytes(content)
     ok("encode", "photos", "--shard-size", 4, "-o", "codes", "--workers", 0)
-    for out in ("pictures", "shards"):
+    for out in ("images", "shards"):
         make_model(Path(out), prior=None)
-    trained("photos", "--stage", "prior", "-o", "pictures")
-    assert "codes of 9 pictures from codes -> shards" in trained(
+    trained("photos", "--stage", "prior", "-o", "images")
+    assert "codes of 9 images from codes -> shards" in trained(
         "codes", "--stage", "prior", "-o", "shards"
     )
-    assert prior_of("pictures") == prior_of("shards")
+    assert prior_of("images") == prior_of("shards")
 
 
 @pytest.mark.slow
@@ -217,21 +217,21 @@ def test_a_prior_on_codes_gets_their_tokenizer(shards: Path, toy: Path):
 
 def test_compact_codes_train_a_prior_too(toy: Path):
     add_entropy(toy)
-    make_tar("a.tar", pictures(5, SIZES))
+    make_tar("a.tar", image_files(5, SIZES))
     ok("encode", "a.tar", "-o", "plain", "--workers", 0)
     ok("encode", "a.tar", "-o", "compact", "--compact", "--workers", 0)
     plain, compact = (CodesData(Path(name)).grids for name in ("plain", "compact"))
     assert [grid.tolist() for grid in (plain[i] for i in range(5))] == [
         grid.tolist() for grid in (compact[i] for i in range(5))
     ]
-    assert plain.take(np.array([4, 1]))[0].tolist() == compact[4].tolist()
+    assert plain.select(np.array([4, 1]))[0].tolist() == compact[4].tolist()
     assert plain.shapes.tolist() == compact.shapes.tolist()
 
 
 def test_folders_become_labels():
     make_tar(
         "a.tar",
-        {f"{'cat' if i % 2 else 'dog'}/{i}.png": png(picture(16, 16, seed=i)) for i in range(4)},
+        {f"{'cat' if i % 2 else 'dog'}/{i}.png": png(image(16, 16, seed=i)) for i in range(4)},
     )
     ok("encode", "a.tar", "-o", "codes", "--workers", 0)
     data = CodesData(Path("codes"))
@@ -245,7 +245,7 @@ def test_codes_that_do_not_fit_are_refused(shards: Path, toy: Path):
     assert "the codes were made with model toy" in fails(
         "train", "codes", "--stage", "prior", "-o", "other", "-f"
     )
-    assert "a tokenizer learns from pictures" in fails("train", "codes", "-o", "new", code=2)
+    assert "a tokenizer learns from images" in fails("train", "codes", "-o", "new", code=2)
     assert "no prior" not in fails("train", "codes", "--stage", "tokenizer", "-o", "new", code=2)
     (toy / "tokenizer.safetensors").unlink()
     assert "no model here has that fingerprint" in fails(

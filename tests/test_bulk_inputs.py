@@ -5,12 +5,12 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from bulk_helpers import make_tar, pictures, png
+from bulk_helpers import image_files, make_tar, png
 from cli_helpers import save
-from conftest import picture
+from conftest import image
 
-from vqtok.bulk.inputs import Chunk, Entry, Inputs, Share
-from vqtok.data.tar import tar_pictures
+from vqtok.bulk.inputs import Chunk, Entry, Inputs, WorkSlice
+from vqtok.data.tar import tar_images
 from vqtok.errors import InputError, UsageError
 
 
@@ -22,12 +22,12 @@ def names(words: list[str]) -> list[str]:
     return [entry.name for chunk in chunks(Inputs(words), 3) for entry in chunk.entries]
 
 
-def test_tars_come_first_and_loose_pictures_last():
-    make_tar("a.tar", pictures(2))
-    make_tar("deep.tar", pictures(1, first=7))
+def test_tars_come_first_and_loose_images_last():
+    make_tar("a.tar", image_files(2))
+    make_tar("deep.tar", image_files(1, first=7))
     for name in ("in/z.png", "in/b/a.png", "in/b/.hidden.png", "in/a.jpg"):
         save(name)
-    Path("in/notes.txt").write_text("no picture")
+    Path("in/notes.txt").write_text("no image")
     os.rename("deep.tar", "in/b/deep.tar")
     found = Inputs(["in", "a.tar"])
     assert [(source.name, source.bytes is None) for source in found.all] == [
@@ -46,7 +46,7 @@ def test_tars_come_first_and_loose_pictures_last():
     [(0, 3, [0]), (1, 3, [1]), (3, 3, [3]), (4, 3, [3, 1]), (6, 3, [3, 3]), (2, 1, [1, 1])],
 )
 def test_chunks_are_full_but_the_last(count: int, size: int, lengths: list[int]):
-    make_tar("a.tar", {"notes.txt": b"x", **pictures(count)})
+    make_tar("a.tar", {"notes.txt": b"x", **image_files(count)})
     found = chunks(Inputs(["a.tar"]), size)
     assert [len(chunk.entries) for chunk in found] == lengths
     assert [chunk.last for chunk in found] == [False] * (len(lengths) - 1) + [True]
@@ -54,7 +54,7 @@ def test_chunks_are_full_but_the_last(count: int, size: int, lengths: list[int])
 
 
 def test_entries_say_where_the_bytes_lie():
-    members = pictures(3)
+    members = image_files(3)
     path = make_tar("a.tar", {"notes.txt": b"x", **members, "__MACOSX/x.png": b"x"})
     (chunk,) = chunks(Inputs(["a.tar"]), 10)
     for entry, (name, content) in zip(chunk.entries, members.items(), strict=True):
@@ -65,15 +65,15 @@ def test_entries_say_where_the_bytes_lie():
         )
 
 
-def test_the_checksum_tells_other_pictures():
-    make_tar("a.tar", pictures(2))
-    make_tar("b.tar", {"x.png": png(picture(9, 9)), "001.png": png(picture(16, 16, seed=1))})
+def test_the_checksum_tells_other_images():
+    make_tar("a.tar", image_files(2))
+    make_tar("b.tar", {"x.png": png(image(9, 9)), "001.png": png(image(16, 16, seed=1))})
     (one,), (two,) = (chunks(Inputs([name]), 5) for name in ("a.tar", "b.tar"))
     assert one.checksum == chunks(Inputs(["a.tar"]), 5)[0].checksum != two.checksum
 
 
 def test_damage_is_an_entry_after_what_can_be_read():
-    whole = make_tar("a.tar", pictures(3)).read_bytes()
+    whole = make_tar("a.tar", image_files(3)).read_bytes()
     Path("a.tar").write_bytes(whole[: 512 + 200])
     (chunk,) = chunks(Inputs(["a.tar"]), 5)
     assert [entry.error is None for entry in chunk.entries] == [True, False]
@@ -111,7 +111,7 @@ def test_inputs_that_make_no_sense():
         Inputs(["-"])
     with pytest.raises(InputError, match="is compressed"):
         Inputs(["a.tar.gz"])
-    with pytest.raises(InputError, match="no pictures and no tars"):
+    with pytest.raises(InputError, match="no images and no tars"):
         Inputs(["empty"])
     with pytest.raises(InputError, match=r"missing\.tar does not exist"):
         Inputs(["missing.tar"])
@@ -121,12 +121,12 @@ def test_inputs_that_make_no_sense():
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
 def test_shares_are_disjoint_and_complete(tars: int, parts: int):
     for i in range(tars):
-        make_tar(f"{i}.tar", {"notes.txt": b"x", **pictures(i)})
+        make_tar(f"{i}.tar", {"notes.txt": b"x", **image_files(i)})
     save("in/a.png")
     save("in/b.png")
     inputs = Inputs(["in", *(f"{i}.tar" for i in range(tars))])
     taken = []
-    for share in (Share(index, parts) for index in range(parts)):
+    for share in (WorkSlice(index, parts) for index in range(parts)):
         for source in inputs.all:
             whole = share.takes_input(source, inputs.tars)
             if whole is not False:
@@ -138,32 +138,32 @@ def test_shares_are_disjoint_and_complete(tars: int, parts: int):
     assert sorted(taken) == [chunk.stem for chunk in chunks(inputs, 1)]
     if tars >= parts:  # then nobody needs to look into another's
         assert all(
-            Share(0, parts).takes_input(source, tars) in (True, False) for source in inputs.all[:-1]
+            WorkSlice(0, parts).takes_input(source, tars) in (True, False) for source in inputs.all[:-1]
         )
 
 
 def test_a_share_is_given_or_torchruns(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert Share.parse(None) == Share(0, 1)
-    assert Share.parse("2/5") == Share(2, 5)
+    assert WorkSlice.parse(None) == WorkSlice(0, 1)
+    assert WorkSlice.parse("2/5") == WorkSlice(2, 5)
     monkeypatch.setenv("RANK", "1")
-    assert Share.parse(None) == Share(0, 1)
+    assert WorkSlice.parse(None) == WorkSlice(0, 1)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert Share.parse(None) == Share(1, 4)
-    assert Share.parse("0/1") == Share(0, 1)
+    assert WorkSlice.parse(None) == WorkSlice(1, 4)
+    assert WorkSlice.parse("0/1") == WorkSlice(0, 1)
     for bad in ("4/4", "1", "a/b", "-1/2", "1/0", "1/2/3", "²/3", ""):
         with pytest.raises(UsageError, match="--shard is"):
-            Share.parse(bad)
+            WorkSlice.parse(bad)
     monkeypatch.setenv("RANK", "4")
     with pytest.raises(UsageError, match="RANK/WORLD_SIZE is '4/4'"):
-        Share.parse(None)
+        WorkSlice.parse(None)
 
 
 def test_listing_a_tar_holds_no_list():
     make_tar("a.tar", dict.fromkeys((f"{i:05}.png" for i in range(5000)), b"x"))
     tracemalloc.start()
-    count = sum(1 for _ in tar_pictures(Path("a.tar")))
+    count = sum(1 for _ in tar_images(Path("a.tar")))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 5000

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bulk_helpers import contents, make_tar, pictures
+from bulk_helpers import contents, image_files, make_tar
 
 import vqtok
 from vqtok.bulk import shards
@@ -40,7 +40,7 @@ def finished(folder: str) -> int:
 
 
 def test_killed_and_resumed_it_ends_with_the_same_bytes():
-    make_tar("a.tar", pictures(300, ((16, 16), (16, 20))))
+    make_tar("a.tar", image_files(300, ((16, 16), (16, 20))))
     words = ["a.tar", "--shard-size", 5, "--workers", 1, "-q"]
     assert ended(start(*words, "-o", "whole")) == 0
     whole, draw = contents("whole"), random.Random(0)
@@ -58,7 +58,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes():
 
 
 def test_workers_end_with_their_parent():
-    make_tar("a.tar", pictures(2000, first=0))
+    make_tar("a.tar", image_files(2000, first=0))
     process = start("a.tar", "-o", "out", "--shard-size", 5, "--workers", 2)
     while not any(Path("out").glob("*.npz")):
         assert process.poll() is None
@@ -71,7 +71,7 @@ def test_workers_end_with_their_parent():
             break
         time.sleep(0.05)
     assert not alive(group)
-    assert all(found.whole() for found in shards.find_all(Path("out")))
+    assert all(found.is_complete() for found in shards.find_shards(Path("out")))
 
 
 def alive(group: int) -> bool:
@@ -83,7 +83,7 @@ def alive(group: int) -> bool:
 
 
 def test_ctrl_c_ends_it_quietly():
-    make_tar("a.tar", pictures(2000))
+    make_tar("a.tar", image_files(2000))
     process = start("a.tar", "-o", "out", "--shard-size", 5, "--workers", 2, "-q")
     while not any(Path("out").glob("*.npz")):
         assert process.poll() is None

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import typer
 from cli_helpers import fails, ok, run, save, size_of, snapshot
-from conftest import make_model, picture
+from conftest import image, make_model
 from rich.console import Console
 from rich.table import Table
 
@@ -100,12 +100,12 @@ CASES = [
     Case("decode", "--verbose", None, "ready.npz"),
     Case("encode", "--compact", None, "a.png"),
     Case("encode", "--verify", None, "a.png"),
-    Case("encode", "--bulk", None, "pictures", "-o", "o"),
-    Case("encode", "--shard-size", "1", "pictures", "-o", "o", "--bulk"),
-    Case("encode", "--shard", "1/2", "pictures", "-o", "o", "--bulk"),
-    Case("encode", "--resume", None, "pictures", "-o", "o", "--bulk", before=["o/manifest.json"]),
+    Case("encode", "--bulk", None, "images", "-o", "o"),
+    Case("encode", "--shard-size", "1", "images", "-o", "o", "--bulk"),
+    Case("encode", "--shard", "1/2", "images", "-o", "o", "--bulk"),
+    Case("encode", "--resume", None, "images", "-o", "o", "--bulk", before=["o/manifest.json"]),
     # without --bulk: what it changes in a shard is nothing, by design
-    Case("encode", "--workers", "0", "pictures", "-o", "o"),
+    Case("encode", "--workers", "0", "images", "-o", "o"),
     *(
         Case(command, *options)
         for command in ("pack", "unpack")
@@ -154,20 +154,20 @@ CASES = [
     Case("sample", "--json", None),
     Case("sample", "--quiet", None),
     Case("sample", "--verbose", None),
-    Case("eval", "--model", "other", "pictures"),
+    Case("eval", "--model", "other", "images"),
     Case("eval", "--split", "train", "--limit", "2"),
-    Case("eval", "--limit", "1", "pictures"),
-    Case("eval", "--levels", "2", "pictures"),
+    Case("eval", "--limit", "1", "images"),
+    Case("eval", "--levels", "2", "images"),
     Case("eval", "--lpips", "missing.safetensors", "pictures"),
-    Case("eval", "--codecs", "jpeg", "pictures"),
-    Case("eval", "--sheet", "sheet.png", "pictures"),
-    Case("eval", "--plot", "rd.svg", "pictures"),
-    Case("eval", "--force", None, "pictures", "--sheet", "sheet.png", before=["sheet.png"]),
-    Case("eval", "--device", "nonsense", "pictures"),
-    Case("eval", "--precision", "bf16", "pictures", "--json"),
-    Case("eval", "--json", None, "pictures"),
-    Case("eval", "--quiet", None, "pictures"),
-    Case("eval", "--verbose", None, "pictures"),
+    Case("eval", "--codecs", "jpeg", "images"),
+    Case("eval", "--sheet", "sheet.png", "images"),
+    Case("eval", "--plot", "rd.svg", "images"),
+    Case("eval", "--force", None, "images", "--sheet", "sheet.png", before=["sheet.png"]),
+    Case("eval", "--device", "nonsense", "images"),
+    Case("eval", "--precision", "bf16", "images", "--json"),
+    Case("eval", "--json", None, "images"),
+    Case("eval", "--quiet", None, "images"),
+    Case("eval", "--verbose", None, "images"),
     Case("info", "--json", None, "ready.npz"),
     Case("models", "--json", None),
 ]
@@ -177,11 +177,11 @@ def lay_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     monkeypatch.chdir(folder)
     save("a.png")
-    save("pictures/b.png", picture(12, 20, seed=1))
-    save("pictures/c.png", picture(12, 20, seed=2))
-    save("large.png", picture(160, 160))
-    save("alpha.png", picture(12, 12, 4))
-    codes.write(Path("ready.npz"), codec.load("toy").encode(picture(24, 24)))
+    save("images/b.png", image(12, 20, seed=1))
+    save("images/c.png", image(12, 20, seed=2))
+    save("large.png", image(160, 160))
+    save("alpha.png", image(12, 12, 4))
+    codes.write_codes(Path("ready.npz"), codec.load("toy").encode(image(24, 24)))
 
 
 def outcome(case: Case, words: Sequence[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
@@ -393,7 +393,7 @@ def test_a_file_system_that_takes_no_more():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in kB, RLIMIT_AS that holds")
 def test_a_huge_config_in_a_small_file_takes_no_memory(toy: Path):
-    stored = weights.load(toy / "tokenizer.safetensors", "tokenizer")
+    stored = weights.load_weights(toy / "tokenizer.safetensors", "tokenizer")
     stored.meta["config"] |= {
         "width": 2048,
         "code_dim": 1024,
@@ -401,7 +401,7 @@ def test_a_huge_config_in_a_small_file_takes_no_memory(toy: Path):
         "encoder_blocks": 64,
         "decoder_blocks": 64,
     }
-    weights.save(toy / "tokenizer.safetensors", stored)
+    weights.save_weights(toy / "tokenizer.safetensors", stored)
     save("a.png")
     script = """
 import resource, sys
@@ -411,7 +411,7 @@ from vqtok.cli import main
 try:
     main()
 finally:
-    print(next(line.split()[1] for line in open("/proc/self/status") if \
+    print(next(line.split_indices()[1] for line in open("/proc/self/status") if \
 line.startswith("VmHWM")))      # ru_maxrss is the parent's, too
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)

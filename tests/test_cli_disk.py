@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bulk_helpers import make_tar, pictures
+from bulk_helpers import image_files, make_tar
 from cli_helpers import fails, fingerprints, ok, run, save, small, snapshot, train
 
 import vqtok
@@ -34,7 +34,7 @@ Calls = {
 @pytest.fixture
 def there(toy: Path) -> None:
     save("in.png")
-    make_tar("in.tar", pictures(4))
+    make_tar("in.tar", image_files(4))
     ok("encode", "in.png", "-o", "there.npz")
     Path("out").mkdir()
 
@@ -154,7 +154,7 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
     of an interrupted command.
     """
 
-    @output.guarded
+    @output.handle_errors
     def command() -> None:
         with files.atomic(tmp_path / "a.npz") as temporary:
             temporary.write_bytes(b"half")
@@ -172,7 +172,7 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
 def test_a_command_in_a_thread_leaves_signals_alone() -> None:
     seen: list[object] = []
     thread = threading.Thread(
-        target=output.guarded(lambda: seen.append(signal.getsignal(signal.SIGTERM)))
+        target=output.handle_errors(lambda: seen.append(signal.getsignal(signal.SIGTERM)))
     )
     thread.start()
     thread.join()
@@ -181,7 +181,7 @@ def test_a_command_in_a_thread_leaves_signals_alone() -> None:
 
 @pytest.mark.slow
 def test_sigterm_to_a_bulk_encode_leaves_no_temporary_file_and_no_worker(toy: Path) -> None:
-    make_tar("a.tar", pictures(2000))
+    make_tar("a.tar", image_files(2000))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_helpers import fails, ok, run, save, size_of
-from conftest import picture
+from conftest import image
 from PIL import Image
 
 from vqtok import codec, codes, images
@@ -26,7 +26,7 @@ def test_encode_and_decode_write_beside_the_input():
     done = ok("decode", "a.npz")
     assert re.fullmatch(r"a\.npz -> a\.decoded\.png  30x20, \d+\.\d\d s\n", done.stderr)
     expected = codec.load("toy").decode(codec.load("toy").encode("a.png"))
-    assert (images.read(Path("a.decoded.png")).pixels == expected).all()
+    assert (images.read_image(Path("a.decoded.png")).pixels == expected).all()
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -35,19 +35,19 @@ def exif(orientation: int) -> Image.Exif:
     return tags
 
 
-def odd_pictures() -> dict[str, tuple[tuple[int, int], str]]:
-    """Writes odd pictures; name -> (W, H) when shown upright, and the note that `encode` gives."""
-    save("one.png", picture(1, 1))
-    save("alpha.png", picture(77, 31, 4))
-    save("strip.png", picture(3, 5000))
-    save("column.bmp", picture(500, 2))
-    Image.fromarray(picture(20, 30)).quantize(16).save("palette.png")
-    Image.fromarray(picture(20, 30, 1)[..., 0].astype(np.uint16) * 257).save("deep.png")
-    Image.fromarray(picture(20, 30)).convert("CMYK").save("press.jpg")
-    Image.fromarray(picture(20, 30)).convert("1").save("bits.png")
-    Image.fromarray(picture(20, 30)).convert("L").save("grey.png")
-    save("turned.jpg", picture(20, 30), exif=exif(6))
-    frames = [Image.fromarray(picture(20, 30, seed=seed)) for seed in range(3)]
+def odd_images() -> dict[str, tuple[tuple[int, int], str]]:
+    """Writes odd images; name -> (W, H) when shown upright, and the note that `encode` gives."""
+    save("one.png", image(1, 1))
+    save("alpha.png", image(77, 31, 4))
+    save("strip.png", image(3, 5000))
+    save("column.bmp", image(500, 2))
+    Image.fromarray(image(20, 30)).quantize(16).save("palette.png")
+    Image.fromarray(image(20, 30, 1)[..., 0].astype(np.uint16) * 257).save("deep.png")
+    Image.fromarray(image(20, 30)).convert("CMYK").save("press.jpg")
+    Image.fromarray(image(20, 30)).convert("1").save("bits.png")
+    Image.fromarray(image(20, 30)).convert("L").save("gray.png")
+    save("turned.jpg", image(20, 30), exif=exif(6))
+    frames = [Image.fromarray(image(20, 30, seed=seed)) for seed in range(3)]
     frames[0].save("moving.gif", save_all=True, append_images=frames[1:])
     return {
         "one.png": ((1, 1), ""),
@@ -58,14 +58,14 @@ def odd_pictures() -> dict[str, tuple[tuple[int, int], str]]:
         "deep.png": ((30, 20), "16-bit values reduced to 8 bits"),
         "press.jpg": ((30, 20), "CMYK turned into RGB without a color profile"),
         "bits.png": ((30, 20), ""),
-        "grey.png": ((30, 20), ""),
+        "gray.png": ((30, 20), ""),
         "turned.jpg": ((20, 30), ""),
         "moving.gif": ((30, 20), "first of 3 frames"),
     }
 
 
-def test_odd_pictures_come_back_in_their_size_and_are_noted():
-    expected = odd_pictures()
+def test_odd_images_come_back_in_their_size_and_are_noted():
+    expected = odd_images()
     done = ok("encode", *expected, "-o", "codes")
     lines = done.stderr.splitlines()
     notes = {f"{name}: {note}" for name, (_, note) in expected.items() if note}
@@ -80,7 +80,7 @@ def test_odd_pictures_come_back_in_their_size_and_are_noted():
 def test_folders_are_mirrored_and_made():
     for name in ("in/a.png", "in/sub/b.png", "in/sub/.hidden.png"):
         save(name)
-    Path("in/notes.txt").write_text("no picture")
+    Path("in/notes.txt").write_text("no image")
     ok("encode", "in", "-o", "out/deep")
     assert sorted(str(p) for p in Path("out").rglob("*.npz")) == [
         "out/deep/a.npz",
@@ -96,7 +96,7 @@ def test_folders_are_mirrored_and_made():
 def test_dash_is_standard_input_and_output():
     content = save("a.png").read_bytes()
     made = ok("encode", "-", stdin=content)
-    assert codes.read(made.stdout_bytes) == codec.load("toy").encode("a.png")
+    assert codes.read_plain_codes(made.stdout_bytes) == codec.load("toy").encode("a.png")
     assert re.match(
         "standard input -> standard output  8x5x1, .* smaller than the source", made.stderr
     )
@@ -144,7 +144,7 @@ def test_json_is_one_object_a_line_on_stdout():
 
 
 def test_quiet_and_verbose():
-    save("alpha.png", picture(9, 9, 4))
+    save("alpha.png", image(9, 9, 4))
     assert ok("encode", "alpha.png", "-q").output == ""
     assert ok("decode", "alpha.npz", "-q").output == ""
     assert ok("sample", "-q").output == ""
@@ -176,7 +176,7 @@ def test_results_that_exist_are_told_before_the_model_is_loaded(monkeypatch: pyt
     ok("encode", "a.png", "--skip-existing")
 
 
-def test_several_pictures_in_one_file_are_numbered():
+def test_several_images_in_one_file_are_numbered():
     ok("sample", "-n", "3", "-o", "s.npz")
     done = ok("decode", "s.npz")
     assert done.stderr.count("s.npz -> s.decoded-000") == 3
@@ -185,7 +185,7 @@ def test_several_pictures_in_one_file_are_numbered():
     ]
     assert "s.decoded-0001.png exists" in fails("decode", "s.npz")
     assert ok("decode", "s.npz", "--skip-existing").output == ""
-    assert "3 pictures do not go to standard output" in fails("decode", "s.npz", "-o", "-")
+    assert "3 images do not go to standard output" in fails("decode", "s.npz", "-o", "-")
 
 
 def test_two_inputs_for_one_result_are_refused():
@@ -200,8 +200,8 @@ def test_two_inputs_for_one_result_are_refused():
 
 def test_a_batch_goes_on_after_bad_files():
     for i in range(4):
-        save(f"in/{i}.png", picture(8 + i, 9))
-    Path("in/0.png").write_bytes(b"no picture")
+        save(f"in/{i}.png", image(8 + i, 9))
+    Path("in/0.png").write_bytes(b"no image")
     Path("in/2.png").write_bytes(Path("in/2.png").read_bytes()[:50])
     done = run("encode", "in", "missing.png", "-o", "out")
     assert done.exit_code == 1

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_helpers import fails, ok, run, save, spoil
-from conftest import make_model, picture
+from conftest import image, make_model
 from PIL import Image
 
 import vqtok
@@ -41,17 +41,17 @@ def jpeg(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-BAD_PICTURES = {
-    "text": (b"hello", "is not a picture"),
+BAD_IMAGES = {
+    "text": (b"hello", "is not an image"),
     "empty": (b"", "is empty"),
-    "truncated": (jpeg(picture(200, 200))[:900], "cut off"),
+    "truncated": (jpeg(image(200, 200))[:900], "cut off"),
     "bomb": (png_header(60000, 60000), "million pixels"),
-    "zip": (b"PK\3\4" + b"\0" * 99, "is not a picture"),
+    "zip": (b"PK\3\4" + b"\0" * 99, "is not an image"),
 }
 
 
-@pytest.mark.parametrize(("content", "message"), BAD_PICTURES.values(), ids=list(BAD_PICTURES))
-def test_bad_pictures(content: bytes, message: str):
+@pytest.mark.parametrize(("content", "message"), BAD_IMAGES.values(), ids=list(BAD_IMAGES))
+def test_bad_images(content: bytes, message: str):
     Path("bad.png").write_bytes(content)
     Path("folder").mkdir()
     Path("folder/bad.png").write_bytes(content)
@@ -132,10 +132,10 @@ def test_places_that_cannot_be_written():
     Path("folder.npz").mkdir()
     assert "not a folder" in fails("encode", "a.png", "-o", "a.png/x.npz")
     assert "not an ordinary file" in fails("encode", "a.png", "-o", "/dev/full")
-    assert "unknown picture format" in fails("sample", "-o", "x.gif", code=2)
+    assert "unknown image format" in fails("sample", "-o", "x.gif", code=2)
     ok("encode", "a.png", "-o", "folder.npz")  # an existing folder is a folder, whatever its name
-    assert "unknown picture format" in fails("decode", "folder.npz/a.npz", "-o", "x.mp4", code=2)
-    assert "unknown picture format" in fails("eval", "--sheet", "x.txt", code=2)
+    assert "unknown image format" in fails("decode", "folder.npz/a.npz", "-o", "x.mp4", code=2)
+    assert "unknown image format" in fails("eval", "--sheet", "x.txt", code=2)
 
 
 def npz(name: str, **members: np.ndarray) -> None:
@@ -309,18 +309,18 @@ def test_usage_errors():
         assert message in fails(*words, code=2)
 
 
-def test_memory_that_runs_out_fails_one_picture_only(monkeypatch: pytest.MonkeyPatch):
-    save("in/a.png", picture(8, 8))
-    save("in/b.png", picture(80, 80))
+def test_memory_that_runs_out_fails_one_image_only(monkeypatch: pytest.MonkeyPatch):
+    save("in/a.png", image(8, 8))
+    save("in/b.png", image(80, 80))
     encode = codec.Model.encode_batch
 
-    def small_only(self: codec.Model, pictures: list[np.ndarray]) -> codes.Codes:
-        if pictures[0].size > 1000:
+    def small_only(self: codec.Model, images: list[np.ndarray]) -> codes.Codes:
+        if images[0].size > 1000:
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: "
                 "can't allocate memory: you tried ..."
             )
-        return encode(self, pictures)
+        return encode(self, images)
 
     monkeypatch.setattr(codec.Model, "encode_batch", small_only)
     done = run("encode", "in")
@@ -343,7 +343,7 @@ def test_what_no_check_foresaw(monkeypatch: pytest.MonkeyPatch):
     def broken(*_: Any) -> None:
         raise TypeError("a mistake")
 
-    monkeypatch.setattr(model_registry, "models", broken)
+    monkeypatch.setattr(model_registry, "list_models", broken)
     assert "unexpected TypeError: a mistake" in fails("models")
     monkeypatch.setenv("VQTOK_DEBUG", "1")
     assert isinstance(run("models").exception, TypeError)

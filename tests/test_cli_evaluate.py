@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import fails, ok, run, save, size_of
-from conftest import PRIOR, TOKENIZER, make_model, picture
+from conftest import PRIOR, TOKENIZER, image, make_model
 from safetensors.torch import save_file
 
 from vqtok import images
@@ -24,8 +24,8 @@ def four(tmp_path: Path) -> Path:
     """A model of four levels called `four`, and a folder of two photographs, one of them
     larger than a sheet shows.
     """
-    save("in/a.png", picture(70, 300))
-    save("in/b.png", picture(66, 66, seed=1))
+    save("in/a.png", image(70, 300))
+    save("in/b.png", image(66, 66, seed=1))
     tokenizer = replace(TOKENIZER, levels=4, normalize=False)
     return make_model(tmp_path / "models" / "four", tokenizer, replace(PRIOR, levels=4, labels=()))
 
@@ -121,7 +121,7 @@ def test_curves_in_both_formats(four: Path):
     root = ElementTree.fromstring(Path("new/rd.svg").read_bytes())
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {
-        "four on 2 pictures of in",
+        "four on 2 images of in",
         "vqtok four",
         "JPEG",
         "WebP",
@@ -147,8 +147,8 @@ def test_curves_in_both_formats(four: Path):
 
 def test_sheet_shows_levels_and_codecs_pixel_by_pixel(four: Path):
     ok("eval", "in", "-m", four, "--sheet", "s.png", "--codecs", "jpeg")
-    sheet = images.read(Path("s.png")).pixels
-    original = images.read(Path("in/a.png")).pixels[:, 22:278]
+    sheet = images.read_image(Path("s.png")).pixels
+    original = images.read_image(Path("in/a.png")).pixels[:, 22:278]
     views = np.lib.stride_tricks.sliding_window_view(sheet, original.shape)
     # its middle 256 columns, in the first column
     assert any((views[top, 4, 0] == original).all() for top in range(len(views)))
@@ -161,6 +161,6 @@ def test_levels_that_the_model_has_not(four: Path):
     assert "no codec 'heic'" in fails("eval", "in", "-m", four, "--codecs", "heic", code=2)
 
 
-def test_small_pictures_are_compared_with_no_codec():
+def test_small_images_are_compared_with_no_codec():
     done = run("eval", "--limit", "2", "--json")
     assert json.loads(done.stdout)["codecs"] == []

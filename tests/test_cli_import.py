@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from cli_helpers import fails, ok, run, save, size_of
-from conftest import picture
+from conftest import image
 from interop_helpers import SOURCES, Source
 from interop_helpers import save as save_source
 
 from vqtok import codec, weights
-from vqtok.codes import read
+from vqtok.codes import read_plain_codes
 
 pytestmark = pytest.mark.usefixtures("toy")
 FILES = {"README.md", "tokenizer.safetensors"}
@@ -40,11 +40,11 @@ def test_import_makes_a_model_that_encodes_and_decodes(name: str):
         "imported from "
         f"{weights.read_meta(Path('m/tokenizer.safetensors'))['record']['imported']['file']}"
     ) in card
-    pixels = picture(24, 32)
+    pixels = image(24, 32)
     save("a.png", pixels)
     ok("encode", "a.png", "--model", "m")
     indices = source.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1)
-    assert (read(Path("a.npz")).indices[0, 0] == indices.numpy()).all()
+    assert (read_plain_codes(Path("a.npz")).indices[0, 0] == indices.numpy()).all()
     ok("decode", "a.npz", "--model", "m", "-o", "b.png")
     assert size_of("b.png") == (32, 24)
 
@@ -122,18 +122,18 @@ def test_errors_are_two_lines_and_leave_nothing():
     assert "there is no model" in fails("export", "nobody", "-o", "back")
 
 
-def test_a_picture_too_large_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch):
+def test_a_image_too_large_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch):
     imported()
     monkeypatch.setattr("vqtok.networks.vqgan.MEMORY_LIMIT", 30 * 30 * 4 * 5 * 64)
-    save("in/a.png", picture(16, 16))
-    save("in/b.png", picture(64, 64))
+    save("in/a.png", image(16, 16))
+    save("in/b.png", image(64, 64))
     done = run("encode", "in", "-o", "out", "--model", "m")
     assert done.exit_code == 1
-    assert "vqtok: error: in/b.png: a picture of 64x64 takes about" in done.stderr
+    assert "vqtok: error: in/b.png: an image of 64x64 takes about" in done.stderr
     assert [file.name for file in Path("out").rglob("*.npz")] == ["a.npz"]
     done = run("encode", "in", "-o", "bulk", "--bulk", "--model", "m")
     assert done.exit_code == 1
-    assert "a picture of 64x64 takes about" in done.stderr
+    assert "an image of 64x64 takes about" in done.stderr
     figures = json.loads(run("eval", "in", "--model", "m", "--json").stdout)
     assert (figures["pictures"], figures["skipped"]) == (1, 1)
 
@@ -188,7 +188,7 @@ def test_an_imported_model_is_fine_tuned(data: Path, few_vectors: None):
         "-q",
     )
     before, after = (
-        weights.load(Path(name) / "tokenizer.safetensors", "tokenizer") for name in ("m", "tuned")
+        weights.load_weights(Path(name) / "tokenizer.safetensors", "tokenizer") for name in ("m", "tuned")
     )
     assert after.tensors.keys() == before.tensors.keys()
     assert (after.tensors["encoder.first.weight"] != before.tensors["encoder.first.weight"]).any()
@@ -228,7 +228,7 @@ def test_a_classic_network_is_trained_from_scratch_resumed_and_exported(
     assert weights.read_meta(Path("run/tokenizer.safetensors"))["config"]["stages"] == [8, 8, 16]
     ok("export", "run", "-o", "theirs")
     ok("import", "theirs", "-o", "back")
-    save("a.png", picture(16, 16))
+    save("a.png", image(16, 16))
     for name in ("run", "back"):
         ok("encode", "a.png", "-m", name, "-o", f"{name}.npz")
-    assert (read(Path("run.npz")).indices == read(Path("back.npz")).indices).all()
+    assert (read_plain_codes(Path("run.npz")).indices == read_plain_codes(Path("back.npz")).indices).all()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import fails, ok, run, save, size_of, spoil
-from conftest import make_model, picture
+from conftest import image, make_model
 
 from vqtok import codes, weights
 from vqtok.cli import output
@@ -15,9 +15,9 @@ from vqtok.cli import output
 pytestmark = pytest.mark.usefixtures("toy")
 
 
-def test_eval_says_which_pictures_failed():
-    save("in/a.png", picture(12, 16))
-    Path("in/b.png").write_bytes(b"no picture")
+def test_eval_says_which_images_failed():
+    save("in/a.png", image(12, 16))
+    Path("in/b.png").write_bytes(b"no image")
     done = run("eval", "in", "--json")
     assert done.exit_code == 1
     figures = json.loads(done.stdout)
@@ -28,15 +28,15 @@ def test_eval_says_which_pictures_failed():
         "in",
     )
     assert re.fullmatch(
-        r"vqtok: error: in/b\.png is not a picture\n  fix: .*\n1 of 2 failed\n", done.stderr
+        r"vqtok: error: in/b\.png is not an image\n  fix: .*\n1 of 2 failed\n", done.stderr
     )
 
 
 def test_eval_table_json_and_sheet():
     table = ok("eval", "--limit", "3", "--sheet", "new/sheet.png").stdout
     title, *rows = [line.strip() for line in table.splitlines() if line.strip()]
-    assert title == "toy on 2,000 built-in pictures of 32x32 with 6 labels"
-    assert ["pictures", "3"] in [row.split() for row in rows]
+    assert title == "toy on 2,000 built-in images of 32x32 with 6 labels"
+    assert ["images", "3"] in [row.split() for row in rows]
     for name in (
         "PSNR, dB",
         "SSIM",
@@ -142,12 +142,12 @@ def test_environment_names_models_and_device(
     monkeypatch.setenv("VQTOK_MODELS", f"{tmp_path / 'models'}{os.pathsep}{tmp_path / 'elsewhere'}")
     monkeypatch.setenv("VQTOK_MODEL", "second")
     ok("encode", "a.png")
-    assert codes.read(Path("a.npz")).model == "second"
+    assert codes.read_plain_codes(Path("a.npz")).model == "second"
     ok("encode", "a.png", "-f", "-m", "toy")
-    assert codes.read(Path("a.npz")).model == "toy"
+    assert codes.read_plain_codes(Path("a.npz")).model == "toy"
     monkeypatch.setenv("VQTOK_MODEL", str(elsewhere))
     ok("encode", "a.png", "-f")
-    assert codes.read(Path("a.npz")).model == "second"
+    assert codes.read_plain_codes(Path("a.npz")).model == "second"
     monkeypatch.setenv("VQTOK_DEVICE", "tpu")
     assert "no device 'tpu'" in fails("encode", "a.png", "-f", code=2)
     ok("encode", "a.png", "-f", "--device", "cpu")

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import fails, ok, run, save
-from conftest import PRIOR, TOKENIZER, make_model, picture
+from conftest import PRIOR, TOKENIZER, image, make_model
 
 from vqtok import codec, codes, images, model_registry
-from vqtok.cli.rate import Rate, parse_bytes
+from vqtok.cli.rate import RateTarget, parse_bytes
 from vqtok.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
 def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default model has three levels of 16 codes for 4x4 pixels."""
-    monkeypatch.setattr(model_registry, "bundled", lambda: tmp_path / ".none")
+    monkeypatch.setattr(model_registry, "bundled_models", lambda: tmp_path / ".none")
     monkeypatch.setenv("VQTOK_MODEL", "three")
     monkeypatch.setenv("COLUMNS", "120")
     return make_model(
@@ -34,9 +34,9 @@ def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def whole() -> codes.Codes:
     """all.npz, and the codes in it: all levels of a.png, 96 rows by 128 columns."""
-    save("a.png", picture(96, 128))
+    save("a.png", image(96, 128))
     ok("encode", "a.png", "-o", "all.npz", "-q")
-    return codes.read(Path("all.npz"))
+    return codes.read_plain_codes(Path("all.npz"))
 
 
 def sizes_by_levels(whole: codes.Codes) -> list[int]:
@@ -46,7 +46,7 @@ def sizes_by_levels(whole: codes.Codes) -> list[int]:
 def test_encode_levels(whole: codes.Codes):
     done = ok("encode", "a.png", "--levels", "2")
     assert re.search(r"  32x24x2, \d", done.stderr)
-    assert codes.read(Path("a.npz")) == whole.first_levels(2)
+    assert codes.read_plain_codes(Path("a.npz")) == whole.first_levels(2)
     facts = json.loads(ok("encode", "a.png", "--levels", "1", "-f", "--json").stdout)
     assert (facts["grid"], facts["levels"], facts["bytes"]) == (
         [32, 24, 1],
@@ -67,10 +67,10 @@ def test_encode_keeps_the_most_levels_that_fit(whole: codes.Codes, count: int):
         ["--bpp", round(bpp + 1e-3, 3)],
     ):
         ok("encode", "a.png", *words, "-o", "cut.npz", "-f")
-        assert codes.read(Path("cut.npz")) == whole.first_levels(count), words
+        assert codes.read_plain_codes(Path("cut.npz")) == whole.first_levels(count), words
     if count > 1:
         ok("encode", "a.png", "--max-bytes", size - 1, "-o", "cut.npz", "-f")
-        assert codes.read(Path("cut.npz")).levels == count - 1
+        assert codes.read_plain_codes(Path("cut.npz")).levels == count - 1
 
 
 @pytest.mark.parametrize("command", ["encode", "truncate"])
@@ -83,12 +83,12 @@ def test_what_does_not_fit_says_what_would(whole: codes.Codes, command: str):
     words = re.search(r"fix: give (--bpp [\d.]+) or more", message)
     assert words is not None
     ok(command, source, *words[1].split(), "-o", "fits.npz")
-    assert codes.read(Path("fits.npz")).levels == 1
+    assert codes.read_plain_codes(Path("fits.npz")).levels == 1
 
 
-def test_the_batch_goes_on_after_a_picture_that_does_not_fit(whole: codes.Codes):
-    save("in/a.png", picture(96, 128))
-    save("in/b.png", picture(8, 8))
+def test_the_batch_goes_on_after_a_image_that_does_not_fit(whole: codes.Codes):
+    save("in/a.png", image(96, 128))
+    save("in/b.png", image(8, 8))
     limit = sizes_by_levels(whole)[0] - 1
     done = run("encode", "in", "-o", "out", "--max-bytes", limit)
     assert done.exit_code == 1
@@ -154,7 +154,7 @@ def test_bits_per_pixel_given_back_are_met():
     """
     for side in range(1, 60):
         grid = codes.Codes(
-            images.pad(picture(side, side, 1), 1)[None, None, ..., 0],
+            images.pad(image(side, side, 1), 1)[None, None, ..., 0],
             "m",
             "0badcafe",
             256,
@@ -163,7 +163,7 @@ def test_bits_per_pixel_given_back_are_met():
             ((side, side),),
         )
         bpp = 8 * len(codes.to_bytes(grid)) / side**2
-        assert Rate(bpp=bpp).cut(grid, "x")[0] == grid
+        assert RateTarget(bpp=bpp).apply(grid, "x")[0] == grid
 
 
 def test_decode_levels(whole: codes.Codes):
@@ -171,12 +171,12 @@ def test_decode_levels(whole: codes.Codes):
     for words, count, part in (([], 3, ""), (["--levels", "2"], 2, "2 of 3 levels, ")):
         done = ok("decode", "all.npz", *words, "-o", "d.png", "-f")
         assert re.fullmatch(rf"all\.npz -> d\.png  128x96, {part}\d+\.\d\d s\n", done.stderr)
-        assert (images.read(Path("d.png")).pixels == model.decode(whole, count)).all()
-    codes.write("one.npz", whole.first_levels(1))
+        assert (images.read_image(Path("d.png")).pixels == model.decode(whole, count)).all()
+    codes.write_codes("one.npz", whole.first_levels(1))
     assert "1 of 3 levels" in ok("decode", "one.npz", "-o", "one.png").stderr
     facts = json.loads(ok("decode", "one.npz", "-f", "--json").stdout)
     assert (facts["levels"], facts["model_levels"]) == (1, 3)
-    assert (images.read(Path("one.png")).pixels == model.decode(whole, 1)).all()
+    assert (images.read_image(Path("one.png")).pixels == model.decode(whole, 1)).all()
     message = fails("decode", "one.npz", "--levels", "2", "-f")
     assert "one.npz: these codes hold 1 level, not 2" in message
     done = run("decode", "one.npz", "all.npz", "--levels", "2", "-o", "two")
@@ -191,7 +191,7 @@ def test_truncate_cuts_and_says_so(whole: codes.Codes):
         r"2 of 3 levels, \d+\.\d\d s\n",
         done.stderr,
     )
-    assert codes.read(Path("all.truncated.npz")) == whole.first_levels(2)
+    assert codes.read_plain_codes(Path("all.truncated.npz")) == whole.first_levels(2)
     assert "all.truncated.npz exists" in fails("truncate", "all.npz", "--levels", "1")
     facts = json.loads(ok("truncate", "all.npz", "--levels", "1", "-f", "--json").stdout)
     assert (
@@ -207,7 +207,7 @@ def test_truncate_cuts_and_says_so(whole: codes.Codes):
     assert facts["bytes"] == sizes_by_levels(whole)[0] == Path("all.truncated.npz").stat().st_size
     assert "hold 3 levels, not 4" in fails("truncate", "all.npz", "--levels", "4", "-f")
     ok("truncate", "all.npz", "--levels", "3", "-o", "all.npz", "-fq")
-    assert codes.read(Path("all.npz")) == whole
+    assert codes.read_plain_codes(Path("all.npz")) == whole
 
 
 def test_truncate_equals_encoding_to_that_rate(whole: codes.Codes):
@@ -220,7 +220,7 @@ def test_truncate_equals_encoding_to_that_rate(whole: codes.Codes):
 
 def test_truncate_takes_folders_and_its_own_results_not_twice(whole: codes.Codes):
     for name in ("in/a.npz", "in/sub/b.npz"):
-        codes.write(name, whole)
+        codes.write_codes(name, whole)
     Path("in/bad.npz").write_bytes(b"PK, but not really")
     done = run("truncate", "in", "--levels", "1", "-o", "out")
     assert done.exit_code == 1
@@ -236,7 +236,7 @@ def test_truncate_takes_folders_and_its_own_results_not_twice(whole: codes.Codes
     assert "2 of 4 are results of others and are left out" in again.stderr
     assert len(list(Path("in").rglob("*.npz"))) == 4
     assert ok("truncate", "in", "--levels", "2", "-fq").output == ""
-    assert codes.read(Path("in/a.truncated.npz")).levels == 2
+    assert codes.read_plain_codes(Path("in/a.truncated.npz")).levels == 2
 
 
 def test_truncate_and_info_need_no_torch_and_truncate_no_model(whole: codes.Codes, three: Path):
@@ -252,7 +252,7 @@ def test_truncate_and_info_need_no_torch_and_truncate_no_model(whole: codes.Code
 
 
 def test_info_and_models_tell_levels(whole: codes.Codes, three: Path):
-    codes.write("two.npz", whole.first_levels(2))
+    codes.write_codes("two.npz", whole.first_levels(2))
     facts = json.loads(ok("info", "two.npz", "--json").stdout)
     assert (facts["levels"], facts["model_levels"], facts["grid"]) == (2, 3, [32, 24, 2])
     assert re.search(r"\n +levels +2 of 3\n", ok("info", "two.npz").stdout)
@@ -267,5 +267,5 @@ def test_info_and_models_tell_levels(whole: codes.Codes, three: Path):
 def test_sample_levels():
     ok("sample", "-n", "2", "-o", "all.npz", "--seed", "3")
     ok("sample", "-n", "2", "-o", "one.npz", "--seed", "3", "--levels", "1")
-    assert codes.read(Path("one.npz")) == codes.read(Path("all.npz")).first_levels(1)
+    assert codes.read_plain_codes(Path("one.npz")) == codes.read_plain_codes(Path("all.npz")).first_levels(1)
     ok("sample", "-n", "2", "-o", "sheet.png", "--levels", "1")

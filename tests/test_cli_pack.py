@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import fails, ok
-from conftest import TOKENIZER, picture
+from conftest import TOKENIZER, image
 
 import vqtok
 from vqtok import codec, codes, images, weights
@@ -31,7 +31,7 @@ def add_entropy(model: Path, seed: int = 0, bias: int = 0) -> None:
         "tokenizer": weights.tokenizer_fingerprint(model / "tokenizer.safetensors"),
         "metrics": {"bits": 4.0},
     }
-    weights.save(
+    weights.save_weights(
         model / "entropy.safetensors",
         weights.Weights(tensors, {"kind": "entropy", "config": asdict(SETTINGS), "record": record}),
     )
@@ -39,7 +39,7 @@ def add_entropy(model: Path, seed: int = 0, bias: int = 0) -> None:
 
 @pytest.fixture
 def coding(toy: Path) -> Path:
-    """The toy model with an entropy prior, and a picture whose codes it likes:
+    """The toy model with an entropy prior, and an image whose codes it likes:
     one index everywhere.
     """
     add_entropy(toy, bias=100_000)
@@ -53,28 +53,28 @@ def coding(toy: Path) -> Path:
         3,
         ((80, 120),),
     )
-    codes.write("one.npz", one)
-    images.write(Path("img.png"), picture(80, 120))
+    codes.write_codes("one.npz", one)
+    images.write_image(Path("img.png"), image(80, 120))
     return toy
 
 
 def form(path: str) -> str:
-    return codes.read_meta(path)["form"]
+    return codes.read_codes_meta(path)["form"]
 
 
-def test_pack_and_unpack_without_the_picture(coding: Path):
+def test_pack_and_unpack_without_the_image(coding: Path):
     assert "coded" in ok("pack", "one.npz").stderr
     assert form("one.compact.npz") == "coded"
     assert os.path.getsize("one.compact.npz") < 300
     ok("unpack", "one.compact.npz", "-o", "again.npz")
     assert form("again.npz") == "plain"
-    assert codes.read("again.npz") == vqtok.read_codes("one.compact.npz") == codes.read("one.npz")
+    assert codes.read_plain_codes("again.npz") == vqtok.read_codes("one.compact.npz") == codes.read_plain_codes("one.npz")
 
 
-def test_encode_compact_decodes_to_the_same_picture(coding: Path):
+def test_encode_compact_decodes_to_the_same_image(coding: Path):
     ok("encode", "img.png", "-o", "plain.npz")
     ok("encode", "img.png", "--compact", "--verify", "-o", "compact.npz")
-    assert vqtok.read_codes("compact.npz") == codes.read("plain.npz")
+    assert vqtok.read_codes("compact.npz") == codes.read_plain_codes("plain.npz")
     for name in ("plain", "compact"):
         ok("decode", f"{name}.npz", "-o", f"{name}.png")
     assert Path("plain.png").read_bytes() == Path("compact.png").read_bytes()
@@ -108,7 +108,7 @@ def test_verify_refuses_what_would_not_come_back(coding: Path, monkeypatch: pyte
 
 
 def test_bit_packed_without_a_prior_and_where_it_is_smaller(toy: Path):
-    images.write(Path("img.png"), picture(80, 120))
+    images.write_image(Path("img.png"), image(80, 120))
     ok("encode", "img.png", "--compact")
     assert form("img.npz") == "packed"
     assert json.loads(ok("info", "img.npz", "--json").stdout)["form"] == "packed"
@@ -148,23 +148,23 @@ def test_a_missing_prior_is_named(coding: Path):
     message = fails("decode", "one.compact.npz")
     assert prior in message
     assert (
-        weights.fingerprint(weights.load(coding / "entropy.safetensors", "entropy").tensors)
+        weights.fingerprint(weights.load_weights(coding / "entropy.safetensors", "entropy").tensors)
         in message
     )
 
 
 def test_a_prior_of_another_tokenizer_is_refused(coding: Path):
-    stored = weights.load(coding / "entropy.safetensors", "entropy")
-    weights.save(
+    stored = weights.load_weights(coding / "entropy.safetensors", "entropy")
+    weights.save_weights(
         coding / "entropy.safetensors",
         weights.Weights(stored.tensors, {**stored.meta, "record": {"tokenizer": "00000000"}}),
     )
     assert "of another tokenizer" in fails("pack", "one.npz")
 
 
-def test_damage_is_an_error_and_never_a_wrong_picture(coding: Path):
+def test_damage_is_an_error_and_never_a_wrong_image(coding: Path):
     ok("encode", "img.png", "--compact", "-o", "c.npz", "--verify")
-    stored = codes.read_any("c.npz")
+    stored = codes.read_any_codes("c.npz")
     assert isinstance(stored, codes.Compact)
     stream, draw = to_stream(stored), np.random.default_rng(0)
     for _ in range(30):

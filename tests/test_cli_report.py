@@ -11,7 +11,7 @@ import pytest
 import torch
 from browser import CHROMIUM, Browser, browser
 from cli_helpers import fails, ok, run, save, spoil
-from conftest import make_model, picture
+from conftest import image, make_model
 from test_pages import CARD, HOSTILE, Reader, check_page, write_run
 
 from vqtok import codec, codes, images, weights
@@ -53,7 +53,7 @@ def test_report_of_a_run(toy: Path):
         "Settings",
     ):
         assert title in read.text
-    assert "in 4 validation pictures" in read.text
+    assert "in 4 validation images" in read.text
     assert read.text.count("3 samples at temperature") == len(inspect_model.TEMPERATURES)
     assert [i["type"] for i in read.attributes("input")] == ["range", "range", "range", "number"]
 
@@ -70,7 +70,7 @@ def test_report_of_a_run_without_weights_and_with_a_foreign_prior(toy: Path):
 
 def test_report_of_a_model(toy: Path):
     (toy / "README.md").write_text(CARD)
-    images.write(toy / "samples.png", picture())
+    images.write_image(toy / "samples.png", image())
     ok("report", "toy", "--samples", 2)
     read = page()
     for part in (
@@ -114,7 +114,7 @@ def test_curves_of_a_model_from_figures(toy: Path):
 
 
 def test_report_of_codes_plain_and_compact(toy: Path):
-    save("a.png", picture(21, 30))
+    save("a.png", image(21, 30))
     ok("encode", "a.png")
     ok("encode", "a.png", "--compact", "-o", "c.npz")
     for name, form in (("a.npz", "plain"), ("c.npz", "packed")):
@@ -148,7 +148,7 @@ def test_parts_of_a_file_are_all_of_it():
     ok("encode", "a.png", "--compact", "-o", "c.npz")
     for name in ("a.npz", "c.npz"):
         data = Path(name).read_bytes()
-        parts = codes_page.breakdown(data, codes.read_any(data), None)
+        parts = codes_page.breakdown(data, codes.read_any_codes(data), None)
         assert sum(part.bytes for part in parts) == len(data)
         assert all(part.bytes > 0 for part in parts)
 
@@ -158,8 +158,8 @@ def test_bits_of_the_integer_prior_are_those_of_the_file(
 ):
     monkeypatch.undo()
     model = codec.load("photo", "cpu")
-    found_codes = model.encode(picture(96, 128))
-    found = inspect_model.bits(model, found_codes)
+    found_codes = model.encode(image(96, 128))
+    found = inspect_model.index_bits(model, found_codes)
     assert found is not None
     size = sum(map(len, model.pack(found_codes).streams))
     assert found[0].shape == found_codes.indices.shape
@@ -169,8 +169,8 @@ def test_bits_of_the_integer_prior_are_those_of_the_file(
 
 def test_bits_of_the_float_prior_are_its_cross_entropy(toy: Path):
     model = codec.load(toy, "cpu")
-    found_codes = model.encode(picture(20, 30))
-    found = inspect_model.bits(model, found_codes)
+    found_codes = model.encode(image(20, 30))
+    found = inspect_model.index_bits(model, found_codes)
     assert found is not None
     wanted = cross_entropy(model.prior, torch.from_numpy(found_codes.indices.astype(np.int64)))
     assert found[0].sum() == pytest.approx(float(wanted[0]), rel=1e-5)
@@ -178,7 +178,7 @@ def test_bits_of_the_float_prior_are_its_cross_entropy(toy: Path):
 
 def test_tiles_are_what_the_middle_of_an_even_grid_decodes_to(toy: Path):
     model = codec.load(toy, "cpu")
-    tiles = inspect_model.tiles(model)
+    tiles = inspect_model.code_tiles(model)
     assert tiles.shape == (16, 4, 4, 3)
     grid = codes.Codes(
         np.full((1, 1, 3, 3), 5, np.uint8), "toy", model.fingerprint, 16, 4, 3, ((12, 12),)
@@ -215,9 +215,9 @@ def test_nothing_is_overwritten_and_mistakes_are_two_lines(toy: Path):
         "report", "a.npz", "--figures", "f.json", "-o", "x.html", code=2
     )
     assert "a.png" in fails("report", "a.png", "-o", "x.html")
-    weights.save(
+    weights.save_weights(
         toy / "tokenizer.safetensors",
-        weights.load(make_model(Path("o"), seed=2) / "tokenizer.safetensors", "tokenizer"),
+        weights.load_weights(make_model(Path("o"), seed=2) / "tokenizer.safetensors", "tokenizer"),
     )
     assert "a.npz: the codes were made with model toy" in fails("report", "a.npz", "-o", "x.html")
     spoil(toy / "tokenizer.safetensors", "truncated")
@@ -259,7 +259,7 @@ def test_a_run_in_a_real_browser(toy: Path):
             backgrounds.append(chrome.run("getComputedStyle(document.body).backgroundColor"))
             _move_sliders(chrome)
             assert chrome.complaints() == []
-            assert chrome.picture()[:4] == b"\x89PNG"
+            assert chrome.image()[:4] == b"\x89PNG"
         assert backgrounds[0] != backgrounds[1]
         chrome.open(Path("report.html"), width=360)
         assert chrome.run("document.documentElement.scrollWidth <= innerWidth")

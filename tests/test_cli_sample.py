@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import fails, ok, save, size_of
-from conftest import make_model, picture
+from conftest import image, make_model
 
 from vqtok import codec, codes
 
@@ -22,13 +22,13 @@ def test_seed_decides_the_bytes():
 def test_sample_to_sheet_folder_and_codes():
     done = ok("sample", "-n", "3")
     assert re.fullmatch(
-        r"3 pictures of 20x16 from toy, seed 0 -> samples\.png  \d+\.\d\d s\n", done.stderr
+        r"3 images of 20x16 from toy, seed 0 -> samples\.png  \d+\.\d\d s\n", done.stderr
     )
     width, height = size_of("samples.png")
     assert width > 3 * 20 * 4  # enlarged; a column for each label
     assert height > 16 * 4
     done = ok("sample", "-n", "1", "--size", "24x16", "-o", "one.png")
-    assert done.stderr.startswith("1 picture of 24x16")
+    assert done.stderr.startswith("1 image of 24x16")
     assert size_of("one.png") == (24, 16)
     ok("sample", "-n", "3", "--size", "24x16", "-o", "many", "--seed", "5")
     ok("sample", "-n", "3", "--size", "24x16", "-o", "many.npz", "--seed", "5")
@@ -74,9 +74,9 @@ def test_sample_options_reach_the_library():
     expected = codec.load("toy").sample_codes(
         2, (22, 30), label="dog", temperature=0.7, top_k=9, top_p=0.8, seed=3
     )
-    assert codes.read(Path("s.npz")) == expected
+    assert codes.read_plain_codes(Path("s.npz")) == expected
     ok("sample", "--temperature", "0", "--label", "1", "-n", "2", "-o", "cold.npz")
-    cold = codes.read(Path("cold.npz")).indices
+    cold = codes.read_plain_codes(Path("cold.npz")).indices
     assert (cold[0] == cold[1]).all()
 
 
@@ -84,11 +84,11 @@ def test_sample_options_reach_the_library():
 def test_complete_keeps_the_codes(keep: str):
     save("a.png")
     ok("encode", "a.png")
-    given = codes.read(Path("a.npz")).indices
+    given = codes.read_plain_codes(Path("a.npz")).indices
     done = ok("sample", "--complete", "a.png", "--keep", keep, "-n", "2", "-o", "c.npz")
-    assert done.stderr.startswith("2 pictures of 30x20")
-    made = codes.read(Path("c.npz")).indices
-    rows, columns = codec.kept_part(keep, *given.shape[2:])
+    assert done.stderr.startswith("2 images of 30x20")
+    made = codes.read_plain_codes(Path("c.npz")).indices
+    rows, columns = codec.parse_keep(keep, *given.shape[2:])
     assert (made[..., rows, columns] == given[..., rows, columns]).all()
     assert (made != given).any()
     ok(
@@ -107,7 +107,7 @@ def test_complete_keeps_the_codes(keep: str):
 
 
 def test_complete_shows_notes():
-    save("alpha.png", picture(20, 30, 4))
+    save("alpha.png", image(20, 30, 4))
     assert ok("sample", "--complete", "alpha.png", "-n", "1").stderr.startswith(
         "alpha.png: transparency laid over white\n"
     )

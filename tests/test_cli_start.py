@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import fails, ok, run, save
-from conftest import TOKENIZER, picture
+from conftest import TOKENIZER, image
 from test_cli_pack import add_entropy
 
 from vqtok import codec
 from vqtok.config import EntropyConfig, TokenizerConfig
-from vqtok.meta_init import outline
+from vqtok.meta_init import init_empty_weights
 from vqtok.networks.vqvae import VQVAE
-from vqtok.prefetch import ahead, behind, later
+from vqtok.prefetch import read_ahead, run_in_thread, write_behind
 from vqtok.priors import IntegerPrior
 
 
@@ -42,7 +42,7 @@ import sys
 from vqtok.cli import main
 for words in ("encode a.png", "decode a.npz", "encode a.png --compact -o b.npz", "decode b.npz", \
 "pack a.npz", "sample"):
-    sys.argv = ["vqtok", *words.split()]
+    sys.argv = ["vqtok", *words.split_indices()]
     try:
         main()
     except SystemExit as done:
@@ -67,7 +67,7 @@ def test_an_outline_has_the_names_and_shapes_of_the_network(quantizer: str):
     )
     entropy = EntropyConfig(codebook_size=16, levels=2, embedding=4, width=8, blocks=1, rank=4)
     state = torch.get_rng_state()
-    with outline():
+    with init_empty_weights():
         drawn = [VQVAE(settings), IntegerPrior(entropy)]
     assert torch.equal(torch.get_rng_state(), state)
     for network, real in zip(drawn, [VQVAE(settings), IntegerPrior(entropy)], strict=True):
@@ -86,7 +86,7 @@ def test_each_part_is_filled_when_it_is_first_used(toy: Path):
 
     model = codec.load("toy")
     assert [empty("encoder"), empty("decoder")] == [True, True]
-    codes = model.encode(picture())
+    codes = model.encode(image())
     assert [empty("encoder"), empty("decoder")] == [False, True]
     model.decode(codes)
     assert not empty("decoder")
@@ -104,42 +104,42 @@ def test_each_part_is_filled_when_it_is_first_used(toy: Path):
 
 
 def test_the_next_is_read_ahead_and_no_more():
-    begun: list[int] = []
+    spec: list[int] = []
     may = threading.Event()
 
     def read(item: int) -> int:
-        begun.append(item)
+        spec.append(item)
         may.wait(10)
         if item == 2:
             raise ValueError("two")
         return item * 10
 
-    results = ahead(read, [0, 1, 2, 3])
+    results = read_ahead(read, [0, 1, 2, 3])
     may.set()
     first = next(results)
     assert first.result() == 0
-    assert max(begun) <= 1
+    assert max(spec) <= 1
     second, third = next(results), next(results)
     assert second.result() == 10
     with pytest.raises(ValueError, match="two"):
         third.result()
     assert next(results).result() == 30
     assert list(results) == []
-    assert begun == [0, 1, 2, 3]
+    assert spec == [0, 1, 2, 3]
 
 
 def test_results_come_one_behind_and_in_order():
-    begun: list[str] = []
+    spec: list[str] = []
 
     def work(item: str, given: int) -> "Future[int]":
-        begun.append(item)
+        spec.append(item)
         if item == "b":
             raise ValueError("b")
-        return later(lambda: given)
+        return run_in_thread(lambda: given)
 
-    seen = behind(work, zip("abc", (1, 2, 3), strict=True))
+    seen = write_behind(work, zip("abc", (1, 2, 3), strict=True))
     item, future = next(seen)
-    assert (item, future.result(), begun) == ("a", 1, ["a", "b"])
+    assert (item, future.result(), spec) == ("a", 1, ["a", "b"])
     item, future = next(seen)
     with pytest.raises(ValueError, match="b"):
         future.result()
@@ -148,7 +148,7 @@ def test_results_come_one_behind_and_in_order():
 
 def test_a_batch_gives_the_bytes_of_single_commands(toy: Path):
     for i in range(6):
-        save(f"in/{i}.png", picture(20 + i // 4, 30, seed=i))
+        save(f"in/{i}.png", image(20 + i // 4, 30, seed=i))
     ok("encode", "in", "-o", "together")
     for i in range(6):
         ok("encode", f"in/{i}.png", "-o", f"{i}.npz")
@@ -158,8 +158,8 @@ def test_a_batch_gives_the_bytes_of_single_commands(toy: Path):
 
 def test_messages_keep_the_order_of_the_inputs(toy: Path):
     for i in range(4):
-        save(f"in/{i}.png", picture(seed=i))
-    Path("in/1.png").write_bytes(b"no picture")
+        save(f"in/{i}.png", image(seed=i))
+    Path("in/1.png").write_bytes(b"no image")
     Path("in/3.npz").mkdir()
     done = run("encode", "in")
     assert done.exit_code == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 from cli_helpers import fails, ok, run, snapshot
-from study_helpers import shrink, write_pictures
+from study_helpers import shrink, write_images
 
 from vqtok import study
 from vqtok.cli import app
@@ -40,7 +40,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VQTOK_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     shrink(monkeypatch)
-    write_pictures(Path("data.npz"))
+    write_images(Path("data.npz"))
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_every_option_reaches_the_study(monkeypatch: pytest.MonkeyPatch):
         seen.update(plan=plan, device=str(device), resume=resume)
         return study.Study((), Shape(8, 3), plan.samples)
 
-    monkeypatch.setattr(study, "study", note)
+    monkeypatch.setattr(study, "run_study", note)
     words = [
         "--data",
         "x",
@@ -106,7 +106,7 @@ def test_every_option_reaches_the_study(monkeypatch: pytest.MonkeyPatch):
     assert options == {word for word in words if word.startswith("--")} | {"--force"}
     assert ok("study", *words).output == ""
     plan = seen["plan"]
-    assert (plan.data, plan.budget, plan.folder, plan.test_pictures, plan.samples, plan.seed) == (
+    assert (plan.data, plan.budget, plan.folder, plan.test_images, plan.samples, plan.seed) == (
         "x",
         120.0,
         Path("o"),
@@ -138,8 +138,8 @@ def test_what_makes_no_sense(words: tuple[str, ...], message: str):
     assert message in fails("study", "--data", "data.npz", "-o", "out", *words, code=2)
 
 
-def test_pictures_that_are_too_large(tmp_path: Path):
-    write_pictures(tmp_path / "large.npz", 8, 80)
+def test_images_that_are_too_large(tmp_path: Path):
+    write_images(tmp_path / "large.npz", 8, 80)
     assert "80x80" in fails("study", "--data", "large.npz", "-o", "out", code=2)
 
 

@@ -72,10 +72,10 @@ def test_run_writes_a_model_with_card_and_samples(data: Path, tmp_path: Path) ->
     assert weights.read_meta(out / "prior.safetensors")["config"]["labels"] == ["a", "b"]
     card = (out / "README.md").read_text()
     assert card.startswith(f"# m ({fingerprints(out)[0]})\n")
-    assert "data, 12 pictures" in card
+    assert "data, 12 images" in card
     assert "![Samples of the prior](samples.png)" in card
-    assert images.read(out / "samples.png").pixels.shape[2] == 3
-    assert "12 pictures with 2 labels from data -> m" in result.stderr
+    assert images.read_image(out / "samples.png").pixels.shape[2] == 3
+    assert "12 images with 2 labels from data -> m" in result.stderr
     assert "codes are in use" in result.stderr
     assert "vqtok encode --model ./m IMAGE" in result.stderr
 
@@ -83,9 +83,9 @@ def test_run_writes_a_model_with_card_and_samples(data: Path, tmp_path: Path) ->
 def test_name_of_the_folder_may_be_that_of_a_model(data: Path, tmp_path: Path) -> None:
     make_model(tmp_path / "models" / "photo")
     assert small("-o", "photo").exit_code == 0
-    first = images.read(tmp_path / "photo" / "samples.png").pixels
+    first = images.read_image(tmp_path / "photo" / "samples.png").pixels
     assert small("-o", "other").exit_code == 0
-    assert np.array_equal(first, images.read(tmp_path / "other" / "samples.png").pixels)
+    assert np.array_equal(first, images.read_image(tmp_path / "other" / "samples.png").pixels)
 
 
 def test_json_gives_one_object_a_line(data: Path, tmp_path: Path) -> None:
@@ -116,12 +116,12 @@ def test_no_progress_line_without_a_terminal(data: Path) -> None:
     assert "\r" not in result.stderr
 
 
-def test_unreadable_pictures_are_told_and_no_failure(data: Path) -> None:
+def test_unreadable_images_are_told_and_no_failure(data: Path) -> None:
     (data / "a" / "00.png").write_bytes(b"nothing")
     (data / "b" / "03.png").write_bytes(b"")
     result = small("-o", "m", "--json")
     assert result.exit_code == 0, result.output
-    assert "2 of 12 pictures could not be read and were left out." in result.stderr
+    assert "2 of 12 images could not be read and were left out." in result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["unreadable"] == 2
 
 
@@ -251,11 +251,11 @@ def test_bad_input_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
     refused(
         train("bad", "-o", "m"),
         1,
-        "the only picture in bad cannot be read: ",
-        "1.png is not a picture",
+        "the only image in bad cannot be read: ",
+        "1.png is not an image",
     )
-    refused(train("bad/1.png", "-o", "m"), 1, "vqtok: error: bad/1.png is not a picture\n")
-    refused(train("empty", "-o", "m"), 1, "holds no pictures")
+    refused(train("bad/1.png", "-o", "m"), 1, "vqtok: error: bad/1.png is not an image\n")
+    refused(train("empty", "-o", "m"), 1, "holds no images")
     refused(small("-o", "file/below"), 1, "cannot write")
     refused(small("-o", "m", "--device", "abacus"), 2, "there is no device 'abacus'")
     refused(small("-o", "m", "--beta", 3), 2, "beta is 3.0, outside [0.1, 2.0]")
@@ -435,4 +435,4 @@ def test_compiled_run_is_resumed_as_one(data: Path, tmp_path: Path) -> None:
         pytest.skip(errors)
     assert process.returncode == 0, errors
     assert json.loads((tmp_path / "m" / "run.json").read_text())["compiled"] is True
-    assert training.resumed(tmp_path / "m", training.Wanted())[0].compiled
+    assert training.resume_run(tmp_path / "m", training.TrainRequest())[0].compiled

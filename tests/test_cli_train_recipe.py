@@ -68,7 +68,7 @@ def test_flag_reaches_the_recipe(
     key: str,
     value: Any,
 ) -> None:
-    plain = training.new(training.Wanted("data", values=read_recipe(tmp_path / "small.toml")))[
+    plain = training.new_run(training.TrainRequest("data", values=read_recipe(tmp_path / "small.toml")))[
         0
     ].recipe.to_dict()
     seen: list[Recipe] = []
@@ -151,7 +151,7 @@ def test_dry_run_prints_a_plan_and_writes_nothing(data: Path, tmp_path: Path) ->
     result = small("-o", "m", "--dry-run")
     assert result.exit_code == 0
     for text in (
-        "12 pictures with 2 labels",
+        "12 images with 2 labels",
         "parameters, 6 steps of 4",
         "4 steps of 4",
         "s a step",

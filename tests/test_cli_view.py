@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_helpers import fails, ok, save
-from conftest import TOKENIZER, make_model, picture
+from conftest import TOKENIZER, image, make_model
 from test_pages import shown
 
 from vqtok import codec, plots
@@ -33,18 +33,18 @@ def pixels(*words: object) -> np.ndarray:
     return shown(ok("view", "--always", *words).stdout.splitlines())
 
 
-def test_a_picture_is_shown_pixel_by_pixel():
-    save("a.png", picture(60, 50))
+def test_a_image_is_shown_pixel_by_pixel():
+    save("a.png", image(60, 50))
     done = ok("view", "a.png", "--always")
-    assert (shown(done.stdout.splitlines()) == picture(60, 50)).all()
+    assert (shown(done.stdout.splitlines()) == image(60, 50)).all()
     assert done.stderr == "a.png  50x60\n"
 
 
 def test_codes_are_shown_decoded(toy: Path):
-    save("a.png", picture(40, 60))
+    save("a.png", image(40, 60))
     ok("encode", "a.png")
     ok("encode", "a.png", "--compact", "-o", "c.npz")
-    wanted = codec.load(toy, "cpu").decode(codec.load(toy, "cpu").encode(picture(40, 60)))
+    wanted = codec.load(toy, "cpu").decode(codec.load(toy, "cpu").encode(image(40, 60)))
     for name in ("a.npz", "c.npz"):
         assert np.abs(pixels(name).astype(int) - wanted).max() <= 1
     assert ok("view", "a.npz", "--always").stderr == "a.npz  60x40 decoded by toy\n"
@@ -52,14 +52,14 @@ def test_codes_are_shown_decoded(toy: Path):
     first, second = pixels("s.npz"), pixels("s.npz", "--picture", 2)
     assert first.shape == second.shape == (48, 60, 3)
     assert (first != second).any()
-    assert "holds 2 pictures, not 3" in fails("view", "s.npz", "--picture", 3, "--always", code=2)
+    assert "holds 2 images, not 3" in fails("view", "s.npz", "--picture", 3, "--always", code=2)
 
 
 def test_grids_are_shown_in_colors_with_or_without_their_model(toy: Path):
-    save("a.png", picture(40, 60))
+    save("a.png", image(40, 60))
     ok("encode", "a.png")
     model = codec.load(toy, "cpu")
-    indices = model.encode(picture(40, 60)).indices[0, 0]
+    indices = model.encode(image(40, 60)).indices[0, 0]
     wanted = inspect_model.index_colors(model)[0][indices]
     assert (pixels("a.npz", "--grid") == wanted.repeat(6, 0).repeat(6, 1)).all()
     (toy / "tokenizer.safetensors").unlink()
@@ -73,9 +73,9 @@ def test_grids_are_shown_in_colors_with_or_without_their_model(toy: Path):
 
 def test_levels_stand_side_by_side(tmp_path: Path):
     make_model(tmp_path / "models" / "three", replace(TOKENIZER, levels=3, normalize=False), None)
-    save("a.png", picture(40, 40))
+    save("a.png", image(40, 40))
     ok("encode", "a.png", "--model", "three")
-    grid = codec.load("three", "cpu").encode(picture(40, 40)).indices[0]
+    grid = codec.load("three", "cpu").encode(image(40, 40)).indices[0]
     colors = inspect_model.index_colors(codec.load("three", "cpu"))
     sheet = plots.sheet([colors[i][grid[i]] for i in range(3)], 2, gap=1, background=(0, 0, 0))
     got = pixels("a.npz", "--grid")
@@ -107,9 +107,9 @@ def test_terminals_of_fewer_colors(monkeypatch: pytest.MonkeyPatch):
 
 def test_mistakes_are_two_lines():
     save("a.png")
-    Path("b.png").write_bytes(b"no picture")
+    Path("b.png").write_bytes(b"no image")
     assert "a.png is no codes file" in fails("view", "a.png", "--grid", "--always", code=2)
-    assert "b.png is not a picture" in fails("view", "b.png", "--always")
+    assert "b.png is not an image" in fails("view", "b.png", "--always")
     assert "c.png does not exist" in fails("view", "c.png", "--always")
     Path("d.npz").write_bytes(b"PK no zip")
     assert "d.npz" in fails("view", "d.npz", "--always")
@@ -118,10 +118,10 @@ def test_mistakes_are_two_lines():
 @pytest.mark.slow
 def test_on_a_terminal_it_fits_and_escapes_in_names_are_harmless():
     """A real pseudo-terminal of unknown colors:
-    the picture comes without --always, and the name's escape code does not.
+    the image comes without --always, and the name's escape code does not.
     """
     name = "a\x1b[2J\x1b]0;owned\x07.png"
-    save("plain.png", picture(100, 100))
+    save("plain.png", image(100, 100))
     os.rename("plain.png", name)
     ours, its = pty.openpty()
     environment = {

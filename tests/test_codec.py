@@ -1,4 +1,4 @@
-"""The library as a user calls it: pictures to codes and back, samples, completions, and every
+"""The library as a user calls it: images to codes and back, samples, completions, and every
 way a model can be wrong.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PRIOR, TOKENIZER, make_model, picture
+from conftest import PRIOR, TOKENIZER, image, make_model
 from PIL import Image
 
 import vqtok
@@ -73,7 +73,7 @@ def test_unknown_precision_is_a_usage_error(model: Path):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_any_size_comes_back_exactly(toy: codec.Model, size: tuple[int, int]):
-    codes = toy.encode(picture(*size))
+    codes = toy.encode(image(*size))
     assert codes.sizes == (size,)
     assert codes.indices.shape == (1, 1, -(-size[0] // 4), -(-size[1] // 4))
     decoded = toy.decode(codes)
@@ -82,11 +82,11 @@ def test_any_size_comes_back_exactly(toy: codec.Model, size: tuple[int, int]):
     assert decoded.flags.c_contiguous
 
 
-def test_place_in_the_picture_is_place_in_the_grid(toy: codec.Model):
+def test_place_in_the_image_is_place_in_the_grid(toy: codec.Model):
     """Height and width are never swapped: what happens at the right end of a
     strip stays there, both ways.
     """
-    strip = picture(8, 200)
+    strip = image(8, 200)
     changed = strip.copy()
     changed[:, -8:] = 255 - changed[:, -8:]
     a, b = toy.encode(strip), toy.encode(changed)
@@ -99,8 +99,8 @@ def test_place_in_the_picture_is_place_in_the_grid(toy: codec.Model):
     assert (before[:, -4:] != after[:, -4:]).any()
 
 
-def test_encode_takes_whatever_is_a_picture(toy: codec.Model, tmp_path: Path):
-    pixels = picture(9, 14)
+def test_encode_takes_whatever_is_a_image(toy: codec.Model, tmp_path: Path):
+    pixels = image(9, 14)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     path = tmp_path / "a.png"
     codes = [
@@ -116,34 +116,34 @@ def test_background_stands_behind_transparency(toy: codec.Model):
     assert toy.encode(clear, (0, 0, 0)) == toy.encode(np.zeros((12, 12, 3), np.uint8))
 
 
-def test_a_batch_gives_what_single_pictures_give(toy: codec.Model):
+def test_a_batch_gives_what_single_images_give(toy: codec.Model):
     # one grid, two sizes
-    pictures = [picture(20, 30, seed=seed) for seed in range(5)] + [picture(18, 29, seed=9)]
-    together = toy.encode_batch(pictures)
-    assert together.sizes == tuple(p.shape[:2] for p in pictures)
-    for i, single in enumerate(pictures):
+    images = [image(20, 30, seed=seed) for seed in range(5)] + [image(18, 29, seed=9)]
+    together = toy.encode_batch(images)
+    assert together.sizes == tuple(p.shape[:2] for p in images)
+    for i, single in enumerate(images):
         assert (together.indices[i] == toy.encode(single).indices[0]).all()
-    for whole, single in zip(toy.decode_all(together), pictures, strict=True):
+    for whole, single in zip(toy.decode_all(together), images, strict=True):
         assert (whole == toy.decode(toy.encode(single))).all()
 
 
-def test_pictures_of_two_grids_are_no_batch(toy: codec.Model):
-    with pytest.raises(UsageError, match="2 pictures do not fill one grid"):
-        toy.encode_batch([picture(20, 30), picture(30, 20)])
+def test_images_of_two_grids_are_no_batch(toy: codec.Model):
+    with pytest.raises(UsageError, match="2 images do not fill one grid"):
+        toy.encode_batch([image(20, 30), image(30, 20)])
     with pytest.raises(UsageError):
         toy.encode_batch([])
 
 
-def test_decode_is_for_one_picture(toy: codec.Model):
-    with pytest.raises(UsageError, match="hold 2 pictures"):
-        toy.decode(toy.encode_batch([picture()] * 2))
+def test_decode_is_for_one_image(toy: codec.Model):
+    with pytest.raises(UsageError, match="hold 2 images"):
+        toy.decode(toy.encode_batch([image()] * 2))
 
 
 @pytest.mark.parametrize(
     "form", [torch.from_numpy, np.asarray, lambda grids: grids.astype(np.uint8)]
 )
 def test_codes_of_index_grids_from_elsewhere(toy: codec.Model, form: Callable[[np.ndarray], Any]):
-    codes = toy.encode_batch([picture(20, 30), picture(19, 29)])
+    codes = toy.encode_batch([image(20, 30), image(19, 29)])
     grids = codes.indices.astype(np.int64)
     assert toy.codes(form(grids), codes.sizes) == codes
     assert toy.codes(form(grids)).sizes == ((20, 32), (20, 32))  # 5 x 8 places, f = 4
@@ -156,7 +156,7 @@ def test_codes_of_the_first_levels(tmp_path: Path):
     model = codec.load(
         make_model(tmp_path / "deep", tokenizer=replace(TOKENIZER, levels=2, normalize=False))
     )
-    codes = model.encode(picture(20, 30))
+    codes = model.encode(image(20, 30))
     assert model.codes(codes.indices[:, :1], codes.sizes) == codes.first_levels(1)
 
 
@@ -179,27 +179,27 @@ def test_what_is_no_index_grid_of_the_model(toy: codec.Model, message: str, give
         toy.codes(*given)
 
 
-def test_grey_model(tmp_path: Path):
-    make_model(tmp_path / "models" / "grey", replace(TOKENIZER, channels=1), None)
-    grey = codec.load("grey")
-    codes = grey.encode(picture(10, 13, 3))
+def test_gray_model(tmp_path: Path):
+    make_model(tmp_path / "models" / "gray", replace(TOKENIZER, channels=1), None)
+    gray = codec.load("gray")
+    codes = gray.encode(image(10, 13, 3))
     assert codes.channels == 1
-    assert grey.decode(codes).shape == (10, 13, 1)
+    assert gray.decode(codes).shape == (10, 13, 1)
 
 
 def test_thread_count_changes_nothing(toy: codec.Model):
-    codes = toy.encode(picture(64, 96))
+    codes = toy.encode(image(64, 96))
     torch.set_num_threads(2)
-    assert toy.encode(picture(64, 96)) == codes
+    assert toy.encode(image(64, 96)) == codes
 
 
 def test_bf16_is_near_but_not_equal(toy: codec.Model):
-    codes = toy.encode(picture(64, 64))
+    codes = toy.encode(image(64, 64))
     half = codec.load("toy", precision="bf16")
     difference = half.decode(codes).astype(int) - toy.decode(codes)
     assert difference.any()
     assert np.abs(difference).mean() < 3
-    assert (half.encode(picture(64, 64)).indices == codes.indices).mean() > 0.9
+    assert (half.encode(image(64, 64)).indices == codes.indices).mean() > 0.9
 
 
 def test_codes_of_another_model_are_refused(toy: codec.Model, tmp_path: Path):
@@ -209,11 +209,11 @@ def test_codes_of_another_model_are_refused(toy: codec.Model, tmp_path: Path):
     with pytest.raises(
         ModelError, match=r"made with model toy \(.{8}\), but this is other"
     ) as caught:
-        other.decode(toy.encode(picture()))
+        other.decode(toy.encode(image()))
     assert "--model toy" in caught.value.fix
     again = codec.load(make_model(tmp_path / "again" / "toy", seed=1))
     with pytest.raises(ModelError, match="but this is toy") as caught:
-        again.decode(toy.encode(picture()))
+        again.decode(toy.encode(image()))
     assert "trained again" in caught.value.fix
 
 
@@ -231,9 +231,9 @@ Edit = Callable[[dict[str, np.ndarray], dict[str, Any]], None]
 def edit(path: Path, change: Edit) -> None:
     """Rewrites a weights file after `change(tensors, meta)`."""
     kind = path.stem
-    stored = weights.load(path, kind)
+    stored = weights.load_weights(path, kind)
     change(stored.tensors, stored.meta)
-    weights.save(path, stored)
+    weights.save_weights(path, stored)
 
 
 def drop_tensor(tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
@@ -333,11 +333,11 @@ def test_a_huge_config_in_a_small_file_reserves_nothing(
 def test_no_prior(tmp_path: Path):
     make_model(tmp_path / "models" / "bare", prior=None)
     bare = codec.load("bare")
-    assert bare.decode(bare.encode(picture())).shape == (20, 30, 3)
+    assert bare.decode(bare.encode(image())).shape == (20, 30, 3)
     for use in (
         lambda: bare.sample(1),
         lambda: bare.labels,
-        lambda: bare.complete(bare.encode(picture()), "top:0.5"),
+        lambda: bare.complete(bare.encode(image()), "top:0.5"),
     ):
         with pytest.raises(ModelError, match="bare has no prior"):
             use()
@@ -348,7 +348,7 @@ def test_prior_of_another_tokenizer(model: Path, tmp_path: Path, other: dict[str
     stranger = make_model(tmp_path / "other", **other)
     (model / "prior.safetensors").write_bytes((stranger / "prior.safetensors").read_bytes())
     loaded = codec.load("toy")
-    assert loaded.encode(picture()).sizes == ((20, 30),)
+    assert loaded.encode(image()).sizes == ((20, 30),)
     with pytest.raises(ModelError, match="prior of another tokenizer"):
         loaded.sample(1)
 
@@ -453,7 +453,7 @@ KEPT = {
 
 @pytest.mark.parametrize(("keep", "where"), KEPT.items())
 def test_complete_keeps_its_part_and_invents_the_rest(toy: codec.Model, keep: str, where: Any):
-    codes = toy.encode(picture(20, 30))  # a grid of 5 rows and 8 columns
+    codes = toy.encode(image(20, 30))  # a grid of 5 rows and 8 columns
     completed = toy.complete(codes, keep, 3, seed=2)
     assert completed.sizes == ((20, 30),) * 3
     kept = np.zeros((5, 8), bool)
@@ -467,7 +467,7 @@ def test_complete_keeps_its_part_and_invents_the_rest(toy: codec.Model, keep: st
 
 def test_complete_takes_labels(toy: codec.Model):
     sharpen(toy)
-    codes = toy.encode(picture(20, 30))
+    codes = toy.encode(image(20, 30))
     results = [toy.complete(codes, "top:0.2", label=label) for label in (None, "cat", "dog")]
     assert len({c.indices.tobytes() for c in results}) == 3
 
@@ -478,16 +478,16 @@ def test_complete_takes_labels(toy: codec.Model):
 )
 def test_keep_that_cannot_be(toy: codec.Model, keep: str):
     with pytest.raises(UsageError, match="cannot keep"):
-        toy.complete(toy.encode(picture()), keep)
+        toy.complete(toy.encode(image()), keep)
 
 
 def test_complete_of_a_single_row_or_column(toy: codec.Model):
-    strip = toy.encode(picture(3, 40))
+    strip = toy.encode(image(3, 40))
     with pytest.raises(UsageError, match="nothing is left to invent"):
         toy.complete(strip, "top:0.5")
     assert (toy.complete(strip, "left:0.5").indices[..., :5] == strip.indices[..., :5]).all()
-    with pytest.raises(UsageError, match="hold 2 pictures"):
-        toy.complete(toy.encode_batch([picture()] * 2), "top:0.5")
+    with pytest.raises(UsageError, match="hold 2 images"):
+        toy.complete(toy.encode_batch([image()] * 2), "top:0.5")
 
 
 def test_record_is_the_files(toy: codec.Model, model: Path):
@@ -504,10 +504,10 @@ def test_a_decoder_that_says_the_scales_too_decodes_in_parts_as_at_once(
     model = codec.load(
         make_model(tmp_path / "m", replace(TOKENIZER, likelihood="heteroscedastic"), prior=None)
     )
-    codes = model.encode(picture(77, 31))
+    codes = model.encode(image(77, 31))
     whole, output = model.decode(codes), model.output(codes, 0)
     assert output.shape == (1, 6, 77, 31)
-    np.testing.assert_array_equal(model.to_picture(output), whole)
+    np.testing.assert_array_equal(model.to_image(output), whole)
     monkeypatch.setattr("vqtok.codec.model.PIXELS_AT_ONCE", 256)
     torch.testing.assert_close(model.output(codes, 0), output)
     np.testing.assert_array_equal(model.decode(codes), whole)

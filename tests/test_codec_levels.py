@@ -1,4 +1,4 @@
-"""Several levels in the library: any first few of them are a picture, and every part of it
+"""Several levels in the library: any first few of them are an image, and every part of it
 knows how many there are.
 """
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PRIOR, TOKENIZER, make_model, picture
+from conftest import PRIOR, TOKENIZER, image, make_model
 
 from vqtok import codec, codes
 from vqtok.errors import ModelError, UsageError
@@ -33,17 +33,17 @@ def model(tmp_path: Path) -> codec.Model:
 
 
 def test_encode_fewer_levels_is_encode_and_cut(model: codec.Model):
-    whole = model.encode(picture())
+    whole = model.encode(image())
     assert whole.levels == 3
     for count in (1, 2, 3):
-        cut = model.encode(picture(), levels=count)
-        assert cut == whole.first_levels(count) == model.encode_batch([picture()], count)
+        cut = model.encode(image(), levels=count)
+        assert cut == whole.first_levels(count) == model.encode_batch([image()], count)
         assert (cut.indices == whole.indices[:, :count]).all()
         assert cut.bits * 3 == whole.bits * count
 
 
 def test_decode_takes_the_first_levels_of_codes_that_have_more(model: codec.Model):
-    whole = model.encode(picture())
+    whole = model.encode(image())
     shown = [model.decode(whole, levels) for levels in (1, 2, 3)]
     for count, decoded in enumerate(shown, 1):
         assert decoded.shape == (20, 30, 3)
@@ -69,8 +69,8 @@ def test_decode_takes_the_first_levels_of_codes_that_have_more(model: codec.Mode
 def test_levels_that_are_not_there(model: codec.Model):
     for levels in (0, 4, -1):
         with pytest.raises(UsageError, match=f"the model three has 3 levels, not {levels}"):
-            model.encode(picture(), levels=levels)
-    cut = model.encode(picture(), levels=2)
+            model.encode(image(), levels=levels)
+    cut = model.encode(image(), levels=2)
     for levels in (0, 3):
         with pytest.raises(UsageError, match=f"hold 2 levels, not {levels}") as caught:
             model.decode(cut, levels)
@@ -82,9 +82,9 @@ def test_levels_that_are_not_there(model: codec.Model):
 
 def test_one_level_says_that_it_is_the_only_one(tmp_path: Path):
     single = codec.load(make_model(tmp_path / "models" / "single"))
-    assert single.encode(picture(), levels=1) == single.encode(picture())
+    assert single.encode(image(), levels=1) == single.encode(image())
     with pytest.raises(UsageError, match="has 1 level, not 2") as caught:
-        single.encode(picture(), levels=2)
+        single.encode(image(), levels=2)
     assert "leave" in caught.value.fix
 
 
@@ -96,7 +96,7 @@ def test_training_state_is_gone_from_every_level(model: codec.Model):
 
 
 def test_prior_weighs_the_first_levels_as_it_weighs_them_among_all(model: codec.Model):
-    indices = torch.from_numpy(model.encode(picture(24, 32)).indices.astype(np.int64))
+    indices = torch.from_numpy(model.encode(image(24, 32)).indices.astype(np.int64))
     with torch.no_grad():
         nats, logits = model.prior.nats(indices), model.prior(indices)
         for count in (1, 2):
@@ -123,7 +123,7 @@ def test_sampling_a_few_levels_gives_the_first_of_all(model: codec.Model):
 
 
 def test_complete_invents_the_levels_that_the_codes_lack(model: codec.Model):
-    whole = model.encode(picture())
+    whole = model.encode(image())
     completed = model.complete(whole.first_levels(1), "top:0.5", 4)
     assert completed.levels == 3
     same = (completed.indices == whole.indices).all(0)  # (L, h, w)
@@ -136,7 +136,7 @@ def test_complete_invents_the_levels_that_the_codes_lack(model: codec.Model):
 
 
 def test_fit_takes_the_most_levels_that_fit(model: codec.Model):
-    whole = model.encode(picture(96, 128))
+    whole = model.encode(image(96, 128))
     sizes = [len(codes.to_bytes(whole.first_levels(count))) for count in (1, 2, 3)]
     assert sizes[0] < sizes[1] < sizes[2]
     for limit, count in (
@@ -148,6 +148,6 @@ def test_fit_takes_the_most_levels_that_fit(model: codec.Model):
         (sizes[0], 1),
         (1, 1),
     ):
-        kept, data = codes.fit(whole, limit)
+        kept, data = codes.fit_to_size(whole, limit)
         assert (kept.levels, len(data)) == (count, sizes[count - 1])
-        assert codes.read(data) == kept == whole.first_levels(count)
+        assert codes.read_plain_codes(data) == kept == whole.first_levels(count)

@@ -88,7 +88,7 @@ def npz(
 @pytest.mark.parametrize("K", [2, 256, 257, 1000, 65536, 65537])
 def test_round_trip(K: int) -> None:
     before = make(K, levels=3, sizes=((31, 77), (25, 80), (32, 73)))
-    after = codes.read(codes.to_bytes(before))
+    after = codes.read_plain_codes(codes.to_bytes(before))
     assert after == before
     assert after.indices.dtype.itemsize == (1 if K <= 256 else 2 if K <= 65536 else 4)
     assert after.indices.flags.writeable  # torch warns about arrays that are not
@@ -98,14 +98,14 @@ def test_round_trip(K: int) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (3, 5000), (17, 16)])
 @pytest.mark.parametrize("f", [2, 16])
 def test_round_trip_of_any_size(size: tuple[int, int], f: int) -> None:
-    assert codes.read(codes.to_bytes(make(f=f, sizes=(size,)))).sizes == (size,)
+    assert codes.read_plain_codes(codes.to_bytes(make(f=f, sizes=(size,)))).sizes == (size,)
 
 
-def test_one_size_stands_for_all_pictures() -> None:
+def test_one_size_stands_for_all_images() -> None:
     one = make(sizes=((31, 77),) * 5)
-    assert codes.read_meta(codes.to_bytes(one))["sizes"] == [[31, 77]]
-    assert codes.read(codes.to_bytes(one)) == one
-    assert codes.read(codes.to_bytes(one)).sizes == one.sizes
+    assert codes.read_codes_meta(codes.to_bytes(one))["sizes"] == [[31, 77]]
+    assert codes.read_plain_codes(codes.to_bytes(one)) == one
+    assert codes.read_plain_codes(codes.to_bytes(one)).sizes == one.sizes
 
 
 def test_equality_sees_every_part() -> None:
@@ -124,7 +124,7 @@ def test_equality_sees_every_part() -> None:
 
 def test_a_file_opens_with_numpy_alone(tmp_path: Path) -> None:
     before = make(sizes=((31, 77), (31, 77)))
-    codes.write(tmp_path / "a.npz", before)
+    codes.write_codes(tmp_path / "a.npz", before)
     with np.load(tmp_path / "a.npz", allow_pickle=False) as archive:
         assert archive.files == ["indices", "meta"]
         np.testing.assert_array_equal(archive["indices"], before.indices)
@@ -132,12 +132,12 @@ def test_a_file_opens_with_numpy_alone(tmp_path: Path) -> None:
 
 
 def test_write_does_not_replace_a_file_unless_forced(tmp_path: Path) -> None:
-    codes.write(tmp_path / "a.npz", make())
+    codes.write_codes(tmp_path / "a.npz", make())
     with pytest.raises(OutputError):
-        codes.write(tmp_path / "a.npz", make(seed=1))
-    assert codes.read(tmp_path / "a.npz") == make()
-    codes.write(tmp_path / "a.npz", make(seed=1), force=True)
-    assert codes.read(str(tmp_path / "a.npz")) == make(seed=1)
+        codes.write_codes(tmp_path / "a.npz", make(seed=1))
+    assert codes.read_plain_codes(tmp_path / "a.npz") == make()
+    codes.write_codes(tmp_path / "a.npz", make(seed=1), force=True)
+    assert codes.read_plain_codes(str(tmp_path / "a.npz")) == make(seed=1)
 
 
 def test_bytes_depend_on_the_codes_only() -> None:
@@ -180,7 +180,7 @@ def test_golden_files_of_format_1(name: str, expected: Codes) -> None:
     """Files of every release stay readable; the members' bytes are the promise (zlib may
     pack them in another way).
     """
-    assert codes.read(GOLDEN / name) == expected
+    assert codes.read_plain_codes(GOLDEN / name) == expected
     with (
         zipfile.ZipFile(GOLDEN / name) as golden,
         zipfile.ZipFile(io.BytesIO(codes.to_bytes(expected))) as fresh,
@@ -203,14 +203,14 @@ def test_golden_bytes_written_out() -> None:
 
 def test_the_hand_made_file_is_valid() -> None:
     """The hostile files below differ from this one in one thing each."""
-    assert codes.read(npz()) == Codes(
+    assert codes.read_plain_codes(npz()) == Codes(
         np.zeros((1, 1, 2, 3), np.uint8), "m", "0badcafe", 256, 4, 3, ((7, 12),)
     )
-    assert codes.read(npz(method=zipfile.ZIP_STORED)) == codes.read(npz())
+    assert codes.read_plain_codes(npz(method=zipfile.ZIP_STORED)) == codes.read_plain_codes(npz())
 
 
 def test_unknown_keys_and_members_are_ignored() -> None:
-    assert codes.read(npz(meta={**META, "note": None}, more=b"no array at all")) == codes.read(
+    assert codes.read_plain_codes(npz(meta={**META, "note": None}, more=b"no array at all")) == codes.read_plain_codes(
         npz()
     )
 
@@ -219,7 +219,7 @@ def test_many_sizes_fit_in_meta() -> None:
     sizes = tuple((1 + i % 8, 8 - i % 8) for i in range(20000))
     one = make(256, f=8, sizes=sizes)
     assert len(text([list(size) for size in sizes])) > 1 << 16
-    assert codes.read(codes.to_bytes(one)).sizes == sizes
+    assert codes.read_plain_codes(codes.to_bytes(one)).sizes == sizes
 
 
 def test_read_meta_leaves_the_indices_alone() -> None:
@@ -235,17 +235,17 @@ def test_read_meta_leaves_the_indices_alone() -> None:
         "form": "plain",
         "shape": (2, 1, 4, 10),
     }
-    assert codes.read_meta(codes.to_bytes(one)) == expected
+    assert codes.read_codes_meta(codes.to_bytes(one)) == expected
     good = npz(
         npy("|u1", "(1, 1, 1, 50000)", bytes(49999) + b"\1"),
         {**META, "sizes": [[1, 200000]]},
         zipfile.ZIP_STORED,
     )
-    assert codes.read(good).indices[0, 0, 0, -1] == 1
+    assert codes.read_plain_codes(good).indices[0, 0, 0, -1] == 1
     data = good.replace(b"\0\1PK", b"\0\2PK")
-    assert codes.read_meta(data)["shape"] == (1, 1, 1, 50000)
+    assert codes.read_codes_meta(data)["shape"] == (1, 1, 1, 50000)
     with pytest.raises(FormatError, match="damaged"):  # the checksum of the indices is wrong
-        codes.read(data)
+        codes.read_plain_codes(data)
 
 
 def edit(change: dict[str, Any]) -> bytes:
@@ -295,7 +295,7 @@ BAD_FILES = {
     "Fortran order": (npz(npy("|u1", "(1, 1, 2, 3)", bytes(6), order="True")), "Fortran"),
     "rank 0": (npz(npy("|u1", "()", bytes(1))), "four axes"),
     "rank 3": (npz(npy("|u1", "(1, 2, 3)", bytes(6))), "four axes"),
-    "no pictures": (npz(npy("|u1", "(0, 1, 2, 3)", b""), {**META, "sizes": []}), "empty"),
+    "no images": (npz(npy("|u1", "(0, 1, 2, 3)", b""), {**META, "sizes": []}), "empty"),
     "no columns": (npz(npy("|u1", "(1, 1, 2, 0)", b"")), "empty"),
     "index too large": (
         npz(npy("|u1", "(1, 1, 2, 3)", b"\0\0\0\0\0\7"), {**META, "codebook_size": 7}),
@@ -340,7 +340,7 @@ BAD_FILES = {
     "sizes of three": (edit({"sizes": [[7, 12, 3]]}), "pairs"),
     "sizes true": (edit({"sizes": [[True, 12]]}), "pairs"),
     "sizes negative": (edit({"sizes": [[-1, 12]]}), "pairs"),
-    "sizes of two pictures": (edit({"sizes": [[7, 12], [7, 12]]}), "number of pictures"),
+    "sizes of two images": (edit({"sizes": [[7, 12], [7, 12]]}), "number of images"),
     "sizes swapped": (edit({"sizes": [[12, 7]]}), "12"),
     "sizes too small": (edit({"sizes": [[4, 12]]}), "grid of 3x2"),
     "sizes too large": (edit({"sizes": [[9, 12]]}), "grid of 3x2"),
@@ -353,7 +353,7 @@ def test_bad_files_give_one_clear_error(case: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.npz"
     path.write_bytes(data)
     with pytest.raises(FormatError) as error:
-        codes.read(path)
+        codes.read_plain_codes(path)
     assert message in str(error.value)
     assert str(error.value).startswith(f"{path}: ")
     assert error.value.fix
@@ -365,7 +365,7 @@ def test_bad_files_give_one_clear_error(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("indices", [None, npy("<f8", "(1,)", bytes(8)), GOOD])
 def test_a_newer_format_asks_for_an_upgrade_whatever_it_holds(indices: bytes | None) -> None:
-    for read in (codes.read, codes.read_meta):
+    for read in (codes.read_plain_codes, codes.read_codes_meta):
         with pytest.raises(FormatError, match="format 2, newer") as error:
             read(npz(indices, {"format": 2, "other": 1}))
         assert error.value.fix == "upgrade vqtok"
@@ -374,7 +374,7 @@ def test_a_newer_format_asks_for_an_upgrade_whatever_it_holds(indices: bytes | N
 def test_a_file_that_cannot_be_read_is_an_input_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.npz"):
         with pytest.raises(InputError):
-            codes.read(path)
+            codes.read_plain_codes(path)
 
 
 def forge(data: bytes, size: int, packed: int | None) -> bytes:
@@ -391,7 +391,7 @@ def peak(data: bytes) -> int:
     tracemalloc.start()
     try:
         with pytest.raises(FormatError):
-            codes.read(data)
+            codes.read_plain_codes(data)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -406,10 +406,10 @@ def test_memory_is_bounded_by_what_the_file_can_hold() -> None:
             peak(forge(npz(npy("|u1", shape, b""), method=method), 128 + len(zeros), packed))
             < 1 << 20
         )
-    # 64 MiB of meta for one picture, in a file of 64 kB
+    # 64 MiB of meta for one image, in a file of 64 kB
     meta = npy(f"<U{len(zeros) // 4}", "()", zeros)
     assert peak(npz(meta=meta)) < 1 << 20
-    # more pictures allow more meta, but these cannot be in the file
+    # more images allow more meta, but these cannot be in the file
     crowd = npy("|u1", f"({2**40}, 1, 1, 1)", b"")
     assert peak(npz(crowd, meta)) < 1 << 20
 
@@ -418,7 +418,7 @@ def test_a_stream_that_ends_early_gives_no_uninitialized_memory() -> None:
     """Header and directory agree on 600 bytes, the checksum is right for the 6 that are there."""
     short = npz(npy("|u1", "(1, 1, 2, 300)", bytes(6)), {**META, "sizes": [[7, 1200]]})
     with pytest.raises(FormatError, match="truncated"):
-        codes.read(forge(short, 128 + 600, None))
+        codes.read_plain_codes(forge(short, 128 + 600, None))
 
 
 BAD_CODES: dict[str, tuple[dict[str, Any], str]] = {
@@ -438,7 +438,7 @@ def test_codes_check_themselves(case: str) -> None:
 
 def survives(data: bytes) -> None:
     """A damaged file gives valid codes or a FormatError, and nothing else."""
-    for read in (codes.read, codes.read_meta):
+    for read in (codes.read_plain_codes, codes.read_codes_meta):
         try:
             read(data)
         except FormatError as error:

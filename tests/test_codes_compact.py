@@ -32,7 +32,7 @@ def make(
 
 def coded(plain: Codes, sizes: tuple[int, ...] = (60,)) -> Compact:
     """As if a prior had made streams of these lengths."""
-    return codes.compact(plain, "fedcba98", [bytes([i]) * size for i, size in enumerate(sizes)])
+    return codes.to_compact(plain, "fedcba98", [bytes([i]) * size for i, size in enumerate(sizes)])
 
 
 def zipped(stream: bytes) -> bytes:
@@ -46,9 +46,9 @@ def zipped(stream: bytes) -> bytes:
 @pytest.mark.parametrize("sizes", [((31, 77),), ((31, 77), (32, 75)), ((32, 80),) * 3])
 def test_round_trip(K: int, sizes: tuple[tuple[int, int], ...]):
     plain = make(K, sizes, levels=2, f=8, channels=1 if K == 16 else 3)
-    data = codes.to_bytes(codes.compact(plain))
-    assert codes.read(data) == plain
-    found = codes.read_any(data)
+    data = codes.to_bytes(codes.to_compact(plain))
+    assert codes.read_plain_codes(data) == plain
+    found = codes.read_any_codes(data)
     assert isinstance(found, Compact)
     assert (found.shape, found.levels, len(found), found.bits, found.pixels) == (
         plain.shape,
@@ -61,7 +61,7 @@ def test_round_trip(K: int, sizes: tuple[tuple[int, int], ...]):
 
 def test_coded_streams_come_back():
     plain = make(sizes=((31, 77), (32, 75), (32, 80)), levels=2)
-    found = codes.read_any(codes.to_bytes(coded(plain, (20, 0, 7))))
+    found = codes.read_any_codes(codes.to_bytes(coded(plain, (20, 0, 7))))
     assert isinstance(found, Compact)
     assert (found.prior, found.streams) == ("fedcba98", (b"\0" * 20, b"", b"\2" * 7))
     assert found.with_indices(plain.indices) == plain
@@ -79,14 +79,14 @@ def test_the_bytes_of_the_stream():
         3,
         ((17, 25),),
     )
-    assert to_stream(codes.compact(one)) == GOLDEN
-    assert codes.read(zipped(GOLDEN)) == one
+    assert to_stream(codes.to_compact(one)) == GOLDEN
+    assert codes.read_plain_codes(zipped(GOLDEN)) == one
 
 
 def test_a_size_that_keeps_the_grid_is_checked_too():
     damaged = GOLDEN[:18] + bytes([0x12]) + GOLDEN[19:]
     with pytest.raises(FormatError, match="checksum"):
-        codes.read(zipped(damaged))
+        codes.read_plain_codes(zipped(damaged))
 
 
 def test_overhead_is_small_and_numpy_opens_it():
@@ -94,7 +94,7 @@ def test_overhead_is_small_and_numpy_opens_it():
     compact = coded(plain, (9000,))
     data = codes.to_bytes(compact)
     assert len(data) - 9000 <= 300
-    assert len(codes.to_bytes(codes.compact(plain))) - 15360 <= 300
+    assert len(codes.to_bytes(codes.to_compact(plain))) - 15360 <= 300
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         assert file.files == ["stream"]
         assert file["stream"].dtype == np.uint8
@@ -108,7 +108,7 @@ def test_never_larger_than_bit_packed():
 
 def test_metadata_is_read_without_the_prior():
     plain = make()
-    meta = codes.read_meta(codes.to_bytes(coded(plain, (9000,))))
+    meta = codes.read_codes_meta(codes.to_bytes(coded(plain, (9000,))))
     assert (meta["form"], meta["prior"], meta["model"], meta["shape"], meta["sizes"]) == (
         "coded",
         "fedcba98",
@@ -116,9 +116,9 @@ def test_metadata_is_read_without_the_prior():
         (1, 8, 32, 48),
         [[512, 768]],
     )
-    assert codes.read_meta(codes.to_bytes(codes.compact(plain)))["form"] == "packed"
+    assert codes.read_codes_meta(codes.to_bytes(codes.to_compact(plain)))["form"] == "packed"
     with pytest.raises(FormatError, match="coded by a prior of model photo"):
-        codes.read(codes.to_bytes(coded(plain, (9000,))))
+        codes.read_plain_codes(codes.to_bytes(coded(plain, (9000,))))
 
 
 HEAD = GOLDEN[:10]
@@ -133,8 +133,8 @@ DAMAGED = {
     "K is 1": (HEAD + b"\1" + GOLDEN[11:], "codebook size"),
     "f is 0": (HEAD + b"\7\0" + GOLDEN[12:], "downsample"),
     "no levels": (HEAD + b"\7\x08\0" + GOLDEN[13:], "no levels"),
-    "no pictures": (HEAD + b"\7\x08\1\0" + GOLDEN[14:], "pictures are claimed"),
-    "many pictures": (HEAD + b"\7\x08\1\xff\xff\xff\x07" + GOLDEN[14:], "pictures are claimed"),
+    "no images": (HEAD + b"\7\x08\1\0" + GOLDEN[14:], "images are claimed"),
+    "many images": (HEAD + b"\7\x08\1\xff\xff\xff\x07" + GOLDEN[14:], "images are claimed"),
     "name past the end": (HEAD + b"\7\x08\1\1\x7ftoy", "truncated"),
     "name is no text": (HEAD + b"\7\x08\1\1\3\xff\xfe\xfd\x11\x19", "line of text"),
     "height 0": (HEAD + b"\7\x08\1\1\3toy\0\x19", "positive"),
@@ -157,7 +157,7 @@ def test_damaged_streams_are_refused(name: str):
     stream, message = DAMAGED[name]
     tracemalloc.start()
     with pytest.raises(FormatError, match=message):
-        codes.read(zipped(stream))
+        codes.read_plain_codes(zipped(stream))
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
@@ -181,11 +181,11 @@ def mutate(data: bytes, draw: np.random.Generator) -> bytes:
 def test_mutations_give_the_codes_or_a_clear_error():
     plain = make(sizes=((31, 77),), levels=2)
     draw = np.random.default_rng(0)
-    stream, file = to_stream(codes.compact(plain)), codes.to_bytes(codes.compact(plain))
+    stream, file = to_stream(codes.to_compact(plain)), codes.to_bytes(codes.to_compact(plain))
     for _ in range(400):
         for data in (zipped(mutate(stream, draw)), mutate(file, draw)):
             try:
-                found = codes.read(data)
+                found = codes.read_plain_codes(data)
             except FormatError:
                 continue
             np.testing.assert_array_equal(found.indices, plain.indices)
@@ -195,4 +195,4 @@ def test_a_stream_of_another_kind_is_refused():
     file = io.BytesIO()
     np.savez(file, stream=np.zeros((2, 2), np.uint8))
     with pytest.raises(FormatError, match="line of bytes"):
-        codes.read(file.getvalue())
+        codes.read_plain_codes(file.getvalue())

@@ -298,7 +298,7 @@ def test_settings_younger_than_a_file_are_what_it_was_made_with():
     values = {
         key: value
         for key, value in asdict(TokenizerConfig(beta=1.0)).items()
-        if key not in config.BEFORE
+        if key not in config.OLD_DEFAULTS
     }
     assert from_dict(TokenizerConfig, values, "x.safetensors") == TokenizerConfig(
         beta=1.0, shortcut=False

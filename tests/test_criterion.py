@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from conftest import picture
+from conftest import image
 from torch import Tensor
 
 from vqtok import metrics
@@ -35,10 +35,10 @@ def lpips_tensors(backbone: lpips._Backbone, seed: int = 0) -> dict[str, np.ndar
         for c in part:
             shape = (c.outputs, c.inputs, c.kernel, c.kernel)
             deviation = (2 / (c.inputs * c.kernel**2)) ** 0.5
-            tensors[f"features.{c.place}.weight"] = draw.normal(0, deviation, shape).astype(
+            tensors[f"features.{c.position}.weight"] = draw.normal(0, deviation, shape).astype(
                 np.float32
             )
-            tensors[f"features.{c.place}.bias"] = draw.normal(0, 0.1, c.outputs).astype(np.float32)
+            tensors[f"features.{c.position}.bias"] = draw.normal(0, 0.1, c.outputs).astype(np.float32)
         tensors[f"lin{i}.model.1.weight"] = draw.random((1, part[-1].outputs, 1, 1)).astype(
             np.float32
         )
@@ -59,15 +59,15 @@ def alex(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("size", "amount"), [((200, 240), 10.0), ((200, 240), 60.0), ((64, 48), 25.0)]
 )
 def test_ms_ssim_is_that_of_the_metrics(size: tuple[int, int], amount: float):
-    pixels = picture(*size, 1)
+    pixels = image(*size, 1)
     other = noisy(pixels, amount)
     assert float(ms_ssim(tensor(pixels), tensor(other))) == pytest.approx(
         metrics.ms_ssim(pixels, other), abs=2e-4
     )
 
 
-def test_ms_ssim_has_a_gradient_that_makes_pictures_more_alike():
-    x, y = tensor(picture(32, 32)), tensor(noisy(picture(32, 32), 40)).requires_grad_()
+def test_ms_ssim_has_a_gradient_that_makes_images_more_alike():
+    x, y = tensor(image(32, 32)), tensor(noisy(image(32, 32), 40)).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         before = ms_ssim(x, y)
     before.backward()
@@ -87,14 +87,14 @@ def test_ms_ssim_has_a_gradient_that_makes_pictures_more_alike():
 def by_hand(tensors: dict[str, np.ndarray], x: Tensor, y: Tensor) -> float:
     """The distance on AlexNet, in double precision, written out layer by layer."""
 
-    def features(picture: Tensor) -> list[Tensor]:
+    def features(image: Tensor) -> list[Tensor]:
         f = torch.nn.functional
         shift, scale = (
             torch.tensor([-0.030, -0.088, -0.188]).double(),
             torch.tensor([0.458, 0.448, 0.450]).double(),
         )
         w = {name: torch.from_numpy(value).double() for name, value in tensors.items()}
-        value = (picture.double() - shift[:, None, None]) / scale[:, None, None]
+        value = (image.double() - shift[:, None, None]) / scale[:, None, None]
         a = f.relu(f.conv2d(value, w["features.0.weight"], w["features.0.bias"], 4, 2))
         b = f.relu(
             f.conv2d(f.max_pool2d(a, 3, 2), w["features.3.weight"], w["features.3.bias"], 1, 2)
@@ -124,13 +124,13 @@ def by_hand(tensors: dict[str, np.ndarray], x: Tensor, y: Tensor) -> float:
 
 
 def test_lpips_is_the_published_formula(alex: Path):
-    x, y = tensor(picture(64, 80)), tensor(noisy(picture(64, 80), 30))
-    network = lpips.load(alex)
+    x, y = tensor(image(64, 80)), tensor(noisy(image(64, 80), 30))
+    network = lpips.load_lpips(alex)
     assert float(network(x, y)) == pytest.approx(by_hand(lpips_tensors(ALEX), x, y), rel=1e-4)
 
 
 def test_lpips_is_a_distance(alex: Path):
-    network, pixels = lpips.load(alex), picture(70, 64)
+    network, pixels = lpips.load_lpips(alex), image(70, 64)
     x, near, far = tensor(pixels), tensor(noisy(pixels, 5)), tensor(noisy(pixels, 60))
     assert float(network(x, x)) == 0
     assert float(network(x, near)) == pytest.approx(float(network(near, x)), rel=1e-5)
@@ -147,8 +147,8 @@ def test_vgg_weights_are_told_by_their_shapes(tmp_path: Path):
             {name: value.astype(np.float16) for name, value in lpips_tensors(VGG).items()}
         )
     )
-    network = lpips.load(path)
-    x, y = tensor(picture(32, 32)), tensor(noisy(picture(32, 32), 30)).requires_grad_()
+    network = lpips.load_lpips(path)
+    x, y = tensor(image(32, 32)), tensor(noisy(image(32, 32), 30)).requires_grad_()
     network(x, y).sum().backward()
     assert network.backbone.name == "VGG-16"
     assert [f.shape[1] for f in network.features(x)] == [64, 128, 256, 512, 512]
@@ -159,7 +159,7 @@ def test_vgg_weights_are_told_by_their_shapes(tmp_path: Path):
 def test_what_is_no_lpips_file_is_refused(tmp_path: Path):
     path = tmp_path / "weights.safetensors"
     with pytest.raises(InputError):
-        lpips.load(path)
+        lpips.load_lpips(path)
     tensors = lpips_tensors(ALEX)
     wrong = {**tensors, "lin2.model.1.weight": np.zeros((1, 7, 1, 1), np.float32)}
     for bad, words in [
@@ -168,7 +168,7 @@ def test_what_is_no_lpips_file_is_refused(tmp_path: Path):
     ]:
         path.write_bytes(safetensors.numpy.save(bad))
         with pytest.raises(FormatError, match=words):
-            lpips.load(path)
+            lpips.load_lpips(path)
     pickle = "looks like a pickle"
     for data, words in [
         (b"\x80\x02}q\x00." + bytes(20), pickle),
@@ -177,7 +177,7 @@ def test_what_is_no_lpips_file_is_refused(tmp_path: Path):
     ]:
         path.write_bytes(data)
         with pytest.raises(FormatError, match=words):
-            lpips.load(path)
+            lpips.load_lpips(path)
 
 
 # The criterion of a recipe
@@ -185,11 +185,11 @@ def test_what_is_no_lpips_file_is_refused(tmp_path: Path):
 
 def test_terms_bear_their_weights(alex: Path):
     x, y = (
-        torch.cat([tensor(picture(64, 64, 3, seed)) for seed in seeds])
+        torch.cat([tensor(image(64, 64, 3, seed)) for seed in seeds])
         for seeds in ((0, 1), (0, 2))
     )
     assert Criterion(LossConfig(), None, 64)(x, y) == {}
-    network = lpips.load(alex)
+    network = lpips.load_lpips(alex)
     terms = Criterion(LossConfig(ms_ssim=0.5, perceptual=2.0), alex, 64)(x, y)
     assert float(terms["ms_ssim"]) == pytest.approx(0.5 * (1 - float(ms_ssim(x, y))))
     assert float(terms["perceptual"]) == pytest.approx(float(2 * network(x, y).mean()))
@@ -197,8 +197,8 @@ def test_terms_bear_their_weights(alex: Path):
     assert float(half(x, y)["perceptual"]) == 0  # the first pair's, which are equal
 
 
-def test_gray_pictures_have_a_perceptual_distance(alex: Path):
-    x, y = tensor(picture(64, 64, 1, 0)), tensor(picture(64, 64, 1, 1))
+def test_gray_images_have_a_perceptual_distance(alex: Path):
+    x, y = tensor(image(64, 64, 1, 0)), tensor(image(64, 64, 1, 1))
     assert float(Criterion(LossConfig(perceptual=1.0), alex, 64)(x, y)["perceptual"]) > 0
 
 

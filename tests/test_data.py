@@ -1,4 +1,4 @@
-"""Data sets: every kind of source gives the right pictures and labels,
+"""Data sets: every kind of source gives the right images and labels,
 and bad ones one InputError.
 """
 
@@ -22,14 +22,14 @@ from vqtok.errors import InputError
 
 
 def png(value: int, width: int = 6, height: int = 4) -> bytes:
-    """A picture of one color that `red` finds again."""
+    """An image of one color that `red` finds again."""
     file = io.BytesIO()
     Image.new("RGB", (width, height), (value, 0, 255 - value)).save(file, "PNG")
     return file.getvalue()
 
 
 def red(data: Dataset) -> list[int]:
-    return [int(data.picture(i)[0, 0, 0]) for i in range(len(data))]
+    return [int(data.image(i)[0, 0, 0]) for i in range(len(data))]
 
 
 def targets(data: Dataset) -> list[int]:
@@ -81,16 +81,16 @@ def idx(array: np.ndarray) -> bytes:
 # Folders, zips, tars
 
 
-def test_folder_of_pictures(tmp_path: Path) -> None:
+def test_folder_of_images(tmp_path: Path) -> None:
     data = open_data(
         write_tree(tmp_path, {"b.png": 2, "a.png": 1, ".hidden.png": 9, "sub/c.png": 3})
     )
     assert red(data) == [1, 2, 3]
     assert data.labels == ()
     assert targets(data) == [-1] * 3
-    assert data.picture(0).shape == (4, 6, 3)
-    assert data.picture(0).dtype == np.uint8
-    assert "3 pictures" in data.summary
+    assert data.image(0).shape == (4, 6, 3)
+    assert data.image(0).dtype == np.uint8
+    assert "3 images" in data.description
 
 
 def test_subfolders_are_labels(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
     assert sorted(red(test)) == [3, 4]
     whole_set = open_data(write_tree(tmp_path / "e", {"cat/1.png": 1, "test/1.png": 2}), "test")
     assert whole_set.labels == ("cat", "test"), "a lone folder named test is a label"
-    with pytest.raises(InputError, match="no test pictures"):
+    with pytest.raises(InputError, match="no test images"):
         open_data(write_tree(tmp_path / "f", {"train/1.png": 1}), "test")
 
 
@@ -117,7 +117,7 @@ def test_links_that_loop(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "self").symlink_to(empty)
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="holds no images"):
         open_data(empty)
 
 
@@ -143,7 +143,7 @@ def test_shards_by_split(tmp_path: Path) -> None:
     )
     assert red(open_data([tmp_path / "val-000.tar"])) == [20, 21]
     (tmp_path / "val-000.tar").unlink()
-    with pytest.raises(InputError, match="no test pictures"):
+    with pytest.raises(InputError, match="no test images"):
         open_data(tmp_path, "test")
 
 
@@ -153,7 +153,7 @@ def test_shards_without_split_names(tmp_path: Path) -> None:
     assert red(open_data(tmp_path, "train")) == red(open_data(tmp_path, "test")) == [0, 1]
 
 
-def test_globs_and_single_pictures(tmp_path: Path) -> None:
+def test_globs_and_single_images(tmp_path: Path) -> None:
     write_tree(tmp_path, {"a/1.png": 1, "b/2.png": 2})
     assert red(open_data(str(tmp_path / "*" / "*.png"))) == [1, 2]
     assert red(open_data(tmp_path / "a" / "1.png")) == [1]
@@ -171,7 +171,7 @@ def test_cifar_binaries(tmp_path: Path) -> None:
     )
     data = open_data(tmp_path)
     assert (red(data), targets(data), data.labels[3]) == ([13, 14, 23, 24], [3, 4, 3, 4], "cat")
-    assert data.picture(0)[5, 7].tolist() == [13, 5, 7], "planes become channels, rows stay rows"
+    assert data.image(0)[5, 7].tolist() == [13, 5, 7], "planes become channels, rows stay rows"
     assert red(open_data(tmp_path, "test")) == [99]
     assert red(open_data(tmp_path / "data_batch_2.bin", "test")) == [23, 24]
 
@@ -201,53 +201,53 @@ def test_cifar_archive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx(tmp_path: Path, packed: bool) -> None:
-    pictures = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
-    files = {"train-images-idx3-ubyte": pictures, "train-labels-idx1-ubyte": np.array([1, 0])}
-    files |= {"t10k-images-idx3-ubyte": pictures[:1] + 100, "t10k-labels-idx1-ubyte": np.array([2])}
+    images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+    files = {"train-images-idx3-ubyte": images, "train-labels-idx1-ubyte": np.array([1, 0])}
+    files |= {"t10k-images-idx3-ubyte": images[:1] + 100, "t10k-labels-idx1-ubyte": np.array([2])}
     for name, array in files.items():
         (tmp_path / (name + ".gz" * packed)).write_bytes(
             gzip.compress(idx(array)) if packed else idx(array)
         )
     data = open_data(tmp_path)
     assert (len(data), data.channels, targets(data), data.labels) == (2, 1, [1, 0], ("0", "1"))
-    assert (data.picture(1)[..., 0] == pictures[1]).all()
+    assert (data.image(1)[..., 0] == images[1]).all()
     test = open_data(tmp_path, "test")
     assert (red(test), targets(test)) == ([100], [2])
     assert red(open_data(tmp_path / ("t10k-images-idx3-ubyte" + ".gz" * packed))) == [100]
     (tmp_path / "outer").mkdir()
-    (tmp_path / "letters-train-images-idx3-ubyte").write_bytes(idx(pictures))
+    (tmp_path / "letters-train-images-idx3-ubyte").write_bytes(idx(images))
     with pytest.raises(InputError, match="2 IDX files"):
         open_data(tmp_path)
 
 
 def test_arrays(tmp_path: Path, rng: np.random.Generator) -> None:
-    pictures = rng.integers(0, 256, (5, 4, 6, 3), np.uint8)
-    np.save(tmp_path / "x.npy", pictures)
-    np.save(tmp_path / "f.npy", np.asfortranarray(pictures))
+    images = rng.integers(0, 256, (5, 4, 6, 3), np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    np.save(tmp_path / "f.npy", np.asfortranarray(images))
     np.savez_compressed(
         tmp_path / "plain.npz",
-        images=pictures,
+        images=images,
         labels=np.array([[0], [1], [2], [1], [0]], np.int32),
     )
     np.savez(
         tmp_path / "parts.npz",
-        x_train=pictures[:3],
+        x_train=images[:3],
         y_train=[1, 1, 0],
-        x_test=pictures[3:],
+        x_test=images[3:],
         y_test=[0, 1],
     )
-    np.savez(tmp_path / "other.npz", note=np.zeros(3), stuff=pictures)
-    np.savez(tmp_path / "grey.npz", pictures[..., 0])
+    np.savez(tmp_path / "other.npz", note=np.zeros(3), stuff=images)
+    np.savez(tmp_path / "gray.npz", images[..., 0])
     for name in ("x.npy", "f.npy", "plain.npz", "other.npz"):
         data = open_data(tmp_path / name)
-        assert all((data.picture(i) == pictures[i]).all() for i in range(5)), name
+        assert all((data.image(i) == images[i]).all() for i in range(5)), name
     assert targets(open_data(tmp_path / "plain.npz")) == [0, 1, 2, 1, 0]
     test = open_data(tmp_path / "parts.npz", "test")
-    assert (test.picture(0) == pictures[3]).all()
+    assert (test.image(0) == images[3]).all()
     assert targets(test) == [0, 1]
-    grey = open_data(tmp_path / "grey.npz")
-    assert grey.channels == 1
-    assert (grey.picture(2)[..., 0] == pictures[2, :, :, 0]).all()
+    gray = open_data(tmp_path / "gray.npz")
+    assert gray.channels == 1
+    assert (gray.image(2)[..., 0] == images[2, :, :, 0]).all()
 
 
 # Bad input
@@ -308,35 +308,35 @@ def test_npz_that_asks_for_a_terabyte(tmp_path: Path) -> None:
 
 
 def test_npz_labels_must_match(tmp_path: Path) -> None:
-    pictures = np.zeros((3, 4, 4), np.uint8)
+    images = np.zeros((3, 4, 4), np.uint8)
     for labels, message in (
         ([0, 1], "2 labels"),
         ([0, 1, -1], "from -1"),
         ([0.0, 1.0, 2.0], "whole numbers"),
     ):
-        np.savez(tmp_path / "x.npz", images=pictures, labels=np.array(labels))
+        np.savez(tmp_path / "x.npz", images=images, labels=np.array(labels))
         with pytest.raises(InputError, match=message):
             open_data(tmp_path / "x.npz")
 
 
-def test_folder_without_pictures(tmp_path: Path) -> None:
+def test_folder_without_images(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="holds no images"):
         open_data(tmp_path)
-    with pytest.raises(InputError, match=r"holds no pictures|matches|match"):
+    with pytest.raises(InputError, match=r"holds no images|matches|match"):
         open_data(tmp_path / "*.tar")
     write_tar(tmp_path / "x.tar", {"notes.txt": b"x"})
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="holds no images"):
         open_data(tmp_path / "x.tar")
 
 
-def test_bad_pictures_are_skipped_and_counted(tmp_path: Path) -> None:
+def test_bad_images_are_skipped_and_counted(tmp_path: Path) -> None:
     write_tree(tmp_path, {f"{i}.png": i for i in range(8)})
     (tmp_path / "0.png").write_bytes(b"")
     (tmp_path / "5.png").write_bytes(png(5)[:40])
     data = open_data(tmp_path)
     with pytest.raises(InputError, match=r"5\.png"):
-        data.picture(5)
+        data.image(5)
     batches = Batches(data, np.arange(8), batch=16, size=4)
     shown = batches.batch(0).pixels[:, 0, 0, 0].tolist()
     assert set(shown) <= {1, 2, 3, 4, 6, 7}
@@ -350,7 +350,7 @@ def test_bad_pictures_are_skipped_and_counted(tmp_path: Path) -> None:
         Batches(data, np.array([0, 5]), 4, 4).batch(0)
 
 
-def test_labels_follow_replaced_pictures(tmp_path: Path) -> None:
+def test_labels_follow_replaced_images(tmp_path: Path) -> None:
     write_tree(tmp_path, {f"{'even' if i % 2 == 0 else 'odd'}/{i}.png": i for i in range(8)})
     (tmp_path / "even" / "2.png").write_bytes(b"")
     data = open_data(tmp_path)
@@ -359,10 +359,10 @@ def test_labels_follow_replaced_pictures(tmp_path: Path) -> None:
     assert (pixels[:, 0, 0, 0] % 2 == labels).all()
 
 
-def test_all_pictures_bad(tmp_path: Path) -> None:
+def test_all_images_bad(tmp_path: Path) -> None:
     for i in range(3):
-        (tmp_path / f"{i}.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="none of the 3 pictures"):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="none of the 3 images"):
         open_data(tmp_path)
 
 
@@ -382,21 +382,21 @@ def mutations(data: bytes, n: int) -> Iterator[bytes]:
     "name", ["x.zip", "x.tar", "x.npz", "x.npy", "a-images-idx3-ubyte", "cifar.tar.gz"]
 )
 def test_damage_raises_input_error_only(tmp_path: Path, name: str) -> None:
-    pictures = np.zeros((2, 4, 4, 3), np.uint8)
+    images = np.zeros((2, 4, 4, 3), np.uint8)
     path = tmp_path / name
     {
         "x.zip": lambda: write_zip(path, {"a.png": png(1), "b.png": png(2)}),
         "x.tar": lambda: write_tar(path, {"a.png": png(1), "b" * 200 + ".png": png(2)}),
-        "x.npz": lambda: np.savez_compressed(path, images=pictures, labels=np.array([0, 1])),
-        "x.npy": lambda: np.save(path, pictures),
-        "a-images-idx3-ubyte": lambda: path.write_bytes(idx(pictures[..., 0])),
+        "x.npz": lambda: np.savez_compressed(path, images=images, labels=np.array([0, 1])),
+        "x.npy": lambda: np.save(path, images),
+        "a-images-idx3-ubyte": lambda: path.write_bytes(idx(images[..., 0])),
         "cifar.tar.gz": lambda: write_tar(path, {"data_batch_1.bin": cifar_batch([1])}, "w:gz"),
     }[name]()
     for changed in mutations(path.read_bytes(), FUZZ):
         path.write_bytes(changed)
         with suppress(InputError):
             data = open_data(path)
-            assert all(data.picture(i).ndim == 3 for i in range(len(data)))
+            assert all(data.image(i).ndim == 3 for i in range(len(data)))
 
 
 @pytest.mark.skipif(
@@ -414,10 +414,10 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def test_many_built_in_pictures_are_those_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_built_in_images_are_those_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqtok.data.shapes.AT_ONCE", 3)
     data, wanted = open_data(None), np.array([7, 0, 19_999, 7, 3, 12, 5])
     np.testing.assert_array_equal(
-        data.pictures(wanted),  # type: ignore[attr-defined]
-        np.stack([data.picture(int(i)) for i in wanted]),
+        data.images(wanted),  # type: ignore[attr-defined]
+        np.stack([data.image(int(i)) for i in wanted]),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import picture
+from conftest import image
 from torch import Tensor
 from train_helpers import Interrupt, contents, go, log, recipe_for
 
@@ -35,15 +35,15 @@ def adversary(
     config = LossConfig(adversarial_start=start, **{"adversarial": 0.1, **losses})
     return Adversary(
         Recipe(losses=config, tokenizer_training=stage),
-        training.Run(Path(), 0, torch.device("cpu"), precision),
+        training.RunContext(Path(), 0, torch.device("cpu"), precision),
     )
 
 
-def pictures(count: int = 2, side: int = 32) -> Tensor:
+def images(count: int = 2, side: int = 32) -> Tensor:
     """(count, 3, side, side) in [-1, 1], smooth."""
     return torch.stack(
         [
-            to_float(torch.from_numpy(picture(side, side, seed=i)).permute(2, 0, 1))
+            to_float(torch.from_numpy(image(side, side, seed=i)).permute(2, 0, 1))
             for i in range(count)
         ]
     )
@@ -106,11 +106,11 @@ def test_a_score_sees_the_patch_that_the_docstring_says() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_it_learns_to_tell_noise_from_pictures(precision: str) -> None:
-    it, real, losses = adversary(steps=60, precision=precision), pictures(4), []
+def test_it_learns_to_tell_noise_from_images(precision: str) -> None:
+    it, real, losses = adversary(steps=60, precision=precision), images(4), []
     for step in range(30):
         it.generator_terms(torch.rand(real.shape) * 2 - 1, real, step)
-        it.weigh()
+        it.compute_gradients()
         losses.append(it.update()["discriminator"])
     assert losses[0] > 1.5
     assert losses[-1] < 0.2
@@ -124,28 +124,28 @@ def test_it_learns_to_tell_noise_from_pictures(precision: str) -> None:
 def test_lecam_holds_the_scores_back() -> None:
     found = []
     for weight in (0.0, 10.0):
-        it, real = adversary(lecam=weight), pictures()
+        it, real = adversary(lecam=weight), images()
         for step in range(15):
             it.generator_terms(-real, real, step)
-            it.weigh()
+            it.compute_gradients()
             it.update()
         found.append(float(it.scores[0] - it.scores[1]))
     assert found[1] < 0.7 * found[0]
 
 
-@pytest.mark.parametrize("spoiled", ["weight", "picture"])
+@pytest.mark.parametrize("spoiled", ["weight", "image"])
 def test_what_is_not_finite_is_seen_before_anything_changes(spoiled: str) -> None:
-    it, real = adversary(start=0.0), pictures()
+    it, real = adversary(start=0.0), images()
     it.generator_terms(0.5 * real, real, 0)
-    it.weigh()
+    it.compute_gradients()
     it.update()
     if spoiled == "weight":
         with torch.no_grad():
             it.discriminator.head.weight.fill_(math.inf)
     before = {name: value.clone() for name, value in it.state_dict().items()}
     back = 0.5 * real
-    it.generator_terms(back * math.nan if spoiled == "picture" else back, real, 1)
-    assert not all(map(math.isfinite, it.weigh().values()))
+    it.generator_terms(back * math.nan if spoiled == "image" else back, real, 1)
+    assert not all(map(math.isfinite, it.compute_gradients().values()))
     assert all(torch.equal(value, before[name]) for name, value in it.state_dict().items())
     it.generator_terms(back, real, 2)  # the step after forgets it
     assert all(p.grad is None for p in it.parameters())
@@ -155,7 +155,7 @@ def test_what_is_not_finite_is_seen_before_anything_changes(spoiled: str) -> Non
 
 
 def test_neither_learns_from_the_other_ones_loss() -> None:
-    it, network, real = adversary(), VQVAE(Recipe().tokenizer), pictures()
+    it, network, real = adversary(), VQVAE(Recipe().tokenizer), images()
     network(real).reconstruction.sum().backward()
     assert all(p.grad is not None for p in network.decoder.parameters())
     network.zero_grad(set_to_none=True)
@@ -165,7 +165,7 @@ def test_neither_learns_from_the_other_ones_loss() -> None:
     assert all(p.grad is None for p in it.parameters())
     network.zero_grad(set_to_none=True)
     before = [p.detach().clone() for p in it.parameters()]
-    it.weigh()
+    it.compute_gradients()
     it.update()
     assert all(p.grad is None for p in network.parameters())
     assert all(not torch.equal(a, b) for a, b in zip(before, it.parameters(), strict=True))
@@ -177,8 +177,8 @@ def pull(it: Adversary, back: Tensor, real: Tensor, step: int) -> Tensor:
     """
     leaf = back.clone().requires_grad_()
     terms = it.generator_terms(leaf, real, step)
-    if it._seen is not None:
-        it.pull.copy_(it._seen.pull)
+    if it._last_step is not None:
+        it.pull.copy_(it._last_step.grad_norm_ema)
     if terms:
         terms["adversarial"].backward()
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
@@ -186,7 +186,7 @@ def pull(it: Adversary, back: Tensor, real: Tensor, step: int) -> Tensor:
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0, 1e-3])
 def test_the_pull_is_relative_to_that_of_the_l1_likelihood(scale: float) -> None:
-    it, real = adversary(adversarial=0.25, feature_matching=0.0), pictures()
+    it, real = adversary(adversarial=0.25, feature_matching=0.0), images()
     with torch.no_grad():
         it.discriminator.head.weight.mul_(scale)
     leaf = (0.5 * real).requires_grad_()
@@ -197,7 +197,7 @@ def test_the_pull_is_relative_to_that_of_the_l1_likelihood(scale: float) -> None
 
 
 def test_the_pull_has_the_direction_of_what_is_wished() -> None:
-    it, real = adversary(feature_matching=2.0), pictures()
+    it, real = adversary(feature_matching=2.0), images()
     leaf = (0.5 * real).requires_grad_()
     fake, true = it.discriminator(leaf), it.discriminator(real)
     (
@@ -212,7 +212,7 @@ def test_the_pull_has_the_direction_of_what_is_wished() -> None:
 
 
 def test_a_step_with_less_to_say_pulls_less_and_none_pulls_more() -> None:
-    it, real = adversary(feature_matching=0.0), pictures()
+    it, real = adversary(feature_matching=0.0), images()
     usual = [float(pull(it, 0.5 * real, real, step).norm()) for step in range(50, 60)][-1]
     with torch.no_grad():
         it.discriminator.head.weight.mul_(0.1)
@@ -225,13 +225,13 @@ def test_a_step_with_less_to_say_pulls_less_and_none_pulls_more() -> None:
 
 
 def test_it_first_learns_and_then_is_asked_more_and_more() -> None:
-    it, real = adversary(steps=100, start=0.6), pictures()
+    it, real = adversary(steps=100, start=0.6), images()
     lengths, learned = [], []
     for step in range(100):
         lengths.append(float(pull(it, 0.5 * real, real, step).norm()))
-        learned.append(it._seen is not None)
-        it._seen = None
-        assert it.asked == (step >= 60)
+        learned.append(it._last_step is not None)
+        it._last_step = None
+        assert it.active == (step >= 60)
     assert learned.index(True) == 55
     assert all(learned[55:])
     assert lengths[:60] == [0.0] * 60
@@ -276,7 +276,7 @@ def test_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert "adversarial" not in early
     assert late["discriminator"] > 0
     assert late["adversarial"] != 0
-    state = weights.load(out / "tokenizer.state.safetensors", "state").tensors
+    state = weights.load_weights(out / "tokenizer.state.safetensors", "state").tensors
     moments = [name for name in state if name.startswith("adversary.optimizer.")]
     assert len([name for name in moments if name.endswith("exp_avg")]) == 8
     assert all(state[name].any() for name in ("adversary.network.scores", "adversary.network.pull"))
@@ -293,7 +293,7 @@ def test_without_it_nothing_is_made_and_nothing_is_kept(
         data,
         stage="tokenizer",
     )
-    state = weights.load(tmp_path / "tokenizer.state.safetensors", "state").tensors
+    state = weights.load_weights(tmp_path / "tokenizer.state.safetensors", "state").tensors
     assert {name.split(".")[0] for name in state} == {"network", "optimizer", "window"}
     assert not any("adversarial" in line or "discriminator" in line for line in log(tmp_path))
 

@@ -101,7 +101,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def close(two: Path, one: Path, tolerance: float = 2e-4) -> None:
     """Asserts that two state files hold the same numbers, but for rounding."""
-    found, expected = weights.load(two, "state"), weights.load(one, "state")
+    found, expected = weights.load_weights(two, "state"), weights.load_weights(one, "state")
     assert found.tensors.keys() == expected.tensors.keys()
     for name, value in expected.tensors.items():
         np.testing.assert_allclose(
@@ -126,7 +126,7 @@ def test_two_processes_train_the_network_that_one_does(both: tuple[Path, Path], 
 def test_two_processes_train_the_priors_that_one_does(both: tuple[Path, Path], stage: str) -> None:
     two, one = (place / "ema" for place in both)
     grids = [
-        weights.load(place / "indices.state.safetensors", "state").tensors for place in (two, one)
+        weights.load_weights(place / "indices.state.safetensors", "state").tensors for place in (two, one)
     ]
     np.testing.assert_array_equal(grids[0]["labels"], grids[1]["labels"])
     # the tokenizers differ in the last bits
@@ -143,7 +143,7 @@ def test_codes_were_restarted_in_the_runs_compared(both: tuple[Path, Path]) -> N
 @pytest.mark.slow
 def test_what_two_processes_tell_each_other(both: tuple[Path, Path]) -> None:
     first, second = (json.loads((both[0] / f"rank{rank}.json").read_text()) for rank in (0, 1))
-    assert [told.pop("own") for told in (first, second)] == [3, 2]  # of five pictures
+    assert [told.pop("own") for told in (first, second)] == [3, 2]  # of five images
     assert first == second
     assert first["gradient"] == 3
     assert first["rows"] == [3.0, 0.0, 2.0]
@@ -176,7 +176,7 @@ def test_a_lost_process_ends_the_run_and_any_number_of_them_goes_on(
             "or have torchrun do so by itself: --max-restarts 3"
         ),
     ]
-    assert weights.load(state, "state").record["step"] < 30
+    assert weights.load_weights(state, "state").record["step"] < 30
     told = finish(start([*command, "-o", "lost", "--resume", "--json"], tmp_path))
     assert [code for code, *_ in told] == [0, 0], told
     assert json.loads(told[0][1].splitlines()[-1])["stage"] == "finished"
@@ -188,7 +188,7 @@ def test_a_lost_process_ends_the_run_and_any_number_of_them_goes_on(
 # What one process can tell
 
 
-@pytest.mark.parametrize("size", [16, 12])  # all pictures at once, and crops
+@pytest.mark.parametrize("size", [16, 12])  # all images at once, and crops
 def test_shares_of_a_batch_make_up_the_batch(size: int) -> None:
     data, indices = Shapes(10, 16), np.arange(10)
     whole = Batches(data, indices, 6, size, seed=4, flip=True)
@@ -227,14 +227,14 @@ def test_a_batch_that_processes_cannot_share_equally() -> None:
 
 def test_a_process_alone_gets_back_what_it_gives() -> None:
     value = torch.randn(3, 2, requires_grad=True)
-    assert distributed.mean(value) is value
+    assert distributed.mean_over_ranks(value) is value
     before = value.detach().clone()
-    distributed.mean_(value.detach())
-    distributed.copy_first([value])
+    distributed.all_reduce_mean(value.detach())
+    distributed.broadcast([value])
     assert torch.equal(value, before)
-    assert distributed.highest(3, False) == [3, False]
-    assert distributed.from_first(lambda: b"x") == b"x"
-    assert (distributed.size(), distributed.rank(), distributed.first(), distributed.own(5)) == (
+    assert distributed.all_reduce_max(3, False) == [3, False]
+    assert distributed.broadcast_bytes(lambda: b"x") == b"x"
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main_process(), distributed.local_count(5)) == (
         1,
         0,
         True,
@@ -243,7 +243,7 @@ def test_a_process_alone_gets_back_what_it_gives() -> None:
 
 
 def test_sums_go_over_every_tensor_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "BUCKET", 5)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda flat: flat.mul_(2))
     tensors = [
@@ -253,9 +253,9 @@ def test_sums_go_over_every_tensor_once(monkeypatch: pytest.MonkeyPatch) -> None
         torch.randn(2, 2, 2, 2).to(memory_format=torch.channels_last),
     ]
     before = [tensor.clone() for tensor in tensors]
-    distributed.sum_(*tensors)
+    distributed.all_reduce_sum(*tensors)
     assert all(torch.equal(tensor, 2 * old) for tensor, old in zip(tensors, before, strict=True))
-    distributed.mean_(*tensors)
+    distributed.all_reduce_mean(*tensors)
     assert all(torch.equal(tensor, 2 * old) for tensor, old in zip(tensors, before, strict=True))
 
 
@@ -263,13 +263,13 @@ def test_each_process_opens_the_data_that_the_first_one_saw(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = Shapes(24)
-    begun = training.Begun(recipe_for(data), "", 20000, "vqtok train", job="7")
-    monkeypatch.setattr(distributed, "from_first", lambda make: train_run.to_json(begun))
-    assert training.agreed(lambda: pytest.fail("only the first begins"))[0] == begun
-    other = replace(begun, pictures=24)
-    monkeypatch.setattr(distributed, "from_first", lambda make: train_run.to_json(other))
-    with pytest.raises(InputError, match=r"finds 20,000 pictures .* but the first one 24 pictures"):
-        training.agreed(lambda: pytest.fail("only the first begins"))
+    spec = training.RunSpec(recipe_for(data), "", 20000, "vqtok train", job="7")
+    monkeypatch.setattr(distributed, "broadcast_bytes", lambda make: train_run.spec_to_json(spec))
+    assert training.broadcast_spec(lambda: pytest.fail("only the first begins"))[0] == spec
+    other = replace(spec, pictures=24)
+    monkeypatch.setattr(distributed, "broadcast_bytes", lambda make: train_run.spec_to_json(other))
+    with pytest.raises(InputError, match=r"finds 20,000 images .* but the first one 24 images"):
+        training.broadcast_spec(lambda: pytest.fail("only the first begins"))
 
 
 def test_a_run_goes_on_when_the_torchrun_that_began_it_starts_again(
@@ -292,12 +292,12 @@ def test_a_run_goes_on_when_the_torchrun_that_began_it_starts_again(
     monkeypatch.setattr("vqtok.train.tokenizer.INITIAL_VECTORS", 256)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     assert run(*command, "--max-time", "0s").exit_code == 0
-    first = weights.load(tmp_path / "run" / "tokenizer.state.safetensors", "state").record["step"]
+    first = weights.load_weights(tmp_path / "run" / "tokenizer.state.safetensors", "state").record["step"]
     again = run(*command, "--force")  # the same torchrun: what is there is its own
     assert again.exit_code == 0, again.stderr
     assert "A process of this run has ended: it goes on from what is saved in run" in again.stderr
     assert (
-        weights.load(tmp_path / "run" / "tokenizer.state.safetensors", "state").record["step"]
+        weights.load_weights(tmp_path / "run" / "tokenizer.state.safetensors", "state").record["step"]
         > first
     )
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "two")
@@ -308,14 +308,14 @@ def test_a_torchrun_without_a_name_must_say_that_it_starts_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    training.record(tmp_path, training.Begun(Recipe(), "", 1, job=distributed.job()))
-    assert not training.goes_on(tmp_path)
+    training.save_run(tmp_path, training.RunSpec(Recipe(), "", 1, job=distributed.torchrun_job()))
+    assert not training.is_restart_of(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert training.goes_on(tmp_path)
-    assert not training.goes_on(tmp_path / "nothing")
+    assert training.is_restart_of(tmp_path)
+    assert not training.is_restart_of(tmp_path / "nothing")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    training.record(tmp_path, training.Begun(Recipe(), "", 1))
-    assert not training.goes_on(tmp_path)
+    training.save_run(tmp_path, training.RunSpec(Recipe(), "", 1))
+    assert not training.is_restart_of(tmp_path)
 
 
 def test_several_processes_need_a_device_that_can_sum(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +323,7 @@ def test_several_processes_need_a_device_that_can_sum(monkeypatch: pytest.Monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
         pytest.raises(UsageError, match="cannot train together on mps"),
-        distributed.joined(torch.device("mps")),
+        distributed.process_group(torch.device("mps")),
     ):
         pass
 

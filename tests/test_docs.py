@@ -10,7 +10,7 @@ import make_commands_doc
 import numpy as np
 import pytest
 from cli_helpers import ok
-from docs_helpers import ROOT, lines, make_checkpoints, make_pictures, run_line
+from docs_helpers import ROOT, lines, make_checkpoints, make_images, run_line
 
 from vqtok import codes, weights
 from vqtok.cli import app
@@ -46,7 +46,7 @@ def test_every_command_of_a_page_runs_in_order(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.delenv("VQTOK_MODELS")
-    make_pictures(tmp_path)
+    make_images(tmp_path)
     make_checkpoints(tmp_path)
     for line in lines((ROOT / "docs" / name).read_text(encoding="utf-8")):
         run_line(line)
@@ -58,7 +58,7 @@ def test_snippets_run(page: Path, tmp_path: Path):
     """Those that begin with an import of ours or of NumPy;
     examples, which begin with a docstring, have tests of their own.
     """
-    make_pictures(tmp_path)
+    make_images(tmp_path)
     for line in ("vqtok encode photo.jpg", "vqtok encode holiday/ --bulk -o codes/ --workers 0"):
         run_line(line)
     snippets = re.findall(
@@ -130,8 +130,8 @@ def make(K: int = 4, f: int = 4, model: str = "m", L: int = 1) -> Codes:
 def test_limits_of_the_formats():
     for K, f, model in ((2, 1, "m"), (1 << 32, 1024, "m" * 255), (65536, 4, "ü ")):
         one = make(K, f, model)
-        assert codes.read(codes.to_bytes(one)) == one
-        assert codes.read(codes.to_bytes(codes.compact(one))) == one
+        assert codes.read_plain_codes(codes.to_bytes(one)) == one
+        assert codes.read_plain_codes(codes.to_bytes(codes.to_compact(one))) == one
     for K, f, model in (
         (1, 4, "m"),
         (1 << 32 | 1, 4, "m"),
@@ -152,12 +152,12 @@ def test_a_file_of_both_forms_is_a_plain_one(tmp_path: Path):
     (tmp_path / "a.npz").write_bytes(plain)
     with np.load(tmp_path / "a.npz") as archive:
         np.savez(tmp_path / "b.npz", **archive, stream=np.zeros(3, np.uint8))
-    assert codes.read(tmp_path / "b.npz") == make()
+    assert codes.read_plain_codes(tmp_path / "b.npz") == make()
 
 
 def test_a_fingerprint_by_the_page():
     path = ROOT / "models" / "cifar10" / "tokenizer.safetensors"
-    tensors = weights.load(path, "tokenizer").tensors
+    tensors = weights.load_weights(path, "tokenizer").tensors
     digest = hashlib.sha256()
     for name in sorted(tensors):
         shape = ",".join(map(str, tensors[name].shape))

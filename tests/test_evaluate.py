@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PRIOR, TOKENIZER, make_model, picture
+from conftest import PRIOR, TOKENIZER, image, make_model
 from PIL import Image
 
 from vqtok import codec, codes, metrics
@@ -18,7 +18,7 @@ from vqtok.errors import InputError, ModelError
 from vqtok.evaluate import Evaluation, evaluate
 
 LABELS = ("cat", "dog", "eel")
-PIXELS = np.stack([picture(10, 14, seed=seed) for seed in range(7)])
+PIXELS = np.stack([image(10, 14, seed=seed) for seed in range(7)])
 TARGETS = np.arange(7) % 3
 
 
@@ -130,8 +130,8 @@ def test_limit_show_and_progress(toy: codec.Model):
     assert steps[-1] == (3, 3)
     for (original, decoded), given in zip(shown, PIXELS[:3], strict=True):
         assert (original.name, original.bytes, decoded.name) == ("original", None, "toy")
-        assert (original.picture == given).all()
-        assert (decoded.picture == toy.decode(toy.encode(given))).all()
+        assert (original.image == given).all()
+        assert (decoded.image == toy.decode(toy.encode(given))).all()
         assert decoded.bytes == len(codes.to_bytes(toy.encode(given)))
     assert evaluate(toy, data(), 99).pictures == 7
 
@@ -139,14 +139,14 @@ def test_limit_show_and_progress(toy: codec.Model):
 def folder(path: Path, *names: str) -> Path:
     path.mkdir()
     for i, name in enumerate(names):
-        Image.fromarray(picture(8 + i, 12, seed=i)).save(path / name)
+        Image.fromarray(image(8 + i, 12, seed=i)).save(path / name)
     return path
 
 
-def test_unreadable_pictures_are_counted_and_told(toy: codec.Model, tmp_path: Path):
+def test_unreadable_images_are_counted_and_told(toy: codec.Model, tmp_path: Path):
     place = folder(tmp_path / "some", "a.png", "c.png")
     whole = evaluate(toy, open_data(place))
-    (place / "b.png").write_bytes(b"no picture")
+    (place / "b.png").write_bytes(b"no image")
     (place / "d.png").write_bytes((place / "a.png").read_bytes()[:60])
     told: list[InputError] = []
     result = evaluate(toy, open_data(place), skip=told.append)
@@ -159,7 +159,7 @@ def test_nothing_readable_is_an_error(toy: codec.Model, tmp_path: Path):
     dataset = open_data(place)  # has looked at the first: now it goes bad
     for file in place.iterdir():
         file.write_bytes(b"gone")
-    with pytest.raises(InputError, match="no picture of"):
+    with pytest.raises(InputError, match="no image of"):
         evaluate(toy, dataset)
 
 
@@ -188,16 +188,16 @@ def test_sizes_may_differ_and_large_batches_are_split(
     assert without_prior(parts) == without_prior(whole)
 
 
-def test_grey_model_on_color_data(tmp_path: Path):
+def test_gray_model_on_color_data(tmp_path: Path):
     tokenizer = replace(TOKENIZER, channels=1)
-    grey = codec.load(make_model(tmp_path / "grey", tokenizer, replace(PRIOR, labels=())))
-    result = evaluate(grey, data())
+    gray = codec.load(make_model(tmp_path / "gray", tokenizer, replace(PRIOR, labels=())))
+    result = evaluate(gray, data())
     assert result.bits_per_dim is not None
     luma = np.stack([np.asarray(Image.fromarray(p).convert("L")) for p in PIXELS])[..., None]
-    assert result.psnr == pytest.approx(evaluate(grey, data(pixels=luma)).psnr)
+    assert result.psnr == pytest.approx(evaluate(gray, data(pixels=luma)).psnr)
 
 
-def test_pictures_that_never_vary(toy: codec.Model):
+def test_images_that_never_vary(toy: codec.Model):
     flat = np.full((3, 8, 8, 3), 77, np.uint8)
     result = evaluate(toy, data(pixels=flat))
     assert result.normalized_error == math.inf  # no mean color to be better than

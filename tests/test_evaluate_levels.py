@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PRIOR, TOKENIZER, make_model, picture
+from conftest import PRIOR, TOKENIZER, image, make_model
 from PIL import Image
 
 from vqtok import codec, codes, images, losses, metrics
@@ -23,10 +23,10 @@ from vqtok.evaluate import (
     measure,
     reference_codecs,
 )
-from vqtok.evaluate.results import needed
+from vqtok.evaluate.results import bpp_needed
 from vqtok.losses import lpips as losses_lpips
 
-PIXELS = np.stack([picture(70, 90, seed=seed) for seed in range(2)])
+PIXELS = np.stack([image(70, 90, seed=seed) for seed in range(2)])
 LEVELS = 4
 
 
@@ -122,23 +122,23 @@ def test_chosen_levels_and_all(model: codec.Model):
 # LPIPS
 
 
-def test_lpips_of_grey_models_repeats_the_channel(tmp_path: Path, lpips: losses.LPIPS):
-    grey = codec.load(make_model(tmp_path / "grey", replace(TOKENIZER, channels=1), None))
+def test_lpips_of_gray_models_repeats_the_channel(tmp_path: Path, lpips: losses.LPIPS):
+    gray = codec.load(make_model(tmp_path / "gray", replace(TOKENIZER, channels=1), None))
     luma = np.asarray(Image.fromarray(PIXELS[0]).convert("L"))[None, ..., None]
-    result = evaluate(grey, data(luma), lpips=lpips, codecs=["jpeg", "webp", "avif"])
-    shown = grey.decode(grey.encode(luma[0]))
+    result = evaluate(gray, data(luma), lpips=lpips, codecs=["jpeg", "webp", "avif"])
+    shown = gray.decode(gray.encode(luma[0]))
     assert result.lpips == pytest.approx(
         distance(lpips, luma[0].repeat(3, 2), shown.repeat(3, 2)), rel=1e-4
     )
     assert {row.codec for row in result.codecs} == {"jpeg", "webp", "avif"}
 
 
-def test_pictures_too_small_for_lpips_are_left_out_with_a_note(
+def test_images_too_small_for_lpips_are_left_out_with_a_note(
     model: codec.Model, lpips: losses.LPIPS
 ):
     small = evaluate(model, data(PIXELS[:, :63]), lpips=lpips)
     assert small.lpips is None
-    assert "LPIPS leaves out 2 of 2 pictures: it needs 64 pixels a side" in small.notes
+    assert "LPIPS leaves out 2 of 2 images: it needs 64 pixels a side" in small.notes
     assert evaluate(model, data(PIXELS[:1, :64]), lpips=lpips, codecs=[]).lpips is not None
 
 
@@ -161,10 +161,10 @@ def test_jpeg_by_trying_everything():
     among the best of each scale.
     """
     original = PIXELS[0]
-    rival = reference_codecs.Rival("jpeg", original, comparator.Judge(None, torch.device("cpu")))
+    rival = reference_codecs.ReferenceCodec("jpeg", original, comparator.Comparator(None, torch.device("cpu")))
     tried = {}
     for divisor in (1, 2, 4):
-        reduced = images.fit(original, round(70 / divisor), round(90 / divisor))
+        reduced = images.resize_to(original, round(70 / divisor), round(90 / divisor))
         tried |= {(divisor, q): jpeg_bytes(reduced, q) for q in range(1, 96)}
     seen = set()
     for budget in (600, 800, 1200, 2000, 4000):
@@ -191,7 +191,7 @@ def test_jpeg_by_trying_everything():
 
 def test_with_lpips_the_scale_is_the_one_of_the_lowest(lpips: losses.LPIPS):
     original = PIXELS[0]
-    rival = reference_codecs.Rival("webp", original, comparator.Judge(lpips, torch.device("cpu")))
+    rival = reference_codecs.ReferenceCodec("webp", original, comparator.Comparator(lpips, torch.device("cpu")))
     budgets = (300, 600, 1500)
     for budget in budgets:
         attempt = rival.best(budget)
@@ -210,7 +210,7 @@ def test_no_file_is_written_twice(monkeypatch: pytest.MonkeyPatch):
         "save",
         lambda self, *a, **k: made.append((self.size, k["quality"])) or save(self, *a, **k),
     )
-    rival = reference_codecs.Rival("jpeg", PIXELS[0], comparator.Judge(None, torch.device("cpu")))
+    rival = reference_codecs.ReferenceCodec("jpeg", PIXELS[0], comparator.Comparator(None, torch.device("cpu")))
     for budget in (500, 1000, 1000, 2000, 100):
         rival.best(budget)
     assert len(made) == len(set(made)) < 70
@@ -233,7 +233,7 @@ def test_codec_rows_keep_to_the_bytes_of_our_files(model: codec.Model):
             for grid in grids
         ]
         rivals = [
-            reference_codecs.Rival(row.codec, p, comparator.Judge(None, torch.device("cpu")))
+            reference_codecs.ReferenceCodec(row.codec, p, comparator.Comparator(None, torch.device("cpu")))
             for p in PIXELS
         ]
         found = [rival.best(budget) for rival, budget in zip(rivals, budgets, strict=True)]
@@ -257,7 +257,7 @@ def test_a_file_that_is_too_large_all_the_same_is_told(
     monkeypatch.setattr(measure, "to_bytes", lambda part: b"x" * 100)
     result = evaluate(model, data(), levels=[1], codecs=["jpeg"])
     smallest = [
-        min(len(jpeg_bytes(images.fit(p, round(70 / d), round(90 / d)), 1)) for d in (1, 2, 4))
+        min(len(jpeg_bytes(images.resize_to(p, round(70 / d), round(90 / d)), 1)) for d in (1, 2, 4))
         for p in PIXELS
     ]
     first = result.codecs[0]
@@ -265,7 +265,7 @@ def test_a_file_that_is_too_large_all_the_same_is_told(
     assert first.bpp == pytest.approx(8 * sum(smallest) / (2 * 70 * 90))
     assert (
         "JPEG at the bytes of 1 level: "
-        "for 2 of 2 pictures its smallest file is larger, and was taken"
+        "for 2 of 2 images its smallest file is larger, and was taken"
     ) in result.notes
 
 
@@ -286,14 +286,14 @@ def test_what_this_pillow_cannot_write_is_told(model: codec.Model, monkeypatch: 
 def test_a_size_that_a_format_does_not_take_is_left_out(model: codec.Model):
     long = np.zeros((1, 4, 70_000, 3), np.uint8)
     assert (
-        reference_codecs.Rival("webp", long[0], comparator.Judge(None, torch.device("cpu"))).best(
+        reference_codecs.ReferenceCodec("webp", long[0], comparator.Comparator(None, torch.device("cpu"))).best(
             10_000
         )
         is None
     )
     wide = evaluate(model, data(long[:, :, : 16_500 * 4]), levels=[1], codecs=["webp"])
     assert wide.codecs == ()
-    assert wide.notes == ("WebP does not take 1 of the pictures: left out",)
+    assert wide.notes == ("WebP does not take 1 of the images: left out",)
 
 
 def test_views_of_a_sheet(model: codec.Model):
@@ -309,9 +309,9 @@ def test_views_of_a_sheet(model: codec.Model):
     ]
     grid = model.encode(PIXELS[0])
     two = replace(grid, indices=grid.indices[:, :2])
-    assert (shown[0][2].picture == model.decode(two)).all()
+    assert (shown[0][2].image == model.decode(two)).all()
     assert shown[0][2].bytes == len(codes.to_bytes(two))
-    assert all(view.picture.shape == PIXELS[0].shape for view in shown[0])
+    assert all(view.image.shape == PIXELS[0].shape for view in shown[0])
 
 
 def test_bits_needed_for_the_same_quality():
@@ -322,11 +322,11 @@ def test_bits_needed_for_the_same_quality():
         return comparator.Quality(20.0, 0.5, ms_ssim, lpips)
 
     curve = [row(0.4, 0.9, 0.1), row(0.1, 0.5, 0.5), row(0.2, 0.8, 0.3)]
-    assert needed(ask(0.0, 0.4), curve) == pytest.approx(math.sqrt(0.1 * 0.2))
-    assert needed(ask(0.0, 0.3), curve) == pytest.approx(0.2)
-    assert needed(ask(0.85, None), curve) == pytest.approx(math.sqrt(0.2 * 0.4))
-    assert needed(ask(0.9, 0.05), curve) is None
-    assert needed(ask(0.9, 0.6), curve) is None
+    assert bpp_needed(ask(0.0, 0.4), curve) == pytest.approx(math.sqrt(0.1 * 0.2))
+    assert bpp_needed(ask(0.0, 0.3), curve) == pytest.approx(0.2)
+    assert bpp_needed(ask(0.85, None), curve) == pytest.approx(math.sqrt(0.2 * 0.4))
+    assert bpp_needed(ask(0.9, 0.05), curve) is None
+    assert bpp_needed(ask(0.9, 0.6), curve) is None
 
 
 @pytest.mark.parametrize("size", [1, 64, 3000])

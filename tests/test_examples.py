@@ -1,4 +1,4 @@
-"""Each example runs as its page says, on tiny pictures, and the page shows its text."""
+"""Each example runs as its page says, on tiny images, and the page shows its text."""
 
 import runpy
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_helpers import ok, save, size_of
-from conftest import picture
+from conftest import image
 
 import vqtok
 
@@ -29,11 +29,11 @@ def example(monkeypatch: pytest.MonkeyPatch, name: str, *words: object) -> None:
 
 @pytest.fixture
 def shards(toy: Path) -> None:
-    """Three pictures in codes/: 8x8, 9x8 and 8x8 places at the toy's f = 4;
+    """Three images in codes/: 8x8, 9x8 and 8x8 places at the toy's f = 4;
     the last is a copy of the first.
     """
     for name, seed, width in (("a", 0, 32), ("b", 1, 36), ("c", 0, 32)):
-        save(f"in/{name}.png", picture(32, width, seed=seed))
+        save(f"in/{name}.png", image(32, width, seed=seed))
     ok("encode", "in", "--bulk", "-o", "codes", "--workers", 0)
 
 

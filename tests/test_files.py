@@ -21,7 +21,7 @@ from vqtok.files import (
     write_bytes,
 )
 
-PICTURES = frozenset({".png", ".jpg"})
+IMAGES = frozenset({".png", ".jpg"})
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(*inputs: str) -> list[str]:
-    return [str(s.path) for s in expand(inputs, PICTURES)]
+    return [str(s.path) for s in expand(inputs, IMAGES)]
 
 
 def left(folder: Path) -> list[str]:
@@ -55,7 +55,7 @@ def left(folder: Path) -> list[str]:
 
 
 def test_folder_is_walked_sorted_and_mirrored(tree: Path) -> None:
-    sources = expand(["in"], PICTURES)
+    sources = expand(["in"], IMAGES)
     assert [str(s.relative) for s in sources] == [
         "a.JPG",
         "b.png",
@@ -64,7 +64,7 @@ def test_folder_is_walked_sorted_and_mirrored(tree: Path) -> None:
         "sub/deep/d.png",
     ]
     assert all(s.path == Path("in") / s.relative for s in sources)
-    assert str(expand(["."], PICTURES)[0].relative) == "in/a.JPG"
+    assert str(expand(["."], IMAGES)[0].relative) == "in/a.JPG"
 
 
 def test_named_file_counts_whatever_its_suffix_and_only_once(tree: Path) -> None:
@@ -72,14 +72,14 @@ def test_named_file_counts_whatever_its_suffix_and_only_once(tree: Path) -> None
         "in/notes.txt",
         "in/b.png",
     ]
-    assert expand(["in/sub/c.png"], PICTURES) == [Source(Path("in/sub/c.png"), Path("c.png"))]
+    assert expand(["in/sub/c.png"], IMAGES) == [Source(Path("in/sub/c.png"), Path("c.png"))]
     assert names("in/b.png", "in")[:2] == ["in/b.png", "in/a.JPG"]
 
 
 def test_several_folders_keep_their_names(tree: Path) -> None:
     (tree / "other").mkdir()
     (tree / "other" / "b.png").write_bytes(b"x")
-    relative = [str(s.relative) for s in expand(["in/sub", "other"], PICTURES)]
+    relative = [str(s.relative) for s in expand(["in/sub", "other"], IMAGES)]
     assert relative == ["sub/c.png", "sub/deep/d.png", "other/b.png"]
 
 
@@ -103,7 +103,7 @@ def test_globs(tree: Path, pattern: str, found: list[str]) -> None:
 
 
 def test_glob_is_mirrored_below_its_fixed_part(tree: Path) -> None:
-    assert [str(s.relative) for s in expand(["in/**/d.png"], PICTURES)] == ["sub/deep/d.png"]
+    assert [str(s.relative) for s in expand(["in/**/d.png"], IMAGES)] == ["sub/deep/d.png"]
 
 
 def test_loops_of_links_end_and_linked_folders_count(tree: Path) -> None:
@@ -126,8 +126,8 @@ def test_broken_link_is_reported_by_reading_and_pipes_are_left_out(tree: Path) -
 
 
 def test_stdin_is_a_source(tree: Path) -> None:
-    assert expand(["-", "-"], PICTURES) == [Source(None, Path("stdin"))]
-    assert str(expand(["-"], PICTURES)[0]) == "standard input"
+    assert expand(["-", "-"], IMAGES) == [Source(None, Path("stdin"))]
+    assert str(expand(["-"], IMAGES)[0]) == "standard input"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_stdin_is_a_source(tree: Path) -> None:
 def test_nothing_found(tree: Path, inputs: list[str], message: str) -> None:
     (tree / "empty").mkdir()
     with pytest.raises(InputError, match=message):
-        expand(inputs, PICTURES)
+        expand(inputs, IMAGES)
 
 
 def test_a_missing_input_among_others_stays_to_be_reported(tree: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes uint8 (H, W, C), or one InputError."""
+"""Every kind of image becomes uint8 (H, W, C), or one InputError."""
 
 import io
 from pathlib import Path
@@ -11,15 +11,15 @@ from PIL import Image, ImageCms, ImageOps
 from vqtok.errors import InputError, OutputError, UsageError
 from vqtok.images import (
     IMAGE_SUFFIXES,
-    Picture,
+    DecodedImage,
     crop,
     encode_png,
-    fit,
     from_any,
     pad,
     parse_color,
-    read,
-    write,
+    read_image,
+    resize_to,
+    write_image,
 )
 
 # Reading
@@ -30,13 +30,13 @@ def test_png_by_path_content_and_text(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(png(pixels))
     for source in (path, path.read_bytes()):
-        picture = read(source)
-        assert np.array_equal(picture.pixels, pixels)
-        assert picture.notes == ()
-        assert picture.source_bytes == path.stat().st_size
-        assert picture.pixels.dtype == np.uint8
-        assert picture.pixels.flags.c_contiguous
-        assert picture.pixels.flags.writeable
+        image = read_image(source)
+        assert np.array_equal(image.pixels, pixels)
+        assert image.notes == ()
+        assert image.source_bytes == path.stat().st_size
+        assert image.pixels.dtype == np.uint8
+        assert image.pixels.flags.c_contiguous
+        assert image.pixels.flags.writeable
     assert np.array_equal(from_any(str(path)).pixels, pixels)
 
 
@@ -48,9 +48,9 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
     exif[0x0112] = orientation
     data = saved(image, kind, exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
-    picture = read(data)
-    assert picture.pixels.shape[:2] == ((40, 24) if orientation > 4 else (24, 40))
-    assert np.array_equal(picture.pixels, expected)
+    array = read_image(data)
+    assert array.pixels.shape[:2] == ((40, 24) if orientation > 4 else (24, 40))
+    assert np.array_equal(array.pixels, expected)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -58,67 +58,67 @@ def test_transparency_is_laid_over_the_background(mode: str) -> None:
     alpha = np.tile(np.array([0, 51, 255], np.uint8), (2, 1))
     image = Image.fromarray(np.full((2, 3), 100, np.uint8)).convert(mode)
     image.putalpha(Image.fromarray(alpha))
-    over_white = read(saved(image, "PNG"))
+    over_white = read_image(saved(image, "PNG"))
     assert over_white.pixels[0, :, 0].tolist() == [255, 224, 100]  # 0.2 * 100 + 0.8 * 255
     assert over_white.notes == ("transparency laid over white",)
-    over_color = read(saved(image, "PNG"), background=(200, 0, 50))
+    over_color = read_image(saved(image, "PNG"), background=(200, 0, 50))
     assert over_color.pixels[1].tolist() == [[200, 0, 50], [180, 20, 60], [100, 100, 100]]
     assert over_color.notes == ("transparency laid over #c80032",)
 
 
 def test_opaque_alpha_is_no_note() -> None:
     pixels = np.dstack([smooth(4, 4), np.full((4, 4), 255, np.uint8)])
-    picture = read(png(pixels))
-    assert np.array_equal(picture.pixels, pixels[..., :3])
-    assert picture.notes == ()
+    image = read_image(png(pixels))
+    assert np.array_equal(image.pixels, pixels[..., :3])
+    assert image.notes == ()
 
 
 def test_palette_with_and_without_transparency() -> None:
     image = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    assert read(saved(image, "PNG")).pixels.tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
+    assert read_image(saved(image, "PNG")).pixels.tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
     for transparency in (1, b"\xff\x00\xff"):
-        picture = read(saved(image, "PNG", transparency=transparency))
-        assert picture.pixels.tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
-        assert picture.notes == ("transparency laid over white",)
+        array = read_image(saved(image, "PNG", transparency=transparency))
+        assert array.pixels.tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
+        assert array.notes == ("transparency laid over white",)
 
 
 def test_transparent_gray_and_rgb_by_color_key() -> None:
     gray = png(np.array([[10, 20]], np.uint8), transparency=10)
-    assert read(gray, 1).pixels.tolist() == [[[255], [20]]]
+    assert read_image(gray, 1).pixels.tolist() == [[[255], [20]]]
     color = png(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8), transparency=(1, 2, 3))
-    assert read(color).pixels.tolist() == [[[255, 255, 255], [4, 5, 6]]]
+    assert read_image(color).pixels.tolist() == [[[255, 255, 255], [4, 5, 6]]]
 
 
 def test_one_bit_and_gray() -> None:
     bits = np.array([[True, False, True]])
-    assert read(png(bits)).pixels[..., 1].tolist() == [[255, 0, 255]]
-    assert read(png(bits), channels=1).pixels.tolist() == [[[255], [0], [255]]]
+    assert read_image(png(bits)).pixels[..., 1].tolist() == [[255, 0, 255]]
+    assert read_image(png(bits), channels=1).pixels.tolist() == [[[255], [0], [255]]]
     gray = smooth(3, 7, 1)
-    picture = read(png(gray[..., 0]))
-    assert np.array_equal(picture.pixels, np.repeat(gray, 3, axis=2))
-    assert picture.notes == ()
+    image = read_image(png(gray[..., 0]))
+    assert np.array_equal(image.pixels, np.repeat(gray, 3, axis=2))
+    assert image.notes == ()
 
 
 def test_one_channel_from_color_says_so() -> None:
-    picture = read(png(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)), channels=1)
+    image = read_image(png(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)), channels=1)
     # ITU-R BT.601 luma: 0.299, 0.587, 0.114
-    assert picture.pixels[0, :, 0].tolist() == [76, 150, 29]
-    assert picture.notes == ("color dropped",)
-    assert read(png(np.full((2, 2, 3), 9, np.uint8)), channels=1).notes == ()
+    assert image.pixels[0, :, 0].tolist() == [76, 150, 29]
+    assert image.notes == ("color dropped",)
+    assert read_image(png(np.full((2, 2, 3), 9, np.uint8)), channels=1).notes == ()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bit_is_scaled_not_clipped(kind: str) -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
-    picture = read(saved(Image.fromarray(values), kind), channels=1)
-    assert picture.pixels[0, :, 0].tolist() == [0, 0, 1, 128, 255]
-    assert picture.notes == ("16-bit values reduced to 8 bits",)
+    image = read_image(saved(Image.fromarray(values), kind), channels=1)
+    assert image.pixels[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+    assert image.notes == ("16-bit values reduced to 8 bits",)
 
 
 def test_big_endian_16_bit_tiff() -> None:
     image = Image.frombytes("I;16B", (3, 1), np.array([0, 256, 65535], ">u2").tobytes())
-    assert read(saved(image, "TIFF"), 1).pixels[0, :, 0].tolist() == [0, 1, 255]
+    assert read_image(saved(image, "TIFF"), 1).pixels[0, :, 0].tolist() == [0, 1, 255]
 
 
 @pytest.mark.parametrize(
@@ -134,49 +134,49 @@ def test_big_endian_16_bit_tiff() -> None:
     ],
 )
 def test_float_tiff(values: list[float], expected: list[int]) -> None:
-    picture = read(saved(Image.fromarray(np.array([values], np.float32)), "TIFF"), 1)
-    assert picture.pixels[0, :, 0].tolist() == expected
-    assert "8 bits" in picture.notes[0]
+    image = read_image(saved(Image.fromarray(np.array([values], np.float32)), "TIFF"), 1)
+    assert image.pixels[0, :, 0].tolist() == expected
+    assert "8 bits" in image.notes[0]
 
 
 def test_32_bit_integers() -> None:
     image = Image.fromarray(np.array([[-100000, 0, 100000]], np.int32))
-    assert read(saved(image, "TIFF"), 1).pixels[0, :, 0].tolist() == [0, 128, 255]
+    assert read_image(saved(image, "TIFF"), 1).pixels[0, :, 0].tolist() == [0, 128, 255]
 
 
 def test_cmyk() -> None:
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
-    picture = read(saved(image, "JPEG", quality=100))
-    assert distance(picture.pixels, np.full((16, 16, 3), (255, 0, 0), np.uint8)) <= 3
-    assert picture.notes == ("CMYK turned into RGB without a color profile",)
+    array = read_image(saved(image, "JPEG", quality=100))
+    assert distance(array.pixels, np.full((16, 16, 3), (255, 0, 0), np.uint8)) <= 3
+    assert array.notes == ("CMYK turned into RGB without a color profile",)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF"])
 def test_animation_gives_its_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (16, 16), color) for color in ("white", "black", "white")]
-    picture = read(saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=50))
-    assert picture.pixels.min() > 250
-    assert picture.notes == ("first of 3 frames",)
+    image = read_image(saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=50))
+    assert image.pixels.min() > 250
+    assert image.notes == ("first of 3 frames",)
 
 
-def test_pages_and_phone_pictures() -> None:
+def test_pages_and_phone_images() -> None:
     pages = [Image.new("RGB", (16, 16), color) for color in ("white", "black")]
-    assert read(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])).notes == (
+    assert read_image(saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])).notes == (
         "first of 2 pages",
     )
-    assert read(saved(pages[0], "MPO", save_all=True, append_images=pages[1:])).notes == ()
+    assert read_image(saved(pages[0], "MPO", save_all=True, append_images=pages[1:])).notes == ()
 
 
 def test_color_profile_is_converted_to_srgb() -> None:
     middle = np.full((4, 4, 3), 55, np.uint8)
-    picture = read(png(middle, icc_profile=with_gamma_one()))
+    array = read_image(png(middle, icc_profile=with_gamma_one()))
     # Linear 55/255 = 0.2157 is 0.5020 in sRGB: 1.055 * 0.2157 ** (1 / 2.4) - 0.055.
-    assert distance(picture.pixels, np.full((4, 4, 3), 128, np.uint8)) <= 1
-    assert picture.notes == ("colors converted to sRGB",)
+    assert distance(array.pixels, np.full((4, 4, 3), 128, np.uint8)) <= 1
+    assert array.notes == ("colors converted to sRGB",)
     image = Image.fromarray(middle)
     for other in (image.quantize(2), image.convert("RGBA")):
         assert np.array_equal(
-            read(saved(other, "PNG", icc_profile=with_gamma_one())).pixels, picture.pixels
+            read_image(saved(other, "PNG", icc_profile=with_gamma_one())).pixels, array.pixels
         )
 
 
@@ -184,9 +184,9 @@ def test_lab() -> None:
     # White, and the green (0, 128, 0): L 46.2, a -51.7, b 49.9 as CIE
     # gives it, L stored times 2.55.
     image = Image.frombytes("LAB", (2, 1), bytes([255, 0, 0, 118, 256 - 52, 50]))
-    picture = read(saved(image, "TIFF"))
-    assert distance(picture.pixels, np.array([[[255, 255, 255], [0, 128, 0]]], np.uint8)) <= 5
-    assert picture.notes == ("colors converted to sRGB",)
+    array = read_image(saved(image, "TIFF"))
+    assert distance(array.pixels, np.array([[[255, 255, 255], [0, 128, 0]]], np.uint8)) <= 5
+    assert array.notes == ("colors converted to sRGB",)
 
 
 @pytest.mark.parametrize(
@@ -194,18 +194,18 @@ def test_lab() -> None:
 )
 def test_profile_that_is_broken_or_for_other_colors_is_ignored(profile: bytes) -> None:
     pixels = smooth(6, 5)
-    picture = read(png(pixels, icc_profile=profile))
-    assert np.array_equal(picture.pixels, pixels)
-    assert picture.notes == ()
+    image = read_image(png(pixels, icc_profile=profile))
+    assert np.array_equal(image.pixels, pixels)
+    assert image.notes == ()
 
 
 def test_srgb_profile_changes_nothing() -> None:
     pixels = smooth(6, 5)
-    picture = read(
+    image = read_image(
         png(pixels, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     )
-    assert np.array_equal(picture.pixels, pixels)
-    assert picture.notes == ()
+    assert np.array_equal(image.pixels, pixels)
+    assert image.notes == ()
 
 
 # Arrays and PIL images
@@ -214,27 +214,27 @@ def test_srgb_profile_changes_nothing() -> None:
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3), (4, 5, 4)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_arrays(shape: tuple[int, ...], channels: int) -> None:
-    picture = from_any(np.full(shape, 255, np.uint8)[:, ::-1], channels)
-    assert picture.pixels.shape == (4, 5, channels)
-    assert picture.pixels.min() == 255
-    assert picture.source_bytes == 0
+    image = from_any(np.full(shape, 255, np.uint8)[:, ::-1], channels)
+    assert image.pixels.shape == (4, 5, channels)
+    assert image.pixels.min() == 255
+    assert image.source_bytes == 0
 
 
 def test_array_is_copied_and_alpha_counts() -> None:
     pixels = np.zeros((2, 2, 4), np.uint8)
     assert from_any(pixels, background=(1, 2, 3)).pixels[0, 0].tolist() == [1, 2, 3]
     opaque = smooth(4, 4)
-    picture = from_any(opaque)
-    picture.pixels[:] = 0
+    image = from_any(opaque)
+    image.pixels[:] = 0
     assert opaque.min() > 0
 
 
-def test_pil_image_picture_and_content() -> None:
+def test_pil_image_image_and_content() -> None:
     pixels = smooth(4, 6)
     image = Image.fromarray(pixels)
     assert np.array_equal(from_any(image).pixels, pixels)
     assert np.array_equal(from_any(bytearray(png(pixels))).pixels, pixels)
-    again = from_any(Picture(pixels, ("a note",), 77), channels=1)
+    again = from_any(DecodedImage(pixels, ("a note",), 77), channels=1)
     assert again.pixels.shape == (4, 6, 1)
     assert again.notes == ("a note", "color dropped")
     assert again.source_bytes == 77
@@ -268,8 +268,8 @@ def test_lazy_pil_image_that_is_truncated() -> None:
         [1],
     ],
 )
-def test_what_is_no_picture(thing: object) -> None:
-    with pytest.raises(InputError, match=r"is no picture|has no pixels"):
+def test_what_is_no_image(thing: object) -> None:
+    with pytest.raises(InputError, match=r"is no image|has no pixels"):
         from_any(thing)
 
 
@@ -294,30 +294,30 @@ def test_write_and_read_back(
     tmp_path: Path, suffix: str, error: int, shape: tuple[int, int, int]
 ) -> None:
     pixels = smooth(*shape)
-    write(tmp_path / f"x{suffix}", pixels)
-    picture = read(tmp_path / f"x{suffix}", channels=shape[2])
-    assert distance(picture.pixels, pixels) <= error
+    write_image(tmp_path / f"x{suffix}", pixels)
+    image = read_image(tmp_path / f"x{suffix}", channels=shape[2])
+    assert distance(image.pixels, pixels) <= error
     assert suffix.lower() in IMAGE_SUFFIXES
     with pytest.raises(OutputError, match="exists"):
-        write(tmp_path / f"x{suffix}", pixels)
+        write_image(tmp_path / f"x{suffix}", pixels)
 
 
 def test_encode_png_is_a_png() -> None:
     pixels = smooth(31, 77)
     assert encode_png(pixels)[:4] == b"\x89PNG"
-    assert np.array_equal(read(encode_png(pixels)).pixels, pixels)
+    assert np.array_equal(read_image(encode_png(pixels)).pixels, pixels)
 
 
 @pytest.mark.parametrize("name", ["x.gif", "x", "x.npz"])
 def test_unknown_suffix(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="unknown picture format"):
-        write(tmp_path / name, smooth(2, 2))
+    with pytest.raises(UsageError, match="unknown image format"):
+        write_image(tmp_path / name, smooth(2, 2))
 
 
 @pytest.mark.parametrize(("suffix", "width"), [(".webp", 16384), (".jpg", 70000)])
 def test_size_that_a_format_cannot_hold(tmp_path: Path, suffix: str, width: int) -> None:
     with pytest.raises(OutputError, match=f"does not take {width}x1 pixels") as caught:
-        write(tmp_path / f"x{suffix}", smooth(1, width))
+        write_image(tmp_path / f"x{suffix}", smooth(1, width))
     assert ".png" in caught.value.fix
     assert list(tmp_path.iterdir()) == []
 
@@ -343,7 +343,7 @@ def test_pad_and_crop(size: tuple[int, int], padded: tuple[int, int], channels: 
 @pytest.mark.parametrize(("H", "W"), [(10, 14), (80, 33), (1, 1), (7, 200), (40, 60)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_fit(H: int, W: int, channels: int) -> None:
-    small = fit(smooth(40, 60, channels), H, W)
+    small = resize_to(smooth(40, 60, channels), H, W)
     assert small.shape == (H, W, channels)
     assert small.dtype == np.uint8
     if min(H, W) > 1:
@@ -352,7 +352,7 @@ def test_fit(H: int, W: int, channels: int) -> None:
 
 def test_shrinking_averages_fine_detail() -> None:
     checkers = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None]
-    assert distance(fit(checkers, 8, 8), np.full((8, 8, 1), 128, np.uint8)) <= 2
+    assert distance(resize_to(checkers, 8, 8), np.full((8, 8, 1), 128, np.uint8)) <= 2
 
 
 @pytest.mark.parametrize(
@@ -378,9 +378,9 @@ def test_parse_color_refuses(text: str) -> None:
         parse_color(text)
 
 
-def test_a_tall_picture_is_read_whole(tmp_path: Path) -> None:
+def test_a_tall_image_is_read_whole(tmp_path: Path) -> None:
     """Pixels are taken from PIL in strips."""
     for channels in (1, 3):
         pixels = np.random.default_rng(0).integers(0, 256, (600, 5, channels), np.uint8)
-        write(tmp_path / f"{channels}.png", pixels)
-        assert (read(tmp_path / f"{channels}.png", channels).pixels == pixels).all()
+        write_image(tmp_path / f"{channels}.png", pixels)
+        assert (read_image(tmp_path / f"{channels}.png", channels).pixels == pixels).all()

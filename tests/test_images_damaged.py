@@ -1,4 +1,4 @@
-"""What cannot be read as a picture gives one InputError:
+"""What cannot be read as an image gives one InputError:
 damaged, truncated and hostile files, and no warning escapes.
 """
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attacks.pictures import wholes
+from attacks.image_files import wholes
 from image_helpers import png, saved, smooth
 from PIL import Image
 
 from vqtok.errors import InputError
-from vqtok.images import read
+from vqtok.images import read_image
 
 images_read = importlib.import_module("vqtok.images.read")  # its package hides it behind a function
 
@@ -25,17 +25,17 @@ images_read = importlib.import_module("vqtok.images.read")  # its package hides 
     ("data", "message"),
     [
         (b"", "is empty"),
-        (b"hello", "is not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture"),
+        (b"hello", "is not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
         (b"\x89PNG\r\n\x1a\n", "damaged or cut off"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", "damaged or cut off"),
     ],
 )
-def test_not_a_picture(tmp_path: Path, data: bytes, message: str) -> None:
+def test_not_a_image(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(data)
     with pytest.raises(InputError, match=message) as caught:
-        read(path)
+        read_image(path)
     assert "x.png" in str(caught.value)
     assert caught.value.fix
 
@@ -45,14 +45,14 @@ def test_truncated(kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     data = saved(Image.fromarray(noise), kind)
     with pytest.raises(InputError, match="damaged or cut off"):
-        read(data[: len(data) * 2 // 3])
+        read_image(data[: len(data) * 2 // 3])
 
 
 def test_missing_and_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        read(tmp_path / "x.png")
+        read_image(tmp_path / "x.png")
     with pytest.raises(InputError, match="is a folder"):
-        read(tmp_path)
+        read_image(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_bomb_is_refused_before_decoding(header: bytes, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("PIL.PpmImagePlugin.PpmImageFile.load", load)
     with pytest.raises(InputError, match="more than 200 million pixels"):
-        read(header + b"\0" * 100)
+        read_image(header + b"\0" * 100)
 
 
 def test_size_that_pil_alone_would_warn_about_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     # PIL would warn above 10 pixels and raise above 20
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    assert read(png(smooth(3, 5))).pixels.shape == (3, 5, 3)
-    assert read(png(smooth(30, 50))).pixels.shape == (30, 50, 3)
+    assert read_image(png(smooth(3, 5))).pixels.shape == (3, 5, 3)
+    assert read_image(png(smooth(30, 50))).pixels.shape == (30, 50, 3)
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
@@ -82,7 +82,7 @@ def test_settings_of_the_process_come_back_also_from_threads() -> None:
     def work(data: bytes) -> None:
         for _ in range(30):
             try:
-                read(data)
+                read_image(data)
             except InputError:
                 failed.append(data)
 
@@ -101,9 +101,9 @@ def test_warnings_of_pil_neither_escape_nor_stop_the_reading(
     data[33:33] = b"\0\0\0\x08acTL" + bytes(8) + b"\x89M\xc0\x10"  # an animation of 0 frames
     with pytest.warns(UserWarning, match="APNG"):
         Image.open(io.BytesIO(data)).load()
-    assert read(bytes(data)).pixels.shape == (4, 8, 3)
+    assert read_image(bytes(data)).pixels.shape == (4, 8, 3)
     monkeypatch.setattr(images_read, "MAX_PIXELS", 40)  # PIL warns from half of what we allow
-    assert read(bytes(data)).pixels.shape == (4, 8, 3)
+    assert read_image(bytes(data)).pixels.shape == (4, 8, 3)
 
 
 def read_quietly(data: bytes) -> None:
@@ -111,9 +111,9 @@ def read_quietly(data: bytes) -> None:
     errors here) fails the test.
     """
     with suppress(InputError):
-        picture = read(data)
-        assert picture.pixels.dtype == np.uint8
-        assert picture.pixels.ndim == 3
+        image = read_image(data)
+        assert image.pixels.dtype == np.uint8
+        assert image.pixels.ndim == 3
 
 
 @pytest.mark.parametrize("kind", wholes())
@@ -123,7 +123,7 @@ def test_damaged_files_raise_input_error_or_are_read(
     # flipped sizes stay small, so the test stays fast
     monkeypatch.setattr(images_read, "MAX_PIXELS", 1 << 20)
     data, random = wholes()[kind], np.random.default_rng(0)
-    assert read(data).pixels.size
+    assert read_image(data).pixels.size
     for _ in range(30):
         damaged = bytearray(data[: random.integers(1, len(data))])
         read_quietly(bytes(damaged))

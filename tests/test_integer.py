@@ -14,9 +14,15 @@ import torch
 from vqtok import entropy
 from vqtok.config import EntropyConfig
 from vqtok.errors import FormatError
-from vqtok.priors import ExactPrior, IntegerPrior, largest_sum
-from vqtok.priors.integer import AROUND, CAUSAL, LOGIT_STEP, Block, grid_round
-from vqtok.priors.integer_inference import LAG, Places, Sums, exact_shapes, wavefront
+from vqtok.priors import IntegerInference, IntegerPrior, largest_sum
+from vqtok.priors.integer import AROUND, CAUSAL, LOGIT_STEP, IntegerBlock, grid_round
+from vqtok.priors.integer_inference import (
+    LAG,
+    ContextSums,
+    Positions,
+    integer_tensor_shapes,
+    wavefront,
+)
 
 GOLDEN = (
     "0000211d28c7000097f5f5ff56defcff1bf36d00f6ff9bfffdff0b009cffffff145ee400dc01ec00fefffcfffefff"
@@ -36,28 +42,28 @@ def network() -> IntegerPrior:
 
 
 @pytest.fixture(scope="module")
-def prior(network: IntegerPrior) -> ExactPrior:
-    return ExactPrior(CONFIG, network.integers())
+def prior(network: IntegerPrior) -> IntegerInference:
+    return IntegerInference(CONFIG, network.integers())
 
 
 def grids(n: int = 1, levels: int = 3, h: int = 6, w: int = 9) -> np.ndarray:
     return np.random.default_rng(h * w + n).integers(0, 16, (n, levels, h, w))
 
 
-def full_logits(prior: ExactPrior, indices: np.ndarray) -> torch.Tensor:
-    """Logits (l, h, w, K) of one picture, of all places at once."""
+def full_logits(prior: IntegerInference, indices: np.ndarray) -> torch.Tensor:
+    """Logits (l, h, w, K) of one image, of all places at once."""
     known = torch.from_numpy(indices)
     _, levels, h, w = known.shape
-    sums = Sums(prior, 1, levels, h, w)
+    sums = ContextSums(prior, 1, levels, h, w)
     sums.fill(known)
-    places = Places.of(
+    places = Positions.of(
         *(part.ravel() for part in np.meshgrid(range(levels), range(h), range(w), indexing="ij"))
     )
     return torch.cat(list(prior._logits(sums, places))).view(levels, h, w, -1)
 
 
 @torch.no_grad()
-def test_training_computes_what_inference_does(network: IntegerPrior, prior: ExactPrior):
+def test_training_computes_what_inference_does(network: IntegerPrior, prior: IntegerInference):
     indices = grids()
     trained = torch.floor(network(torch.from_numpy(indices))[:, 0] * 2**LOGIT_STEP + 0.5)
     exact = full_logits(prior, indices)
@@ -65,7 +71,7 @@ def test_training_computes_what_inference_does(network: IntegerPrior, prior: Exa
     torch.testing.assert_close(trained, exact, rtol=0, atol=0)
 
 
-def test_a_place_sees_only_what_comes_before(prior: ExactPrior):
+def test_a_place_sees_only_what_comes_before(prior: IntegerInference):
     indices = grids()
     before = full_logits(prior, indices)
     for level, row, column in ((0, 3, 4), (1, 0, 0), (2, 5, 8)):
@@ -97,7 +103,7 @@ def test_wavefront_has_each_place_once_after_those_it_sees(levels: int, h: int, 
                 assert (when[level - shift][seen] < when[level][here]).all()
 
 
-def test_tables_rise_from_nothing_to_everything(prior: ExactPrior):
+def test_tables_rise_from_nothing_to_everything(prior: IntegerInference):
     logits = torch.cat(
         [full_logits(prior, grids())[0, 0], torch.zeros(1, 16), torch.eye(16)[:1] * 1e6]
     )
@@ -113,7 +119,7 @@ def test_tables_rise_from_nothing_to_everything(prior: ExactPrior):
     )
 
 
-def test_tables_follow_the_logits(prior: ExactPrior):
+def test_tables_follow_the_logits(prior: IntegerInference):
     logits = torch.tensor([[0.0, -32.0, -64.0, -320.0] + [-1e4] * 12])  # 0, -1, -2 and -10 bits
     frequencies = prior.table(logits).diff()[0].double()
     wanted = (entropy.TOTAL - 16) * torch.tensor([1, 0.5, 0.25, 2.0**-10]) / (1.75 + 2.0**-10) + 1
@@ -138,12 +144,12 @@ VARIANTS = {
     [(1, 3, 1, 1), (2, 3, 1, 7), (1, 1, 5, 1), (24, 3, 4, 5), (1, 2, 6, 9)],
 )
 def test_every_way_reads_what_every_other_wrote(
-    network: IntegerPrior, prior: ExactPrior, name: str, n: int, levels: int, h: int, w: int
+    network: IntegerPrior, prior: IntegerInference, name: str, n: int, levels: int, h: int, w: int
 ):
     indices = grids(n, levels, h, w)
     streams = prior.encode(indices)
     variant = VARIANTS[name]
-    other = ExactPrior(CONFIG, network.integers(), dtype=variant.get("dtype", torch.float32))
+    other = IntegerInference(CONFIG, network.integers(), dtype=variant.get("dtype", torch.float32))
     before = torch.get_float32_matmul_precision()
     torch.set_num_threads(variant.get("threads", 1))
     torch.set_float32_matmul_precision(variant.get("products", "highest"))
@@ -159,7 +165,7 @@ def test_every_way_reads_what_every_other_wrote(
         torch.set_float32_matmul_precision(before)
 
 
-def test_batches_and_single_pictures_are_coded_alike(prior: ExactPrior):
+def test_batches_and_single_images_are_coded_alike(prior: IntegerInference):
     indices = grids(24, 3, 4, 5)
     assert [prior.encode(one[None])[0] for one in indices] == prior.encode(indices)
     order = np.concatenate(wavefront(3, 4, 5), axis=1)
@@ -169,14 +175,14 @@ def test_batches_and_single_pictures_are_coded_alike(prior: ExactPrior):
     )
 
 
-def test_raster_order_gives_the_tables_of_the_wavefront(prior: ExactPrior):
+def test_raster_order_gives_the_tables_of_the_wavefront(prior: IntegerInference):
     indices = grids()
     known, full = torch.from_numpy(indices), full_logits(prior, indices)
-    sums = Sums(prior, 1, 3, 6, 9)
+    sums = ContextSums(prior, 1, 3, 6, 9)
     for level in range(3):
         for row in range(6):
             for column in range(9):
-                places = Places.of(*np.array([[level], [row], [column]]))
+                places = Positions.of(*np.array([[level], [row], [column]]))
                 (logits,) = prior._logits(sums, places)
                 torch.testing.assert_close(logits[0], full[level, row, column], rtol=0, atol=0)
                 sums.add(places, known[:, level, row, column, None])
@@ -201,7 +207,7 @@ def test_a_float_network_would_not_decode(network: IntegerPrior):
                 seen += [padded[0, row + 4 + di, column + 4 + dj] for di, dj in AROUND]
                 x = torch.cat(seen) @ weight[0].T + bias[0]
                 for block in network.blocks:
-                    assert isinstance(block, Block)
+                    assert isinstance(block, IntegerBlock)
                     hidden = network._active(
                         network._active(x) @ block.rise.weight[0].T + block.rise.bias[0]
                     )
@@ -223,14 +229,14 @@ def test_a_float_network_would_not_decode(network: IntegerPrior):
     assert (tables[0] != tables[1]).any()  # where one differs, nothing after it decodes
 
 
-def test_the_bound_holds_and_is_checked(network: IntegerPrior, prior: ExactPrior):
+def test_the_bound_holds_and_is_checked(network: IntegerPrior, prior: IntegerInference):
     tensors = network.integers()
     assert prior.largest_sum == largest_sum(tensors)
     worst = {name: np.full_like(value, 127) for name, value in tensors.items()}
     assert largest_sum(worst) == (len(CAUSAL) + len(AROUND)) * 8 * 3 * 127 * 127 + 127 + (1 << 16)
     heavy = dict(tensors, **{"readout.bias": np.full_like(tensors["readout.bias"], 1 << 24)})
     with pytest.raises(FormatError, match="past what float32 holds"):
-        ExactPrior(CONFIG, heavy)
+        IntegerInference(CONFIG, heavy)
 
 
 def test_rounding_goes_up_at_halves_and_passes_gradients():
@@ -242,7 +248,7 @@ def test_rounding_goes_up_at_halves_and_passes_gradients():
     assert x.grad.tolist() == [1, 1, 1, 0]
 
 
-def test_damaged_streams_are_errors_or_other_indices(prior: ExactPrior):
+def test_damaged_streams_are_errors_or_other_indices(prior: IntegerInference):
     indices = grids()
     (stream,) = prior.encode(indices)
     draw = np.random.default_rng(0)
@@ -263,13 +269,13 @@ def test_starting_from_codebooks_tells_something():
     torch.manual_seed(0)
     network = IntegerPrior(CONFIG)
     codebooks = torch.randn(3, 16, 4)
-    network.start(codebooks)
+    network.init_from_codebooks(codebooks)
     first = network.embedding.detach()[0, :, :4]
     distances = torch.cdist(first, first)
     ratio = distances / torch.cdist(codebooks[0], codebooks[0]).clamp(min=1e-3)
     off = ratio[~torch.eye(16, dtype=torch.bool)]
     assert off.std() < 0.01 * off.mean()  # turned and scaled, nothing else
-    assert {name: tuple(value.shape) for name, value in network.integers().items()} == exact_shapes(
+    assert {name: tuple(value.shape) for name, value in network.integers().items()} == integer_tensor_shapes(
         CONFIG
     )
 
@@ -296,16 +302,16 @@ def test_compiled_inference_is_the_same():
     assert done.stdout.strip() == "same", done.stderr[-2000:]
 
 
-def golden() -> tuple[ExactPrior, np.ndarray]:
+def golden() -> tuple[IntegerInference, np.ndarray]:
     """A prior and grids that depend on NumPy's generator alone, which never changes."""
     draw = np.random.default_rng(1)
     tensors = {
         name: draw.integers(-99, 100, shape).astype(np.int8)
         if name.endswith(("weight", "embedding"))
         else draw.integers(-9999, 10000, shape).astype(np.int32)
-        for name, shape in sorted(exact_shapes(CONFIG).items())
+        for name, shape in sorted(integer_tensor_shapes(CONFIG).items())
     }
-    return ExactPrior(CONFIG, tensors), draw.integers(0, 16, (1, 3, 3, 4))
+    return IntegerInference(CONFIG, tensors), draw.integers(0, 16, (1, 3, 3, 4))
 
 
 def test_golden_stream():

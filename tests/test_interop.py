@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import picture
+from conftest import image
 from interop_helpers import SOURCES, STAGES, D, K, Source, Z, save
 
 from vqtok import codec, interop, model_registry, weights
@@ -25,7 +25,7 @@ from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 
 
 def imported(path: Path, folder: Path, **options: Any) -> codec.Model:
-    weights.save(folder / "tokenizer.safetensors", interop.convert(interop.read(path), **options))
+    weights.save_weights(folder / "tokenizer.safetensors", interop.convert_checkpoint(interop.read_checkpoint(path), **options))
     return codec.load(folder)
 
 
@@ -34,9 +34,9 @@ def as_floats(pixels: np.ndarray) -> torch.Tensor:
 
 
 def check_same(source: Source, model: codec.Model) -> None:
-    """Equal indices, and pictures that differ by rounding, on pictures that use many codes."""
+    """Equal indices, and images that differ by rounding, on images that use many codes."""
     for seed in range(3):
-        pixels = picture(24, 32, seed=seed)
+        pixels = image(24, 32, seed=seed)
         codes = model.encode(pixels)
         wanted = source.encode(as_floats(pixels))
         assert np.array_equal(codes.indices[0, 0], wanted.numpy())
@@ -68,14 +68,14 @@ def test_an_imported_model_does_what_its_program_does(name: str, tmp_path: Path)
 def test_sizes_that_are_no_multiple_are_padded_and_cropped(name: str, tmp_path: Path):
     source, path = save(name, tmp_path / "theirs")
     model = imported(path, tmp_path / "ours")
-    pixels = picture(21, 30)
+    pixels = image(21, 30)
     codes = model.encode(pixels)
     padded = np.pad(pixels, ((0, 3), (0, 2), (0, 0)), mode="edge")
     assert np.array_equal(codes.indices[0, 0], source.encode(as_floats(padded)).numpy())
     assert model.decode(codes).shape == pixels.shape
 
 
-def test_a_large_picture_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_large_image_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("vqtok.codec.model.PIXELS_AT_ONCE", 64)
     source, path = save("taming", tmp_path / "theirs")
     check_same(source, imported(path, tmp_path / "ours"))
@@ -85,11 +85,11 @@ def test_a_large_picture_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_export_and_import_again_give_equal_tensors(name: str, tmp_path: Path):
     _, path = save(name, tmp_path / "theirs")
     model = imported(path, tmp_path / "ours")
-    interop.export(model_registry.find(str(tmp_path / "ours"))).write(
+    interop.export_model(model_registry.find_model(str(tmp_path / "ours"))).write(
         tmp_path / "back", force=False
     )
-    before = weights.load(tmp_path / "ours" / "tokenizer.safetensors", "tokenizer")
-    after = interop.convert(interop.read(tmp_path / "back"))
+    before = weights.load_weights(tmp_path / "ours" / "tokenizer.safetensors", "tokenizer")
+    after = interop.convert_checkpoint(interop.read_checkpoint(tmp_path / "back"))
     # VQModel does not normalize: the codebook is exported on the unit sphere
     if name == "llamagen":
         codebook = torch.from_numpy(before.tensors["quantizer.codebook"])
@@ -106,14 +106,14 @@ def test_export_and_import_again_give_equal_tensors(name: str, tmp_path: Path):
         TokenizerConfig, before.config, "x"
     )
     again = imported(tmp_path / "back", tmp_path / "again")
-    pixels = picture(24, 32)
+    pixels = image(24, 32)
     assert np.array_equal(again.encode(pixels).indices, model.encode(pixels).indices)
 
 
 def test_what_export_writes_is_what_diffusers_names(tmp_path: Path):
     source, path = save("diffusers", tmp_path / "theirs")
     imported(path, tmp_path / "ours")
-    interop.export(model_registry.find(str(tmp_path / "ours"))).write(
+    interop.export_model(model_registry.find_model(str(tmp_path / "ours"))).write(
         tmp_path / "back", force=False
     )
     found = safetensors.torch.load_file(tmp_path / "back" / "diffusion_pytorch_model.safetensors")
@@ -157,20 +157,20 @@ def test_the_same_tensors_in_other_containers(tmp_path: Path):
     and beside worse weights.
     """
     source, path = save("taming", tmp_path)
-    wanted = interop.convert(interop.read(path)).tensors
+    wanted = interop.convert_checkpoint(interop.read_checkpoint(path)).tensors
     safetensors.torch.save_file(source.tensors, tmp_path / "plain.safetensors")
     torch.save(OrderedDict(source.tensors), tmp_path / "plain.pt")
     worse = {name: value * 0 for name, value in source.tensors.items()}
     torch.save({"ema": source.tensors, "model": worse, "steps": 3}, tmp_path / "ema.pt")
     for name in ("plain.safetensors", "plain.pt", "ema.pt"):
-        found = interop.convert(interop.read(tmp_path / name)).tensors
+        found = interop.convert_checkpoint(interop.read_checkpoint(tmp_path / name)).tensors
         assert all(np.array_equal(found[key], value) for key, value in wanted.items()), name
     for dtype, kept in ((torch.float16, np.float16), (torch.bfloat16, np.float32)):
         torch.save(
             {"state_dict": {name: value.to(dtype) for name, value in source.tensors.items()}},
             tmp_path / "half.pt",
         )
-        found = interop.convert(interop.read(tmp_path / "half.pt")).tensors["encoder.first.weight"]
+        found = interop.convert_checkpoint(interop.read_checkpoint(tmp_path / "half.pt")).tensors["encoder.first.weight"]
         assert found.dtype == kept
         assert np.array_equal(
             found, source.tensors["encoder.conv_in.weight"].to(dtype).float().numpy()
@@ -179,9 +179,9 @@ def test_the_same_tensors_in_other_containers(tmp_path: Path):
 
 def test_normalize_is_the_programs_unless_told(tmp_path: Path):
     _, path = save("llamagen", tmp_path)
-    checkpoint = interop.read(path)
+    checkpoint = interop.read_checkpoint(path)
     assert [
-        interop.convert(checkpoint, asked).config["normalize"] for asked in (None, True, False)
+        interop.convert_checkpoint(checkpoint, asked).config["normalize"] for asked in (None, True, False)
     ] == [True, True, False]
 
 
@@ -199,7 +199,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path):
         {"state_dict": source.tensors, "callbacks": {Evil: {}, "x": Evil()}}, tmp_path / "evil.ckpt"
     )
     with pytest.raises(FormatError, match="holds more than tensors") as caught:
-        interop.read(tmp_path / "evil.ckpt")
+        interop.read_checkpoint(tmp_path / "evil.ckpt")
     assert "save_file" in caught.value.fix
     assert not Path("ran").exists()
 
@@ -263,26 +263,26 @@ def test_damaged_files_are_vqtok_errors(tmp_path: Path):
     for data in cases:
         bad.write_bytes(data)
         try:
-            interop.convert(interop.read(bad))
+            interop.convert_checkpoint(interop.read_checkpoint(bad))
         except VqtokError:
             errors += 1
     assert errors >= 25
     with pytest.raises(InputError):
-        interop.read(tmp_path / "none.ckpt")
+        interop.read_checkpoint(tmp_path / "none.ckpt")
     with pytest.raises(InputError, match="holds no diffusion_pytorch_model"):
-        interop.read(tmp_path)
+        interop.read_checkpoint(tmp_path)
 
 
 def test_a_zip_that_grows_and_tensors_larger_than_their_file(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**6))
     with pytest.raises(FormatError, match="a zip file, but not one"):
-        interop.read(tmp_path / "bomb.pt")
+        interop.read_checkpoint(tmp_path / "bomb.pt")
     torch.save(
         {"model": {"encoder.conv_in.weight": torch.zeros(1).expand(2**40)}}, tmp_path / "huge.pt"
     )
     with pytest.raises(FormatError, match="larger than the file"):
-        interop.read(tmp_path / "huge.pt")
+        interop.read_checkpoint(tmp_path / "huge.pt")
 
 
 def spoiled(change: str) -> dict[str, Any]:
@@ -333,7 +333,7 @@ SPOILED = {
 def test_what_is_missing_wrong_or_too_much_is_named(change: str, tmp_path: Path):
     torch.save({"model": spoiled(change)}, tmp_path / "x.pt")
     with pytest.raises(FormatError, match=SPOILED[change]):
-        interop.convert(interop.read(tmp_path / "x.pt"))
+        interop.convert_checkpoint(interop.read_checkpoint(tmp_path / "x.pt"))
 
 
 @pytest.mark.parametrize(
@@ -358,21 +358,21 @@ def test_a_config_of_diffusers_that_is_missing_or_wrong(
     if content is not None:
         (path / "config.json").write_text(content)
     with pytest.raises(VqtokError, match=message):
-        interop.convert(interop.read(path))
+        interop.convert_checkpoint(interop.read_checkpoint(path))
 
 
 def test_models_that_no_vqmodel_can_be(model: Path, tmp_path: Path):
     with pytest.raises(ModelError, match="no layers that fold pixels"):
-        interop.export(model_registry.find("toy"))
+        interop.export_model(model_registry.find_model("toy"))
     _, path = save("taming", tmp_path / "theirs")
-    stored = interop.convert(interop.read(path))
+    stored = interop.convert_checkpoint(interop.read_checkpoint(path))
     for changes, message in (
         ({"likelihood": "bce"}, "the likelihood bce"),
         ({"levels": 2}, "several levels"),
     ):
         meta = {**stored.meta, "config": {**stored.config, **changes}}
-        weights.save(
+        weights.save_weights(
             tmp_path / "other" / "tokenizer.safetensors", weights.Weights(stored.tensors, meta)
         )
         with pytest.raises(ModelError, match=message):
-            interop.export(model_registry.find(str(tmp_path / "other")))
+            interop.export_model(model_registry.find_model(str(tmp_path / "other")))

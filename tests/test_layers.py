@@ -1,7 +1,4 @@
-"""Holds the order of modules in docs/architecture.md, and what STYLE.md forbids everywhere.
-
-It reads the source of every module.
-"""
+"""Holds the order of modules in docs/architecture.md, and what STYLE.md forbids everywhere."""
 
 import ast
 import json

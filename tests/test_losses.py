@@ -15,7 +15,7 @@ MEANS = (-1e6, -3.0, -1.0, -0.501, 0.0, 1 / 255, 0.7, 1.0, 1.2, 1e6)
 
 
 def build(likelihood: str, channels: int = 1) -> Likelihood:
-    return losses.build(TokenizerConfig(likelihood=likelihood, channels=channels))
+    return losses.build_likelihood(TokenizerConfig(likelihood=likelihood, channels=channels))
 
 
 def outputs_of(model: Likelihood, means: Tensor) -> Tensor:
@@ -33,15 +33,15 @@ def nll_of_levels(mean: float, log_scale: float) -> Tensor:
     ).flatten()
 
 
-def brute_force(mean: np.ndarray, scale: float, picture: np.ndarray) -> np.ndarray:
+def brute_force(mean: np.ndarray, scale: float, image: np.ndarray) -> np.ndarray:
     """-log p from the definition in double precision, mirrored to the side where the two
     sigmoids do not both round to 1.
     """
     sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
-    centered = picture - mean
+    centered = image - mean
     upper, lower = (centered + 1 / 255) / scale, (centered - 1 / 255) / scale
-    upper = np.where(picture > 1 - 1e-3, np.inf, upper)
-    lower = np.where(picture < -1 + 1e-3, -np.inf, lower)
+    upper = np.where(image > 1 - 1e-3, np.inf, upper)
+    lower = np.where(image < -1 + 1e-3, -np.inf, lower)
     mirror = upper + lower > 0
     upper, lower = np.where(mirror, -lower, upper), np.where(mirror, -upper, lower)
     return -np.log(sigmoid(upper) - sigmoid(lower))
@@ -58,30 +58,30 @@ def test_discretized_logistic_sums_to_1(mean: float, log_scale: float):
 @pytest.mark.parametrize("log_scale", [-6.0, -4.0, -2.3, -1.0, 0.0, 2.0, 5.0])
 def test_discretized_logistic_is_the_definition_in_double_precision(log_scale: float):
     draws = np.random.default_rng(0)
-    picture = np.broadcast_to(LEVELS.double().numpy(), (20, 256))
+    image = np.broadcast_to(LEVELS.double().numpy(), (20, 256))
     mean = (
-        (picture + draws.normal(0, 3 * math.exp(log_scale), picture.shape))
+        (image + draws.normal(0, 3 * math.exp(log_scale), image.shape))
         .astype(np.float32)
         .astype(np.float64)
     )
-    expected = brute_force(mean, math.exp(log_scale), picture)
+    expected = brute_force(mean, math.exp(log_scale), image)
     found = discretized_logistic(
         torch.from_numpy(mean).float()[:, None, None],
         torch.tensor([log_scale]),
-        torch.from_numpy(picture.copy()).float()[:, None, None],
+        torch.from_numpy(image.copy()).float()[:, None, None],
     )
     np.testing.assert_allclose(found.flatten(), expected.flatten(), rtol=2e-4, atol=1e-4)
 
 
 def test_each_channel_has_its_own_scale():
     log_scale, shape = torch.tensor([-3.0, -1.0, 0.5]), (2, 3, 4, 5)
-    mean, picture = torch.rand(shape) * 2 - 1, LEVELS[torch.randint(256, shape)]
-    found = discretized_logistic(mean, log_scale, picture)
+    mean, image = torch.rand(shape) * 2 - 1, LEVELS[torch.randint(256, shape)]
+    found = discretized_logistic(mean, log_scale, image)
     for channel in range(3):
         one = discretized_logistic(
             mean[:, channel : channel + 1],
             log_scale[channel : channel + 1],
-            picture[:, channel : channel + 1],
+            image[:, channel : channel + 1],
         )
         assert torch.equal(found[:, channel : channel + 1], one)
 
@@ -132,12 +132,12 @@ def test_the_scale_learns_the_noise(likelihood: str):
     scales = torch.tensor([0.02, 0.05, 0.2])
     uniform = torch.rand_like(means)
     noise = (uniform.log() - (-uniform).log1p()) * scales[:, None, None]  # logistic
-    pictures = (((means + noise).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+    images = (((means + noise).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
     outputs = torch.logit((means + 1) / 2) if likelihood == "bce" else means
     optimizer = torch.optim.Adam([model.log_scale], lr=0.05)
     for _ in range(120):
         optimizer.zero_grad()
-        model(outputs_of(model, outputs), pictures).backward()
+        model(outputs_of(model, outputs), images).backward()
         optimizer.step()
     torch.testing.assert_close(model.log_scale.exp().detach(), scales, rtol=0.08, atol=0)
 
@@ -145,33 +145,33 @@ def test_the_scale_learns_the_noise(likelihood: str):
 @pytest.mark.parametrize("likelihood", ["mse", "l1", "bce"])
 def test_the_scale_changes_neither_loss_nor_network(likelihood: str):
     model = build(likelihood)
-    output, picture = (
+    output, image = (
         torch.randn(2, 1, 4, 6, requires_grad=True),
         LEVELS[torch.randint(256, (2, 1, 4, 6))],
     )
-    error, loss = model.error(output, picture), model(output, picture)
+    error, loss = model.error(output, image), model(output, image)
     assert torch.equal(error, loss)
     assert torch.equal(torch.autograd.grad(error, output)[0], torch.autograd.grad(loss, output)[0])
 
 
 def test_logistic_trains_on_the_bits_it_reports():
     model = build("logistic", channels=3)
-    output, picture = 2 * torch.randn(2, 3, 4, 6), LEVELS[torch.randint(256, (2, 3, 4, 6))]
+    output, image = 2 * torch.randn(2, 3, 4, 6), LEVELS[torch.randint(256, (2, 3, 4, 6))]
     assert output.abs().max() > 1
-    assert torch.equal(model(output, picture), model.nll(output, picture))
+    assert torch.equal(model(output, image), model.nll(output, image))
 
 
 def test_the_decoder_says_the_scale_of_each_pixel():
     model = build("heteroscedastic", channels=3)
     mean, log_scale = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6)
-    picture = LEVELS[torch.randint(256, (2, 3, 4, 6))]
+    image = LEVELS[torch.randint(256, (2, 3, 4, 6))]
     with torch.no_grad():
         model.log_scale.copy_(torch.tensor([-3.0, -2.0, 0.0]))
-        found = model.nats(torch.cat([mean, log_scale], 1), picture)
+        found = model.nats(torch.cat([mean, log_scale], 1), image)
     for place in [(0, 0, 0, 0), (1, 2, 3, 5), (1, 1, 0, 4)]:
         scale = log_scale[place] + model.log_scale[place[1]].detach()
         one = discretized_logistic(
-            mean[place].reshape(1, 1, 1, 1), scale.reshape(1), picture[place].reshape(1, 1, 1, 1)
+            mean[place].reshape(1, 1, 1, 1), scale.reshape(1), image[place].reshape(1, 1, 1, 1)
         )
         assert found[place] == pytest.approx(float(one), rel=1e-5)
 
@@ -192,14 +192,14 @@ def test_a_scale_for_each_pixel_takes_fewer_bits_than_one_for_all():
     # even columns are known well, odd ones are not
     scales = torch.tensor([0.01, 0.3]).repeat(1, 1, 32, 32)
     uniform = torch.rand_like(scales)
-    pictures = ((torch.logit(uniform) * scales).clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
+    images = ((torch.logit(uniform) * scales).clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
     best = min(
-        float(discretized_logistic(torch.zeros_like(scales), torch.tensor([s]), pictures).mean())
+        float(discretized_logistic(torch.zeros_like(scales), torch.tensor([s]), images).mean())
         for s in np.arange(-5, 0, 0.1)
     )
     model = build("heteroscedastic")
     each = model.nll(
-        torch.cat([torch.zeros_like(scales), scales.log() - model.log_scale.detach()], 1), pictures
+        torch.cat([torch.zeros_like(scales), scales.log() - model.log_scale.detach()], 1), images
     )
     assert float(each.detach()) / math.log(2) < best / math.log(2) - 0.5
 
@@ -228,15 +228,15 @@ def test_drawn_pixels_have_the_frequencies_that_the_nats_say(likelihood: str):
 
 
 def test_mse_and_l1_of_a_known_error():
-    output, picture = (
+    output, image = (
         torch.zeros(1, 1, 1, 4),
         torch.tensor([1.0, -1.0, 0.5, 0.0]).reshape(1, 1, 1, 4),
     )
     # As pixels in [0, 1] the errors are 1/2, 1/2, 1/4 and 0.
-    assert float(build("mse").error(output, picture)) == pytest.approx(
+    assert float(build("mse").error(output, image)) == pytest.approx(
         (0.25 + 0.25 + 0.0625) / 4 / 0.0633
     )
-    assert float(build("l1").error(output, picture)) == pytest.approx((0.5 + 0.5 + 0.25) / 4 / 0.21)
+    assert float(build("l1").error(output, image)) == pytest.approx((0.5 + 0.5 + 0.25) / 4 / 0.21)
 
 
 def test_bce_of_known_logits():
@@ -250,7 +250,7 @@ def test_bce_of_known_logits():
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_mean_lies_in_the_pictures_range(likelihood: str):
+def test_mean_lies_in_the_images_range(likelihood: str):
     model = build(likelihood)
     outputs = outputs_of(model, torch.tensor([-50.0, -1.0, 0.0, 0.5, 50.0]).reshape(1, 1, 1, 5))
     expected = (
@@ -263,8 +263,8 @@ def test_mean_lies_in_the_pictures_range(likelihood: str):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_right_output_costs_less_than_a_wrong_one(likelihood: str, channels: int):
     model = build(likelihood, channels)
-    picture = LEVELS[torch.randint(20, 236, (2, channels, 5, 7))]
-    output = outputs_of(model, torch.logit((picture + 1) / 2) if likelihood == "bce" else picture)
-    assert model(output, picture) < model(output.flip(2), picture)
-    assert model.nll(output, picture) < model.nll(output.flip(2), picture)
+    image = LEVELS[torch.randint(20, 236, (2, channels, 5, 7))]
+    output = outputs_of(model, torch.logit((image + 1) / 2) if likelihood == "bce" else image)
+    assert model(output, image) < model(output.flip(2), image)
+    assert model.nll(output, image) < model.nll(output.flip(2), image)
     assert model.log_scale.shape == (channels,)

@@ -78,12 +78,12 @@ def in_numpy(
     a: np.ndarray,
     b: np.ndarray,
 ) -> float:
-    """The distance of two pictures (3, H, W) in [-1, 1], one layer after the other in float64."""
+    """The distance of two images (3, H, W) in [-1, 1], one layer after the other in float64."""
     mean, deviation = (
         np.array([-0.030, -0.088, -0.188])[:, None, None],
         np.array([0.458, 0.448, 0.450])[:, None, None],
     )
-    pair = [(picture.astype(np.float64) - mean) / deviation for picture in (a, b)]
+    pair = [(image.astype(np.float64) - mean) / deviation for image in (a, b)]
     total, head, todo = 0.0, 0, list(places)
     for layer in layers:
         if layer == "|":
@@ -109,7 +109,7 @@ def in_numpy(
     return total
 
 
-def pictures(H: int, W: int, count: int = 2, seed: int = 1) -> torch.Tensor:
+def images(H: int, W: int, count: int = 2, seed: int = 1) -> torch.Tensor:
     return torch.from_numpy(
         np.random.default_rng(seed).uniform(-1, 1, (count, 3, H, W)).astype(np.float32)
     )
@@ -119,11 +119,11 @@ def pictures(H: int, W: int, count: int = 2, seed: int = 1) -> torch.Tensor:
 def alex(tmp_path_factory: pytest.TempPathFactory) -> LPIPS:
     path = tmp_path_factory.mktemp("lpips") / "alex.safetensors"
     save_file(tensors(ALEXNET, PLACES["alex"]), path)
-    return lpips.load(path)
+    return lpips.load_lpips(path)
 
 
 def test_alexnet_against_numpy(alex: LPIPS):
-    a, b = pictures(71, 83)
+    a, b = images(71, 83)
     expected = in_numpy(
         tensors(ALEXNET, PLACES["alex"]), ALEXNET, PLACES["alex"], 3, a.numpy(), b.numpy()
     )
@@ -135,15 +135,15 @@ def test_alexnet_against_numpy(alex: LPIPS):
 def test_vgg16_against_numpy(tmp_path: Path):
     weights = tensors(VGG16, PLACES["vgg"])
     save_file(weights, tmp_path / "vgg.safetensors")
-    a, b = pictures(37, 50)
+    a, b = images(37, 50)
     expected = in_numpy(weights, VGG16, PLACES["vgg"], 2, a.numpy(), b.numpy())
-    assert float(lpips.load(tmp_path / "vgg.safetensors")(a[None], b[None])) == pytest.approx(
+    assert float(lpips.load_lpips(tmp_path / "vgg.safetensors")(a[None], b[None])) == pytest.approx(
         expected, rel=1e-4
     )
 
 
 def test_a_case_by_hand():
-    """Flat pictures, one channel that says how red they are, one that is always 1, and one
+    """Flat images, one channel that says how red they are, one that is always 1, and one
     head that reads the first.
     """
     network = LPIPS(lpips.ALEX)
@@ -164,7 +164,7 @@ def test_a_case_by_hand():
 
 
 def test_zero_for_equal_symmetric_and_growing_with_noise(alex: LPIPS):
-    a, noise = pictures(64, 64)
+    a, noise = images(64, 64)
     a = a / 2
     assert float(alex(a[None], a[None])) == 0
     steps = [float(alex(a[None], (a + part * noise)[None])) for part in (0.05, 0.1, 0.2, 0.5)]
@@ -176,7 +176,7 @@ def test_zero_for_equal_symmetric_and_growing_with_noise(alex: LPIPS):
 
 
 def test_each_pair_of_a_batch_by_itself(alex: LPIPS):
-    x, y = pictures(64, 70, 3, seed=2), pictures(64, 70, 3, seed=3)
+    x, y = images(64, 70, 3, seed=2), images(64, 70, 3, seed=3)
     assert alex(x, y).tolist() == pytest.approx(
         [float(alex(x[i : i + 1], y[i : i + 1])) for i in range(3)], rel=1e-5
     )
@@ -198,9 +198,9 @@ def test_files_that_hold_no_such_weights(tmp_path: Path):
     for message, weights in wrong.items():
         save_file(weights, path)
         with pytest.raises(FormatError, match=message):
-            lpips.load(path)
+            lpips.load_lpips(path)
     torch.save({"features.0.weight": torch.zeros(2)}, path)
     with pytest.raises(FormatError):
-        lpips.load(path)
+        lpips.load_lpips(path)
     with pytest.raises(InputError, match="missing"):
-        lpips.load(tmp_path / "missing")
+        lpips.load_lpips(tmp_path / "missing")

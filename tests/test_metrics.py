@@ -73,7 +73,7 @@ def test_squared_error_is_exact_over_many_bands(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (3, 50, 1), (31, 77, 3), (200, 180, 3)])
-def test_equal_pictures_are_perfect(shape: tuple[int, int, int]):
+def test_equal_images_are_perfect(shape: tuple[int, int, int]):
     a = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
     assert (metrics.psnr(a, a.copy()), metrics.ssim(a, a.copy()), metrics.ms_ssim(a, a.copy())) == (
         math.inf,
@@ -84,7 +84,7 @@ def test_equal_pictures_are_perfect(shape: tuple[int, int, int]):
 
 @pytest.mark.parametrize(("x", "y"), [(0, 255), (100, 120), (7, 7)])
 @pytest.mark.parametrize("shape", [(1, 1), (4, 30), (16, 16), (180, 177)])
-def test_flat_pictures_leave_the_luminance_term(x: int, y: int, shape: tuple[int, int]):
+def test_flat_images_leave_the_luminance_term(x: int, y: int, shape: tuple[int, int]):
     a, b = np.full((*shape, 1), x, np.uint8), np.full((*shape, 1), y, np.uint8)
     luminance = (2 * x * y + C1) / (x * x + y * y + C1)
     assert metrics.ssim(a, b) == pytest.approx(luminance)
@@ -170,14 +170,14 @@ def test_ms_ssim_of_a_negative_is_zero_not_nan():
     ],
 )
 @pytest.mark.parametrize("name", ["psnr", "ssim", "ms_ssim", "squared_error"])
-def test_pictures_that_do_not_compare_are_refused(name: str, other: np.ndarray):
+def test_images_that_do_not_compare_are_refused(name: str, other: np.ndarray):
     with pytest.raises(InputError, match="cannot compare"):
         getattr(metrics, name)(np.zeros((4, 5, 3), np.uint8), other)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (5, 4, 0), (5, 4), (1, 5, 4, 3)])
 @pytest.mark.parametrize("name", ["psnr", "ssim", "ms_ssim"])
-def test_what_is_no_picture_is_refused_even_twice(name: str, shape: tuple[int, ...]):
+def test_what_is_no_image_is_refused_even_twice(name: str, shape: tuple[int, ...]):
     with pytest.raises(InputError, match="uint8"):
         getattr(metrics, name)(np.zeros(shape, np.uint8), np.zeros(shape, np.uint8))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import image
 
 import vqtok
 from vqtok import config, model_registry, weights
@@ -41,10 +41,10 @@ def test_bundled_model_encodes_decodes_and_samples(
 ) -> None:
     monkeypatch.delenv("VQTOK_MODELS")
     model = vqtok.load(name)
-    original = picture(37, 61)
+    original = image(37, 61)
     decoded = model.decode(model.encode(original))
     assert decoded.shape == original.shape
-    # Far better than the best single color, which the pictures' own variance stands for.
+    # Far better than the best single color, which the images' own variance stands for.
     error = np.square(decoded.astype(float) - original).mean()
     assert error < 0.25 * original.var(axis=(0, 1)).mean()
     (sampled,) = model.sample(1, size=(16, 24), top_k=50)
@@ -53,7 +53,7 @@ def test_bundled_model_encodes_decodes_and_samples(
 
 
 def test_photo_gives_the_indices_and_pixels_it_always_gave(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a picture none of whose vectors lies between two codes: the nearest is nearer than the
+    """Of an image none of whose vectors lies between two codes: the nearest is nearer than the
     next by 0.05% of the vector at the least, a thousand times what rounding in another order
     changes. No speed is worth another index.
     """
@@ -68,8 +68,8 @@ def test_photo_gives_the_indices_and_pixels_it_always_gave(monkeypatch: pytest.M
 
 def test_default_model_is_photo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VQTOK_MODELS")
-    assert model_registry.find(None).name == "photo"
-    assert [model.name for model in model_registry.models()] == sorted(NAMES)
+    assert model_registry.find_model(None).name == "photo"
+    assert [model.name for model in model_registry.list_models()] == sorted(NAMES)
 
 
 def test_readme_figures_are_those_of_the_cards() -> None:

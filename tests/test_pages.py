@@ -1,5 +1,5 @@
 """The parts of a report: hostile text, what the policy allows, cards, run folders, grids in color,
-and pictures as characters.
+and images as characters.
 """
 
 import base64
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import image
 from PIL import Image
 
 from vqtok import images, plots
@@ -63,7 +63,7 @@ class Reader(HTMLParser):
 
 def check_page(data: bytes) -> Reader:
     """What every page must be: whole, without network, handlers or styles of its own, and
-    with a text for each picture.
+    with a text for each image.
     """
     read = Reader(data)
     assert read.tags[0][0] == "html"
@@ -106,11 +106,11 @@ def check_page(data: bytes) -> Reader:
 
 
 def test_text_from_files_stays_text():
-    pair = html.Pair(HOSTILE, picture(), picture(seed=1))
+    pair = html.Pair(HOSTILE, image(), image(seed=1))
     parts = [
         html.paragraph(HOSTILE, HOSTILE),
         html.table([HOSTILE, "b"], [[HOSTILE, HOSTILE], [1, float("nan")]], HOSTILE),
-        html.figure(html.picture(picture(), HOSTILE), HOSTILE),
+        html.figure(html.image(image(), HOSTILE), HOSTILE),
         html.folded(HOSTILE, html.preformatted(HOSTILE)),
         html.compare([pair, pair], HOSTILE, HOSTILE, HOSTILE, HOSTILE),
         html.script_data("codebook", {HOSTILE: [HOSTILE]}),
@@ -135,19 +135,19 @@ def test_text_from_files_stays_text():
     assert "<" not in stored  # "<!--<script" would swallow the end of its element
 
 
-def test_small_pictures_are_kept_bit_for_bit_and_large_ones_shrink():
+def test_small_images_are_kept_bit_for_bit_and_large_ones_shrink():
     def back(uri: str) -> np.ndarray:
         with Image.open(
             io.BytesIO(base64.b64decode(uri.removeprefix("data:image/webp;base64,")))
         ) as image:
             return np.asarray(image.convert("RGB"))
 
-    assert (back(html.data_uri(picture())) == picture()).all()
-    assert (back(html.data_uri(picture(channels=1))) == picture(channels=1)).all()
+    assert (back(html.data_uri(image())) == image()).all()
+    assert (back(html.data_uri(image(channels=1))) == image(channels=1)).all()
     big = np.zeros((4, 4000, 3), np.uint8)
     assert back(html.data_uri(big)).shape == (2, html.SIDE_MAX, 3)
-    assert len(html.data_uri(picture(600, 600))) < 0.7 * len(
-        html.data_uri(picture(600, 600), lossless=True)
+    assert len(html.data_uri(image(600, 600))) < 0.7 * len(
+        html.data_uri(image(600, 600), lossless=True)
     )
 
 
@@ -178,7 +178,7 @@ one](javascript:alert(1)) and <b>tags</b>.
   goes on
 - two
 
-![a picture](samples.png) ![elsewhere](../secret.png)
+![an image](samples.png) ![elsewhere](../secret.png)
 
 | levels | in files | PSNR, dB | LPIPS |
 | -----: | -------: | -------: | ----: |
@@ -207,15 +207,15 @@ def test_a_card_becomes_html_that_does_nothing(tmp_path: Path):
     assert '<td class="n">23.81</td>' in text
 
 
-def test_a_card_shows_pictures_of_its_own_folder_alone(tmp_path: Path):
-    images.write(tmp_path / "secret.png", picture())
-    images.write(tmp_path / "model" / "samples.png", picture())
+def test_a_card_shows_images_of_its_own_folder_alone(tmp_path: Path):
+    images.write_image(tmp_path / "secret.png", image())
+    images.write_image(tmp_path / "model" / "samples.png", image())
     curves = model_page.curves_of_card(CARD, "m")
-    model = model_page.Model(
+    model = model_page.ModelReport(
         "m", "0123abcd", CARD, curves, "s", [("grid", HOSTILE)], {"data": {"size": HOSTILE}}
     )
     page = model_page.page(model, tmp_path / "model")
-    assert [i["alt"] for i in check_page(page).attributes("img")] == ["a picture"]
+    assert [i["alt"] for i in check_page(page).attributes("img")] == ["an image"]
 
 
 def test_curves_come_from_the_tables_of_a_card_or_from_figures():
@@ -239,7 +239,7 @@ def test_curves_come_from_the_tables_of_a_card_or_from_figures():
     }
     check_page(
         model_page.page(
-            model_page.Model(
+            model_page.ModelReport(
                 HOSTILE, "f", "", model_page.curves_of_figures(figures, HOSTILE), HOSTILE, [], {}
             ),
             Path(),
@@ -251,7 +251,7 @@ def test_curves_come_from_the_tables_of_a_card_or_from_figures():
 
 
 def write_run(folder: Path, steps: list[int]) -> Path:
-    """A run's folder as training leaves it, without weights: sheets of four pictures of 16x16."""
+    """A run's folder as training leaves it, without weights: sheets of four images of 16x16."""
     folder.mkdir(parents=True)
     log = [
         {
@@ -270,10 +270,10 @@ def write_run(folder: Path, steps: list[int]) -> Path:
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     (folder / "recipe.toml").write_text("seed = 1\n[data]\nsize = 16\n")
-    originals = [picture(16, 16, seed=i) for i in range(4)]
+    originals = [image(16, 16, seed=i) for i in range(4)]
     for step in steps:
         decoded = [np.full_like(original, step % 256) for original in originals]
-        images.write(
+        images.write_image(
             folder / f"tokenizer-{step:06d}.png", plots.sheet([*originals, *decoded], 4, scale=6)
         )
     return folder
@@ -286,11 +286,11 @@ def test_a_run_is_read_and_shown(tmp_path: Path):
         [10, 20, 30],
         [],
     )
-    pictures = run_page.pictures_of(run.sheets[0], 16)
-    assert all((got == picture(16, 16, seed=i)).all() for i, got in enumerate(pictures))
-    assert len(pictures) == 4
+    images = run_page.images_of(run.sheets[0], 16)
+    assert all((got == image(16, 16, seed=i)).all() for i, got in enumerate(images))
+    assert len(images) == 4
     assert (run.sheets[1].after[:96, 4:100] == 20).all()
-    read = check_page(run_page.page(run, run_page.Extra()))
+    read = check_page(run_page.page(run, run_page.RunInspection()))
     assert [i["type"] for i in read.attributes("input")] == ["range", "range"]
     assert read.attributes("input")[1]["max"] == "2"
     assert "tokenizer: step 30, PSNR 21" in read.text
@@ -308,7 +308,7 @@ def test_of_many_validations_a_few_are_shown(tmp_path: Path):
     run = run_page.read_run(write_run(tmp_path / "run", list(range(1, 31))))
     steps = [sheet.step for sheet in run.sheets]
     assert (len(steps), steps[0], steps[-1]) == (run_page.SHEETS_MAX, 1, 30)
-    assert "of 30 validations, the pictures of 12 are shown" in run.notes
+    assert "of 30 validations, the images of 12 are shown" in run.notes
 
 
 def test_a_damaged_or_hostile_run_is_shown_as_far_as_it_goes(tmp_path: Path):
@@ -326,13 +326,13 @@ def test_a_damaged_or_hostile_run_is_shown_as_far_as_it_goes(tmp_path: Path):
         log.write("\n".join(lines) + "\n")
     (folder / "recipe.toml").write_text("[data\n")
     (folder / "run.json").write_text(json.dumps({"command": HOSTILE}))
-    (folder / "tokenizer-000030.png").write_bytes(b"no picture")
+    (folder / "tokenizer-000030.png").write_bytes(b"no image")
     run = run_page.read_run(folder)
     assert run.notes[:2] == [
         "4 damaged lines of the log were left out",
         "its settings (recipe.toml) cannot be read",
     ]
-    read = check_page(run_page.page(run, run_page.Extra(notes=[HOSTILE])))
+    read = check_page(run_page.page(run, run_page.RunInspection(notes=[HOSTILE])))
     assert "x<y" in read.text
     with pytest.raises(InputError):
         run_page.read_run(tmp_path / "none")
@@ -380,7 +380,7 @@ def test_a_codebook_of_any_size_is_shown(K: int):
             "s",
             [
                 codebook_page.section(
-                    codebook_page.Codebook(draw.normal(size=(K, 1)), tiles, counts, HOSTILE)
+                    codebook_page.CodebookMap(draw.normal(size=(K, 1)), tiles, counts, HOSTILE)
                 )
             ],
         )
@@ -403,7 +403,7 @@ def test_colors_are_lighter_for_more_and_alike_for_the_alike():
     assert len(np.unique(numbered.reshape(-1, 3), axis=0)) > 900
 
 
-# Pictures as characters
+# Images as characters
 
 
 @pytest.mark.parametrize(
@@ -438,19 +438,19 @@ def shown(lines: list[str]) -> np.ndarray:
 
 
 def test_half_blocks_hold_two_pixels_each():
-    pixels = picture(12, 20)
+    pixels = image(12, 20)
     assert (shown(terminal_image.lines(pixels, 20, 6, "truecolor")) == pixels).all()
     assert (
         shown(terminal_image.lines(pixels, 45, 50, "truecolor")) == pixels.repeat(2, 0).repeat(2, 1)
     ).all()
-    odd = shown(terminal_image.lines(picture(5, 3), 3, 3, "truecolor"))
-    assert (odd == np.concatenate([picture(5, 3), picture(5, 3)[-1:]])).all()
+    odd = shown(terminal_image.lines(image(5, 3), 3, 3, "truecolor"))
+    assert (odd == np.concatenate([image(5, 3), image(5, 3)[-1:]])).all()
 
 
 @pytest.mark.parametrize("colors", terminal_image.COLORS)
 @pytest.mark.parametrize("size", [(1, 1), (300, 2), (2, 300), (1000, 1000)])
-def test_a_picture_fits_its_terminal(colors: str, size: tuple[int, int]):
-    lines = terminal_image.lines(picture(*size), 30, 10, colors)
+def test_a_image_fits_its_terminal(colors: str, size: tuple[int, int]):
+    lines = terminal_image.lines(image(*size), 30, 10, colors)
     plain = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines]
     assert 1 <= len(lines) <= 10
     assert max(map(len, plain)) <= 30

@@ -14,17 +14,17 @@ def flat(H: int, W: int, color: tuple[int, ...]) -> np.ndarray:
     return np.full((H, W, len(color)), color, np.uint8)
 
 
-def box(picture: np.ndarray, color: tuple[int, int, int]) -> tuple[int, int, int, int]:
+def box(image: np.ndarray, color: tuple[int, int, int]) -> tuple[int, int, int, int]:
     """(top, left, H, W) of the rectangle of that color;
     fails where the pixels of that color are no full rectangle.
     """
-    rows, columns = np.nonzero((picture == color).all(axis=2))
+    rows, columns = np.nonzero((image == color).all(axis=2))
     top, left, H, W = rows.min(), columns.min(), np.ptp(rows) + 1, np.ptp(columns) + 1
     assert len(rows) == H * W
     return int(top), int(left), int(H), int(W)
 
 
-def test_sheet_of_equal_pictures_fills_row_by_row():
+def test_sheet_of_equal_images_fills_row_by_row():
     got = plots.sheet([flat(2, 3, RED), flat(2, 3, GREEN), flat(2, 3, BLUE)], columns=2, gap=1)
     assert got.shape == (7, 9, 3)
     assert got.dtype == np.uint8
@@ -36,7 +36,7 @@ def test_sheet_of_equal_pictures_fills_row_by_row():
     assert (got == 255).all(axis=2).sum() == 7 * 9 - 3 * 6  # all else is background
 
 
-def test_sheet_centers_mixed_sizes_and_turns_grey_to_color():
+def test_sheet_centers_mixed_sizes_and_turns_gray_to_color():
     got = plots.sheet(
         [flat(2, 6, RED), flat(8, 2, GREEN), flat(4, 4, (9,))],
         columns=2,
@@ -50,29 +50,29 @@ def test_sheet_centers_mixed_sizes_and_turns_grey_to_color():
     assert tuple(got[0, 0]) == (1, 2, 3)
 
 
-def test_sheet_has_no_more_columns_than_pictures():
+def test_sheet_has_no_more_columns_than_images():
     assert plots.sheet([flat(4, 4, RED)], columns=8, gap=0).shape == (4, 4, 3)
 
 
 def test_sheet_enlarges_by_repeating_pixels():
-    picture = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)
-    got = plots.sheet([picture], columns=1, gap=0, scale=3)
-    assert (got == np.kron(picture, np.ones((3, 3, 1), np.uint8))).all()
+    image = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)
+    got = plots.sheet([image], columns=1, gap=0, scale=3)
+    assert (got == np.kron(image, np.ones((3, 3, 1), np.uint8))).all()
 
 
-def test_sheet_leaves_its_pictures_alone():
-    picture = flat(4, 4, RED)
-    got = plots.sheet([picture], columns=1, gap=0)
+def test_sheet_leaves_its_images_alone():
+    image = flat(4, 4, RED)
+    got = plots.sheet([image], columns=1, gap=0)
     got[:] = 0
-    assert (picture == RED).all()
+    assert (image == RED).all()
 
 
-def ink(picture: np.ndarray, background: tuple[int, int, int]) -> int:
-    return int((picture != background).any(axis=2).sum())
+def ink(image: np.ndarray, background: tuple[int, int, int]) -> int:
+    return int((image != background).any(axis=2).sum())
 
 
 @pytest.mark.parametrize("background", [(255, 255, 255), (0, 0, 0), (250, 240, 10)])
-def test_labels_show_under_their_pictures(background: tuple[int, int, int]):
+def test_labels_show_under_their_images(background: tuple[int, int, int]):
     bare, labeled = (
         plots.sheet([flat(20, 90, RED), flat(20, 90, BLUE)], 2, labels, background=background)
         for labels in (None, ["airplane", ""])
@@ -83,10 +83,10 @@ def test_labels_show_under_their_pictures(background: tuple[int, int, int]):
     under, right = labeled[24:, :98], labeled[24:, 98:]
     assert ink(under, background) > 50
     assert ink(right, background) == 0
-    assert abs(under.astype(int) - background).max() > 120  # readable, not grey on grey
+    assert abs(under.astype(int) - background).max() > 120  # readable, not gray on gray
 
 
-def test_a_label_widens_a_narrow_picture_up_to_a_limit():
+def test_a_label_widens_a_narrow_image_up_to_a_limit():
     names = ["automobile", "a-very-long-file-name-" * 400]
     short, long = (plots.sheet([flat(1, 1, RED)], 1, [name], gap=0) for name in names)
     assert 30 < short.shape[1] < plots.LABEL_WIDTH
@@ -220,7 +220,7 @@ def test_both_formats_show_the_same():
         plots.Panel("A", "bits", [SERIES]),
         plots.Panel("B", "bits", [plots.Series("second", [(1.0, 2.0)])]),
     ]
-    svg, pixels = plots.plot_svg("t", panels), plots.plot_picture("t", panels)
+    svg, pixels = plots.plot_svg("t", panels), plots.plot_image("t", panels)
     root = ElementTree.fromstring(svg)
     assert pixels.shape == (2 * int(root.attrib["height"]), 2 * int(root.attrib["width"]), 3)
     for dot in marks(svg, "circle"):
@@ -293,7 +293,7 @@ def test_axes_of_any_values_hold_them(values: list[float]):
     assert len(labels) >= 3 or values == [float("inf")]
 
 
-def test_labels_under_pictures_side_by_side():
+def test_labels_under_images_side_by_side():
     rows = [[flat(5, 90, RED), flat(5, 90, GREEN)]]
     bare, labeled = plots.side_by_side(rows), plots.side_by_side(rows, labels=[["2 kB", ""]])
     assert labeled.shape[0] > bare.shape[0]

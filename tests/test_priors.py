@@ -12,8 +12,8 @@ from vqtok.config import PriorConfig
 from vqtok.errors import UsageError
 from vqtok.priors import PixelCNN, base, cross_entropy, receptive_field
 from vqtok.sampling import sample
-from vqtok.sampling.categorical import choose
-from vqtok.sampling.pixelcnn import Cache
+from vqtok.sampling.categorical import sample_categorical
+from vqtok.sampling.pixelcnn import SamplerState
 
 GRIDS = [(5, 9), (9, 5), (1, 7), (7, 1), (1, 1), (4, 4)]
 NAMES = ("cat", "dog", "car")
@@ -42,7 +42,7 @@ def cached_logits(prior: PixelCNN, indices: Tensor, labels: Tensor | None) -> Te
     rows = prior.label_rows(labels, n, indices.device)
     with torch.inference_mode():
         for level in range(L):
-            cache = Cache(
+            cache = SamplerState(
                 prior,
                 level,
                 n,
@@ -62,7 +62,7 @@ def frequencies(logits: Tensor, **options: float | int | None) -> Tensor:
     """How often each index is drawn, over 100,000 evenly spaced uniform numbers."""
     count = 100_000
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    drawn = choose(logits.expand(count, -1), uniform, **options)  # type: ignore[arg-type]
+    drawn = sample_categorical(logits.expand(count, -1), uniform, **options)  # type: ignore[arg-type]
     return torch.bincount(drawn, minlength=logits.shape[-1]) / count
 
 
@@ -247,7 +247,7 @@ def test_samples_follow_the_prior() -> None:
     assert (found - odds).abs().max() < 4 * math.sqrt(0.25 / 4000)
 
 
-def test_a_picture_depends_on_its_seed_and_number_alone() -> None:
+def test_a_image_depends_on_its_seed_and_number_alone() -> None:
     prior = tiny(2)
     three = sample(prior, 3, 4, 5, labels=1, seed=7)
     assert torch.equal(sample(prior, 3, 4, 5, labels=1, seed=7), three)
@@ -334,7 +334,7 @@ def test_top_k_keeps_k_among_equals_and_never_draws_the_impossible() -> None:
     assert frequencies(torch.zeros(1, 6), top_k=2).gt(0).sum() == 2
     logits = torch.tensor([[-1e9, 0.0, -1e9]])
     for uniform in (0.0, 1 - 2**-53, 1.0):  # float32, on MPS, can round to 1
-        assert choose(logits, torch.tensor([uniform], dtype=torch.float64)) == 1
+        assert sample_categorical(logits, torch.tensor([uniform], dtype=torch.float64)) == 1
 
 
 @pytest.mark.parametrize(

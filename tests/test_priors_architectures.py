@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqtok.config import PriorConfig
-from vqtok.priors import CLASSES, Prior, base, build, cross_entropy
+from vqtok.priors import CLASSES, Prior, base, build_prior, cross_entropy
 from vqtok.sampling import sample
 
 K = 7
@@ -26,7 +26,7 @@ def made(
     config = PriorConfig(
         K, levels, width=8, layers=2, dropout=0.2, labels=labels, architecture=architecture, heads=2
     )
-    prior = build(config.for_grid(h, w)).eval()
+    prior = build_prior(config.for_grid(h, w)).eval()
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -158,7 +158,7 @@ def test_it_learns_what_it_samples(architecture: str, output: str) -> None:
         output=output,
         mixtures=4,
     )
-    prior = build(config.for_grid(3, 5))
+    prior = build_prior(config.for_grid(3, 5))
     # all there are, each once
     start = torch.cartesian_prod(*3 * [torch.arange(K - 4)]).view(-1, 1, 3, 1)
     indices = (start + torch.arange(5)).expand(-1, 2, 3, 5).contiguous()
@@ -191,7 +191,7 @@ def test_known_places_stay_and_the_seed_decides_the_rest(architecture: str) -> N
     assert torch.equal(first, second)
     assert torch.equal(first[known >= 0], known[known >= 0])
     assert not torch.equal(first, sample(prior, 3, 4, 6, seed=6, known=known, labels=1))
-    # As models are loaded: another order of the weights in memory, the same pictures.
+    # As models are loaded: another order of the weights in memory, the same images.
     assert torch.equal(
         first,
         sample(
@@ -219,7 +219,7 @@ def test_bfloat16_training_gives_float32_losses(architecture: str) -> None:
 @every
 def test_a_prior_has_no_more_weights_than_its_levels_ask_for(architecture: str) -> None:
     one, three = (
-        sum(p.numel() for p in build(replace(made(architecture).config, levels=n)).parameters())
+        sum(p.numel() for p in build_prior(replace(made(architecture).config, levels=n)).parameters())
         for n in (1, 3)
     )
     assert one < three

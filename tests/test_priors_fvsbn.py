@@ -80,7 +80,7 @@ def test_train_and_sample_by_command(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "prior.width=4",
     ]
     ok("train", "data.npy", "-o", "m", "--prior", "fvsbn", *short)
-    stored = weights.load(Path("m/prior.safetensors"), "prior").meta
+    stored = weights.load_weights(Path("m/prior.safetensors"), "prior").meta
     assert (
         stored["config"]["architecture"],
         stored["config"]["rows"],

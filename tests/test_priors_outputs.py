@@ -10,15 +10,15 @@ import torch
 
 from vqtok.config import PriorConfig
 from vqtok.priors import PixelCNN, cross_entropy
-from vqtok.priors.outputs import LogisticMixture, Output, build
+from vqtok.priors.outputs import LogisticMixture, OutputLayer, build_output
 from vqtok.sampling import sample
 
 FEATURES = 6
 
 
-def output(kind: str, K: int = 256, seed: int = 0) -> Output:
+def output(kind: str, K: int = 256, seed: int = 0) -> OutputLayer:
     torch.manual_seed(seed)
-    made = build(PriorConfig(K, output=kind, mixtures=3), FEATURES)
+    made = build_output(PriorConfig(K, output=kind, mixtures=3), FEATURES)
     with torch.no_grad():
         made.weight.normal_(std=2.0)
     return made
@@ -67,7 +67,7 @@ def test_the_mixture_is_the_integral_of_its_density() -> None:
 
 def test_the_mixture_starts_nearly_uniform_and_stays_finite_far_away() -> None:
     torch.manual_seed(0)
-    made = build(PriorConfig(256, output="logistic"), FEATURES)
+    made = build_output(PriorConfig(256, output="logistic"), FEATURES)
     nats = made.nats(torch.randn(1000, FEATURES), torch.randint(256, (1000,))).detach()
     assert 7.9 < float(nats.mean()) / math.log(2) < 8.3
     far = output("logistic")
@@ -84,7 +84,7 @@ def test_a_neighbor_of_what_was_seen_is_likely_under_the_mixture_alone() -> None
     costs = {}
     for kind in ("softmax", "logistic"):
         torch.manual_seed(1)
-        made = build(PriorConfig(256, output=kind), FEATURES)
+        made = build_output(PriorConfig(256, output=kind), FEATURES)
         optimizer = torch.optim.Adam(made.parameters(), 0.05)
         features = torch.ones(1, FEATURES)
         for _ in range(100):
@@ -104,7 +104,7 @@ def test_a_pixelcnn_with_the_mixture_learns_and_samples_gray_levels(
     torch.manual_seed(0)
     prior = PixelCNN(PriorConfig(16, levels=3, width=8, layers=2, output="logistic", mixtures=2))
     if not quick:
-        monkeypatch.setattr(PixelCNN, "quick", lambda *_: None)
+        monkeypatch.setattr(PixelCNN, "numpy_backend", lambda *_: None)
     grids = (torch.tensor([3, 8, 12])[:, None, None] + torch.randint(-1, 2, (64, 3, 4, 4))).clamp(
         0, 15
     )

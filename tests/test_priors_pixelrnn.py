@@ -94,9 +94,9 @@ def test_hidden_is_what_the_equations_say(kernel: int, layers: int) -> None:
     indices = torch.randint(K, (2, 1, 3, 4))
     hidden = prior.hidden(indices)
     assert hidden.shape == (2, 1, 3, 4, 12)
-    for picture in range(2):
-        wanted = slow(prior, indices[picture, 0], torch.zeros(3, 4, 12))
-        torch.testing.assert_close(hidden[picture, 0], wanted, atol=2e-5, rtol=1e-4)
+    for image in range(2):
+        wanted = slow(prior, indices[image, 0], torch.zeros(3, 4, 12))
+        torch.testing.assert_close(hidden[image, 0], wanted, atol=2e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -154,7 +154,7 @@ def plain(gates: Tensor, weight: Tensor, w: int) -> Tensor:
 @pytest.mark.parametrize(("h", "w", "k"), [(4, 5, 3), (3, 2, 7), (1, 3, 3), (3, 1, 3)])
 def test_the_gradient_of_the_recurrence(h: int, w: int, k: int) -> None:
     torch.manual_seed(0)
-    # of 3 pictures, 2 units
+    # of 3 images, 2 units
     gates = torch.randn(h, w * 3, 4 * 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(k * 2, 4 * 2, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(h, w * 3, 2, dtype=torch.float64)
@@ -221,10 +221,10 @@ def test_a_new_network_remembers() -> None:
 def test_train_sample_and_report() -> None:
     trained = small("-o", "run", "--prior", "pixelrnn", "--size", "16")
     assert trained.exit_code == 0, trained.output
-    stored = weights.load(Path("run/prior.safetensors"), "prior")
+    stored = weights.load_weights(Path("run/prior.safetensors"), "prior")
     assert stored.config["architecture"] == "pixelrnn"
     ok("sample", "-m", "run", "-n", "2", "--size", "16x12", "-o", "s.npz")
-    assert codes.read(Path("s.npz")).indices.shape == (2, 1, 3, 4)
+    assert codes.read_plain_codes(Path("s.npz")).indices.shape == (2, 1, 3, 4)
     ok("report", "run", "-o", "report.html")
     assert "pixelrnn" in Path("report.html").read_text()
 
@@ -244,7 +244,7 @@ def test_both_cursors_give_the_logits_of_the_full_pass_also_of_rows_left_early(
     )
     with torch.inference_mode():
         slowly = prior.cursor(level, n, h, w, rows, indices)
-        packed, context = prior.quick(rows), prior.context_of(indices)
+        packed, context = prior.numpy_backend(rows), prior.context_of(indices)
         assert packed is not None
         quickly = packed.cursor(level, n, w, None if context is None else context[:, level])
         for i in range(h):
@@ -260,4 +260,4 @@ def test_both_cursors_give_the_logits_of_the_full_pass_also_of_rows_left_early(
                 torch.testing.assert_close(
                     torch.from_numpy(quickly.logits()), full[:, i, j], atol=1e-5, rtol=1e-4
                 )
-    assert prior.double().quick(rows) is None
+    assert prior.double().numpy_backend(rows) is None

@@ -79,7 +79,7 @@ def test_rows_turn_half_of_the_pairs_and_columns_the_others() -> None:
 
 @pytest.mark.parametrize(("h", "w"), [(3, 4), (1, 5), (4, 1)])
 def test_a_token_carries_the_index_before_the_one_it_asks_for(h: int, w: int) -> None:
-    asked, carried = priors_transformer.places(h, w)
+    asked, carried = priors_transformer.token_positions(h, w)
     order = [(i, j) for i in range(h) for j in range(w)]
     assert list(map(tuple, asked.tolist())) == order
     assert list(map(tuple, carried.tolist())) == [(0, -1), *order[:-1]]
@@ -156,7 +156,7 @@ def test_a_block_is_what_loops_compute() -> None:
     block = noisy(Block(CONFIG))
     x = torch.randn(1, 12, 16)
     with torch.no_grad():
-        found = block(x, *priors_transformer.turns(3, 4, 8, x.device))[0]
+        found = block(x, *priors_transformer.rotary_cos_sin(3, 4, 8, x.device))[0]
     torch.testing.assert_close(
         found.double(),
         torch.from_numpy(slow_block(block, x[0].double().numpy(), 4)),
@@ -169,7 +169,7 @@ def test_attention_is_the_same_for_short_and_long_sequences_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    qkv, turns = torch.randn(2, 12, 3, 2, 8), priors_transformer.turns(3, 4, 8, torch.device("cpu"))
+    qkv, turns = torch.randn(2, 12, 3, 2, 8), priors_transformer.rotary_cos_sin(3, 4, 8, torch.device("cpu"))
     wanted = attention(qkv, *turns)
     for most, kind in ((12, torch.float32), (11, torch.bfloat16)):
         monkeypatch.setattr(blocks, "SHORT", most)
@@ -233,7 +233,7 @@ def test_heads_that_do_not_divide_the_width_are_refused(width: int, heads: int) 
 def test_train_sample_report(data: Path) -> None:
     result = small("-o", "m", "--prior", "transformer", "--set", "prior.heads=2")
     assert result.exit_code == 0, result.output
-    stored = weights.load(Path("m/prior.safetensors"), "prior")
+    stored = weights.load_weights(Path("m/prior.safetensors"), "prior")
     assert (stored.meta["config"]["architecture"], stored.meta["config"]["heads"]) == (
         "transformer",
         2,

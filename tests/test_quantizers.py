@@ -9,7 +9,13 @@ from torch import Tensor
 from vqtok import quantizers
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers import codebook as module
-from vqtok.quantizers.codebook import AveragedCodebook, draw, kmeans, nearest, sums_by_code
+from vqtok.quantizers.codebook import (
+    AveragedCodebook,
+    kmeans,
+    nearest,
+    sample_vectors,
+    sums_by_code,
+)
 
 BOTH = pytest.mark.parametrize("kind", ["vq", "ema"])
 
@@ -24,7 +30,7 @@ def make(
         normalize=normalize,
         **settings,  # type: ignore[arg-type]
     )
-    quantizer = quantizers.build(config)
+    quantizer = quantizers.build_quantizer(config)
     assert isinstance(quantizer, AveragedCodebook)
     return quantizer
 
@@ -51,7 +57,7 @@ def circle(size: int, radius: float = 1.0) -> Tensor:
 def step(quantizer: AveragedCodebook, vectors: Tensor) -> int:
     quantizer.train()
     quantizer(as_grid(vectors))
-    return quantizer.learn()
+    return quantizer.update_codebook()
 
 
 # Search
@@ -110,7 +116,7 @@ def test_a_step_in_chunks_is_that_of_autograd(kind: str, monkeypatch: pytest.Mon
     torch.testing.assert_close(z.grad[0, :, 0].T, flat.grad)
     if kind == "vq":
         torch.testing.assert_close(quantizer.codebook.grad, entries.grad)
-    seen = quantizer._seen
+    seen = quantizer._last_batch
     assert seen is not None
     for found, expected in zip(
         seen[1][3:], sums_by_code(flat.detach(), quantized.indices.flatten(), 16), strict=True
@@ -252,7 +258,7 @@ def test_eval_leaves_no_trace():
     quantizer(torch.randn(1, 2, 3, 4))
     assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
     with pytest.raises(AssertionError):
-        quantizer.learn()
+        quantizer.update_codebook()
 
 
 def test_sums_by_code_are_a_loop():
@@ -268,8 +274,8 @@ def test_sums_by_code_are_a_loop():
 
 def test_draw_repeats_nothing_while_there_is_enough():
     vectors = torch.arange(10.0)[:, None]
-    assert torch.equal(draw(vectors, 10).sort(0).values, vectors)
-    assert draw(vectors, 25).shape == (25, 1)
+    assert torch.equal(sample_vectors(vectors, 10).sort(0).values, vectors)
+    assert sample_vectors(vectors, 25).shape == (25, 1)
 
 
 def test_kmeans_ends_where_centers_are_means_and_no_vector_would_move():
@@ -280,7 +286,7 @@ def test_kmeans_ends_where_centers_are_means_and_no_vector_would_move():
     counts, sums = sums_by_code(vectors, indices, 12)
     assert counts.min() > 0
     torch.testing.assert_close(centers, sums / counts[:, None])
-    start = draw(vectors, 12)
+    start = sample_vectors(vectors, 12)
     assert F.mse_loss(centers[indices], vectors) < 0.8 * F.mse_loss(
         start[nearest(vectors, start)], vectors
     )
@@ -300,9 +306,9 @@ def test_initialize_puts_every_code_to_use(kind: str, normalize: bool):
     torch.manual_seed(0)
     quantizer = make(kind, size=32, dim=4, normalize=normalize)
     vectors = 5 + torch.randn(2000, 4)  # far from the codebook's random start
-    assert quantizer.needs_vectors()
+    assert quantizer.needs_init()
     quantizer.initialize(vectors)
-    assert not quantizer.needs_vectors()
+    assert not quantizer.needs_init()
     assert quantizer(as_grid(vectors)).indices.unique().numel() == 32
     torch.testing.assert_close(quantizer.average.sums, quantizer.codebook.detach())
     assert torch.equal(quantizer.average.counts, torch.ones(32))
@@ -317,7 +323,7 @@ def test_a_saved_codebook_is_not_initialized_again(kind: str, tmp_path: Path):
         step(first, torch.randn(100, 2))
     save_file(first.state_dict(), tmp_path / "state.safetensors")
     second.load_state_dict(load_file(tmp_path / "state.safetensors"))
-    assert not second.needs_vectors()
+    assert not second.needs_init()
     for quantizer in (first, second):
         torch.manual_seed(3)
         step(quantizer, 0.1 * torch.randn(100, 2))
@@ -401,7 +407,7 @@ def test_normalized_codes_lie_on_the_sphere(kind: str):
         if kind == "vq":
             quantized.loss.backward()
             optimizer.step()
-        assert quantizer.learn() > 0
+        assert quantizer.update_codebook() > 0
         check(quantized.vectors)
         if kind == "ema":
             check(quantizer.codebook)  # as it is released

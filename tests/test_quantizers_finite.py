@@ -26,7 +26,7 @@ BOTH = pytest.mark.parametrize("kind", ["fsq", "lfq"])
 
 
 def make(kind: str, size: int, dim: int, **settings: float) -> FSQuantizer | LFQuantizer:
-    quantizer = quantizers.build(
+    quantizer = quantizers.build_quantizer(
         TokenizerConfig(
             quantizer=kind,
             codebook_size=size,
@@ -107,7 +107,7 @@ def test_fsq_levels_are_the_fewest_and_most_even_factors_wherever_there_are_any(
 )
 def test_sizes_that_cannot_be_name_the_nearest_that_can(kind: str, size: int, fix: str):
     config = TokenizerConfig(quantizer=kind, codebook_size=size, code_dim=16)
-    for call in (quantizers.check, quantizers.build):
+    for call in (quantizers.check_quantizer, quantizers.build_quantizer):
         with pytest.raises(UsageError, match=f"{kind} cannot make {size} codes") as caught:
             call(config)
         assert fix in caught.value.fix
@@ -118,9 +118,9 @@ def test_a_code_dimension_below_the_numbers_is_told(kind: str, size: int, needed
     with pytest.raises(
         UsageError, match=f"needs code dimension {needed} or more, not {needed - 1}"
     ) as caught:
-        quantizers.check(TokenizerConfig(quantizer=kind, codebook_size=size, code_dim=needed - 1))
+        quantizers.check_quantizer(TokenizerConfig(quantizer=kind, codebook_size=size, code_dim=needed - 1))
     assert f"--code-dim {needed}" in caught.value.fix
-    quantizers.check(
+    quantizers.check_quantizer(
         TokenizerConfig(
             quantizer=kind, codebook_size=size, code_dim=needed, levels=3, normalize=False
         )
@@ -343,9 +343,9 @@ def test_initialize_puts_nearly_every_code_to_use_at_any_scale(
     torch.manual_seed(0)
     quantizer = make(kind, size, dim, normalize=False).eval()
     vectors = scale * (5 + torch.randn(20_000, dim) @ torch.randn(dim, dim))
-    assert quantizer.needs_vectors()
+    assert quantizer.needs_init()
     quantizer.initialize(vectors)
-    assert not quantizer.needs_vectors()
+    assert not quantizer.needs_init()
     indices = quantizer(as_grid(vectors)).indices
     assert indices.unique().numel() > 0.9 * size
     counts = torch.bincount(indices.flatten(), minlength=size) / indices.numel()
@@ -410,7 +410,7 @@ def test_there_is_nothing_to_revive(kind: str):
     quantizer = make(kind, 64, 8)
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantizer(torch.randn(1, 8, 3, 4))
-    assert quantizer.learn() == 0
+    assert quantizer.update_codebook() == 0
     assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli_helpers import fails, small
-from conftest import TOKENIZER, make_model, picture
+from conftest import TOKENIZER, image, make_model
 
 from vqtok import codec, weights
 from vqtok.config import LEARNED
@@ -28,7 +28,7 @@ def test_a_loaded_model_gives_the_indices_of_the_saved_one(kind: str, levels: in
         {name: value.half().float() for name, value in network.state_dict().items()}
     )
     network.eval()
-    pixels = picture(16, 24)
+    pixels = image(16, 24)
     with torch.no_grad():
         indices = network.encode(
             vqvae.to_float(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()))
@@ -79,8 +79,8 @@ def test_what_a_quantizer_cannot_be_is_told_before_a_run_begins(
 
 def test_a_file_whose_quantizer_cannot_be_is_damaged(tmp_path: Path):
     make_model(tmp_path / "m")
-    stored = weights.load(tmp_path / "m" / "tokenizer.safetensors", "tokenizer")
+    stored = weights.load_weights(tmp_path / "m" / "tokenizer.safetensors", "tokenizer")
     stored.meta["config"] |= {"quantizer": "fsq", "codebook_size": 17}
-    weights.save(tmp_path / "m" / "tokenizer.safetensors", stored)
+    weights.save_weights(tmp_path / "m" / "tokenizer.safetensors", stored)
     with pytest.raises(FormatError, match="fsq cannot make 17 codes"):
         codec.load(tmp_path / "m")

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import fails, ok
-from conftest import make_model, picture
+from conftest import image, make_model
 from torch import Tensor
 from train_helpers import Interrupt, contents, go, log
 
 from vqtok import codec, quantizers, weights
 from vqtok import train as training
-from vqtok.codes import Compact, read_any, to_bytes
+from vqtok.codes import Compact, read_any_codes, to_bytes
 from vqtok.config import PRESETS, TokenizerConfig
 from vqtok.data import Shapes
 from vqtok.errors import UsageError
@@ -96,7 +96,7 @@ def test_channels_that_are_not_known_are_as_gray_as_the_mean_of_those_that_are()
 
 
 def test_an_entry_speaks_of_its_own_channel():
-    books = quantizers.build(identity(4)).codebooks()
+    books = quantizers.build_quantizer(identity(4)).codebooks()
     assert books.shape == (3, 4, 3)
     for channel in range(3):
         torch.testing.assert_close(books[channel, :, channel], torch.tensor([-1, -1 / 3, 1 / 3, 1]))
@@ -164,29 +164,29 @@ def test_each_number_of_gray_levels_has_a_fingerprint(tmp_path: Path):
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (20, 30), (77, 31), (3, 500)])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_file_gives_the_picture_back(
+def test_a_file_gives_the_image_back(
     size: tuple[int, int], channels: int, precision: str, tmp_path: Path
 ):
     model = codec.load(
         make_model(tmp_path / "m", identity(channels=channels), prior=None), precision=precision
     )
-    pixels = picture(*size, channels)
+    pixels = image(*size, channels)
     codes = model.encode(pixels)
     assert codes.indices.shape == (1, channels, *size)
     for file in (codes, model.pack(codes)):
-        read = read_any(to_bytes(file))
+        read = read_any_codes(to_bytes(file))
         np.testing.assert_array_equal(
             model.decode(model.unpack(read) if isinstance(read, Compact) else read), pixels
         )
 
 
-def test_a_picture_that_is_worked_on_in_parts_comes_back(
+def test_a_image_that_is_worked_on_in_parts_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     model = codec.load(make_model(tmp_path / "m", identity(), prior=None))
     monkeypatch.setattr("vqtok.codec.model.PIXELS_AT_ONCE", 64)
     for size in [(37, 20), (3, 500)]:
-        np.testing.assert_array_equal(model.decode(model.encode(picture(*size))), picture(*size))
+        np.testing.assert_array_equal(model.decode(model.encode(image(*size))), image(*size))
 
 
 # Training
@@ -214,7 +214,7 @@ def test_the_tokenizer_is_there_at_once_and_the_priors_learn(tmp_path: Path):
     assert any("nothing is learned" in note for note in listener.notes)
     assert not (tmp_path / "tokenizer.state.safetensors").exists()
     model = codec.load(tmp_path)
-    pixels = picture(9, 14)
+    pixels = image(9, 14)
     np.testing.assert_array_equal(
         model.decode(model.unpack(model.pack(model.encode(pixels)))), pixels
     )
@@ -237,8 +237,8 @@ def test_an_interrupted_run_goes_on_to_the_same_files(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_settings_follow_the_pictures_and_binarize(tmp_path: Path):
-    np.save(tmp_path / "gray.npy", np.stack([picture(12, 12, 1, seed=i) for i in range(6)]))
+def test_settings_follow_the_images_and_binarize(tmp_path: Path):
+    np.save(tmp_path / "gray.npy", np.stack([image(12, 12, 1, seed=i) for i in range(6)]))
     text = "\n".join(
         [
             "[data]",
@@ -288,7 +288,7 @@ def test_every_command_takes_such_a_model(K: int, tmp_path: Path):
     from vqtok import images
 
     for i in range(6):
-        images.write(tmp_path / "data" / f"{i}.png", picture(12, 12, seed=i))
+        images.write_image(tmp_path / "data" / f"{i}.png", image(12, 12, seed=i))
     go(tmp_path / "models" / "m", recipe(tokenizer={"codebook_size": K}), DATA)
     ok("encode", "data/0.png", "--model", "m", "-o", "a.npz")
     ok("encode", "data/0.png", "--model", "m", "--compact", "-o", "b.npz")
@@ -296,8 +296,8 @@ def test_every_command_takes_such_a_model(K: int, tmp_path: Path):
         ok("decode", f"{name}.npz", "-o", f"{name}.png")
         assert (
             K == 2
-            or images.read(Path(f"{name}.png")).pixels.tolist()
-            == images.read(Path("data/0.png")).pixels.tolist()
+            or images.read_image(Path(f"{name}.png")).pixels.tolist()
+            == images.read_image(Path("data/0.png")).pixels.tolist()
         )
         ok("report", f"{name}.npz", "-o", f"{name}.html")
         ok("view", f"{name}.npz", "--always")

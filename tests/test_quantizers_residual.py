@@ -26,7 +26,7 @@ def make(
         normalize=False,
         level_dropout=dropout,
     )
-    quantizer = quantizers.build(config)
+    quantizer = quantizers.build_quantizer(config)
     assert isinstance(quantizer, ResidualQuantizer)
     return quantizer
 
@@ -55,7 +55,7 @@ def as_grid(vectors: Tensor) -> Tensor:
 def test_each_level_starts_in_use_and_brings_the_vectors_nearer(kind: str, scale: float):
     vectors = gaussian(scale=scale)
     quantizer = started(kind, vectors=vectors).eval()
-    assert not quantizer.needs_vectors()
+    assert not quantizer.needs_init()
     with torch.no_grad():
         indices = quantizer(as_grid(vectors)).indices
         back = [quantizer.lookup(indices[:, :n])[0, :, 0].T for n in range(1, 5)]
@@ -140,7 +140,7 @@ def test_training_brings_the_vectors_nearer_and_keeps_the_codes_alive(kind: str)
         errors.append(float(error.detach()))
         (error + quantized.loss).backward()
         optimizer.step()
-        quantizer.learn()
+        quantizer.update_codebook()
     # k-means leaves little to do
     assert errors[-1] < errors[0] * (0.99 if kind in ("ema", "vq") else 0.85)
     quantizer.eval()
@@ -153,9 +153,9 @@ def test_training_brings_the_vectors_nearer_and_keeps_the_codes_alive(kind: str)
 def test_a_saved_state_is_not_initialized_again(kind: str):
     first = started(kind)
     second = make(kind)
-    assert second.needs_vectors()
+    assert second.needs_init()
     second.load_state_dict(first.state_dict())
-    assert not second.needs_vectors()
+    assert not second.needs_init()
     before = {name: value.clone() for name, value in second.state_dict().items()}
     second.initialize(gaussian(500, 3.0))  # asks each level, and each says that it has started
     assert all(torch.equal(value, before[name]) for name, value in second.state_dict().items())
@@ -179,7 +179,7 @@ def test_training_state_lies_in_modules_called_average(kind: str):
     assert torch.equal(quantizer(z).indices, expected(z).indices)
 
 
-def test_level_dropout_decodes_pictures_from_their_first_levels():
+def test_level_dropout_decodes_images_from_their_first_levels():
     quantizer = started("ema").train()
     quantizer.dropout = 1.0
     z = as_grid(gaussian(10)).repeat(200, 1, 1, 1)

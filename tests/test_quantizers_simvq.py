@@ -14,7 +14,7 @@ def make(size: int = 8, dim: int = 2, normalize: bool = False, beta: float = 0.2
     config = TokenizerConfig(
         quantizer="simvq", codebook_size=size, code_dim=dim, normalize=normalize, beta=beta
     )
-    quantizer = quantizers.build(config)
+    quantizer = quantizers.build_quantizer(config)
     assert isinstance(quantizer, SimVQuantizer)
     return quantizer
 
@@ -102,9 +102,9 @@ def test_initialize_puts_nearly_every_code_to_use(size: int, dim: int, normalize
     vectors = 50 + torch.randn(10_000, dim) @ torch.randn(dim, dim) * 10
     if normalize:
         vectors = vectors - 50
-    assert quantizer.needs_vectors()
+    assert quantizer.needs_init()
     quantizer.initialize(vectors)
-    assert not quantizer.needs_vectors()
+    assert not quantizer.needs_init()
     with torch.no_grad():
         quantized = quantizer(as_grid(vectors))
     assert quantized.indices.unique().numel() > 0.9 * size
@@ -123,7 +123,7 @@ def test_moving_few_entries_moves_all():
     before = quantizer.lookup(grid).detach()
     quantizer(before[:, :, :1, :4] + 0.1).loss.backward()  # four codes are chosen
     torch.optim.SGD(quantizer.parameters(), 0.5).step()
-    assert quantizer.learn() == 0
+    assert quantizer.update_codebook() == 0
     moved = (quantizer.lookup(grid) - before).detach().abs().amax(1)
     assert (moved > 1e-4).all()
 

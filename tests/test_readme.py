@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from docs_helpers import ROOT, lines, make_checkpoints, make_pictures, run_line
+from docs_helpers import ROOT, lines, make_checkpoints, make_images, run_line
 
 from vqtok import codes
 
@@ -17,12 +17,12 @@ def test_every_command_of_the_readme_runs_in_order(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("VQTOK_MODELS")
-    make_pictures(tmp_path)
+    make_images(tmp_path)
     make_checkpoints(tmp_path)
     assert len(lines(README)) >= 12
     for line in lines(README):
         run_line(line)
-    assert codes.read_any(tmp_path / "tiny.npz") != codes.read_any(tmp_path / "photo.npz")
+    assert codes.read_any_codes(tmp_path / "tiny.npz") != codes.read_any_codes(tmp_path / "photo.npz")
 
 
 def test_the_tree_of_the_readme_is_there() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from vqtok import load
 from vqtok.priors import PixelCNN
 from vqtok.sampling import backends, pixelcnn, sample
-from vqtok.sampling.categorical import choose, choose_quickly
-from vqtok.sampling.pixelcnn import Packed, Tape
+from vqtok.sampling.categorical import sample_categorical, sample_categorical_numpy
+from vqtok.sampling.pixelcnn import PreparedSampler, PreparedWeights
 
 
 def taped_logits(prior: PixelCNN, indices: Tensor, labels: Tensor | None) -> Tensor:
@@ -22,9 +22,9 @@ def taped_logits(prior: PixelCNN, indices: Tensor, labels: Tensor | None) -> Ten
     n, L, h, w = indices.shape
     logits = torch.zeros(n, L, h, w, prior.config.codebook_size)
     with torch.inference_mode():
-        packed = Packed(prior, prior.label_rows(labels, n, indices.device))
+        packed = PreparedWeights(prior, prior.label_rows(labels, n, indices.device))
         for level in range(L):
-            cursor = Tape(
+            cursor = PreparedSampler(
                 packed,
                 level,
                 n,
@@ -82,8 +82,8 @@ def test_both_paths_draw_the_same(
     known[0, :, 3:] = 4
     ways = [{}, {"labels": 2}, {"known": known, "labels": -1}, {"levels": 1}]
     quick = [sample(prior, n, 5, 7, seed=3, **way, **options) for way in ways]
-    monkeypatch.setattr(PixelCNN, "quick", lambda *_: None)
-    monkeypatch.setattr(pixelcnn, "Tape", None)
+    monkeypatch.setattr(PixelCNN, "numpy_backend", lambda *_: None)
+    monkeypatch.setattr(pixelcnn, "PreparedSampler", None)
     for grid, way in zip(quick, ways, strict=True):
         assert torch.equal(grid, sample(prior, n, 5, 7, seed=3, **way, **options)), way
 
@@ -100,17 +100,17 @@ def test_quick_choice_is_the_choice() -> None:
             logits = torch.randn(count, 300, generator=generator) * 4
             for _ in range(20):
                 uniform = torch.rand(count, generator=generator, dtype=torch.float64)
-                quick = choose_quickly(logits.numpy(), uniform.numpy(), temperature)
-                assert quick.tolist() == choose(logits, uniform, temperature).tolist()
+                quick = sample_categorical_numpy(logits.numpy(), uniform.numpy(), temperature)
+                assert quick.tolist() == sample_categorical(logits, uniform, temperature).tolist()
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_quick_choice_never_draws_the_impossible(count: int) -> None:
     logits = np.array([[-1e9, 0.0, -1e9]] * count, np.float32)
     for uniform in (0.0, 1 - 2**-53, 1.0):
-        assert choose_quickly(logits, np.full(count, uniform)).tolist() == [1] * count
+        assert sample_categorical_numpy(logits, np.full(count, uniform)).tolist() == [1] * count
     assert (
-        choose_quickly(np.zeros((count, 3), np.float32), np.full(count, 0.5), 0).tolist()
+        sample_categorical_numpy(np.zeros((count, 3), np.float32), np.full(count, 0.5), 0).tolist()
         == [0] * count
     )  # the first of equals
 

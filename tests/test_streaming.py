@@ -1,4 +1,4 @@
-"""Large pictures are worked on in parts; what comes out is what would come out at once."""
+"""Large images are worked on in parts; what comes out is what would come out at once."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, picture
+from conftest import image, make_model
 from torch import Tensor, nn
 
 from vqtok import codec
 from vqtok.codec import model as codec_model
 from vqtok.config import TokenizerConfig
-from vqtok.networks.streaming import Cut, in_parts
+from vqtok.networks.streaming import Tiling, stream
 from vqtok.networks.vqvae import VQVAE, ResidualBlock
 
 CONFIGS = [
@@ -92,7 +92,7 @@ def test_in_parts_equals_at_once(config: TokenizerConfig, axis: int) -> None:
             whole = part(x)
             for most in (1, 2, 3, 6, 9):
                 parts = list(
-                    in_parts(part, cut_into(x.clone(), axis, most * unit), axis, most * unit)
+                    stream(part, cut_into(x.clone(), axis, most * unit), axis, most * unit)
                 )
                 assert len(parts) > 1 or most >= 6
                 torch.testing.assert_close(torch.cat(parts, axis), whole, rtol=1e-5, atol=1e-5)
@@ -108,7 +108,7 @@ def test_parts_stay_small_to_the_end() -> None:
     decoder = VQVAE(config).eval().decoder
     x = torch.randn(1, 4, 40, 3)
     with torch.inference_mode():
-        lengths = [part.shape[2] for part in in_parts(decoder, cut_into(x, 2, 4), 2, 4)]
+        lengths = [part.shape[2] for part in stream(decoder, cut_into(x, 2, 4), 2, 4)]
     assert sum(lengths) == 160
     assert max(lengths) <= 1.5 * 16 + 4  # the last layers may add a few rows after the cut
 
@@ -118,7 +118,7 @@ def test_the_input_is_left_as_it_was() -> None:
     before = x.clone()
     with torch.inference_mode():
         for length in (2, 8):
-            list(in_parts(network.encoder, x.split(length, 2), 2, length))
+            list(stream(network.encoder, x.split(length, 2), 2, length))
     assert torch.equal(x, before)
 
 
@@ -131,16 +131,16 @@ def test_the_input_is_left_as_it_was() -> None:
 )
 def test_cuts_cover_the_grid_once(h: int, w: int, n: int) -> None:
     f, pixels = 4, 64**2
-    cut = Cut.of(h, w, f, pixels, n)
+    cut = Tiling.of(h, w, f, pixels, n)
     seen, sizes = np.zeros((h, w), int), []
-    for part in cut.parts:
+    for part in cut.tiles:
         seen[cut.slices(part)] += 1
         sizes.append(seen[cut.slices(part)].size)
-        assert part.stop - part.start <= cut.most
+        assert part.stop - part.start <= cut.max_length
     assert (seen == 1).all()
-    assert max(sizes) * n * f * f <= (4 if cut.most == 1 else 2) * pixels
-    assert cut.slices(cut.parts[-1], f)[cut.axis - 2] == slice(
-        cut.parts[-1].start * f, cut.parts[-1].stop * f
+    assert max(sizes) * n * f * f <= (4 if cut.max_length == 1 else 2) * pixels
+    assert cut.slices(cut.tiles[-1], f)[cut.axis - 2] == slice(
+        cut.tiles[-1].start * f, cut.tiles[-1].stop * f
     )
 
 
@@ -151,13 +151,13 @@ def test_cuts_cover_the_grid_once(h: int, w: int, n: int) -> None:
 def test_cut_up_equals_whole(
     stirred: codec.Model, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = picture(*size)
+    pixels = image(*size)
     codes = stirred.encode(pixels)
     decoded = stirred.decode(codes)
     output = stirred.output(codes, 0)
     monkeypatch.setattr(codec_model, "PIXELS_AT_ONCE", 48**2)
     h, w = codes.indices.shape[2:]
-    assert len(Cut.of(h, w, stirred.config.downsample, 48**2).parts) > 4
+    assert len(Tiling.of(h, w, stirred.config.downsample, 48**2).tiles) > 4
     assert np.array_equal(stirred.encode(pixels).indices, codes.indices)
     # float rounding, at most one gray level
     assert np.abs(stirred.decode(codes).astype(int) - decoded).max() <= 1
@@ -169,30 +169,30 @@ def test_cut_up_equals_whole_at_every_number_of_levels(
 ) -> None:
     model = codec.load(make_model(tmp_path / "models" / "toy", LEVELS, None))
     stir(model.network)
-    codes = model.encode(picture(150, 210))
+    codes = model.encode(image(150, 210))
     whole = [model.decode(codes, levels) for levels in (1, 2)]
     monkeypatch.setattr(codec_model, "PIXELS_AT_ONCE", 48**2)
     for levels, decoded in enumerate(whole, 1):
         assert np.array_equal(
-            model.encode(picture(150, 210), levels=levels).indices, codes.indices[:, :levels]
+            model.encode(image(150, 210), levels=levels).indices, codes.indices[:, :levels]
         )
         assert np.abs(model.decode(codes, levels).astype(int) - decoded).max() <= 1
 
 
-# a part of a picture, and two of three pictures
+# a part of an image, and two of three images
 @pytest.mark.parametrize("at_once", [48**2, 2 * 160 * 208])
-def test_pictures_that_share_a_grid_but_no_size(
+def test_images_that_share_a_grid_but_no_size(
     tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = codec.load(make_model(tmp_path / "models" / "toy", LEVELS, None))
-    pictures = [
-        picture(*size, seed=i) for i, size in enumerate([(145, 200), (160, 193), (150, 208)])
+    images = [
+        image(*size, seed=i) for i, size in enumerate([(145, 200), (160, 193), (150, 208)])
     ]
-    expected = model.encode_batch(pictures)
+    expected = model.encode_batch(images)
     monkeypatch.setattr(codec_model, "PIXELS_AT_ONCE", at_once)
-    codes = model.encode_batch(pictures)
+    codes = model.encode_batch(images)
     assert codes == expected
-    for decoded, original in zip(model.decode_all(codes), pictures, strict=True):
+    for decoded, original in zip(model.decode_all(codes), images, strict=True):
         assert decoded.shape == original.shape
 
 

@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import picture
-from study_helpers import shrink, write_pictures
+from conftest import image
+from study_helpers import shrink, write_images
 from train_helpers import Interrupt
 
 from vqtok import codec, images, study, train
 from vqtok.config import Recipe
 from vqtok.errors import InputError, OutputError, UsageError
-from vqtok.study import measure, page, pictures, table, vae
+from vqtok.study import image_set, measure, page, table, vae
 from vqtok.study import run as study_run
-from vqtok.study.run import Spent
+from vqtok.study.run import Elapsed
 from vqtok.study.systems import Shape
 from vqtok.study.table import Result
-from vqtok.train import Run, Stop
+from vqtok.train import RunContext, Stop
 
-VQ = study.choose("vq-pixelcnn")
+VQ = study.select_systems("vq-pixelcnn")
 
 
 def plan(folder: Path, **values: Any) -> study.Plan:
-    data = str(write_pictures(folder / "data.npz"))
+    data = str(write_images(folder / "data.npz"))
     return study.Plan(
         **{
             "data": data,
@@ -42,7 +42,7 @@ def plan(folder: Path, **values: Any) -> study.Plan:
 
 def go(plan: study.Plan, resume: bool = False, listener: Interrupt | None = None) -> study.Study:
     listener = listener or Interrupt()
-    return study.study(plan, listener.stop, listener, torch.device("cpu"), resume)
+    return study.run_study(plan, listener.stop, listener, torch.device("cpu"), resume)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     shrink(monkeypatch)
 
 
-# One system from pictures to the table
+# One system from images to the table
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_every_bit_of_a_vqvae_is_counted(done: tuple[Path, study.Study]):
 
 @pytest.mark.slow
 def test_raw_pixels_are_exact(tmp_path: Path):
-    found = go(plan(tmp_path, systems=study.choose("pixelcnn"))).results[0]
+    found = go(plan(tmp_path, systems=study.select_systems("pixelcnn"))).results[0]
     model = codec.load(tmp_path / "out" / "pixelcnn", "cpu")
     test = np.load(tmp_path / "out" / "data" / "test.npy")
     planes = torch.from_numpy(test.astype(np.int64)).permute(0, 3, 1, 2)
@@ -111,8 +111,8 @@ def test_raw_pixels_are_exact(tmp_path: Path):
 
 @pytest.mark.slow
 def test_both_parts_of_a_vae_are_counted(tmp_path: Path):
-    found = go(plan(tmp_path, systems=study.choose("vae"))).results[0]
-    network = vae.load(tmp_path / "out" / "vae", torch.device("cpu"))
+    found = go(plan(tmp_path, systems=study.select_systems("vae"))).results[0]
+    network = vae.load_vae(tmp_path / "out" / "vae", torch.device("cpu"))
     x = (
         torch.from_numpy(np.load(tmp_path / "out" / "data" / "test.npy"))
         .permute(0, 3, 1, 2)
@@ -138,8 +138,8 @@ def test_both_parts_of_a_vae_are_counted(tmp_path: Path):
         0,
         4,
     )
-    begun, _ = train.resumed(tmp_path / "out" / "vae", train.Wanted())
-    assert begun.recipe.tokenizer_training.steps == 4
+    spec, _ = train.resume_run(tmp_path / "out" / "vae", train.TrainRequest())
+    assert spec.recipe.tokenizer_training.steps == 4
 
 
 def test_the_row_says_what_was_done(done: tuple[Path, study.Study]):
@@ -171,7 +171,7 @@ def test_table_pages_and_samples_are_written(done: tuple[Path, study.Study]):
     html = (out / page.HTML).read_text()
     assert "vq-pixelcnn" in html
     assert (html.count("<img"), html.count("<svg")) == (1, 1)
-    sheet = images.read(measure.sheet_path(out, "vq-pixelcnn")).pixels
+    sheet = images.read_image(measure.sheet_path(out, "vq-pixelcnn")).pixels
     assert sheet.shape == (64 + 8, 3 * 64 + 16, 3)
     assert (out / page.SHEET).exists()
 
@@ -192,13 +192,13 @@ def test_curves_count_every_bit(done: tuple[Path, study.Study]):
 def test_each_system_is_an_ordinary_run(done: tuple[Path, study.Study]):
     folder, _ = done
     run = folder / "out" / "vq-pixelcnn"
-    begun, dataset = train.resumed(run, train.Wanted())
-    assert (begun.recipe.prior_training.steps, begun.recipe.prior.labels, len(dataset)) == (
+    spec, dataset = train.resume_run(run, train.TrainRequest())
+    assert (spec.recipe.prior_training.steps, spec.recipe.prior.labels, len(dataset)) == (
         4,
         (),
         24,
     )
-    assert begun.recipe.data.flip is False
+    assert spec.recipe.data.flip is False
     assert len(codec.load(run, "cpu").sample(2)) == 2
     assert not (run / study_run.INDICES).exists()
     assert [json.loads(line)["stage"] for line in (run / "log.jsonl").read_text().splitlines()][
@@ -223,11 +223,11 @@ def test_what_is_finished_stays(tmp_path: Path):
 @pytest.mark.slow
 def test_what_was_finished_before_stays_in_the_table(tmp_path: Path):
     go(plan(tmp_path))
-    both = go(plan(tmp_path, systems=study.choose("vq-fvsbn")), True).results
+    both = go(plan(tmp_path, systems=study.select_systems("vq-fvsbn")), True).results
     assert [result.system for result in both] == ["vq-fvsbn", "vq-pixelcnn"]
     assert both[0].bits_pixels == both[1].bits_pixels  # one tokenizer, trained once
     assert both[0].tokenizer_seconds == both[1].tokenizer_seconds
-    other = go(plan(tmp_path, systems=study.choose("vq-fvsbn"), seed=1), True).results
+    other = go(plan(tmp_path, systems=study.select_systems("vq-fvsbn"), seed=1), True).results
     assert [result.system for result in other] == ["vq-fvsbn"]
 
 
@@ -293,24 +293,24 @@ class Clock:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         self.now, self.seconds, self.rates = 0.0, seconds, list[float]()
-        self.done = Spent(0, 0.0)
-        self.run = Run(folder, 0, torch.device("cpu"), stop=Stop())
+        self.done = Elapsed(0, 0.0)
+        self.run = RunContext(folder, 0, torch.device("cpu"), stop=Stop())
         monkeypatch.setattr(study_run.time, "monotonic", lambda: self.now)
         monkeypatch.setattr("vqtok.train.loop.time.monotonic", lambda: self.now)
-        monkeypatch.setattr(study_run, "spent", lambda folder, stage: self.done)
+        monkeypatch.setattr(study_run, "elapsed", lambda folder, stage: self.done)
 
     def train(self, recipe: Recipe) -> bool:
         steps = recipe.prior_training.steps
         while self.done.steps < steps and not self.run.stop.due:
             self.rates.append(train.loop.learning_rate(recipe.prior_training, self.done.steps))
             self.now += self.seconds
-            self.done = Spent(self.done.steps + 1, self.done.seconds + self.seconds)
+            self.done = Elapsed(self.done.steps + 1, self.done.seconds + self.seconds)
         return self.done.steps >= steps
 
 
 def test_the_schedule_ends_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clock = Clock(tmp_path, monkeypatch, 0.05)
-    recipe = study_run.spend(
+    recipe = study_run.train_for(
         clock.train, Recipe(), clock.run, "prior", 60.0, table="prior_training"
     )
     assert 58 < clock.done.seconds <= 60
@@ -332,7 +332,7 @@ def test_a_machine_that_slows_down_is_stopped_by_the_clock(
         clock.seconds *= 1.5
         return original(recipe)
 
-    recipe = study_run.spend(slower, Recipe(), clock.run, "prior", 60.0, table="prior_training")
+    recipe = study_run.train_for(slower, Recipe(), clock.run, "prior", 60.0, table="prior_training")
     assert clock.done.seconds < 62
     assert recipe.prior_training.steps == clock.done.steps
 
@@ -351,72 +351,72 @@ def test_a_machine_that_speeds_up_gets_more_steps(
         clock.seconds = 0.02 if next(parts) >= part else 0.5
         return original(recipe)
 
-    study_run.spend(faster, Recipe(), clock.run, "prior", 60.0, table="prior_training")
+    study_run.train_for(faster, Recipe(), clock.run, "prior", 60.0, table="prior_training")
     assert 0.92 * 60 < clock.done.seconds <= 60.5
 
 
 def test_time_of_an_earlier_session_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clock = Clock(tmp_path, monkeypatch, 0.05)
-    clock.done = Spent(600, 30.0)
-    study_run.spend(clock.train, Recipe(), clock.run, "prior", 60.0, table="prior_training")
+    clock.done = Elapsed(600, 30.0)
+    study_run.train_for(clock.train, Recipe(), clock.run, "prior", 60.0, table="prior_training")
     assert 28 < clock.now <= 30
 
 
-# Pictures
+# Images
 
 
-def test_test_pictures_are_the_datas_own(tmp_path: Path):
-    path = write_pictures(tmp_path / "a.npz")
-    found = pictures.prepare(path, tmp_path, 4, 0)
+def test_test_images_are_the_datas_own(tmp_path: Path):
+    path = write_images(tmp_path / "a.npz")
+    found = image_set.prepare(path, tmp_path, 4, 0)
     assert (found.train, len(found.test), found.shape) == (24, 4, Shape(8, 3))
-    own = {picture(8, 8, seed=1000 + i).tobytes() for i in range(6)}
+    own = {image(8, 8, seed=1000 + i).tobytes() for i in range(6)}
     assert {p.tobytes() for p in found.test} < own
-    assert pictures.prepare(path, tmp_path, 4, 0).digest == found.digest
+    assert image_set.prepare(path, tmp_path, 4, 0).digest == found.digest
 
 
-def test_pictures_are_set_aside_where_there_are_none(tmp_path: Path):
-    np.save(tmp_path / "a.npy", np.stack([picture(8, 8, seed=i) for i in range(30)]))
-    found = pictures.prepare(tmp_path / "a.npy", tmp_path / "out", 100, 0)
+def test_images_are_set_aside_where_there_are_none(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.stack([image(8, 8, seed=i) for i in range(30)]))
+    found = image_set.prepare(tmp_path / "a.npy", tmp_path / "out", 100, 0)
     training = {p.tobytes() for p in np.load(found.path)}
     assert (len(training), len(found.test)) == (27, 3)
     assert not training & {p.tobytes() for p in found.test}
 
 
-def test_gray_pictures_stay_gray(tmp_path: Path):
-    np.save(tmp_path / "a.npy", np.stack([picture(8, 8, 1, seed=i) for i in range(30)]))
-    assert pictures.prepare(tmp_path / "a.npy", tmp_path / "out", 3, 0).shape == Shape(8, 1)
+def test_gray_images_stay_gray(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.stack([image(8, 8, 1, seed=i) for i in range(30)]))
+    assert image_set.prepare(tmp_path / "a.npy", tmp_path / "out", 3, 0).shape == Shape(8, 1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (68, 68), (10, 10)])
-def test_pictures_that_no_study_can_use(tmp_path: Path, height: int, width: int):
-    np.save(tmp_path / "a.npy", np.stack([picture(height, width, seed=i) for i in range(20)]))
+def test_images_that_no_study_can_use(tmp_path: Path, height: int, width: int):
+    np.save(tmp_path / "a.npy", np.stack([image(height, width, seed=i) for i in range(20)]))
     with pytest.raises(UsageError, match=f"{width}x{height}"):
-        pictures.prepare(tmp_path / "a.npy", tmp_path / "out", 3, 0)
+        image_set.prepare(tmp_path / "a.npy", tmp_path / "out", 3, 0)
 
 
-def test_pictures_of_several_sizes(tmp_path: Path):
+def test_images_of_several_sizes(tmp_path: Path):
     for i in range(12):
-        images.write(tmp_path / "in" / f"{i}.png", picture(8, 8 + 4 * (i == 7), seed=i))
+        images.write_image(tmp_path / "in" / f"{i}.png", image(8, 8 + 4 * (i == 7), seed=i))
     with pytest.raises(UsageError, match="12x8"):
-        pictures.prepare(tmp_path / "in", tmp_path / "out", 3, 0)
+        image_set.prepare(tmp_path / "in", tmp_path / "out", 3, 0)
 
 
-def test_too_few_pictures(tmp_path: Path):
-    np.save(tmp_path / "a.npy", np.stack([picture(8, 8, seed=i) for i in range(3)]))
+def test_too_few_images(tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.stack([image(8, 8, seed=i) for i in range(3)]))
     with pytest.raises(InputError, match="too few"):
-        pictures.prepare(tmp_path / "a.npy", tmp_path / "out", 3, 0)
+        image_set.prepare(tmp_path / "a.npy", tmp_path / "out", 3, 0)
 
 
 def test_data_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match="there is no cifar10"):
-        pictures.find("cifar10")
-    write_pictures(tmp_path / "sets" / "cifar10")
+        image_set.find_data("cifar10")
+    write_images(tmp_path / "sets" / "cifar10")
     monkeypatch.setenv("VQTOK_DATA", str(tmp_path / "sets"))
     (tmp_path / "sets" / "cifar10").mkdir()
-    assert pictures.find("cifar10") == tmp_path / "sets" / "cifar10"
-    assert pictures.find(None) is None
+    assert image_set.find_data("cifar10") == tmp_path / "sets" / "cifar10"
+    assert image_set.find_data(None) is None
     (tmp_path / "cifar10").mkdir()
-    assert pictures.find("cifar10") == Path("cifar10")
+    assert image_set.find_data("cifar10") == Path("cifar10")
 
 
 # Sentences
@@ -461,7 +461,7 @@ def test_sentences_follow_from_the_figures():
         "4.80 (bound, code length)"
     ) in text
     assert (
-        "draws 192 symbols a picture where pixelcnn draws 3,072, 16 times fewer, "
+        "draws 192 symbols an image where pixelcnn draws 3,072, 16 times fewer, "
         "and its 64 samples come 20.0 times faster"
     ) in text
     assert (
@@ -486,9 +486,9 @@ def test_kinship_may_go_either_way(logistic: float, words: str):
 
 
 def test_systems_are_chosen_by_name():
-    assert [system.name for system in study.choose(" vq-pixelcnn ,vae")] == ["vae", "vq-pixelcnn"]
-    assert study.choose(None) == study.SYSTEMS
+    assert [system.name for system in study.select_systems(" vq-pixelcnn ,vae")] == ["vae", "vq-pixelcnn"]
+    assert study.select_systems(None) == study.SYSTEMS
     with pytest.raises(UsageError, match="no system 'vae9'"):
-        study.choose("vae9")
+        study.select_systems("vae9")
     with pytest.raises(UsageError, match="no system is named"):
-        study.choose(",")
+        study.select_systems(",")

@@ -70,14 +70,14 @@ def test_resumed_moments_keep_the_memory_layout_of_their_weights(tmp_path: Path)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     network(torch.rand(1, 4, 5, 5)).sum().backward()
     optimizer.step()
-    state.save(
+    state.save_state(
         tmp_path / "a.safetensors",
         [state.Learner(network, optimizer)],
         {"extra": torch.ones(1)},
         state.Progress(step=1),
     )
     again = torch.optim.AdamW(network.parameters(), fused=True)
-    state.load(
+    state.load_state(
         tmp_path / "a.safetensors", [state.Learner(network, again)], {"extra": torch.zeros(1)}
     )
     moment = again.state[network.weight]["exp_avg"]
@@ -109,9 +109,9 @@ def test_seconds_add_up_over_sessions(tmp_path: Path, monkeypatch: pytest.Monkey
     data = Shapes(24)
     recipe = recipe_for(data)
     go(tmp_path, recipe, data, Interrupt("tokenizer", 2), stage="tokenizer")
-    first = state.read(tmp_path / "tokenizer.state.safetensors", "").record["seconds"]
+    first = state.read_state(tmp_path / "tokenizer.state.safetensors", "").record["seconds"]
     go(tmp_path, recipe, data, resume=True, stage="tokenizer")
-    second = state.read(tmp_path / "tokenizer.state.safetensors", "").record["seconds"]
+    second = state.read_state(tmp_path / "tokenizer.state.safetensors", "").record["seconds"]
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert 0 < first < lines[0]["seconds"] < lines[1]["seconds"] == second
 
@@ -180,7 +180,7 @@ class Toy(loop.Task):
         self.network = nn.Linear(1, 1, bias=False)
         self.scores, self.scale = iter(scores or [1.0] * 100), scale
 
-    def prepare(self) -> None:
+    def on_start(self) -> None:
         pass
 
     def batches(self, start: int, stop: int) -> Generator[int, None, None]:
@@ -201,8 +201,8 @@ class Toy(loop.Task):
         return weights.Weights({"w": tensor}, {"kind": "tokenizer", "config": {}, "record": record})
 
 
-def run_in(out: Path, stop: training.Stop | None = None) -> training.Run:
-    return training.Run(out, 0, torch.device("cpu"), stop=stop or training.Stop())
+def run_in(out: Path, stop: training.Stop | None = None) -> training.RunContext:
+    return training.RunContext(out, 0, torch.device("cpu"), stop=stop or training.Stop())
 
 
 def test_learning_rate_rises_and_falls_to_zero() -> None:
@@ -250,7 +250,7 @@ def test_best_weights_by_validation_are_kept(tmp_path: Path) -> None:
     )
     record = weights.read_meta(tmp_path / "tokenizer.safetensors")["record"]
     assert (record["step"], record["metrics"]) == (4, {"score": 1.0})
-    progress = state.read(tmp_path / "tokenizer.state.safetensors", "").record
+    progress = state.read_state(tmp_path / "tokenizer.state.safetensors", "").record
     assert (progress["step"], progress["best"], progress["best_step"], progress["window"]) == (
         6,
         1.0,
@@ -270,7 +270,7 @@ def test_state_is_saved_between_validations_too(
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
     saved: list[int] = []
     monkeypatch.setattr(
-        state, "save", lambda path, learners, extra, progress: saved.append(progress.step)
+        state, "save_state", lambda path, learners, extra, progress: saved.append(progress.step)
     )
     loop.train(Toy(), StageConfig(steps=3, validate_every=10), run_in(tmp_path), resume=False)
     assert saved == [1, 2, 3]
@@ -348,4 +348,4 @@ def test_statuses_count_the_steps_and_hold_real_figures(tmp_path: Path) -> None:
     assert [(status.step, status.steps) for status in mine] == [(i, 8) for i in range(1, 9)]
     assert all(0 < status.metrics["usage"] <= 1 and status.metrics["psnr"] < 60 for status in mine)
     assert mine[-1].seconds_left == 0
-    assert mine[0].pictures_per_second > 0
+    assert mine[0].images_per_second > 0

@@ -1,4 +1,4 @@
-"""What reaches a model from the data: channels, unreadable pictures, grids of codes;
+"""What reaches a model from the data: channels, unreadable images, grids of codes;
 and the plan that tells the costs.
 """
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, picture
-from train_helpers import SMALL, Interrupt, data_threads, go, recipe_for, truncate, write_pictures
+from conftest import image, make_model
+from train_helpers import SMALL, Interrupt, data_threads, go, recipe_for, truncate, write_images
 
 from vqtok import codec, images
 from vqtok import train as training
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("few_vectors")
 # Data
 
 
-def test_grey_idx_pictures_give_a_grey_model(tmp_path: Path) -> None:
+def test_gray_idx_images_give_a_gray_model(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)
     place = tmp_path / "mnist"
     place.mkdir()
@@ -37,43 +37,43 @@ def test_grey_idx_pictures_give_a_grey_model(tmp_path: Path) -> None:
     (place / "train-labels-idx1-ubyte").write_bytes(
         b"\0\0\x08\x01" + np.array(labels.shape, ">u4").tobytes() + labels.tobytes()
     )
-    begun, data = training.new(
-        training.Wanted(str(place), values={**SMALL, "data": {"validation_max": 4}})
+    spec, data = training.new_run(
+        training.TrainRequest(str(place), values={**SMALL, "data": {"validation_max": 4}})
     )
-    assert (begun.recipe.tokenizer.channels, begun.recipe.data.size, begun.recipe.precision) == (
+    assert (spec.recipe.tokenizer.channels, spec.recipe.data.size, spec.recipe.precision) == (
         1,
         28,
         "bf16",
     )
-    assert go(tmp_path / "run", begun.recipe, data)
+    assert go(tmp_path / "run", spec.recipe, data)
     model = codec.load(tmp_path / "run")
     assert model.sample(2)[0].shape == (28, 28, 1)
     assert model.labels == ("0", "1", "2")
-    assert images.read(tmp_path / "run" / "tokenizer-000008.png").pixels.ndim == 3
+    assert images.read_image(tmp_path / "run" / "tokenizer-000008.png").pixels.ndim == 3
 
 
 def test_channels_may_be_chosen(tmp_path: Path) -> None:
-    begun, _ = training.new(
-        training.Wanted(values=training.merge([SMALL, {"tokenizer": {"channels": 1}}]))
+    spec, _ = training.new_run(
+        training.TrainRequest(values=training.merge([SMALL, {"tokenizer": {"channels": 1}}]))
     )
-    assert begun.recipe.tokenizer.channels == 1
-    assert go(tmp_path, begun.recipe, Shapes(12))
+    assert spec.recipe.tokenizer.channels == 1
+    assert go(tmp_path, spec.recipe, Shapes(12))
     assert codec.load(tmp_path).sample(1)[0].shape[2] == 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_fewer_pictures_than_a_batch(tmp_path: Path, count: int) -> None:
-    data = ArrayData("few", np.stack([picture(16, 16, seed=i) for i in range(count)]))
+def test_fewer_images_than_a_batch(tmp_path: Path, count: int) -> None:
+    data = ArrayData("few", np.stack([image(16, 16, seed=i) for i in range(count)]))
     listener = Interrupt()
     assert go(tmp_path, recipe_for(data), data, listener)
     assert codec.load(tmp_path).sample(1)[0].shape == (16, 16, 3)
 
 
-def test_unreadable_pictures_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_unreadable_images_are_left_out_and_counted(tmp_path: Path) -> None:
     names = {f"{i % 2}/{i:02}.png": i for i in range(12)}
-    place = write_pictures(tmp_path / "data", names)
+    place = write_images(tmp_path / "data", names)
     for bad in (1, 4, 7):
-        (place / f"{bad % 2}/{bad:02}.png").write_bytes(b"not a picture")
+        (place / f"{bad % 2}/{bad:02}.png").write_bytes(b"not an image")
     data = open_data(place)
     recipe = recipe_for(data, data={"validation": 0.5, "validation_max": 6})
     listener = Interrupt()
@@ -88,23 +88,23 @@ def test_unreadable_pictures_are_left_out_and_counted(tmp_path: Path) -> None:
     assert [order[i // 2] for i in empty] == ["0/04.png"] * 2 + ["1/01.png"] * 2 + ["1/07.png"] * 2
 
 
-def test_validation_pictures_that_are_all_unreadable_are_replaced(tmp_path: Path) -> None:
-    place = write_pictures(tmp_path / "data", {f"{i}.png": i for i in range(4)})
+def test_validation_images_that_are_all_unreadable_are_replaced(tmp_path: Path) -> None:
+    place = write_images(tmp_path / "data", {f"{i}.png": i for i in range(4)})
     data = open_data(place)
     recipe = recipe_for(data, data={"validation_max": 1})
-    _, aside = training.split(data, recipe.data.validation, 1, recipe.seed)
+    _, aside = training.split_indices(data, recipe.data.validation, 1, recipe.seed)
     (place / f"{aside[0]}.png").write_bytes(b"")
     listener = Interrupt()
     assert go(tmp_path / "run", recipe, open_data(place), listener)
-    assert any("validation looks at training pictures" in note for note in listener.notes)
+    assert any("validation looks at training images" in note for note in listener.notes)
 
 
-def test_pictures_that_all_become_unreadable(tmp_path: Path) -> None:
-    place = write_pictures(tmp_path / "data", {f"{i}.png": i for i in range(4)})
+def test_images_that_all_become_unreadable(tmp_path: Path) -> None:
+    place = write_images(tmp_path / "data", {f"{i}.png": i for i in range(4)})
     data = open_data(place)
     for path in place.iterdir():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="no picture of data can be read"):
+    with pytest.raises(InputError, match="no image of data can be read"):
         go(tmp_path / "run", recipe_for(data), data)
 
 
@@ -118,7 +118,7 @@ def test_data_error_in_the_middle_ends_the_threads(
 
     class Break(Interrupt):
         def status(self, status: training.Status) -> None:
-            monkeypatch.setattr(Shapes, "pictures", broken)
+            monkeypatch.setattr(Shapes, "images", broken)
 
     recipe = recipe_for(data, tokenizer_training={"steps": 1000})
     try:
@@ -135,17 +135,17 @@ def test_data_error_in_the_middle_ends_the_threads(
 def test_grids_are_those_that_encoding_gives(tmp_path: Path) -> None:
     model = codec.load(make_model(tmp_path / "m"))
     sizes = [(20, 30), (20, 30), (9, 5), (1, 1)]
-    pixels = [picture(*size, seed=i) for i, size in enumerate(sizes)]
-    for i, picture_ in enumerate(pixels):
-        images.write(tmp_path / "d" / f"{i}.png", picture_)
+    pixels = [image(*size, seed=i) for i, size in enumerate(sizes)]
+    for i, image_ in enumerate(pixels):
+        images.write_image(tmp_path / "d" / f"{i}.png", image_)
     listener = Interrupt()
-    run = training.Run(tmp_path, 0, torch.device("cpu"), listener=listener)
+    run = training.RunContext(tmp_path, 0, torch.device("cpu"), listener=listener)
     grids = encode_dataset(model.network, open_data(tmp_path / "d"), True, run)
     assert grids is not None
-    for i, picture_ in enumerate(pixels):
-        assert np.array_equal(grids[2 * i], model.encode(picture_).indices[0])
+    for i, image_ in enumerate(pixels):
+        assert np.array_equal(grids[2 * i], model.encode(image_).indices[0])
         assert np.array_equal(
-            grids[2 * i + 1], model.encode(np.ascontiguousarray(picture_[:, ::-1])).indices[0]
+            grids[2 * i + 1], model.encode(np.ascontiguousarray(image_[:, ::-1])).indices[0]
         )
     assert (listener.statuses[-1].step, listener.statuses[-1].steps) == (4, 4)
     assert grids.flat.dtype == np.uint8
@@ -162,7 +162,7 @@ def test_grids_on_disk(tmp_path: Path) -> None:
     back = load_grids(path, "0123abcd", 3)
     assert back is not None
     assert all(np.array_equal(back[i], arrays[i]) for i in range(3))
-    assert np.array_equal(back.known().take(np.array([1]))[0], arrays[2])
+    assert np.array_equal(back.known().select(np.array([1]))[0], arrays[2])
     assert back.known().labels.tolist() == [2, 0]
     assert load_grids(path, "ffffffff", 3) is None
     assert load_grids(path, "0123abcd", 4) is None

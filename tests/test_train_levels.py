@@ -14,7 +14,7 @@ from train_helpers import Interrupt, contents, go, log, recipe_for
 from vqtok import codec, weights
 from vqtok.config import Recipe
 from vqtok.data import Shapes
-from vqtok.train.ema import Average
+from vqtok.train.ema import WeightAverage
 
 DATA = Shapes(40, 32)
 LEVELS = {
@@ -35,8 +35,8 @@ def test_the_average_follows_the_weights():
     network = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         network.weight.fill_(0.0)
-    average = Average(network, 0.75)
-    average.start()
+    average = WeightAverage(network, 0.75)
+    average.reset()
     expected = 0.0
     for step in range(1, 40):
         with torch.no_grad():
@@ -55,11 +55,11 @@ def test_the_average_is_what_is_kept(tmp_path: Path):
     go(tmp_path / "plain", recipe(tokenizer_training={"ema": 0.0}), DATA, stage="tokenizer")
     go(tmp_path / "mean", recipe(), DATA, stage="tokenizer")
     plain, mean = (
-        weights.load(tmp_path / name / "tokenizer.safetensors", "tokenizer").tensors
+        weights.load_weights(tmp_path / name / "tokenizer.safetensors", "tokenizer").tensors
         for name in ("plain", "mean")
     )
     states = [
-        weights.load(tmp_path / name / "tokenizer.state.safetensors", "state").tensors
+        weights.load_weights(tmp_path / name / "tokenizer.state.safetensors", "state").tensors
         for name in ("plain", "mean")
     ]
     name = "decoder.0.weight"
@@ -96,7 +96,7 @@ def test_validation_looks_at_several_depths(tmp_path: Path):
     )
     assert len({line[f"val_mse{depth}"] for depth in depths}) == 3
     assert "of the level that uses the fewest, of 3" in listener.sentences[-1]
-    state = weights.load(tmp_path / "run" / "tokenizer.state.safetensors", "state")
+    state = weights.load_weights(tmp_path / "run" / "tokenizer.state.safetensors", "state")
     score = (
         sum(line[f"val_mse{depth}"] / 0.0633 + line[f"val_ms_ssim{depth}"] for depth in depths) / 3
     )

@@ -51,7 +51,7 @@ def test_gradient_equals_autograd_with_the_same_factors() -> None:
 @pytest.mark.parametrize("dropout", [0.1, 0.2, 0.75])
 def test_dropout_drops_its_part_and_keeps_the_mean(dropout: float) -> None:
     torch.manual_seed(1)
-    kept = pixelcnn._kept(torch.empty(8, 2 * 64, 16, 16), dropout)  # 131,072 factors
+    kept = pixelcnn._dropout_mask(torch.empty(8, 2 * 64, 16, 16), dropout)  # 131,072 factors
     assert kept.shape == (8, 64, 16, 16)
     assert kept.unique().tolist() == pytest.approx([0, 1 / (1 - dropout)], rel=1e-4)
     # 4 standard deviations

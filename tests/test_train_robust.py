@@ -28,8 +28,8 @@ QUANTIZERS = ["ema", "vq", "simvq", "fsq", "lfq"]
 TEN = {"tokenizer_training": {"steps": 24, "validate_every": 24}}
 
 
-def spoil_pictures(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
-    """NaN in the pictures of these steps: it goes through encoder, codebook, decoder,
+def spoil_images(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """NaN in the images of these steps: it goes through encoder, codebook, decoder,
     losses and discriminator.
     """
     forward, place = TokenizerTask.forward, TokenizerTask._to_device
@@ -40,7 +40,7 @@ def spoil_pictures(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
                 patch.setattr(
                     TokenizerTask,
                     "_to_device",
-                    lambda self, pictures: place(self, pictures) * math.nan,
+                    lambda self, images: place(self, images) * math.nan,
                 )
                 return forward(self, batch)
         return forward(self, batch)
@@ -102,7 +102,7 @@ def test_batch_of_nan_changes_nothing(
         losses={"adversarial": 0.5, "adversarial_start": 0.1},
         tokenizer_training={"ema": 0.9},
     )
-    spoil_pictures(monkeypatch, {6})
+    spoil_images(monkeypatch, {6})
     assert not go(tmp_path / "before", recipe, data, Interrupt("tokenizer", 6), stage="tokenizer")
     assert not go(tmp_path / "after", recipe, data, Interrupt("tokenizer", 7), stage="tokenizer")
     name = "tokenizer.state.safetensors"
@@ -181,7 +181,7 @@ def test_window_of_skipped_steps_only_has_no_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = Shapes(24)
-    spoil_pictures(monkeypatch, set(range(4)))
+    spoil_images(monkeypatch, set(range(4)))
     listener = Interrupt()
     assert go(tmp_path, recipe_for(data), data, listener, stage="tokenizer")
     first, second = log(tmp_path)
@@ -196,7 +196,7 @@ def test_quantizers_give_indices_for_vectors_that_are_not_finite(kind: str) -> N
     """What a skipped step chose is not used, but choosing must not crash, nor leave the codebook's
     range on a GPU's later lookup.
     """
-    it = quantizers.build(
+    it = quantizers.build_quantizer(
         replace(TokenizerConfig(), quantizer=kind, codebook_size=16, code_dim=4, levels=1)
     )
     it.initialize(torch.randn(64, 4))
@@ -229,11 +229,11 @@ def test_ten_in_a_row_stop_and_keep_the_last_checkpoint(
         go(tmp_path, recipe, data)
     assert f"--set {stage}_training.learning_rate=0.003" in caught.value.fix
     assert not data_threads()  # although the traceback still holds the frames of the loop
-    kept = state.read(tmp_path / f"{stage}.state.safetensors", "")
+    kept = state.read_state(tmp_path / f"{stage}.state.safetensors", "")
     assert kept.record["step"] == 12  # of the validation in between, which saw good weights
     assert kept.record["skipped_in_a_row"] == 5
     assert all(np.isfinite(value).all() for value in kept.tensors.values())
-    stored = weights.load(tmp_path / f"{stage}.safetensors", stage)
+    stored = weights.load_weights(tmp_path / f"{stage}.safetensors", stage)
     assert all(np.isfinite(value).all() for value in stored.tensors.values())
     assert not list(tmp_path.glob(".vqtok*"))
     monkeypatch.undo()
@@ -253,7 +253,7 @@ def test_ten_in_a_row_stop_and_keep_the_last_checkpoint(
 
 def test_nine_in_a_row_do_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Shapes(24)
-    spoil_pictures(monkeypatch, {*range(2, 11), *range(12, 21)})
+    spoil_images(monkeypatch, {*range(2, 11), *range(12, 21)})
     assert go(tmp_path, recipe_for(data, **TEN), data, stage="tokenizer")
     assert sum(line["skipped"] for line in log(tmp_path)) == 18
 
@@ -263,13 +263,13 @@ def test_stopped_and_resumed_between_skipped_steps_it_counts_on(
 ) -> None:
     data = Shapes(24)
     recipe = recipe_for(data, **TEN)
-    spoil_pictures(monkeypatch, {3, 4, 5})
+    spoil_images(monkeypatch, {3, 4, 5})
     assert go(tmp_path / "whole", recipe, data, stage="tokenizer")
     assert not go(tmp_path / "pieces", recipe, data, Interrupt("tokenizer", 5), stage="tokenizer")
     assert go(tmp_path / "pieces", recipe, data, resume=True, stage="tokenizer")
     assert contents(tmp_path / "pieces") == contents(tmp_path / "whole")
     assert log(tmp_path / "pieces") == log(tmp_path / "whole")
-    spoil_pictures(monkeypatch, set(range(10, 20)))
+    spoil_images(monkeypatch, set(range(10, 20)))
     assert not go(tmp_path / "ten", recipe, data, Interrupt("tokenizer", 14), stage="tokenizer")
     with pytest.raises(TrainingError, match="10 steps in a row, the last of them step 20"):
         go(tmp_path / "ten", recipe, data, resume=True, stage="tokenizer")
@@ -280,9 +280,9 @@ def test_states_of_before_know_no_skipped_steps(tmp_path: Path) -> None:
     recipe = recipe_for(data)
     go(tmp_path, recipe, data, Interrupt("tokenizer", 3), stage="tokenizer")
     path = tmp_path / "tokenizer.state.safetensors"
-    old = state.read(path, "")
+    old = state.read_state(path, "")
     del old.record["skipped_in_a_row"]
-    weights.save(path, old)
+    weights.save_weights(path, old)
     assert go(tmp_path, recipe, data, resume=True, stage="tokenizer")
 
 
@@ -292,10 +292,10 @@ def test_states_of_before_know_no_skipped_steps(tmp_path: Path) -> None:
 def test_infinite_weight_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, forward = Shapes(24), VQVAE.forward
 
-    def poisoned(self: VQVAE, pictures: Tensor) -> Any:
+    def poisoned(self: VQVAE, images: Tensor) -> Any:
         with torch.no_grad():
             next(self.decoder.parameters()).fill_(math.inf)
-        return forward(self, pictures)
+        return forward(self, images)
 
     monkeypatch.setattr(VQVAE, "forward", poisoned)
     with pytest.raises(TrainingError, match="step 10, are not finite"):
@@ -314,7 +314,7 @@ def test_state_that_is_not_finite_never_replaces_one_that_is(tmp_path: Path) -> 
         network.weight[0, 0] = math.nan
     learner = state.Learner(network, torch.optim.AdamW(network.parameters()))
     with pytest.raises(TrainingError, match=r"network\.weight is not finite after step 7"):
-        state.save(path, [learner], {}, state.Progress(step=7))
+        state.save_state(path, [learner], {}, state.Progress(step=7))
     assert path.read_bytes() == before
 
 
@@ -343,7 +343,7 @@ def test_rate_of_a_step_after_skipped_ones_is_that_of_its_number(
         loop, "learning_rate", lambda config, step: seen.append(step) or rate(config, step)
     )
     data = Shapes(24)
-    spoil_pictures(monkeypatch, {1, 2})
+    spoil_images(monkeypatch, {1, 2})
     assert go(
         tmp_path,
         recipe_for(data, tokenizer_training={"validate_every": 99}),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_model
-from train_helpers import SMALL, Interrupt, go, recipe_for, truncate, write_pictures
+from train_helpers import SMALL, Interrupt, go, recipe_for, truncate, write_images
 
 from vqtok import codec, weights
 from vqtok import train as training
@@ -23,25 +23,25 @@ pytestmark = pytest.mark.usefixtures("few_vectors")
 
 
 def _rewrite(path: Path, **record: Any) -> None:
-    stored = weights.load(path, "state")
-    weights.save(
+    stored = weights.load_weights(path, "state")
+    weights.save_weights(
         path,
         weights.Weights(stored.tensors, {**stored.meta, "record": {**stored.record, **record}}),
     )
 
 
 def _drop_shape(path: Path) -> None:
-    stored = weights.load(path, "state")
-    weights.save(
+    stored = weights.load_weights(path, "state")
+    weights.save_weights(
         path,
         weights.Weights({**stored.tensors, "window.counts": np.zeros(3, np.int64)}, stored.meta),
     )
 
 
 def _wrong_moment(path: Path) -> None:
-    stored = weights.load(path, "state")
+    stored = weights.load_weights(path, "state")
     name = next(name for name in stored.tensors if name.endswith("weight.exp_avg"))
-    weights.save(
+    weights.save_weights(
         path, weights.Weights({**stored.tensors, name: np.zeros(3, np.float32)}, stored.meta)
     )
 
@@ -71,8 +71,8 @@ def test_damaged_state_is_told(
 
 def test_damaged_run_files_are_told(tmp_path: Path) -> None:
     recipe = recipe_for(Shapes(24))
-    training.start(tmp_path, training.Begun(recipe, "/data", 24, "vqtok train", True), "all", False)
-    assert train_run.continued(tmp_path) == training.Begun(recipe, "/data", 24, "vqtok train", True)
+    training.create_run(tmp_path, training.RunSpec(recipe, "/data", 24, "vqtok train", True), "all", False)
+    assert train_run.load_run(tmp_path) == training.RunSpec(recipe, "/data", 24, "vqtok train", True)
     good = (tmp_path / "run.json").read_text()
     for text in (
         "",
@@ -86,32 +86,32 @@ def test_damaged_run_files_are_told(tmp_path: Path) -> None:
     ):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(TrainingError, match="damaged"):
-            train_run.continued(tmp_path)
+            train_run.load_run(tmp_path)
     (tmp_path / "run.json").write_text(good.replace('"format": 1', '"format": 2'))
     with pytest.raises(TrainingError, match="newer") as caught:
-        train_run.continued(tmp_path)
+        train_run.load_run(tmp_path)
     assert caught.value.fix == "upgrade vqtok"
     # as written before `command` was kept
     (tmp_path / "run.json").write_text('{"format": 1, "data": "", "pictures": 24}')
-    assert train_run.continued(tmp_path) == training.Begun(recipe, "", 24)
+    assert train_run.load_run(tmp_path) == training.RunSpec(recipe, "", 24)
     for text in ("seed = ", "sead = 1", "seed = -1", "[tokenizer]\nwidth = 'x'"):
         (tmp_path / "recipe.toml").write_text(text)
         with pytest.raises(TrainingError, match="recipe of this run is damaged"):
-            train_run.continued(tmp_path)
+            train_run.load_run(tmp_path)
     (tmp_path / "recipe.toml").unlink()
     with pytest.raises(TrainingError, match="recipe"):
-        train_run.continued(tmp_path)
+        train_run.load_run(tmp_path)
     for place in (tmp_path / "nothing", tmp_path / "run.json"):
         with pytest.raises(TrainingError, match="holds no run to resume"):
-            train_run.continued(place)
+            train_run.load_run(place)
 
 
 # The folder
 
 
 def test_start_replaces_its_own_files_only(tmp_path: Path) -> None:
-    begun = training.Begun(recipe_for(Shapes(24)), "", 24)
-    training.start(tmp_path, begun, "all", False)
+    spec = training.RunSpec(recipe_for(Shapes(24)), "", 24)
+    training.create_run(tmp_path, spec, "all", False)
     own = (
         "README.md",
         "log.jsonl",
@@ -124,16 +124,16 @@ def test_start_replaces_its_own_files_only(tmp_path: Path) -> None:
     for name in (*own, *others):
         (tmp_path / name).write_text("x")
     with pytest.raises(OutputError, match="holds a run already"):
-        training.start(tmp_path, begun, "all", False)
+        training.create_run(tmp_path, spec, "all", False)
     assert (tmp_path / "log.jsonl").exists()
-    training.start(tmp_path, begun, "all", True)
+    training.create_run(tmp_path, spec, "all", True)
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "recipe.toml", *others}
 
 
 def test_start_does_not_overwrite_a_readme_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("my project")
     with pytest.raises(OutputError, match=r"holds README\.md already"):
-        training.start(tmp_path, training.Begun(recipe_for(Shapes(24)), "", 24), "all", False)
+        training.create_run(tmp_path, training.RunSpec(recipe_for(Shapes(24)), "", 24), "all", False)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
@@ -141,59 +141,59 @@ def test_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputError, match="cannot write"):
-            training.start(place, training.Begun(recipe_for(Shapes(24)), "", 24), "all", False)
+            training.create_run(place, training.RunSpec(recipe_for(Shapes(24)), "", 24), "all", False)
 
 
 # Recipes
 
 
 def test_resume_allows_other_steps_and_another_place_of_the_data_only(tmp_path: Path) -> None:
-    place = write_pictures(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2, "b/3.png": 3})
-    begun, _ = training.new(training.Wanted(str(place), values=SMALL, command="vqtok train"))
-    training.start(tmp_path / "run", begun, "all", False)
-    longer, _ = training.resumed(
-        tmp_path / "run", training.Wanted(values={"prior_training": {"steps": 99}})
+    place = write_images(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2, "b/3.png": 3})
+    spec, _ = training.new_run(training.TrainRequest(str(place), values=SMALL, command="vqtok train"))
+    training.create_run(tmp_path / "run", spec, "all", False)
+    longer, _ = training.resume_run(
+        tmp_path / "run", training.TrainRequest(values={"prior_training": {"steps": 99}})
     )
-    assert longer == replace(begun, recipe=begun.recipe.override({"prior_training": {"steps": 99}}))
+    assert longer == replace(spec, recipe=spec.recipe.override({"prior_training": {"steps": 99}}))
     place.rename(tmp_path / "moved")
-    moved, _ = training.resumed(tmp_path / "run", training.Wanted(str(tmp_path / "moved")))
-    assert moved == replace(begun, data=str(tmp_path / "moved"))
+    moved, _ = training.resume_run(tmp_path / "run", training.TrainRequest(str(tmp_path / "moved")))
+    assert moved == replace(spec, data=str(tmp_path / "moved"))
     for values, name in (
         ({"seed": 5}, "seed"),
         ({"tokenizer": {"beta": 1}}, "tokenizer.beta"),
         ({"data": {"flip": False}}, "data.flip"),
     ):
         with pytest.raises(TrainingError, match=f"started with another {name}"):
-            training.resumed(tmp_path / "run", training.Wanted(values=values))
+            training.resume_run(tmp_path / "run", training.TrainRequest(values=values))
     with pytest.raises(UsageError, match="--preset"):
-        training.resumed(tmp_path / "run", training.Wanted(preset="tiny"))
+        training.resume_run(tmp_path / "run", training.TrainRequest(preset="tiny"))
     with pytest.raises(InputError, match="there is no"):
-        training.resumed(tmp_path / "run", training.Wanted())
-    other = write_pictures(tmp_path / "other", {"a/1.png": 1, "c/2.png": 2, "c/3.png": 3})
+        training.resume_run(tmp_path / "run", training.TrainRequest())
+    other = write_images(tmp_path / "other", {"a/1.png": 1, "c/2.png": 2, "c/3.png": 3})
     with pytest.raises(TrainingError, match="with 2 labels"):
-        training.resumed(tmp_path / "run", training.Wanted(str(other)))
-    fewer = write_pictures(tmp_path / "fewer", {"a/1.png": 1, "b/2.png": 2})
-    with pytest.raises(TrainingError, match=r"started on 3 pictures .* has 2 pictures"):
-        training.resumed(tmp_path / "run", training.Wanted(str(fewer)))
+        training.resume_run(tmp_path / "run", training.TrainRequest(str(other)))
+    fewer = write_images(tmp_path / "fewer", {"a/1.png": 1, "b/2.png": 2})
+    with pytest.raises(TrainingError, match=r"started on 3 images .* has 2 images"):
+        training.resume_run(tmp_path / "run", training.TrainRequest(str(fewer)))
 
 
 def test_prior_takes_over_the_tokenizer_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = write_pictures(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2})
-    begun, data = training.new(training.Wanted("data", values=SMALL))
-    assert begun.data == str(place)
-    assert go(tmp_path / "run", begun.recipe, data, stage="tokenizer")
-    train_run.record(tmp_path / "run", begun)
+    place = write_images(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2})
+    spec, data = training.new_run(training.TrainRequest("data", values=SMALL))
+    assert spec.data == str(place)
+    assert go(tmp_path / "run", spec.recipe, data, stage="tokenizer")
+    train_run.save_run(tmp_path / "run", spec)
     monkeypatch.chdir("/")  # the data is found from everywhere
-    wider, data = training.prior_for(
-        tmp_path / "run", training.Wanted(values={"prior": {"width": 12}})
+    wider, data = training.new_prior_run(
+        tmp_path / "run", training.TrainRequest(values={"prior": {"width": 12}})
     )
-    assert wider == replace(begun, recipe=begun.recipe.override({"prior": {"width": 12}}))
+    assert wider == replace(spec, recipe=spec.recipe.override({"prior": {"width": 12}}))
     with pytest.raises(TrainingError, match=r"another tokenizer\.width"):
-        training.prior_for(tmp_path / "run", training.Wanted(values={"tokenizer": {"width": 12}}))
+        training.new_prior_run(tmp_path / "run", training.TrainRequest(values={"tokenizer": {"width": 12}}))
     with pytest.raises(UsageError, match="--preset"):
-        training.prior_for(tmp_path / "run", training.Wanted(preset="tiny"))
+        training.new_prior_run(tmp_path / "run", training.TrainRequest(preset="tiny"))
     assert go(tmp_path / "run", wider.recipe, data, stage="prior")
     with pytest.raises(OutputError, match="holds a prior already"):
         go(tmp_path / "run", wider.recipe, data, stage="prior")
@@ -203,18 +203,18 @@ def test_prior_takes_over_the_tokenizer_of_a_run(
 
 def test_prior_for_a_model_that_is_no_run(tmp_path: Path) -> None:
     out = make_model(tmp_path / "m", prior=None)
-    begun, data = training.prior_for(
+    spec, data = training.new_prior_run(
         out,
-        training.Wanted(preset="tiny", values={k: SMALL[k] for k in ("prior", "prior_training")}),
+        training.TrainRequest(preset="tiny", values={k: SMALL[k] for k in ("prior", "prior_training")}),
     )
-    assert begun.recipe.tokenizer == codec.load(out).config
-    assert begun.recipe.prior.codebook_size == 16
+    assert spec.recipe.tokenizer == codec.load(out).config
+    assert spec.recipe.prior.codebook_size == 16
     with pytest.raises(TrainingError, match=r"another tokenizer\.beta"):
-        training.prior_for(out, training.Wanted(values={"tokenizer": {"beta": 1}}))
+        training.new_prior_run(out, training.TrainRequest(values={"tokenizer": {"beta": 1}}))
     with pytest.raises(TrainingError, match="holds no tokenizer"):
-        training.prior_for(tmp_path / "nothing", training.Wanted())
+        training.new_prior_run(tmp_path / "nothing", training.TrainRequest())
     small = Shapes(24)
-    assert go(out, begun.recipe, small, stage="prior")
+    assert go(out, spec.recipe, small, stage="prior")
     assert codec.load(out).labels == data.labels == small.labels
 
 
@@ -247,7 +247,7 @@ def test_settings_merge_and_the_derived_ones_are_refused() -> None:
 
 
 def test_settings_that_only_fit_together_do_not_fail_one_by_one() -> None:
-    begun, _ = training.new(
-        training.Wanted(values={"data": {"size": 30}, "tokenizer": {"downsample": 2, "fold": 2}})
+    spec, _ = training.new_run(
+        training.TrainRequest(values={"data": {"size": 30}, "tokenizer": {"downsample": 2, "fold": 2}})
     )
-    assert begun.recipe.data.size == 30
+    assert spec.recipe.data.size == 30

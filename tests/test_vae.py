@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TOKENIZER, picture
+from conftest import TOKENIZER, image
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
@@ -22,11 +22,11 @@ def make(seed: int = 0, **changes: object) -> VAE:
     return VAE(replace(CONFIG, **changes))  # type: ignore[arg-type]
 
 
-def pictures(count: int = 2, height: int = 8, width: int = 12, channels: int = 3) -> Tensor:
+def images(count: int = 2, height: int = 8, width: int = 12, channels: int = 3) -> Tensor:
     """Floats in [-1, 1], (count, channels, height, width)."""
     return torch.stack(
         [
-            to_float(torch.from_numpy(picture(height, width, channels, seed)).permute(2, 0, 1))
+            to_float(torch.from_numpy(image(height, width, channels, seed)).permute(2, 0, 1))
             for seed in range(count)
         ]
     )
@@ -40,8 +40,8 @@ def test_the_divergence_is_that_of_torch():
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_the_loss_is_what_latents_and_pictures_take(likelihood: str):
-    vae, x = make(likelihood=likelihood), pictures()
+def test_the_loss_is_what_latents_and_images_take(likelihood: str):
+    vae, x = make(likelihood=likelihood), images()
     bound = vae(x)
     bound.loss.backward()
     assert bound.reconstruction.shape == x.shape
@@ -62,7 +62,7 @@ def test_the_loss_is_what_latents_and_pictures_take(likelihood: str):
 def test_the_bits_of_an_untrained_model_are_near_those_of_no_knowledge():
     """Latents say nothing yet, and pixels take about what a wide logistic around gray takes."""
     torch.manual_seed(0)
-    vae, x = make(), pictures(8)
+    vae, x = make(), images(8)
     bits = vae.bits(x)
     assert bits.shape == (8,)
     assert 7 < float(bits.mean()) < 9
@@ -70,7 +70,7 @@ def test_the_bits_of_an_untrained_model_are_near_those_of_no_knowledge():
 
 
 class Straight(nn.Module):
-    """x -> a x, at a grid as large as the picture;
+    """x -> a x, at a grid as large as the image;
     as an encoder with a fixed log variance behind it.
     """
 
@@ -98,7 +98,7 @@ def linear(noise: float, posterior: float) -> VAE:
 
 
 def exact(vae: VAE, x: Tensor) -> Tensor:
-    """-log2 p of each pixel, by a sum over a fine grid of z: (B,) for pictures of one pixel."""
+    """-log2 p of each pixel, by a sum over a fine grid of z: (B,) for images of one pixel."""
     z = torch.linspace(-8, 8, 8001)
     nats = vae.likelihood.nats(
         (0.3 * z)[:, None, None, None].expand(-1, len(x), 1, 1), x[:, 0, 0, 0].view(1, -1, 1, 1)
@@ -128,7 +128,7 @@ def test_variances_are_bounded():
     assert torch.isfinite(vae(torch.zeros(1, 1, 1, 1)).loss)
 
 
-def test_samples_are_pictures_and_the_generator_decides():
+def test_samples_are_images_and_the_generator_decides():
     vae = make().eval()
     one, same, other = (
         vae.sample(2, 3, 2, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
@@ -147,8 +147,8 @@ def test_pixels_have_no_latents():
         VAE(PRESETS["pixels"].tokenizer)
 
 
-def test_it_learns_a_few_pictures():
-    vae, x = make(), pictures(4)
+def test_it_learns_a_few_images():
+    vae, x = make(), images(4)
     optimizer = torch.optim.Adam(vae.parameters(), lr=4e-3)
     before = float(vae.bits(x).mean())
     for _ in range(40):

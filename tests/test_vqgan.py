@@ -1,4 +1,4 @@
-"""The classic network: its settings, whole pictures, bounded memory, gradients."""
+"""The classic network: its settings, whole images, bounded memory, gradients."""
 
 from dataclasses import replace
 from typing import Any
@@ -61,11 +61,11 @@ def network(seed: int = 0) -> VQVAE:
     return VQVAE(CLASSIC).eval()
 
 
-def test_many_pictures_give_what_each_gives_alone(monkeypatch: pytest.MonkeyPatch):
+def test_many_images_give_what_each_gives_alone(monkeypatch: pytest.MonkeyPatch):
     made, x = network(), torch.rand(3, 3, 16, 24) * 2 - 1
     runs: list[int] = []
-    run = vqgan.Encoder.run
-    monkeypatch.setattr(vqgan.Encoder, "run", lambda self, x: runs.append(len(x)) or run(self, x))
+    run = vqgan.Encoder.run_batch
+    monkeypatch.setattr(vqgan.Encoder, "run_batch", lambda self, x: runs.append(len(x)) or run(self, x))
     monkeypatch.setattr(vqgan, "PIXELS_AT_ONCE", 2 * 16 * 24)
     with torch.inference_mode():
         together, alone = made.encoder(x), torch.cat([made.encoder(part) for part in x.split(1)])
@@ -82,7 +82,7 @@ def test_a_distant_pixel_changes_every_vector():
         assert (made.encoder(x) != made.encoder(other)).any(1).all()
 
 
-def test_a_picture_too_large_for_memory_is_an_input_error(monkeypatch: pytest.MonkeyPatch):
+def test_a_image_too_large_for_memory_is_an_input_error(monkeypatch: pytest.MonkeyPatch):
     made = network()
     need = vqgan._bytes_per_pixel(CLASSIC)
     # the second stage's 16 channels, at the first one's resolution
@@ -90,9 +90,9 @@ def test_a_picture_too_large_for_memory_is_an_input_error(monkeypatch: pytest.Mo
     monkeypatch.setattr(vqgan, "MEMORY_LIMIT", need * 16 * 16)
     with torch.inference_mode():
         made.decode(made.encode(torch.zeros(2, 3, 16, 16)))
-        with pytest.raises(InputError, match="a picture of 20x16 takes about"):
+        with pytest.raises(InputError, match="an image of 20x16 takes about"):
             made.encoder(torch.zeros(1, 3, 16, 20))
-        with pytest.raises(InputError, match="a picture of 16x20 takes about"):
+        with pytest.raises(InputError, match="an image of 16x20 takes about"):
             made.decoder(torch.zeros(1, 4, 5, 4))
 
 

@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import picture
+from conftest import image
 from torch import Tensor, nn
 
 from vqtok.config import LEARNED, LIKELIHOODS, TokenizerConfig
-from vqtok.networks.vqvae import VQVAE, Halve, ResidualBlock, Widen, to_float, to_uint8
+from vqtok.networks.vqvae import VQVAE, Downsample, ResidualBlock, Upsample, to_float, to_uint8
 
 SMALL = TokenizerConfig(
     downsample=4, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=16, code_dim=4
@@ -30,11 +30,11 @@ def make(config: TokenizerConfig = SMALL, seed: int = 0) -> VQVAE:
     return network
 
 
-def pictures(count: int, height: int, width: int, channels: int = 3) -> Tensor:
+def images(count: int, height: int, width: int, channels: int = 3) -> Tensor:
     """Floats in [-1, 1], (count, channels, height, width)."""
     return torch.stack(
         [
-            to_float(torch.from_numpy(picture(height, width, channels, seed)).permute(2, 0, 1))
+            to_float(torch.from_numpy(image(height, width, channels, seed)).permute(2, 0, 1))
             for seed in range(count)
         ]
     )
@@ -74,7 +74,7 @@ def test_every_gray_level_survives_the_way_to_floats_and_back():
 @pytest.mark.parametrize(("downsample", "fold"), SHAPES)
 def test_height_and_width_keep_their_places(downsample: int, fold: int, channels: int):
     network = make(replace(SMALL, downsample=downsample, fold=fold, channels=channels, width=4))
-    x = pictures(2, 2 * downsample, 5 * downsample, channels)
+    x = images(2, 2 * downsample, 5 * downsample, channels)
     with torch.no_grad():
         indices = network.encode(x)
         assert network.encoder(x).shape == (2, 4, 2, 5)
@@ -86,7 +86,7 @@ def test_height_and_width_keep_their_places(downsample: int, fold: int, channels
 def test_one_code_is_one_block_of_pixels():
     network = make()
     with torch.no_grad():
-        assert network.encode(pictures(1, 4, 4)).shape == (1, 1, 1, 1)
+        assert network.encode(images(1, 4, 4)).shape == (1, 1, 1, 1)
         assert network.decode(torch.zeros(1, 1, 1, 7, dtype=torch.int64)).shape == (1, 3, 4, 28)
 
 
@@ -95,7 +95,7 @@ def test_one_code_is_one_block_of_pixels():
 def test_forward_is_encode_and_decode(likelihood: str, quantizer: str):
     network, x = (
         make(replace(SMALL, likelihood=likelihood, quantizer=quantizer)),
-        pictures(2, 12, 20),
+        images(2, 12, 20),
     )
     with torch.no_grad():
         output = network(x)
@@ -119,7 +119,7 @@ def paths(config: TokenizerConfig, part: str) -> Tensor:
     """What the layers of one kind give where all weights are 0, for features (1, C, 4,
     6) that differ everywhere.
     """
-    kind = {"down": Halve, "up": Widen}[part]
+    kind = {"down": Downsample, "up": Upsample}[part]
     layer = next(module for module in VQVAE(config).modules() if isinstance(module, kind))
     assert isinstance(layer, nn.Conv2d)
     assert layer.bias is not None
@@ -144,7 +144,7 @@ def test_a_shortcut_keeps_means_going_down_and_values_going_up():
 
 def test_without_shortcuts_a_change_of_resolution_is_a_convolution():
     network = VQVAE(replace(SMALL, downsample=16, shortcut=False))
-    assert not any(isinstance(module, Halve | Widen) for module in network.modules())
+    assert not any(isinstance(module, Downsample | Upsample) for module in network.modules())
     assert set(network.state_dict()) == set(VQVAE(replace(SMALL, downsample=16)).state_dict())
 
 
@@ -171,7 +171,7 @@ def test_a_code_sees_a_bounded_neighborhood(
 
 
 def test_changes_far_away_change_no_index():
-    network, x = make(), pictures(1, 96, 160)
+    network, x = make(), images(1, 96, 160)
     top, bottom = reach(SMALL, 4, 9)
     left, right = reach(SMALL, 10, 19)
     assert top > 0 < left
@@ -187,7 +187,7 @@ def test_changes_far_away_change_no_index():
 
 
 def test_a_crop_is_encoded_as_the_whole_is():
-    network, x = make(), pictures(1, 96, 160)
+    network, x = make(), images(1, 96, 160)
     crop = x[..., 16:80, 40:136]
     margin = 4  # codes that see beyond the crop
     assert reach(SMALL, margin, margin)[0] >= 0
@@ -216,7 +216,7 @@ def test_a_code_changes_its_surroundings_only():
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_batch_size_and_threads_change_no_index(memory_format: torch.memory_format):
-    network, x = make(replace(SMALL, width=16, codebook_size=64)), pictures(5, 36, 52)
+    network, x = make(replace(SMALL, width=16, codebook_size=64)), images(5, 36, 52)
     network = network.to(memory_format=memory_format)  # type: ignore[call-overload]
     x, found, vectors = x.contiguous(memory_format=memory_format), {}, {}
     for threads in (1, 2):
@@ -236,7 +236,7 @@ def test_batch_size_and_threads_change_no_index(memory_format: torch.memory_form
 
 
 def test_contiguous_and_channels_last_give_the_same_indices():
-    network, x = make(), pictures(2, 36, 52)
+    network, x = make(), images(2, 36, 52)
     with torch.no_grad():
         plain = network.encode(x)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -248,7 +248,7 @@ def test_contiguous_and_channels_last_give_the_same_indices():
 
 @pytest.mark.parametrize("quantizer", LEARNED)
 def test_the_release_holds_all_that_decoding_needs_and_no_training_state(quantizer: str):
-    network, x = make(replace(SMALL, quantizer=quantizer)), pictures(1, 12, 20)
+    network, x = make(replace(SMALL, quantizer=quantizer)), images(1, 12, 20)
     network.quantizer.initialize(torch.randn(100, 4))
     state = network.release_state()
     left_out = set(network.state_dict()) - set(state)
@@ -265,11 +265,11 @@ def test_the_release_holds_all_that_decoding_needs_and_no_training_state(quantiz
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("quantizer", LEARNED)
-def test_a_small_network_learns_a_few_pictures_by_heart(likelihood: str, quantizer: str):
+def test_a_small_network_learns_a_few_images_by_heart(likelihood: str, quantizer: str):
     torch.manual_seed(0)
     network, x = (
         VQVAE(replace(SMALL, likelihood=likelihood, quantizer=quantizer, width=16)),
-        pictures(4, 16, 24),
+        images(4, 16, 24),
     )
     optimizer = torch.optim.Adam(network.parameters(), lr=4e-3)
     with torch.no_grad():
@@ -280,7 +280,7 @@ def test_a_small_network_learns_a_few_pictures_by_heart(likelihood: str, quantiz
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-        network.quantizer.learn()
+        network.quantizer.update_codebook()
         losses.append(output.loss.item())
         errors.append((output.reconstruction.detach() - x).square().mean().item())
     assert losses[-1] < losses[0]

@@ -59,8 +59,8 @@ def test_round_trip(tmp_path: Path) -> None:
         "double": np.array([1e300]),
     }
     meta = {"kind": "state", "config": {"labels": ["Füße"]}, "record": {"step": 3, "best": None}}
-    weights.save(tmp_path / "new" / "a.safetensors", Weights(tensors, meta))
-    after = weights.load(tmp_path / "new" / "a.safetensors", "state")
+    weights.save_weights(tmp_path / "new" / "a.safetensors", Weights(tensors, meta))
+    after = weights.load_weights(tmp_path / "new" / "a.safetensors", "state")
     assert_equal(after.tensors, {**tensors, "big-endian": tensors["big-endian"].astype("<i4")})
     assert list(after.tensors) == sorted(tensors)
     assert after.meta == {"format": 1, **meta}
@@ -74,7 +74,7 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_golden_file_of_format_1(tmp_path: Path) -> None:
     """Files of every release stay readable, and equal weights give equal bytes."""
     expected = small_weights()
-    found = weights.load(GOLDEN, "tokenizer")
+    found = weights.load_weights(GOLDEN, "tokenizer")
     assert_equal(found.tensors, expected.tensors)
     assert found.meta == {"format": 1, **expected.meta}
     assert (
@@ -85,7 +85,7 @@ def test_golden_file_of_format_1(tmp_path: Path) -> None:
     backwards = Weights(
         dict(reversed(expected.tensors.items())), dict(reversed(expected.meta.items()))
     )
-    weights.save(tmp_path / "again.safetensors", backwards)
+    weights.save_weights(tmp_path / "again.safetensors", backwards)
     assert (tmp_path / "again.safetensors").read_bytes() == GOLDEN.read_bytes()
 
 
@@ -116,22 +116,22 @@ def test_fingerprint_sees_names_types_shapes_and_values_but_no_order() -> None:
 
 def test_save_does_not_replace_without_force_and_takes_no_nan(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    weights.save(path, small_weights(), force=False)
+    weights.save_weights(path, small_weights(), force=False)
     with pytest.raises(OutputError):
-        weights.save(path, small_weights(), force=False)
+        weights.save_weights(path, small_weights(), force=False)
     with pytest.raises(ValueError, match="JSON"):
-        weights.save(
+        weights.save_weights(
             path, Weights({}, {"kind": "state", "config": {}, "record": {"loss": float("nan")}})
         )
     assert path.read_bytes() == GOLDEN.read_bytes()
-    weights.save(path, Weights({}, {"kind": "state", "config": {}, "record": {}}))
-    assert weights.load(path, "state").tensors == {}
+    weights.save_weights(path, Weights({}, {"kind": "state", "config": {}, "record": {}}))
+    assert weights.load_weights(path, "state").tensors == {}
 
 
 def test_bfloat16_comes_as_float32(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(raw(entry("BF16", [3], 6), bytes.fromhex("803f 00c0 4940")))
-    tensors = weights.load(path, "tokenizer").tensors
+    tensors = weights.load_weights(path, "tokenizer").tensors
     assert_equal(tensors, {"x": np.array([1, -2, 3.140625], np.float32)})
 
 
@@ -180,7 +180,7 @@ def test_bad_files_give_one_clear_error(case: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(data)
     with pytest.raises(FormatError) as error:
-        weights.load(path, "tokenizer")
+        weights.load_weights(path, "tokenizer")
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert error.value.fix
@@ -189,7 +189,7 @@ def test_bad_files_give_one_clear_error(case: str, tmp_path: Path) -> None:
 def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(with_meta({"format": 2, "kind": "diffuser"}))
-    for read in (weights.read_meta, lambda path: weights.load(path, "tokenizer")):
+    for read in (weights.read_meta, lambda path: weights.load_weights(path, "tokenizer")):
         with pytest.raises(FormatError, match="newer") as error:
             read(path)
         assert error.value.fix == "upgrade vqtok"
@@ -203,7 +203,7 @@ def test_a_header_that_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(raw(text))
     assert path.read_bytes()[:2] == b"\x80\x02"
-    assert weights.load(path, "tokenizer").meta == META
+    assert weights.load_weights(path, "tokenizer").meta == META
 
 
 def test_read_meta_reads_the_header_only(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_header_is_not_read_beyond_its_limit(tmp_path: Path) -> None:
     assert peak < 1 << 20
 
 
-@pytest.mark.parametrize("read", [weights.read_meta, lambda path: weights.load(path, "prior")])
+@pytest.mark.parametrize("read", [weights.read_meta, lambda path: weights.load_weights(path, "prior")])
 def test_a_file_that_cannot_be_read_is_an_input_error(tmp_path: Path, read: Any) -> None:
     for path in (tmp_path, tmp_path / "none.safetensors", tmp_path / ("x" * 300)):
         with pytest.raises(InputError) as error:
@@ -247,7 +247,7 @@ def test_damaged_files_never_raise_anything_else(tmp_path: Path) -> None:
     cuts = [good[:cut] for cut in range(0, len(good), 11)]
     for bad in cuts + [flip(good, chance) for _ in range(2000)]:
         path.write_bytes(bad)
-        for read in (weights.read_meta, lambda path: weights.load(path, "tokenizer")):
+        for read in (weights.read_meta, lambda path: weights.load_weights(path, "tokenizer")):
             try:
                 read(path)
             except FormatError as error:
@@ -267,7 +267,7 @@ SHAPES = {"a": (2, 3), "n": ()}
 
 
 def test_check_passes_what_is_right() -> None:
-    weights.check({"a": np.zeros((2, 3), np.float32), "n": np.array(1)}, SHAPES, "file")
+    weights.check_tensors({"a": np.zeros((2, 3), np.float32), "n": np.array(1)}, SHAPES, "file")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_check_passes_what_is_right() -> None:
 def test_check_names_the_wrong_tensor(change: dict[str, np.ndarray | None], message: str) -> None:
     tensors = {"a": np.zeros((2, 3), np.float32), "n": np.array(1), **change}
     with pytest.raises(FormatError, match=message):
-        weights.check(
+        weights.check_tensors(
             {name: array for name, array in tensors.items() if array is not None},
             SHAPES,
             Path("m.safetensors"),
@@ -294,9 +294,9 @@ def test_check_names_the_wrong_tensor(change: dict[str, np.ndarray | None], mess
 def put(folder: Path, seed: int = 0, prior: bool = False) -> str:
     """A model of one tensor in a folder; gives its fingerprint."""
     tensors = {"x": np.array([seed])}
-    weights.save(folder / "tokenizer.safetensors", Weights(tensors, META))
+    weights.save_weights(folder / "tokenizer.safetensors", Weights(tensors, META))
     if prior:
-        weights.save(folder / "prior.safetensors", Weights({}, {**META, "kind": "prior"}))
+        weights.save_weights(folder / "prior.safetensors", Weights({}, {**META, "kind": "prior"}))
         (folder / "README.md").write_text("card")
     return weights.fingerprint(tensors)
 
@@ -306,7 +306,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """photo and cifar10 bundled; mine, and another photo, in the first folder of VQTOK_MODELS;
     the second does not exist.
     """
-    monkeypatch.setattr(model_registry, "bundled", lambda: tmp_path / "bundled")
+    monkeypatch.setattr(model_registry, "bundled_models", lambda: tmp_path / "bundled")
     monkeypatch.setenv(
         "VQTOK_MODELS", os.pathsep.join([str(tmp_path / "own"), "", str(tmp_path / "none")])
     )
@@ -318,24 +318,24 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     put(tmp_path / "own" / "photo", 4)
     (tmp_path / "own" / "empty").mkdir()
     (tmp_path / "own" / "notes.txt").write_text("no model")
-    weights.save(tmp_path / "own" / "loose.safetensors", Weights({}, META))
+    weights.save_weights(tmp_path / "own" / "loose.safetensors", Weights({}, META))
     return tmp_path
 
 
 def test_models_in_the_search_path(home: Path) -> None:
     assert model_registry.search_path() == [home / "own", home / "none", home / "bundled"]
-    found = model_registry.models()
+    found = model_registry.list_models()
     assert [model.name for model in found] == ["cifar10", "mine", "photo"]
     assert found[2].path == home / "own" / "photo"  # the first folder wins
 
 
 def test_an_entry_may_itself_be_a_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VQTOK_MODELS", str(home / "own" / "mine"))
-    assert model_registry.models()[1] == ModelFolder("mine", home / "own" / "mine")
+    assert model_registry.list_models()[1] == ModelFolder("mine", home / "own" / "mine")
 
 
 def test_parts_of_a_model(home: Path) -> None:
-    whole, bare = ModelFolder("photo", home / "bundled" / "photo"), model_registry.find("cifar10")
+    whole, bare = ModelFolder("photo", home / "bundled" / "photo"), model_registry.find_model("cifar10")
     assert whole.tokenizer == whole.path / "tokenizer.safetensors"
     assert (whole.prior, whole.entropy) == (whole.path / "prior.safetensors", None)
     assert (bare.prior, bare.entropy) == (None, None)
@@ -345,22 +345,22 @@ def test_find_by_name_path_and_environment(home: Path, monkeypatch: pytest.Monke
     run = home / "runs" / "a.1"
     put(run, prior=True)
     put(home / "photo")  # a name goes before a folder of that name
-    assert model_registry.find().path == model_registry.find("photo").path == home / "own" / "photo"
-    assert model_registry.find(str(run)) == ModelFolder("a.1", run)
-    assert model_registry.find(str(run / "tokenizer.safetensors")) == ModelFolder("a.1", run)
-    assert model_registry.find("./photo").path == Path("photo")
-    loose = model_registry.find("own/loose.safetensors")
+    assert model_registry.find_model().path == model_registry.find_model("photo").path == home / "own" / "photo"
+    assert model_registry.find_model(str(run)) == ModelFolder("a.1", run)
+    assert model_registry.find_model(str(run / "tokenizer.safetensors")) == ModelFolder("a.1", run)
+    assert model_registry.find_model("./photo").path == Path("photo")
+    loose = model_registry.find_model("own/loose.safetensors")
     assert (loose.name, loose.tokenizer, loose.prior) == (
         "loose",
         Path("own/loose.safetensors"),
         None,
     )
     monkeypatch.chdir(run)
-    assert model_registry.find(".").name == "a.1"
+    assert model_registry.find_model(".").name == "a.1"
     monkeypatch.setenv("VQTOK_MODEL", "mine")
-    assert model_registry.find().name == "mine"
+    assert model_registry.find_model().name == "mine"
     monkeypatch.setenv("VQTOK_MODEL", str(run))
-    assert model_registry.find().prior == run / "prior.safetensors"
+    assert model_registry.find_model().prior == run / "prior.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_find_by_name_path_and_environment(home: Path, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("home")
 def test_find_says_what_there_is(wanted: str, message: str, fix: str) -> None:
     with pytest.raises(ModelError) as error:
-        model_registry.find(wanted)
+        model_registry.find_model(wanted)
     assert message in str(error.value)
     assert fix in error.value.fix
 
@@ -432,23 +432,23 @@ def test_the_name_in_a_codes_file_is_never_a_path(home: Path) -> None:
 
 def test_a_strange_folder_name_becomes_a_name_that_codes_can_hold(home: Path) -> None:
     put(home / "own" / "a\nb")
-    assert model_registry.find(str(home / "own" / "a\nb")).name == "a_b"
+    assert model_registry.find_model(str(home / "own" / "a\nb")).name == "a_b"
 
 
 def test_bundled_models_lie_in_the_package_or_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_registry, "__file__", str(tmp_path / "vqtok" / "weights.py"))
-    assert model_registry.bundled() == tmp_path / "models"  # a checkout
+    assert model_registry.bundled_models() == tmp_path / "models"  # a checkout
     (tmp_path / "vqtok" / "models").mkdir(parents=True)
-    assert model_registry.bundled() == tmp_path / "vqtok" / "models"  # an installed wheel
+    assert model_registry.bundled_models() == tmp_path / "vqtok" / "models"  # an installed wheel
 
 
 def test_weights_are_held_once_while_they_are_read(tmp_path: Path) -> None:
     tensors = {name: np.ones((256, 1024), np.float32) for name in "abcd"}  # 1 MiB each
-    weights.save(tmp_path / "a.safetensors", Weights(tensors, META))
+    weights.save_weights(tmp_path / "a.safetensors", Weights(tensors, META))
     tracemalloc.start()
-    found = weights.load(tmp_path / "a.safetensors", "tokenizer")
+    found = weights.load_weights(tmp_path / "a.safetensors", "tokenizer")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert_equal(found.tensors, tensors)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import picture
+from conftest import image
 
 from vqtok import images, weights
 from vqtok import train as training
@@ -83,7 +83,7 @@ def go(
     **options: Any,
 ) -> bool:
     listener = listener or Interrupt()
-    run = training.Run(
+    run = training.RunContext(
         out,
         recipe.seed,
         torch.device("cpu"),
@@ -93,8 +93,8 @@ def go(
         perceptual,
     )
     if not options.get("resume"):
-        training.start(
-            out, training.Begun(recipe, "", len(dataset)), options.get("stage", "all"), force=False
+        training.create_run(
+            out, training.RunSpec(recipe, "", len(dataset)), options.get("stage", "all"), force=False
         )
     return training.train(recipe, dataset, run, **options)
 
@@ -112,7 +112,7 @@ def contents(out: Path) -> dict[str, Any]:
     """All tensors of all weights files, byte by byte, and their records without times."""
     found: dict[str, Any] = {}
     for path in sorted(out.glob("*.safetensors")):
-        stored = weights.load(
+        stored = weights.load_weights(
             path, path.name.split(".")[-2] if ".state." in path.name else path.stem
         )
         found[path.name] = {
@@ -127,9 +127,9 @@ def data_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("vqtok-data")]
 
 
-def write_pictures(out: Path, names: dict[str, int]) -> Path:
+def write_images(out: Path, names: dict[str, int]) -> Path:
     for name, seed in names.items():
-        images.write(out / name, picture(20, 24, seed=seed))
+        images.write_image(out / name, image(20, 24, seed=seed))
     return out
 
 

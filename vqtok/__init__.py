@@ -1,9 +1,9 @@
-"""Pictures to tokens and back.
+"""Images to tokens and back.
 
 >>> import vqtok
 >>> model = vqtok.load("photo")
 >>> codes = model.encode("photo.jpg")
->>> picture = model.decode(codes)
+>>> image = model.decode(codes)
 """
 
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vqtok.bulk import CodesDataset
     from vqtok.codec import Model, load
     from vqtok.codes import Codes
-    from vqtok.codes import write as write_codes
+    from vqtok.codes import write_codes as write_codes
     from vqtok.errors import VqtokError
 
 _HOMES = {
@@ -36,7 +36,7 @@ _HOMES = {
     "Model": ("vqtok.codec", "Model"),
     "VqtokError": ("vqtok.errors", "VqtokError"),
     "load": ("vqtok.codec", "load"),
-    "write_codes": ("vqtok.codes", "write"),
+    "write_codes": ("vqtok.codes", "write_codes"),
 }
 
 
@@ -50,11 +50,11 @@ def read_codes(source: "Path | str | bytes", model: str | None = None) -> "Codes
     """
     from vqtok import codes
 
-    found = codes.read_any(source)
+    found = codes.read_any_codes(source)
     if isinstance(found, codes.Codes):
         return found
     if found.prior is None:
-        return codes.read(source)
+        return codes.read_plain_codes(source)
     from vqtok.codec import unpack
 
     return unpack(found, model)

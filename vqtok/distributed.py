@@ -1,7 +1,7 @@
 """One training run in several processes, as torchrun starts them:
 how each takes its part, and how all come to the same numbers.
 
-A run is the same for any number of processes: each takes every n-th picture of a step's batch, and
+A run is the same for any number of processes: each takes every n-th image of a step's batch, and
 what the whole batch decides (gradients, averages, codes in use, random draws) is summed or drawn
 over all. So whatever changes weights is equal everywhere. A process that was started alone is a
 group of one, for which each function here gives back what it got.
@@ -40,34 +40,34 @@ class _Group:
     stumbles over torch's own answer.
     """
 
-    rank, size = 0, 1
+    rank, world_size = 0, 1
 
 
-def started() -> int:
+def world_size_from_env() -> int:
     """How many processes torchrun has started for this command, in all; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 
 
-def place() -> tuple[int, int]:
+def rank_from_env() -> tuple[int, int]:
     """This process's number in the run, and in its machine, by what torchrun says."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
 
 
-def in_machine() -> int:
+def local_world_size() -> int:
     """How many of this machine's processes are of this run."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if started() > 1 else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world_size_from_env() > 1 else 1
 
 
-def local(device: torch.device) -> torch.device:
+def local_device(device: torch.device) -> torch.device:
     """The device of this process: of several GPUs in a machine, the one with its number."""
-    if device.type != "cuda" or started() == 1:
+    if device.type != "cuda" or world_size_from_env() == 1:
         return device
-    device = torch.device("cuda", place()[1])
+    device = torch.device("cuda", rank_from_env()[1])
     torch.cuda.set_device(device)
     return device
 
 
-def job() -> str:
+def torchrun_job() -> str:
     """What all starts of this command by one torchrun have in common, and no others; "" without it.
 
     torchrun's --rdzv-id, where it has one; else the process that starts this one and its machine.
@@ -76,7 +76,7 @@ def job() -> str:
     return f"process {os.getppid()} of {platform.node()}" if name == "none" else name
 
 
-def restarted() -> bool:
+def is_restart() -> bool:
     """Whether torchrun starts this command anew because a process of the run
     has ended (--max-restarts).
     """
@@ -84,12 +84,12 @@ def restarted() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """Inside, this process is one of its run's: gloo connects those on CPUs, nccl those on GPUs.
 
     Entered by all of them or by none.
     """
-    if started() == 1:
+    if world_size_from_env() == 1:
         yield
         return
     if device.type not in ("cpu", "cuda"):
@@ -98,19 +98,19 @@ def joined(device: torch.device) -> Iterator[None]:
             "choose --device cpu or cuda, or start one process",
         )
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    with _connected():
+    with _connection_errors():
         store, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
-        store = PrefixStore(_meeting(store, number, count), store)
+        store = PrefixStore(_agree_on_store_prefix(store, number, count), store)
         dist.init_process_group(
             backend, store=store, rank=number, world_size=count, timeout=TIMEOUT
         )
-    _Group.rank, _Group.size = number, count
+    _Group.rank, _Group.world_size = number, count
     yield  # after an error nobody is left to take leave of
     dist.destroy_process_group()
-    _Group.rank, _Group.size = 0, 1
+    _Group.rank, _Group.world_size = 0, 1
 
 
-def _meeting(store: Store, number: int, count: int) -> str:
+def _agree_on_store_prefix(store: Store, number: int, count: int) -> str:
     """A name that the processes which are here now, and no others, agree on.
 
     A torchrun that starts its processes again keeps the store in which those before have left their
@@ -137,9 +137,9 @@ def _meeting(store: Store, number: int, count: int) -> str:
     return word
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes there are."""
-    return _Group.size
+    return _Group.world_size
 
 
 def rank() -> int:
@@ -147,20 +147,20 @@ def rank() -> int:
     return _Group.rank
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes files, validates and speaks."""
     return rank() == 0
 
 
-def own(count: int) -> int:
-    """How many of the first `count` pictures of a batch are this process's:
-    those with j % size() == rank().
+def local_count(count: int) -> int:
+    """How many of the first `count` images of a batch are this process's:
+    those with j % world_size() == rank().
     """
-    return len(range(rank(), count, size()))
+    return len(range(rank(), count, world_size()))
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
+def _connection_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -168,20 +168,20 @@ def _connected() -> Iterator[None]:
         if os.environ.get("VQTOK_DEBUG") == "1":
             raise
         raise TrainingError(
-            f"process {place()[0]} of {started()} has lost another one, "
+            f"process {rank_from_env()[0]} of {world_size_from_env()} has lost another one, "
             "which has ended or cannot be reached",
             "see what that one said; then go on with --resume, "
             "or have torchrun do so by itself: --max-restarts 3",
         ) from error
 
 
-def sum_(*tensors: Tensor) -> None:
+def all_reduce_sum(*tensors: Tensor) -> None:
     """Replaces tensors of one dtype by their sums over all processes."""
-    if size() == 1:
+    if world_size() == 1:
         return
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.flatten() for tensor in bucket])
-        with _connected():
+        with _connection_errors():
             dist.all_reduce(flat)
         for tensor, part in zip(
             bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True
@@ -200,21 +200,21 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def mean_(*tensors: Tensor) -> None:
+def all_reduce_mean(*tensors: Tensor) -> None:
     """Replaces tensors by their means over all processes:
     of means over parts of a batch, which are equally long, over the batch.
     """
-    sum_(*tensors)
-    if size() > 1:
+    all_reduce_sum(*tensors)
+    if world_size() > 1:
         for tensor in tensors:
-            tensor /= size()
+            tensor /= world_size()
 
 
-class _Mean(torch.autograd.Function):
+class _MeanOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
         whole = value.clone()
-        mean_(whole)
+        all_reduce_mean(whole)
         return whole
 
     @staticmethod
@@ -222,82 +222,82 @@ class _Mean(torch.autograd.Function):
         return gradients[0]
 
 
-def mean(value: Tensor) -> Tensor:
-    """The mean of a value over all processes, for losses that are no mean over pictures themselves.
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a value over all processes, for losses that are no mean over images themselves.
 
     Its gradient is taken for that of one's own value. The mean over processes of such gradients is
-    the whole batch's: each is the size()-th part of what the loss changes by, size() times.
+    the whole batch's: each is the world_size()-th part of what the loss changes by, world_size() times.
     """
-    return value if size() == 1 else _Mean.apply(value)  # type: ignore[no-any-return]
+    return value if world_size() == 1 else _MeanOverRanks.apply(value)  # type: ignore[no-any-return]
 
 
-def rows(mine: Tensor, which: Tensor, block: int) -> Tensor:
+def gather_rows(mine: Tensor, which: Tensor, block: int) -> Tensor:
     """Rows `which` (n,) of the whole batch's (N, D), of which `mine` are this process's;
-    each picture has `block` of them.
+    each image has `block` of them.
     """
-    if size() == 1:
+    if world_size() == 1:
         return mine[which]
-    picture, row = which // block, which % block
-    here = picture % size() == rank()
+    image, row = which // block, which % block
+    here = image % world_size() == rank()
     found = mine.new_zeros(len(which), mine.shape[1])
-    found[here] = mine[(picture // size() * block + row)[here]]
-    sum_(found)  # all others hold zeros
+    found[here] = mine[(image // world_size() * block + row)[here]]
+    all_reduce_sum(found)  # all others hold zeros
     return found
 
 
-def all_rows(mine: Tensor, block: int) -> Tensor:
+def gather_all_rows(mine: Tensor, block: int) -> Tensor:
     """All rows (N, D) of the whole batch, of which `mine` are this process's;
-    each picture has `block` of them.
+    each image has `block` of them.
     """
     return (
         mine
-        if size() == 1
-        else rows(mine, torch.arange(len(mine) * size(), device=mine.device), block)
+        if world_size() == 1
+        else gather_rows(mine, torch.arange(len(mine) * world_size(), device=mine.device), block)
     )
 
 
-def highest(*numbers: int) -> list[int]:
+def all_reduce_max(*numbers: int) -> list[int]:
     """Of each number the highest in any process."""
-    if size() == 1:
+    if world_size() == 1:
         return list(numbers)
     values = torch.tensor(numbers)
-    with _connected():
+    with _connection_errors():
         dist.all_reduce(values, dist.ReduceOp.MAX)
     return [int(value) for value in values]
 
 
-def copy_first(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Replaces tensors by those of the first process."""
-    if size() > 1:
-        with _connected():
+    if world_size() > 1:
+        with _connection_errors():
             for tensor in tensors:
                 whole = tensor.detach().contiguous()  # a broadcast takes no channels-last ones
                 dist.broadcast(whole, 0)
                 tensor.detach().copy_(whole)
 
 
-def from_first(make: Callable[[], bytes]) -> bytes:
+def broadcast_bytes(make: Callable[[], bytes]) -> bytes:
     """What `make` gives in the first process; called there only.
 
     A VqtokError of it is raised in all.
     """
-    if size() == 1:
+    if world_size() == 1:
         return make()
     data, failed = b"", 0
-    if first():
+    if is_main_process():
         try:
             data = make()
         except VqtokError as error:
             data, failed = json.dumps([type(error).__name__, str(error), error.fix]).encode(), 1
     head = torch.tensor([len(data), failed])
-    with _connected():
+    with _connection_errors():
         dist.broadcast(head, 0)
     body = (
         torch.from_numpy(np.frombuffer(data, np.uint8).copy())
-        if first()
+        if is_main_process()
         else torch.empty(int(head[0]), dtype=torch.uint8)
     )
-    with _connected():
+    with _connection_errors():
         dist.broadcast(body, 0)
     data = body.numpy().tobytes()
     if head[1]:
@@ -306,12 +306,12 @@ def from_first(make: Callable[[], bytes]) -> bytes:
     return data
 
 
-def weights_from_first(read: Callable[[], Weights | None]) -> Weights | None:
+def broadcast_weights(read: Callable[[], Weights | None]) -> Weights | None:
     """The weights that `read` gives in the first process: only that one needs the file.
 
-    Errors as `from_first`.
+    Errors as `broadcast_bytes`.
     """
-    if size() == 1:
+    if world_size() == 1:
         return read()
 
     def make() -> bytes:
@@ -321,24 +321,24 @@ def weights_from_first(read: Callable[[], Weights | None]) -> Weights | None:
         head = json.dumps(found.meta).encode()
         return len(head).to_bytes(8, "little") + head + safetensors.numpy.save(found.tensors)
 
-    data = from_first(make)
+    data = broadcast_bytes(make)
     if not data:
         return None
     end = 8 + int.from_bytes(data[:8], "little")
     return Weights(safetensors.numpy.load(data[end:]), json.loads(data[8:end]))
 
 
-def all_bytes(mine: bytes) -> list[bytes]:
+def all_gather_bytes(mine: bytes) -> list[bytes]:
     """What each process has, in their order."""
-    if size() == 1:
+    if world_size() == 1:
         return [mine]
-    lengths = torch.zeros(size(), dtype=torch.int64)
+    lengths = torch.zeros(world_size(), dtype=torch.int64)
     lengths[rank()] = len(mine)
-    sum_(lengths)
+    all_reduce_sum(lengths)
     padded = torch.zeros(max(1, int(lengths.max())), dtype=torch.uint8)
     padded[: len(mine)] = torch.from_numpy(np.frombuffer(mine, np.uint8).copy())
-    found = [torch.empty_like(padded) for _ in range(size())]
-    with _connected():
+    found = [torch.empty_like(padded) for _ in range(world_size())]
+    with _connection_errors():
         dist.all_gather(found, padded)
     return [
         part[: int(length)].numpy().tobytes() for part, length in zip(found, lengths, strict=True)

@@ -6,8 +6,8 @@ words leave and enter it, one a symbol at most. The decoder gives the symbols ba
 the encoder takes them last to first. A stream is the state and then the words, all as 16 bits,
 little-endian. It holds no lengths and no tables: the decoder is given both.
 
-Both directions have a loop over Python integers, for few pictures, and one over NumPy lanes, one
-picture a lane, for many.
+Both directions have a loop over Python integers, for few images, and one over NumPy lanes, one
+image a lane, for many.
 """
 
 from bisect import bisect_right
@@ -22,12 +22,12 @@ TOTAL = 1 << BITS  # frequencies of all symbols together
 _LOW = 1 << 32  # the state is never below, and both begin and end with it
 _MASK = TOTAL - 1
 _STATE_WORDS = 3  # 48 bits
-_LANES = 8  # pictures from which on NumPy is faster
+_LANES = 8  # images from which on NumPy is faster
 
 
 def encode(starts: np.ndarray, freqs: np.ndarray) -> list[bytes]:
-    """A stream for each picture. starts and freqs are integers (B, N):
-    symbol n of picture b owns [start, start + freq) of TOTAL.
+    """A stream for each image. starts and freqs are integers (B, N):
+    symbol n of image b owns [start, start + freq) of TOTAL.
     """
     assert starts.shape == freqs.shape
     assert starts.ndim == 2
@@ -94,7 +94,7 @@ class Decoder:
         self._many = None if self._few else _Many(self._words, states)
 
     def decode(self, cumulative: np.ndarray) -> np.ndarray:
-        """The next n symbols of each picture, int64 (B, n).
+        """The next n symbols of each image, int64 (B, n).
         cumulative (B, n, K + 1) rises strictly from 0 to TOTAL in each row.
         """
         return self._coder.decode(cumulative)
@@ -157,7 +157,7 @@ class _Few:
 
 
 class _Many:
-    """A loop over symbols, with a NumPy lane for each picture."""
+    """A loop over symbols, with a NumPy lane for each image."""
 
     def __init__(self, words: Sequence[np.ndarray], states: Sequence[int]) -> None:
         self._ends = np.array([len(part) for part in words])

@@ -21,7 +21,7 @@ class UsageError(VqtokError):
 
 
 class InputError(VqtokError):
-    """A picture or data set cannot be found or read."""
+    """An image or data set cannot be found or read."""
 
 
 class OutputError(VqtokError):

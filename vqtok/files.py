@@ -80,7 +80,7 @@ def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
         return [Source(None, Path("stdin"))]
     if os.path.isdir(name):
         base = Path(os.path.basename(os.path.abspath(name))) if several else Path()
-        return [Source(p, base / p.relative_to(path)) for p in _files(path) if _counts(p, suffixes)]
+        return [Source(p, base / p.relative_to(path)) for p in _files(path) if _is_wanted(p, suffixes)]
     if os.path.exists(name):
         return [Source(path, Path(path.name))]
     magic = next((i for i, part in enumerate(path.parts) if _is_magic(part)), None)
@@ -91,7 +91,7 @@ def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
     return [
         Source(p, p.relative_to(root))
         for p in matches
-        if not name.endswith("*") or _counts(p, suffixes)
+        if not name.endswith("*") or _is_wanted(p, suffixes)
     ]
 
 
@@ -115,7 +115,7 @@ def _is_magic(text: str) -> bool:
     return any(c in text for c in "*?[")
 
 
-def _counts(path: Path, suffixes: frozenset[str]) -> bool:
+def _is_wanted(path: Path, suffixes: frozenset[str]) -> bool:
     """Whether a file found in a folder is wanted.
 
     A folder in place of a file could not be listed: reading it says so.
@@ -338,12 +338,12 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
     Raises InputError when it is missing, refused, a folder, or larger than `limit` bytes.
     """
-    with opened(path) as file:
+    with open_input(path) as file:
         return _read(file, limit, str(path))
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[io.BufferedReader]:
+def open_input(path: Path) -> Iterator[io.BufferedReader]:
     """The file, to be read.
 
     Raises InputError when it is missing, refused or a folder, or fails while it is read.

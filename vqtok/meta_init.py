@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 _SCALINGS = ("mul", "__mul__", "div", "__truediv__")
 
 
-class _Undrawn(TorchFunctionMode):
+class _SkipRandomInit(TorchFunctionMode):
     """No normal draws, and none scaled: on the meta device torch does both in Python.
 
     It imports sympy for the one and all of torch._dynamo for the other, 0.2 and 0.5 s.
@@ -34,9 +34,9 @@ class _Undrawn(TorchFunctionMode):
 
 
 @contextmanager
-def outline() -> Iterator[None]:
+def init_empty_weights() -> Iterator[None]:
     """Modules made inside have neither memory nor values (the meta device), whatever shapes a
     damaged config may ask for.
     """
-    with torch.device("meta"), _Undrawn():
+    with torch.device("meta"), _SkipRandomInit():
         yield

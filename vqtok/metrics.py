@@ -1,4 +1,4 @@
-"""How near two pictures are (PSNR, SSIM, MS-SSIM on uint8), and how well a codebook is used.
+"""How near two images are (PSNR, SSIM, MS-SSIM on uint8), and how well a codebook is used.
 
 NumPy only.
 """
@@ -16,12 +16,12 @@ C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 # Wang et al. 2003, section 3.2; finest scale first
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 # values filtered at once: keeps the maps in the cache and a 200-megapixel
-# picture within a few hundred MB
+# image within a few hundred MB
 _BAND = 2**18
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> int:
-    """Sum of the squared differences of two pictures, exact.
+    """Sum of the squared differences of two images, exact.
 
     Both are uint8 (H, W, C); raises InputError where they are not.
     """
@@ -34,7 +34,7 @@ def squared_error(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB over all channels; infinite for equal pictures.
+    """Peak signal-to-noise ratio in dB over all channels; infinite for equal images.
     uint8 (H, W, C); InputError otherwise.
     """
     error = squared_error(a, b)
@@ -45,7 +45,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Structural similarity, at most 1: the mean over the channels of each channel's SSIM
     (not the SSIM of the luma).
 
-    Gaussian window of 11x11 with sigma 1.5, kept inside the picture;
+    Gaussian window of 11x11 with sigma 1.5, kept inside the image;
     a side below 11 pixels shortens the window to that side.
     Both are uint8 (H, W, C); raises InputError where they are not. Wang et al. 2004, eq. 13.
     """
@@ -59,7 +59,7 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
     Five scales where the shorter side has 176 pixels or more. Below that, only the scales whose
     shorter side still holds the 11-pixel window (88: four, 44: three, 22: two, else one, which
-    is SSIM), with their weights renormalized to sum 1: figures of small pictures compare only
+    is SSIM), with their weights renormalized to sum 1: figures of small images compare only
     with figures of the same size. A factor below 0 counts as 0. Between scales, 2x2 means; an
     odd last row or column is dropped. Both are uint8 (H, W, C); raises InputError where they are
     not. Wang et al. 2003, eq. 7.
@@ -104,7 +104,7 @@ def normalized_error(squared_error: float, variance: float, count: int) -> float
     """Mean squared error over the variance of the data:
     0 is perfect, 1 is what the mean color of the data set gives.
 
-    squared_error is the sum over `count` values (pictures times H*W*C); variance is the data's, per
+    squared_error is the sum over `count` values (images times H*W*C); variance is the data's, per
     value and in the same units (0..255 for both, or 0..1 for both). Data that never vary give 0
     when reproduced exactly and infinity otherwise.
     """
@@ -117,15 +117,15 @@ def normalized_error(squared_error: float, variance: float, count: int) -> float
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
-    for picture in (a, b):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.size == 0:
+    for image in (a, b):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.size == 0:
             raise InputError(
-                f"cannot compare an array {picture.shape} of {picture.dtype}",
-                "give pictures as uint8 (H, W, C)",
+                f"cannot compare an array {image.shape} of {image.dtype}",
+                "give images as uint8 (H, W, C)",
             )
     if a.shape != b.shape:
         raise InputError(
-            f"cannot compare pictures of shapes {a.shape} and {b.shape}",
+            f"cannot compare images of shapes {a.shape} and {b.shape}",
             "give two of equal size and channels",
         )
 
@@ -137,7 +137,7 @@ def _gaussian(size: int) -> np.ndarray:
 
 
 def _filter_rows(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Weighted sums along the last axis, inside the picture only:
+    """Weighted sums along the last axis, inside the image only:
     (H, W) -> (H, W - len(kernel) + 1).
     """
     # One pass over the flat array: np.correlate has unrolled loops for up to 11 taps.

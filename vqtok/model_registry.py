@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqtok.errors import ModelError, VqtokError
-from vqtok.weights import SUFFIX, Weights, fingerprint, load
+from vqtok.weights import SUFFIX, Weights, fingerprint, load_weights
 
 DEFAULT_MODEL = "photo"
 
@@ -37,7 +37,7 @@ class ModelFolder:
         return path if os.path.isfile(path) else None
 
 
-def bundled() -> Path:
+def bundled_models() -> Path:
     """The folder of the models that come with vqtok:
     inside the package in a wheel, beside it in a checkout.
     """
@@ -49,10 +49,10 @@ def bundled() -> Path:
 def search_path() -> list[Path]:
     """Folders that hold models, first to last: those in VQTOK_MODELS, then the bundled one."""
     entries = os.environ.get("VQTOK_MODELS", "").split(os.pathsep)
-    return [Path(os.path.expanduser(entry)) for entry in entries if entry] + [bundled()]
+    return [Path(os.path.expanduser(entry)) for entry in entries if entry] + [bundled_models()]
 
 
-def models() -> list[ModelFolder]:
+def list_models() -> list[ModelFolder]:
     """All models in the search path, by name; of two with one name, the first found."""
     found: dict[str, ModelFolder] = {}
     for model in _all_models():
@@ -60,7 +60,7 @@ def models() -> list[ModelFolder]:
     return [found[name] for name in sorted(found)]
 
 
-def find(name_or_path: str | None = None) -> ModelFolder:
+def find_model(name_or_path: str | None = None) -> ModelFolder:
     """The model of that name in the search path, or else at that path;
     None means VQTOK_MODEL, or photo.
 
@@ -68,7 +68,7 @@ def find(name_or_path: str | None = None) -> ModelFolder:
     ModelError where there is no such model.
     """
     wanted = name_or_path or os.environ.get("VQTOK_MODEL") or DEFAULT_MODEL
-    known = {model.name: model for model in models()}
+    known = {model.name: model for model in list_models()}
     if wanted in known:
         return known[wanted]
     path = Path(os.path.expanduser(wanted))  # Path.expanduser raises on "~nobody"
@@ -84,7 +84,7 @@ def find(name_or_path: str | None = None) -> ModelFolder:
 
 
 @dataclass(frozen=True)
-class Tokenizer:
+class StoredTokenizer:
     """What a model's tokenizer file holds, read once:
     its fingerprint is known only when all of it is read.
     """
@@ -94,10 +94,10 @@ class Tokenizer:
     fingerprint: str
 
 
-def read_tokenizer(folder: ModelFolder) -> Tokenizer:
-    """The tokenizer of a model. Errors as `load`."""
-    stored = load(folder.tokenizer, "tokenizer")
-    return Tokenizer(folder, stored, fingerprint(stored.tensors))
+def read_tokenizer(folder: ModelFolder) -> StoredTokenizer:
+    """The tokenizer of a model. Errors as `load_weights`."""
+    stored = load_weights(folder.tokenizer, "tokenizer")
+    return StoredTokenizer(folder, stored, fingerprint(stored.tensors))
 
 
 def find_by_fingerprint(name: str, fingerprint: str) -> ModelFolder:
@@ -108,7 +108,7 @@ def find_by_fingerprint(name: str, fingerprint: str) -> ModelFolder:
     return read_by_fingerprint(name, fingerprint).folder
 
 
-def read_by_fingerprint(name: str, fingerprint: str) -> Tokenizer:
+def read_by_fingerprint(name: str, fingerprint: str) -> StoredTokenizer:
     """The tokenizer that a codes file names. ModelError where no model in the search path has it.
 
     The name comes from a file that may be hostile: it is compared with names, never used as a path.

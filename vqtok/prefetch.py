@@ -1,4 +1,4 @@
-"""Work beside the main thread: the next picture is read, and the last result written, while
+"""Work beside the main thread: the next image is read, and the last result written, while
 the present one is encoded.
 """
 
@@ -12,7 +12,7 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 
-def later(call: Callable[[], R], leave: bool = False) -> "Future[R]":
+def run_in_thread(call: Callable[[], R], leave: bool = False) -> "Future[R]":
     """The result of a call that a thread of its own makes.
 
     The process waits for it at its end, unless it may `leave`.
@@ -29,21 +29,21 @@ def _settle(future: "Future[R]", call: Callable[[], R]) -> None:
         future.set_exception(error)
 
 
-def ahead(read: Callable[[T], R], items: Sequence[T]) -> "Iterator[Future[R]]":
+def read_ahead(read: Callable[[T], R], items: Sequence[T]) -> "Iterator[Future[R]]":
     """What `read` makes of each item in turn.
 
     The first is begun at once, and each other when the one before it is given out.
 
-    No more: pictures can be large. A read that hangs does not keep an
+    No more: images can be large. A read that hangs does not keep an
     interrupted command from ending.
     """
-    first = later(lambda: read(items[0]), leave=True)
+    first = run_in_thread(lambda: read(items[0]), leave=True)
 
     def rest() -> "Iterator[Future[R]]":
         present = first
         for item in items[1:]:
             present.exception()  # one thread at a time
-            following = later(lambda item=item: read(item), leave=True)
+            following = run_in_thread(lambda item=item: read(item), leave=True)
             yield present
             present = following
         yield present
@@ -51,7 +51,7 @@ def ahead(read: Callable[[T], R], items: Sequence[T]) -> "Iterator[Future[R]]":
     return rest()
 
 
-def behind(
+def write_behind(
     work: "Callable[[T, S], Future[R]]", items: Iterable[tuple[T, S]]
 ) -> "Iterator[tuple[T, Future[R]]]":
     """Each item with what `work` has begun for it, one later than that was begun;

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from vqtok import config, files
-from vqtok.codes import named, parse_meta
+from vqtok.codes import name_in_errors, parse_meta
 from vqtok.errors import FormatError, InputError
 
 FORMAT = 1
@@ -65,7 +65,7 @@ class Weights:
         return self.meta["record"]
 
 
-def save(path: Path, weights: Weights, force: bool = True) -> None:
+def save_weights(path: Path, weights: Weights, force: bool = True) -> None:
     """Writes a weights file in one step; equal weights give equal bytes.
 
     OutputError where the path cannot be written.
@@ -80,7 +80,7 @@ def save(path: Path, weights: Weights, force: bool = True) -> None:
     files.write_bytes(path, safetensors.numpy.save(tensors, {_META_KEY: text}), force)
 
 
-def load(path: Path, kind: str) -> Weights:
+def load_weights(path: Path, kind: str) -> Weights:
     """Reads a weights file of one kind.
 
     Nothing is executed; arrays are writable, bfloat16 comes as float32.
@@ -88,7 +88,7 @@ def load(path: Path, kind: str) -> Weights:
     InputError: not readable. FormatError: damaged, truncated, a pickle, not vqtok's, of a newer
     format, or of another kind.
     """
-    with files.opened(path) as file:
+    with files.open_input(path) as file:
         header = _header(file, path)
         meta = _parse_header(header, path)
         _check_kind(meta, kind, path)
@@ -96,8 +96,8 @@ def load(path: Path, kind: str) -> Weights:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of any safetensors file, one of another program's too. Errors as `load`."""
-    with files.opened(path) as file:
+    """The tensors of any safetensors file, one of another program's too. Errors as `load_weights`."""
+    with files.open_input(path) as file:
         return _tensors(file, _header(file, path), path)
 
 
@@ -134,9 +134,9 @@ def _tensors(file: io.BufferedReader, header: bytes, path: Path) -> dict[str, np
 def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
     """The metadata alone: reads the header, not the tensors.
 
-    Errors as `load`; kind None takes any.
+    Errors as `load_weights`; kind None takes any.
     """
-    with files.opened(path) as file:
+    with files.open_input(path) as file:
         header = _header(file, path)
     meta = _parse_header(header, path)
     _check_kind(meta, kind, path)
@@ -146,7 +146,7 @@ def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
 def tokenizer_config(path: Path) -> config.TokenizerConfig:
     """The settings of a tokenizer file, from its header alone.
 
-    Errors as `load`, and FormatError where they are damaged.
+    Errors as `load_weights`, and FormatError where they are damaged.
     """
     return config.from_dict(
         config.TokenizerConfig, read_meta(path, "tokenizer")["config"], str(path)
@@ -167,11 +167,11 @@ def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def tokenizer_fingerprint(path: Path) -> str:
-    """Fingerprint of a tokenizer file; reads all of it, 0.1 s for 32 MB. Errors as `load`."""
-    return fingerprint(load(path, "tokenizer").tensors)
+    """Fingerprint of a tokenizer file; reads all of it, 0.1 s for 32 MB. Errors as `load_weights`."""
+    return fingerprint(load_weights(path, "tokenizer").tensors)
 
 
-def check(
+def check_tensors(
     tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], origin: object
 ) -> None:
     """Passes when the tensors are the expected ones:
@@ -264,7 +264,7 @@ def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
             f"{path} is a safetensors file, but not a vqtok file",
             "give a weights file that vqtok wrote",
         )
-    with named(path):
+    with name_in_errors(path):
         meta = parse_meta(text)
     if not _has_parts(meta):
         raise FormatError(f"{path}: the metadata is damaged", _COPY_AGAIN)

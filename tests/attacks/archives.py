@@ -18,11 +18,11 @@ from PIL import Image
 
 from attacks import mutate
 from attacks.harness import Case, FoundError
-from attacks.pictures import claimed, png
+from attacks.image_files import claimed, png
 from vqtok.data import open_data
 from vqtok.errors import InputError
 
-READ = 6  # pictures of a data set that are decoded
+READ = 6  # images of a data set that are decoded
 EACH = 2000  # bytes that an entry takes in an index of names
 Maker = Callable[[random.Random], tuple[bytes, int]]
 _SUFFIXES = {
@@ -62,7 +62,7 @@ def packed(data: bytes) -> bytes:
 
 
 @lru_cache
-def picture(number: int = 0) -> bytes:
+def image(number: int = 0) -> bytes:
     return saved(Image.fromarray(smooth(6 + number, 8)), "PNG")
 
 
@@ -123,15 +123,15 @@ def wholes() -> dict[str, bytes]:
     with tarfile.open(fileobj=gnu, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name in ("n" * 150 + ".png", "b.png"):
             info = tarfile.TarInfo(name)
-            info.size = len(picture())
-            archive.addfile(info, io.BytesIO(picture()))
+            info.size = len(image())
+            archive.addfile(info, io.BytesIO(image()))
     return {
-        "zip": mutate.zipped([(name, picture(i)) for i, name in enumerate(names)]),
-        "tar": tar(*(member(name, picture(i)) for i, name in enumerate(names))),
+        "zip": mutate.zipped([(name, image(i)) for i, name in enumerate(names)]),
+        "tar": tar(*(member(name, image(i)) for i, name in enumerate(names))),
         "tar pax": tar(
             pax(path="é/" + "p" * 200 + ".png"),
-            member("x.png", picture()),
-            member("y.png", picture()),
+            member("x.png", image()),
+            member("y.png", image()),
         ),
         "tar gnu": gnu.getvalue(),
         "npz": arrays.getvalue(),
@@ -143,7 +143,7 @@ def wholes() -> dict[str, bytes]:
 
 
 class Archives:
-    """Reader: `open_data`, and the first pictures that it finds."""
+    """Reader: `open_data`, and the first images that it finds."""
 
     name = "archives"
 
@@ -185,7 +185,7 @@ class Archives:
             raise FoundError("a label with a NUL in it")
         for index in range(min(READ, len(data))):
             try:
-                pixels = data.picture(index)
+                pixels = data.image(index)
             except InputError:
                 continue
             if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.size == 0:
@@ -231,7 +231,7 @@ def tar_names(draw: random.Random) -> tuple[bytes, int]:
             (b"0", b"0", b"\0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"S", b"Z")
         )
         name = draw.choice(_ODD_NAMES)
-        data = picture() if kind in (b"0", b"\0", b"7") else b""
+        data = image() if kind in (b"0", b"\0", b"7") else b""
         if draw.random() < 0.3:
             members.append(pax(path=name, linkpath="/etc/passwd"))
         members.append(
@@ -248,9 +248,9 @@ def tar_sizes(draw: random.Random) -> tuple[bytes, int]:
     field = (b"\xff" if number < 0 else b"\x80") + (number % 2**88).to_bytes(11, "big")
     kind = draw.choice((b"0", b"x", b"g", b"L", b"K", b"5", b"S"))
     return tar(
-        member("a.png", picture()),
+        member("a.png", image()),
         header(b"b.png", 0, kind, field=field),
-        member("c.png", picture()),
+        member("c.png", image()),
     ), 1 << 20
 
 
@@ -272,7 +272,7 @@ def tar_pax(draw: random.Random) -> tuple[bytes, int]:
         for _ in range(3)
     }
     rows = [pax(**records)] * draw.choice((1, 1, 1, 2000))
-    return tar(*rows, member("a.png", picture()), member("b.png", picture())), 1 << 20
+    return tar(*rows, member("a.png", image()), member("b.png", image())), 1 << 20
 
 
 def tar_many(draw: random.Random) -> tuple[bytes, int]:
@@ -282,39 +282,39 @@ def tar_many(draw: random.Random) -> tuple[bytes, int]:
         "g", b"".join(b"18 key%06d=x\n" % i + b"" for i in range(draw.choice((1, 2000)))), b"g"
     )
     return tar(
-        wide, *(header(b"%d.txt" % i) for i in range(n)), member("a.png", picture())
+        wide, *(header(b"%d.txt" % i) for i in range(n)), member("a.png", image())
     ), n * EACH
 
 
 def tar_nested(draw: random.Random) -> tuple[bytes, int]:
-    """Archives in archives, under names of pictures."""
-    inner = tar(member("a.png", picture()))
+    """Archives in archives, under names of images."""
+    inner = tar(member("a.png", image()))
     for _ in range(draw.randint(1, 4)):
         wraps = (lambda x: tar(member("b.png", x)), lambda x: mutate.zipped([("c.png", x)]), packed)
         inner = draw.choice(wraps)(inner)
-    return tar(member("a.png", inner), member("a.png", picture())), 4 << 20
+    return tar(member("a.png", inner), member("a.png", image())), 4 << 20
 
 
 def zip_names(draw: random.Random) -> tuple[bytes, int]:
-    members = [(draw.choice(_ODD_NAMES), picture(i)) for i in range(draw.randint(1, 6))]
+    members = [(draw.choice(_ODD_NAMES), image(i)) for i in range(draw.randint(1, 6))]
     return mutate.zipped(members, draw.choice((0, 8, 8, 8, 9, 12, 14, 93, 99))), 1 << 20
 
 
 def zip_bomb(draw: random.Random) -> tuple[bytes, int]:
-    """Members that unpack to many MB: zeros under a picture's name, a picture of a great many
+    """Members that unpack to many MB: zeros under an image's name, an image of a great many
     pixels, and one that claims to be small.
     """
     bits, what = draw.choice((20, 25)), draw.randrange(3)
     if what == 0:
-        # no picture begins with zeros
-        return mutate.zipped([("a.png", mutate.ZEROS[bits]), ("b.png", picture())]), 1 << 20
+        # no image begins with zeros
+        return mutate.zipped([("a.png", mutate.ZEROS[bits]), ("b.png", image())]), 1 << 20
     if what == 1:
         side = draw.choice((100, 3000, 100_000))
         data = _flat(side)
-        return mutate.zipped([("a.png", data), ("b.png", picture())]), 12 * claimed(data) + (
+        return mutate.zipped([("a.png", data), ("b.png", image())]), 12 * claimed(data) + (
             1 << 20
         )
-    data = mutate.zipped([("a.png", _long(bits)), ("b.png", picture())])
+    data = mutate.zipped([("a.png", _long(bits)), ("b.png", image())])
     return data.replace(struct.pack("<I", len(_long(bits))), struct.pack("<I", 10**6)), 4 << 20
 
 
@@ -325,15 +325,15 @@ def _flat(side: int) -> bytes:
 
 @lru_cache
 def _long(bits: int) -> bytes:
-    """A picture with zeros behind it."""
-    return picture() + mutate.ZEROS[bits]
+    """An image with zeros behind it."""
+    return image() + mutate.ZEROS[bits]
 
 
 def zip_many(draw: random.Random) -> tuple[bytes, int]:
     n = draw.choice((10, 3000))
     return mutate.zipped(
         [(draw.choice(("a.png", f"{i}.txt", f"{i}.png")), b"") for i in range(n)]
-        + [("z.png", picture())]
+        + [("z.png", image())]
     ), n * EACH
 
 

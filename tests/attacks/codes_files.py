@@ -27,7 +27,7 @@ from vqtok.priors import IntegerPrior
 
 FINGERPRINT = "0badcafe"
 BOMB = 64 << 20  # bytes of zeros that a few kB of deflate make
-# bytes that the sizes of one picture take as Python objects, while JSON is parsed and after
+# bytes that the sizes of one image take as Python objects, while JSON is parsed and after
 EACH = 512
 
 
@@ -41,7 +41,7 @@ def tiny_coder(levels: int = 2) -> EntropyCoder:
     tensors["readout.bias"][:, 3] += 4000
     meta = {"kind": "entropy", "config": asdict(settings), "record": {"tokenizer": FINGERPRINT}}
     with tempfile.TemporaryDirectory() as folder:
-        weights.save(Path(folder, "entropy.safetensors"), weights.Weights(tensors, meta))
+        weights.save_weights(Path(folder, "entropy.safetensors"), weights.Weights(tensors, meta))
         return EntropyCoder(model_registry.ModelFolder("toy", Path(folder)), FINGERPRINT)
 
 
@@ -94,7 +94,7 @@ def meta_member(text: str) -> bytes:
 
 
 class CodesFiles:
-    """Readers: `codes.read_meta`, `codes.read_any`, and the coder or `unpacked` behind them."""
+    """Readers: `codes.read_codes_meta`, `codes.read_any_codes`, and the coder or `unpacked` behind them."""
 
     name = "codes"
 
@@ -113,7 +113,7 @@ class CodesFiles:
         small = [
             one for one in self.originals if one.codebook_size == self.coder.config.codebook_size
         ]
-        self.compacts = [codes.compact(one) for one in self.originals] + [
+        self.compacts = [codes.to_compact(one) for one in self.originals] + [
             self._coded(one) for one in small
         ]
         self.streams = [to_stream(one) for one in self.compacts]
@@ -127,7 +127,7 @@ class CodesFiles:
     def _coded(self, one: Codes) -> Compact:
         """Coded even where bit-packing is smaller."""
         streams = tuple(self.coder.prior.encode(one.indices))
-        return replace(codes.compact(one), prior=self.coder.fingerprint, streams=streams)
+        return replace(codes.to_compact(one), prior=self.coder.fingerprint, streams=streams)
 
     def case(self, draw: random.Random) -> Case:
         if draw.random() < 0.5:
@@ -141,11 +141,11 @@ class CodesFiles:
 
     def run(self, case: Case) -> str:
         outcome = self._read(case)
-        codes.read_meta(case.data)  # it checks less, so that it has no cause to fail
+        codes.read_codes_meta(case.data)  # it checks less, so that it has no cause to fail
         return outcome
 
     def _read(self, case: Case) -> str:
-        found = codes.read_any(case.data)
+        found = codes.read_any_codes(case.data)
         if isinstance(found, Compact):
             form = codes.form(found)
             found = self.coder.unpack(found)
@@ -296,7 +296,7 @@ def _with(one: Codes, changes: dict[str, bytes]) -> bytes:
 def _meta(one: Codes) -> dict[str, Any]:
     return {
         key: value
-        for key, value in codes.read_meta(codes.to_bytes(one)).items()
+        for key, value in codes.read_codes_meta(codes.to_bytes(one)).items()
         if key not in ("form", "shape")
     }
 
@@ -339,7 +339,7 @@ def _bombs(kind: CodesFiles, draw: random.Random) -> Case:
     zeros = bytes(BOMB)
     if what == 0:  # more metadata than any codes have
         return Case(_with(one, {"meta": npy(f"<U{BOMB // 4}", "()", zeros)}), "bomb: meta", 1 << 16)
-    if what == 1:  # pictures are claimed so that more metadata is allowed
+    if what == 1:  # images are claimed so that more metadata is allowed
         n = 100_000
         pairs = "[1,1]," * draw.choice((10, 4 * n))
         meta = (

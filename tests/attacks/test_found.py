@@ -17,8 +17,8 @@ import pytest
 from image_helpers import saved, smooth
 from PIL import Image
 
-from attacks import archives, mutate, pictures
-from attacks.archives import header, member, picture, tar
+from attacks import archives, image_files, mutate
+from attacks.archives import header, image, member, tar
 from attacks.codes_files import FINGERPRINT, _as_varints, npy, tiny_coder
 from vqtok import codes, data, images
 from vqtok.data import sources
@@ -29,9 +29,9 @@ images_read = importlib.import_module("vqtok.images.read")  # its package hides 
 
 
 def red(path: Path) -> list[int]:
-    """Rows of each picture: `picture(i)` has 6 + i."""
+    """Rows of each image: `image(i)` has 6 + i."""
     found = data.open_data(path)
-    return sorted(found.picture(i).shape[0] - 6 for i in range(len(found)))
+    return sorted(found.image(i).shape[0] - 6 for i in range(len(found)))
 
 
 def peak(call: Callable[[], object]) -> int:
@@ -60,15 +60,15 @@ def test_a_type_that_numpy_does_not_understand() -> None:
         ]
     )
     with pytest.raises(FormatError, match="damaged header"):
-        codes.read(file)
+        codes.read_plain_codes(file)
 
 
 def test_a_hundred_thousand_members_are_not_listed() -> None:
     """Each took 500 bytes as an object: 46 bytes of central directory."""
     file = mutate.zipped([("x", b"")] * 100_000)
     with pytest.raises(FormatError, match="more members"):
-        codes.read(file)
-    assert peak(lambda: refused(codes.read, file)) < len(file) / 10
+        codes.read_plain_codes(file)
+    assert peak(lambda: refused(codes.read_plain_codes, file)) < len(file) / 10
 
 
 def test_a_short_stream_that_claims_a_vast_grid_is_refused_where_it_ends() -> None:
@@ -82,7 +82,7 @@ def test_a_short_stream_that_claims_a_vast_grid_is_refused_where_it_ends() -> No
         b"\1\5" + bytes.fromhex(FINGERPRINT) + bytes(4) + bytes.fromhex(coder.fingerprint) + numbers
     )
     stream += bytes(3) + b"\1" + bytes(19_996)
-    found = codes.read_any(mutate.zipped([("stream.npy", npy("|u1", f"({len(stream)},)", stream))]))
+    found = codes.read_any_codes(mutate.zipped([("stream.npy", npy("|u1", f"({len(stream)},)", stream))]))
     assert isinstance(found, codes.Compact)
     assert found.shape == (1, 1, side, side)
     assert peak(lambda: refused(coder.unpack, found)) < side * side
@@ -99,13 +99,13 @@ def test_a_coded_stream_longer_than_its_indices_can_be() -> None:
             [("stream.npy", npy("|u1", f"({len(stream) + extra},)", stream + bytes(extra)))]
         )
         if message is None:
-            assert isinstance(codes.read_any(file), codes.Compact)
+            assert isinstance(codes.read_any_codes(file), codes.Compact)
         else:
             with pytest.raises(FormatError, match=message):
-                codes.read_any(file)
+                codes.read_any_codes(file)
 
 
-def test_a_picture_larger_than_any_that_is_read() -> None:
+def test_a_image_larger_than_any_that_is_read() -> None:
     """A few kB of deflated zeros claimed 23 GB of pixels, which decoding took."""
     with pytest.raises(FormatError, match="larger than any"):
         codes.Codes(
@@ -136,9 +136,9 @@ def test_sizes_of_a_tar_that_lie(name: str, kind: bytes, tmp_path: Path) -> None
     path = tmp_path / "x.tar"
     path.write_bytes(
         tar(
-            member("a.png", picture()),
+            member("a.png", image()),
             header(b"b.png", 0, kind[:1], field=field),
-            member("c.png", picture()),
+            member("c.png", image()),
         )
     )
     if kind == b"5x" and size > 0:  # a folder has no bytes, whatever it says
@@ -155,9 +155,9 @@ def test_global_records_of_a_tar_are_not_copied_for_each_member(tmp_path: Path) 
     records = member("g", b"".join(b"17 key%06d=x\n" % i for i in range(2000)), b"g")
     path = tmp_path / "x.tar"
     path.write_bytes(
-        tar(records, *(header(b"%d.txt" % i) for i in range(5000)), member("a.png", picture()))
+        tar(records, *(header(b"%d.txt" % i) for i in range(5000)), member("a.png", image()))
     )
-    assert peak(lambda: list(data_tar.index(path))) < 2 << 20
+    assert peak(lambda: list(data_tar.index_tar(path))) < 2 << 20
     assert red(path) == [0]
 
 
@@ -178,7 +178,7 @@ def test_a_tar_is_indexed_as_tarfile_does(tmp_path: Path) -> None:
             link = tarfile.TarInfo("link.png")
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
             archive.addfile(link)
-        found = list(data_tar.index(path))
+        found = list(data_tar.index_tar(path))
         assert [name for name, _, _ in found] == names
         whole = path.read_bytes()
         assert [whole[offset : offset + size] for _, offset, size in found] == [
@@ -189,7 +189,7 @@ def test_a_tar_is_indexed_as_tarfile_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", ["-1", "1e9", "٣", "9" * 30])
 def test_a_size_in_an_extended_header_that_is_none(size: str, tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
-    path.write_bytes(tar(archives.pax(size=size), member("a.png", picture())))
+    path.write_bytes(tar(archives.pax(size=size), member("a.png", image())))
     with pytest.raises(InputError, match="no whole tar"):
         data.open_data(path)
 
@@ -197,29 +197,29 @@ def test_a_size_in_an_extended_header_that_is_none(size: str, tmp_path: Path) ->
 # Zips and CIFAR
 
 
-def test_a_zip_member_that_is_no_picture_is_not_unpacked(tmp_path: Path) -> None:
+def test_a_zip_member_that_is_no_image_is_not_unpacked(tmp_path: Path) -> None:
     """A kB of deflated zeros became 512 MB, twice."""
     path = tmp_path / "x.zip"
-    path.write_bytes(mutate.zipped([("a.png", bytes(32 << 20)), ("b.png", picture(1))]))
+    path.write_bytes(mutate.zipped([("a.png", bytes(32 << 20)), ("b.png", image(1))]))
     assert peak(lambda: data.open_data(path)) < 4 << 20
     found = data.open_data(path)
-    with pytest.raises(InputError, match="not a picture"):
-        found.picture(0)
-    assert found.picture(1).shape[0] == 7
+    with pytest.raises(InputError, match="not an image"):
+        found.image(0)
+    assert found.image(1).shape[0] == 7
 
 
 def test_a_zip_packed_with_damaged_lzma(tmp_path: Path) -> None:
     """lzma.LZMAError is none of the errors that zipfile promises."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as archive:
-        archive.writestr("a.png", picture() * 9)
-        archive.writestr("b.png", picture(1))
+        archive.writestr("a.png", image() * 9)
+        archive.writestr("b.png", image(1))
     content = bytearray(buffer.getvalue())
     content[60:100] = b"\xff" * 40
     path = tmp_path / "x.zip"
     path.write_bytes(bytes(content))
     with pytest.raises(InputError):
-        data.open_data(path).picture(0)
+        data.open_data(path).image(0)
 
 
 def test_batches_of_cifar_that_are_too_many(
@@ -234,12 +234,12 @@ def test_batches_of_cifar_that_are_too_many(
         data.open_data(path)
 
 
-# Pictures
+# Images
 
 BUSY: dict[str, Callable[[], bytes]] = {
-    "scans of a JPEG": lambda: pictures.jpeg_scans(16, 200),
-    "scans of a large one": lambda: pictures.jpeg_scans(8000, 70),
-    "packed BMP": lambda: pictures.bmp_rle(190_000_000, 1, b"\1\1\0\0"),
+    "scans of a JPEG": lambda: image_files.jpeg_scans(16, 200),
+    "scans of a large one": lambda: image_files.jpeg_scans(8000, 70),
+    "packed BMP": lambda: image_files.bmp_rle(190_000_000, 1, b"\1\1\0\0"),
     "comments": lambda: b"P3 1000 1000 255\n" + b"#a\n" * 500_000,
     "comments in gray": lambda: b"P2 1 9 255\n" + b"#\n" * 2000,
 }
@@ -249,34 +249,34 @@ BUSY: dict[str, Callable[[], bytes]] = {
 def test_small_files_that_keep_a_decoder_busy(name: str) -> None:
     """15 s for 190 kB of JPEG, 19 s for 60 bytes of BMP, 7 s for 1.5 MB of PPM."""
     with pytest.raises(InputError, match="would take minutes"):
-        images.read(BUSY[name]())
+        images.read_image(BUSY[name]())
 
 
 def test_honest_files_of_those_kinds_are_read() -> None:
-    assert images.read(pictures.jpeg_scans(16, 3)).pixels.shape == (16, 16, 3)
-    assert images.read(pictures.bmp_rle(30, 2, b"\x1e\1\0\0\x1e\2\0\1")).pixels.shape == (2, 30, 3)
-    assert images.read(b"P3 2 1 255\n" + b"#a\n" * 900 + b"1 2 3 4 5 6 ").pixels.shape == (1, 2, 3)
+    assert images.read_image(image_files.jpeg_scans(16, 3)).pixels.shape == (16, 16, 3)
+    assert images.read_image(image_files.bmp_rle(30, 2, b"\x1e\1\0\0\x1e\2\0\1")).pixels.shape == (2, 30, 3)
+    assert images.read_image(b"P3 2 1 255\n" + b"#a\n" * 900 + b"1 2 3 4 5 6 ").pixels.shape == (1, 2, 3)
     photo = saved(Image.fromarray(smooth(64, 64)), "JPEG", progressive=True)
-    # a phone's video behind its picture
-    assert images.read(photo + b"\xff\xda" * 1000).pixels.shape == (64, 64, 3)
+    # a phone's video behind its image
+    assert images.read_image(photo + b"\xff\xda" * 1000).pixels.shape == (64, 64, 3)
 
 
 def test_pages_of_a_tiff_are_not_counted_for_ever() -> None:
     """40,000 pages took 8 s, and the time grows with their square."""
-    assert images.read(pictures.tiff_pages(3)).notes == ("first of 3 pages",)
-    assert images.read(pictures.tiff_pages(3000)).notes == ("first of many pages",)
+    assert images.read_image(image_files.tiff_pages(3)).notes == ("first of 3 pages",)
+    assert images.read_image(image_files.tiff_pages(3000)).notes == ("first of many pages",)
 
 
 def test_frames_of_a_large_animation_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert images.read(pictures.gif(1000)).notes == ("first of 1000 frames",)
+    assert images.read_image(image_files.gif(1000)).notes == ("first of 1000 frames",)
     monkeypatch.setattr(images_read, "_COUNTED_BYTES", 1000)
-    assert images.read(pictures.gif(1000)).notes == ("first of many frames",)
+    assert images.read_image(image_files.gif(1000)).notes == ("first of many frames",)
 
 
-def test_all_that_is_read_may_be_a_picture() -> None:
+def test_all_that_is_read_may_be_a_image() -> None:
     """What an archive's member is told by, before it is unpacked."""
-    for kind, content in pictures.wholes().items():
-        assert images.may_be_picture(content[: sources._START]), kind
-    assert images.may_be_picture(saved(Image.new("RGB", (2, 2)), "DIB")[: sources._START])
-    assert not images.may_be_picture(bytes(64))
-    assert not images.may_be_picture(struct.pack("<I", 0x04034B50) + bytes(60))
+    for kind, content in image_files.wholes().items():
+        assert images.may_be_image(content[: sources._START]), kind
+    assert images.may_be_image(saved(Image.new("RGB", (2, 2)), "DIB")[: sources._START])
+    assert not images.may_be_image(bytes(64))
+    assert not images.may_be_image(struct.pack("<I", 0x04034B50) + bytes(60))

@@ -14,7 +14,7 @@ from attacks import harness
 from attacks.archives import Archives
 from attacks.codes_files import CodesBombs, CodesFiles
 from attacks.harness import Case, FoundError
-from attacks.pictures import Pictures
+from attacks.image_files import Images
 from attacks.weights_files import WeightsFiles
 from vqtok.errors import FormatError
 
@@ -23,7 +23,7 @@ KINDS: dict[str, Callable[[Path], harness.Kind]] = {
     "codes": lambda _: CodesFiles(),
     "bombs": lambda _: CodesBombs(),
     "weights": WeightsFiles,
-    "pictures": lambda _: Pictures(),
+    "pictures": lambda _: Images(),
     "archives": Archives,
 }
 

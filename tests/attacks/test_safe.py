@@ -269,17 +269,17 @@ def test_an_archive_is_read_without_a_file_written_or_a_link_followed(
         archives.header(b"secret%d.png" % i, 0, kind, b"/etc/passwd")
         for i, kind in enumerate((b"1", b"2", b"3", b"4", b"6"))
     ]
-    pictures = [(name, archives.picture()) for name in names if "\0" not in name]
+    images = [(name, archives.image()) for name in names if "\0" not in name]
     content = (
-        archives.tar(*links, *(archives.member(*one) for one in pictures))
+        archives.tar(*links, *(archives.member(*one) for one in images))
         if kind == "tar"
-        else mutate.zipped(pictures)
+        else mutate.zipped(images)
     )
     (tmp_path / f"x.{kind}").write_bytes(content)
     before = snapshot()
     found = data.open_data(tmp_path / f"x.{kind}")
     assert len(found) >= 8
-    assert all(found.picture(i).shape == (6, 8, 3) for i in range(len(found)))
+    assert all(found.image(i).shape == (6, 8, 3) for i in range(len(found)))
     assert snapshot() == before
 
 
@@ -336,7 +336,7 @@ def test_metadata_of_codes_is_shown_and_not_obeyed(toy: Path) -> None:
         meta = {
             **{
                 k: v
-                for k, v in codes.read_meta(codes.to_bytes(one)).items()
+                for k, v in codes.read_codes_meta(codes.to_bytes(one)).items()
                 if k not in ("form", "shape")
             },
             key: HOSTILE,
@@ -360,18 +360,18 @@ def test_metadata_of_weights_is_shown_and_not_obeyed(toy: Path) -> None:
         ("config", HOSTILE),
     ):
         path = toy / "tokenizer.safetensors"
-        stored = weights.load(path, "tokenizer")
+        stored = weights.load_weights(path, "tokenizer")
         stored.meta[place] = {**stored.meta[place], key: HOSTILE}
-        weights.save(Path("x/tokenizer.safetensors"), stored)
+        weights.save_weights(Path("x/tokenizer.safetensors"), stored)
         text = (
             shown("info", "x")
             + shown("info", "x/tokenizer.safetensors")
             + shown("encode", save("a.png"), "--model", "x", "--force")
         )
         assert obeyed(text) == set(), (place, key)
-    stored = weights.load(toy / "tokenizer.safetensors", "tokenizer")
+    stored = weights.load_weights(toy / "tokenizer.safetensors", "tokenizer")
     stored.tensors[HOSTILE] = np.zeros(1, np.float32)
-    weights.save(Path("x/tokenizer.safetensors"), stored)
+    weights.save_weights(Path("x/tokenizer.safetensors"), stored)
     text = shown("encode", "a.png", "--model", "x", "--force")
     assert "unknown tensor" in text
     assert obeyed(text) == set()

@@ -75,7 +75,7 @@ def wholes() -> dict[str, bytes]:
         path, files = Path(folder, "x.safetensors"), {}
         for kind, (tensors, settings) in made.items():
             record = {"tokenizer": FINGERPRINT, "grid": [4, 4], "data": "noise"}
-            weights.save(
+            weights.save_weights(
                 path, weights.Weights(tensors, {"kind": kind, "config": settings, "record": record})
             )
             files[kind] = path.read_bytes()
@@ -120,7 +120,7 @@ class WeightsFiles:
         """Everything that one of the readers can say of it; the file must be on disk: `write`."""
         path = self.path(case.more)
         weights.read_meta(path)
-        stored = weights.load(path, case.more)
+        stored = weights.load_weights(path, case.more)
         weights.read_tensors(path)
         weights.fingerprint(stored.tensors)
         if case.more == "tokenizer":

@@ -1,22 +1,22 @@
-"""Many pictures to few files: codes shards, made by `vqtok encode` from tar shards and folders,
+"""Many images to few files: codes shards, made by `vqtok encode` from tar shards and folders,
 and read by `CodesDataset`.
 
 A folder of codes shards holds
 - `manifest.json`: format, model and fingerprint, K, downsample, channels, levels, the settings that
   decide about indices, and the
-  inputs in order: the tars, and after them, as one input, all pictures that lie in no tar
-- `00012-00003.npz` or `.tar`: the codes of pictures 3000 to 3999 of input 12 (with 1000 pictures a
+  inputs in order: the tars, and after them, as one input, all images that lie in no tar
+- `00012-00003.npz` or `.tar`: the codes of images 3000 to 3999 of input 12 (with 1000 images a
   shard). Where all their grids have
-  one size it is an ordinary codes file of many pictures;
+  one size it is an ordinary codes file of many images;
   else it is a tar of such files, one a size: `27x20.npz`
-- `00012-00003.jsonl`: the shard's own manifest. Its first line is the head: what `Head` holds.
+- `00012-00003.jsonl`: the shard's own manifest. Its first line is the head: what `ShardHeader` holds.
   After it comes a line for each
-  picture, in the order of the input: `name`, and `size` [W, H], `grid` [w, h] and `row` in the
-  codes file of that grid, or, for a picture
+  image, in the order of the input: `name`, and `size` [W, H], `grid` [w, h] and `row` in the
+  codes file of that grid, or, for an image
   that could not be encoded, `error`. It is written after the shard, so that a shard
   is finished where it exists
 
-Which picture goes where depends on the inputs and the number of pictures a shard alone.
+Which image goes where depends on the inputs and the number of images a shard alone.
 Every file is written whole or not at all.
 """
 

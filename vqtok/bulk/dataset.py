@@ -1,4 +1,4 @@
-"""Codes shards as a data set: any picture's indices, by number, without reading more than these.
+"""Codes shards as a data set: any image's indices, by number, without reading more than these.
 
 >>> from vqtok import CodesDataset
 >>> data = CodesDataset("codes/")
@@ -20,7 +20,7 @@ import numpy as np
 from vqtok import codes
 from vqtok.bulk import shards
 from vqtok.bulk.inputs import LOOSE
-from vqtok.codes.checks import check
+from vqtok.codes.checks import require
 from vqtok.errors import FormatError
 
 # kept open: each takes a file handle, of which a process has 1024 as a rule, and its names, 0.1 MB
@@ -28,15 +28,15 @@ OPEN_SHARDS = 128
 
 
 @dataclass(frozen=True)
-class _Open:
+class _OpenShard:
     """A shard that is being read."""
 
-    lines: list[shards.Line]  # of the pictures that are there
+    lines: list[shards.ShardRecord]  # of the images that are there
     stacks: dict[tuple[int, int], np.ndarray]  # (n, L, h, w) by grid
 
 
 class CodesDataset:
-    """The pictures of a folder of codes shards, in the order of the inputs.
+    """The images of a folder of codes shards, in the order of the inputs.
 
     A map-style data set: torch's DataLoader takes it as it is.
 
@@ -53,8 +53,8 @@ class CodesDataset:
         """
         self.folder, self.model = Path(folder), model
         self.manifest = shards.read_manifest(self.folder)
-        self.shards = shards.find_all(self.folder)
-        if not partial and (lacking := shards.missing(self.manifest, self.shards)):
+        self.shards = shards.find_shards(self.folder)
+        if not partial and (lacking := shards.count_missing(self.manifest, self.shards)):
             raise FormatError(
                 f"{folder} is not finished: "
                 f"shards of {lacking} of {len(self.manifest.inputs)} inputs are missing",
@@ -62,19 +62,19 @@ class CodesDataset:
                 "CodesDataset(folder, partial=True)",
             )
         self._ends = list(accumulate(shard.head.pictures for shard in self.shards))
-        self._open: OrderedDict[int, _Open] = OrderedDict()
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, str]:
-        """The indices int64 (L, h, w) of a picture, and its name:
+        """The indices int64 (L, h, w) of an image, and its name:
         that of its tar, a slash, and its name in the tar.
         """
         shard, line, stack = self._at(number)
         indices = stack[line.row].astype(np.int64)
-        with codes.named(shard.path):
-            check(int(indices.max()) < self.manifest.codebook_size, "an index is out of range")
+        with codes.name_in_errors(shard.path):
+            require(int(indices.max()) < self.manifest.codebook_size, "an index is out of range")
         return indices, _name(shard, line)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, str]]:
@@ -85,7 +85,7 @@ class CodesDataset:
         return self.__dict__ | {"_open": OrderedDict()}
 
     def codes(self, number: int) -> codes.Codes:
-        """The same picture as Codes: what `Model.decode` takes."""
+        """The same image as Codes: what `Model.decode` takes."""
         _, line, stack = self._at(number)
         m, (W, H) = self.manifest, line.size
         indices = np.array(stack[line.row][None], codes.index_dtype(m.codebook_size))
@@ -95,35 +95,35 @@ class CodesDataset:
 
     @cached_property
     def grids(self) -> np.ndarray:
-        """(L, h, w) of every picture, int64 (N, 3). Reads the manifests of all shards."""
+        """(L, h, w) of every image, int64 (N, 3). Reads the manifests of all shards."""
         rows = [(self.manifest.levels, line.grid[1], line.grid[0]) for _, line in self.entries()]
         return np.array(rows, np.int64).reshape(-1, 3)
 
-    def entries(self) -> Iterator[tuple[str, shards.Line]]:
-        """(name, line) of every picture, from the manifests alone."""
+    def entries(self) -> Iterator[tuple[str, shards.ShardRecord]]:
+        """(name, line) of every image, from the manifests alone."""
         for shard in self.shards:
-            yield from ((_name(shard, line), line) for line in shard.lines() if line.error is None)
+            yield from ((_name(shard, line), line) for line in shard.records() if line.error is None)
 
     def verify(self) -> None:
         """Reads all shards, and compares their checksums. Raises FormatError, InputError."""
         for shard in self.shards:
-            shard.check()
+            shard.verify()
 
     @property
     def failed(self) -> int:
-        """How many pictures could not be encoded."""
+        """How many images could not be encoded."""
         return sum(shard.head.failed for shard in self.shards)
 
-    def _at(self, number: int) -> tuple[shards.Found, shards.Line, np.ndarray]:
-        """The shard, line and stack (n, L, h, w) of a picture."""
+    def _at(self, number: int) -> tuple[shards.Shard, shards.ShardRecord, np.ndarray]:
+        """The shard, line and stack (n, L, h, w) of an image."""
         number = number + len(self) if number < 0 else number
         if not 0 <= number < len(self):
-            raise IndexError(f"picture {number} of {len(self)}")
+            raise IndexError(f"image {number} of {len(self)}")
         where = bisect_right(self._ends, number)
         opened = self._opened(where)
         line = opened.lines[number - self._ends[where]]  # counted from the end
         stack = opened.stacks.get(line.grid)
-        with codes.named(self.shards[where].lines_path):
+        with codes.name_in_errors(self.shards[where].records_path):
             if stack is None or line.row >= len(stack):
                 raise FormatError(
                     f"the place of {line.name!r} is not in the shard",
@@ -131,13 +131,13 @@ class CodesDataset:
                 )
         return self.shards[where], line, stack
 
-    def _opened(self, where: int) -> _Open:
+    def _opened(self, where: int) -> _OpenShard:
         if where in self._open:
             self._open.move_to_end(where)
             return self._open[where]
         shard = self.shards[where]
-        lines = [line for line in shard.lines() if line.error is None]
-        opened = _Open(
+        lines = [line for line in shard.records() if line.error is None]
+        opened = _OpenShard(
             lines, {stack.grid: self._stack(shard, stack) for stack in shard.head.stacks}
         )
         self._open[where] = opened
@@ -145,7 +145,7 @@ class CodesDataset:
             self._open.popitem(last=False)
         return opened
 
-    def _stack(self, shard: shards.Found, stack: shards.Stack) -> np.ndarray:
+    def _stack(self, shard: shards.Shard, stack: shards.GridBatch) -> np.ndarray:
         if stack.indices is not None:
             return shards.map_indices(shard, stack, self.manifest)
         found = shards.read_stack(shard, stack)
@@ -156,13 +156,13 @@ class CodesDataset:
                 from vqtok.codec import unpack
 
                 found = unpack(found, self.model)
-        with codes.named(shard.path):
+        with codes.name_in_errors(shard.path):
             w, h = stack.grid
-            check(
+            require(
                 found.shape == (stack.pictures, self.manifest.levels, h, w),
                 f"the codes file of {w}x{h} is not as its manifest tells",
             )
-            check(
+            require(
                 (found.model, found.fingerprint)
                 == (self.manifest.model, self.manifest.fingerprint),
                 "the codes are of another model",
@@ -170,5 +170,5 @@ class CodesDataset:
         return found.indices
 
 
-def _name(shard: shards.Found, line: shards.Line) -> str:
+def _name(shard: shards.Shard, line: shards.ShardRecord) -> str:
     return line.name if shard.head.input == LOOSE else f"{shard.head.input}/{line.name}"

@@ -12,9 +12,9 @@ import numpy as np
 
 from vqtok import distributed, files, images
 from vqtok.bulk import shards
-from vqtok.bulk.inputs import Chunk, Entry, Inputs, Share
+from vqtok.bulk.inputs import Chunk, Entry, Inputs, WorkSlice
 from vqtok.bulk.pool import Pool
-from vqtok.bulk.shards import MANIFEST, Found, Line, Manifest
+from vqtok.bulk.shards import MANIFEST, Manifest, Shard, ShardRecord
 from vqtok.codec import Model
 from vqtok.codes import Codes, Compact
 from vqtok.errors import OutputError, VqtokError
@@ -24,22 +24,22 @@ WORKERS_MAX = 16
 
 
 @dataclass(frozen=True)
-class Settings:
+class BulkSettings:
     """How to encode."""
 
     levels: int | None = None  # None: all
     compact: bool = False
     background: str = "white"
-    shard_size: int = 1000  # pictures
+    shard_size: int = 1000  # images
 
 
 @dataclass(frozen=True)
-class Report:
+class ShardReport:
     """A shard that is finished."""
 
-    shard: Found
+    shard: Shard
     seconds: float  # 0: it was before
-    failed: tuple[Line, ...] = ()  # pictures, where they were found to be bad just now
+    failed: tuple[ShardRecord, ...] = ()  # images, where they were found to be bad just now
 
     @property
     def new(self) -> bool:
@@ -50,19 +50,19 @@ def default_workers() -> int:
     """A process for each processor, divided among the ranks that torchrun starts on
     this machine; at most 16.
     """
-    return max(1, min(WORKERS_MAX, (os.cpu_count() or 1) // distributed.in_machine()))
+    return max(1, min(WORKERS_MAX, (os.cpu_count() or 1) // distributed.local_world_size()))
 
 
 def encode(
     model: Model,
     inputs: Inputs,
     out: Path,
-    settings: Settings,
-    share: Share,
+    settings: BulkSettings,
+    work_slice: WorkSlice,
     workers: int,
     resume: bool = False,
     force: bool = False,
-) -> Generator[Report, None, None]:
+) -> Generator[ShardReport, None, None]:
     """Encodes this part of the inputs into a folder of codes shards, and tells of each shard
     when it is whole on the disk.
 
@@ -70,36 +70,36 @@ def encode(
     holds shards and neither `resume` nor `force` (anew) is given, or where they were made
     otherwise; VqtokError where a worker died. Closing the iterator ends all work.
     """
-    if force and share.count > 1:
+    if force and work_slice.count > 1:
         raise OutputError(
             "-f would take away what other parts have written",
             "remove the folder, and leave -f out",
         )
-    begin(out, manifest_of(model, inputs, settings), share, resume, force)
-    distributed.local(model.device)
+    prepare_folder(out, make_manifest(model, inputs, settings), work_slice, resume, force)
+    distributed.local_device(model.device)
     with Pool(workers, model.config.channels, images.parse_color(settings.background)) as pool:
-        shard = _Shard(model, settings)
-        for item, picture in pool.map(_work(inputs, out, settings, share, resume)):
-            if isinstance(item, Found):
-                yield Report(item, 0.0)
+        shard = _ShardWriter(model, settings)
+        for item, image in pool.map(_work(inputs, out, settings, work_slice, resume)):
+            if isinstance(item, Shard):
+                yield ShardReport(item, 0.0)
             elif isinstance(item, Entry):
-                assert picture is not None
-                shard.add(item, picture)
+                assert image is not None
+                shard.add(item, image)
             else:
                 yield shard.finish(item, out)
-                shard = _Shard(model, settings)
+                shard = _ShardWriter(model, settings)
 
 
-# a shard that is finished already; a picture; the shard of the pictures before it
-Work = Found | Entry | Chunk
+# a shard that is finished already; an image; the shard of the images before it
+Work = Shard | Entry | Chunk
 
 
 def _work(
-    inputs: Inputs, out: Path, settings: Settings, share: Share, resume: bool
+    inputs: Inputs, out: Path, settings: BulkSettings, work_slice: WorkSlice, resume: bool
 ) -> Iterator[tuple[Work, Entry | None]]:
-    """What there is to do for one part, in order, each with the picture to decode for it."""
+    """What there is to do for one part, in order, each with the image to decode for it."""
     for source in inputs.all:
-        whole = share.takes_input(source, inputs.tars)
+        whole = work_slice.takes_input(source, inputs.tars)
         if whole is False:
             continue
         if (
@@ -111,7 +111,7 @@ def _work(
             yield from ((found, None) for found in done)
             continue
         for chunk in inputs.chunks(source, settings.shard_size):
-            if not (whole or share.takes(source, chunk.number)):
+            if not (whole or work_slice.takes(source, chunk.number)):
                 continue
             found = _finished(out, chunk, resume)
             if found is not None:
@@ -121,28 +121,28 @@ def _work(
             yield replace(chunk, entries=()), None
 
 
-def _finished_input(out: Path, number: int) -> list[Found]:
+def _finished_input(out: Path, number: int) -> list[Shard]:
     """All shards of a tar where all are finished, else none: it need not be looked into again.
 
     Its size is in the manifest.
     """
-    done: list[Found] = []
-    while (found := shards.find(out, number, len(done))) is not None and found.whole():
+    done: list[Shard] = []
+    while (found := shards.find_shard(out, number, len(done))) is not None and found.is_complete():
         done.append(found)
         if found.head.last:
             return done
     return []
 
 
-def _finished(out: Path, chunk: Chunk, resume: bool) -> Found | None:
-    """The finished shard of these pictures; OutputError where it is one of other pictures, or
+def _finished(out: Path, chunk: Chunk, resume: bool) -> Shard | None:
+    """The finished shard of these images; OutputError where it is one of other images, or
     where it may not be there.
     """
-    found = shards.find(out, chunk.input.number, chunk.number)
-    if found is None or not found.whole():
+    found = shards.find_shard(out, chunk.input.number, chunk.number)
+    if found is None or not found.is_complete():
         return None
     if not resume:
-        raise OutputError(f"{found.lines_path} exists", "go on with --resume, or choose another -o")
+        raise OutputError(f"{found.records_path} exists", "go on with --resume, or choose another -o")
     if (found.head.names, found.head.last) != (chunk.checksum, chunk.last):
         raise OutputError(
             f"{chunk.input.name} has changed since {found.path.name} was made",
@@ -151,7 +151,7 @@ def _finished(out: Path, chunk: Chunk, resume: bool) -> Found | None:
     return found
 
 
-def manifest_of(model: Model, inputs: Inputs, settings: Settings) -> Manifest:
+def make_manifest(model: Model, inputs: Inputs, settings: BulkSettings) -> Manifest:
     """What the manifest of such a run says."""
     config, levels = model.config, settings.levels or model.config.levels
     return Manifest(
@@ -169,18 +169,18 @@ def manifest_of(model: Model, inputs: Inputs, settings: Settings) -> Manifest:
     )
 
 
-def begin(out: Path, manifest: Manifest, share: Share, resume: bool, force: bool) -> None:
+def prepare_folder(out: Path, manifest: Manifest, work_slice: WorkSlice, resume: bool, force: bool) -> None:
     """Writes the manifest, or checks that the one that is there is the same. Errors as `encode`."""
     path = out / MANIFEST
     if force and path.exists():
-        _remove(out, list(shards.stale(out)))
+        _remove(out, list(shards.stale_files(out)))
     if not path.exists():
         try:
             files.write_bytes(path, manifest.to_bytes())
         except OutputError:
-            if share.count == 1 or not path.exists():
+            if work_slice.count == 1 or not path.exists():
                 raise  # else another part was faster
-    elif share.count == 1 and not resume:
+    elif work_slice.count == 1 and not resume:
         raise OutputError(
             f"{out} holds codes shards already",
             "go on with --resume, start anew with -f, or choose another -o",
@@ -190,8 +190,8 @@ def begin(out: Path, manifest: Manifest, share: Share, resume: bool, force: bool
         out,
         [
             p
-            for p in shards.stale(out)
-            if p.name.startswith(".") and (share.count == 1 or _is_old(p))
+            for p in shards.stale_files(out)
+            if p.name.startswith(".") and (work_slice.count == 1 or _is_old(p))
         ],
     )
 
@@ -229,50 +229,50 @@ def _remove(out: Path, paths: list[Path]) -> None:
 
 @dataclass
 class _Bucket:
-    """Pictures of one grid size that wait to be encoded together."""
+    """Images of one grid size that wait to be encoded together."""
 
-    places: list[int] = field(default_factory=list)  # among the shard's lines
-    pictures: list[np.ndarray] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)  # among the shard's lines
+    images: list[np.ndarray] = field(default_factory=list)
     pixels: int = 0
 
 
-class _Shard:
+class _ShardWriter:
     """A shard in the making.
 
-    What is encoded together depends on the pictures before it alone, not on time.
+    What is encoded together depends on the images before it alone, not on time.
     """
 
-    def __init__(self, model: Model, settings: Settings) -> None:
+    def __init__(self, model: Model, settings: BulkSettings) -> None:
         self.model, self.settings, self.began = model, settings, time.perf_counter()
-        self.lines: list[Line] = []
+        self.lines: list[ShardRecord] = []
         self.grids: dict[int, np.ndarray] = {}  # (L, h, w) of each line that has one
         self.waiting: dict[tuple[int, int], _Bucket] = {}  # by (w, h)
-        # places of the pictures of each grid, in order
+        # places of the images of each grid, in order
         self.rows: dict[tuple[int, int], list[int]] = {}
 
-    def add(self, entry: Entry, picture: images.Picture | VqtokError) -> None:
-        """The next picture, or why it could not be read."""
-        if not isinstance(picture, VqtokError):
+    def add(self, entry: Entry, image: images.DecodedImage | VqtokError) -> None:
+        """The next image, or why it could not be read."""
+        if not isinstance(image, VqtokError):
             try:
-                self.model.check_size(*picture.pixels.shape[:2])
+                self.model.check_size(*image.pixels.shape[:2])
             except VqtokError as error:
-                picture = error
-        if isinstance(picture, VqtokError):
-            self.lines.append(Line(entry.name, error=str(picture)))
+                image = error
+        if isinstance(image, VqtokError):
+            self.lines.append(ShardRecord(entry.name, error=str(image)))
             return
-        f, (H, W) = self.model.config.downsample, picture.pixels.shape[:2]
+        f, (H, W) = self.model.config.downsample, image.pixels.shape[:2]
         grid = -(-W // f), -(-H // f)
-        place, rows, bucket = (
+        position, rows, bucket = (
             len(self.lines),
             self.rows.setdefault(grid, []),
             self.waiting.setdefault(grid, _Bucket()),
         )
-        self.lines.append(Line(entry.name, (W, H), grid, len(rows), notes=picture.notes))
-        rows.append(place)
-        bucket.places.append(place)
-        bucket.pictures.append(picture.pixels)
+        self.lines.append(ShardRecord(entry.name, (W, H), grid, len(rows), notes=image.notes))
+        rows.append(position)
+        bucket.positions.append(position)
+        bucket.images.append(image.pixels)
         bucket.pixels += grid[0] * grid[1] * f * f
-        # 4 pictures of 432x320 on a CPU, where more are no faster
+        # 4 images of 432x320 on a CPU, where more are no faster
         if bucket.pixels >= self.model.pixels_at_once:
             self._encode(grid)
         elif sum(each.pixels for each in self.waiting.values()) > PENDING_PIXELS:
@@ -281,26 +281,26 @@ class _Shard:
     def _encode(self, grid: tuple[int, int]) -> None:
         bucket = self.waiting.pop(grid)
         # (n, L, h, w)
-        encoded = self.model.encode_batch(bucket.pictures, self.settings.levels).indices
-        self.grids.update(zip(bucket.places, encoded, strict=True))
+        encoded = self.model.encode_batch(bucket.images, self.settings.levels).indices
+        self.grids.update(zip(bucket.positions, encoded, strict=True))
 
-    def finish(self, chunk: Chunk, out: Path) -> Report:
+    def finish(self, chunk: Chunk, out: Path) -> ShardReport:
         """Writes the shard, and then its manifest."""
         for grid in list(self.waiting):
             self._encode(grid)
-        stacks = [self._stack(places) for places in self.rows.values()]
-        data, lines = shards.build(chunk.input, chunk.last, chunk.checksum, self.lines, stacks)
-        found = Found(
+        stacks = [self._stack(positions) for positions in self.rows.values()]
+        data, lines = shards.build_shard(chunk.input, chunk.last, chunk.checksum, self.lines, stacks)
+        found = Shard(
             out, chunk.input.number, chunk.number, shards.parse_head(lines.split(b"\n", 1)[0])
         )
         if data:
             files.write_bytes(found.path, data, force=True)
-        files.write_bytes(found.lines_path, lines, force=True)
+        files.write_bytes(found.records_path, lines, force=True)
         failed = tuple(line for line in self.lines if line.error is not None)
-        return Report(found, time.perf_counter() - self.began, failed)
+        return ShardReport(found, time.perf_counter() - self.began, failed)
 
-    def _stack(self, places: list[int]) -> Codes | Compact:
-        """The codes of the pictures at these places, all of one grid."""
-        sizes = tuple((H, W) for W, H in (self.lines[place].size for place in places))
-        stack = self.model.codes(np.stack([self.grids[place] for place in places]), sizes)
+    def _stack(self, positions: list[int]) -> Codes | Compact:
+        """The codes of the images at these places, all of one grid."""
+        sizes = tuple((H, W) for W, H in (self.lines[position].size for position in positions))
+        stack = self.model.codes(np.stack([self.grids[position] for position in positions]), sizes)
         return self.model.pack(stack) if self.settings.compact else stack

@@ -1,4 +1,4 @@
-"""What there is to encode, cut into the pictures of one shard each:
+"""What there is to encode, cut into the images of one shard each:
 streamed, never listed as a whole.
 """
 
@@ -11,18 +11,18 @@ from itertools import islice
 from pathlib import Path, PurePath
 
 from vqtok import files
-from vqtok.data.tar import tar_pictures
+from vqtok.data.tar import tar_images
 from vqtok.errors import InputError, UsageError
 from vqtok.images import IMAGE_SUFFIXES
 
-LOOSE = "pictures"  # what the input of all pictures outside of tars is called
+LOOSE = "pictures"  # what the input of all images outside of tars is called
 _PACKED = (".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip")
 _FOUND = IMAGE_SUFFIXES | {".tar"}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One picture: its name in its input, and where its bytes lie; or what is wrong with it."""
+    """One image: its name in its input, and where its bytes lie; or what is wrong with it."""
 
     name: str
     path: str
@@ -33,7 +33,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Input:
-    """A tar, or all pictures outside of tars."""
+    """A tar, or all images outside of tars."""
 
     number: int
     name: str
@@ -43,7 +43,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The pictures of one shard."""
+    """The images of one shard."""
 
     input: Input
     number: int
@@ -69,7 +69,7 @@ def stem(number: int, chunk: int) -> str:
 
 
 class Inputs:
-    """The tars and loose pictures that names, folders and globs stand for.
+    """The tars and loose images that names, folders and globs stand for.
 
     Raises InputError, UsageError.
     """
@@ -92,13 +92,13 @@ class Inputs:
         self.all = (*found, *([Input(len(found), LOOSE, None, None)] if self._loose else []))
         if not self.all:
             raise InputError(
-                f"no pictures and no tars are in {', '.join(words)}",
-                "name tar shards, or folders of pictures",
+                f"no images and no tars are in {', '.join(words)}",
+                "name tar shards, or folders of images",
             )
 
     def chunks(self, source: Input, size: int) -> Iterator[Chunk]:
-        """The pictures of an input, `size` a chunk; at least one chunk, even of no pictures."""
-        entries = self._pictures() if source.path is None else _members(source.path)
+        """The images of an input, `size` a chunk; at least one chunk, even of no images."""
+        entries = self._images() if source.path is None else _members(source.path)
         here = tuple(islice(entries, size))
         for number in range(1 << 62):
             following = tuple(islice(entries, size))
@@ -107,11 +107,11 @@ class Inputs:
                 return
             here = following
 
-    def _pictures(self) -> Iterator[Entry]:
+    def _images(self) -> Iterator[Entry]:
         yield from (entry for entry in self._found() if not _is_tar(entry))
 
     def _found(self) -> Iterator[Entry]:
-        """Every picture and tar, and every folder that cannot be listed."""
+        """Every image and tar, and every folder that cannot be listed."""
         several = sum(os.path.isdir(word) for word in self._words) > 1
         for word in self._words:
             if os.path.isdir(word):
@@ -130,7 +130,7 @@ def _check_word(word: str) -> None:
         )
     if word.lower().endswith(_PACKED) and os.path.isfile(word):
         raise InputError(
-            f"{word} is compressed; pictures in it cannot be reached one by one",
+            f"{word} is compressed; images in it cannot be reached one by one",
             "unpack it, and give the plain .tar",
         )
 
@@ -149,9 +149,9 @@ def _size(path: str) -> int:
 
 
 def _members(path: Path) -> Iterator[Entry]:
-    """The pictures in a tar; damage becomes a last entry that says so."""
+    """The images in a tar; damage becomes a last entry that says so."""
     try:
-        for name, offset, size in tar_pictures(path):
+        for name, offset, size in tar_images(path):
             yield Entry(name, str(path), offset, size)
     except (InputError, OSError) as error:
         reason = (
@@ -161,7 +161,7 @@ def _members(path: Path) -> Iterator[Entry]:
 
 
 def _walk(root: str, prefix: str) -> Iterator[Entry]:
-    """The pictures and tars below a folder: in each folder sorted by name, before
+    """The images and tars below a folder: in each folder sorted by name, before
     those of its sub-folders.
 
     Only the names of one folder are held at a time. Hidden ones are left out; links are followed,
@@ -207,14 +207,14 @@ def _readable_kind(entry: os.DirEntry[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkSlice:
     """Part `index` of `count` equal parts of the work."""
 
     index: int = 0
     count: int = 1
 
     @classmethod
-    def parse(cls, text: str | None) -> "Share":
+    def parse(cls, text: str | None) -> "WorkSlice":
         """From `i/n`, counted from 0; None: from RANK and WORLD_SIZE, which torchrun sets, else all
         of the work. Raises UsageError.
         """

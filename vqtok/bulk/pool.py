@@ -1,4 +1,4 @@
-"""Pictures decoded by processes, a bounded number ahead of who takes them, in the order in
+"""Images decoded by processes, a bounded number ahead of who takes them, in the order in
 which they were asked for.
 """
 
@@ -23,10 +23,10 @@ from vqtok.bulk.inputs import Entry
 from vqtok.errors import InputError, VqtokError
 
 T = TypeVar("T")
-# pictures asked for at a time, for each worker: enough that none idles while a batch is encoded
+# images asked for at a time, for each worker: enough that none idles while a batch is encoded
 AHEAD = 4
-HELD = 2**28  # bytes of pixels that wait at the most, and those of one picture for each worker
-Decoded = images.Picture | InputError
+HELD = 2**28  # bytes of pixels that wait at the most, and those of one image for each worker
+Decoded = images.DecodedImage | InputError
 
 
 class Pool:
@@ -62,25 +62,25 @@ class Pool:
             each.close()
 
     def map(self, items: Iterable[tuple[T, Entry | None]]) -> Iterator[tuple[T, Decoded | None]]:
-        """Each item with its picture, or the InputError of one that cannot be read;
+        """Each item with its image, or the InputError of one that cannot be read;
         None stays None. In order.
 
-        VqtokError where a process has died: that says nothing of the picture, the system may have
+        VqtokError where a process has died: that says nothing of the image, the system may have
         ended it for want of memory.
         """
         waiting: deque[tuple[T, Future[Decoded] | None]] = deque()
         for item, entry in items:
             waiting.append((item, None if entry is None else self._submit(entry)))
             if len(waiting) > self.ahead:
-                yield self._take(*waiting.popleft())
+                yield self._pop(*waiting.popleft())
         while waiting:
-            yield self._take(*waiting.popleft())
+            yield self._pop(*waiting.popleft())
 
     def _submit(self, entry: Entry) -> "Future[Decoded]":
         self._asked += 1
         return self._threads.submit(self._enter, entry, self._asked - 1)
 
-    def _take(self, item: T, future: "Future[Decoded] | None") -> tuple[T, Decoded | None]:
+    def _pop(self, item: T, future: "Future[Decoded] | None") -> tuple[T, Decoded | None]:
         if future is None:
             return item, None
         found = future.result()
@@ -111,7 +111,7 @@ class Pool:
 
 
 class _Gate:
-    """Lets a picture be decoded while few bytes wait to be taken, or when it is the next to be
+    """Lets an image be decoded while few bytes wait to be taken, or when it is the next to be
     taken: then nothing else can go on.
     """
 
@@ -119,7 +119,7 @@ class _Gate:
         self._changed, self._held, self._next, self._closed = threading.Condition(), 0, 0, False
 
     def enter(self, number: int) -> None:
-        """Waits for the turn of a picture: that of number 0 comes first."""
+        """Waits for the turn of an image: that of number 0 comes first."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._held <= HELD or number == self._next or self._closed
@@ -141,7 +141,7 @@ class _Gate:
 
 
 def _size(found: Decoded) -> int:
-    return found.pixels.nbytes if isinstance(found, images.Picture) else 0
+    return found.pixels.nbytes if isinstance(found, images.DecodedImage) else 0
 
 
 class _Worker:
@@ -163,7 +163,7 @@ class _Worker:
             answer = json.loads(line)
             if "error" in answer:
                 return InputError(answer["error"], "get the file again")
-            return images.Picture(
+            return images.DecodedImage(
                 _pixels(self._answers, tuple(answer["shape"])), tuple(answer["notes"])
             )
         except (OSError, EOFError, ValueError):  # ValueError: the pipe was closed here
@@ -175,7 +175,7 @@ class _Worker:
         code = self.process.returncode
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
         return VqtokError(
-            f"a process that decodes pictures was ended {how} while it read {entry.name}",
+            f"a process that decodes images was ended {how} while it read {entry.name}",
             "if memory ran out, give --workers 1; what is finished stays: go on with --resume",
         )
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from vqtok import codes, files
 from vqtok.bulk.inputs import Input, stem
-from vqtok.codes.checks import COPY_AGAIN, FORMAT, check, is_int
+from vqtok.codes.checks import COPY_AGAIN, FORMAT, is_int, require
 from vqtok.errors import FormatError, InputError
 
 MANIFEST = "manifest.json"
@@ -52,12 +52,12 @@ class Manifest:
             "background": str,
             "compact": bool,
         }
-        check(
+        require(
             all(type(getattr(self, name)) is kind for name, kind in kinds.items()),
             "the manifest is damaged",
         )
         least = {"codebook_size": 2, "downsample": 1, "channels": 1, "levels": 1, "shard_size": 1}
-        check(
+        require(
             all(is_int(getattr(self, name), low, 1 << 32) for name, low in least.items()),
             "the manifest is damaged",
         )
@@ -77,20 +77,20 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises InputError where there is none, FormatError where it is damaged or newer."""
     path = folder / MANIFEST
     data = files.read_bytes(path, LINES_LIMIT)
-    with codes.named(path):
+    with codes.name_in_errors(path):
         values = _parse(data)
-        check(
+        require(
             values.pop("kind", None) == KIND,
             "not the manifest of codes shards",
             "give a folder that vqtok encode --bulk wrote",
         )
         inputs = values.pop("inputs", None)
-        check(
+        require(
             isinstance(inputs, list) and all(isinstance(entry, dict) for entry in inputs),
             "the manifest is damaged",
         )
         pairs = tuple((entry.get("name"), entry.get("bytes")) for entry in inputs)
-        check(
+        require(
             all(
                 isinstance(name, str) and (size is None or is_int(size, 0, 1 << 62))
                 for name, size in pairs
@@ -98,13 +98,13 @@ def read_manifest(folder: Path) -> Manifest:
             "the manifest is damaged",
         )
         known = {name: values[name] for name in Manifest.__dataclass_fields__ if name in values}
-        check(len(known) == len(Manifest.__dataclass_fields__) - 1, "the manifest is damaged")
+        require(len(known) == len(Manifest.__dataclass_fields__) - 1, "the manifest is damaged")
         return Manifest(**known, inputs=pairs)
 
 
 @dataclass(frozen=True)
-class Stack:
-    """The codes of the pictures of one grid size in a shard:
+class GridBatch:
+    """The codes of the images of one grid size in a shard:
     a codes file of its own, or a part of the tar.
     """
 
@@ -116,34 +116,34 @@ class Stack:
     indices: int | None
 
     @classmethod
-    def from_json(cls, value: Any) -> "Stack":
-        check(isinstance(value, dict) and isinstance(value.get("grid"), list), "a stack is damaged")
+    def from_json(cls, value: Any) -> "GridBatch":
+        require(isinstance(value, dict) and isinstance(value.get("grid"), list), "a stack is damaged")
         keys = ("grid", "pictures", "start", "bytes", "indices")
         grid, n, start, size, at = cast(tuple[Any, ...], tuple(value.get(key) for key in keys))
-        check(
+        require(
             len(grid) == 2 and all(is_int(side, 1, 1 << 24) for side in grid),
             "the grid of a stack is damaged",
         )
-        check(
+        require(
             is_int(n, 1, 1 << 32) and is_int(start, 0, 1 << 62) and is_int(size, 1, 1 << 62),
             "a stack is damaged",
         )
-        check(at is None or is_int(at, 0, 1 << 62), "a stack is damaged")
+        require(at is None or is_int(at, 0, 1 << 62), "a stack is damaged")
         return cls((grid[0], grid[1]), n, start, size, at)
 
 
 @dataclass(frozen=True)
-class Head:
+class ShardHeader:
     """The first line of a shard's manifest."""
 
     input: str  # name of the tar, or `pictures`
     pictures: int  # encoded
     failed: int
     last: bool  # shard of its input
-    names: int  # CRC-32 of the names of the pictures, and of their places in the tar
-    bytes: int  # of the shard's file; 0: there is none, as no picture could be encoded
+    names: int  # CRC-32 of the names of the images, and of their places in the tar
+    bytes: int  # of the shard's file; 0: there is none, as no image could be encoded
     crc32: int  # of the same
-    stacks: tuple[Stack, ...]
+    stacks: tuple[GridBatch, ...]
 
     @property
     def suffix(self) -> str:
@@ -154,35 +154,35 @@ class Head:
         return json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))
 
 
-def parse_head(line: bytes) -> Head:
-    """What `Head.to_json` wrote; FormatError where it is damaged."""
+def parse_head(line: bytes) -> ShardHeader:
+    """What `ShardHeader.to_json` wrote; FormatError where it is damaged."""
     values = _parse(line)
     counts = [values.get(name) for name in ("pictures", "failed", "bytes", "names", "crc32")]
-    check(all(is_int(count, 0, 1 << 62) for count in counts), "the first line is damaged")
-    check(
+    require(all(is_int(count, 0, 1 << 62) for count in counts), "the first line is damaged")
+    require(
         type(values.get("last")) is bool and type(values.get("input")) is str,
         "the first line is damaged",
     )
-    check(isinstance(values.get("stacks"), list), "the first line is damaged")
-    stacks = tuple(Stack.from_json(value) for value in values["stacks"])
-    check(
+    require(isinstance(values.get("stacks"), list), "the first line is damaged")
+    stacks = tuple(GridBatch.from_json(value) for value in values["stacks"])
+    require(
         sum(stack.pictures for stack in stacks) == values["pictures"],
-        "the stacks do not hold that many pictures",
+        "the stacks do not hold that many images",
     )
-    check(len({stack.grid for stack in stacks}) == len(stacks), "a grid stands twice")
-    check(
+    require(len({stack.grid for stack in stacks}) == len(stacks), "a grid stands twice")
+    require(
         all(stack.start + stack.bytes <= values["bytes"] for stack in stacks),
         "a stack reaches past the end of its shard",
     )
-    return Head(
-        **{name: values[name] for name in Head.__dataclass_fields__ if name != "stacks"},
+    return ShardHeader(
+        **{name: values[name] for name in ShardHeader.__dataclass_fields__ if name != "stacks"},
         stacks=stacks,
     )
 
 
 @dataclass(frozen=True)
-class Line:
-    """A picture of a shard's manifest: where it is, or why not."""
+class ShardRecord:
+    """An image of a shard's manifest: where it is, or why not."""
 
     name: str
     size: tuple[int, int] = (0, 0)  # (W, H)
@@ -192,26 +192,26 @@ class Line:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        place = (
+        position = (
             {"error": self.error}
             if self.error is not None
             else {"size": self.size, "grid": self.grid, "row": self.row}
         )
         return json.dumps(
-            {"name": self.name, **place, **({"notes": self.notes} if self.notes else {})},
+            {"name": self.name, **position, **({"notes": self.notes} if self.notes else {})},
             separators=(",", ":"),
         )
 
     @classmethod
-    def from_json(cls, line: bytes) -> "Line":
+    def from_json(cls, line: bytes) -> "ShardRecord":
         value = _object(line)
         keys = ("name", "error", "notes", "size", "grid", "row")
         name, error, notes, size, grid, row = cast(
             tuple[Any, ...], tuple(value.get(key) for key in keys)
         )
-        check(isinstance(name, str) and isinstance(notes or [], list), "a line is damaged")
+        require(isinstance(name, str) and isinstance(notes or [], list), "a line is damaged")
         if error is not None:
-            check(isinstance(error, str), "a line is damaged")
+            require(isinstance(error, str), "a line is damaged")
             return cls(name, error=error)
         pairs = all(
             isinstance(pair, list)
@@ -219,36 +219,36 @@ class Line:
             and all(is_int(side, 1, 1 << 32) for side in pair)
             for pair in (size, grid)
         )
-        check(pairs and is_int(row, 0, 1 << 32), "a line is damaged")
+        require(pairs and is_int(row, 0, 1 << 32), "a line is damaged")
         return cls(name, tuple(size), tuple(grid), row, notes=tuple(map(str, notes or [])))
 
 
 @dataclass(frozen=True)
-class Found:
+class Shard:
     """A finished shard in a folder."""
 
     folder: Path
     number: int  # of its input
     chunk: int
-    head: Head
+    head: ShardHeader
 
     @property
-    def lines_path(self) -> Path:
+    def records_path(self) -> Path:
         return self.folder / f"{stem(self.number, self.chunk)}.jsonl"
 
     @property
     def path(self) -> Path:
         """Of the shard's file."""
-        return self.lines_path.with_suffix(self.head.suffix)
+        return self.records_path.with_suffix(self.head.suffix)
 
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether its file is there at its size."""
         try:
             return self.head.bytes == 0 or self.path.stat().st_size == self.head.bytes
         except OSError:
             return False
 
-    def check(self) -> None:
+    def verify(self) -> None:
         """Reads the file and compares its checksum.
 
         FormatError where it is another, InputError where it cannot be read.
@@ -263,26 +263,26 @@ class Found:
             raise InputError(
                 f"cannot read {self.path}: {error.strerror}", "check the disk and its permissions"
             ) from None
-        with codes.named(self.path):
-            check(
+        with codes.name_in_errors(self.path):
+            require(
                 (crc, size) == (self.head.crc32, self.head.bytes),
                 "the file does not match its checksum",
             )
 
-    def lines(self) -> list[Line]:
-        """All its pictures, those that failed, too."""
-        data = files.read_bytes(self.lines_path, LINES_LIMIT)
-        with codes.named(self.lines_path):
-            lines = [Line.from_json(line) for line in data.splitlines()[1:]]
+    def records(self) -> list[ShardRecord]:
+        """All its images, those that failed, too."""
+        data = files.read_bytes(self.records_path, LINES_LIMIT)
+        with codes.name_in_errors(self.records_path):
+            lines = [ShardRecord.from_json(line) for line in data.splitlines()[1:]]
             failed = sum(line.error is not None for line in lines)
-            check(
+            require(
                 (len(lines) - failed, failed) == (self.head.pictures, self.head.failed),
                 "lines are missing",
             )
             return lines
 
 
-def find(folder: Path, number: int, chunk: int) -> Found | None:
+def find_shard(folder: Path, number: int, chunk: int) -> Shard | None:
     """The shard of that input and number; None where it is not finished.
 
     FormatError where its manifest is damaged.
@@ -297,11 +297,11 @@ def find(folder: Path, number: int, chunk: int) -> Found | None:
         raise InputError(
             f"cannot read {path}: {error.strerror}", "check the disk and its permissions"
         ) from None
-    with codes.named(path):
-        return Found(folder, number, chunk, parse_head(line))
+    with codes.name_in_errors(path):
+        return Shard(folder, number, chunk, parse_head(line))
 
 
-def find_all(folder: Path) -> list[Found]:
+def find_shards(folder: Path) -> list[Shard]:
     """All finished shards, in the order of the inputs. Raises InputError, FormatError."""
     try:
         names = [path.stem for path in folder.iterdir() if path.suffix == ".jsonl"]
@@ -310,13 +310,13 @@ def find_all(folder: Path) -> list[Found]:
             f"cannot read {folder}: {error.strerror}", "check the name and its permissions"
         ) from None
     matches = [match for match in map(STEM.fullmatch, names) if match]
-    places = sorted((int(match[1]), int(match[2])) for match in matches)
-    return [found for place in places if (found := find(folder, *place))]
+    positions = sorted((int(match[1]), int(match[2])) for match in matches)
+    return [found for position in positions if (found := find_shard(folder, *position))]
 
 
-def missing(manifest: Manifest, found: Sequence[Found]) -> int:
+def count_missing(manifest: Manifest, found: Sequence[Shard]) -> int:
     """How many inputs of a folder have shards that are not finished."""
-    chunks: dict[int, list[Found]] = {}
+    chunks: dict[int, list[Shard]] = {}
     for shard in found:
         chunks.setdefault(shard.number, []).append(shard)
     whole = [
@@ -327,14 +327,14 @@ def missing(manifest: Manifest, found: Sequence[Found]) -> int:
     return len(set(range(len(manifest.inputs))) - set(whole))
 
 
-def build(
+def build_shard(
     source: Input,
     last: bool,
     names: int,
-    lines: Sequence[Line],
+    lines: Sequence[ShardRecord],
     stacks: Sequence[codes.Codes | codes.Compact],
 ) -> tuple[bytes, bytes]:
-    """The bytes of a shard's file (none where no picture could be encoded), and those of its
+    """The bytes of a shard's file (none where no image could be encoded), and those of its
     manifest. Equal input gives equal bytes.
     """
     parts = [
@@ -352,7 +352,7 @@ def build(
         else _tar({_member(grid): content for grid, _, content, _ in parts})
     )
     placed = tuple(
-        Stack(
+        GridBatch(
             grid,
             n,
             start,
@@ -362,7 +362,7 @@ def build(
         for (grid, n, content, plain), start in zip(parts, starts, strict=True)
     )
     failed = sum(line.error is not None for line in lines)
-    head = Head(
+    head = ShardHeader(
         source.name, len(lines) - failed, failed, last, names, len(data), zlib.crc32(data), placed
     )
     return data, ("\n".join([head.to_json(), *(line.to_json() for line in lines)]) + "\n").encode()
@@ -393,7 +393,7 @@ def _tar(members: dict[str, bytes]) -> tuple[bytes, list[int]]:
     return buffer.getvalue(), starts
 
 
-def map_indices(shard: Found, stack: Stack, manifest: Manifest) -> np.ndarray:
+def map_indices(shard: Shard, stack: GridBatch, manifest: Manifest) -> np.ndarray:
     """The plain indices (n, L, h, w) of a stack, mapped: only what is looked at is read.
 
     FormatError where the file is too short.
@@ -401,13 +401,13 @@ def map_indices(shard: Found, stack: Stack, manifest: Manifest) -> np.ndarray:
     assert stack.indices is not None
     (w, h), dtype = stack.grid, codes.index_dtype(manifest.codebook_size).newbyteorder("<")
     shape = stack.pictures, manifest.levels, h, w
-    with codes.named(shard.path):
-        check(
+    with codes.name_in_errors(shard.path):
+        require(
             stack.start <= stack.indices
             and math.prod(shape) * dtype.itemsize <= stack.start + stack.bytes - stack.indices,
             "damaged",
         )
-        check(shard.whole(), f"not the {shard.head.bytes} bytes that its manifest tells of")
+        require(shard.is_complete(), f"not the {shard.head.bytes} bytes that its manifest tells of")
     try:
         return np.memmap(shard.path, dtype, "r", stack.indices, shape)
     except (OSError, ValueError) as error:
@@ -416,11 +416,11 @@ def map_indices(shard: Found, stack: Stack, manifest: Manifest) -> np.ndarray:
         ) from None
 
 
-def read_stack(shard: Found, stack: Stack) -> codes.Codes | codes.Compact:
+def read_stack(shard: Shard, stack: GridBatch) -> codes.Codes | codes.Compact:
     """The codes file of a stack. Raises InputError, FormatError."""
-    with codes.named(shard.path):
-        check(shard.whole(), f"not the {shard.head.bytes} bytes that its manifest tells of")
-        check(stack.bytes <= codes.FILE_LIMIT, "too large")
+    with codes.name_in_errors(shard.path):
+        require(shard.is_complete(), f"not the {shard.head.bytes} bytes that its manifest tells of")
+        require(stack.bytes <= codes.FILE_LIMIT, "too large")
         try:
             with shard.path.open("rb") as file:
                 file.seek(stack.start)
@@ -429,7 +429,7 @@ def read_stack(shard: Found, stack: Stack) -> codes.Codes | codes.Compact:
             raise InputError(
                 f"cannot read {shard.path}: {error.strerror}", "check the disk and its permissions"
             ) from None
-        return codes.read_any(data)
+        return codes.read_any_codes(data)
 
 
 def _parse(data: bytes) -> dict[str, Any]:
@@ -444,11 +444,11 @@ def _object(line: bytes) -> dict[str, Any]:
         value = json.loads(line)
     except (ValueError, RecursionError):
         raise FormatError("a line is damaged", COPY_AGAIN) from None
-    check(isinstance(value, dict), "a line is damaged")
+    require(isinstance(value, dict), "a line is damaged")
     return value
 
 
-def stale(folder: Path) -> Iterator[Path]:
+def stale_files(folder: Path) -> Iterator[Path]:
     """All files in a folder that a run made, or was making when it was killed."""
     for path in folder.iterdir():
         ours = path.suffix in _SUFFIXES and STEM.fullmatch(path.stem)

@@ -1,4 +1,4 @@
-"""A process that decodes pictures: requests on standard input, pixels on standard
+"""A process that decodes images: requests on standard input, pixels on standard
 output, until its input ends.
 
 A request is a line of JSON: `path`, `offset`, `size` (see `Entry`). An answer is a line of JSON,
@@ -21,20 +21,20 @@ from vqtok.errors import InputError, VqtokError
 
 def decode(
     path: str, offset: int, size: int | None, channels: int, background: images.Color
-) -> images.Picture:
-    """The picture in a file, or in that part of one.
+) -> images.DecodedImage:
+    """The image in a file, or in that part of one.
 
     InputError says nothing of the path, so that it is the same on every machine.
     """
     try:
-        return images.read(_bytes(path, offset, size), channels, background)
+        return images.read_image(_bytes(path, offset, size), channels, background)
     except VqtokError as error:
-        raise InputError(str(error).replace(path, "the picture"), error.fix) from None
+        raise InputError(str(error).replace(path, "the image"), error.fix) from None
 
 
 def _bytes(path: str, offset: int, size: int | None) -> bytes:
     if size is not None and size > images.MAX_BYTES:
-        raise InputError(f"the picture claims {size} bytes", "remove it")
+        raise InputError(f"the image claims {size} bytes", "remove it")
     try:
         with open(path, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -60,12 +60,12 @@ def serve(requests: BinaryIO, answers: BinaryIO, channels: int, background: imag
     while line := requests.readline():
         pixels, answer = np.empty(0, np.uint8), dict[str, Any]()
         try:
-            picture = decode(**json.loads(line), channels=channels, background=background)
-            pixels, answer = picture.pixels, {"shape": picture.pixels.shape, "notes": picture.notes}
+            image = decode(**json.loads(line), channels=channels, background=background)
+            pixels, answer = image.pixels, {"shape": image.pixels.shape, "notes": image.notes}
         except VqtokError as error:
             answer = {"error": str(error)}
         except MemoryError:
-            answer = {"error": "the picture does not fit into memory"}
+            answer = {"error": "the image does not fit into memory"}
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.write(pixels.data)
         answers.flush()

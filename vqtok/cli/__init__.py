@@ -86,7 +86,7 @@ def _vqtok(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Pictures to tokens and back: train a VQ-VAE, encode, decode and sample.
+    """Images to tokens and back: train a VQ-VAE, encode, decode and sample.
 
     The first things to try: vqtok encode photo.jpg, vqtok decode photo.npz, vqtok sample.
     Each command has its own --help.
@@ -108,7 +108,7 @@ for name, command in (
     ("export", interop.export),
     ("report", report.report),
     ("view", view.view),
-    ("study", study.study),
+    ("study", study.run_study),
 ):
     app.command(name)(command)
 

@@ -13,21 +13,21 @@ from vqtok.cli import output, rate
 from vqtok.errors import UsageError, VqtokError
 
 if TYPE_CHECKING:
-    from vqtok.bulk.encode import Report
-    from vqtok.bulk.inputs import Inputs, Share
+    from vqtok.bulk.encode import ShardReport
+    from vqtok.bulk.inputs import Inputs, WorkSlice
     from vqtok.codec import Model
 
 Bulk = Annotated[
     bool,
     typer.Option(
         "--bulk",
-        help="Write codes shards, many pictures a file, as for tars. So do all of the following.",
+        help="Write codes shards, many images a file, as for tars. So do all of the following.",
     ),
 ]
 ShardSize = Annotated[
     int | None,
     typer.Option(
-        "--shard-size", metavar="N", help="Pictures in a codes shard. Default: 1000.", min=1
+        "--shard-size", metavar="N", help="Images in a codes shard. Default: 1000.", min=1
     ),
 ]
 Resume = Annotated[
@@ -46,7 +46,7 @@ Workers = Annotated[
     typer.Option(
         "--workers",
         metavar="N",
-        help="Processes that decode pictures. Default: one a processor.",
+        help="Processes that decode images. Default: one a processor.",
         min=0,
         max=256,
     ),
@@ -54,7 +54,7 @@ Workers = Annotated[
 
 
 @dataclass(frozen=True)
-class Asked:
+class BulkRequest:
     """The command line."""
 
     inputs: Sequence[str]
@@ -72,7 +72,7 @@ class Asked:
     workers: int | None
 
 
-def wanted(inputs: Sequence[str], *options: object) -> bool:
+def is_bulk(inputs: Sequence[str], *options: object) -> bool:
     """Whether codes shards are asked for: by one of the options, or by a tar.
 
     Torch is not needed to see that.
@@ -94,27 +94,27 @@ def check_free(options: Mapping[str, object]) -> None:
 
 
 def encode(
-    asked: Asked, load: Callable[..., "Model"], json: bool, quiet: bool, verbose: bool
+    request: BulkRequest, load: Callable[..., "Model"], json: bool, quiet: bool, verbose: bool
 ) -> None:
     """Encodes all inputs, or one part of them, and reports each shard. `load` gives the model."""
     from vqtok import images
-    from vqtok.bulk.inputs import Inputs, Share
+    from vqtok.bulk.inputs import Inputs, WorkSlice
 
-    out = _folder(asked.out)
-    if asked.resume and asked.force:
+    out = _folder(request.out)
+    if request.resume and request.force:
         raise UsageError(
             "--force does not go with --resume", "leave one of them out: --force starts anew"
         )
-    images.parse_color(asked.background)
-    rate.check_levels(asked.levels, asked.model)
-    share, inputs = Share.parse(asked.shard), Inputs(asked.inputs)
+    images.parse_color(request.background)
+    rate.check_levels(request.levels, request.model)
+    work_slice, inputs = WorkSlice.parse(request.shard), Inputs(request.inputs)
     _encode(
-        asked,
+        request,
         out,
-        load(asked.model, asked.device, asked.precision, verbose),
+        load(request.model, request.device, request.precision, verbose),
         inputs,
-        share,
-        _Teller(json, quiet),
+        work_slice,
+        _Reporter(json, quiet),
     )
 
 
@@ -127,33 +127,33 @@ def _folder(out: Path | None) -> Path:
 
 
 def _encode(
-    asked: Asked, out: Path, model: "Model", inputs: "Inputs", share: "Share", teller: "_Teller"
+    request: BulkRequest, out: Path, model: "Model", inputs: "Inputs", work_slice: "WorkSlice", reporter: "_Reporter"
 ) -> None:
     from vqtok.bulk import encode as bulk_encode
 
-    settings = bulk_encode.Settings(
-        asked.levels, asked.compact, asked.background, asked.shard_size or 1000
+    settings = bulk_encode.BulkSettings(
+        request.levels, request.compact, request.background, request.shard_size or 1000
     )
-    workers = bulk_encode.default_workers() if asked.workers is None else asked.workers
+    workers = bulk_encode.default_workers() if request.workers is None else request.workers
     with closing(
-        bulk_encode.encode(model, inputs, out, settings, share, workers, asked.resume, asked.force)
+        bulk_encode.encode(model, inputs, out, settings, work_slice, workers, request.resume, request.force)
     ) as reports:
         for report in reports:
-            teller.tell(report)
-    teller.finish(out)
+            reporter.add(report)
+    reporter.finish(out)
 
 
-class _Teller:
+class _Reporter:
     """Says what is finished, and counts."""
 
     def __init__(self, json: bool, quiet: bool) -> None:
         self.json, self.quiet = json, quiet
-        self.pictures = self.failed = self.shards = self.old = 0
+        self.images = self.failed = self.shards = self.old = 0
 
-    def tell(self, report: "Report") -> None:
+    def add(self, report: "ShardReport") -> None:
         head = report.shard.head
-        self.pictures, self.failed, self.shards = (
-            self.pictures + head.pictures,
+        self.images, self.failed, self.shards = (
+            self.images + head.pictures,
             self.failed + head.failed,
             self.shards + 1,
         )
@@ -171,21 +171,21 @@ class _Teller:
             output.say(_summary(report), self.quiet)
 
     def finish(self, out: Path) -> None:
-        """The last line; exit 1 where pictures have failed, in an earlier part of the run, too."""
+        """The last line; exit 1 where images have failed, in an earlier part of the run, too."""
         before = f", {self.old} of them before" if self.old else ""
         shards = "1 shard" if self.shards == 1 else f"{self.shards:,} shards"
-        pictures = "1 picture" if self.pictures == 1 else f"{self.pictures:,} pictures"
-        output.say(f"{pictures} in {shards}{before} -> {out}", self.quiet or self.json)
+        images = "1 image" if self.images == 1 else f"{self.images:,} images"
+        output.say(f"{images} in {shards}{before} -> {out}", self.quiet or self.json)
         if self.failed:
-            output.say(f"{self.failed} of {self.pictures + self.failed} failed", style="bold red")
+            output.say(f"{self.failed} of {self.images + self.failed} failed", style="bold red")
             raise typer.Exit(1)
 
 
-def _facts(report: "Report") -> dict[str, Any]:
+def _facts(report: "ShardReport") -> dict[str, Any]:
     head = report.shard.head
     return {
         "output": str(report.shard.path) if head.bytes else None,
-        "manifest": str(report.shard.lines_path),
+        "manifest": str(report.shard.records_path),
         "input": head.input,
         "pictures": head.pictures,
         "failed": head.failed,
@@ -195,15 +195,15 @@ def _facts(report: "Report") -> dict[str, Any]:
     }
 
 
-def _summary(report: "Report") -> str:
-    """train-000.tar -> codes/00000-00000.npz  1,000 pictures, 8.9 MB, 25 a second"""
+def _summary(report: "ShardReport") -> str:
+    """train-000.tar -> codes/00000-00000.npz  1,000 images, 8.9 MB, 25 a second"""
     from vqtok.files import human_bytes
 
     head = report.shard.head
     failed = f", {head.failed} failed" if head.failed else ""
-    target = report.shard.path if head.bytes else report.shard.lines_path
+    target = report.shard.path if head.bytes else report.shard.records_path
     pace = f"{head.pictures / report.seconds:.0f} a second"
     return (
-        f"{head.input} -> {target}  {head.pictures:,} pictures{failed}, "
+        f"{head.input} -> {target}  {head.pictures:,} images{failed}, "
         f"{human_bytes(head.bytes)}, {pace}"
     )

@@ -1,4 +1,4 @@
-"""`vqtok decode`: codes files to pictures."""
+"""`vqtok decode`: codes files to images."""
 
 import os
 import time
@@ -9,8 +9,8 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output, rate
-from vqtok.cli.encode import start
-from vqtok.cli.start import load, load_with
+from vqtok.cli.encode import start_batch
+from vqtok.cli.start import load_model, load_model_with
 from vqtok.errors import InputError, ModelError, VqtokError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ CodesFiles = Annotated[
 SUFFIX = ".decoded.png"
 
 
-@output.guarded
+@output.handle_errors
 def decode(
     inputs: CodesFiles,
     out: o.Output = None,
@@ -41,7 +41,7 @@ def decode(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Turn codes back into pictures: img.npz -> img.decoded.png."""
+    """Turn codes back into images: img.npz -> img.decoded.png."""
     from vqtok import files, images
 
     sources = files.expand(inputs, frozenset({".npz"}))
@@ -51,7 +51,7 @@ def decode(
     for _, target in jobs[:1]:  # all have the suffix of the first
         if target != files.STDIO:
             images.check_suffix(target)
-    batch, jobs = start(jobs, force, skip_existing, json, quiet)
+    batch, jobs = start_batch(jobs, force, skip_existing, json, quiet)
     models = _Models(model if jobs else None, device, precision, verbose)
     for source, target in jobs:
         try:
@@ -72,7 +72,7 @@ def _summary(result: dict[str, Any], source: "Source") -> str:
     """img.npz -> img.decoded.png  96x64, 2 of 8 levels, 0.42 s"""
     size, n, L = "x".join(map(str, result["size"])), result["levels"], result["model_levels"]
     part = f"{n} of {L} levels, " if n < L else ""
-    return f"{source} -> {output.named(result['output'])}  {size}, {part}{result['seconds']:.2f} s"
+    return f"{source} -> {output.display_name(result['output'])}  {size}, {part}{result['seconds']:.2f} s"
 
 
 class _Models:
@@ -82,7 +82,7 @@ class _Models:
         self, named: str | None, device: str | None, precision: str, verbose: bool
     ) -> None:
         self.options = (device, precision, verbose)
-        self.named = load(named, *self.options) if named else None
+        self.named = load_model(named, *self.options) if named else None
         self.loaded: dict[str, Model | VqtokError] = {}
 
     def of(self, codes: "Codes | Compact") -> "Model":
@@ -100,7 +100,7 @@ class _Models:
         from vqtok import model_registry
 
         try:
-            return load_with(
+            return load_model_with(
                 lambda: model_registry.read_by_fingerprint(codes.model, codes.fingerprint),
                 *self.options,
             )
@@ -111,10 +111,10 @@ class _Models:
 def _decode_one(
     models: _Models, source: "Source", target: Path, levels: int | None, force: bool, skip: bool
 ) -> list[dict[str, Any]]:
-    """Writes the pictures in one codes file, and returns what there is to say of each."""
+    """Writes the images in one codes file, and returns what there is to say of each."""
     from vqtok import codes, files, images
 
-    found = codes.read_any(source.path or files.read_stdin(codes.FILE_LIMIT))
+    found = codes.read_any_codes(source.path or files.read_stdin(codes.FILE_LIMIT))
     targets = _targets(target, len(found))
     if skip and len(found) > 1 and all(os.path.lexists(path) for path in targets):
         return []
@@ -125,14 +125,14 @@ def _decode_one(
         begin = time.perf_counter()
         found = codec.unpack(found) if isinstance(found, codes.Compact) else found
         found = found if levels is None else rate.first_levels(found, levels, source)
-        pictures = codec.decode_all(found)
+        decoded = codec.decode_all(found)
     except (ModelError, InputError) as error:
         raise type(error)(f"{source}: {error}", error.fix) from None
-    for path, picture in zip(targets, pictures, strict=True):
+    for path, image in zip(targets, decoded, strict=True):
         if path == files.STDIO:
-            output.write_stdout(images.encode_png(picture))
+            output.write_stdout(images.encode_png(image))
         else:
-            images.write(path, picture, force)
+            images.write_image(path, image, force)
     seconds = round(time.perf_counter() - begin, 3)
     return [
         {
@@ -140,17 +140,17 @@ def _decode_one(
             "output": str(path),
             "model": found.model,
             "fingerprint": found.fingerprint,
-            "size": [picture.shape[1], picture.shape[0]],
+            "size": [image.shape[1], image.shape[0]],
             "levels": found.levels,
             "model_levels": codec.config.levels,
             "seconds": seconds,
         }
-        for path, picture in zip(targets, pictures, strict=True)
+        for path, image in zip(targets, decoded, strict=True)
     ]
 
 
 def _targets(target: Path, n: int) -> list[Path]:
-    """The files that n pictures go to: of several, numbered ones.
+    """The files that n images go to: of several, numbered ones.
 
     Raises OutputError where they would go to standard output.
     """
@@ -161,7 +161,7 @@ def _targets(target: Path, n: int) -> list[Path]:
         return [target]
     if target == STDIO:
         raise OutputError(
-            f"{n} pictures do not go to standard output as one",
+            f"{n} images do not go to standard output as one",
             "give a name: -o NAME.png makes NAME-0001.png, ...",
         )
     return [

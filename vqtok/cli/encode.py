@@ -1,4 +1,4 @@
-"""`vqtok encode`: pictures to codes files."""
+"""`vqtok encode`: images to codes files."""
 
 import os
 import time
@@ -13,26 +13,26 @@ import typer
 
 from vqtok.cli import bulk, output, rate
 from vqtok.cli import options as o
-from vqtok.cli.start import load
+from vqtok.cli.start import load_model
 from vqtok.errors import InputError, UsageError, VqtokError
-from vqtok.prefetch import ahead, behind, later
+from vqtok.prefetch import read_ahead, run_in_thread, write_behind
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
     from vqtok.codes import Codes
     from vqtok.files import Source
-    from vqtok.images import Picture
+    from vqtok.images import DecodedImage
 
-Pictures = Annotated[
+Images = Annotated[
     list[str],
-    typer.Argument(help="Pictures, folders, globs, or - for standard input.", metavar="IN"),
+    typer.Argument(help="Images, folders, globs, or - for standard input.", metavar="IN"),
 ]
 Job = tuple["Source", Path]
 
 
-@output.guarded
+@output.handle_errors
 def encode(
-    inputs: Pictures,
+    inputs: Images,
     out: o.Output = None,
     model: o.ModelName = None,
     levels: o.Levels = None,
@@ -59,11 +59,11 @@ def encode(
     shard: bulk.Shard = None,
     workers: bulk.Workers = None,
 ) -> None:
-    """Turn pictures into codes: img.png -> img.npz.
+    """Turn images into codes: img.png -> img.npz.
 
-    Tar shards, or --bulk for folders, give codes shards: many pictures a file, in the folder -o.
+    Tar shards, or --bulk for folders, give codes shards: many images a file, in the folder -o.
     """
-    if bulk.wanted(inputs, shards, shard_size, resume, shard, workers):
+    if bulk.is_bulk(inputs, shards, shard_size, resume, shard, workers):
         bulk.check_free(
             {
                 "--bpp": bpp,
@@ -72,7 +72,7 @@ def encode(
                 "--skip-existing": skip_existing,
             }
         )
-        asked = bulk.Asked(
+        asked = bulk.BulkRequest(
             inputs,
             out,
             model,
@@ -87,23 +87,23 @@ def encode(
             shard,
             workers,
         )
-        return bulk.encode(asked, load, json, quiet, verbose)
+        return bulk.encode(asked, load_model, json, quiet, verbose)
     from vqtok import files, images, model_registry, weights
 
-    color, wanted = images.parse_color(background), rate.Rate.parse(levels, bpp, max_bytes)
+    color, wanted = images.parse_color(background), rate.RateTarget.parse(levels, bpp, max_bytes)
     rate.check_levels(levels, model)
     sources = files.expand(inputs, images.IMAGE_SUFFIXES)
     jobs = [
         (source, files.output_path(source, ".npz", out, len(sources) > 1)) for source in sources
     ]
-    batch, jobs = start(jobs, force, skip_existing, json, quiet)
+    batch, jobs = start_batch(jobs, force, skip_existing, json, quiet)
     if not jobs:
         return batch.finish()
-    channels = weights.tokenizer_config(model_registry.find(model).tokenizer).channels
-    pictures = ahead(lambda job: _read(job[0], channels, color), jobs)
-    codec, form = load(model, device, precision, verbose), _Form(wanted, compact, verify)
-    for (source, target), written in behind(
-        partial(_encode_one, codec, form, force), zip(jobs, pictures, strict=True)
+    channels = weights.tokenizer_config(model_registry.find_model(model).tokenizer).channels
+    read_images = read_ahead(lambda job: _read(job[0], channels, color), jobs)
+    codec, form = load_model(model, device, precision, verbose), _OutputForm(wanted, compact, verify)
+    for (source, target), written in write_behind(
+        partial(_encode_one, codec, form, force), zip(jobs, read_images, strict=True)
     ):
         try:
             with output.memory_errors(source):
@@ -118,13 +118,13 @@ def encode(
         else:
             output.say(_summary(result, source, target), quiet)
             if len(jobs) == 1 and not compact and codec.folder.entropy and target != files.STDIO:
-                # By how much is not said: to code one picture's indices takes
+                # By how much is not said: to code one image's indices takes
                 # longer than all else here.
                 output.say(f"smaller still: --compact, or vqtok pack {target}", quiet)
     batch.finish()
 
 
-def start(
+def start_batch(
     jobs: Sequence[Job], force: bool, skip: bool, json: bool, quiet: bool
 ) -> tuple[output.Batch, list[Job]]:
     """A batch, and the jobs left in it: not those to be skipped, nor those that have failed
@@ -173,30 +173,30 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
             )
 
 
-def _read(source: "Source", channels: int, background: tuple[int, int, int]) -> "Picture":
+def _read(source: "Source", channels: int, background: tuple[int, int, int]) -> "DecodedImage":
     from vqtok import files, images
 
-    return images.read(source.path or files.read_stdin(images.MAX_BYTES), channels, background)
+    return images.read_image(source.path or files.read_stdin(images.MAX_BYTES), channels, background)
 
 
 def _encode_one(
-    codec: "Model", form: "_Form", force: bool, job: Job, read: "Future[Picture]"
+    codec: "Model", form: "_OutputForm", force: bool, job: Job, read: "Future[DecodedImage]"
 ) -> "Future[dict[str, Any]]":
-    """Encodes one picture, and begins to write its codes;
+    """Encodes one image, and begins to write its codes;
     what there is to say of it comes when they are written.
     """
     from vqtok import codes
 
     begin, (source, target) = time.perf_counter(), job
-    picture = read.result()
-    size, notes = picture.source_bytes, list(picture.notes)
+    image = read.result()
+    size, notes = image.source_bytes, list(image.notes)
     try:
-        found = codec.encode_batch([picture.pixels])
+        found = codec.encode_batch([image.pixels])
     except InputError as error:
         raise InputError(f"{source}: {error}", error.fix) from None
     result, data = form.file(codec, found, source)
     height, width = result.sizes[0]
-    facts = rate.facts(result, len(data), codes.read_meta(data)["form"])
+    facts = rate.facts(result, len(data), codes.read_codes_meta(data)["form"])
 
     def write() -> dict[str, Any]:
         output.write(target, data, force)
@@ -213,14 +213,14 @@ def _encode_one(
             **({"verified": True} if form.verify else {}),
         }
 
-    return later(write)
+    return run_in_thread(write)
 
 
 @dataclass(frozen=True)
-class _Form:
+class _OutputForm:
     """What file to make of codes."""
 
-    rate: rate.Rate
+    rate: rate.RateTarget
     compact: bool
     verify: bool
 
@@ -229,9 +229,9 @@ class _Form:
         from vqtok import codes
 
         pack = (lambda part: codes.to_bytes(codec.pack(part))) if self.compact else codes.to_bytes
-        kept, data = self.rate.cut(found, name, pack)
+        kept, data = self.rate.apply(found, name, pack)
         if self.verify:
-            again = codes.read_any(data)
+            again = codes.read_any_codes(data)
             if (codec.unpack(again) if isinstance(again, codes.Compact) else again) != kept:
                 raise VqtokError(
                     f"{name}: the file would not decode to the same codes",
@@ -256,6 +256,6 @@ def _summary(result: dict[str, Any], source: "Source", target: Path) -> str:
         "verified, " if result.get("verified") else "",
     )
     return (
-        f"{source} -> {output.named(target)}  {grid}, {size}, {compared}, "
+        f"{source} -> {output.display_name(target)}  {grid}, {size}, {compared}, "
         f"{verified}{result['seconds']:.2f} s"
     )

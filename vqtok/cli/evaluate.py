@@ -1,4 +1,4 @@
-"""`vqtok eval`: how good a model is on pictures."""
+"""`vqtok eval`: how good a model is on images."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,7 +10,7 @@ import typer
 from vqtok.cli import options as o
 from vqtok.cli import output
 from vqtok.cli.progress import bar
-from vqtok.cli.start import load
+from vqtok.cli.start import load_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from vqtok.evaluate import Evaluation, View
     from vqtok.losses import LPIPS
 
-SHEET_PICTURES = 6
-SHEET_SIDE = 128  # smaller pictures are enlarged to about this
+SHEET_IMAGES = 6
+SHEET_SIDE = 128  # smaller images are enlarged to about this
 SHEET_CROP = 256  # of larger ones the middle is shown, pixel by pixel
 PLOT_SUFFIXES = (".svg", ".png")
 
 
-@output.guarded
+@output.handle_errors
 def evaluate(
     data: Annotated[
         Path | None,
@@ -42,7 +42,7 @@ def evaluate(
     ] = "test",
     limit: Annotated[
         int | None,
-        typer.Option("--limit", help="Take only so many pictures, the first.", metavar="N", min=1),
+        typer.Option("--limit", help="Take only so many images, the first.", metavar="N", min=1),
     ] = None,
     levels: Annotated[
         str | None,
@@ -74,7 +74,7 @@ def evaluate(
         Path | None,
         typer.Option(
             "--sheet",
-            help="Write the first originals beside what is made of them to this picture.",
+            help="Write the first originals beside what is made of them to this image.",
             metavar="FILE",
         ),
     ] = None,
@@ -101,7 +101,7 @@ def evaluate(
         raise UsageError(f"there is no split {split!r}", "choose test or train")
     _check_targets(sheet, plot, force)
     asked: dict[str, Any] = {"levels": _numbers(levels), "codecs": _names(codecs)}
-    codec = load(model, device, precision, verbose)
+    codec = load_model(model, device, precision, verbose)
     network = _load_lpips(lpips)
     from vqtok.evaluate import evaluate as measure
 
@@ -110,7 +110,7 @@ def evaluate(
     errors: list[InputError] = []
 
     def show(of_one: list["View"]) -> None:
-        if len(views) < SHEET_PICTURES and sheet is not None:
+        if len(views) < SHEET_IMAGES and sheet is not None:
             views.append(of_one)
 
     with output.memory_errors(dataset.name), bar(f"eval {dataset.name}", quiet) as progress:
@@ -135,7 +135,7 @@ def evaluate(
             }
         )
     else:
-        _print_tables(result, codec.name, dataset.summary)
+        _print_tables(result, codec.name, dataset.description)
     if errors:
         output.say(f"{len(errors)} of {result.pictures + len(errors)} failed", style="bold red")
         raise typer.Exit(1)
@@ -192,23 +192,23 @@ def _load_lpips(path: Path | None) -> "LPIPS | None":
         return None
     from vqtok.losses import lpips as losses_lpips
 
-    return losses_lpips.load(path)
+    return losses_lpips.load_lpips(path)
 
 
 def _write_sheet(path: Path, rows: Sequence[Sequence["View"]], force: bool) -> None:
     """Originals, ours and the codecs' in rows:
-    small pictures enlarged, the middle of large ones at 1:1.
+    small images enlarged, the middle of large ones at 1:1.
     """
     from vqtok import images, plots
     from vqtok.files import human_bytes
 
     columns = max(len(row) for row in rows)
-    # a codec that does not take a picture's size leaves its column out
+    # a codec that does not take an image's size leaves its column out
     full = [row for row in rows if len(row) == columns]
-    crops = [[_middle(view.picture) for view in row] for row in full]
+    crops = [[_middle(view.image) for view in row] for row in full]
     labels = [
         [
-            _size(view.picture)
+            _size(view.image)
             if view.bytes is None
             else f"{human_bytes(view.bytes)}, {_bpp(view):.3f} bpp"
             for view in row
@@ -217,23 +217,23 @@ def _write_sheet(path: Path, rows: Sequence[Sequence["View"]], force: bool) -> N
     ]
     scale = max(1, SHEET_SIDE // max(max(row[0].shape[:2]) for row in crops))
     headings = [view.name for view in full[0]]
-    images.write(path, plots.side_by_side(crops, headings, scale=scale, labels=labels), force)
+    images.write_image(path, plots.side_by_side(crops, headings, scale=scale, labels=labels), force)
 
 
-def _middle(picture: "np.ndarray") -> "np.ndarray":
-    H, W = picture.shape[:2]
+def _middle(image: "np.ndarray") -> "np.ndarray":
+    H, W = image.shape[:2]
     top, left = max(0, H - SHEET_CROP) // 2, max(0, W - SHEET_CROP) // 2
-    return picture[top : top + SHEET_CROP, left : left + SHEET_CROP]
+    return image[top : top + SHEET_CROP, left : left + SHEET_CROP]
 
 
-def _size(picture: "np.ndarray") -> str:
-    H, W = picture.shape[:2]
+def _size(image: "np.ndarray") -> str:
+    H, W = image.shape[:2]
     return f"{W}x{H}"
 
 
 def _bpp(view: "View") -> float:
     assert view.bytes is not None
-    return 8 * view.bytes / (view.picture.shape[0] * view.picture.shape[1])
+    return 8 * view.bytes / (view.image.shape[0] * view.image.shape[1])
 
 
 def _write_plot(path: Path, result: "Evaluation", model: str, data: str, force: bool) -> None:
@@ -266,14 +266,14 @@ def _write_plot(path: Path, result: "Evaluation", model: str, data: str, force: 
         )
         for key, name in figures
     ]
-    count = f"{result.pictures} pictures" if result.pictures > 1 else "1 picture"
+    count = f"{result.pictures} images" if result.pictures > 1 else "1 image"
     text = f"{model} on {count} of {data}"
     files.write_bytes(path.with_suffix(".svg"), plots.plot_svg(text, panels), force)
-    images.write(path.with_suffix(".png"), plots.plot_picture(text, panels), force)
+    images.write_image(path.with_suffix(".png"), plots.plot_image(text, panels), force)
 
 
 _NAMES = {
-    "pictures": ("pictures", "d"),
+    "pictures": ("images", "d"),
     "psnr": ("PSNR, dB", ".2f"),
     "ssim": ("SSIM", ".4f"),
     "ms_ssim": ("MS-SSIM", ".4f"),

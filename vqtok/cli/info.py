@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vqtok.model_registry import ModelFolder
 
 
-@output.guarded
+@output.handle_errors
 def info(
     file: Annotated[
         str,
@@ -46,7 +46,7 @@ def _facts(file: str) -> dict[str, Any]:
 
     if file == "-":
         data = files.read_stdin(codes.FILE_LIMIT)
-        return _codes_facts(codes.read_any(data), len(data))
+        return _codes_facts(codes.read_any_codes(data), len(data))
     path = Path(file)
     if os.path.isfile(file) and path.name != "tokenizer.safetensors":
         with open(file, "rb") as opened:
@@ -58,10 +58,10 @@ def _facts(file: str) -> dict[str, Any]:
                 f"{file} is neither codes nor weights",
                 "give a .npz or .safetensors file, or a model's folder or name",
             )
-        return _codes_facts(codes.read_any(path), os.path.getsize(file))
+        return _codes_facts(codes.read_any_codes(path), os.path.getsize(file))
     if path.suffix in (".npz", ".safetensors") and not os.path.exists(file):
         raise InputError(f"{file} does not exist", "check the name")
-    return _model_facts(model_registry.find(file))
+    return _model_facts(model_registry.find_model(file))
 
 
 def _codes_facts(codes: "Codes | Compact", size: int) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-@output.guarded
+@output.handle_errors
 def models(json: o.Json = False) -> None:
     """List the models on this machine.
 
@@ -181,7 +181,7 @@ def models(json: o.Json = False) -> None:
     from vqtok import model_registry
     from vqtok.plots import rich_table
 
-    found, folders = [], model_registry.models()
+    found, folders = [], model_registry.list_models()
     batch = output.Batch(len(folders), keep_going=True)
     for folder in folders:
         try:
@@ -212,7 +212,7 @@ def models(json: o.Json = False) -> None:
         output.print_table(rich_table(headers, [_row(m) for m in found]))
         output.say(
             "f: pixels a code along each axis. K: codes at each level. bpp: bits per pixel. PSNR: "
-            "of validation pictures."
+            "of validation images."
         )
     batch.finish()
 

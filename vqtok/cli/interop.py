@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FORMATS = ("diffusers",)
 
 
-@output.guarded
+@output.handle_errors
 def import_(
     checkpoint: Annotated[
         Path,
@@ -52,7 +52,7 @@ def import_(
     _check_free(out, force)
     from vqtok import interop
 
-    weights = interop.convert(interop.read(checkpoint), normalize)
+    weights = interop.convert_checkpoint(interop.read_checkpoint(checkpoint), normalize)
     _write(out, weights, force)
     facts = _facts(checkpoint, out, weights)
     if json:
@@ -79,8 +79,8 @@ def _write(out: Path, tokenizer: "Weights", force: bool) -> None:
     from vqtok.train import card
     from vqtok.train import run as train_run
 
-    train_run.clear(out, "all", force)
-    weights.save(out / "tokenizer.safetensors", tokenizer, force)
+    train_run.clear_run(out, "all", force)
+    weights.save_weights(out / "tokenizer.safetensors", tokenizer, force)
     card.write_card(out, shlex.join(["vqtok", *sys.argv[1:]]))
 
 
@@ -98,7 +98,7 @@ def _facts(checkpoint: Path, out: Path, tokenizer: "Weights") -> dict[str, Any]:
     }
 
 
-@output.guarded
+@output.handle_errors
 def export(
     model: Annotated[
         str, typer.Argument(help="Name, folder or tokenizer file of the model.", metavar="MODEL")
@@ -123,10 +123,10 @@ def export(
         raise UsageError(f"vqtok cannot export to {to!r}", f"choose {' or '.join(FORMATS)}")
     from vqtok import model_registry
 
-    folder = model_registry.find(model)
+    folder = model_registry.find_model(model)
     from vqtok import interop
 
-    exported = interop.export(folder)
+    exported = interop.export_model(folder)
     exported.write(out, force)
     size = len(exported.config) + len(exported.tensors)
     if json:

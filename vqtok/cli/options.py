@@ -7,17 +7,17 @@ from typing import Annotated
 import typer
 
 
-def model_names(incomplete: str) -> list[str]:
+def complete_model(incomplete: str) -> list[str]:
     """What the shell completes a model to: names of models.
 
     None fits a path, and the shell then completes it to files.
     """
     from vqtok import model_registry
 
-    return [model.name for model in model_registry.models() if model.name.startswith(incomplete)]
+    return [model.name for model in model_registry.list_models() if model.name.startswith(incomplete)]
 
 
-def known(names: str) -> Callable[[str], list[str]]:
+def complete_setting(names: str) -> Callable[[str], list[str]]:
     """What the shell completes an option to whose words `config` lists under that name."""
 
     def complete(incomplete: str) -> list[str]:
@@ -28,7 +28,7 @@ def known(names: str) -> Callable[[str], list[str]]:
     return complete
 
 
-def one_of(*words: str) -> Callable[[str], list[str]]:
+def complete_choice(*words: str) -> Callable[[str], list[str]]:
     """What the shell completes an option to that takes one of a few words."""
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
@@ -39,7 +39,7 @@ ModelName = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        autocompletion=model_names,
+        autocompletion=complete_model,
         help=(
             "Name (see `vqtok models`), folder or tokenizer file. Default: VQTOK_MODEL, else photo."
         ),
@@ -51,7 +51,7 @@ FileModel = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        autocompletion=model_names,
+        autocompletion=complete_model,
         help="Name, folder or tokenizer file. Default: the model that each file names.",
     ),
 ]
@@ -80,7 +80,7 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="DEVICE",
-        autocompletion=one_of("auto", "cpu", "cuda", "mps"),
+        autocompletion=complete_choice("auto", "cpu", "cuda", "mps"),
         help="auto, cpu, cuda or mps. Default: VQTOK_DEVICE, else auto: the fastest.",
     ),
 ]
@@ -89,7 +89,7 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         metavar="PRECISION",
-        autocompletion=one_of("fp32", "bf16"),
+        autocompletion=complete_choice("fp32", "bf16"),
         help="fp32, or bf16: faster, and some indices differ.",
     ),
 ]

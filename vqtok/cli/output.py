@@ -130,7 +130,7 @@ def _drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def named(target: Path | str) -> str:
+def display_name(target: Path | str) -> str:
     """A result's place, for a person."""
     return "standard output" if str(target) == "-" else str(target)
 
@@ -141,7 +141,7 @@ def check_target(path: Path, force: bool) -> None:
         files.check_free(path, force)
 
 
-def guarded(command: Callable[P, None]) -> Callable[P, None]:
+def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
     """A command whose errors are two lines on stderr and an exit code;
     VQTOK_DEBUG=1 shows the traceback instead.
     """
@@ -218,7 +218,7 @@ def memory_errors(name: object = "this") -> Iterator[None]:
             raise
         raise VqtokError(
             f"there is not enough memory for {name}",
-            "use smaller pictures; for training, a smaller --batch",
+            "use smaller images; for training, a smaller --batch",
         ) from None
 
 

@@ -1,5 +1,5 @@
 """`vqtok pack`, `vqtok unpack` and `vqtok truncate`:
-codes files to codes files, without the picture and without its network.
+codes files to codes files, without the image and without its network.
 """
 
 import time
@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from vqtok.cli import options as o
 from vqtok.cli import output, rate
 from vqtok.cli.decode import CodesFiles
-from vqtok.cli.encode import Job, start
+from vqtok.cli.encode import Job, start_batch
 from vqtok.errors import ModelError, UsageError, VqtokError
 
 if TYPE_CHECKING:
     from vqtok.codes import Codes, Compact
     from vqtok.files import Source
 
-Change = Callable[["Coders", "Codes | Compact", object], tuple["Codes | Compact", bytes]]
+Change = Callable[["EntropyCoders", "Codes | Compact", object], tuple["Codes | Compact", bytes]]
 
 
-@output.guarded
+@output.handle_errors
 def pack(
     inputs: CodesFiles,
     out: o.Output = None,
@@ -34,7 +34,7 @@ def pack(
     _rewrite(inputs, ".compact.npz", out, model, force, skip_existing, json, quiet, _packed)
 
 
-@output.guarded
+@output.handle_errors
 def unpack(
     inputs: CodesFiles,
     out: o.Output = None,
@@ -48,7 +48,7 @@ def unpack(
     _rewrite(inputs, ".plain.npz", out, model, force, skip_existing, json, quiet, _unpacked)
 
 
-@output.guarded
+@output.handle_errors
 def truncate(
     inputs: CodesFiles,
     out: o.Output = None,
@@ -62,20 +62,20 @@ def truncate(
     quiet: o.Quiet = False,
 ) -> None:
     """Cut codes to fewer levels: img.npz -> img.truncated.npz."""
-    wanted = rate.Rate.parse(levels, bpp, max_bytes)
-    if not wanted.given:
+    wanted = rate.RateTarget.parse(levels, bpp, max_bytes)
+    if not wanted.is_set:
         raise UsageError(
             "nothing says how much to keep", "give --levels N, --bpp X or --max-bytes SIZE"
         )
 
     def cut(
-        coders: Coders, found: "Codes | Compact", name: object
+        coders: EntropyCoders, found: "Codes | Compact", name: object
     ) -> tuple["Codes | Compact", bytes]:
         from vqtok import codes
 
         if isinstance(found, codes.Codes):
-            return wanted.cut(found, name)
-        kept, data = wanted.cut(
+            return wanted.apply(found, name)
+        kept, data = wanted.apply(
             coders.unpack(found), name, lambda part: codes.to_bytes(coders.pack(part))
         )
         return kept, data
@@ -83,7 +83,7 @@ def truncate(
     _rewrite(inputs, ".truncated.npz", out, model, force, skip_existing, json, quiet, cut)
 
 
-class Coders:
+class EntropyCoders:
     """The entropy coders that files ask for, each loaded once; torch is imported with the first."""
 
     def __init__(self, model: str | None) -> None:
@@ -93,7 +93,7 @@ class Coders:
         from vqtok import codes
 
         coder = self._coder(plain)
-        return codes.compact(plain) if coder is None else coder.pack(plain)
+        return codes.to_compact(plain) if coder is None else coder.pack(plain)
 
     def unpack(self, packed: "Compact") -> "Codes":
         if packed.prior is None:
@@ -105,13 +105,13 @@ class Coders:
             raise without_prior(packed)
         return coder.unpack(packed)
 
-    def check(self, found: "Codes | Compact") -> None:
+    def check_model(self, found: "Codes | Compact") -> None:
         """ModelError where a model was named, and it is not the one that made these codes."""
         from vqtok import model_registry, weights
 
         if self.model is None:
             return
-        folder = model_registry.find(self.model)
+        folder = model_registry.find_model(self.model)
         mine = weights.tokenizer_fingerprint(folder.tokenizer)
         if mine != found.fingerprint:
             raise ModelError(
@@ -125,7 +125,7 @@ class Coders:
 
         if found.fingerprint not in self.loaded:
             folder = (
-                model_registry.find(self.model)
+                model_registry.find_model(self.model)
                 if self.model
                 else model_registry.find_by_fingerprint(found.model, found.fingerprint)
             )
@@ -139,7 +139,7 @@ class Coders:
 
 
 def _packed(
-    coders: Coders, found: "Codes | Compact", name: object
+    coders: EntropyCoders, found: "Codes | Compact", name: object
 ) -> tuple["Codes | Compact", bytes]:
     from vqtok import codes
 
@@ -148,7 +148,7 @@ def _packed(
 
 
 def _unpacked(
-    coders: Coders, found: "Codes | Compact", name: object
+    coders: EntropyCoders, found: "Codes | Compact", name: object
 ) -> tuple["Codes | Compact", bytes]:
     from vqtok import codes
 
@@ -174,8 +174,8 @@ def _rewrite(
     jobs = [
         (source, files.output_path(source, suffix, out, len(sources) > 1)) for source in sources
     ]
-    batch, jobs = start(_without_results(jobs, quiet), force, skip, json, quiet)
-    coders = Coders(model)
+    batch, jobs = start_batch(_without_results(jobs, quiet), force, skip, json, quiet)
+    coders = EntropyCoders(model)
     for source, target in jobs:
         try:
             with output.memory_errors(source):
@@ -204,20 +204,20 @@ def _without_results(jobs: list[Job], quiet: bool) -> list[Job]:
 
 
 def _rewrite_one(
-    source: "Source", target: Path, force: bool, coders: Coders, change: Change
+    source: "Source", target: Path, force: bool, coders: EntropyCoders, change: Change
 ) -> dict[str, Any]:
     """Writes the changed codes of one file, and returns what there is to say of it."""
     from vqtok import codes, files
 
     begin = time.perf_counter()
-    found = codes.read_any(source.path or files.read_stdin(codes.FILE_LIMIT))
+    found = codes.read_any_codes(source.path or files.read_stdin(codes.FILE_LIMIT))
     try:
-        coders.check(found)
+        coders.check_model(found)
         kept, data = change(coders, found, source)
     except ModelError as error:
         raise ModelError(f"{source}: {error}", error.fix) from None
     output.write(target, data, force)
-    form = codes.read_meta(data)["form"]
+    form = codes.read_codes_meta(data)["form"]
     return {
         "input": str(source.path or "-"),
         "output": str(target),
@@ -239,5 +239,5 @@ def _summary(result: dict[str, Any], source: "Source", target: Path) -> str:
     )
     form = "" if result["form"] == "plain" else f"{result['form']}, "
     return (
-        f"{source} -> {output.named(target)}  {grid}, {size}, {part}{form}{result['seconds']:.2f} s"
+        f"{source} -> {output.display_name(target)}  {grid}, {size}, {part}{form}{result['seconds']:.2f} s"
     )

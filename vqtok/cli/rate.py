@@ -1,4 +1,4 @@
-"""How much of a picture a codes file keeps:
+"""How much of an image a codes file keeps:
 `--levels`, `--bpp` and `--max-bytes`, for the commands that write one.
 """
 
@@ -20,7 +20,7 @@ _POWERS = {None: 0, "k": 1, "m": 2, "g": 3}
 
 
 @dataclass(frozen=True)
-class Rate:
+class RateTarget:
     """What is asked for: a number of levels, or the most that a file may take;
     nothing means all levels.
     """
@@ -30,7 +30,7 @@ class Rate:
     max_bytes: int | None = None
 
     @classmethod
-    def parse(cls, levels: int | None, bpp: float | None, max_bytes: str | None) -> "Rate":
+    def parse(cls, levels: int | None, bpp: float | None, max_bytes: str | None) -> "RateTarget":
         """The options as typed. UsageError where several are given, or one makes no sense."""
         given = {"--levels": levels, "--bpp": bpp, "--max-bytes": max_bytes}
         named = [name for name, value in given.items() if value is not None]
@@ -43,18 +43,18 @@ class Rate:
         return cls(levels, bpp, None if max_bytes is None else parse_bytes(max_bytes))
 
     @property
-    def given(self) -> bool:
-        return self != Rate()
+    def is_set(self) -> bool:
+        return self != RateTarget()
 
-    def cut(
+    def apply(
         self, codes: "Codes", name: object, pack: "Callable[[Codes], bytes] | None" = None
     ) -> tuple["Codes", bytes]:
         """The codes at as many levels as asked for, and their file, which `pack`
         makes (None: a plain one).
 
-        InputError where the picture `name` allows no such choice.
+        InputError where the image `name` allows no such choice.
         """
-        from vqtok.codes import fit, to_bytes
+        from vqtok.codes import fit_to_size, to_bytes
 
         pack = pack or to_bytes
         if self.bpp is None and self.max_bytes is None:
@@ -67,7 +67,7 @@ class Rate:
             if self.bpp is not None
             else float(self.max_bytes or 0)
         )
-        kept, data = fit(codes, limit, pack)
+        kept, data = fit_to_size(codes, limit, pack)
         if len(data) > limit:
             takes, asked, fix = self._in_words(len(data), codes.pixels)
             raise InputError(
@@ -118,11 +118,11 @@ def check_levels(levels: int | None, model: str | None) -> None:
         return
     from vqtok import codes, model_registry
 
-    folder = model_registry.find(model)
+    folder = model_registry.find_model(model)
     most = model_levels(folder)
     if levels > most:
         raise UsageError(
-            f"the model {folder.name} has {codes.counted(most)}, not {levels}", codes.choice(most)
+            f"the model {folder.name} has {codes.count_levels(most)}, not {levels}", codes.levels_fix(most)
         )
 
 

@@ -12,19 +12,19 @@ import typer
 from vqtok.cli import options as o
 from vqtok.cli import output
 from vqtok.cli.progress import bar
-from vqtok.cli.start import load, load_with
+from vqtok.cli.start import load_model, load_model_with
 from vqtok.errors import ModelError, UsageError, VqtokError
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
-    from vqtok.pages.run import Extra, Run
+    from vqtok.pages.run import RunInspection, RunReport
 
 DEFAULT_OUTPUT = Path("report.html")
 SAMPLES = 8
 FIGURES_BYTES = 64 << 20
 
 
-@output.guarded
+@output.handle_errors
 def report(
     what: Annotated[
         str,
@@ -64,7 +64,7 @@ def report(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Make a page of pictures and curves: one file, no network."""
+    """Make a page of images and curves: one file, no network."""
     kind = _kind(what)
     if open_ and str(out) == "-":
         raise UsageError(
@@ -90,7 +90,7 @@ def report(
 
     seconds = time.perf_counter() - begin
     output.say(
-        f"{kind} {what} -> {output.named(out)}  {human_bytes(len(page))}, {seconds:.1f} s", quiet
+        f"{kind} {what} -> {output.display_name(out)}  {human_bytes(len(page))}, {seconds:.1f} s", quiet
     )
     if open_:
         _open(out, quiet)
@@ -118,19 +118,19 @@ def _of_run(folder: Path, samples: int, device: str | None, quiet: bool, verbose
     from vqtok.pages import run as run_page
 
     run = run_page.read_run(folder)
-    extra = run_page.Extra(
+    extra = run_page.RunInspection(
         notes=["no weights are there yet: curves and settings are all there is to show"]
     )
     if os.path.isfile(folder / "tokenizer.safetensors"):
         # The whole path: by a bare name a bundled model would be found first.
-        codec = load(str(folder.resolve()), device, "fp32", verbose)
+        codec = load_model(str(folder.resolve()), device, "fp32", verbose)
         extra = _inside_run(codec, run, samples, quiet)
     return run_page.page(run, extra)
 
 
-def _inside_run(codec: "Model", run: "Run", samples: int, quiet: bool) -> "Extra":
+def _inside_run(codec: "Model", run: "RunReport", samples: int, quiet: bool) -> "RunInspection":
     """What a run's networks tell: the codebook as the last validation
-    pictures use it, and samples.
+    images use it, and samples.
     """
     from vqtok.evaluate import inspect_model
     from vqtok.pages import run as run_page
@@ -138,17 +138,17 @@ def _inside_run(codec: "Model", run: "Run", samples: int, quiet: bool) -> "Extra
     sheets, sampled, notes = _samples(codec, samples, quiet)
     size = run.settings.get("data", {}).get("size") if run.sheets else None
     if isinstance(size, int):
-        pictures = [
-            picture[..., : codec.config.channels]
-            for picture in run_page.pictures_of(run.sheets[-1], size)
+        images = [
+            image[..., : codec.config.channels]
+            for image in run_page.images_of(run.sheets[-1], size)
         ]
-        codes, counted = [codec.encode_batch(pictures)], f"in {len(pictures)} validation pictures"
+        codes, counted = [codec.encode_batch(images)], f"in {len(images)} validation images"
     else:
         codes, counted = sampled, f"in {samples} samples"
     book = (
-        inspect_model.codebook(codec, inspect_model.count_codes(codes), counted) if codes else None
+        inspect_model.codebook_map(codec, inspect_model.count_codes(codes), counted) if codes else None
     )
-    return run_page.Extra(book, sheets, notes)
+    return run_page.RunInspection(book, sheets, notes)
 
 
 def _samples(
@@ -176,13 +176,13 @@ def _of_model(
     from vqtok.evaluate import inspect_model
     from vqtok.pages import model as model_page
 
-    folder = model_registry.find(what)
+    folder = model_registry.find_model(what)
     given = None if figures is None else _read_figures(figures)
     card = _text(folder.path / "README.md")
-    codec = load(what, device, "fp32", verbose)
+    codec = load_model(what, device, "fp32", verbose)
     sheets, codes, notes = _samples(codec, samples, quiet)
     book = (
-        inspect_model.codebook(
+        inspect_model.codebook_map(
             codec, inspect_model.count_codes(codes), f"in {samples} samples of the prior"
         )
         if codes
@@ -196,12 +196,12 @@ def _of_model(
     if given is not None and given.get("fingerprint") not in (None, codec.fingerprint):
         notes.append(f"the figures were measured with another model ({given['fingerprint']})")
     recipe = folder.path / "recipe.toml"
-    page = model_page.Model(
+    page = model_page.ModelReport(
         codec.name,
         codec.fingerprint,
         card,
         curves,
-        f"As measured by vqtok eval: {output.named(figures)}."
+        f"As measured by vqtok eval: {output.display_name(figures)}."
         if figures is not None
         else "As the card's tables say.",
         _facts(codec, files.human_bytes),
@@ -260,7 +260,7 @@ def _facts(codec: "Model", human: Any) -> list[tuple[str, Any]]:
         ("labels", labels or "none"),
     ]
     return rows + (
-        [("PSNR of validation pictures, dB", float(psnr))] if isinstance(psnr, int | float) else []
+        [("PSNR of validation images, dB", float(psnr))] if isinstance(psnr, int | float) else []
     )
 
 
@@ -277,12 +277,12 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
     )
     name = "standard input" if what == "-" else what
     try:
-        with codes.named(name):
-            found = codes.read_any(data)
+        with codes.name_in_errors(name):
+            found = codes.read_any_codes(data)
         codec = (
-            load(model, device, "fp32", verbose)
+            load_model(model, device, "fp32", verbose)
             if model
-            else load_with(
+            else load_model_with(
                 lambda: model_registry.read_by_fingerprint(found.model, found.fingerprint),
                 device,
                 "fp32",
@@ -290,10 +290,10 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
             )
         )
         plain = codec.unpack(found) if isinstance(found, codes.Compact) else found
-        pictures = codec.decode_all(plain)
+        images = codec.decode_all(plain)
     except ModelError as error:
         raise ModelError(f"{name}: {error}", error.fix) from None
-    spent = inspect_model.bits(codec, plain)
+    spent = inspect_model.index_bits(codec, plain)
     parts = codes_page.breakdown(data, found, None if spent is None else spent[0])
     coders = [codes_page.Part(TITLES[key], size) for key, size in grid_bytes(plain).items()]
     if spent is not None:
@@ -301,17 +301,17 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
     facts: list[tuple[str, Any]] = [
         ("model", f"{plain.model} ({plain.fingerprint})"),
         ("form", codes.form(found)),
-        ("pictures", len(plain)),
+        ("images", len(plain)),
         ("size", " ".join(dict.fromkeys(f"{W}x{H}" for H, W in plain.sizes))),
         ("levels", f"{plain.levels} of {codec.config.levels}"),
         ("codes at each level", plain.codebook_size),
         ("raw bits per pixel", plain.bits / plain.pixels),
     ]
     colors = inspect_model.index_colors(codec)
-    page = codes_page.Grid(
+    page = codes_page.CodesReport(
         name,
         plain,
-        pictures,
+        images,
         colors,
         None if spent is None else spent[0],
         "" if spent is None else spent[1],

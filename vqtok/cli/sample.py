@@ -1,4 +1,4 @@
-"""`vqtok sample`: new pictures from the prior, and pictures completed."""
+"""`vqtok sample`: new images from the prior, and images completed."""
 
 import math
 import os
@@ -11,7 +11,7 @@ import typer
 from vqtok.cli import options as o
 from vqtok.cli import output, rate
 from vqtok.cli.progress import bar
-from vqtok.cli.start import load
+from vqtok.cli.start import load_model
 from vqtok.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ DEFAULT_OUTPUT = Path("samples.png")
 DEFAULT_KEEP = "top:0.5"
 
 
-@output.guarded
+@output.handle_errors
 def sample(
     n: Annotated[
         int,
-        typer.Option("-n", "--number", help="How many pictures.", metavar="N", min=1, max=10_000),
+        typer.Option("-n", "--number", help="How many images.", metavar="N", min=1, max=10_000),
     ] = 16,
     out: Annotated[
         Path | None,
@@ -34,7 +34,7 @@ def sample(
             "--output",
             "-o",
             help=(
-                "A picture: one sheet. A .npz: codes. A folder: "
+                "An image: one sheet. A .npz: codes. A folder: "
                 "numbered files. Default: samples.png."
             ),
             metavar="PATH",
@@ -61,7 +61,7 @@ def sample(
         float,
         typer.Option(
             "--temperature",
-            help="Below 1: likelier pictures; 0: the likeliest.",
+            help="Below 1: likelier images; 0: the likeliest.",
             metavar="T",
             min=0,
         ),
@@ -84,7 +84,7 @@ def sample(
         Path | None,
         typer.Option(
             "--complete",
-            help="Keep a part of this picture (- for standard input), invent the rest.",
+            help="Keep a part of this image (- for standard input), invent the rest.",
             metavar="IMG",
         ),
     ] = None,
@@ -104,12 +104,12 @@ def sample(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Draw new pictures from a model's prior."""
+    """Draw new images from a model's prior."""
     _check_together(size, complete, keep)
     wanted = _parse_size(size)
     target = _target(out, n, json, force)
     rate.check_levels(levels, model)
-    codec = load(model, device, "fp32", verbose)
+    codec = load_model(model, device, "fp32", verbose)
     begin = time.perf_counter()
     options = {
         "label": label,
@@ -119,7 +119,7 @@ def sample(
         "top_p": top_p,
         "levels": levels,
     }
-    with output.memory_errors(f"{n} pictures at once"), bar("sample", quiet) as progress:
+    with output.memory_errors(f"{n} images at once"), bar("sample", quiet) as progress:
         if complete is None:
             _check_sheet(target, n, wanted or codec.native_size)
             codes = codec.sample_codes(n, wanted, progress=progress, **options)
@@ -152,10 +152,10 @@ def sample(
                 }
             )
     else:
-        count = "1 picture" if n == 1 else f"{n} pictures"
+        count = "1 image" if n == 1 else f"{n} images"
         output.say(
             f"{count} of {width}x{height} from {codec.name}, seed {seed} -> "
-            f"{output.named(target)}  {seconds:.2f} s",
+            f"{output.display_name(target)}  {seconds:.2f} s",
             quiet,
         )
 
@@ -163,12 +163,12 @@ def sample(
 def _check_together(size: str | None, complete: Path | None, keep: str | None) -> None:
     if keep is not None and complete is None:
         raise UsageError(
-            "--keep says what to keep of a picture, and none is given", "add --complete IMG"
+            "--keep says what to keep of an image, and none is given", "add --complete IMG"
         )
     if size is not None and complete is not None:
         raise UsageError(
             "--size does not go with --complete",
-            "the result has the size of the picture: resize that",
+            "the result has the size of the image: resize that",
         )
 
 
@@ -216,7 +216,7 @@ def _numbered(folder: Path, i: int) -> Path:
 
 
 def _check_sheet(target: Path, n: int, size: tuple[int, int]) -> None:
-    """One sheet of very many pictures could not be opened again, by vqtok or by most viewers."""
+    """One sheet of very many images could not be opened again, by vqtok or by most viewers."""
     from vqtok.images import MAX_PIXELS
 
     if (
@@ -226,7 +226,7 @@ def _check_sheet(target: Path, n: int, size: tuple[int, int]) -> None:
         and not _is_codes(target)
     ):
         raise UsageError(
-            f"{n} pictures of {size[1]}x{size[0]} are too many for one sheet",
+            f"{n} images of {size[1]}x{size[0]} are too many for one sheet",
             "give a folder: -o DIR",
         )
 
@@ -237,47 +237,47 @@ def _complete(
     from vqtok import files, images
 
     stdin = path == files.STDIO
-    picture = images.read(
+    image = images.read_image(
         files.read_stdin(images.MAX_BYTES) if stdin else path, codec.config.channels
     )
-    for note in picture.notes:
+    for note in image.notes:
         output.say(f"{'standard input' if stdin else path}: {note}", quiet)
-    return codec.complete(codec.encode_batch([picture.pixels]), keep, n, **options)
+    return codec.complete(codec.encode_batch([image.pixels]), keep, n, **options)
 
 
 def _captions(codec: "Model", n: int) -> list[str] | None:
-    """The label of each picture, where they are drawn from all labels in turn."""
+    """The label of each image, where they are drawn from all labels in turn."""
     return [codec.labels[i % len(codec.labels)] for i in range(n)] if codec.labels else None
 
 
 def _write(
     codec: "Model", codes: "Codes", target: Path, force: bool, captions: list[str] | None
 ) -> list[Path]:
-    """Writes codes, numbered pictures or one sheet, and returns the files."""
+    """Writes codes, numbered images or one sheet, and returns the files."""
     from vqtok import codes as codes_format
     from vqtok import images, plots
     from vqtok.files import STDIO
 
     if _is_codes(target):
-        codes_format.write(target, codes, force)
+        codes_format.write_codes(target, codes, force)
         return [target]
-    pictures = codec.decode_all(codes)
+    decoded = codec.decode_all(codes)
     if _is_folder(target):
-        paths = [_numbered(target, i) for i in range(len(pictures))]
-        for path, picture in zip(paths, pictures, strict=True):
-            images.write(path, picture, force)
+        paths = [_numbered(target, i) for i in range(len(decoded))]
+        for path, pixels in zip(paths, decoded, strict=True):
+            images.write_image(path, pixels, force)
         return paths
     scale = max(1, 96 // max(codes.sizes[0]))
     columns = (
         len(codec.labels)
         if captions and len(codec.labels) <= 16
-        else math.ceil(math.sqrt(len(pictures)))
+        else math.ceil(math.sqrt(len(decoded)))
     )
     sheet = (
-        pictures[0] if len(pictures) == 1 else plots.sheet(pictures, columns, captions, scale=scale)
+        decoded[0] if len(decoded) == 1 else plots.sheet(decoded, columns, captions, scale=scale)
     )
     if target == STDIO:
         output.write_stdout(images.encode_png(sheet))
     else:
-        images.write(target, sheet, force)
+        images.write_image(target, sheet, force)
     return [target]

@@ -8,30 +8,30 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vqtok.cli import output
-from vqtok.prefetch import later
+from vqtok.prefetch import run_in_thread
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
-    from vqtok.model_registry import Tokenizer
+    from vqtok.model_registry import StoredTokenizer
 
 
-def load(model: str | None, device: str | None, precision: str, verbose: bool = False) -> "Model":
+def load_model(model: str | None, device: str | None, precision: str, verbose: bool = False) -> "Model":
     """The model that the options ask for."""
     from vqtok import model_registry
 
-    folder = model_registry.find(
+    folder = model_registry.find_model(
         model
     )  # torch takes seconds to import: a wrong name is told before
-    return load_with(lambda: model_registry.read_tokenizer(folder), device, precision, verbose)
+    return load_model_with(lambda: model_registry.read_tokenizer(folder), device, precision, verbose)
 
 
-def load_with(
-    read: "Callable[[], Tokenizer]", device: str | None, precision: str, verbose: bool = False
+def load_model_with(
+    read: "Callable[[], StoredTokenizer]", device: str | None, precision: str, verbose: bool = False
 ) -> "Model":
     """The model of the tokenizer that `read` gives:
     its file is read and hashed beside the import of torch. Errors as `codec.load`.
     """
-    reading = later(read, leave=True)
+    reading = run_in_thread(read, leave=True)
     with _without_collector():
         from vqtok import codec
     loaded = codec.Model(reading.result(), codec.pick_device(device), precision)

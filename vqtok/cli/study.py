@@ -9,7 +9,7 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output
-from vqtok.cli.train import Listener, keep_memory, signals
+from vqtok.cli.train import Listener, keep_memory, stop_on_signals
 
 if TYPE_CHECKING:
     from vqtok.study import Study
@@ -18,15 +18,15 @@ DEFAULT_OUTPUT = Path("vqtok-study")
 SHORTEST = 1.0  # seconds
 
 
-@output.guarded
-def study(
+@output.handle_errors
+def run_study(
     data: Annotated[
         str | None,
         typer.Option(
             "--data",
             metavar="DATA",
             help=(
-                "Small square pictures, as for `train`, "
+                "Small square images, as for `train`, "
                 "here or in VQTOK_DATA. Default: built-in shapes."
             ),
         ),
@@ -48,11 +48,11 @@ def study(
             metavar="NAMES",
         ),
     ] = None,
-    test_pictures: Annotated[
+    test_images: Annotated[
         int,
         typer.Option(
             "--test-pictures",
-            help="How many pictures the bits are measured on, at most.",
+            help="How many images the bits are measured on, at most.",
             metavar="N",
             min=1,
         ),
@@ -91,17 +91,17 @@ def study(
         studies.check_free(out, force)
     command = shlex.join(["vqtok", *sys.argv[1:]])
     plan = studies.Plan(
-        data, out, seconds, studies.choose(systems), seed, test_pictures, samples, command
+        data, out, seconds, studies.select_systems(systems), seed, test_images, samples, command
     )
     stop = train.Stop()
     keep_memory()
     try:
         with (
             Listener(quiet, json=False) as listener,
-            signals(stop, together=False),
+            stop_on_signals(stop, together=False),
             train.resumable(),
         ):
-            found = studies.study(plan, stop, listener, pick_device(device), resume)
+            found = studies.run_study(plan, stop, listener, pick_device(device), resume)
     except studies.Interrupted:
         output.say(
             f"Interrupted. What is done is saved; go on with: {_again(command, resume)}", quiet
@@ -132,6 +132,6 @@ def _show(found: "Study", out: Path, json: bool, quiet: bool) -> None:
         output.say(sentence, quiet)
     output.say(
         "What it does not show, and how it was made: "
-        f"{out / page.MARKDOWN}. With pictures: {out / page.HTML}",
+        f"{out / page.MARKDOWN}. With images: {out / page.HTML}",
         quiet,
     )

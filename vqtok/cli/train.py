@@ -1,4 +1,4 @@
-"""`vqtok train`: pictures to a model."""
+"""`vqtok train`: images to a model."""
 
 import ctypes
 import os
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vqtok.data import Dataset
-    from vqtok.train import Begun, Status, Stop, Wanted
+    from vqtok.train import RunSpec, Status, Stop, TrainRequest
 
 DEFAULT_OUTPUT = Path("vqtok-model")
 
 
-@output.guarded
+@output.handle_errors
 def train(
     data: Annotated[
         str | None,
@@ -45,7 +45,7 @@ def train(
         typer.Option(
             "--stage",
             help="tokenizer, prior, entropy (which codes compact files) or all.",
-            autocompletion=o.one_of("tokenizer", "prior", "entropy", "all"),
+            autocompletion=o.complete_choice("tokenizer", "prior", "entropy", "all"),
         ),
     ] = "all",
     preset: Annotated[
@@ -53,7 +53,7 @@ def train(
         typer.Option(
             "--preset",
             help="tiny, cifar, photo or pixels; default: by the data.",
-            autocompletion=o.known("PRESETS"),
+            autocompletion=o.complete_setting("PRESETS"),
         ),
     ] = None,
     recipe: Annotated[
@@ -72,7 +72,7 @@ def train(
             "--init",
             help="Start from the tokenizer of this model (fine-tune it).",
             metavar="MODEL",
-            autocompletion=o.model_names,
+            autocompletion=o.complete_model,
         ),
     ] = None,
     resume: Annotated[
@@ -95,7 +95,7 @@ def train(
     batch: Annotated[
         int | None,
         typer.Option(
-            "--batch", help="Pictures a step of the tokenizer, of all processes together."
+            "--batch", help="Images a step of the tokenizer, of all processes together."
         ),
     ] = None,
     learning_rate: Annotated[
@@ -106,7 +106,7 @@ def train(
         typer.Option(
             "--optimizer",
             help="adamw, or muon for the convolutions.",
-            autocompletion=o.known("OPTIMIZERS"),
+            autocompletion=o.complete_setting("OPTIMIZERS"),
         ),
     ] = None,
     size: Annotated[
@@ -117,7 +117,7 @@ def train(
         typer.Option(
             "--quantizer",
             help="ema, vq, simvq, fsq, lfq, or pixels (by its preset).",
-            autocompletion=o.known("QUANTIZERS"),
+            autocompletion=o.complete_setting("QUANTIZERS"),
         ),
     ] = None,
     codebook_size: Annotated[
@@ -142,7 +142,7 @@ def train(
     level_dropout: Annotated[
         float | None,
         typer.Option(
-            "--level-dropout", help="Part of the pictures decoded from their first few levels only."
+            "--level-dropout", help="Part of the images decoded from their first few levels only."
         ),
     ] = None,
     likelihood: Annotated[
@@ -150,7 +150,7 @@ def train(
         typer.Option(
             "--likelihood",
             help="mse, l1, charbonnier, bce, logistic or heteroscedastic.",
-            autocompletion=o.known("LIKELIHOODS"),
+            autocompletion=o.complete_setting("LIKELIHOODS"),
         ),
     ] = None,
     ms_ssim: Annotated[
@@ -176,7 +176,7 @@ def train(
         typer.Option(
             "--prior",
             help="pixelcnn, pixelrnn, transformer or fvsbn.",
-            autocompletion=o.known("ARCHITECTURES"),
+            autocompletion=o.complete_setting("ARCHITECTURES"),
         ),
     ] = None,
     ema: Annotated[
@@ -188,7 +188,7 @@ def train(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="fp32 or bf16.", autocompletion=o.one_of("fp32", "bf16")),
+        typer.Option("--precision", help="fp32 or bf16.", autocompletion=o.complete_choice("fp32", "bf16")),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of all random draws.")] = None,
     device: o.Device = None,
@@ -202,7 +202,7 @@ def train(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Train a tokenizer on pictures, then priors on its codes."""
+    """Train a tokenizer on images, then priors on its codes."""
     from vqtok import config, distributed
     from vqtok import train as training
     from vqtok.codec import pick_device
@@ -252,19 +252,19 @@ def train(
         "seed": seed,
         "precision": precision,
     }
-    target = distributed.local(pick_device(device))
+    target = distributed.local_device(pick_device(device))
     keep_memory()
-    wanted = _wanted(data, preset, recipe, _given(flags), settings or [])
-    wanted = replace(
-        wanted, compiled=compiled, perceptual=str(perceptual) if perceptual else None, init=init
+    request = _make_request(data, preset, recipe, _given(flags), settings or [])
+    request = replace(
+        request, compiled=compiled, perceptual=str(perceptual) if perceptual else None, init=init
     )
     if dry_run:
-        if distributed.place()[0] == 0:
-            _print_plan(*_begin(out, stage, resume, wanted), out, stage, target, json)
+        if distributed.rank_from_env()[0] == 0:
+            _print_plan(*_make_spec(out, stage, resume, request), out, stage, target, json)
         return
-    with _in_turn(distributed.place()[1]), distributed.joined(target):
-        first = distributed.first()
-        job = _Job(
+    with _main_rank_errors_first(distributed.rank_from_env()[1]), distributed.process_group(target):
+        first = distributed.is_main_process()
+        job = _TrainOptions(
             out,
             stage,
             resume,
@@ -275,11 +275,11 @@ def train(
             json and first,
             max_time or "",
         )
-        _train(job, wanted)
+        _train(job, request)
 
 
 @dataclass(frozen=True)
-class _Job:
+class _TrainOptions:
     """What the command line says about one call, apart from the run itself."""
 
     out: Path
@@ -293,29 +293,29 @@ class _Job:
     max_time: str
 
 
-def _train(job: _Job, wanted: "Wanted") -> None:
+def _train(job: _TrainOptions, request: "TrainRequest") -> None:
     """Trains, alone or as one of the processes of a run, of which the first writes and speaks."""
     from vqtok import distributed
     from vqtok import train as training
 
-    begun, dataset, resume = _start(job, wanted)
+    spec, dataset, resume = _start(job, request)
     with (
         Listener(job.quiet, job.json) as listener,
-        signals(job.stop, together=distributed.size() > 1),
+        stop_on_signals(job.stop, together=distributed.world_size() > 1),
         training.resumable(),
     ):
-        listener.note(f"{dataset.summary} -> {job.out}")
-        given = (Path(path) if path else None for path in (begun.perceptual, begun.init))
-        run = training.Run(
+        listener.note(f"{dataset.description} -> {job.out}")
+        given = (Path(path) if path else None for path in (spec.perceptual, spec.init))
+        run = training.RunContext(
             job.out,
-            begun.recipe.seed,
+            spec.recipe.seed,
             job.device,
-            begun.recipe.precision,
+            spec.recipe.precision,
             job.stop,
             listener,
             *given,
         )
-        finished = training.train(begun.recipe, dataset, run, job.stage, resume, begun.compiled)
+        finished = training.train(spec.recipe, dataset, run, job.stage, resume, spec.compiled)
         stopped = not finished and job.stop.due  # by whom, all are to know
     if not finished:
         why = "Interrupted" if stopped and job.stop.signal else f"Stopped after {job.max_time}"
@@ -326,47 +326,47 @@ def _train(job: _Job, wanted: "Wanted") -> None:
             job.quiet,
         )
         raise typer.Exit(130 if job.stop.signal else 0)
-    if distributed.first():
+    if distributed.is_main_process():
         _tell_unreadable(dataset, job.quiet)
         with training.resumable():
-            _finish(begun, job.out, job.stage, job.device.type, job.quiet)
+            _finish(spec, job.out, job.stage, job.device.type, job.quiet)
     if job.json:
         output.print_json(_summary(job.out, job.stage, dataset))
 
 
-def _start(job: _Job, wanted: "Wanted") -> tuple["Begun", "Dataset", bool]:
+def _start(job: _TrainOptions, request: "TrainRequest") -> tuple["RunSpec", "Dataset", bool]:
     """The run, its data, and whether it goes on; its folder is ready."""
     from vqtok import distributed
     from vqtok import train as training
 
     def decide() -> bytes:
-        again = not job.resume and training.goes_on(job.out)
+        again = not job.resume and training.is_restart_of(job.out)
         if not (job.resume or again):
             training.check_free(job.out, job.stage, job.force)
         return b"again" if again else b"resume" if job.resume else b""
 
     def make_ready() -> bytes:
         if how:
-            training.record(job.out, begun)
+            training.save_run(job.out, spec)
         else:
-            training.start(job.out, begun, job.stage, job.force)
+            training.create_run(job.out, spec, job.stage, job.force)
         return b""
 
-    how = distributed.from_first(decide)
+    how = distributed.broadcast_bytes(decide)
     if how == b"again":  # a run that goes on has its preset and its first weights already
-        wanted = replace(wanted, preset=None, init=None)
+        request = replace(request, preset=None, init=None)
         output.say(
             f"A process of this run has ended: it goes on from what is saved in {job.out}.",
             job.quiet,
         )
-    begun, dataset = training.agreed(lambda: _begin(job.out, job.stage, bool(how), wanted))
-    training.check_processes(begun.recipe, job.stage, distributed.size())
-    distributed.from_first(make_ready)
-    return begun, dataset, bool(how)
+    spec, dataset = training.broadcast_spec(lambda: _make_spec(job.out, job.stage, bool(how), request))
+    training.check_processes(spec.recipe, job.stage, distributed.world_size())
+    distributed.broadcast_bytes(make_ready)
+    return spec, dataset, bool(how)
 
 
 @contextmanager
-def _in_turn(number: int) -> "Iterator[None]":
+def _main_rank_errors_first(number: int) -> "Iterator[None]":
     """Lets the first process of a machine tell its error first:
     torchrun then ends the others, which would tell the same.
     """
@@ -400,13 +400,13 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value not in (None, {})}
 
 
-def _wanted(
+def _make_request(
     data: str | None,
     preset: str | None,
     recipe: Path | None,
     flags: dict[str, Any],
     settings: list[str],
-) -> "Wanted":
+) -> "TrainRequest":
     """All that the command line says about the run; flags and --set go over the recipe file."""
     from vqtok import config
     from vqtok import train as training
@@ -420,35 +420,35 @@ def _wanted(
     }
     origin = " with ".join(name for name, values in sources.items() if values)
     command = shlex.join(["vqtok", *sys.argv[1:]])
-    return training.Wanted(data, preset, training.merge(list(sources.values())), origin, command)
+    return training.TrainRequest(data, preset, training.merge(list(sources.values())), origin, command)
 
 
-def _begin(out: Path, stage: str, resume: bool, wanted: "Wanted") -> tuple["Begun", "Dataset"]:
+def _make_spec(out: Path, stage: str, resume: bool, request: "TrainRequest") -> tuple["RunSpec", "Dataset"]:
     from vqtok import train as training
 
     if resume:
-        return training.resumed(out, wanted)
+        return training.resume_run(out, request)
     return (
-        training.prior_for(out, wanted) if stage in ("prior", "entropy") else training.new(wanted)
+        training.new_prior_run(out, request) if stage in ("prior", "entropy") else training.new_run(request)
     )
 
 
 def _print_plan(
-    begun: "Begun", dataset: "Dataset", out: Path, stage: str, device: Any, json: bool
+    spec: "RunSpec", dataset: "Dataset", out: Path, stage: str, device: Any, json: bool
 ) -> None:
     from vqtok import plots
     from vqtok import train as training
 
-    recipe = begun.recipe
+    recipe = spec.recipe
     output.say("Measuring a few steps ...", quiet=json)
     facts = training.plan(
-        recipe, dataset, stage, device, Path(begun.perceptual) if begun.perceptual else None
+        recipe, dataset, stage, device, Path(spec.perceptual) if spec.perceptual else None
     )
     if json:
         output.print_json({"output": str(out), "recipe": recipe.to_dict(), **facts})
         return
     rows: list[list[Any]] = [
-        ["data", dataset.summary],
+        ["data", dataset.description],
         ["model folder", out],
         ["device", f"{device.type}, {recipe.precision}"],
     ]
@@ -479,14 +479,14 @@ def _print_plan(
     output.print_table(plots.rich_table(["plan", ""], rows))
 
 
-def _finish(begun: "Begun", out: Path, stage: str, device: str, quiet: bool) -> None:
+def _finish(spec: "RunSpec", out: Path, stage: str, device: str, quiet: bool) -> None:
     """Card and samples of the finished model."""
     from vqtok.train.card import write_card, write_samples
 
     if stage in ("prior", "all"):
         output.say("Drawing samples ...", quiet)
-        write_samples(out, device, begun.recipe.seed)
-    write_card(out, begun.command)
+        write_samples(out, device, spec.recipe.seed)
+    write_card(out, spec.command)
     more = f" Look at {out / 'samples.png'}." if stage in ("prior", "all") else ""
     # a bare name would mean a bundled model first
     name = str(out) if os.sep in str(out) else os.path.join(os.curdir, out)
@@ -505,7 +505,7 @@ def _summary(out: Path, stage: str, dataset: "Dataset") -> dict[str, Any]:
         for part in ("tokenizer", "prior", "entropy")
         if stage in (part, "all") and (out / f"{part}.safetensors").exists()
     ]
-    found = {part: weights.load(out / f"{part}.safetensors", part) for part in parts}
+    found = {part: weights.load_weights(out / f"{part}.safetensors", part) for part in parts}
     fingerprints = {part: weights.fingerprint(stored.tensors) for part, stored in found.items()}
     return {
         "stage": "finished",
@@ -516,10 +516,10 @@ def _summary(out: Path, stage: str, dataset: "Dataset") -> dict[str, Any]:
 
 
 def _tell_unreadable(dataset: "Dataset", quiet: bool) -> None:
-    """Training without a few bad pictures is a success; that they were left out is still said."""
+    """Training without a few bad images is a success; that they were left out is still said."""
     if dataset.skipped:
         output.say(
-            f"{dataset.skipped} of {len(dataset):,} pictures could not be read and were left out.",
+            f"{dataset.skipped} of {len(dataset):,} images could not be read and were left out.",
             quiet,
         )
 
@@ -532,7 +532,7 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def signals(stop: "Stop", together: bool) -> "Iterator[None]":
+def stop_on_signals(stop: "Stop", together: bool) -> "Iterator[None]":
     """SIGINT and SIGTERM ask training to save and stop; a second one ends it at once.
 
     Not where several train `together`: torchrun passes on the ctrl-C that the terminal has sent to
@@ -578,7 +578,7 @@ class Listener:
                 status.stage, total=status.steps, text=""
             )
         figures = "  ".join(_figure(name, value) for name, value in status.metrics.items())
-        text = f"{status.pictures_per_second:.0f} images/s  {figures}"
+        text = f"{status.images_per_second:.0f} images/s  {figures}"
         self.progress.update(self.tasks[status.stage], completed=status.step, text=text)
 
     def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""`vqtok view`: a picture, or what codes decode to, in the terminal."""
+"""`vqtok view`: an image, or what codes decode to, in the terminal."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output, rate
-from vqtok.cli.start import load, load_with
+from vqtok.cli.start import load_model, load_model_with
 from vqtok.errors import ModelError, UsageError, VqtokError
 
 if TYPE_CHECKING:
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 LINES_BELOW = 3  # left for the line of text and the prompt
 
 
-@output.guarded
+@output.handle_errors
 def view(
-    file: Annotated[str, typer.Argument(help="A picture or a codes file.", metavar="FILE")],
+    file: Annotated[str, typer.Argument(help="An image or a codes file.", metavar="FILE")],
     grid: Annotated[
         bool, typer.Option("--grid", help="Show the codes' index grids, a color for each code.")
     ] = False,
     number: Annotated[
         int,
         typer.Option(
-            "--picture", help="Which of several pictures in a codes file.", metavar="N", min=1
+            "--picture", help="Which of several images in a codes file.", metavar="N", min=1
         ),
     ] = 1,
     levels: o.Levels = None,
@@ -42,7 +42,7 @@ def view(
     device: o.Device = None,
     quiet: o.Quiet = False,
 ) -> None:
-    """Show a picture, or what codes decode to, in the terminal."""
+    """Show an image, or what codes decode to, in the terminal."""
     from vqtok import files
     from vqtok.plots import terminal_image
 
@@ -53,14 +53,14 @@ def view(
             quiet,
         )
         return
-    with files.opened(Path(file)) as opened:
+    with files.open_input(Path(file)) as opened:
         codes = opened.read(2) == b"PK"
     if not codes and (grid or levels is not None or number > 1 or model is not None):
         raise UsageError(
             f"{file} is no codes file", "leave --grid, --levels, --picture and --model out"
         )
     pixels, text = (
-        _of_codes(file, grid, number, levels, model, device) if codes else _of_picture(file)
+        _of_codes(file, grid, number, levels, model, device) if codes else _of_image(file)
     )
     size = shutil.get_terminal_size()
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
@@ -74,26 +74,26 @@ def view(
     output.say(f"{file}  {text}", quiet)
 
 
-def _of_picture(file: str) -> tuple["np.ndarray", str]:
+def _of_image(file: str) -> tuple["np.ndarray", str]:
     from vqtok import images
 
-    pixels = images.read(Path(file)).pixels
+    pixels = images.read_image(Path(file)).pixels
     return pixels, f"{pixels.shape[1]}x{pixels.shape[0]}"
 
 
 def _of_codes(
     file: str, grid: bool, number: int, levels: int | None, model: str | None, device: str | None
 ) -> tuple["np.ndarray", str]:
-    """The picture to show, and what there is to say of it."""
+    """The image to show, and what there is to say of it."""
     from dataclasses import replace
 
     from vqtok import codes as codes_format
 
-    found = codes_format.read_any(Path(file))
+    found = codes_format.read_any_codes(Path(file))
     if number > len(found):
         raise UsageError(
             f"{file} holds {len(found)} "
-            f"{'picture' if len(found) == 1 else 'pictures'}, not {number}",
+            f"{'image' if len(found) == 1 else 'images'}, not {number}",
             "choose another",
         )
     try:
@@ -132,9 +132,9 @@ def _model(
     from vqtok.codes import Codes
 
     if model is not None:
-        return load(model, device, "fp32")
+        return load_model(model, device, "fp32")
     try:
-        return load_with(
+        return load_model_with(
             lambda: model_registry.read_by_fingerprint(found.model, found.fingerprint),
             device,
             "fp32",
@@ -146,7 +146,7 @@ def _model(
 
 
 def _grids(codes: "Codes", codec: "Model | None") -> "np.ndarray":
-    """The index grids of one picture in color, uint8 (H, W, 3); of several levels side by side."""
+    """The index grids of one image in color, uint8 (H, W, 3); of several levels side by side."""
     from vqtok import plots
     from vqtok.plots.palette import by_number
 
@@ -155,12 +155,12 @@ def _grids(codes: "Codes", codec: "Model | None") -> "np.ndarray":
         from vqtok.evaluate.inspect_model import index_colors
 
         colors = index_colors(codec)
-        pictures = [colors[level][codes.indices[0, level]] for level in range(L)]
+        images = [colors[level][codes.indices[0, level]] for level in range(L)]
     else:
-        pictures = [by_number(codes.indices[0, level]) for level in range(L)]
+        images = [by_number(codes.indices[0, level]) for level in range(L)]
     columns = 1 if L == 1 else 2 if L <= 4 else 4
     return (
-        pictures[0]
+        images[0]
         if L == 1
-        else plots.sheet(pictures, columns, gap=max(1, min(h, w) // 16), background=(0, 0, 0))
+        else plots.sheet(images, columns, gap=max(1, min(h, w) // 16), background=(0, 0, 0))
     )

@@ -1,10 +1,10 @@
 """Between codes and the streams of compact files: a model's integer prior."""
 
 from vqtok import config, model_registry, weights
-from vqtok.codes import Codes, Compact, compact, index_dtype
+from vqtok.codes import Codes, Compact, index_dtype, to_compact
 from vqtok.config import ENTROPY_CODES_MAX, EntropyConfig
 from vqtok.errors import FormatError, ModelError
-from vqtok.priors import ExactPrior, exact_shapes
+from vqtok.priors import IntegerInference, integer_tensor_shapes
 
 
 class EntropyCoder:
@@ -22,7 +22,7 @@ class EntropyCoder:
             tokenizer or weights.tokenizer_fingerprint(folder.tokenizer),
         )
         assert path is not None
-        stored = weights.load(path, "entropy")
+        stored = weights.load_weights(path, "entropy")
         settings = config.from_dict(EntropyConfig, stored.meta["config"], str(path))
         if settings.codebook_size > ENTROPY_CODES_MAX:
             raise FormatError(
@@ -35,15 +35,15 @@ class EntropyCoder:
                 f"beside it ({tokenizer})",
                 "train it again: vqtok train --stage entropy",
             )
-        weights.check(stored.tensors, exact_shapes(settings), str(path))
+        weights.check_tensors(stored.tensors, integer_tensor_shapes(settings), str(path))
         self.tokenizer, self.config = tokenizer, settings
         self.fingerprint = weights.fingerprint(stored.tensors)
-        self.prior = ExactPrior(settings, stored.tensors)
+        self.prior = IntegerInference(settings, stored.tensors)
 
     def pack(self, codes: Codes) -> Compact:
         """The compact form, bit-packed where that is smaller."""
         self._check(codes)
-        return compact(codes, self.fingerprint, self.prior.encode(codes.indices))
+        return to_compact(codes, self.fingerprint, self.prior.encode(codes.indices))
 
     def unpack(self, packed: Compact) -> Codes:
         """The codes in the compact form.
@@ -91,7 +91,7 @@ def unpack(packed: Compact, model: str | None = None) -> Codes:
     Raises ModelError, FormatError.
     """
     folder = (
-        model_registry.find(model)
+        model_registry.find_model(model)
         if model
         else model_registry.find_by_fingerprint(packed.model, packed.fingerprint)
     )

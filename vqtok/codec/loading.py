@@ -11,9 +11,9 @@ from torch import Tensor
 from vqtok import config, weights
 from vqtok.config import PriorConfig, TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
-from vqtok.meta_init import outline
+from vqtok.meta_init import init_empty_weights
 from vqtok.networks.vqvae import VQVAE
-from vqtok.priors import Prior, build
+from vqtok.priors import Prior, build_prior
 
 N = TypeVar("N", bound=torch.nn.Module)
 
@@ -40,7 +40,7 @@ def pick_device(name: str | None = None) -> torch.device:
     return torch.device(name)
 
 
-def place(network: N, device: torch.device) -> N:
+def to_device(network: N, device: torch.device) -> N:
     """The network on the device, channels last: 1.7 times as fast on a CPU."""
     return network.to(  # type: ignore[call-overload]
         device=device, memory_format=torch.channels_last
@@ -52,13 +52,13 @@ def load_tokenizer(path: Path) -> VQVAE:
 
     Raises FormatError, InputError.
     """
-    return tokenizer_of(weights.load(path, "tokenizer"), path)
+    return tokenizer_from_weights(weights.load_weights(path, "tokenizer"), path)
 
 
-def tokenizer_of(stored: weights.Weights, path: Path) -> VQVAE:
+def tokenizer_from_weights(stored: weights.Weights, path: Path) -> VQVAE:
     """What `load_tokenizer` gives, of a file that has been read. Raises FormatError."""
     network = build_tokenizer(stored, path)
-    take(network, stored.tensors)
+    fill(network, stored.tensors)
     return network
 
 
@@ -69,7 +69,7 @@ def build_tokenizer(stored: weights.Weights, path: Path) -> VQVAE:
     """
     settings = config.from_dict(TokenizerConfig, stored.meta["config"], str(path))
     try:
-        with outline():
+        with init_empty_weights():
             network = VQVAE(settings)
     except UsageError as error:  # a quantizer that cannot have that many codes
         raise FormatError(
@@ -89,7 +89,7 @@ def load_prior(
     """The network of a prior file, and its record;
     ModelError where it belongs to another tokenizer.
     """
-    stored = weights.load(path, "prior")
+    stored = weights.load_weights(path, "prior")
     settings = config.from_dict(PriorConfig, stored.meta["config"], str(path))
     if (settings.codebook_size, settings.levels) != (
         tokenizer.codebook_size,
@@ -99,20 +99,20 @@ def load_prior(
             f"{path} is the prior of another tokenizer than the one beside it ({fingerprint})",
             "train it again: vqtok train --stage prior",
         )
-    with outline():
-        network = build(settings)
+    with init_empty_weights():
+        network = build_prior(settings)
     _check(network.state_dict(), stored, path)
-    take(network, stored.tensors)
+    fill(network, stored.tensors)
     return network.eval(), stored.meta["record"]
 
 
 def _check(expected: dict[str, Tensor], stored: weights.Weights, path: Path) -> None:
-    weights.check(
+    weights.check_tensors(
         stored.tensors, {name: tuple(value.shape) for name, value in expected.items()}, str(path)
     )
 
 
-def take(network: torch.nn.Module, tensors: dict[str, np.ndarray], part: str = "") -> None:
+def fill(network: torch.nn.Module, tensors: dict[str, np.ndarray], part: str = "") -> None:
     """Fills a network, or the part of it with that name, and takes those
     tensors out of the dictionary.
 
@@ -121,7 +121,7 @@ def take(network: torch.nn.Module, tensors: dict[str, np.ndarray], part: str = "
     """
     prefix = part and f"{part}."
     state = {
-        name.removeprefix(prefix): _placed(tensors.pop(name))
+        name.removeprefix(prefix): _as_tensor(tensors.pop(name))
         for name in list(tensors)
         if name.startswith(prefix)
     }
@@ -130,7 +130,7 @@ def take(network: torch.nn.Module, tensors: dict[str, np.ndarray], part: str = "
     )
 
 
-def _placed(array: np.ndarray) -> Tensor:
+def _as_tensor(array: np.ndarray) -> Tensor:
     """float32, channels last where it has four axes."""
     order = torch.channels_last if array.ndim == 4 else torch.contiguous_format
     return torch.from_numpy(array).to(torch.float32, memory_format=order)

@@ -1,4 +1,4 @@
-"""A model ready to use: pictures to codes and back, and codes that never were."""
+"""A model ready to use: images to codes and back, and codes that never were."""
 
 import os
 import threading
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from vqtok import images, losses, model_registry
 from vqtok.codec.entropy_coder import EntropyCoder, without_prior
-from vqtok.codec.loading import build_tokenizer, load_prior, pick_device, place, take
-from vqtok.codes import Codes, Compact, choice, compact, counted, index_dtype
+from vqtok.codec.loading import build_tokenizer, fill, load_prior, pick_device, to_device
+from vqtok.codes import Codes, Compact, count_levels, index_dtype, levels_fix, to_compact
 from vqtok.config import TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.losses import Likelihood
 from vqtok.networks import vqgan
-from vqtok.networks.streaming import Cut, in_parts
+from vqtok.networks.streaming import Tiling, stream
 from vqtok.networks.vqvae import VQVAE, AnyDecoder, AnyEncoder, to_float, to_uint8
 from vqtok.priors import Prior
 from vqtok.quantizers import Quantizer
@@ -39,7 +39,7 @@ def load(
     """
     return Model(
         model_registry.read_tokenizer(
-            model_registry.find(None if model is None else os.fspath(model))
+            model_registry.find_model(None if model is None else os.fspath(model))
         ),
         pick_device(device),
         precision,
@@ -54,7 +54,7 @@ class Model:
     """
 
     def __init__(
-        self, tokenizer: model_registry.Tokenizer, device: torch.device, precision: str = "fp32"
+        self, tokenizer: model_registry.StoredTokenizer, device: torch.device, precision: str = "fp32"
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise UsageError(f"precision {precision!r} is not known", "choose fp32 or bf16")
@@ -72,8 +72,8 @@ class Model:
         part = self._network.get_submodule(name)
         with self._lock:
             if any(tensor.startswith(f"{name}.") for tensor in self._waiting):
-                take(self._network, self._waiting, name)
-                place(part, self.device)
+                fill(self._network, self._waiting, name)
+                to_device(part, self.device)
         return part
 
     @property
@@ -118,7 +118,7 @@ class Model:
         Bit-packed where the model has no entropy prior.
         """
         self._check(codes)
-        return compact(codes) if self.entropy_coder is None else self.entropy_coder.pack(codes)
+        return to_compact(codes) if self.entropy_coder is None else self.entropy_coder.pack(codes)
 
     def unpack(self, packed: Compact) -> Codes:
         """The codes in the compact form. Raises ModelError, FormatError."""
@@ -159,7 +159,7 @@ class Model:
     def encode(
         self, image: Any, background: images.Color = images.WHITE, levels: int | None = None
     ) -> Codes:
-        """The codes of one picture: a path, bytes, a PIL image, or uint8 (H, W), (H, W,
+        """The codes of one image: a path, bytes, a PIL image, or uint8 (H, W), (H, W,
         1), (H, W, 3) or (H, W, 4).
 
         Any size from 1x1; transparency is laid over `background`;
@@ -168,22 +168,22 @@ class Model:
         pixels = images.from_any(image, self.config.channels, background).pixels
         return self.encode_batch([pixels], levels)
 
-    def encode_batch(self, pictures: list[np.ndarray], levels: int | None = None) -> Codes:
-        """The codes of pictures uint8 (H, W, C), with the model's C, whose sizes fill the same
+    def encode_batch(self, images: list[np.ndarray], levels: int | None = None) -> Codes:
+        """The codes of images uint8 (H, W, C), with the model's C, whose sizes fill the same
         grid; UsageError where they do not.
         """
         f, count = self.config.downsample, self._count(levels)
-        if len({(-(-p.shape[0] // f), -(-p.shape[1] // f)) for p in pictures}) != 1:
+        if len({(-(-p.shape[0] // f), -(-p.shape[1] // f)) for p in images}) != 1:
             raise UsageError(
-                f"these {len(pictures)} pictures do not fill one grid",
-                "encode pictures of different sizes one by one",
+                f"these {len(images)} images do not fill one grid",
+                "encode images of different sizes one by one",
             )
-        h, w = (-(-side // f) for side in pictures[0].shape[:2])
-        indices = torch.empty(len(pictures), count, h, w, dtype=torch.int64)
+        h, w = (-(-side // f) for side in images[0].shape[:2])
+        indices = torch.empty(len(images), count, h, w, dtype=torch.int64)
         group = max(1, self.pixels_at_once // (h * w * f * f))
-        for i in range(0, len(pictures), group):
-            self._encode(pictures[i : i + group], indices[i : i + group])
-        return self.codes(indices, tuple((p.shape[0], p.shape[1]) for p in pictures))
+        for i in range(0, len(images), group):
+            self._encode(images[i : i + group], indices[i : i + group])
+        return self.codes(indices, tuple((p.shape[0], p.shape[1]) for p in images))
 
     def codes(
         self, indices: np.ndarray | Tensor, sizes: tuple[tuple[int, int], ...] | None = None
@@ -192,7 +192,7 @@ class Model:
         to decode, or to write to a file.
 
         indices are integers of any dtype, of the model's first L levels. sizes are the (H, W) of
-        each picture, by default all that the grid spans: h*f x w*f. Raises UsageError.
+        each image, by default all that the grid spans: h*f x w*f. Raises UsageError.
         """
         array = (
             indices.detach().cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
@@ -200,7 +200,7 @@ class Model:
         K, f = self.config.codebook_size, self.config.downsample
         if array.ndim != 4 or array.size == 0 or array.dtype.kind not in "iu":
             what = f"indices of {array.dtype} in the shape {array.shape} are no index grids"
-            raise UsageError(what, "give integers (n, L, h, w): pictures, levels, rows, columns")
+            raise UsageError(what, "give integers (n, L, h, w): images, levels, rows, columns")
         if array.min() < 0 or array.max() >= K:
             raise UsageError(
                 f"these indices go from {array.min()} to {array.max()}",
@@ -222,53 +222,53 @@ class Model:
         except FormatError as error:
             raise UsageError(
                 str(error),
-                "give the (H, W) of each picture, "
+                "give the (H, W) of each image, "
                 f"at most {h * f} and {w * f}: the grid is {w}x{h}",
             ) from None
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises InputError where a picture is too large for the network:
+        """Raises InputError where an image is too large for the network:
         one that sees it whole keeps all of it in memory.
         """
         if self.config.network == "classic":
             f = self.config.downsample
             vqgan.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
 
-    def _encode(self, pictures: list[np.ndarray], indices: Tensor) -> None:
-        """Writes the indices (n, L, h, w) of n pictures that share a grid, or
+    def _encode(self, images: list[np.ndarray], indices: Tensor) -> None:
+        """Writes the indices (n, L, h, w) of n images that share a grid, or
         those of the first few levels.
         """
         f, (count, h, w) = self.config.downsample, indices.shape[1:]
-        cut = self._cut(h, w, len(pictures))
-        place = 0
+        tiling = self._tiling(h, w, len(images))
+        position = 0
         with self._inference():
-            parts = (self._floats([p[cut.slices(part, f)] for p in pictures]) for part in cut.parts)
+            parts = (self._floats([p[tiling.slices(part, f)] for p in images]) for part in tiling.tiles)
             # (n, D, rows, w) or (n, D, h, columns)
-            for vectors in in_parts(self.encoder, parts, cut.axis, cut.most * f):
+            for vectors in stream(self.encoder, parts, tiling.axis, tiling.max_length * f):
                 found = self.quantizer(vectors).indices[:, :count]
-                indices.narrow(cut.axis, place, found.shape[cut.axis]).copy_(found)
-                place += found.shape[cut.axis]
+                indices.narrow(tiling.axis, position, found.shape[tiling.axis]).copy_(found)
+                position += found.shape[tiling.axis]
 
-    def _floats(self, pictures: list[np.ndarray]) -> Tensor:
+    def _floats(self, batch: list[np.ndarray]) -> Tensor:
         """(n, C, h*f, w*f) in [-1, 1], channels last, of uint8 (H, W, C)."""
         # (n, h*f, w*f, C)
-        padded = np.stack([images.pad(p, self.config.downsample) for p in pictures])
+        padded = np.stack([images.pad(p, self.config.downsample) for p in batch])
         x = to_float(torch.from_numpy(padded).to(self.device).permute(0, 3, 1, 2))
         return x.contiguous(memory_format=torch.channels_last)
 
     def decode(self, codes: Codes, levels: int | None = None) -> np.ndarray:
-        """The one picture in the codes, uint8 (H, W, C), at its original size.
+        """The one image in the codes, uint8 (H, W, C), at its original size.
 
         Raises ModelError where another model made them.
 
         Codes may hold the model's first levels only; `levels` takes fewer than they hold.
         """
         if len(codes) != 1:
-            raise UsageError(f"these codes hold {len(codes)} pictures", "use decode_all")
+            raise UsageError(f"these codes hold {len(codes)} images", "use decode_all")
         return self.decode_all(codes, levels)[0]
 
     def decode_all(self, codes: Codes, levels: int | None = None) -> list[np.ndarray]:
-        """Each picture in the codes, uint8 (H, W, C).
+        """Each image in the codes, uint8 (H, W, C).
 
         UsageError where `levels` is more than the codes hold.
         """
@@ -278,21 +278,21 @@ class Model:
 
     def _decode(self, indices: np.ndarray, H: int, W: int) -> np.ndarray:
         """uint8 (H, W, C) from (1, L, h, w)."""
-        picture = np.empty((H, W, self.config.channels), np.uint8)
+        image = np.empty((H, W, self.config.channels), np.uint8)
         with self._inference():
             for where, output in self._outputs(indices):
                 # less than the output at the right and bottom edge: nothing, even
-                part = picture[where]
-                part[:] = self.to_picture(output)[: part.shape[0], : part.shape[1]]
-        return picture
+                part = image[where]
+                part[:] = self.to_image(output)[: part.shape[0], : part.shape[1]]
+        return image
 
     def output(self, codes: Codes, i: int) -> Tensor:
-        """What the decoder says of picture i: the likelihood's float32 parameters (1, n*C, H, W),
-        at the picture's own size.
+        """What the decoder says of image i: the likelihood's float32 parameters (1, n*C, H, W),
+        at the image's own size.
         """
         indices, (height, width) = codes.indices[i : i + 1], codes.sizes[i]
         f, (h, w) = self.config.downsample, indices.shape[2:]
-        output = torch.empty(1, losses.outputs(self.config), h * f, w * f, device=self.device)
+        output = torch.empty(1, losses.output_channels(self.config), h * f, w * f, device=self.device)
         with self._inference():
             for where, part in self._outputs(indices):
                 output[:, :, *where] = part
@@ -302,27 +302,27 @@ class Model:
         """Rows and columns of pixels, and what the decoder says of them, float32 (1, n*C, rows,
         columns), from (1, L, h, w).
         """
-        cut = self._cut(*indices.shape[2:])
-        lookups = (self._vectors(indices[:, :, *cut.slices(part)]) for part in cut.parts)
-        place = 0
-        for output in in_parts(self.decoder, lookups, cut.axis, cut.most):
-            end = place + output.shape[cut.axis]
-            yield cut.slices(slice(place, end)), output.float()
-            place = end
+        tiling = self._tiling(*indices.shape[2:])
+        lookups = (self._vectors(indices[:, :, *tiling.slices(part)]) for part in tiling.tiles)
+        position = 0
+        for output in stream(self.decoder, lookups, tiling.axis, tiling.max_length):
+            end = position + output.shape[tiling.axis]
+            yield tiling.slices(slice(position, end)), output.float()
+            position = end
 
-    def _cut(self, h: int, w: int, n: int = 1) -> Cut:
+    def _tiling(self, h: int, w: int, n: int = 1) -> Tiling:
         """How n grids are worked on: in parts of `pixels_at_once`, or in one where the
-        network sees the whole picture.
+        network sees the whole image.
         """
         f, whole = self.config.downsample, self.config.network == "classic"
-        return Cut.of(h, w, f, n * h * w * f * f if whole else self.pixels_at_once, n)
+        return Tiling.of(h, w, f, n * h * w * f * f if whole else self.pixels_at_once, n)
 
     def _vectors(self, indices: np.ndarray) -> Tensor:
         """(1, D, h, w) from (1, L, h, w)."""
         return self.quantizer.lookup(torch.from_numpy(indices.astype(np.int64)).to(self.device))
 
-    def to_picture(self, output: Tensor) -> np.ndarray:
-        """The picture to show for a decoder's output (1, n*C, H, W): uint8 (H, W, C)."""
+    def to_image(self, output: Tensor) -> np.ndarray:
+        """The image to show for a decoder's output (1, n*C, H, W): uint8 (H, W, C)."""
         with torch.inference_mode():
             decoded = to_uint8(self.likelihood.mean(output))
         return decoded[0].permute(1, 2, 0).contiguous().cpu().numpy()
@@ -330,7 +330,7 @@ class Model:
     def sample(
         self, n: int = 1, size: tuple[int, int] | None = None, **options: Any
     ) -> list[np.ndarray]:
-        """n new pictures, uint8 (H, W, C); options as in `sample_codes`."""
+        """n new images, uint8 (H, W, C); options as in `sample_codes`."""
         return self.decode_all(self.sample_codes(n, size, **options))
 
     def sample_codes(
@@ -346,7 +346,7 @@ class Model:
         levels: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Codes:
-        """Codes of n new pictures of size (H, W), by default the size that the prior has learned.
+        """Codes of n new images of size (H, W), by default the size that the prior has learned.
 
         label is one of `labels` or its number, None takes all in turn;
         temperature 0 takes the likeliest index everywhere;
@@ -357,7 +357,7 @@ class Model:
         height, width = size or self.native_size
         if not (0 < height <= 8192 and 0 < width <= 8192 and n > 0):
             raise UsageError(
-                f"cannot sample {n} pictures of {width}x{height}",
+                f"cannot sample {n} images of {width}x{height}",
                 "ask for one or more, of 1 to 8192 pixels a side",
             )
         indices = sample(
@@ -376,21 +376,21 @@ class Model:
         return self.codes(indices, ((height, width),) * n)
 
     def complete(self, codes: Codes, keep: str, n: int = 1, **options: Any) -> Codes:
-        """Codes of n pictures that keep a part of a picture and invent the rest.
+        """Codes of n images that keep a part of an image and invent the rest.
 
         keep is SIDE:PART, as in "top:0.5", with SIDE one of top, bottom, left, right. The prior
         reads rows from the top: it cannot look ahead at a part kept at the bottom or right. Levels
         that the codes lack are invented in the kept part, too.
         Options as in `sample_codes`, without size;
-        without a label the prior goes by the picture alone.
+        without a label the prior goes by the image alone.
         """
         self._check(codes)
         if len(codes) != 1:
-            raise UsageError(f"these codes hold {len(codes)} pictures", "complete them one by one")
+            raise UsageError(f"these codes hold {len(codes)} images", "complete them one by one")
         levels = self._count(options.pop("levels", None))
         codes = codes.first_levels(min(levels, codes.levels))
         h, w = codes.indices.shape[2:]
-        rows, columns = kept_part(keep, h, w)
+        rows, columns = parse_keep(keep, h, w)
         known = torch.full((n, levels, h, w), -1)
         known[:, : codes.levels, rows, columns] = torch.from_numpy(codes.indices.astype(np.int64))[
             :, :, rows, columns
@@ -428,8 +428,8 @@ class Model:
         if levels is None or 1 <= levels <= self.config.levels:
             return levels or self.config.levels
         raise UsageError(
-            f"the model {self.name} has {counted(self.config.levels)}, not {levels}",
-            choice(self.config.levels),
+            f"the model {self.name} has {count_levels(self.config.levels)}, not {levels}",
+            levels_fix(self.config.levels),
         )
 
     def _check(self, codes: Codes | Compact) -> None:
@@ -466,7 +466,7 @@ class Model:
             yield
 
 
-def kept_part(keep: str, h: int, w: int) -> tuple[slice, slice]:
+def parse_keep(keep: str, h: int, w: int) -> tuple[slice, slice]:
     """Rows and columns of an h x w grid that SIDE:PART keeps: at least one, and never all.
 
     Raises UsageError.
@@ -484,7 +484,7 @@ def kept_part(keep: str, h: int, w: int) -> tuple[slice, slice]:
     if length == 1:
         raise UsageError(
             f"nothing is left to invent: the grid is {h} high and {w} wide",
-            "complete a larger picture, or keep another side",
+            "complete a larger image, or keep another side",
         )
     count = min(max(1, round(part * length)), length - 1)
     whole = slice(None)

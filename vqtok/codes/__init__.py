@@ -3,12 +3,12 @@
 A codes file is an ordinary .npz: `numpy.load(path, allow_pickle=False)` opens it.
 Its members, stored or deflated, are in the plain form
 - `indices`: the smallest unsigned integers that hold K - 1, little-endian, C order, (n, L, h, w):
-  pictures, levels, rows, columns.
-  L may be less than the model's: the first levels alone are a picture too
+  images, levels, rows, columns.
+  L may be less than the model's: the first levels alone are an image too
 - `meta`: a 0-d string, one JSON object in ASCII:
   "format" (1), "model", "fingerprint" (eight hex digits), "codebook_size" (K),
   "downsample" (f; h is ceil(H / f)), "channels" (1 or 3), and "sizes":
-  the [H, W] of each picture, or one [H, W] for all
+  the [H, W] of each image, or one [H, W] for all
 
 and in the compact form (see `compact`)
 - `stream`: uint8, one axis: the same, entropy-coded or bit-packed
@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 from vqtok import files
-from vqtok.codes.checks import COPY_AGAIN, FORMAT, check, named, parse_meta
-from vqtok.codes.compact import Compact, compact, from_stream, to_stream
-from vqtok.codes.grids import Codes, choice, counted, index_dtype
+from vqtok.codes.checks import COPY_AGAIN, FORMAT, name_in_errors, parse_meta, require
+from vqtok.codes.compact import Compact, from_stream, to_compact, to_stream
+from vqtok.codes.grids import Codes, count_levels, index_dtype, levels_fix
 from vqtok.codes.npz import Member, data_offset, find, open_archive, read_member, write_member
 from vqtok.errors import FormatError
 
@@ -38,26 +38,26 @@ __all__ = [
     "FORMAT",
     "Codes",
     "Compact",
-    "choice",
-    "compact",
-    "counted",
+    "count_levels",
     "data_offset",
-    "fit",
+    "fit_to_size",
     "form",
     "index_dtype",
-    "named",
+    "levels_fix",
+    "name_in_errors",
     "parse_meta",
-    "read",
-    "read_any",
-    "read_meta",
+    "read_any_codes",
+    "read_codes_meta",
+    "read_plain_codes",
     "to_bytes",
-    "write",
+    "to_compact",
+    "write_codes",
 ]
 
 FILE_LIMIT = 4 << 30  # bytes; the file is held in memory while it is read
 # the most the meta member may take without the sizes, 4 bytes a character ...
 _META_BYTES = 1 << 16
-_META_BYTES_EACH = 96  # ... and for each picture: "[1234567890,1234567890],"
+_META_BYTES_EACH = 96  # ... and for each image: "[1234567890,1234567890],"
 
 
 def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
@@ -66,7 +66,7 @@ def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
     Equal codes give equal bytes, apart from how a machine's zlib packs them.
 
     Without `deflate` plain indices are stored as they are:
-    `data_offset` tells where, and a memory map reads one picture alone.
+    `data_offset` tells where, and a memory map reads one image alone.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -82,7 +82,7 @@ def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
     return buffer.getvalue()
 
 
-def write(path: Path | str, codes: Codes | Compact, force: bool = False) -> None:
+def write_codes(path: Path | str, codes: Codes | Compact, force: bool = False) -> None:
     """Writes a codes file in one step.
 
     OutputError where the path exists (unless force) or cannot be written.
@@ -90,7 +90,7 @@ def write(path: Path | str, codes: Codes | Compact, force: bool = False) -> None
     files.write_bytes(Path(path), to_bytes(codes), force)
 
 
-def fit(
+def fit_to_size(
     codes: Codes, limit: float, pack: Callable[[Codes], bytes] = to_bytes
 ) -> tuple[Codes, bytes]:
     """The codes at the most levels whose file takes at most `limit` bytes, and that file;
@@ -105,18 +105,18 @@ def fit(
     return cut, pack(cut)
 
 
-def read(source: Path | str | bytes) -> Codes:
+def read_plain_codes(source: Path | str | bytes) -> Codes:
     """The codes in a file, or in the bytes of one; indices are writable.
 
     InputError: unreadable. FormatError: not valid codes.
 
     Compact files that a prior coded need its network: `codec.read_codes` reads both forms.
     """
-    found = read_any(source)
+    found = read_any_codes(source)
     if isinstance(found, Codes):
         return found
     if found.prior is None:
-        with named("codes" if isinstance(source, bytes) else source):
+        with name_in_errors("codes" if isinstance(source, bytes) else source):
             return found.unpacked()
     what = "codes" if isinstance(source, bytes) else source
     raise FormatError(
@@ -125,10 +125,10 @@ def read(source: Path | str | bytes) -> Codes:
     )
 
 
-def read_any(source: Path | str | bytes) -> Codes | Compact:
-    """What is in a file of either form. Errors as `read`."""
+def read_any_codes(source: Path | str | bytes) -> Codes | Compact:
+    """What is in a file of either form. Errors as `read_plain_codes`."""
     data, origin = _load(source)
-    with named(origin), open_archive(data) as archive:
+    with name_in_errors(origin), open_archive(data) as archive:
         if _is_compact(archive):
             return _read_compact(archive)
         meta, member = _read_meta(archive)
@@ -142,15 +142,15 @@ def read_any(source: Path | str | bytes) -> Codes | Compact:
         return Codes(indices, sizes=sizes, **meta)
 
 
-def read_meta(source: Path | str | bytes) -> dict[str, Any]:
+def read_codes_meta(source: Path | str | bytes) -> dict[str, Any]:
     """The metadata of a codes file, with "form" (plain, packed or coded) and "shape", the (n, L, h,
     w) of the indices, not read.
 
     Checked are the format number, that the keys are there, and that the file can hold the shape;
-    not what the keys hold. Errors as `read`.
+    not what the keys hold. Errors as `read_plain_codes`.
     """
     data, origin = _load(source)
-    with named(origin), open_archive(data) as archive:
+    with name_in_errors(origin), open_archive(data) as archive:
         if _is_compact(archive):
             found = _read_compact(archive)
             facts = {key: value for key, value in _to_meta(found).items() if key != "format"}
@@ -177,7 +177,7 @@ def _is_compact(archive: zipfile.ZipFile) -> bool:
 
 def _read_compact(archive: zipfile.ZipFile) -> Compact:
     member = find(archive, "stream")
-    check(
+    require(
         member.dtype == np.uint8 and len(member.shape) == 1,
         "the member stream is not a line of bytes",
     )
@@ -199,8 +199,8 @@ def _to_meta(codes: Codes | Compact) -> dict[str, Any]:
 
 
 def _from_json_sizes(value: Any, n: int) -> tuple[tuple[int, int], ...]:
-    """The sizes of n pictures; Codes checks what the pairs hold."""
-    check(
+    """The sizes of n images; Codes checks what the pairs hold."""
+    require(
         isinstance(value, list) and all(isinstance(size, list) for size in value),
         "the sizes are not a list of pairs",
     )
@@ -218,9 +218,9 @@ def _load(source: Path | str | bytes) -> tuple[bytes, object]:
 def _read_meta(archive: zipfile.ZipFile) -> tuple[dict[str, Any], Member]:
     """The values of the meta member by field of Codes, and the indices' member, unread."""
     meta = find(archive, "meta")
-    check(meta.dtype.kind == "U" and meta.shape == (), "the member meta is not a string")
-    limit = _META_BYTES + _META_BYTES_EACH * _claimed_pictures(archive)
-    check(meta.nbytes <= limit, f"the member meta takes {meta.nbytes} bytes, more than {limit}")
+    require(meta.dtype.kind == "U" and meta.shape == (), "the member meta is not a string")
+    limit = _META_BYTES + _META_BYTES_EACH * _claimed_images(archive)
+    require(meta.nbytes <= limit, f"the member meta takes {meta.nbytes} bytes, more than {limit}")
     try:
         text = read_member(archive, meta).tobytes().decode("utf-32-le")
     except UnicodeDecodeError:
@@ -228,12 +228,12 @@ def _read_meta(archive: zipfile.ZipFile) -> tuple[dict[str, Any], Member]:
     values = parse_meta(text)
     keys = ("model", "fingerprint", "codebook_size", "downsample", "channels", "sizes")
     for key in keys:
-        check(key in values, f"the metadata lacks {key!r}")
+        require(key in values, f"the metadata lacks {key!r}")
     return {key: values[key] for key in keys}, find(archive, "indices")
 
 
-def _claimed_pictures(archive: zipfile.ZipFile) -> int:
-    """How many pictures the indices' header tells of;
+def _claimed_images(archive: zipfile.ZipFile) -> int:
+    """How many images the indices' header tells of;
     0 where it has no say, so that a newer format is still told by its meta.
     """
     try:

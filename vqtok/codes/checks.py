@@ -23,7 +23,7 @@ def parse_meta(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):  # ValueError: also an integer of thousands of digits
         raise FormatError("the metadata is damaged", COPY_AGAIN) from None
     number = meta.get("format") if isinstance(meta, dict) else None
-    check(is_int(number, 1, math.inf), "the metadata is damaged")
+    require(is_int(number, 1, math.inf), "the metadata is damaged")
     if number != FORMAT:
         raise FormatError(
             f"written in format {str(number)[:20]}, newer than this vqtok reads", "upgrade vqtok"
@@ -32,7 +32,7 @@ def parse_meta(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def named(origin: object) -> Iterator[None]:
+def name_in_errors(origin: object) -> Iterator[None]:
     """Puts the file's name before the message of a FormatError."""
     try:
         yield
@@ -44,7 +44,7 @@ def _refuse(word: str) -> None:
     raise ValueError(f"{word} is not JSON")
 
 
-def check(ok: bool, message: str, fix: str = COPY_AGAIN) -> None:
+def require(ok: bool, message: str, fix: str = COPY_AGAIN) -> None:
     if not ok:
         raise FormatError(message, fix)
 

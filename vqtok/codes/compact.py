@@ -1,16 +1,16 @@
 """The compact form: one member, `stream`, whose bytes say everything.
 
     1 byte    version: 1
-    1 byte flags: 1 coded by a prior (else bit-packed), 2 pictures of one channel (else three), 4
-    one size for all pictures
+    1 byte flags: 1 coded by a prior (else bit-packed), 2 images of one channel (else three), 4
+    one size for all images
     4 bytes   fingerprint of the tokenizer
     4 bytes CRC-32, little-endian, of the indices as the plain form holds them, and then of
     the sizes below as varints
     4 bytes   fingerprint of the prior, where coded
     varints   K, f, L, n, bytes of the model's name
     bytes     the name, UTF-8
-    varints   height and width of each picture, or of all
-    varints   bytes of each picture's stream but the last, where coded
+    varints   height and width of each image, or of all
+    varints   bytes of each image's stream but the last, where coded
     the rest the streams (see `entropy`), or ceil(log2 K) bits an index, highest
     bit first, zeros at the end
 
@@ -26,17 +26,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from vqtok import entropy
-from vqtok.codes.checks import COPY_AGAIN, check
-from vqtok.codes.grids import Codes, Described, check_sizes, index_dtype
+from vqtok.codes.checks import COPY_AGAIN, require
+from vqtok.codes.grids import Codes, GridDescription, check_sizes, index_dtype
 from vqtok.errors import FormatError
 
 VERSION = 1
 _CODED, _GRAY, _ONE_SIZE = 1, 2, 4
-_PICTURES_MAX = 1 << 24
+_IMAGES_MAX = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class Compact(Described):
+class Compact(GridDescription):
     """A codes file in compact form; FormatError where the parts disagree.
 
     Whoever has the prior gets the indices from `streams`.
@@ -51,36 +51,36 @@ class Compact(Described):
     depth: int  # `levels`
     checksum: int  # see `checksum`
     prior: str | None  # fingerprint of the prior that coded them; None: bit-packed
-    streams: tuple[bytes, ...]  # one a picture; bit-packed: one for all
+    streams: tuple[bytes, ...]  # one an image; bit-packed: one for all
 
     def __post_init__(self) -> None:
         self._check_description()
-        check(
+        require(
             1 <= self.depth <= 1 << 16 and len(self.sizes) > 0,
-            "the codes have no levels or no pictures",
+            "the codes have no levels or no images",
         )
-        check(
+        require(
             all(H > 0 and W > 0 for H, W in self.sizes),
             "the sizes are not pairs of positive integers",
         )
         check_sizes(self.sizes, self.shape, self.downsample)
         count, size = math.prod(self.shape), sum(map(len, self.streams))
         if self.prior is None:
-            check(
+            require(
                 size == -(-count * self.width // 8),
                 f"{count} indices of {self.width} bits do not take {size} bytes",
             )
         else:
-            check(self.codebook_size <= entropy.TOTAL // 2, "the codebook is too large for a prior")
+            require(self.codebook_size <= entropy.TOTAL // 2, "the codebook is too large for a prior")
             # bits of the likeliest index there can be
             least = math.log2(entropy.TOTAL / (entropy.TOTAL - self.codebook_size + 1))
-            check(
+            require(
                 count * least <= 8 * size,
                 f"{count} indices are claimed, more than {size} bytes can hold",
             )
             # a word an index, and three for the state: the decoder makes lists of all words
             most = 2 * count + 6 * len(self.sizes)
-            check(size <= most, f"the streams take {size} bytes, {count} indices at most {most}")
+            require(size <= most, f"the streams take {size} bytes, {count} indices at most {most}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,7 +96,7 @@ class Compact(Described):
         """The codes with these indices (n, L, h, w);
         FormatError unless they are the ones that were packed.
         """
-        check(
+        require(
             indices.shape == self.shape and checksum(indices, self.sizes) == self.checksum,
             "the codes do not match their checksum",
         )
@@ -118,7 +118,7 @@ class Compact(Described):
 
 
 def checksum(indices: np.ndarray, sizes: Sequence[tuple[int, int]]) -> int:
-    """CRC-32 of indices, little-endian, in C order, and then of the size of each picture, or of
+    """CRC-32 of indices, little-endian, in C order, and then of the size of each image, or of
     the one of all, as varints.
     """
     written = sizes[:1] if len(set(sizes)) == 1 else sizes
@@ -126,7 +126,7 @@ def checksum(indices: np.ndarray, sizes: Sequence[tuple[int, int]]) -> int:
     return zlib.crc32(_varints([side for size in written for side in size]), start)
 
 
-def compact(codes: Codes, prior: str | None = None, streams: Sequence[bytes] = ()) -> Compact:
+def to_compact(codes: Codes, prior: str | None = None, streams: Sequence[bytes] = ()) -> Compact:
     """The compact form of codes: the streams that the prior of that fingerprint made, or bit-packed
     where these are not smaller.
     """
@@ -170,27 +170,27 @@ def to_stream(codes: Compact) -> bytes:
 def from_stream(data: bytes) -> Compact:
     """What `to_stream` wrote. FormatError where damaged, truncated, or of a newer version."""
     reader = _Reader(data)
-    version, flags = reader.take(2)
+    version, flags = reader.read(2)
     if version > VERSION:
         raise FormatError(
             f"the compact form is of version {version}, newer than this vqtok reads",
             "upgrade vqtok",
         )
-    check(version == VERSION and flags < 8, "the stream is damaged")
-    fingerprint, check_value = reader.take(4).hex(), int.from_bytes(reader.take(4), "little")
-    prior = reader.take(4).hex() if flags & _CODED else None
+    require(version == VERSION and flags < 8, "the stream is damaged")
+    fingerprint, check_value = reader.read(4).hex(), int.from_bytes(reader.read(4), "little")
+    prior = reader.read(4).hex() if flags & _CODED else None
     K, f, L, n, length = (reader.varint() for _ in range(5))
-    check(
-        0 < n <= min(_PICTURES_MAX, 8 * len(data)),
-        f"{n} pictures are claimed, which the file cannot hold",
+    require(
+        0 < n <= min(_IMAGES_MAX, 8 * len(data)),
+        f"{n} images are claimed, which the file cannot hold",
     )
     try:
-        name = reader.take(length).decode()
+        name = reader.read(length).decode()
     except UnicodeDecodeError:
         raise FormatError("the model's name is not a line of text", COPY_AGAIN) from None
     sizes = tuple((reader.varint(), reader.varint()) for _ in range(1 if flags & _ONE_SIZE else n))
     lengths = [reader.varint() for _ in range(n - 1)] if prior is not None else []
-    streams = (*(reader.take(size) for size in lengths), reader.rest())
+    streams = (*(reader.read(size) for size in lengths), reader.rest())
     return Compact(
         name,
         fingerprint,
@@ -221,8 +221,8 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
 
-    def take(self, count: int) -> bytes:
-        check(self.at + count <= len(self.data), "the stream is truncated")
+    def read(self, count: int) -> bytes:
+        require(self.at + count <= len(self.data), "the stream is truncated")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -230,11 +230,11 @@ class _Reader:
         """At most 35 bits."""
         value = 0
         for shift in range(0, 35, 7):
-            (byte,) = self.take(1)
+            (byte,) = self.read(1)
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value
         raise FormatError("the stream is damaged", COPY_AGAIN)
 
     def rest(self) -> bytes:
-        return self.take(len(self.data) - self.at)
+        return self.read(len(self.data) - self.at)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vqtok.codes.checks import COPY_AGAIN, check, is_int
+from vqtok.codes.checks import COPY_AGAIN, is_int, require
 from vqtok.errors import FormatError, UsageError
 
-# of a picture, as in `images`: 30 kB of deflated zeros can claim a thousand times more
+# of an image, as in `images`: 30 kB of deflated zeros can claim a thousand times more
 PIXELS_MAX = 200_000_000
 
 
-class Described:
+class GridDescription:
     """What is said of index grids in either form."""
 
     model: str
@@ -43,30 +43,30 @@ class Described:
 
     @property
     def pixels(self) -> int:
-        """Pixels of all pictures together, at their own sizes."""
+        """Pixels of all images together, at their own sizes."""
         return sum(H * W for H, W in self.sizes)
 
     def _check_description(self) -> None:
         """All but the sizes, which `check_sizes` compares with the grid."""
-        check(
+        require(
             is_int(self.codebook_size, 2, 1 << 32), "the codebook size is no integer from 2 to 2^32"
         )
-        check(is_int(self.downsample, 1, 1024), "downsample is no integer from 1 to 1024")
-        check(is_int(self.channels, 1, 3) and self.channels != 2, "channels is neither 1 nor 3")
+        require(is_int(self.downsample, 1, 1024), "downsample is no integer from 1 to 1024")
+        require(is_int(self.channels, 1, 3) and self.channels != 2, "channels is neither 1 nor 3")
         named = (
             isinstance(self.model, str) and 0 < len(self.model) < 256 and self.model.isprintable()
         )
-        check(named, "the model's name is not a line of text")
+        require(named, "the model's name is not a line of text")
         marked = (
             isinstance(self.fingerprint, str)
             and re.fullmatch("[0-9a-f]{8}", self.fingerprint) is not None
         )
-        check(marked, "the fingerprint is not eight hex digits")
+        require(marked, "the fingerprint is not eight hex digits")
 
 
 @dataclass(frozen=True, eq=False)
-class Codes(Described):
-    """Index grids of n pictures that share a grid size, and what decoding needs;
+class Codes(GridDescription):
+    """Index grids of n images that share a grid size, and what decoding needs;
     FormatError where the parts disagree.
     """
 
@@ -75,8 +75,8 @@ class Codes(Described):
     fingerprint: str  # of its tokenizer: eight hex digits
     codebook_size: int  # K
     downsample: int  # f: pixels per index along each axis
-    channels: int  # of the pictures: 1 or 3
-    sizes: tuple[tuple[int, int], ...]  # (H, W) of each picture
+    channels: int  # of the images: 1 or 3
+    sizes: tuple[tuple[int, int], ...]  # (H, W) of each image
 
     def __post_init__(self) -> None:
         self._check_description()
@@ -105,13 +105,13 @@ class Codes(Described):
         )
 
     def first_levels(self, count: int) -> "Codes":
-        """The same pictures at their first `count` levels: fewer bits, less detail.
+        """The same images at their first `count` levels: fewer bits, less detail.
 
         UsageError where so many are not here.
         """
         if not 1 <= count <= self.levels:
             raise UsageError(
-                f"these codes hold {counted(self.levels)}, not {count}", choice(self.levels)
+                f"these codes hold {count_levels(self.levels)}, not {count}", levels_fix(self.levels)
             )
         return replace(self, indices=np.ascontiguousarray(self.indices[:, :count]))
 
@@ -127,12 +127,12 @@ def index_dtype(codebook_size: int) -> np.dtype:
     )
 
 
-def counted(levels: int) -> str:
+def count_levels(levels: int) -> str:
     """'1 level', '8 levels'."""
     return "1 level" if levels == 1 else f"{levels} levels"
 
 
-def choice(levels: int) -> str:
+def levels_fix(levels: int) -> str:
     """What to do about a number of levels that is not among those there are."""
     return (
         "there is only one level: leave the number of levels out"
@@ -142,35 +142,35 @@ def choice(levels: int) -> str:
 
 
 def _check_indices(indices: np.ndarray, K: int) -> None:
-    check(
+    require(
         isinstance(indices, np.ndarray) and indices.ndim == 4,
         "the indices lack the four axes images, levels, rows, columns",
     )
-    check(indices.size > 0, f"the indices are empty: shape {indices.shape}")
+    require(indices.size > 0, f"the indices are empty: shape {indices.shape}")
     wanted = index_dtype(K)
-    check(indices.dtype == wanted, f"the indices are {indices.dtype}, K = {K} asks for {wanted}")
+    require(indices.dtype == wanted, f"the indices are {indices.dtype}, K = {K} asks for {wanted}")
     largest = int(indices.max())
-    check(largest < K, f"the indices go up to {largest}, the codebook has {K} entries")
+    require(largest < K, f"the indices go up to {largest}, the codebook has {K} entries")
 
 
 def check_sizes(sizes: object, shape: tuple[int, ...], f: int) -> None:
     """sizes against the (n, L, h, w) of the indices."""
     n, _, h, w = shape
     if not isinstance(sizes, tuple) or len(sizes) != n:
-        raise FormatError("the sizes do not match the number of pictures", COPY_AGAIN)
+        raise FormatError("the sizes do not match the number of images", COPY_AGAIN)
     pairs = all(
         isinstance(size, tuple)
         and len(size) == 2
         and all(is_int(side, 1, math.inf) for side in size)
         for size in sizes
     )
-    check(pairs, "the sizes are not pairs of positive integers")
+    require(pairs, "the sizes are not pairs of positive integers")
     for H, W in set(sizes):
-        check(
+        require(
             H * W <= PIXELS_MAX,
-            f"a picture of {W}x{H} is claimed, larger than any that vqtok reads",
+            f"an image of {W}x{H} is claimed, larger than any that vqtok reads",
         )
-        check(
+        require(
             (-(-H // f), -(-W // f)) == (h, w),
-            f"a picture of {W}x{H} does not have a grid of {w}x{h} at downsample {f}",
+            f"an image of {W}x{H} does not have a grid of {w}x{h} at downsample {f}",
         )

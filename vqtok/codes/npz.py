@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vqtok.codes.checks import COPY_AGAIN, check
+from vqtok.codes.checks import COPY_AGAIN, require
 from vqtok.errors import FormatError
 
 GIVE_CODES = "give a .npz that vqtok encode wrote"
@@ -82,13 +82,13 @@ def _zip_errors() -> Iterator[None]:
 
 
 def open_archive(data: bytes) -> zipfile.ZipFile:
-    check(bool(data), "the file is empty")
-    check(data[:2] == b"PK", "not a codes file (.npz)", GIVE_CODES)
+    require(bool(data), "the file is empty")
+    require(data[:2] == b"PK", "not a codes file (.npz)", GIVE_CODES)
     # each takes 500 bytes as an object
-    check(data.count(b"PK\1\2") <= _MEMBERS_MAX, "more members than a codes file has")
+    require(data.count(b"PK\1\2") <= _MEMBERS_MAX, "more members than a codes file has")
     with _zip_errors():
         archive = zipfile.ZipFile(io.BytesIO(data))
-    check(
+    require(
         all(info.compress_size <= len(data) for info in archive.infolist()), "damaged or truncated"
     )
     return archive
@@ -99,22 +99,22 @@ def find(archive: zipfile.ZipFile, name: str) -> Member:
     FormatError unless it can hold what its header claims.
     """
     infos = [info for info in archive.infolist() if info.filename == f"{name}.npy"]
-    check(len(infos) < 2, f"the member {name} stands twice in the file")
-    check(len(infos) > 0, f"not a codes file: the member {name} is missing", GIVE_CODES)
+    require(len(infos) < 2, f"the member {name} stands twice in the file")
+    require(len(infos) > 0, f"not a codes file: the member {name} is missing", GIVE_CODES)
     info = infos[0]
     packed = info.compress_size
     most = {zipfile.ZIP_STORED: packed, zipfile.ZIP_DEFLATED: packed * _DEFLATE_RATIO}.get(
         info.compress_type, -1
     )
-    check(most >= 0, f"the member {name} is packed in a way that vqtok does not read")
+    require(most >= 0, f"the member {name} is packed in a way that vqtok does not read")
     with _zip_errors(), archive.open(info) as file:
         start = file.read(10)
         header = file.read(int.from_bytes(start[8:], "little"))
-    check(start[:8] == _NPY_MAGIC, f"the member {name} is not an .npy array")
+    require(start[:8] == _NPY_MAGIC, f"the member {name} is not an .npy array")
     dtype, shape = _parse_npy_header(header, name)
     offset = len(start) + len(header)
     claimed = math.prod(shape) * dtype.itemsize
-    check(
+    require(
         offset + claimed == info.file_size <= most,
         f"the member {name} claims {claimed} bytes (shape {shape}), which the file cannot hold",
     )
@@ -126,9 +126,9 @@ def _parse_npy_header(header: bytes, name: str) -> tuple[np.dtype, tuple[int, ..
     if match is None:
         raise FormatError(f"the member {name} has a damaged header", COPY_AGAIN)
     descr, fortran, dims = (part.decode("latin-1") for part in match.groups())
-    check("O" not in descr, f"the member {name} holds Python objects, which vqtok never unpickles")
-    check(_DTYPE.fullmatch(descr) is not None, f"the member {name} is of type {descr!r}")
-    check(fortran == "False", f"the member {name} is in Fortran order")
+    require("O" not in descr, f"the member {name} holds Python objects, which vqtok never unpickles")
+    require(_DTYPE.fullmatch(descr) is not None, f"the member {name} is of type {descr!r}")
+    require(fortran == "False", f"the member {name} is in Fortran order")
     try:
         return np.dtype(descr), tuple(int(dim) for dim in dims.split(",") if dim.strip())
     except (ValueError, TypeError):  # TypeError: a string longer than NumPy can say, "<U9999999999"
@@ -151,7 +151,7 @@ def read_member(archive: zipfile.ZipFile, member: Member) -> np.ndarray:
         while chunk := file.read(1 << 20):
             raw[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
             done += len(chunk)
-    check(done == member.nbytes, f"the member {member.info.filename} is truncated")
+    require(done == member.nbytes, f"the member {member.info.filename} is truncated")
     return raw
 
 

@@ -3,7 +3,7 @@
 Each class checks its own values.
 """
 
-from vqtok.config.coerce import BEFORE, from_dict
+from vqtok.config.coerce import OLD_DEFAULTS, from_dict
 from vqtok.config.presets import PRESETS
 from vqtok.config.recipe import (
     ARCHITECTURES,
@@ -30,13 +30,13 @@ from vqtok.config.toml import parse_duration, parse_setting, read_recipe, to_tom
 
 __all__ = [
     "ARCHITECTURES",
-    "BEFORE",
     "ENTROPY_CODES_MAX",
     "GRAY_LEVELS",
     "LEARNED",
     "LEVELS_MAX",
     "LIKELIHOODS",
     "NETWORKS",
+    "OLD_DEFAULTS",
     "OPTIMIZERS",
     "OUTPUTS",
     "PRESETS",

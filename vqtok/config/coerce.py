@@ -17,7 +17,7 @@ TYPES = {
     tuple[int, ...]: "a list of whole numbers",
 }
 # Settings that are younger than format 1, and what files without them were made with.
-BEFORE = {
+OLD_DEFAULTS = {
     "level_dropout": 0.0,
     "shortcut": False,
     "architecture": "pixelcnn",
@@ -37,13 +37,13 @@ BEFORE = {
 T = TypeVar("T")
 
 
-def check(ok: bool, message: str, fix: str) -> None:
+def require(ok: bool, message: str, fix: str) -> None:
     if not ok:
         raise UsageError(message, fix)
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    check(
+    require(
         low <= value <= high,
         f"{name} is {value}, outside [{low}, {high}]",
         f"choose a value from {low} to {high}",
@@ -51,7 +51,7 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    check(
+    require(
         value in choices,
         f"{name} {reprlib.repr(value)} is not known",
         f"choose one of {', '.join(choices)}",
@@ -66,7 +66,7 @@ def override(config: Any, values: Mapping[str, Any], origin: str) -> Any:
             raise UsageError(f"{origin} has the unknown key {key!r}", f"did you mean {near[0]!r}?")
         old = getattr(config, key)
         if hasattr(old, "__dataclass_fields__"):
-            check(
+            require(
                 isinstance(value, Mapping),
                 f"{origin}: {key} is not a table",
                 f"write it as [{key}]",
@@ -86,7 +86,7 @@ def _convert(key: str, value: Any, kind: Any, origin: str) -> Any:
     entry = get_args(kind)[0] if get_origin(kind) is tuple else None
     if entry and isinstance(value, list | tuple) and all(type(v) is entry for v in value):
         return tuple(value)
-    check(type(value) is kind, f"{origin}: {key} is {reprlib.repr(value)}", f"write {TYPES[kind]}")
+    require(type(value) is kind, f"{origin}: {key} is {reprlib.repr(value)}", f"write {TYPES[kind]}")
     return value
 
 
@@ -95,7 +95,7 @@ def from_dict(kind: type[T], values: Any, origin: str) -> T:
     raises FormatError where keys, types or values are wrong.
     """
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(values, dict) or not names - set(BEFORE) <= set(values) <= names:
+    if not isinstance(values, dict) or not names - set(OLD_DEFAULTS) <= set(values) <= names:
         raise FormatError(
             f"{origin} holds no valid {kind.__name__}",
             "the file is damaged, or written by a newer vqtok",
@@ -103,7 +103,7 @@ def from_dict(kind: type[T], values: Any, origin: str) -> T:
     try:
         return override(
             kind(),
-            {**{key: value for key, value in BEFORE.items() if key in names}, **values},
+            {**{key: value for key, value in OLD_DEFAULTS.items() if key in names}, **values},
             origin,
         )
     except UsageError as error:

@@ -11,7 +11,7 @@ from vqtok.config.recipe import (
 from vqtok.config.tokenizer import TokenizerConfig
 
 PRESETS: dict[str, Recipe] = {
-    # Small enough for a laptop's CPU: a working model of 32x32 pictures in minutes.
+    # Small enough for a laptop's CPU: a working model of 32x32 images in minutes.
     "tiny": Recipe(
         tokenizer=TokenizerConfig(
             downsample=4,
@@ -28,7 +28,7 @@ PRESETS: dict[str, Recipe] = {
         entropy=EntropyConfig(codebook_size=128, width=96, blocks=1),
         entropy_training=StageConfig(steps=1000, batch=16, learning_rate=5e-3, validate_every=500),
     ),
-    # CIFAR-10 and other 32x32 pictures: 8x8 grid of 512 codes.
+    # CIFAR-10 and other 32x32 images: 8x8 grid of 512 codes.
     "cifar": Recipe(
         tokenizer=TokenizerConfig(
             downsample=4,
@@ -49,7 +49,7 @@ PRESETS: dict[str, Recipe] = {
         entropy_training=StageConfig(steps=2000, batch=64, learning_rate=5e-3, validate_every=250),
         precision="bf16",
     ),
-    # No tokenizer at all, for small pictures:
+    # No tokenizer at all, for small images:
     # a prior over the gray values of each pixel, and with it a lossless codec.
     "pixels": Recipe(
         tokenizer=TokenizerConfig(

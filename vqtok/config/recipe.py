@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from vqtok.config.coerce import check, check_choice, check_range, override
+from vqtok.config.coerce import check_choice, check_range, override, require
 from vqtok.config.tokenizer import LEVELS_MAX, TokenizerConfig
 
 ENTROPY_CODES_MAX = 4096  # K up to which a table of 65,536 leaves each code enough to choose from
@@ -41,13 +41,13 @@ class PriorConfig:
         check_range("levels", self.levels, 1, LEVELS_MAX)
         check_range("prior width", self.width, 4, 2048)
         check_range("prior layers", self.layers, 1, 64)
-        check(self.kernel in (3, 5, 7, 9), f"prior kernel is {self.kernel}", "choose 3, 5, 7 or 9")
+        require(self.kernel in (3, 5, 7, 9), f"prior kernel is {self.kernel}", "choose 3, 5, 7 or 9")
         check_range("prior dropout", self.dropout, 0.0, 0.9)
         check_choice("prior", self.architecture, ARCHITECTURES)
         check_choice("prior output", self.output, OUTPUTS)
         check_range("mixtures", self.mixtures, 1, 100)
         check_range("heads", self.heads, 1, 64)
-        check(
+        require(
             self.architecture != "transformer" or self.width % (4 * self.heads) == 0,
             f"prior width {self.width} does not go with {self.heads} heads",
             f"choose a multiple of {4 * self.heads}, or fewer heads: each takes a multiple of 4",
@@ -61,7 +61,7 @@ class PriorConfig:
             for label in self.labels
             if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in label)
         ]
-        check(
+        require(
             not bad,
             f"the label {bad[:1]} holds control characters, or is not UTF-8",
             "rename the folder it comes from",
@@ -117,7 +117,7 @@ class LossConfig:
             check_range(name.replace("_", " "), getattr(self, name), 0.0, 100.0)
         check_range("adversarial start", self.adversarial_start, 0.0, 1.0)
         check_range("perceptual start", self.perceptual_start, 0.0, 1.0)
-        check(
+        require(
             0 < self.perceptual_part <= 1,
             f"perceptual part is {self.perceptual_part}",
             "choose a value in (0, 1]",
@@ -144,35 +144,35 @@ class StageConfig:
     def __post_init__(self) -> None:
         check_range("steps", self.steps, 1, 10**9)
         check_range("batch", self.batch, 1, 65536)
-        check(
+        require(
             0 < self.learning_rate <= 1,
             f"learning rate is {self.learning_rate}",
             "choose a value in (0, 1]",
         )
         check_range("warmup", self.warmup, 0, 10**9)
-        check(self.clip > 0, f"clip is {self.clip}", "choose a value above 0")
+        require(self.clip > 0, f"clip is {self.clip}", "choose a value above 0")
         check_range("ema", self.ema, 0.0, 0.99999)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
-        check(0 < self.cooldown <= 1, f"cooldown is {self.cooldown}", "choose a value in (0, 1]")
+        require(0 < self.cooldown <= 1, f"cooldown is {self.cooldown}", "choose a value in (0, 1]")
         check_range("validate every", self.validate_every, 1, 10**9)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How pictures become batches."""
+    """How images become batches."""
 
     size: int = 128  # side of the training crops, in pixels
-    min_scale: float = 1.0  # crops are taken from the picture shrunk by a factor from here to 1
+    min_scale: float = 1.0  # crops are taken from the image shrunk by a factor from here to 1
     flip: bool = True
-    prior_size: int = 256  # side of the windows the prior learns from, in pixels of the picture
-    validation: float = 0.02  # part of the pictures set aside
+    prior_size: int = 256  # side of the windows the prior learns from, in pixels of the image
+    validation: float = 0.02  # part of the images set aside
     validation_max: int = 256
 
     def __post_init__(self) -> None:
         check_range("size", self.size, 2, 4096)
         check_range("prior size", self.prior_size, 2, 4096)
-        check(0 < self.min_scale <= 1, f"min scale is {self.min_scale}", "choose a value in (0, 1]")
+        require(0 < self.min_scale <= 1, f"min scale is {self.min_scale}", "choose a value in (0, 1]")
         check_range("validation part", self.validation, 0.0, 0.5)
         check_range("validation max", self.validation_max, 1, 10**6)
 
@@ -197,7 +197,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**31 - 1)
         check_choice("precision", self.precision, ("fp32", "bf16"))
-        check(
+        require(
             self.data.size % self.tokenizer.downsample == 0,
             f"size {self.data.size} is no multiple of downsample {self.tokenizer.downsample}",
             "choose a multiple",

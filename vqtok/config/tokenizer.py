@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vqtok.config.coerce import check, check_choice, check_range
+from vqtok.config.coerce import check_choice, check_range, require
 
 LIKELIHOODS = ("mse", "l1", "charbonnier", "bce", "logistic", "heteroscedastic")
 LEARNED = ("ema", "vq", "simvq", "fsq", "lfq")  # quantizers of what an encoder gives
@@ -15,11 +15,11 @@ LEVELS_MAX = 32
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The network that turns pictures into indices and back;
+    """The network that turns images into indices and back;
     with the tensors, all that decoding needs.
     """
 
-    channels: int = 3  # of the pictures: 1 or 3
+    channels: int = 3  # of the images: 1 or 3
     downsample: int = 8  # f: pixels per code along each axis
     fold: int = 4  # pixels per side folded into channels before the first convolution
     width: int = 128  # channels at the finest stage; each coarser one has twice as many
@@ -31,7 +31,7 @@ class TokenizerConfig:
     code_dim: int = 8  # D
     # L: more than 1 quantizes what the levels before have left (residual quantization)
     levels: int = 1
-    # part of the training pictures that are decoded from their first few levels only
+    # part of the training images that are decoded from their first few levels only
     level_dropout: float = 0.0
     # codes and vectors on the unit sphere (Yu et al. 2022, arXiv 2110.04627); not fsq, lfq
     normalize: bool = True
@@ -39,7 +39,7 @@ class TokenizerConfig:
     decay: float = 0.99  # of the moving averages of the codebook
     restart: float = 0.1  # restart a code used less than this part of the mean use; 0 never
     likelihood: str = "mse"
-    # or classic: the VQGAN's, which sees the whole picture; the settings below are its own
+    # or classic: the VQGAN's, which sees the whole image; the settings below are its own
     network: str = "folded"
     # channels of each stage, finest first; each but the last halves the resolution
     stages: tuple[int, ...] = ()
@@ -54,17 +54,17 @@ class TokenizerConfig:
     decoder_depths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check(
+        require(
             self.channels in (1, 3), f"channels is {self.channels}", "choose 1 (gray) or 3 (color)"
         )
-        if self.identity:
+        if self.is_pixels:
             self._check_pixels()
-        check(
-            self.identity or self.downsample in (2, 4, 8, 16),
+        require(
+            self.is_pixels or self.downsample in (2, 4, 8, 16),
             f"downsample is {self.downsample}",
             "choose 2, 4, 8 or 16",
         )
-        check(
+        require(
             self.fold in (1, 2, 4) and self.fold <= self.downsample,
             f"fold is {self.fold} at downsample {self.downsample}",
             "choose 1, 2 or 4, at most downsample",
@@ -79,13 +79,13 @@ class TokenizerConfig:
         check_range("restart", self.restart, 0.0, 1.0)
         check_range("levels", self.levels, 1, LEVELS_MAX)
         check_range("level dropout", self.level_dropout, 0.0, 1.0)
-        check(
+        require(
             not (self.normalize and self.levels > 1),
             "codes on the unit sphere cannot hold what other levels have left, "
             "which differs in length",
             "use --no-normalize with several levels",
         )
-        check(
+        require(
             not (self.normalize and self.code_dim == 1),
             "code dimension 1 leaves two points on the unit sphere",
             "use a code dimension of 2 or more, or --no-normalize",
@@ -97,7 +97,7 @@ class TokenizerConfig:
             self._check_classic()
         else:
             own = (self.stages, self.attention, self.groups, self.z_channels)
-            check(
+            require(
                 own == ((), (), 0, 0),
                 "stages, attention, groups and z_channels are of the classic network",
                 "leave them out",
@@ -107,18 +107,18 @@ class TokenizerConfig:
     def _check_classic(self) -> None:
         count = len(self.stages)
         made = f"{count} stages do not make downsample {self.downsample}"
-        check(2 ** (count - 1) == self.downsample, made, "there is a halving between two stages")
-        check(
+        require(2 ** (count - 1) == self.downsample, made, "there is a halving between two stages")
+        require(
             (self.fold, self.shortcut) == (1, False),
             "the classic network has no fold and no shortcut",
             "set fold=1, shortcut=false",
         )
-        check(
+        require(
             self.width == self.stages[0],
             f"width {self.width} is not that of the first stage",
             f"set width={self.stages[0]}",
         )
-        check(
+        require(
             min(self.encoder_blocks, self.decoder_blocks) > 0,
             "the classic network has blocks at each stage",
             "choose 1 or more blocks",
@@ -127,7 +127,7 @@ class TokenizerConfig:
         check_range("z channels", self.z_channels, 1, 2048)
         for channels in self.stages:
             check_range("channels of a stage", channels, 4, 2048)
-            check(
+            require(
                 channels % self.groups == 0,
                 f"{channels} channels make no {self.groups} equal groups",
                 "choose another groups",
@@ -135,7 +135,7 @@ class TokenizerConfig:
         fits = all(0 <= stage <= count for stage in self.attention) and len(
             set(self.attention)
         ) == len(self.attention)
-        check(
+        require(
             fits,
             f"attention {list(self.attention)} does not fit {count} stages",
             f"choose from 0 to {count}, each once",
@@ -145,19 +145,19 @@ class TokenizerConfig:
         widths, depths = self.decoder_widths, self.decoder_depths
         if not widths and not depths:
             return
-        plain = self.network == "folded" and not self.identity
-        check(
+        plain = self.network == "folded" and not self.is_pixels
+        require(
             plain,
             "decoder_widths and decoder_depths are of the folded network with an encoder",
             "leave them out",
         )
-        check(
+        require(
             len(widths) == len(depths),
             f"{len(widths)} decoder_widths and {len(depths)} decoder_depths",
             "give one of each a stage",
         )
         most = self.downsample.bit_length()
-        check(
+        require(
             len(widths) <= most,
             f"{len(widths)} stages are too many for downsample {self.downsample}",
             f"choose at most {most}",
@@ -167,7 +167,7 @@ class TokenizerConfig:
             check_range("depth of a decoder's stage", depth, 0, 64)
         for finer, width in pairwise(widths):
             fits = not self.shortcut or 4 * finer % width == 0
-            check(
+            require(
                 fits,
                 f"4 x {finer} channels are no multiple of {width}, as a shortcut needs",
                 "choose other decoder_widths",
@@ -183,7 +183,7 @@ class TokenizerConfig:
     @property
     def encoder_widths(self) -> list[int]:
         """Channels of the folded encoder's stages, finest (1/fold of the
-        picture) to coarsest (1/f).
+        image) to coarsest (1/f).
         """
         return [
             self.width * 2**stage for stage in range((self.downsample // self.fold).bit_length())
@@ -191,7 +191,7 @@ class TokenizerConfig:
 
     def _check_pixels(self) -> None:
         found = (self.downsample, self.fold, self.levels, self.code_dim)
-        check(
+        require(
             found == (1, 1, self.channels, self.channels) and not self.normalize,
             f"the pixels quantizer needs downsample 1, fold 1, {self.channels} levels and code "
             "dimensions (channels), and no normalization",
@@ -200,20 +200,20 @@ class TokenizerConfig:
         fix = (
             f"choose a codebook size from 2 (black and white) to {GRAY_LEVELS} (bytes as they are)"
         )
-        check(
+        require(
             2 <= self.codebook_size <= GRAY_LEVELS,
             f"a channel has {GRAY_LEVELS} values, not {self.codebook_size}",
             fix,
         )
         shown = ("mse", "l1", "charbonnier", "logistic")
-        check(
+        require(
             self.likelihood in shown,
             f"pixels are no parameters of {self.likelihood}",
             f"choose one of {', '.join(shown)}",
         )
 
     @property
-    def identity(self) -> bool:
+    def is_pixels(self) -> bool:
         """Whether indices are the pixels themselves:
         encoder and decoder are the identity then, and nothing is learned.
         """
@@ -222,7 +222,7 @@ class TokenizerConfig:
     @property
     def grid(self) -> str:
         """What a place of the grid stands for, in words."""
-        if self.identity:
+        if self.is_pixels:
             return (
                 f"{'a gray value' if self.channels == 1 else '3 gray values'} of "
                 f"{self.codebook_size} for each pixel"

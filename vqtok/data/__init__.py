@@ -1,4 +1,4 @@
-"""Pictures for training and evaluation: folders, zips, tar shards, CIFAR-10, IDX, arrays, and a
+"""Images for training and evaluation: folders, zips, tar shards, CIFAR-10, IDX, arrays, and a
 set that vqtok draws itself.
 
 >>> data = open_data(Path("photos"))
@@ -7,8 +7,8 @@ set that vqtok draws itself.
 >>> pixels, labels = batches.batch(0)
 """
 
-from vqtok.data.batches import Batch, Batches, split
-from vqtok.data.dataset import ArrayData, Dataset, PictureFiles, convert, whole
+from vqtok.data.batches import Batch, Batches, split_indices
+from vqtok.data.dataset import ArrayData, Dataset, ImageFiles, convert_channels, read_whole
 from vqtok.data.shapes import Shapes
 from vqtok.data.sources import open_data
 
@@ -17,10 +17,10 @@ __all__ = [
     "Batch",
     "Batches",
     "Dataset",
-    "PictureFiles",
+    "ImageFiles",
     "Shapes",
-    "convert",
+    "convert_channels",
     "open_data",
-    "split",
-    "whole",
+    "read_whole",
+    "split_indices",
 ]

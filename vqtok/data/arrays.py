@@ -47,7 +47,7 @@ BROKEN = (
 )
 
 
-class _Readable(Protocol):
+class _BinaryReader(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
@@ -85,7 +85,7 @@ def open_cifar_archive(path: Path, split: Split) -> ArrayData:
     batches, text = [], ""
     try:
         with gzip.open(path) as file:
-            for member in tar.index_stream(file, _CIFAR_LIMIT, path):
+            for member in tar.index_tar_stream(file, _CIFAR_LIMIT, path):
                 name = PurePosixPath(member.name).name
                 if name == "batches.meta":
                     raise InputError(
@@ -156,25 +156,25 @@ def open_idx_folder(folder: Path, paths: Sequence[Path], split: Split) -> ArrayD
     }
     if not chosen:
         raise InputError(
-            f"{folder} holds no IDX file of {split} pictures",
+            f"{folder} holds no IDX file of {split} images",
             f"its name must hold {' or '.join(marks)}",
         )
     if len(chosen) > 1:
         raise InputError(
-            f"{folder} holds {len(chosen)} IDX files of {split} pictures",
+            f"{folder} holds {len(chosen)} IDX files of {split} images",
             f"name one, such as {min(chosen)}",
         )
     return open_idx(min(chosen.values()))
 
 
 def open_idx(path: Path) -> ArrayData:
-    """An IDX file of pictures (N, H, W) or (N, H, W, C), and the file of its labels
+    """An IDX file of images (N, H, W) or (N, H, W, C), and the file of its labels
     when that lies beside it.
     """
     pixels = _read_idx(path)
     if pixels.ndim == 3:
         pixels = pixels[..., None]
-    _check_pictures(path, pixels.shape)
+    _check_images(path, pixels.shape)
     name = re.sub(r"images?([-.])idx[34]", r"labels\1idx1", path.name)
     beside = [
         path.with_name(n)
@@ -209,7 +209,7 @@ def _read_idx(path: Path) -> np.ndarray:
         raise _damaged(path, error) from None
 
 
-def _read_pixels(file: _Readable, path: Path, shape: tuple[int, ...], available: int) -> np.ndarray:
+def _read_pixels(file: _BinaryReader, path: Path, shape: tuple[int, ...], available: int) -> np.ndarray:
     """uint8 of `shape` from an open file; memory is taken only for what
     `available` bytes can hold.
     """
@@ -243,7 +243,7 @@ def open_npy(path: Path) -> ArrayData:
     with path.open("rb") as file:
         shape, fortran, dtype = _npy_header(file, path)
         offset = file.tell()
-    _check_pictures(path, shape, dtype)
+    _check_images(path, shape, dtype)
     if path.stat().st_size - offset < math.prod(shape):
         raise _damaged(path, "it is shorter than its header says")
     pixels = np.memmap(path, np.uint8, "r", offset, shape, "F" if fortran else "C")
@@ -251,10 +251,10 @@ def open_npy(path: Path) -> ArrayData:
 
 
 def open_npz(path: Path, split: Split) -> ArrayData:
-    """The pictures and labels in an .npz, under names like images and
+    """The images and labels in an .npz, under names like images and
     labels, or x_train and y_train.
 
-    Raises InputError when there is no array of pictures, or it is not uint8
+    Raises InputError when there is no array of images, or it is not uint8
     (N, H, W) or (N, H, W, 1|3).
     """
     try:
@@ -264,20 +264,20 @@ def open_npz(path: Path, split: Split) -> ArrayData:
                 for m in archive.infolist()
                 if m.filename.endswith(".npy")
             }
-            images = _pick(members, ("images", "x", "data", "arr_0"), split) or _first_pictures(
+            images = _pick(members, ("images", "x", "data", "arr_0"), split) or _first_images(
                 archive, members, path
             )
             if images is None:
                 raise InputError(
-                    f"{path} holds no array of pictures",
+                    f"{path} holds no array of images",
                     "name it images: uint8 (N, H, W) or (N, H, W, C)",
                 )
-            pixels = _read_member(archive, members[images], path, pictures=True)
+            pixels = _read_member(archive, members[images], path, images=True)
             labels = _pick(members, ("labels", "y", "label"), split)
             targets = (
                 None
                 if labels is None
-                else _read_member(archive, members[labels], path, pictures=False)
+                else _read_member(archive, members[labels], path, images=False)
             )
     except BROKEN as error:
         raise _damaged(path, error) from None
@@ -292,7 +292,7 @@ def _pick(members: dict[str, zipfile.ZipInfo], names: Sequence[str], split: Spli
     return next((name for name in (*own, *names) if name in members), None)
 
 
-def _first_pictures(
+def _first_images(
     archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], path: Path
 ) -> str | None:
     for name, member in members.items():
@@ -303,12 +303,12 @@ def _first_pictures(
 
 
 def _read_member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, pictures: bool
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, images: bool
 ) -> np.ndarray:
     with archive.open(member) as file:
         shape, fortran, dtype = _npy_header(file, path)
-        if pictures:
-            _check_pictures(path, shape, dtype)
+        if images:
+            _check_images(path, shape, dtype)
         elif dtype.kind not in "iu":
             raise InputError(
                 f"{path}: {member.filename} is {dtype}, not whole numbers",
@@ -320,7 +320,7 @@ def _read_member(
     return flat.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _npy_header(file: _Readable, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _npy_header(file: _BinaryReader, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, Fortran order, dtype) of a .npy stream, which then stands
     at the first byte of data.
     """
@@ -337,23 +337,23 @@ def _npy_header(file: _Readable, path: Path) -> tuple[tuple[int, ...], bool, np.
     if dtype.hasobject or dtype.kind == "V":
         raise InputError(
             f"{path} holds Python objects, which vqtok never loads",
-            "store the pictures as a uint8 array",
+            "store the images as a uint8 array",
         )
     return tuple(int(n) for n in shape), bool(fortran), dtype
 
 
-def _check_pictures(path: Path, shape: Sequence[int], dtype: np.dtype | None = None) -> None:
+def _check_images(path: Path, shape: Sequence[int], dtype: np.dtype | None = None) -> None:
     """Raises InputError unless this is uint8 (N, H, W) or (N, H, W,
     1|3) with at least one pixel.
     """
     if dtype is not None and dtype != np.uint8:
         raise InputError(
             f"{path} holds {dtype}, not uint8",
-            "scale the pictures to 0...255 and store them as uint8",
+            "scale the images to 0...255 and store them as uint8",
         )
     if len(shape) not in (3, 4) or min(shape, default=0) < 1:
         raise InputError(
-            f"{path} has the shape {tuple(shape)}", "store pictures as (N, H, W) or (N, H, W, C)"
+            f"{path} has the shape {tuple(shape)}", "store images as (N, H, W) or (N, H, W, C)"
         )
     if len(shape) == 4 and shape[3] not in (1, 3):
         fix = (
@@ -367,13 +367,13 @@ def _check_pictures(path: Path, shape: Sequence[int], dtype: np.dtype | None = N
 def _with_targets(
     name: str, path: Path, pixels: np.ndarray, targets: np.ndarray | None
 ) -> ArrayData:
-    """Joins pictures and labels 0...n-1; refuses labels that do not match."""
+    """Joins images and labels 0...n-1; refuses labels that do not match."""
     if targets is None:
         return ArrayData(name, pixels)
     if targets.size != len(pixels):
         raise InputError(
-            f"{path} has {len(pixels)} pictures and {targets.size} labels",
-            "give one label for each picture",
+            f"{path} has {len(pixels)} images and {targets.size} labels",
+            "give one label for each image",
         )
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= 65536:

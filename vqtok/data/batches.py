@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from vqtok.data import counter_rng
-from vqtok.data.dataset import Dataset, PictureFiles, convert
-from vqtok.data.decoded_cache import Kept, room
+from vqtok.data.dataset import Dataset, ImageFiles, convert_channels
+from vqtok.data.decoded_cache import DecodedCache, cache_budget
 from vqtok.errors import InputError
 
 _SPLIT, _SHUFFLE, _SCALE, _TOP, _LEFT, _FLIP, _REPLACE = range(1, 8)  # streams of random numbers
-# random replacements for an unreadable picture: all bad by chance in < 1e-4 runs where 90 % are
+# random replacements for an unreadable image: all bad by chance in < 1e-4 runs where 90 % are
 _TRIES = 100
 
 
@@ -30,20 +30,20 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class _OneSize(Protocol):
-    """A data set that can give many pictures at once, because all have the same size."""
+    """A data set that can give many images at once, because all have the same size."""
 
     @property
     def size(self) -> tuple[int, int]: ...
 
-    def pictures(self, indices: np.ndarray) -> np.ndarray: ...
+    def images(self, indices: np.ndarray) -> np.ndarray: ...
 
 
-def split(dataset: Dataset, part: float, maximum: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_indices(dataset: Dataset, part: float, maximum: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation) indices, each int64 and sorted;
     the same for the same data, part, maximum and seed.
 
-    Validation gets `part` of the pictures, at most `maximum`, at least one when part > 0.
-    A data set of one picture is both: there is nothing to set aside.
+    Validation gets `part` of the images, at most `maximum`, at least one when part > 0.
+    A data set of one image is both: there is nothing to set aside.
     """
     n = len(dataset)
     if n == 1:
@@ -54,12 +54,12 @@ def split(dataset: Dataset, part: float, maximum: int, seed: int) -> tuple[np.nd
 
 
 class Batches:
-    """Random crops of the pictures `indices` of a data set, shuffled anew in each epoch.
+    """Random crops of the images `indices` of a data set, shuffled anew in each epoch.
 
-    Position p = step * batch + j lies in epoch p // N and shows the picture that the epoch's
+    Position p = step * batch + j lies in epoch p // N and shows the image that the epoch's
     permutation has at p % N. Scale, place and flip are drawn from (seed, p). A crop is taken from
-    the picture shrunk by a factor between `min_scale` and 1; a picture whose short side is less
-    than `size` is enlarged until it fits. A picture that cannot be read is replaced by another one,
+    the image shrunk by a factor between `min_scale` and 1; an image whose short side is less
+    than `size` is enlarged until it fits. An image that cannot be read is replaced by another one,
     chosen by (seed, p) too, and counted in `dataset.skipped`. Of `count` processes, number `rank`
     gets the positions with j % count == rank: `share` is (rank, count).
 
@@ -90,7 +90,7 @@ class Batches:
         self._flip, self._min_scale, self._channels = flip, min_scale, channels
         self._orders: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
-        self._kept = Kept(room() if keep is None else keep)
+        self._kept = DecodedCache(cache_budget() if keep is None else keep)
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`, from 0 without end. Safe to call from several threads."""
@@ -98,7 +98,7 @@ class Batches:
         positions = np.arange(step * self._batch + rank, (step + 1) * self._batch, count)
         chosen = self._choose(positions)
         if isinstance(self.dataset, _OneSize) and self.dataset.size == (self._size, self._size):
-            pixels = convert(self.dataset.pictures(chosen), self._channels)
+            pixels = convert_channels(self.dataset.images(chosen), self._channels)
         else:
             pairs = [
                 self._crop(int(index), int(p)) for index, p in zip(chosen, positions, strict=True)
@@ -139,7 +139,7 @@ class Batches:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _choose(self, positions: np.ndarray) -> np.ndarray:
-        """The picture at each position; a batch may span epochs."""
+        """The image at each position; a batch may span epochs."""
         N = len(self.indices)
         epochs = positions // N
         chosen = np.empty(len(positions), np.int64)
@@ -166,17 +166,17 @@ class Batches:
             for s in (_SCALE, _TOP, _LEFT)
         )
         factor = self._min_scale + (1 - self._min_scale) * scale
-        index, picture, reduced = self._read(
+        index, image, reduced = self._read(
             index, position, next(d for d in (8, 4, 2, 1) if factor * d <= 1)
         )
-        H, W = picture.shape[:2]
-        # of the square in the picture that becomes the crop
+        H, W = image.shape[:2]
+        # of the square in the image that becomes the crop
         side = min(self._size / factor / reduced, H, W)
         if side == self._size:
             y, x = int(top * (H - side + 1)), int(left * (W - side + 1))
-            return index, picture[y : y + self._size, x : x + self._size]
+            return index, image[y : y + self._size, x : x + self._size]
         y, x = top * (H - side), left * (W - side)
-        return index, _resize(picture, self._size, (x, y, x + side, y + side))
+        return index, _resize(image, self._size, (x, y, x + side, y + side))
 
     def _read(self, index: int, position: int, shrink: int) -> tuple[int, np.ndarray, int]:
         """(index used, uint8 (H, W, C), how many of the file's pixels became one along
@@ -192,27 +192,27 @@ class Batches:
                 )[0]
                 index = int(self.indices[int(draw) % N])
         raise InputError(
-            f"{self.dataset.skipped} of {len(self.dataset)} pictures in "
+            f"{self.dataset.skipped} of {len(self.dataset)} images in "
             f"{self.dataset.name} cannot be read",
-            "check that the files are whole and are pictures",
+            "check that the files are whole and are images",
         )
 
     def _decoded(self, index: int, shrink: int) -> tuple[np.ndarray, int]:
-        if not isinstance(self.dataset, PictureFiles):
-            return convert(self.dataset.picture(index), self._channels), 1
+        if not isinstance(self.dataset, ImageFiles):
+            return convert_channels(self.dataset.image(index), self._channels), 1
         found = self._kept.get((index, shrink))
         if found is None:
             pixels, reduced = self.dataset.reduced(index, shrink, self._size)
-            found = convert(pixels, self._channels), reduced
+            found = convert_channels(pixels, self._channels), reduced
             self._kept.put((index, shrink), found)
         return found
 
 
-def _resize(picture: np.ndarray, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
+def _resize(pixels: np.ndarray, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
     """The part `box` (left, top, right, bottom;
-    fractions of pixels allowed) of a picture as uint8 (size, size, C).
+    fractions of pixels allowed) of an image as uint8 (size, size, C).
     """
-    C = picture.shape[2]
-    image = Image.fromarray(np.ascontiguousarray(picture if C == 3 else picture[..., 0]))
+    C = pixels.shape[2]
+    image = Image.fromarray(np.ascontiguousarray(pixels if C == 3 else pixels[..., 0]))
     small = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
     return np.asarray(small).reshape(size, size, C)

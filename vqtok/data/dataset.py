@@ -1,4 +1,4 @@
-"""What a data set is, and its two kinds: pixels in memory, and picture
+"""What a data set is, and its two kinds: pixels in memory, and image
 files decoded one at a time.
 """
 
@@ -17,34 +17,34 @@ Split = Literal["train", "test"]
 
 
 class Dataset(Protocol):
-    """Pictures that can be asked for by number, from any thread."""
+    """Images that can be asked for by number, from any thread."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes; empty when the pictures have none."""
+        """Names of the classes; empty when the images have none."""
         ...
 
     @property
     def channels(self) -> int:
-        """1 or 3: of what `picture` returns."""
+        """1 or 3: of what `image` returns."""
         ...
 
     @property
-    def summary(self) -> str:
-        """One clause for a person: how many pictures, how large, how many labels."""
+    def description(self) -> str:
+        """One clause for a person: how many images, how large, how many labels."""
         ...
 
     @property
     def skipped(self) -> int:
-        """How many pictures proved unreadable so far."""
+        """How many images proved unreadable so far."""
         ...
 
     def __len__(self) -> int: ...
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         """uint8 (H, W, C); raises InputError when this one cannot be read."""
         ...
 
@@ -54,7 +54,7 @@ class Dataset(Protocol):
 
 
 class ArrayData:
-    """Pictures of one size, in memory or memory-mapped:
+    """Images of one size, in memory or memory-mapped:
     pixels uint8 (N, H, W, C), targets int64 (N,) or None.
     """
 
@@ -77,21 +77,21 @@ class ArrayData:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of every picture."""
+        """(H, W) of every image."""
         return self._pixels.shape[1], self._pixels.shape[2]
 
     @property
-    def summary(self) -> str:
+    def description(self) -> str:
         H, W = self.size
         return f"{_count(len(self))} of {W}x{H}{_labelled(self.labels)} from {self.name}"
 
     def __len__(self) -> int:
         return len(self._pixels)
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         return np.array(self._pixels[index])
 
-    def pictures(self, indices: np.ndarray) -> np.ndarray:
+    def images(self, indices: np.ndarray) -> np.ndarray:
         """Many at once: uint8 (n, H, W, C)."""
         return np.array(self._pixels[indices])
 
@@ -99,10 +99,10 @@ class ArrayData:
         return -1 if self._targets is None else int(self._targets[index])
 
 
-class PictureFiles:
-    """Encoded pictures, decoded when asked for.
+class ImageFiles:
+    """Encoded images, decoded when asked for.
 
-    `fetch` gives a picture's path or bytes, and is safe to call from threads.
+    `fetch` gives an image's path or bytes, and is safe to call from threads.
     """
 
     channels = 3
@@ -121,7 +121,7 @@ class PictureFiles:
         self._lock = threading.Lock()
 
     @property
-    def summary(self) -> str:
+    def description(self) -> str:
         return f"{_count(len(self))}{_labelled(self.labels)} from {self.name}"
 
     @property
@@ -131,17 +131,17 @@ class PictureFiles:
     def __len__(self) -> int:
         return len(self._names)
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         return self.reduced(index, 1, 1)[0]
 
     def reduced(self, index: int, shrink: int, least: int) -> tuple[np.ndarray, int]:
-        """A picture at 1/shrink of its sides where that saves time (see `images.read`), and the
+        """An image at 1/shrink of its sides where that saves time (see `images.read_image`), and the
         divisor that it has: 1 for most formats.
         """
         if index in self._bad:
             raise self._error(index)
         try:
-            found = images.read(self._fetch(index), self.channels, shrink=shrink, least=least)
+            found = images.read_image(self._fetch(index), self.channels, shrink=shrink, least=least)
             return found.pixels, found.reduced
         except VqtokError as error:
             with self._lock:
@@ -151,13 +151,13 @@ class PictureFiles:
     def label(self, index: int) -> int:
         return self._targets[index] if self._targets else -1
 
-    def check(self) -> None:
-        """Raises InputError when no picture at all can be read;
+    def check_readable(self) -> None:
+        """Raises InputError when no image at all can be read;
         looks no further than the first good one.
         """
         for index in range(len(self)):
             with suppress(InputError):
-                self.picture(index)
+                self.image(index)
                 return
         first = str(self._error(0))
         if len(self) == 1:
@@ -165,12 +165,12 @@ class PictureFiles:
             message = (
                 first
                 if given_itself
-                else f"the only picture in {self.name} cannot be read: {first}"
+                else f"the only image in {self.name} cannot be read: {first}"
             )
-            raise InputError(message, "check that the file is whole and is a picture")
+            raise InputError(message, "check that the file is whole and is an image")
         raise InputError(
             f"none of the {_count(len(self))} in {self.name} can be read; the first: {first}",
-            "check that the files are whole and are pictures",
+            "check that the files are whole and are images",
         )
 
     def _error(self, index: int) -> InputError:
@@ -182,7 +182,7 @@ class PictureFiles:
         )
 
 
-def convert(pixels: np.ndarray, channels: int) -> np.ndarray:
+def convert_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     """(..., 1|3) to (..., channels): gray is repeated, color becomes luma (ITU-R
     BT.601, as Pillow does it).
     """
@@ -194,13 +194,13 @@ def convert(pixels: np.ndarray, channels: int) -> np.ndarray:
     return ((pixels.astype(np.uint32) @ weights + 32768) >> 16).astype(np.uint8)[..., None]
 
 
-def whole(dataset: Dataset, index: int, channels: int) -> np.ndarray:
-    """A picture as training and evaluation see it, uncropped: uint8 (H, W, channels)."""
-    return convert(dataset.picture(index), channels)
+def read_whole(dataset: Dataset, index: int, channels: int) -> np.ndarray:
+    """An image as training and evaluation see it, uncropped: uint8 (H, W, channels)."""
+    return convert_channels(dataset.image(index), channels)
 
 
 def _count(n: int) -> str:
-    return "1 picture" if n == 1 else f"{n:,} pictures"
+    return "1 image" if n == 1 else f"{n:,} images"
 
 
 def _labelled(labels: Sequence[str]) -> str:

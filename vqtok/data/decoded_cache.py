@@ -1,4 +1,4 @@
-"""Decoded pictures that stay in memory, up to a limit."""
+"""Decoded images that stay in memory, up to a limit."""
 
 import os
 import threading
@@ -9,12 +9,12 @@ import numpy as np
 SHARE, MOST, UNKNOWN = 8, 2**32, 2**29
 
 
-class Kept:
-    """Pictures by key, from the first on, until `limit` bytes are full; none leaves again.
+class DecodedCache:
+    """Images by key, from the first on, until `limit` bytes are full; none leaves again.
 
     Safe to use from several threads.
 
-    Each epoch asks for each picture once, in another order, so any choice of n out of N pictures is
+    Each epoch asks for each image once, in another order, so any choice of n out of N images is
     found n times. To throw out the one that was asked for longest ago, as caches mostly do, would
     find c + (1 - c) ln(1 - c) of them where this finds c = n/N:
     15 % with room for half.
@@ -22,23 +22,23 @@ class Kept:
 
     def __init__(self, limit: int) -> None:
         self._left = limit
-        self._pictures: dict[tuple[int, int], tuple[np.ndarray, int]] = {}
+        self._images: dict[tuple[int, int], tuple[np.ndarray, int]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: tuple[int, int]) -> tuple[np.ndarray, int] | None:
-        return self._pictures.get(key)
+        return self._images.get(key)
 
-    def put(self, key: tuple[int, int], picture: tuple[np.ndarray, int]) -> None:
+    def put(self, key: tuple[int, int], image: tuple[np.ndarray, int]) -> None:
         """Keeps it where there is room. Nobody may write to the array from here on."""
-        size = picture[0].nbytes
+        size = image[0].nbytes
         with self._lock:
-            if size <= self._left and key not in self._pictures:
-                self._pictures[key] = picture
+            if size <= self._left and key not in self._images:
+                self._images[key] = image
                 self._left -= size
 
 
-def room() -> int:
-    """Bytes for decoded pictures on this machine."""
+def cache_budget() -> int:
+    """Bytes for decoded images on this machine."""
     try:
         return min(MOST, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE)
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf

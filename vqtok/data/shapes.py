@@ -1,4 +1,4 @@
-"""The built-in pictures: one shape on a gradient, drawn by arithmetic, so that a first
+"""The built-in images: one shape on a gradient, drawn by arithmetic, so that a first
 training needs no download.
 """
 
@@ -9,13 +9,13 @@ import numpy as np
 from vqtok.data import counter_rng
 
 Field = Callable[[np.ndarray, np.ndarray], np.ndarray]
-# pictures drawn at a time: 20,000 took 1.8 s so, and 6.4 all at once, in gigabytes of floats
+# images drawn at a time: 20,000 took 1.8 s so, and 6.4 all at once, in gigabytes of floats
 AT_ONCE = 500
 
 
 class Shapes:
-    """`n` square pictures of `size` pixels a side;
-    picture i is the same on every machine and in every process.
+    """`n` square images of `size` pixels a side;
+    image i is the same on every machine and in every process.
 
     Each shows one of six shapes (its label) with random place, size, tilt and colors on a
     gradient, over a soft shadow.
@@ -36,9 +36,9 @@ class Shapes:
         self.size = (size, size)
 
     @property
-    def summary(self) -> str:
+    def description(self) -> str:
         return (
-            f"{self._n:,} built-in pictures of {self.size[1]}x{self.size[0]} with "
+            f"{self._n:,} built-in images of {self.size[1]}x{self.size[0]} with "
             f"{len(self.labels)} labels"
         )
 
@@ -48,10 +48,10 @@ class Shapes:
     def label(self, index: int) -> int:
         return int(self._kinds[index])
 
-    def picture(self, index: int) -> np.ndarray:
-        return self.pictures(np.array([index]))[0]
+    def image(self, index: int) -> np.ndarray:
+        return self.images(np.array([index]))[0]
 
-    def pictures(self, indices: np.ndarray) -> np.ndarray:
+    def images(self, indices: np.ndarray) -> np.ndarray:
         """Many at once: uint8 (n, size, size, 3)."""
         drawn = np.empty((len(indices), *self.size, 3), np.uint8)
         for start in range(0, len(indices), AT_ONCE):
@@ -59,8 +59,8 @@ class Shapes:
         return drawn
 
     def _draw(self, indices: np.ndarray) -> np.ndarray:
-        """`pictures` of a few: their floats are ten times as large."""
-        # before the drawing: it raises IndexError where there is no such picture
+        """`images` of a few: their floats are ten times as large."""
+        # before the drawing: it raises IndexError where there is no such image
         kinds = self._kinds[indices]
         draws = np.stack(
             [counter_rng.uniform(self._seed, k, indices) for k in range(1, 14)]

@@ -1,4 +1,4 @@
-"""Finds out what a path holds, and opens folders, zips and tar shards of pictures."""
+"""Finds out what a path holds, and opens folders, zips and tar shards of images."""
 
 import re
 import threading
@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 
 from vqtok import images
 from vqtok.data import arrays
-from vqtok.data.dataset import Dataset, PictureFiles, Split
+from vqtok.data.dataset import Dataset, ImageFiles, Split
 from vqtok.data.shapes import Shapes
-from vqtok.data.tar import MEMBER_LIMIT, TarMember, is_picture, tar_pictures
+from vqtok.data.tar import MEMBER_LIMIT, TarMember, is_image, tar_images
 from vqtok.errors import InputError
 from vqtok.files import expand
 from vqtok.images import IMAGE_SUFFIXES
@@ -18,18 +18,18 @@ from vqtok.images import IMAGE_SUFFIXES
 _SPLIT_NAMES = {"train": "train", "training": "train"} | dict.fromkeys(
     ("test", "val", "valid", "validation"), "test"
 )
-_START = 64  # bytes by which pictures are told from what is none
+_START = 64  # bytes by which images are told from what is none
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _TEST_SEED = 2**32  # beyond every training seed: no test shape is a training shape
 
 
 def open_data(path: Path | str | Sequence[Path] | None, split: Split = "train") -> Dataset:
-    """The pictures at `path`: a folder, zip, tar or tar shards, CIFAR-10, IDX, .npz or .npy;
+    """The images at `path`: a folder, zip, tar or tar shards, CIFAR-10, IDX, .npz or .npy;
     None is the built-in `Shapes`.
 
-    `split` chooses between training and test pictures where the data tells them apart (train-*.tar
+    `split` chooses between training and test images where the data tells them apart (train-*.tar
     and val-*.tar, folders named train and test, CIFAR-10's and MNIST's own files); other data is
-    used whole. A glob or a list of paths names tar shards or pictures, used as they are. Raises
+    used whole. A glob or a list of paths names tar shards or images, used as they are. Raises
     InputError when nothing is found or nothing can be read.
     """
     if path is None:
@@ -82,14 +82,14 @@ def _open_tar_file(path: Path, head: bytes, split: Split) -> Dataset:
     if head[:2] in _PACKED:
         raise InputError(
             f"{path} is compressed ({_PACKED[head[:2]]}); "
-            "pictures in it cannot be reached one by one",
+            "images in it cannot be reached one by one",
             "unpack it, and give the folder or the plain .tar",
         )
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return _open_pictures([path], path.name)
+        return _open_images([path], path.name)
     raise InputError(
         f"{path} is no kind of data set that vqtok knows",
-        "give a folder of pictures, a zip or tar of them, CIFAR-10, IDX, .npz or .npy",
+        "give a folder of images, a zip or tar of them, CIFAR-10, IDX, .npz or .npy",
     )
 
 
@@ -109,7 +109,7 @@ def _open_folder(folder: Path, split: Split) -> Dataset:
             return _open_folder(inner[0], split)
         many = f"; none of its {len(names)} entries is one" if names else ""
         raise InputError(
-            f"{folder} holds no pictures{many}", "put files like .png, .jpg or .webp into it"
+            f"{folder} holds no images{many}", "put files like .png, .jpg or .webp into it"
         ) from None
     paths = [s.path for s in found if s.path]
     return _listed(
@@ -122,17 +122,17 @@ def _open_folder(folder: Path, split: Split) -> Dataset:
 
 def _open_many(paths: Sequence[Path], name: str) -> Dataset:
     tars = [path for path in paths if path.suffix == ".tar"]
-    pictures = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-    if tars and pictures:
-        raise InputError(f"{name} mixes tar shards and pictures", "name one kind")
-    if not tars and not pictures:
+    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    if tars and images:
+        raise InputError(f"{name} mixes tar shards and images", "name one kind")
+    if not tars and not images:
         raise InputError(
-            f"{name} matches no tar shards and no pictures", "check the pattern; put it in quotes"
+            f"{name} matches no tar shards and no images", "check the pattern; put it in quotes"
         )
-    return _open_tars(tars, name, None) if tars else _open_pictures(pictures, name)
+    return _open_tars(tars, name, None) if tars else _open_images(images, name)
 
 
-def _open_pictures(paths: Sequence[Path], name: str) -> Dataset:
+def _open_images(paths: Sequence[Path], name: str) -> Dataset:
     return _listed(name, [path.name for path in paths], lambda i: paths[i], None)
 
 
@@ -154,7 +154,7 @@ def _chosen(kinds: list[str | None], split: Split | None, origin: str) -> list[i
     chosen = [i for i, kind in enumerate(kinds) if kind in wanted]
     if not chosen:
         raise InputError(
-            f"{origin} holds no {split} pictures", "name the files or the folder to use instead"
+            f"{origin} holds no {split} images", "name the files or the folder to use instead"
         )
     return chosen
 
@@ -162,12 +162,12 @@ def _chosen(kinds: list[str | None], split: Split | None, origin: str) -> list[i
 def _listed(
     name: str, names: list[str], fetch: Callable[[int], Path | bytes], split: Split | None
 ) -> Dataset:
-    """A data set of picture files, from their names in the folder or archive:
+    """A data set of image files, from their names in the folder or archive:
     these tell the split and the labels.
     """
     if not names:
         raise InputError(
-            f"{name} holds no pictures", "give one with files like .png, .jpg or .webp"
+            f"{name} holds no images", "give one with files like .png, .jpg or .webp"
         )
     parts = _without_root([PurePosixPath(n).parts for n in names])
     kinds = [_SPLIT_NAMES.get(part[0].lower()) if len(part) > 1 else None for part in parts]
@@ -175,8 +175,8 @@ def _listed(
     marked = "train" in kinds or all(kinds)
     kept = _chosen(kinds, split if marked else None, name)
     labels, targets = _labels([parts[i][1:] if marked and kinds[i] else parts[i] for i in kept])
-    data = PictureFiles(name, [names[i] for i in kept], lambda i: fetch(kept[i]), targets, labels)
-    data.check()
+    data = ImageFiles(name, [names[i] for i in kept], lambda i: fetch(kept[i]), targets, labels)
+    data.check_readable()
     return data
 
 
@@ -192,14 +192,14 @@ def _without_root(parts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def folder_labels(names: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[int]]:
-    """Labels, and the number of each picture's label, from the parts of the pictures' names;
+    """Labels, and the number of each image's label, from the parts of the images' names;
     both are empty where there are none.
     """
     return _labels(_without_root(list(names)))
 
 
 def _labels(parts: list[tuple[str, ...]]) -> tuple[tuple[str, ...], list[int]]:
-    """The top folders are labels when there are two or more and no picture lies beside them."""
+    """The top folders are labels when there are two or more and no image lies beside them."""
     folders = sorted({part[0] for part in parts if len(part) > 1})
     if len(folders) < 2 or any(len(part) == 1 for part in parts):
         return (), []
@@ -213,7 +213,7 @@ def _open_zip(path: Path, split: Split) -> Dataset:
     except arrays.BROKEN as error:
         raise InputError(f"{path} is a damaged zip: {error}", "copy or download it again") from None
     members = [
-        m for m in archive.infolist() if not m.filename.endswith("/") and is_picture(m.filename)
+        m for m in archive.infolist() if not m.filename.endswith("/") and is_image(m.filename)
     ]
     members.sort(key=lambda m: m.filename)
     lock = threading.Lock()  # one file handle, so one seek at a time; decoding is outside of it
@@ -236,13 +236,13 @@ def _open_zip(path: Path, split: Split) -> Dataset:
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """A picture's bytes; ValueError where they are none's, before more than the
+    """An image's bytes; ValueError where they are none's, before more than the
     first of them are unpacked.
     """
     with archive.open(member) as file:
         start = file.read(_START)
-        if not images.may_be_picture(start):
-            raise ValueError("it is not a picture")
+        if not images.may_be_image(start):
+            raise ValueError("it is not an image")
         data = bytearray(start)
         while piece := file.read(1 << 20):  # all at once, zipfile would hold them twice
             data += piece
@@ -250,7 +250,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 
 def _open_tars(paths: Sequence[Path], name: str, split: Split | None) -> Dataset:
-    """Indexes the shards once; each picture is then one read at a known offset."""
+    """Indexes the shards once; each image is then one read at a known offset."""
     members = [(path, member) for path in paths for member in _index_tar(path)]
 
     def fetch(index: int) -> bytes:
@@ -274,6 +274,6 @@ def _open_tars(paths: Sequence[Path], name: str, split: Split | None) -> Dataset
 
 
 def _index_tar(path: Path) -> list[TarMember]:
-    """The pictures in a tar; raises InputError when the file is no tar or is cut off."""
+    """The images in a tar; raises InputError when the file is no tar or is cut off."""
     length = path.stat().st_size
-    return [m for m in tar_pictures(path) if m.size <= MEMBER_LIMIT and m.offset + m.size <= length]
+    return [m for m in tar_images(path) if m.size <= MEMBER_LIMIT and m.offset + m.size <= length]

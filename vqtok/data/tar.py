@@ -5,9 +5,9 @@ Written here because Python's tarfile keeps a kilobyte for every header, reserve
 header claims, copies the global records for every member, and goes round in a circle where a size
 is negative (CVE-2025-8194; Python 3.11.7 still does).
 POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU tar's long names are understood;
-sparse files, which no picture is, are passed over.
+sparse files, which no image is, are passed over.
 
-The pictures in a tar, found one after another:
+The images in a tar, found one after another:
 nothing is unpacked, and no list of them is kept.
 """
 
@@ -26,7 +26,7 @@ _FILES = (b"0", b"\0", b"7")
 _NAMES = (b"L", b"K")  # GNU: the name, and the link's target, of the member that follows
 _EXTENDED = (b"x", b"X")  # pax: records about the member that follows; g holds records about all
 
-MEMBER_LIMIT = 2**29  # bytes of one encoded picture in an archive
+MEMBER_LIMIT = 2**29  # bytes of one encoded image in an archive
 
 
 class TarMember(NamedTuple):
@@ -37,7 +37,7 @@ class TarMember(NamedTuple):
     size: int
 
 
-def index(path: Path) -> Iterator[TarMember]:
+def index_tar(path: Path) -> Iterator[TarMember]:
     """The ordinary files in a tar, in its order;
     the last one may reach past the end of a tar that is cut off.
 
@@ -45,11 +45,11 @@ def index(path: Path) -> Iterator[TarMember]:
     before that. OSError: unreadable.
     """
     with path.open("rb") as file:
-        yield from index_stream(file, path.stat().st_size, path)
+        yield from index_tar_stream(file, path.stat().st_size, path)
 
 
-def index_stream(file: BufferedIOBase, length: int, path: Path) -> Iterator[TarMember]:
-    """As `index`, of an open file of at most `length` bytes that is only ever read
+def index_tar_stream(file: BufferedIOBase, length: int, path: Path) -> Iterator[TarMember]:
+    """As `index_tar`, of an open file of at most `length` bytes that is only ever read
     forwards; path is for errors.
     """
     at, records = 0, {}
@@ -156,19 +156,19 @@ def _damaged(path: Path, why: str) -> InputError:
     return InputError(f"{path} is no whole tar: {why}", "copy or download it again")
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return not hidden and path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def tar_pictures(path: Path) -> Iterator[TarMember]:
-    """The pictures in a tar, in its order; names are a stranger's: never open them as paths.
+def tar_images(path: Path) -> Iterator[TarMember]:
+    """The images in a tar, in its order; names are a stranger's: never open them as paths.
 
     InputError where the file is no tar or is damaged comes after what stands before that; OSError
-    where it cannot be read. The last picture may reach past the end of a tar that is cut off.
+    where it cannot be read. The last image may reach past the end of a tar that is cut off.
     """
-    for member in index(path):
+    for member in index_tar(path):
         name = member.name.removeprefix("./")
-        if is_picture(name):
+        if is_image(name):
             yield member._replace(name=name)

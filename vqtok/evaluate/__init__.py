@@ -1,4 +1,4 @@
-"""How good a model is on pictures: distortion, codebook use, and bits;
+"""How good a model is on images: distortion, codebook use, and bits;
 by level, and beside JPEG, WebP and AVIF.
 """
 

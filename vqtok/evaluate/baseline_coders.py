@@ -1,4 +1,4 @@
-"""What one picture's index grids take when others than the priors code them."""
+"""What one image's index grids take when others than the priors code them."""
 
 import io
 import lzma
@@ -25,7 +25,7 @@ LZMA_DICTIONARY = 4096, 2**26  # bytes: the smallest that there is, and that of 
 
 def grid_bytes(codes: Codes) -> dict[str, int]:
     """Bytes of the indices alone, by coder: bit-packed; zlib and lzma at their best;
-    a grey PNG, the levels one below another.
+    a gray PNG, the levels one below another.
     """
     n, L, h, w = codes.indices.shape
     raw = codes.indices.tobytes()

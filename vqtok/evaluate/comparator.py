@@ -1,4 +1,4 @@
-"""How near a picture is to its original: the figures of one pair."""
+"""How near an image is to its original: the figures of one pair."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqtok import metrics
-from vqtok.data import convert
+from vqtok.data import convert_channels
 from vqtok.losses import LPIPS
 from vqtok.networks.vqvae import to_float
 
@@ -18,16 +18,16 @@ SMALLEST = 64
 
 @dataclass(frozen=True)
 class Quality:
-    """Figures of one picture, or means over several."""
+    """Figures of one image, or means over several."""
 
     psnr: float  # dB
     ssim: float
     ms_ssim: float
-    lpips: float | None  # None without its weights, and for pictures too small for it
+    lpips: float | None  # None without its weights, and for images too small for it
 
 
-class Judge:
-    """Compares pictures uint8 (H, W, C) with their originals, by LPIPS too
+class Comparator:
+    """Compares images uint8 (H, W, C) with their originals, by LPIPS too
     where its network is given.
     """
 
@@ -37,7 +37,7 @@ class Judge:
         # an original, and its features: it is compared many times
         self._last: tuple[np.ndarray, list[Tensor]] | None = None
 
-    def distance(self, original: np.ndarray, picture: np.ndarray) -> float | None:
+    def distance(self, original: np.ndarray, image: np.ndarray) -> float | None:
         """LPIPS of the two, in color (gray is repeated); None where it cannot be told."""
         if self.network is None or min(original.shape[:2]) < SMALLEST:
             return None
@@ -45,27 +45,27 @@ class Judge:
             if self._last is None or self._last[0] is not original:
                 self._last = original, self.network.features(self._tensor(original))
             return float(
-                self.network.between(self._last[1], self.network.features(self._tensor(picture)))
+                self.network.between(self._last[1], self.network.features(self._tensor(image)))
             )
 
     def quality(
-        self, original: np.ndarray, picture: np.ndarray, distance: float | None = None
+        self, original: np.ndarray, image: np.ndarray, distance: float | None = None
     ) -> Quality:
         """All figures; `distance` is what the method of that name has said of
         these two before, if anything.
         """
-        ssim, ms_ssim = metrics.similarities(original, picture)
-        distance = self.distance(original, picture) if distance is None else distance
-        return Quality(metrics.psnr(original, picture), ssim, ms_ssim, distance)
+        ssim, ms_ssim = metrics.similarities(original, image)
+        distance = self.distance(original, image) if distance is None else distance
+        return Quality(metrics.psnr(original, image), ssim, ms_ssim, distance)
 
-    def _tensor(self, picture: np.ndarray) -> Tensor:
+    def _tensor(self, image: np.ndarray) -> Tensor:
         """Float (1, 3, H, W) in [-1, 1]."""
-        color = np.ascontiguousarray(convert(picture, 3).transpose(2, 0, 1))
+        color = np.ascontiguousarray(convert_channels(image, 3).transpose(2, 0, 1))
         return to_float(torch.from_numpy(color)[None].to(self.device))
 
 
-def mean(found: Sequence[Quality]) -> Quality:
-    """Means over pictures; that of LPIPS over those which have one."""
+def mean_quality(found: Sequence[Quality]) -> Quality:
+    """Means over images; that of LPIPS over those which have one."""
     assert found
     distances = [q.lpips for q in found if q.lpips is not None]
     psnr, ssim, ms_ssim = (

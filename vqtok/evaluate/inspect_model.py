@@ -12,10 +12,10 @@ from vqtok import plots
 from vqtok.codec import Model
 from vqtok.codes import Codes
 from vqtok.networks.vqvae import to_uint8
-from vqtok.pages.codebook import CODES_MAX, Codebook, columns_for
+from vqtok.pages.codebook import CODES_MAX, CodebookMap, columns_for
 from vqtok.plots.palette import by_vectors
 
-# a code is decoded amid as many of its like on each side: its middle sees no edge of the picture
+# a code is decoded amid as many of its like on each side: its middle sees no edge of the image
 TILE_GRID = 3
 TILE_PIXELS = 2**19  # decoded at once
 TEMPERATURES = (0.6, 0.8, 1.0, 1.2)
@@ -34,23 +34,23 @@ def count_codes(codes: Sequence[Codes]) -> np.ndarray:
     )
 
 
-def codebook(model: Model, counts: np.ndarray, counted: str) -> Codebook | None:
+def codebook_map(model: Model, counts: np.ndarray, counted: str) -> CodebookMap | None:
     """The codebook of the first level, and the use (L, K) of all;
     None where it is too large to look at.
     """
     if model.config.codebook_size > CODES_MAX:
         return None
-    return Codebook(vectors(model)[0], tiles(model), counts, counted)
+    return CodebookMap(code_vectors(model)[0], code_tiles(model), counts, counted)
 
 
 @torch.inference_mode()
-def vectors(model: Model) -> np.ndarray:
+def code_vectors(model: Model) -> np.ndarray:
     """The entries of all codebooks, float32 (L, K, D)."""
     return model.quantizer.codebooks().float().cpu().numpy()
 
 
 @torch.inference_mode()
-def tiles(model: Model) -> np.ndarray:
+def code_tiles(model: Model) -> np.ndarray:
     """Each code of the first level decoded alone:
     uint8 (K, f, f, C), the middle of a grid that holds it everywhere.
     """
@@ -73,10 +73,10 @@ def tiles(model: Model) -> np.ndarray:
 
 def index_colors(model: Model) -> np.ndarray:
     """A color for each code of each level, uint8 (L, K, 3): codes that are alike look alike."""
-    return np.stack([by_vectors(level) for level in vectors(model)])
+    return np.stack([by_vectors(level) for level in code_vectors(model)])
 
 
-def bits(model: Model, codes: Codes) -> tuple[np.ndarray, str] | None:
+def index_bits(model: Model, codes: Codes) -> tuple[np.ndarray, str] | None:
     """What each index takes, (n, L, h, w) bits, by the model's integer prior or else its float
     one, and which; None without.
     """
@@ -102,16 +102,16 @@ def sample_sheets(
     for i, temperature in enumerate(TEMPERATURES):
         codes = model.sample_codes(count, temperature=temperature)
         plain = codes if temperature == 1 else plain
-        pictures = model.decode_all(codes)
+        images = model.decode_all(codes)
         labels = (
             [model.labels[j % len(model.labels)] for j in range(count)] if model.labels else None
         )
-        scale = max(1, 96 // max(pictures[0].shape[:2]))
+        scale = max(1, 96 // max(images[0].shape[:2]))
         columns = columns_for(count)
         sheets.append(
             (
                 f"{count} samples at temperature {temperature:g}, seed 0",
-                plots.sheet(pictures, columns, labels, scale=scale),
+                plots.sheet(images, columns, labels, scale=scale),
             )
         )
         if progress is not None:

@@ -1,4 +1,4 @@
-"""The loop over pictures: encode each once, decode it from each number of
+"""The loop over images: encode each once, decode it from each number of
 levels, measure, and compare.
 """
 
@@ -10,20 +10,20 @@ import torch
 
 from vqtok import metrics
 from vqtok.codec import Model
-from vqtok.codes import Codes, choice, counted, to_bytes
-from vqtok.data import Dataset, whole
+from vqtok.codes import Codes, count_levels, levels_fix, to_bytes
+from vqtok.data import Dataset, read_whole
 from vqtok.errors import InputError, UsageError
 from vqtok.evaluate.baseline_coders import grid_bytes
-from vqtok.evaluate.comparator import SMALLEST, Judge
-from vqtok.evaluate.reference_codecs import CODECS, Rival, title, writable
-from vqtok.evaluate.results import Evaluation, Sums, Tally
+from vqtok.evaluate.comparator import SMALLEST, Comparator
+from vqtok.evaluate.reference_codecs import CODECS, ReferenceCodec, title, writable
+from vqtok.evaluate.results import Evaluation, RunningTotals, Totals
 from vqtok.losses import LPIPS
 from vqtok.networks.vqvae import to_float
 from vqtok.priors import Prior
 
-BATCH_PIXELS = 2**18  # pictures of one size are encoded together up to here
+BATCH_PIXELS = 2**18  # images of one size are encoded together up to here
 BATCH_INDICES = 2**14  # and their grids are weighed by the prior together up to here
-# pictures with no side beyond are icons and toys: nobody stores them as WebP one by one
+# images with no side beyond are icons and toys: nobody stores them as WebP one by one
 PHOTO_SIDE = 64
 # times our largest file: further points of the codecs' curves, which must reach our quality
 CURVE = (2, 4)
@@ -31,20 +31,20 @@ CURVE = (2, 4)
 
 @dataclass(frozen=True)
 class View:
-    """One picture of a comparison: who made it, from how many bytes (None: the original)."""
+    """One image of a comparison: who made it, from how many bytes (None: the original)."""
 
     name: str
     bytes: int | None
-    picture: np.ndarray  # uint8 (H, W, C)
+    image: np.ndarray  # uint8 (H, W, C)
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _MeasurePlan:
     """What is asked for."""
 
     levels: tuple[int, ...]  # that get a row; the last is L
     codec_levels: tuple[int, ...]
-    codecs: tuple[str, ...] | None  # None: by the size of the first picture
+    codecs: tuple[str, ...] | None  # None: by the size of the first image
 
     @property
     def middle(self) -> int:
@@ -64,49 +64,49 @@ def evaluate(
     lpips: LPIPS | None = None,
     codecs: Sequence[str] | None = None,
 ) -> Evaluation:
-    """Encodes the first `limit` pictures of a data set whole, decodes them from their first n
+    """Encodes the first `limit` images of a data set whole, decodes them from their first n
     levels for each n, and measures.
 
     `levels` are the numbers of levels to measure, by default each from 1 to L; L is measured in any
     case. `codecs` are those to compare with at the same bytes, by default all where the first
-    picture has more than PHOTO_SIDE pixels a side, else none.
-    `progress` gets pictures done and in all, `show` the views of each picture: the original, ours,
-    the codecs'. Pictures that cannot be read are left out and counted, and `skip` gets their
+    image has more than PHOTO_SIDE pixels a side, else none.
+    `progress` gets images done and in all, `show` the views of each image: the original, ours,
+    the codecs'. Images that cannot be read are left out and counted, and `skip` gets their
     errors. Raises InputError when none is left, UsageError where the model has fewer levels, and
     where the model's prior is not its own, ModelError: before the work.
     """
     plan = _plan(model, levels, codecs)
     total = len(dataset) if limit is None else min(limit, len(dataset))
     prior = model.prior if model.folder.prior is not None else None
-    sums = Sums(model.config.codebook_size, plan.levels, prior is not None)
-    judge = Judge(lpips, model.device)
-    for pictures, labels in _groups(model, dataset, total, sums, skip):
+    sums = RunningTotals(model.config.codebook_size, plan.levels, prior is not None)
+    comparator = Comparator(lpips, model.device)
+    for images, labels in _groups(model, dataset, total, sums, skip):
         if plan.codecs is None:
-            plan = replace(plan, codecs=CODECS if min(pictures[0].shape[:2]) > PHOTO_SIDE else ())
-        codes = model.encode_batch(pictures)
+            plan = replace(plan, codecs=CODECS if min(images[0].shape[:2]) > PHOTO_SIDE else ())
+        codes = model.encode_batch(images)
         _add_grids(sums, prior, codes, labels)
-        for i, picture in enumerate(pictures):
+        for i, image in enumerate(images):
             one = replace(codes, indices=codes.indices[i : i + 1], sizes=codes.sizes[i : i + 1])
-            views = _add_picture(model, judge, plan, sums, picture, one)
+            views = _add_image(model, comparator, plan, sums, image, one)
             if show is not None:
                 show(views)
         if progress is not None:
-            progress(sums.pictures + sums.skipped, total)
-    if not sums.pictures:
+            progress(sums.images + sums.skipped, total)
+    if not sums.images:
         raise InputError(
-            f"no picture of {dataset.name} can be read",
-            "check that the files are whole and are pictures",
+            f"no image of {dataset.name} can be read",
+            "check that the files are whole and are images",
         )
     return sums.result(_notes(sums, plan, lpips))
 
 
-def _plan(model: Model, levels: Sequence[int] | None, codecs: Sequence[str] | None) -> _Plan:
+def _plan(model: Model, levels: Sequence[int] | None, codecs: Sequence[str] | None) -> _MeasurePlan:
     L = model.config.levels
     for n in levels or ():
         if not 1 <= n <= L:
             raise UsageError(
-                f"the model {model.name} has {counted(L)}, there is nothing to measure at {n}",
-                choice(L),
+                f"the model {model.name} has {count_levels(L)}, there is nothing to measure at {n}",
+                levels_fix(L),
             )
     for codec in codecs or ():
         if codec not in CODECS:
@@ -115,42 +115,42 @@ def _plan(model: Model, levels: Sequence[int] | None, codecs: Sequence[str] | No
             )
     chosen = tuple(sorted({*levels, L})) if levels else tuple(range(1, L + 1))
     powers = tuple(n for n in chosen if levels or n == L or n & (n - 1) == 0)
-    return _Plan(chosen, powers, None if codecs is None else tuple(dict.fromkeys(codecs)))
+    return _MeasurePlan(chosen, powers, None if codecs is None else tuple(dict.fromkeys(codecs)))
 
 
 def _groups(
     model: Model,
     dataset: Dataset,
     total: int,
-    sums: Sums,
+    sums: RunningTotals,
     skip: Callable[[InputError], None] | None,
 ) -> Iterator[tuple[list[np.ndarray], list[int]]]:
-    """Neighboring pictures of one size, and their labels:
+    """Neighboring images of one size, and their labels:
     class numbers where the prior knows these classes, else -1.
     """
     labeled = model.folder.prior is not None and dataset.labels == model.labels
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     labels: list[int] = []
     for i in range(total):
         try:
-            picture = whole(dataset, i, model.config.channels)
-            model.check_size(*picture.shape[:2])
+            image = read_whole(dataset, i, model.config.channels)
+            model.check_size(*image.shape[:2])
         except InputError as error:
             sums.skipped += 1
             if skip is not None:
                 skip(error)
             continue
-        full = (len(pictures) + 1) * picture.shape[0] * picture.shape[1] > BATCH_PIXELS
-        if pictures and (full or picture.shape != pictures[0].shape):
-            yield pictures, labels
-            pictures, labels = [], []
-        pictures.append(picture)
+        full = (len(images) + 1) * image.shape[0] * image.shape[1] > BATCH_PIXELS
+        if images and (full or image.shape != images[0].shape):
+            yield images, labels
+            images, labels = [], []
+        images.append(image)
         labels.append(dataset.label(i) if labeled else -1)
-    if pictures:
-        yield pictures, labels
+    if images:
+        yield images, labels
 
 
-def _add_grids(sums: Sums, prior: Prior | None, codes: Codes, labels: list[int]) -> None:
+def _add_grids(sums: RunningTotals, prior: Prior | None, codes: Codes, labels: list[int]) -> None:
     """Which codes are used at each level, and the bits that a level would take if it were coded
     with the prior's probabilities.
     """
@@ -158,7 +158,7 @@ def _add_grids(sums: Sums, prior: Prior | None, codes: Codes, labels: list[int])
         counts += np.bincount(codes.indices[:, level].ravel(), minlength=len(counts))
     sums.indices += codes.indices[:, 0].size
     if prior is None or not prior.fits(*codes.indices.shape[2:]):
-        sums.has_prior = False  # of some pictures it says nothing, so of all together neither
+        sums.has_prior = False  # of some images it says nothing, so of all together neither
         return
     device = next(prior.parameters()).device
     indices = torch.from_numpy(codes.indices.astype(np.int64)).to(device)
@@ -172,34 +172,34 @@ def _add_grids(sums: Sums, prior: Prior | None, codes: Codes, labels: list[int])
             sums.coded += nats.cpu().double().sum(1).numpy() / np.log(2)
 
 
-def _add_picture(
-    model: Model, judge: Judge, plan: _Plan, sums: Sums, picture: np.ndarray, codes: Codes
+def _add_image(
+    model: Model, comparator: Comparator, plan: _MeasurePlan, sums: RunningTotals, image: np.ndarray, codes: Codes
 ) -> list[View]:
-    """Measures one picture, uint8 (H, W, C), whose codes have all levels, from its first n,
+    """Measures one image, uint8 (H, W, C), whose codes have all levels, from its first n,
     and as the codecs show it.
     """
-    views, sizes = [View("original", None, picture)], {}
-    for n, tally in sums.levels.items():
+    views, sizes = [View("original", None, image)], {}
+    for n, totals in sums.levels.items():
         part = codes.first_levels(n)
         output = model.output(part, 0)  # (1, C, H, W)
-        decoded, sizes[n] = model.to_picture(output), len(to_bytes(part))
-        tally.add(judge.quality(picture, decoded), sizes[n], codes.pixels)
-        tally.add_coded(_coded(model, part))
+        decoded, sizes[n] = model.to_image(output), len(to_bytes(part))
+        totals.add(comparator.quality(image, decoded), sizes[n], codes.pixels)
+        totals.add_coded(_coded(model, part))
         if n in plan.codec_levels:
             views.append(
-                View(counted(n) if len(sums.counts) > 1 else model.name, sizes[n], decoded)
+                View(count_levels(n) if len(sums.counts) > 1 else model.name, sizes[n], decoded)
             )
         if n == model.config.levels:
-            _add_errors(model, sums, picture, decoded, output)
+            _add_errors(model, sums, image, decoded, output)
     return views + [
         view
         for codec in plan.codecs or ()
-        for view in _add_codec(judge, plan, sums, codec, picture, sizes)
+        for view in _add_codec(comparator, plan, sums, codec, image, sizes)
     ]
 
 
 def _coded(model: Model, codes: Codes) -> dict[str, int]:
-    """Bytes of the grids of one picture by coder;
+    """Bytes of the grids of one image by coder;
     of the integer prior alone, and of the file that it makes.
     """
     sizes = grid_bytes(codes)
@@ -210,63 +210,63 @@ def _coded(model: Model, codes: Codes) -> dict[str, int]:
 
 
 def _add_errors(
-    model: Model, sums: Sums, picture: np.ndarray, decoded: np.ndarray, output: torch.Tensor
+    model: Model, sums: RunningTotals, image: np.ndarray, decoded: np.ndarray, output: torch.Tensor
 ) -> None:
     """Sums for the error over the variance, and for the bits per dimension."""
-    sums.values += picture.size
-    sums.squared += metrics.squared_error(picture, decoded)
-    counts = np.bincount(picture.ravel(), minlength=256).tolist()
+    sums.values += image.size
+    sums.squared += metrics.squared_error(image, decoded)
+    counts = np.bincount(image.ravel(), minlength=256).tolist()
     sums.sum += sum(value * count for value, count in enumerate(counts))
     sums.sum_squares += sum(value * value * count for value, count in enumerate(counts))
-    x = torch.from_numpy(picture.transpose(2, 0, 1).copy())[None].to(model.device)  # (1, C, H, W)
+    x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].to(model.device)  # (1, C, H, W)
     with torch.inference_mode():
-        sums.nats += float(model.network.likelihood.nll(output, to_float(x))) * picture.size
+        sums.nats += float(model.network.likelihood.nll(output, to_float(x))) * image.size
 
 
 def _add_codec(
-    judge: Judge, plan: _Plan, sums: Sums, codec: str, picture: np.ndarray, sizes: dict[int, int]
+    comparator: Comparator, plan: _MeasurePlan, sums: RunningTotals, codec: str, image: np.ndarray, sizes: dict[int, int]
 ) -> Iterator[View]:
-    """Measures what a codec makes of the picture at the bytes of our files, {levels: bytes}.
+    """Measures what a codec makes of the image at the bytes of our files, {levels: bytes}.
 
     Yields the view for a sheet.
     """
     if not writable(codec):
         return
-    rival = Rival(codec, picture, judge)
+    reference = ReferenceCodec(codec, image, comparator)
     last = plan.levels[-1]
     for n, times in [(n, 1) for n in plan.codec_levels] + [(last, times) for times in CURVE]:
-        attempt = rival.best(times * sizes[n])
+        attempt = reference.best(times * sizes[n])
         if attempt is None:
             sums.unwritten[codec] = sums.unwritten.get(codec, 0) + 1
             return
-        tally = sums.codecs.setdefault((codec, n, times), Tally())
-        tally.add(rival.quality(attempt), attempt.bytes, picture.shape[0] * picture.shape[1])
-        tally.over += attempt.bytes > times * sizes[n]
+        totals = sums.codecs.setdefault((codec, n, times), Totals())
+        totals.add(reference.quality(attempt), attempt.bytes, image.shape[0] * image.shape[1])
+        totals.over += attempt.bytes > times * sizes[n]
         if (n, times) == (plan.middle, 1):
-            yield View(title(codec), attempt.bytes, rival.shown(attempt))
+            yield View(title(codec), attempt.bytes, reference.shown(attempt))
 
 
-def _notes(sums: Sums, plan: _Plan, lpips: LPIPS | None) -> tuple[str, ...]:
+def _notes(sums: RunningTotals, plan: _MeasurePlan, lpips: LPIPS | None) -> tuple[str, ...]:
     notes = [
         f"this Pillow cannot write {title(codec)}: left out"
         for codec in plan.codecs or ()
         if not writable(codec)
     ]
     notes += [
-        f"{title(codec)} does not take {count} of the pictures: left out"
+        f"{title(codec)} does not take {count} of the images: left out"
         for codec, count in sums.unwritten.items()
     ]
     small = sum(quality.lpips is None for quality in sums.all_levels.qualities)
     if lpips is not None and small:
         notes.append(
-            f"LPIPS leaves out {small} of {sums.pictures} pictures: "
+            f"LPIPS leaves out {small} of {sums.images} images: "
             f"it needs {SMALLEST} pixels a side"
         )
-    for (codec, n, _), tally in sums.codecs.items():
-        if tally.over:
-            at = f"{title(codec)} at the bytes of {counted(n)}"
+    for (codec, n, _), totals in sums.codecs.items():
+        if totals.over:
+            at = f"{title(codec)} at the bytes of {count_levels(n)}"
             notes.append(
-                f"{at}: for {tally.over} of {len(tally.qualities)} pictures its smallest file "
+                f"{at}: for {totals.over} of {len(totals.qualities)} images its smallest file "
                 "is larger, and was taken"
             )
     return tuple(notes)

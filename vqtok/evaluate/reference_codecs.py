@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, features
 
 from vqtok import images
-from vqtok.evaluate.comparator import Judge, Quality
+from vqtok.evaluate.comparator import Comparator, Quality
 
 # at a tenth of a bit per pixel, half or a quarter of the resolution looks better than blocks
 DIVISORS = (1, 2, 4)
@@ -32,7 +32,7 @@ class _Format:
 
 # One thread keeps an AVIF in one tile, which is smallest. Its speed stays at Pillow's 6: 4
 # saves 2 to 5 % of the bytes and takes 6 to 12 times as long, for a search that writes
-# twenty files of a picture.
+# twenty files of an image.
 _FORMATS = {
     "jpeg": _Format(
         "JPEG", "JPEG", "jpg", 1, 95, gray=True, options={"optimize": True, "progressive": True}
@@ -55,21 +55,21 @@ def writable(codec: str) -> bool:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A file of a picture: written at 1/divisor of its sides, at that quality."""
+    """A file of an image: written at 1/divisor of its sides, at that quality."""
 
     divisor: int
     quality: int
     bytes: int
 
 
-class Rival:
-    """One picture in one format.
+class ReferenceCodec:
+    """One image in one format.
 
     Each file is written once, and each that is chosen is measured once, whatever the budgets.
     """
 
-    def __init__(self, codec: str, original: np.ndarray, judge: Judge) -> None:
-        self.codec, self.original, self.judge = codec, original, judge
+    def __init__(self, codec: str, original: np.ndarray, comparator: Comparator) -> None:
+        self.codec, self.original, self.comparator = codec, original, comparator
         self._format = _FORMATS[codec]
         self._files: dict[tuple[int, int], bytes | None] = {}
         self._scores: dict[Attempt, tuple[float, float | None]] = {}
@@ -80,7 +80,7 @@ class Rival:
         the lowest LPIPS, or without it the highest MS-SSIM.
 
         Where none is that small, the smallest of all;
-        None where the format does not take a picture of this size.
+        None where the format does not take an image of this size.
         """
         found = [self._largest(divisor, budget) for divisor in DIVISORS]
         fitting = [attempt for attempt in found if attempt is not None]
@@ -101,7 +101,7 @@ class Rival:
         """Figures of what the file shows."""
         if attempt not in self._qualities:
             distance = self._scores[attempt][1] if attempt in self._scores else None
-            self._qualities[attempt] = self.judge.quality(
+            self._qualities[attempt] = self.comparator.quality(
                 self.original, self.shown(attempt), distance
             )
         return self._qualities[attempt]
@@ -111,7 +111,7 @@ class Rival:
         data = self._file(attempt.divisor, attempt.quality)
         assert data is not None
         H, W, C = self.original.shape
-        decoded = images.read(data, C).pixels
+        decoded = images.read_image(data, C).pixels
         if decoded.shape == self.original.shape:
             return decoded
         image = Image.fromarray(decoded[..., 0] if C == 1 else decoded)
@@ -120,10 +120,10 @@ class Rival:
     def _score(self, attempt: Attempt) -> tuple[float, float | None]:
         """Lower is better; and the LPIPS, where there is one."""
         if attempt not in self._scores:
-            picture = self.shown(attempt)
-            distance = self.judge.distance(self.original, picture)
+            image = self.shown(attempt)
+            distance = self.comparator.distance(self.original, image)
             if distance is None:
-                self._qualities[attempt] = quality = self.judge.quality(self.original, picture)
+                self._qualities[attempt] = quality = self.comparator.quality(self.original, image)
                 self._scores[attempt] = -quality.ms_ssim, None
             else:
                 self._scores[attempt] = distance, distance
@@ -159,7 +159,7 @@ class Rival:
 
     def _write(self, divisor: int, quality: int) -> bytes | None:
         H, W, C = self.original.shape
-        reduced = images.fit(self.original, max(1, round(H / divisor)), max(1, round(W / divisor)))
+        reduced = images.resize_to(self.original, max(1, round(H / divisor)), max(1, round(W / divisor)))
         image = Image.fromarray(reduced[..., 0] if C == 1 else reduced)
         image = image if C == 3 or self._format.gray else image.convert("RGB")
         file = io.BytesIO()

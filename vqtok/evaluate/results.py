@@ -9,19 +9,19 @@ import numpy as np
 
 from vqtok import metrics
 from vqtok.evaluate.baseline_coders import TITLES, zero_order_bits
-from vqtok.evaluate.comparator import Quality, mean
+from vqtok.evaluate.comparator import Quality, mean_quality
 
 
 @dataclass(frozen=True)
 class LevelRow:
     """Figures of the first n levels of codes.
 
-    Means over pictures, but for the bits per pixel, which weigh pixels.
+    Means over images, but for the bits per pixel, which weigh pixels.
     """
 
     levels: int  # n
     bpp: float  # raw indices: log2 K each
-    bpp_packed: float  # codes files as written, one a picture
+    bpp_packed: float  # codes files as written, one an image
     bpp_coded: float | None  # what the prior's cross-entropy allows; None without a prior
     psnr: float  # dB
     ssim: float
@@ -31,7 +31,7 @@ class LevelRow:
     perplexity: float  # of level n alone
     # bpp with which each codec is as good; None beyond its curve
     needs: dict[str, float | None] = field(default_factory=dict)
-    # compact files as written, one a picture; None without an entropy prior
+    # compact files as written, one an image; None without an entropy prior
     bpp_compact: float | None = None
     # bpp of the same grids by coder: see `baseline_coders.TITLES`
     coders: dict[str, float] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class LevelRow:
 
 @dataclass(frozen=True)
 class CodecRow:
-    """Figures of another codec, whose file of each picture is at most `times` as large as the codes
+    """Figures of another codec, whose file of each image is at most `times` as large as the codes
     file of the first n levels.
     """
 
@@ -51,14 +51,14 @@ class CodecRow:
     ssim: float
     ms_ssim: float
     lpips: float | None
-    over: int  # pictures whose smallest file is larger still, and was taken
+    over: int  # images whose smallest file is larger still, and was taken
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures over a set of pictures, for all levels together, and by level.
+    """Figures over a set of images, for all levels together, and by level.
 
-    Means over pictures, but for `normalized_error`, `bits_per_dim` and the bits per
+    Means over images, but for `normalized_error`, `bits_per_dim` and the bits per
     pixel, which weigh pixels.
     """
 
@@ -72,7 +72,7 @@ class Evaluation:
     usage: float  # part of the codes of all levels used at all
     perplexity: float  # of several levels: the geometric mean
     bpp: float  # raw indices: log2 K each
-    bpp_packed: float  # codes files as written, one a picture
+    bpp_packed: float  # codes files as written, one an image
     bpp_coded: float | None  # what the prior's cross-entropy allows; None without a prior
     # -log2 p(x, z) over all values: the prior's bits and the likelihood's
     bits_per_dim: float | None
@@ -82,8 +82,8 @@ class Evaluation:
 
 
 @dataclass
-class Tally:
-    """Pictures of one coder at one rate."""
+class Totals:
+    """Images of one coder at one rate."""
 
     qualities: list[Quality] = field(default_factory=list)
     bytes: int = 0
@@ -97,7 +97,7 @@ class Tally:
         self.pixels += pixels
 
     def add_coded(self, sizes: dict[str, int]) -> None:
-        """Bytes of one picture's grids by coder."""
+        """Bytes of one image's grids by coder."""
         for name, size in sizes.items():
             self.coded[name] = self.coded.get(name, 0) + size
 
@@ -106,14 +106,14 @@ class Tally:
         return metrics.bits_per_pixel(8 * self.bytes, self.pixels)
 
 
-class Sums:
-    """Running sums over pictures; `levels` are those that get a row, the last of them all L."""
+class RunningTotals:
+    """Running sums over images; `levels` are those that get a row, the last of them all L."""
 
     def __init__(self, codebook_size: int, levels: Sequence[int], has_prior: bool) -> None:
         self.codebook_size, self.has_prior = codebook_size, has_prior
-        self.levels = {n: Tally() for n in levels}
-        self.codecs: dict[tuple[str, int, int], Tally] = {}  # by codec, levels and times
-        self.unwritten: dict[str, int] = {}  # pictures that a codec does not take
+        self.levels = {n: Totals() for n in levels}
+        self.codecs: dict[tuple[str, int, int], Totals] = {}  # by codec, levels and times
+        self.unwritten: dict[str, int] = {}  # images that a codec does not take
         self.skipped = self.indices = self.squared = self.values = 0
         self.sum = self.sum_squares = 0  # of all values, exact: their difference is the variance
         self.nats = 0.0
@@ -121,21 +121,21 @@ class Sums:
         self.coded = np.zeros(max(levels))  # bits of each level by the prior
 
     @property
-    def all_levels(self) -> Tally:
+    def all_levels(self) -> Totals:
         return self.levels[len(self.counts)]
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return len(self.all_levels.qualities)
 
     def result(self, notes: tuple[str, ...]) -> Evaluation:
-        codecs = tuple(self._codec_row(*key, tally) for key, tally in sorted(self.codecs.items()))
-        rows = tuple(self._row(n, tally, codecs) for n, tally in self.levels.items())
+        codecs = tuple(self._codec_row(*key, totals) for key, totals in sorted(self.codecs.items()))
+        rows = tuple(self._row(n, totals, codecs) for n, totals in self.levels.items())
         last, each = rows[-1], [metrics.usage_perplexity(counts)[1] for counts in self.counts]
         variance = (self.values * self.sum_squares - self.sum**2) / self.values**2
         bits = self.nats / math.log(2) + float(self.coded.sum())
         return Evaluation(
-            pictures=self.pictures,
+            pictures=self.images,
             skipped=self.skipped,
             psnr=last.psnr,
             ssim=last.ssim,
@@ -153,25 +153,25 @@ class Sums:
             notes=notes,
         )
 
-    def _row(self, n: int, tally: Tally, codecs: Sequence[CodecRow]) -> LevelRow:
-        quality = mean(tally.qualities)
+    def _row(self, n: int, totals: Totals, codecs: Sequence[CodecRow]) -> LevelRow:
+        quality = mean_quality(totals.qualities)
         usage, perplexity = metrics.usage_perplexity(self.counts[n - 1])
         raw = self.indices * n * math.log2(self.codebook_size)
         names = dict.fromkeys(row.codec for row in codecs)
         coders = {
-            name: metrics.bits_per_pixel(8 * size, tally.pixels)
-            for name, size in tally.coded.items()
+            name: metrics.bits_per_pixel(8 * size, totals.pixels)
+            for name, size in totals.coded.items()
         }
         coders["zero_order"] = metrics.bits_per_pixel(
-            sum(map(zero_order_bits, self.counts[:n])), tally.pixels
+            sum(map(zero_order_bits, self.counts[:n])), totals.pixels
         )
         if self.has_prior:
-            coders["prior"] = metrics.bits_per_pixel(float(self.coded[:n].sum()), tally.pixels)
+            coders["prior"] = metrics.bits_per_pixel(float(self.coded[:n].sum()), totals.pixels)
         return LevelRow(
             levels=n,
-            bpp=metrics.bits_per_pixel(raw, tally.pixels),
-            bpp_packed=tally.bpp,
-            bpp_coded=metrics.bits_per_pixel(float(self.coded[:n].sum()), tally.pixels)
+            bpp=metrics.bits_per_pixel(raw, totals.pixels),
+            bpp_packed=totals.bpp,
+            bpp_coded=metrics.bits_per_pixel(float(self.coded[:n].sum()), totals.pixels)
             if self.has_prior
             else None,
             psnr=quality.psnr,
@@ -181,7 +181,7 @@ class Sums:
             usage=usage,
             perplexity=perplexity,
             needs={
-                name: needed(quality, [row for row in codecs if row.codec == name])
+                name: bpp_needed(quality, [row for row in codecs if row.codec == name])
                 for name in names
             },
             bpp_compact=coders.get("compact"),
@@ -189,22 +189,22 @@ class Sums:
         )
 
     @staticmethod
-    def _codec_row(codec: str, levels: int, times: int, tally: Tally) -> CodecRow:
-        quality = mean(tally.qualities)
+    def _codec_row(codec: str, levels: int, times: int, totals: Totals) -> CodecRow:
+        quality = mean_quality(totals.qualities)
         return CodecRow(
             codec,
             levels,
             times,
-            tally.bpp,
+            totals.bpp,
             quality.psnr,
             quality.ssim,
             quality.ms_ssim,
             quality.lpips,
-            tally.over,
+            totals.over,
         )
 
 
-def needed(quality: Quality, curve: Sequence[CodecRow]) -> float | None:
+def bpp_needed(quality: Quality, curve: Sequence[CodecRow]) -> float | None:
     """The bits per pixel with which a codec is as good by LPIPS, or without it by MS-SSIM;
     None beyond its measured curve.
 

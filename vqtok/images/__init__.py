@@ -1,17 +1,17 @@
-"""Picture file <-> uint8 array (H, W, C)."""
+"""Image file <-> uint8 array (H, W, C)."""
 
 from vqtok.images.color import WHITE, Color, parse_color
 from vqtok.images.read import (
     IMAGE_SUFFIXES,
     MAX_BYTES,
     MAX_PIXELS,
-    Picture,
+    DecodedImage,
     from_any,
-    may_be_picture,
-    read,
+    may_be_image,
+    read_image,
 )
-from vqtok.images.resize import crop, fit, pad
-from vqtok.images.write import check_suffix, encode_png, write
+from vqtok.images.resize import crop, pad, resize_to
+from vqtok.images.write import check_suffix, encode_png, write_image
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -19,15 +19,15 @@ __all__ = [
     "MAX_PIXELS",
     "WHITE",
     "Color",
-    "Picture",
+    "DecodedImage",
     "check_suffix",
     "crop",
     "encode_png",
-    "fit",
     "from_any",
-    "may_be_picture",
+    "may_be_image",
     "pad",
     "parse_color",
-    "read",
-    "write",
+    "read_image",
+    "resize_to",
+    "write_image",
 ]

@@ -1,4 +1,4 @@
-"""Picture file -> uint8 array (H, W, C): orientation, odd color modes, hostile files."""
+"""Image file -> uint8 array (H, W, C): orientation, odd color modes, hostile files."""
 
 import io
 import re
@@ -19,7 +19,7 @@ from vqtok.images.color import WHITE, Color, lay_over, split_alpha, to_8_bit, to
 
 # 600 MB as an array; a header that asks for more is refused before decoding
 MAX_PIXELS = 200_000_000
-MAX_BYTES = 2 << 30  # of a picture file
+MAX_BYTES = 2 << 30  # of an image file
 IMAGE_SUFFIXES = frozenset(
     {
         ".png",
@@ -84,8 +84,8 @@ _ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF tag 0x0
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A decoded picture and what had to be done to it."""
+class DecodedImage:
+    """A decoded image and what had to be done to it."""
 
     pixels: np.ndarray  # uint8 (H, W, C), C 1 or 3, contiguous
     notes: tuple[str, ...] = ()  # what the user should know: "transparency laid over white"
@@ -93,14 +93,14 @@ class Picture:
     reduced: int = 1  # how many pixels of the file, along each axis, became one
 
 
-def read(
+def read_image(
     source: Path | bytes,
     channels: int = 3,
     background: Color = WHITE,
     shrink: int = 1,
     least: int = 1,
-) -> Picture:
-    """A picture file, by path or content, as uint8 (H, W, channels); channels is 1 or 3.
+) -> DecodedImage:
+    """An image file, by path or content, as uint8 (H, W, channels); channels is 1 or 3.
 
     A JPEG is decoded at 1/shrink of its sides (1, 2, 4 or 8), or larger where its short side would
     be less than `least`: that takes a part of the time. Other formats come whole.
@@ -110,47 +110,47 @@ def read(
     Raises InputError for whatever cannot be read.
     """
     data = source if isinstance(source, bytes) else read_bytes(source, MAX_BYTES)
-    name = "the picture" if isinstance(source, bytes) else str(source)
+    name = "the image" if isinstance(source, bytes) else str(source)
     if not data:
-        raise InputError(f"{name} is empty (0 bytes)", "give a picture file")
+        raise InputError(f"{name} is empty (0 bytes)", "give an image file")
     with _guard(name, data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         _check_work(image, data, name)
         frames = _first_frame(image, len(data))
         reduced = _reduce(image, shrink, least)
         pixels, notes = _decode(image, name, channels, background)
-    return Picture(pixels, frames + notes, len(data), reduced)
+    return DecodedImage(pixels, frames + notes, len(data), reduced)
 
 
-def may_be_picture(start: bytes) -> bool:
-    """Whether a file that begins with these bytes, some 16 or more, can be a picture:
-    not, where `read` would refuse it as none.
+def may_be_image(start: bytes) -> bool:
+    """Whether a file that begins with these bytes, some 16 or more, can be an image:
+    not, where `read_image` would refuse it as none.
     """
     return _STARTS.match(start) is not None
 
 
-def from_any(image: Any, channels: int = 3, background: Color = WHITE) -> Picture:
-    """A path, file content, PIL image, Picture or uint8 array (H, W), (H, W, 1|3|4) as Picture
+def from_any(image: Any, channels: int = 3, background: Color = WHITE) -> DecodedImage:
+    """A path, file content, PIL image, DecodedImage or uint8 array (H, W), (H, W, 1|3|4) as DecodedImage
     with `channels` channels.
 
     An animated PIL image gives the frame it stands at. Raises InputError for what is none of these.
     """
     if isinstance(image, str | Path):
-        return read(Path(image), channels, background)
+        return read_image(Path(image), channels, background)
     if isinstance(image, bytes | bytearray | memoryview):
-        return read(bytes(image), channels, background)
-    size = image.source_bytes if isinstance(image, Picture) else 0
-    notes = image.notes if isinstance(image, Picture) else ()
-    array = image.pixels if isinstance(image, Picture) else image
+        return read_image(bytes(image), channels, background)
+    size = image.source_bytes if isinstance(image, DecodedImage) else 0
+    notes = image.notes if isinstance(image, DecodedImage) else ()
+    array = image.pixels if isinstance(image, DecodedImage) else image
     if isinstance(array, np.ndarray):
         array = Image.fromarray(checked(array))
     if not isinstance(array, Image.Image):
         raise InputError(
-            f"a {type(image).__name__} is no picture",
+            f"a {type(image).__name__} is no image",
             "give a path, bytes, a PIL image or a uint8 array (H, W, C)",
         )
-    with _guard("the picture"):
-        pixels, more = _decode(array, "the picture", channels, background)
-    return Picture(pixels, notes + more, size)
+    with _guard("the image"):
+        pixels, more = _decode(array, "the image", channels, background)
+    return DecodedImage(pixels, notes + more, size)
 
 
 def checked(array: np.ndarray) -> np.ndarray:
@@ -161,13 +161,13 @@ def checked(array: np.ndarray) -> np.ndarray:
         or array.shape[2:] not in ((), (1,), (3,), (4,))
     ):
         raise InputError(
-            f"an array of {array.dtype} {array.shape} is no picture",
+            f"an array of {array.dtype} {array.shape} is no image",
             "give uint8 of shape (H, W) or (H, W, C), C 1, 3 or 4",
         )
     return np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
-class _Quiet:
+class _PillowLimits:
     """While any thread decodes, PIL's warnings are ignored and its limit is ours;
     the last to leave restores both.
 
@@ -197,7 +197,7 @@ class _Quiet:
                 self._caught.__exit__(None, None, None)
 
 
-quiet = _Quiet()
+pillow_limits = _PillowLimits()
 
 
 @contextmanager
@@ -207,7 +207,7 @@ def _guard(name: str, data: bytes | None = None) -> Iterator[None]:
     Damaged files make it raise about any exception, hence the wide net.
     """
     try:
-        with quiet:
+        with pillow_limits:
             yield
     except InputError:
         raise
@@ -219,10 +219,10 @@ def _guard(name: str, data: bytes | None = None) -> Iterator[None]:
                 f"{name} is damaged or cut off: its header cannot be read", "get the file again"
             ) from None
         raise InputError(
-            f"{name} is not a picture", "give a PNG, JPEG, WebP, AVIF, GIF, TIFF, BMP or PPM file"
+            f"{name} is not an image", "give a PNG, JPEG, WebP, AVIF, GIF, TIFF, BMP or PPM file"
         ) from None
     except MemoryError:
-        raise InputError(f"{name} does not fit into memory", "shrink the picture first") from None
+        raise InputError(f"{name} does not fit into memory", "shrink the image first") from None
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise InputError(
@@ -233,7 +233,7 @@ def _guard(name: str, data: bytes | None = None) -> Iterator[None]:
 def _too_large(name: str) -> InputError:
     return InputError(
         f"{name} claims more than {MAX_PIXELS // 10**6} million pixels",
-        "shrink or cut up the picture first",
+        "shrink or cut up the image first",
     )
 
 
@@ -328,7 +328,7 @@ def _decode(
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(name)
     if image.width * image.height == 0:
-        raise InputError(f"{name} has no pixels", "give a picture of at least 1x1")
+        raise InputError(f"{name} has no pixels", "give an image of at least 1x1")
     notes: list[str] = []
     image.load()
     # after load: for some formats PIL applies it then, and drops the tag
@@ -348,7 +348,7 @@ def _decode(
 def _to_array(image: Image.Image, mode: str) -> np.ndarray:
     """uint8 (H, W) for mode L, (H, W, 3) for RGB.
 
-    Strip by strip: taken at once, PIL holds the picture three times more.
+    Strip by strip: taken at once, PIL holds the image three times more.
     """
     image = image if image.mode == mode else image.convert(mode)
     pixels = np.empty((image.height, image.width, 3)[: 2 if mode == "L" else 3], np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures to another size: padded to a multiple, cropped, or resized."""
+"""Images to another size: padded to a multiple, cropped, or resized."""
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,7 @@ def crop(pixels: np.ndarray, H: int, W: int) -> np.ndarray:
     return pixels[:H, :W]
 
 
-def fit(pixels: np.ndarray, H: int, W: int) -> np.ndarray:
+def resize_to(pixels: np.ndarray, H: int, W: int) -> np.ndarray:
     """uint8 (H, W, C) resized from any size:
     Lanczos, after a box filter where it shrinks more than threefold.
     """

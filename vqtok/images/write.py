@@ -1,4 +1,4 @@
-"""uint8 array (H, W, C) -> picture file."""
+"""uint8 array (H, W, C) -> image file."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 
 from vqtok.errors import OutputError, UsageError
 from vqtok.files import write_bytes
-from vqtok.images.read import checked, quiet
+from vqtok.images.read import checked, pillow_limits
 
 _SAVE: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {}),
@@ -28,7 +28,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return _encode(pixels, ".png")
 
 
-def write(path: Path, pixels: np.ndarray, force: bool = False) -> None:
+def write_image(path: Path, pixels: np.ndarray, force: bool = False) -> None:
     """Writes uint8 (H, W, 1|3) in the format that the suffix names:
     lossless, or at high quality for JPEG and AVIF.
 
@@ -49,12 +49,12 @@ def write(path: Path, pixels: np.ndarray, force: bool = False) -> None:
 
 
 def check_suffix(path: Path) -> None:
-    """Raises UsageError when `write` knows no format for the suffix:
+    """Raises UsageError when `write_image` knows no format for the suffix:
     before the work, not after it.
     """
     if path.suffix.lower() not in _SAVE:
         raise UsageError(
-            f"cannot write {path}: unknown picture format {path.suffix!r}",
+            f"cannot write {path}: unknown image format {path.suffix!r}",
             f"use one of {' '.join(_SAVE)}",
         )
 
@@ -62,6 +62,6 @@ def check_suffix(path: Path) -> None:
 def _encode(pixels: np.ndarray, suffix: str) -> bytes:
     kind, options = _SAVE[suffix]
     file = io.BytesIO()
-    with quiet:
+    with pillow_limits:
         Image.fromarray(checked(pixels)).save(file, kind, **options)
     return file.getvalue()

@@ -5,8 +5,8 @@ Each source has a module with the names of its tensors; `convert` and `export` k
 name but diffusers, whose files also hold a config. Nothing of a file is ever executed.
 """
 
-from vqtok.interop.convert import convert
-from vqtok.interop.export import export
-from vqtok.interop.read import Checkpoint, read
+from vqtok.interop.convert import convert_checkpoint
+from vqtok.interop.export import export_model
+from vqtok.interop.read import Checkpoint, read_checkpoint
 
-__all__ = ["Checkpoint", "convert", "export", "read"]
+__all__ = ["Checkpoint", "convert_checkpoint", "export_model", "read_checkpoint"]

@@ -15,7 +15,7 @@ from vqtok.errors import FormatError, UsageError
 from vqtok.interop import diffusers, layout, llamagen, taming
 from vqtok.interop.layout import Layout
 from vqtok.interop.read import Checkpoint
-from vqtok.meta_init import outline
+from vqtok.meta_init import init_empty_weights
 from vqtok.networks.vqvae import VQVAE
 
 LAYOUTS = (taming.LAYOUT, llamagen.LAYOUT, diffusers.LAYOUT)
@@ -24,7 +24,7 @@ _COPY_AGAIN = "copy or download the file again"
 LOG_SCALE = math.log(0.1)  # of the likelihood, as training starts with it: no source has one
 
 
-def convert(checkpoint: Checkpoint, normalize: bool | None = None) -> weights.Weights:
+def convert_checkpoint(checkpoint: Checkpoint, normalize: bool | None = None) -> weights.Weights:
     """The tokenizer in a checkpoint.
 
     `normalize`: whether its codes are on the unit sphere; None: as its program has it.
@@ -76,8 +76,8 @@ def _settings(
 ) -> TokenizerConfig:
     """What the names and shapes say. FormatError where they make no network that vqtok has."""
     blocks, attention = (
-        found.places(layout.STAGE_BLOCKS, theirs),
-        found.places(layout.STAGE_ATTENTION, theirs),
+        found.positions(layout.STAGE_BLOCKS, theirs),
+        found.positions(layout.STAGE_ATTENTION, theirs),
     )
     count = len({stage for stage, _ in blocks})
     middle = any(name.startswith(found.parts[layout.MIDDLE_ATTENTION] + ".") for name in theirs)
@@ -100,7 +100,7 @@ def _settings(
             width=stages[0],
             encoder_blocks=len({block for _, block in blocks}),
             shortcut=False,
-            decoder_blocks=len({block for _, block in found.places(layout.DECODER_BLOCKS, theirs)}),
+            decoder_blocks=len({block for _, block in found.positions(layout.DECODER_BLOCKS, theirs)}),
             quantizer="vq",
             codebook_size=size,
             code_dim=dim,
@@ -136,13 +136,13 @@ def _taken(
 
     FormatError where one is missing, too many, or of a wrong shape.
     """
-    with outline():
+    with init_empty_weights():
         shapes = {
             name: tuple(value.shape) for name, value in VQVAE(settings).release_state().items()
         }
     scale = shapes.pop("likelihood.log_scale")
     names = {name: found.theirs(name, len(settings.stages)) for name in shapes}
-    more = sorted(set(found.own(theirs)) - set(names.values()))
+    more = sorted(set(found.needed(theirs)) - set(names.values()))
     if more:
         raise FormatError(
             f"{origin} has the tensor {more[0][:100]}, which vqtok's network has no place for",
@@ -156,7 +156,7 @@ def _taken(
             raise FormatError(
                 f"{origin}: tensor {name} is of type {array.dtype}", "save it as float32 or float16"
             )
-    weights.check(own, {name: shapes[ours] for ours, name in names.items()}, origin)
+    weights.check_tensors(own, {name: shapes[ours] for ours, name in names.items()}, origin)
     return {
         **{ours: own[name] for ours, name in names.items()},
         "likelihood.log_scale": np.full(scale, LOG_SCALE, np.float32),

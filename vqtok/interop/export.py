@@ -13,7 +13,7 @@ from vqtok.config import TokenizerConfig
 from vqtok.errors import ModelError
 from vqtok.interop import diffusers, layout
 
-_LIKELIHOODS = ("mse", "l1", "charbonnier", "logistic")  # what the decoder gives is the picture
+_LIKELIHOODS = ("mse", "l1", "charbonnier", "logistic")  # what the decoder gives is the image
 _QUANTIZERS = ("vq", "ema")
 
 
@@ -37,12 +37,12 @@ class Exported:
             files.write_bytes(folder / name, data, force)
 
 
-def export(folder: model_registry.ModelFolder) -> Exported:
+def export_model(folder: model_registry.ModelFolder) -> Exported:
     """The tokenizer of a model as a VQModel of diffusers.
 
-    ModelError where that has no layers for it. Errors as `weights.load`.
+    ModelError where that has no layers for it. Errors as `weights.load_weights`.
     """
-    stored = weights.load(folder.tokenizer, "tokenizer")
+    stored = weights.load_weights(folder.tokenizer, "tokenizer")
     settings = config.from_dict(TokenizerConfig, stored.config, str(folder.tokenizer))
     _check(settings, folder.name)
     build_tokenizer(stored, folder.tokenizer)  # that the tensors are those of the config

@@ -54,14 +54,14 @@ class Layout:
             layer = (self.attention if "attention" in part else self.block).get(layer, layer)
         return ".".join(filter(None, (_filled(self.parts[part], numbers), layer, leaf)))
 
-    def places(self, part: str, names: Iterable[str]) -> set[tuple[int, int]]:
+    def positions(self, part: str, names: Iterable[str]) -> set[tuple[int, int]]:
         """The stages and numbers of which there is a part like STAGE_BLOCKS, in
         their count; names are theirs.
         """
         pattern = re.compile(re.escape(self.parts[part]).replace(r"\#", r"(\d{1,3})") + r"\.")
         return {(int(match[1]), int(match[2])) for match in map(pattern.match, names) if match}
 
-    def own(self, names: Iterable[str]) -> list[str]:
+    def needed(self, names: Iterable[str]) -> list[str]:
         """Those of their tensors that encoding and decoding need."""
         return [name for name in names if _OWN.match(name) and name not in self.ignored]
 

@@ -46,7 +46,7 @@ class Checkpoint:
     tensors: dict[str, np.ndarray]
 
 
-def read(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint that torch.save wrote, a safetensors file, or the
     folder of a diffusers model.
 
@@ -54,7 +54,7 @@ def read(path: Path) -> Checkpoint:
     FormatError: damaged, not of these kinds, or made of more than tensors.
     """
     path = _in_folder(path) if path.is_dir() else path
-    with files.opened(path) as file:
+    with files.open_input(path) as file:
         start = file.read(9)
     if start[:2] == b"PK":
         return Checkpoint(path, _torch_tensors(path))

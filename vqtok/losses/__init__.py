@@ -1,7 +1,12 @@
 """What a decoder's output is measured by: likelihoods, structure, and distances of features."""
 
 from vqtok.losses.criterion import Criterion
-from vqtok.losses.likelihood import Likelihood, build, discretized_logistic, outputs
+from vqtok.losses.likelihood import (
+    Likelihood,
+    build_likelihood,
+    discretized_logistic,
+    output_channels,
+)
 from vqtok.losses.lpips import LPIPS
 from vqtok.losses.ms_ssim import ms_ssim
 
@@ -9,8 +14,8 @@ __all__ = [
     "LPIPS",
     "Criterion",
     "Likelihood",
-    "build",
+    "build_likelihood",
     "discretized_logistic",
     "ms_ssim",
-    "outputs",
+    "output_channels",
 ]

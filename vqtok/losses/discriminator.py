@@ -1,6 +1,6 @@
 """A patch discriminator, and what it and the tokenizer want of its scores.
 
-It tells pictures from reconstructions patch by patch (Isola et al. 2017, arXiv
+It tells images from reconstructions patch by patch (Isola et al. 2017, arXiv
 1611.07004, section 3.2.2).
 """
 
@@ -20,21 +20,21 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """What a discriminator makes of pictures."""
+class DiscriminatorOutput:
+    """What a discriminator makes of images."""
 
-    # float32 (B, 1, ceil(H/16), ceil(W/16)); above 0: a picture, below: a reconstruction
+    # float32 (B, 1, ceil(H/16), ceil(W/16)); above 0: an image, below: a reconstruction
     scores: Tensor
     features: list[Tensor]  # of each layer before
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures (B, C, H, W) in [-1, 1] -> one score for every 16 x 16 pixels,
+    """Images (B, C, H, W) in [-1, 1] -> one score for every 16 x 16 pixels,
     each of which sees 80 x 80.
 
     It folds 4 x 4 pixels into channels first: cheap, and each place in the decoder's last pixel
     shuffle has weights of its own, so that a pattern of that period is seen at once. No batch norm,
-    which would make a score depend on the rest of the batch, and on how pictures and
+    which would make a score depend on the rest of the batch, and on how images and
     reconstructions are mixed in it.
     """
 
@@ -49,14 +49,14 @@ class PatchDiscriminator(nn.Module):
         )
         self.head = nn.Conv2d(4 * width, 1, 3, padding=1)
 
-    def forward(self, pictures: Tensor) -> Opinion:
-        bottom, right = (-side % SIDE for side in pictures.shape[2:])
-        x = F.pixel_unshuffle(F.pad(pictures, (0, right, 0, bottom), mode="replicate"), FOLD)
+    def forward(self, images: Tensor) -> DiscriminatorOutput:
+        bottom, right = (-side % SIDE for side in images.shape[2:])
+        x = F.pixel_unshuffle(F.pad(images, (0, right, 0, bottom), mode="replicate"), FOLD)
         features = []
         for layer in self.layers:
             x = F.leaky_relu(layer(x), SLOPE)
             features.append(x)
-        return Opinion(self.head(x).float(), features)
+        return DiscriminatorOutput(self.head(x).float(), features)
 
 
 def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def generator_hinge(fake: Tensor) -> Tensor:
 
 
 def feature_matching(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
-    """Distance of the features of reconstructions from those of their pictures, mean over layers
+    """Distance of the features of reconstructions from those of their images, mean over layers
     (Larsen et al. 2016, section 2.3).
 
     Each layer's is relative to the size of the real features, which nothing else bounds (Défossez
@@ -81,7 +81,7 @@ def feature_matching(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
     """
     ratios, real = [], [r.detach().float() for r in real]
     sizes = [r.abs().mean() for r in real]
-    distributed.mean_(*sizes)
+    distributed.all_reduce_mean(*sizes)
     for f, r, size in zip(fake, real, sizes, strict=True):
         ratios.append((f.float() - r).abs().mean() / (size + EPSILON))
     return torch.stack(ratios).mean()

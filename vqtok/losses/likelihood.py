@@ -1,7 +1,7 @@
-"""Reconstruction likelihoods: what the decoder's output says about a
-picture, and how wrong that is.
+"""Reconstruction likelihoods: what the decoder's output says about an
+image, and how wrong that is.
 
-Pictures are floats in [-1, 1], (B, C, H, W). Each likelihood gives a loss for training and a
+Images are floats in [-1, 1], (B, C, H, W). Each likelihood gives a loss for training and a
 mean for showing. Each also learns one scale per channel of a discretized logistic around that
 mean, so that bits per dimension are real numbers for every model; `heteroscedastic` has the
 decoder say the scale of each pixel.
@@ -17,7 +17,7 @@ from vqtok.config import GRAY_LEVELS, TokenizerConfig
 
 # Variance of CIFAR-10's training pixels in [0, 1] (van den Oord's notebook divides by it too), and
 # the mean distance of the same pixels from their median: with them a loss of 1 means "no better
-# than a gray picture", for mse as for l1.
+# than a gray image", for mse as for l1.
 PIXEL_VARIANCE = 0.0633
 PIXEL_DEVIATION = 0.21
 HALF_BIN = 1 / 255  # half the distance of two gray levels in [-1, 1]
@@ -28,31 +28,31 @@ LOG_SCALES = (-9.0, 30.0)
 PIXEL_LOG_SCALES = (-7.0, 2.0)
 
 
-def discretized_logistic(mean: Tensor, log_scale: Tensor, picture: Tensor) -> Tensor:
+def discretized_logistic(mean: Tensor, log_scale: Tensor, image: Tensor) -> Tensor:
     """-log p in nats of each pixel value, the logistic density integrated over its bin
     (Salimans et al. 2017, eq. 2).
 
-    mean and picture are (B, C, H, W), log_scale (C,) or (B, C, H, W).
+    mean and image are (B, C, H, W), log_scale (C,) or (B, C, H, W).
     The lowest and highest value take the tails.
     """
     scale = torch.exp(-log_scale.clamp(*LOG_SCALES))
     scale = scale[:, None, None] if scale.dim() == 1 else scale  # (C, 1, 1) or (B, C, H, W)
-    centered = picture - mean
+    centered = image - mean
     upper, lower = (centered + HALF_BIN) * scale, (centered - HALF_BIN) * scale
     # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), exact
     # and stable in float32, with l - u from its definition: the difference of the rounded two is 0
-    # for means far outside the picture's range.
+    # for means far outside the image's range.
     inside = (
         F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-2 * HALF_BIN * scale))
     )
-    nll = torch.where(picture < -1 + HALF_BIN, F.logsigmoid(upper), inside)
-    return -torch.where(picture > 1 - HALF_BIN, F.logsigmoid(-lower), nll)
+    nll = torch.where(image < -1 + HALF_BIN, F.logsigmoid(upper), inside)
+    return -torch.where(image > 1 - HALF_BIN, F.logsigmoid(-lower), nll)
 
 
 class Likelihood(nn.Module):
-    """p(x | z_q) for decoder outputs (B, n*C, H, W) and pictures (B, C, H, W)."""
+    """p(x | z_q) for decoder outputs (B, n*C, H, W) and images (B, C, H, W)."""
 
-    outputs = 1  # n: numbers that the decoder gives for each value of a picture
+    outputs = 1  # n: numbers that the decoder gives for each value of an image
     first_scale = 0.1
 
     def __init__(self, channels: int) -> None:
@@ -60,24 +60,24 @@ class Likelihood(nn.Module):
         self.log_scale = nn.Parameter(torch.full((channels,), math.log(self.first_scale)))
 
     def mean(self, output: Tensor) -> Tensor:
-        """The picture to show, in [-1, 1]."""
+        """The image to show, in [-1, 1]."""
         return output.clamp(-1, 1)
 
     def logistic(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, C, H, W) and log scale, (C,) or (B, C, H, W), of the discretized logistic."""
         return self.mean(output), self.log_scale
 
-    def nats(self, output: Tensor, picture: Tensor) -> Tensor:
+    def nats(self, output: Tensor, image: Tensor) -> Tensor:
         """-log p of each value, (B, C, H, W)."""
-        return discretized_logistic(*self.logistic(output.float()), picture)
+        return discretized_logistic(*self.logistic(output.float()), image)
 
-    def nll(self, output: Tensor, picture: Tensor) -> Tensor:
+    def nll(self, output: Tensor, image: Tensor) -> Tensor:
         """-log p in nats per dimension, a scalar; over log 2 it is bits per dimension."""
-        return self.nats(output, picture).mean()
+        return self.nats(output, image).mean()
 
     @torch.no_grad()
     def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] drawn from p, each value a gray level:
+        """Images (B, C, H, W) in [-1, 1] drawn from p, each value a gray level:
         the logistic's inverse CDF of uniform draws.
         """
         mean, log_scale = self.logistic(output.float())
@@ -88,31 +88,31 @@ class Likelihood(nn.Module):
         drawn = mean + scale * torch.logit(uniform, eps=1e-6)
         return drawn.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
 
-    def forward(self, output: Tensor, picture: Tensor) -> Tensor:
+    def forward(self, output: Tensor, image: Tensor) -> Tensor:
         """The training loss, a scalar.
 
         Only the scale learns from the likelihood: the term has the value 0.
         """
-        nll = self.nll(output.detach(), picture)
-        return self.error(output, picture) + (nll - nll.detach())
+        nll = self.nll(output.detach(), image)
+        return self.error(output, image) + (nll - nll.detach())
 
-    def error(self, output: Tensor, picture: Tensor) -> Tensor:
+    def error(self, output: Tensor, image: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 class MeanSquared(Likelihood):
     """A Gaussian of fixed variance."""
 
-    def error(self, output: Tensor, picture: Tensor) -> Tensor:
+    def error(self, output: Tensor, image: Tensor) -> Tensor:
         # 4: [-1, 1] is twice as wide as [0, 1]
-        return F.mse_loss(output, picture) / (4 * PIXEL_VARIANCE)
+        return F.mse_loss(output, image) / (4 * PIXEL_VARIANCE)
 
 
 class MeanAbsolute(Likelihood):
     """A Laplace distribution of fixed scale."""
 
-    def error(self, output: Tensor, picture: Tensor) -> Tensor:
-        return F.l1_loss(output, picture) / (2 * PIXEL_DEVIATION)
+    def error(self, output: Tensor, image: Tensor) -> Tensor:
+        return F.l1_loss(output, image) / (2 * PIXEL_DEVIATION)
 
 
 class Charbonnier(Likelihood):
@@ -122,8 +122,8 @@ class Charbonnier(Likelihood):
 
     EPSILON = 1 / 255  # half a gray level in [-1, 1]: smaller errors are rounded away anyway
 
-    def error(self, output: Tensor, picture: Tensor) -> Tensor:
-        distance = ((output - picture).square() + self.EPSILON**2).sqrt() - self.EPSILON
+    def error(self, output: Tensor, image: Tensor) -> Tensor:
+        distance = ((output - image).square() + self.EPSILON**2).sqrt() - self.EPSILON
         return distance.mean() / (2 * PIXEL_DEVIATION)
 
 
@@ -133,8 +133,8 @@ class Bernoulli(Likelihood):
     def mean(self, output: Tensor) -> Tensor:
         return 2 * torch.sigmoid(output) - 1
 
-    def error(self, output: Tensor, picture: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(output, (picture + 1) / 2)
+    def error(self, output: Tensor, image: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(output, (image + 1) / 2)
 
 
 class Logistic(Likelihood):
@@ -145,15 +145,15 @@ class Logistic(Likelihood):
         # network has learned to say so.
         return output, self.log_scale
 
-    def forward(self, output: Tensor, picture: Tensor) -> Tensor:
-        return self.nll(output, picture)
+    def forward(self, output: Tensor, image: Tensor) -> Tensor:
+        return self.nll(output, image)
 
 
 class Heteroscedastic(Logistic):
     """Discretized logistic whose scale the decoder gives, too:
     (B, 2C, H, W) are C means, then C log scales beside the channel's own.
 
-    Flat parts of a picture are known far better than edges: one scale for both wastes bits.
+    Flat parts of an image are known far better than edges: one scale for both wastes bits.
     """
 
     outputs = 2
@@ -178,15 +178,15 @@ _CLASSES: dict[str, type[Likelihood]] = {
 }
 
 
-def outputs(config: TokenizerConfig) -> int:
+def output_channels(config: TokenizerConfig) -> int:
     """Channels of what the decoder gives."""
     return config.channels * _CLASSES[config.likelihood].outputs
 
 
-def build(config: TokenizerConfig) -> Likelihood:
+def build_likelihood(config: TokenizerConfig) -> Likelihood:
     """The likelihood that a tokenizer's config names."""
     likelihood = _CLASSES[config.likelihood](config.channels)
-    if config.identity:
+    if config.is_pixels:
         nn.init.constant_(likelihood.log_scale, _rounding_log_scale(config.codebook_size))
     return likelihood
 

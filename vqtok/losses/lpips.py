@@ -1,4 +1,4 @@
-"""LPIPS: the distance of two pictures in the features of a classifier (Zhang et al. 2018, arXiv
+"""LPIPS: the distance of two images in the features of a classifier (Zhang et al. 2018, arXiv
 1801.03924, version 0.1).
 
 The weights are a safetensors file that the user gives: `features.N.weight` and `.bias` of
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vqtok import weights
 
-SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for pictures in [-1, 1]
+SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for images in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10
 
@@ -26,7 +26,7 @@ class _Conv:
     `features`, and what it looks like.
     """
 
-    place: int
+    position: int
     inputs: int
     outputs: int
     kernel: int = 3
@@ -73,7 +73,7 @@ ALEX = _Backbone(
 
 
 class LPIPS(nn.Module):
-    """The distance of pictures (B, 3, H, W) in [-1, 1]; (B,), 0 for equal ones.
+    """The distance of images (B, 3, H, W) in [-1, 1]; (B,), 0 for equal ones.
 
     It learns nothing itself.
     """
@@ -89,21 +89,21 @@ class LPIPS(nn.Module):
         convs = [conv for part in backbone.slices for conv in part]
         self.convs = nn.ModuleDict(
             {
-                str(c.place): nn.Conv2d(c.inputs, c.outputs, c.kernel, c.stride, _padding(c))
+                str(c.position): nn.Conv2d(c.inputs, c.outputs, c.kernel, c.stride, _padding(c))
                 for c in convs
             }
         )
         self.heads = nn.ParameterList(torch.zeros(part[-1].outputs) for part in backbone.slices)
         self.requires_grad_(False)
 
-    def features(self, pictures: Tensor) -> list[Tensor]:
+    def features(self, images: Tensor) -> list[Tensor]:
         """Features of each slice, (B, C, h, w), of unit length over C."""
-        x = (pictures - self.shift) / self.scale
+        x = (images - self.shift) / self.scale
         found = []
         for part, pool in zip(self.backbone.slices, self.backbone.pool, strict=True):
             x = F.max_pool2d(x, self.backbone.window, 2) if pool else x
             for conv in part:
-                x = F.relu(self.convs[str(conv.place)](x), inplace=True)
+                x = F.relu(self.convs[str(conv.position)](x), inplace=True)
             found.append(x)
         lengths = [
             f.square().sum(1, keepdim=True, dtype=torch.float32).sqrt() + EPSILON for f in found
@@ -126,7 +126,7 @@ class LPIPS(nn.Module):
         return torch.stack([part.float().mean((1, 2, 3)) for part in weighed]).sum(0)
 
 
-def load(path: Path) -> LPIPS:
+def load_lpips(path: Path) -> LPIPS:
     """The distance whose weights a safetensors file holds.
 
     InputError: not readable. FormatError: no such weights, or damaged.
@@ -138,22 +138,22 @@ def load(path: Path) -> LPIPS:
     shapes: dict[str, tuple[int, ...]] = {}
     for c in convs:
         shapes |= {
-            f"features.{c.place}.weight": (c.outputs, c.inputs, c.kernel, c.kernel),
-            f"features.{c.place}.bias": (c.outputs,),
+            f"features.{c.position}.weight": (c.outputs, c.inputs, c.kernel, c.kernel),
+            f"features.{c.position}.bias": (c.outputs,),
         }
     shapes |= {
         f"lin{i}.model.1.weight": (1, part[-1].outputs, 1, 1)
         for i, part in enumerate(backbone.slices)
     }
-    weights.check(tensors, shapes, f"{path}, taken for LPIPS on {backbone.name},")
+    weights.check_tensors(tensors, shapes, f"{path}, taken for LPIPS on {backbone.name},")
     network = LPIPS(backbone)
     with torch.no_grad():
         for c in convs:
-            conv = network.convs[str(c.place)]
+            conv = network.convs[str(c.position)]
             assert isinstance(conv, nn.Conv2d)
             assert conv.bias is not None
-            conv.weight.copy_(torch.from_numpy(tensors[f"features.{c.place}.weight"]))
-            conv.bias.copy_(torch.from_numpy(tensors[f"features.{c.place}.bias"]))
+            conv.weight.copy_(torch.from_numpy(tensors[f"features.{c.position}.weight"]))
+            conv.bias.copy_(torch.from_numpy(tensors[f"features.{c.position}.bias"]))
         for i, head in enumerate(network.heads):
             head.copy_(torch.from_numpy(tensors[f"lin{i}.model.1.weight"]).flatten())
     return network.eval()

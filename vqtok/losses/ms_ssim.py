@@ -1,4 +1,4 @@
-"""Structural similarity as a loss: differentiable, of float pictures."""
+"""Structural similarity as a loss: differentiable, of float images."""
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +11,14 @@ C1, C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # for values in [-1, 1], a range of 2
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Mean multi-scale structural similarity (Wang et al. 2003) of pictures (B, C, H, W) in [-1,
+    """Mean multi-scale structural similarity (Wang et al. 2003) of images (B, C, H, W) in [-1,
     1]; a scalar, 1 for equal ones.
 
     Each channel is compared by itself. Where the sides are too short for five scales with a
     window of 11, the coarsest are left out and the weights of the others scaled up to a sum
     of 1. Sides of at least 11.
     """
-    assert min(x.shape[2:]) >= WINDOW, "pictures are smaller than the window"
+    assert min(x.shape[2:]) >= WINDOW, "images are smaller than the window"
     with torch.autocast(x.device.type, enabled=False):  # differences of squares in bf16 are noise
         return _ms_ssim(x.float(), y.float())
 
@@ -39,7 +39,7 @@ def _ms_ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _ssim_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over the picture of SSIM and of its contrast-structure term alone, each (B, C)
+    """Means over the image of SSIM and of its contrast-structure term alone, each (B, C)
     (Wang et al. 2004, eq. 13).
     """
     planes = torch.cat([x, y, x * x, y * y, x * y], 1)  # (B, 5*C, H, W)

@@ -1,4 +1,4 @@
-"""A picture of any size in bounded memory:
+"""An image of any size in bounded memory:
 an encoder or decoder goes over it part by part, and gives what it gives at once.
 """
 
@@ -13,23 +13,23 @@ from vqtok.networks.vqvae import (
     AnyDecoder,
     AnyEncoder,
     Decoder,
+    Downsample,
     Encoder,
-    Halve,
     ResidualBlock,
-    Widen,
+    Upsample,
 )
 
 
 @dataclass(frozen=True)
-class Cut:
+class Tiling:
     """How a grid is cut into parts that are worked on one after the other."""
 
     axis: int  # 2: into rows, 3: into columns
-    parts: tuple[slice, ...]  # of the grid, along the axis
-    most: int  # length of the longest
+    tiles: tuple[slice, ...]  # of the grid, along the axis
+    max_length: int  # length of the longest
 
     @classmethod
-    def of(cls, h: int, w: int, f: int, pixels: int, n: int = 1) -> "Cut":
+    def of(cls, h: int, w: int, f: int, pixels: int, n: int = 1) -> "Tiling":
         """Cuts n grids of h x w codes, f x f pixels each, into equal parts
         of about `pixels` in all.
 
@@ -49,7 +49,7 @@ class Cut:
         return (part, slice(None)) if self.axis == 2 else (slice(None), part)
 
 
-class _Sliding:
+class StreamingConv2d:
     """A convolution over features that come part by part along an axis, 2 (rows) or 3 (columns):
     what it gives is, put together, what it gives at once.
 
@@ -61,14 +61,14 @@ class _Sliding:
         self.kernel, self.stride = layer.kernel_size[axis - 2], layer.stride[axis - 2]
         self.padding = (int(layer.padding[0]), int(layer.padding[1]))
         self.edge = self.padding[axis - 2]
-        self.held: Tensor | None = None
+        self.buffer: Tensor | None = None
         self.whole = False
 
-    def take(self, x: Tensor, last: bool, silu: bool = False) -> Tensor:
+    def extend(self, x: Tensor, last: bool, silu: bool = False) -> Tensor:
         """What `convolve` needs: x or silu(x), the next part, with what the kernel
         needs before and after it.
         """
-        self.whole = self.held is None and last  # a part that is all there is goes in as it is
+        self.whole = self.buffer is None and last  # a part that is all there is goes in as it is
         if self.whole:
             return F.silu(x) if silu else x
         return self._extended(x, last, silu)
@@ -81,7 +81,7 @@ class _Sliding:
         length = x.shape[self.axis]
         done = max(0, (length - self.kernel) // self.stride + 1)
         # a view would keep all of x
-        self.held = x.narrow(self.axis, done * self.stride, length - done * self.stride).clone()
+        self.buffer = x.narrow(self.axis, done * self.stride, length - done * self.stride).clone()
         padding = (0, self.padding[1]) if self.axis == 2 else (self.padding[0], 0)
         return F.conv2d(x, layer.weight, layer.bias, layer.stride, padding) if done else None
 
@@ -89,16 +89,16 @@ class _Sliding:
         """x or silu(x) behind what is held of the part before, or the padding, and
         before the padding at the end.
         """
-        before = self.edge if self.held is None else self.held.shape[self.axis]
+        before = self.edge if self.buffer is None else self.buffer.shape[self.axis]
         shape, count = list(x.shape), x.shape[self.axis]
         shape[self.axis] = before + count + last * self.edge
         extended = torch.empty(
             shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
         )
-        if self.held is None:
+        if self.buffer is None:
             extended.narrow(self.axis, 0, before).zero_()
         else:
-            extended.narrow(self.axis, 0, before).copy_(self.held)
+            extended.narrow(self.axis, 0, before).copy_(self.buffer)
         if silu:  # written where it belongs: a pass over the features less
             torch.ops.aten.silu.out(x, out=extended.narrow(self.axis, before, count))
         else:
@@ -108,7 +108,7 @@ class _Sliding:
         return extended
 
 
-class _Step:
+class StreamingLayer:
     """A layer of an encoder or decoder for features that come part by part, without gradients:
     it works in place where it can.
     """
@@ -122,9 +122,9 @@ class _Step:
             if isinstance(layer, nn.Conv2d)
             else []
         )
-        self.convolutions = [_Sliding(convolution, axis) for convolution in convolutions]
-        self.around = isinstance(layer, ResidualBlock | Halve | Widen)
-        self.held: Tensor | None = None
+        self.convolutions = [StreamingConv2d(convolution, axis) for convolution in convolutions]
+        self.around = isinstance(layer, ResidualBlock | Downsample | Upsample)
+        self.buffer: Tensor | None = None
 
     def push(self, x: Tensor, last: bool) -> Tensor | None:
         if isinstance(self.layer, nn.SiLU):
@@ -134,7 +134,7 @@ class _Step:
         y: Tensor | None = x
         for convolution in self.convolutions:
             # frees the y before: 14 bytes a pixel
-            y = convolution.take(y, last, silu=isinstance(self.layer, ResidualBlock))
+            y = convolution.extend(y, last, silu=isinstance(self.layer, ResidualBlock))
             y = convolution.convolve(y)
             if y is None:
                 break
@@ -145,59 +145,59 @@ class _Step:
         first what was held of it, then the beginning of x.
         """
         if y is None:
-            self.held = self._joined(x)
+            self.buffer = self._joined(x)
             return None
         # 2 where the resolution halves; every other layer keeps it
         stride = self.convolutions[0].stride
-        length, before = y.shape[self.axis], 0 if self.held is None else self.held.shape[self.axis]
+        length, before = y.shape[self.axis], 0 if self.buffer is None else self.buffer.shape[self.axis]
         if before % stride or before > length * stride:
-            x, self.held, before = self._joined(x), None, 0
-        if self.held is not None:
-            self._add(y, 0, self.held)
+            x, self.buffer, before = self._joined(x), None, 0
+        if self.buffer is not None:
+            self._add(y, 0, self.buffer)
         used = length * stride - before
         if used:
             self._add(y, before // stride, x.narrow(self.axis, 0, used))
         rest = x.shape[self.axis] - used
-        self.held = x.narrow(self.axis, used, rest).clone() if rest else None
+        self.buffer = x.narrow(self.axis, used, rest).clone() if rest else None
         return y
 
     def _joined(self, x: Tensor) -> Tensor:
-        return x if self.held is None else torch.cat([self.held, x], self.axis)
+        return x if self.buffer is None else torch.cat([self.buffer, x], self.axis)
 
     def _add(self, y: Tensor, start: int, x: Tensor) -> None:
-        halving = isinstance(self.layer, Halve)
+        halving = isinstance(self.layer, Downsample)
         part = y.narrow(self.axis, start, x.shape[self.axis] // (2 if halving else 1))
-        if isinstance(self.layer, Halve | Widen):
+        if isinstance(self.layer, Downsample | Upsample):
             self.layer.add_shortcut(part, x)
         else:
             part.add_(x)
 
 
-def in_parts(
-    network: AnyEncoder | AnyDecoder, parts: Iterable[Tensor], axis: int, most: int
+def stream(
+    network: AnyEncoder | AnyDecoder, parts: Iterable[Tensor], axis: int, max_length: int
 ) -> Iterator[Tensor]:
     """What a network makes of its input, which comes in parts along an axis, 2 (rows) or 3
     (columns): part by part along the same axis.
 
     Nothing is computed twice, and put together it is what comes out at once, up to float rounding:
-    each layer keeps the few rows that its next part needs. A part holds `most` positions of the
+    each layer keeps the few rows that its next part needs. A part holds `max_length` positions of the
     input along the axis at the most; later layers, which get the end of the input all at once, cut
-    theirs to the same size. A network that sees the whole picture gets it in one part.
+    theirs to the same size. A network that sees the whole image gets it in one part.
     """
     if not isinstance(network, Encoder | Decoder):
         yield from map(network, parts)
         return
     unit, steps = 1.0, []
     for layer in network:
-        steps.append((_Step(layer, axis), round(most / unit)))
+        steps.append((StreamingLayer(layer, axis), round(max_length / unit)))
         unit *= _scale(layer, axis)
     waiting: Tensor | None = None
     for part in parts:
         if waiting is not None:
-            yield from _through(steps, waiting, False)
+            yield from _run_layers(steps, waiting, False)
         waiting = part
     if waiting is not None:
-        yield from _through(steps, waiting, True)
+        yield from _run_layers(steps, waiting, True)
 
 
 def _scale(layer: nn.Module, axis: int) -> float:
@@ -209,14 +209,14 @@ def _scale(layer: nn.Module, axis: int) -> float:
     return layer.stride[axis - 2] if isinstance(layer, nn.Conv2d) else 1
 
 
-def _through(steps: list[tuple[_Step, int]], x: Tensor, last: bool) -> Iterator[Tensor]:
+def _run_layers(steps: list[tuple[StreamingLayer, int]], x: Tensor, last: bool) -> Iterator[Tensor]:
     """One part through the layers that are left."""
     for i, (step, most) in enumerate(steps):
         # the limit is for the memory's sake: parts that are a little larger do not hurt
         if x.shape[step.axis] > 1.5 * most:
             pieces = x.chunk(-(-x.shape[step.axis] // most), step.axis)
             for k, piece in enumerate(pieces):
-                yield from _through(steps[i:], piece, last and k == len(pieces) - 1)
+                yield from _run_layers(steps[i:], piece, last and k == len(pieces) - 1)
             return
         y = step.push(x, last)
         if y is None:

@@ -2,7 +2,7 @@
 what published tokenizers are made of.
 
 Residual blocks with normalization over space, and attention at the coarse stages: each output
-depends on the whole picture, so that a picture cannot be cut into parts as the folded network's can
+depends on the whole image, so that an image cannot be cut into parts as the folded network's can
 (`streaming`), and what it takes of memory grows with it.
 """
 
@@ -16,12 +16,12 @@ from vqtok.errors import InputError
 
 EPSILON = 1e-6  # of the normalization, in all three programs whose models `interop` reads
 TENSORS = 5  # of the finest stage's size that are alive at once
-MEMORY_LIMIT = 8 << 30  # bytes that one picture may take
-# of several pictures, without gradients: about 0.16 and 2.6 GB with 128 channels
+MEMORY_LIMIT = 8 << 30  # bytes that one image may take
+# of several images, without gradients: about 0.16 and 2.6 GB with 128 channels
 PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**16, 2**20
 
 
-class Block(nn.Module):
+class ResnetBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), (B, C, H, W) -> (B, D, H, W);
     a 1x1 convolution of x where D is not C.
     """
@@ -59,7 +59,7 @@ class Attention(nn.Module):
         return x + self.out(y)[:, 0].transpose(1, 2).reshape(x.shape)
 
 
-class Halve(nn.Conv2d):
+class Downsample(nn.Conv2d):
     """(B, C, H, W) -> (B, C, H/2, W/2) by a 3x3 convolution, padded at the
     right and at the bottom alone.
     """
@@ -71,7 +71,7 @@ class Halve(nn.Conv2d):
         return super().forward(F.pad(input, (0, 1, 0, 1)))
 
 
-class Double(nn.Conv2d):
+class Upsample(nn.Conv2d):
     """(B, C, h, w) -> (B, C, 2*h, 2*w): each position four times, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
@@ -97,7 +97,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(outputs if i else inputs, outputs, groups) for i in range(count)
+            ResnetBlock(outputs if i else inputs, outputs, groups) for i in range(count)
         )
         self.attention = nn.ModuleList(
             Attention(outputs, groups) for _ in range(count if attention else 0)
@@ -112,49 +112,49 @@ class Stage(nn.Module):
         return x if self.resample is None else self.resample(x)
 
 
-class Middle(nn.Module):
+class MidBlock(nn.Module):
     """Two blocks at the coarsest resolution, with attention between them
     where the network has it.
     """
 
     def __init__(self, channels: int, groups: int, attention: bool) -> None:
         super().__init__()
-        self.before = Block(channels, channels, groups)
+        self.before = ResnetBlock(channels, channels, groups)
         self.attention = Attention(channels, groups) if attention else nn.Identity()
-        self.after = Block(channels, channels, groups)
+        self.after = ResnetBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.attention(self.before(x)))
 
 
-class Whole(nn.Module):
-    """What encoder and decoder share: pictures go in whole, as many at once as memory allows."""
+class WholeImageNetwork(nn.Module):
+    """What encoder and decoder share: images go in whole, as many at once as memory allows."""
 
     def __init__(self, config: TokenizerConfig, scale: int) -> None:
         super().__init__()
         self.config, self.scale = config, scale
 
-    def run(self, x: Tensor) -> Tensor:
+    def run_batch(self, x: Tensor) -> Tensor:
         """Output for one or a few inputs."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Output (B, ...) of x (B, ..., H, W).
 
-        InputError where one picture takes more than MEMORY_LIMIT.
+        InputError where one image takes more than MEMORY_LIMIT.
         """
         H, W = (side * self.scale for side in x.shape[2:])
         check_size(self.config, H, W)
         if torch.is_grad_enabled() or len(x) == 1:
-            return self.run(x)
+            return self.run_batch(x)
         count = max(
             1, (PIXELS_AT_ONCE if x.device.type == "cpu" else GPU_PIXELS_AT_ONCE) // (H * W)
         )
-        return torch.cat([self.run(part) for part in x.split(count)])
+        return torch.cat([self.run_batch(part) for part in x.split(count)])
 
 
-class Encoder(Whole):
-    """Pictures (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f)."""
+class Encoder(WholeImageNetwork):
+    """Images (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config, scale=1)
@@ -167,23 +167,23 @@ class Encoder(Whole):
                 config.encoder_blocks,
                 groups,
                 i in config.attention,
-                Halve(n) if i < last else None,
+                Downsample(n) if i < last else None,
             )
             for i, n in enumerate(stages)
         )
-        self.middle = Middle(stages[-1], groups, len(stages) in config.attention)
+        self.middle = MidBlock(stages[-1], groups, len(stages) in config.attention)
         self.norm = nn.GroupNorm(groups, stages[-1], EPSILON)
         self.last = nn.Conv2d(stages[-1], config.z_channels, 3, padding=1)
         self.project = nn.Conv2d(config.z_channels, config.code_dim, 1)
 
-    def run(self, x: Tensor) -> Tensor:
+    def run_batch(self, x: Tensor) -> Tensor:
         x = self.first(x)
         for stage in self.stages:
             x = stage(x)
         return self.project(self.last(_silu(self.norm(self.middle(x)))))
 
 
-class Decoder(Whole):
+class Decoder(WholeImageNetwork):
     """Vectors (B, D, h, w) -> what the likelihood needs, (B, C, h*f, w*f).
 
     Its stages stand coarsest first.
@@ -194,7 +194,7 @@ class Decoder(Whole):
         stages, groups = config.stages, config.groups
         self.project = nn.Conv2d(config.code_dim, config.z_channels, 1)
         self.first = nn.Conv2d(config.z_channels, stages[-1], 3, padding=1)
-        self.middle = Middle(stages[-1], groups, len(stages) in config.attention)
+        self.middle = MidBlock(stages[-1], groups, len(stages) in config.attention)
         self.stages = nn.ModuleList(
             Stage(
                 stages[min(i + 1, len(stages) - 1)],
@@ -202,14 +202,14 @@ class Decoder(Whole):
                 config.decoder_blocks,
                 groups,
                 i in config.attention,
-                Double(stages[i]) if i else None,
+                Upsample(stages[i]) if i else None,
             )
             for i in reversed(range(len(stages)))
         )
         self.norm = nn.GroupNorm(groups, stages[0], EPSILON)
         self.last = nn.Conv2d(stages[0], config.channels, 3, padding=1)
 
-    def run(self, x: Tensor) -> Tensor:
+    def run_batch(self, x: Tensor) -> Tensor:
         x = self.middle(self.first(self.project(x)))
         for stage in self.stages:
             x = stage(x)
@@ -217,12 +217,12 @@ class Decoder(Whole):
 
 
 def check_size(config: TokenizerConfig, H: int, W: int) -> None:
-    """Raises InputError where a picture of H x W pixels takes more than MEMORY_LIMIT."""
+    """Raises InputError where an image of H x W pixels takes more than MEMORY_LIMIT."""
     each = _bytes_per_pixel(config)
     if H * W * each > MEMORY_LIMIT:
         need, most = files.human_bytes(H * W * each), MEMORY_LIMIT / each // 1e5 / 10
         raise InputError(
-            f"a picture of {W}x{H} takes about {need} of memory: "
+            f"an image of {W}x{H} takes about {need} of memory: "
             "the classic network needs all of it at once",
             f"make it smaller, at most {most:.1f} megapixels, or choose another --model",
         )
@@ -234,7 +234,7 @@ def _silu(x: Tensor) -> Tensor:
 
 
 def _bytes_per_pixel(config: TokenizerConfig) -> int:
-    """Memory that a pixel of a picture takes:
+    """Memory that a pixel of an image takes:
     TENSORS of the size of the largest one, which a change of resolution may have made.
     """
     largest = max(max(config.stages[i : i + 2]) / 4**i for i in range(len(config.stages)))

@@ -2,7 +2,7 @@
 al. 2017, arXiv 1711.00937).
 
 The folded network has no normalization over space and no attention: each output depends on a
-bounded neighborhood, so that a picture of any size can be encoded whole or part by part with the
+bounded neighborhood, so that an image of any size can be encoded whole or part by part with the
 same result. The other network is in `vqgan`.
 """
 
@@ -19,7 +19,7 @@ from vqtok.quantizers import Quantized
 
 
 @dataclass(frozen=True)
-class Output:
+class VQVAEOutput:
     """One training step's view of a batch."""
 
     reconstruction: Tensor  # (B, C, H, W) in [-1, 1]
@@ -27,14 +27,14 @@ class Output:
     loss: Tensor  # scalar: reconstruction + codebook + commitment
 
 
-def to_float(pictures: Tensor) -> Tensor:
+def to_float(images: Tensor) -> Tensor:
     """uint8 (B, C, H, W) -> float in [-1, 1]."""
-    return torch.div(pictures, 127.5).sub_(1)
+    return torch.div(images, 127.5).sub_(1)
 
 
-def to_uint8(pictures: Tensor) -> Tensor:
+def to_uint8(images: Tensor) -> Tensor:
     """Float in [-1, 1] -> uint8, rounded to the nearest gray level."""
-    return pictures.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
+    return images.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
 
 
 class ResidualBlock(nn.Module):
@@ -53,7 +53,7 @@ class ResidualBlock(nn.Module):
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
-class Halve(nn.Conv2d):
+class Downsample(nn.Conv2d):
     """Half the resolution, (B, C, H, W) -> (B, D, H/2, W/2), by a 4x4 convolution
     beside a path without weights.
 
@@ -82,11 +82,11 @@ class Halve(nn.Conv2d):
             output[:, row::2].add_(means[:, :, row::2])
 
 
-class Widen(nn.Conv2d):
+class Upsample(nn.Conv2d):
     """Channels for twice the resolution, (B, C, h, w) -> (B, 4*D, h, w), by a 3x3 convolution
     beside repeated channels.
 
-    The counterpart of `Halve`; PixelShuffle follows it.
+    The counterpart of `Downsample`; PixelShuffle follows it.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -106,14 +106,14 @@ class Widen(nn.Conv2d):
 
 
 class Encoder(nn.Sequential):
-    """Pictures (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f).
+    """Images (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f).
 
     Folds `fold` x `fold` pixels into channels first: most of the cost of a tokenizer lies at full
     resolution. Without layers, the identity, where the pixels themselves are quantized.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
-        if config.identity:
+        if config.is_pixels:
             super().__init__()
             return
         widths = config.encoder_widths
@@ -125,7 +125,7 @@ class Encoder(nn.Sequential):
             if stage:
                 finer = widths[stage - 1]
                 layers.append(
-                    Halve(finer, width)
+                    Downsample(finer, width)
                     if config.shortcut
                     else nn.Conv2d(finer, width, 4, stride=2, padding=1)
                 )
@@ -143,7 +143,7 @@ class Decoder(nn.Sequential):
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
-        if config.identity:
+        if config.is_pixels:
             super().__init__()
             return
         stages = config.decoder_stages
@@ -154,13 +154,13 @@ class Decoder(nn.Sequential):
             if stage:
                 finer = stages[stage - 1][0]
                 widen = (
-                    Widen(width, finer)
+                    Upsample(width, finer)
                     if config.shortcut
                     else nn.Conv2d(width, 4 * finer, 3, padding=1)
                 )
                 layers += [widen, nn.PixelShuffle(2)]
         fold = config.downsample // 2 ** (len(stages) - 1)
-        last = nn.Conv2d(stages[0][0], losses.outputs(config) * fold**2, 3, padding=1)
+        last = nn.Conv2d(stages[0][0], losses.output_channels(config) * fold**2, 3, padding=1)
         super().__init__(*layers, nn.SiLU(), last, nn.PixelShuffle(fold))
 
 
@@ -176,33 +176,33 @@ class VQVAE(nn.Module):
         self.config = config
         classical = config.network == "classic"
         self.encoder: AnyEncoder = vqgan.Encoder(config) if classical else Encoder(config)
-        self.quantizer = quantizers.build(config)
+        self.quantizer = quantizers.build_quantizer(config)
         self.decoder: AnyDecoder = vqgan.Decoder(config) if classical else Decoder(config)
-        self.likelihood = losses.build(config)
+        self.likelihood = losses.build_likelihood(config)
 
-    def forward(self, pictures: Tensor) -> Output:
-        """pictures (B, C, H, W) in [-1, 1], H and W multiples of f."""
-        quantized: Quantized = self.quantizer(self.encoder(pictures))
+    def forward(self, images: Tensor) -> VQVAEOutput:
+        """images (B, C, H, W) in [-1, 1], H and W multiples of f."""
+        quantized: Quantized = self.quantizer(self.encoder(images))
         output = self.decoder(quantized.vectors).float()
-        loss = self.likelihood(output, pictures) + quantized.loss
-        return Output(self.likelihood.mean(output), quantized.indices, loss)
+        loss = self.likelihood(output, images) + quantized.loss
+        return VQVAEOutput(self.likelihood.mean(output), quantized.indices, loss)
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Indices (B, L, h, w) of pictures (B, C, H, W) in [-1, 1], H and W multiples of f."""
-        return self.quantizer(self.encoder(pictures)).indices
+    def encode(self, images: Tensor) -> Tensor:
+        """Indices (B, L, h, w) of images (B, C, H, W) in [-1, 1], H and W multiples of f."""
+        return self.quantizer(self.encoder(images)).indices
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Pictures (B, C, h*f, w*f) in [-1, 1] from indices (B, L, h, w), or from
+        """Images (B, C, h*f, w*f) in [-1, 1] from indices (B, L, h, w), or from
         those of the first few levels.
         """
         return self.likelihood.mean(self.decoder(self.quantizer.lookup(indices)).float())
 
-    def nll(self, pictures: Tensor) -> Tensor:
-        """-log p(x | z_q) of pictures (B, C, H, W) in [-1, 1], (B,) in nats per picture:
+    def nll(self, images: Tensor) -> Tensor:
+        """-log p(x | z_q) of images (B, C, H, W) in [-1, 1], (B,) in nats per image:
         what their indices leave to be said.
         """
-        output = self.decoder(self.quantizer(self.encoder(pictures)).vectors)
-        return self.likelihood.nats(output.float(), pictures).sum((1, 2, 3))
+        output = self.decoder(self.quantizer(self.encoder(images)).vectors)
+        return self.likelihood.nats(output.float(), images).sum((1, 2, 3))
 
     def release_state(self) -> dict[str, Tensor]:
         """The tensors that encoding and decoding need, without the

@@ -18,7 +18,7 @@ CODES_MAX = 4096  # that are shown; more take a page of many MB
 
 
 @dataclass(frozen=True)
-class Codebook:
+class CodebookMap:
     """What there is to show of the K codes of L levels;
     tiles, vectors and colors are of the first level.
     """
@@ -55,7 +55,7 @@ def arrangement(vectors: np.ndarray, columns: int) -> np.ndarray:
     return np.concatenate([row[second[row].argsort(kind="stable")] for row in rows])
 
 
-def section(book: Codebook) -> str:
+def section(book: CodebookMap) -> str:
     """The part of a page."""
     K = len(book.vectors)
     if not 2 <= K <= CODES_MAX:
@@ -70,7 +70,7 @@ def section(book: Codebook) -> str:
     maps = html.figures(
         [
             html.figure(
-                html.picture(
+                html.image(
                     atlas,
                     f"Map of {K} decoded codes; codes that are alike stand near one another",
                     zoom,
@@ -81,7 +81,7 @@ def section(book: Codebook) -> str:
                 "the codebook. A click chooses a code.",
             ),
             html.figure(
-                html.picture(
+                html.image(
                     use,
                     f"Map of how often each of the {K} codes is used, in the same order",
                     1,
@@ -93,7 +93,7 @@ def section(book: Codebook) -> str:
         ]
     )
     return html.section(
-        "Codebook",
+        "CodebookMap",
         _sentence(book),
         f'<div class="explorer">{maps}{_explorer(book, order, columns)}</div>',
         _ranks(book),
@@ -128,7 +128,7 @@ def _use_tiles(counts: np.ndarray, side: int) -> np.ndarray:
 
 
 def _atlas(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles (K, t, t, C) row by row in one picture; what is left of the last row is gray."""
+    """Tiles (K, t, t, C) row by row in one image; what is left of the last row is gray."""
     K, t, _, C = tiles.shape
     rows = -(-K // columns)
     full = np.full((rows * columns, t, t, C), 128, np.uint8)
@@ -140,7 +140,7 @@ def _atlas(tiles: np.ndarray, columns: int) -> np.ndarray:
     )
 
 
-def _sentence(book: Codebook) -> str:
+def _sentence(book: CodebookMap) -> str:
     """How many codes are used, in words, and of several levels as a table."""
     use = [usage_perplexity(counts) for counts in book.counts]
     K = len(book.vectors)
@@ -159,7 +159,7 @@ def _sentence(book: Codebook) -> str:
     )
 
 
-def _explorer(book: Codebook, order: np.ndarray, columns: int) -> str:
+def _explorer(book: CodebookMap, order: np.ndarray, columns: int) -> str:
     """The controls that show one code and those near it, and a table for who has no script."""
     near, distances = neighbors(book.vectors)
     counts, total = book.counts[0], max(1, int(book.counts[0].sum()))
@@ -197,7 +197,7 @@ def _explorer(book: Codebook, order: np.ndarray, columns: int) -> str:
     )
 
 
-def _ranks(book: Codebook) -> str:
+def _ranks(book: CodebookMap) -> str:
     """How unequally codes are used: the share of each, from the most used to
     the least, at a few levels.
     """
@@ -206,11 +206,11 @@ def _ranks(book: Codebook) -> str:
     for level in levels:
         counts = np.sort(book.counts[level])[::-1]
         shares = 100 * counts / max(1, counts.sum())
-        places = np.unique(np.geomspace(1, len(counts), 40).round().astype(int))
+        positions = np.unique(np.geomspace(1, len(counts), 40).round().astype(int))
         series.append(
             Series(
                 f"level {level + 1}" if len(levels) > 1 else "share",
-                [(float(p), float(shares[p - 1])) for p in places],
+                [(float(p), float(shares[p - 1])) for p in positions],
             )
         )
     panel = Panel("share of all places, %", "codes, from the most used to the least", series)

@@ -1,4 +1,4 @@
-"""The page of a codes file: the picture, its index grids in color, where the bits go, and
+"""The page of a codes file: the image, its index grids in color, where the bits go, and
 what the file is made of.
 """
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from vqtok import files
-from vqtok.codes import Codes, Compact, counted
+from vqtok.codes import Codes, Compact, count_levels
 from vqtok.pages import html
 from vqtok.plots.palette import heat
 from vqtok.plots.sheets import sheet
 
 SHOWN = 640  # pixels: grids are enlarged to about this side, several in a row to about half of it
-SHEET_MAX = 36  # pictures of a file that are shown beside the first
+SHEET_MAX = 36  # images of a file that are shown beside the first
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Grid:
+class CodesReport:
     """What the page shows of a file."""
 
     name: str
     codes: Codes
-    pictures: Sequence[np.ndarray]  # decoded, uint8 (H, W, C)
+    images: Sequence[np.ndarray]  # decoded, uint8 (H, W, C)
     colors: np.ndarray  # uint8 (L, K, 3): of the codes of each level
     bits: np.ndarray | None  # (n, L, h, w): what each index takes by the prior; None without one
     prior: str  # which prior that is
@@ -82,11 +82,11 @@ def _levels(size: int, bits: np.ndarray) -> list[Part]:
     ]
 
 
-def page(grid: Grid) -> bytes:
+def page(grid: CodesReport) -> bytes:
     """The page of the file."""
     n, L, h, w = grid.codes.indices.shape
     size = files.human_bytes(round(sum(part.bytes for part in grid.parts)))
-    several = f"{n} pictures, " if n > 1 else ""
+    several = f"{n} images, " if n > 1 else ""
     notes = [html.paragraph(note, "note") for note in grid.notes]
     return html.page(
         f"Codes {grid.name}",
@@ -94,7 +94,7 @@ def page(grid: Grid) -> bytes:
         f"by model {grid.codes.model}",
         [
             *notes,
-            _pictures(grid),
+            _images(grid),
             _indices(grid),
             _bits(grid),
             _sizes(grid),
@@ -103,31 +103,31 @@ def page(grid: Grid) -> bytes:
     )
 
 
-def _pictures(grid: Grid) -> str:
-    first = grid.pictures[0]
+def _images(grid: CodesReport) -> str:
+    first = grid.images[0]
     H, W = first.shape[:2]
     zoom = max(1, SHOWN // (2 * max(H, W)))
-    shown = html.picture(first, f"The picture decoded from {grid.name}, {W}x{H} pixels", zoom)
+    shown = html.image(first, f"The image decoded from {grid.name}, {W}x{H} pixels", zoom)
     parts = [
-        html.figure(shown, f"Decoded from the {counted(grid.codes.levels)} that the file holds.")
+        html.figure(shown, f"Decoded from the {count_levels(grid.codes.levels)} that the file holds.")
     ]
-    if len(grid.pictures) > 1:
-        some = grid.pictures[:SHEET_MAX]
-        side = max(max(picture.shape[:2]) for picture in some)
+    if len(grid.images) > 1:
+        some = grid.images[:SHEET_MAX]
+        side = max(max(image.shape[:2]) for image in some)
         all_of_them = sheet(some, 6, scale=max(1, 96 // side))
         caption = (
-            f"The first {len(some)} of {len(grid.pictures)} pictures; "
+            f"The first {len(some)} of {len(grid.images)} images; "
             "the rest of the page is about the first."
         )
-        parts.append(html.figure(html.picture(all_of_them, caption), caption))
-    return html.section("Picture", html.figures(parts))
+        parts.append(html.figure(html.image(all_of_them, caption), caption))
+    return html.section("Image", html.figures(parts))
 
 
 def _zoom(h: int, w: int, several: bool) -> int:
     return max(1, SHOWN // (2 if several else 1) // max(h, w))
 
 
-def _indices(grid: Grid) -> str:
+def _indices(grid: CodesReport) -> str:
     _, L, h, w = grid.codes.indices.shape
     parts = []
     for level in range(L):
@@ -140,7 +140,7 @@ def _indices(grid: Grid) -> str:
         )
         parts.append(
             html.figure(
-                html.picture(
+                html.image(
                     grid.colors[level][indices], f"Index grid. {text}", _zoom(h, w, L > 1), True
                 ),
                 text,
@@ -159,7 +159,7 @@ def _numbers(indices: np.ndarray) -> str:
     return html.preformatted("\n".join(rows))
 
 
-def _bits(grid: Grid) -> str:
+def _bits(grid: CodesReport) -> str:
     if grid.bits is None:
         return ""
     bits = grid.bits[0]
@@ -175,13 +175,13 @@ def _bits(grid: Grid) -> str:
         )
         parts.append(
             html.figure(
-                html.picture(heat(values, limit), f"Map of bits. {text}", _zoom(h, w, L > 1), True),
+                html.image(heat(values, limit), f"Map of bits. {text}", _zoom(h, w, L > 1), True),
                 text,
             )
         )
     scale = heat(np.linspace(0, 1, 256)[None].repeat(12, 0), 1.0)
     legend = html.figure(
-        html.picture(scale, "Scale of the maps, from dark for none to light for the most", 1, True),
+        html.image(scale, "Scale of the maps, from dark for none to light for the most", 1, True),
         f"From 0 (dark) to the most (light): {top:.1f} bits in the maps of single levels.",
     )
     raw = np.log2(grid.codes.codebook_size)
@@ -192,7 +192,7 @@ def _bits(grid: Grid) -> str:
     return html.section("Bits", html.paragraph(how), html.figures(parts), legend)
 
 
-def _sizes(grid: Grid) -> str:
+def _sizes(grid: CodesReport) -> str:
     total = sum(part.bytes for part in grid.parts)
     pixels = grid.codes.pixels
     rows = [
@@ -225,8 +225,8 @@ def bar(parts: Sequence[Part]) -> str:
     marks, left = [], 0.0
     for i, part in enumerate(parts):
         width = 900 * max(0.0, part.bytes) / total
-        place = f'class="c{i % 6}" x="{left:.1f}" y="0" width="{width:.1f}" height="26"'
-        marks.append(f"<rect {place}><title>{html.text(part.name)}</title></rect>")
+        position = f'class="c{i % 6}" x="{left:.1f}" y="0" width="{width:.1f}" height="26"'
+        marks.append(f"<rect {position}><title>{html.text(part.name)}</title></rect>")
         name = part.name.removeprefix("indices of ")
         if width > 8 * len(name) + 8:
             marks.append(

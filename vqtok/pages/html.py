@@ -2,7 +2,7 @@
 is text and nothing else.
 
 A part is a string of HTML. Whatever a caller gives as a name, a number or a sentence is escaped
-here. The Content-Security-Policy lets pictures come from data: URIs alone, and one script and one
+here. The Content-Security-Policy lets images come from data: URIs alone, and one script and one
 style run, those whose hashes it names.
 """
 
@@ -24,8 +24,8 @@ from PIL import Image
 from vqtok.plots.curves import Panel, plot_svg
 from vqtok.plots.tables import numeric, plain
 
-SIDE_MAX = 1600  # pixels; larger pictures are shrunk to it: a page of a few MB
-LOSSLESS_PIXELS = 2**16  # small pictures are kept bit for bit; larger ones are WebP at QUALITY
+SIDE_MAX = 1600  # pixels; larger images are shrunk to it: a page of a few MB
+LOSSLESS_PIXELS = 2**16  # small images are kept bit for bit; larger ones are WebP at QUALITY
 QUALITY = 88
 ROWS_MAX = 400  # of a table; a log of a year must not make a page that no browser opens
 TEXT_MAX = 20_000  # characters of one text out of a file
@@ -42,7 +42,7 @@ def lines(value: str) -> str:
 
 
 def data_uri(pixels: np.ndarray, lossless: bool | None = None) -> str:
-    """A picture uint8 (H, W, 1 or 3) as a data: URI; lossless None: where it is small."""
+    """An image uint8 (H, W, 1 or 3) as a data: URI; lossless None: where it is small."""
     image = Image.fromarray(
         pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
     )
@@ -55,7 +55,7 @@ def data_uri(pixels: np.ndarray, lossless: bool | None = None) -> str:
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def picture(
+def image(
     pixels: np.ndarray, alt: str, zoom: int = 1, lossless: bool | None = None, kind: str = ""
 ) -> str:
     """An img, shown `zoom` times as large, its pixels as squares where that is more than once."""
@@ -175,7 +175,7 @@ def chart(panel: Panel, title: str = "") -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures of one size, one to be drawn over the other."""
+    """Two images of one size, one to be drawn over the other."""
 
     name: str
     before: np.ndarray  # uint8 (H, W, 1 or 3)
@@ -189,13 +189,13 @@ def compare(
     after: str = "decoded",
     choice: str = "validation",
 ) -> str:
-    """The pairs, one at a time, with a slider that uncovers the second picture, and with several
+    """The pairs, one at a time, with a slider that uncovers the second image, and with several
     one that chooses the pair.
 
     Without a script all of them show, one below another.
     """
     shown = []
-    shared = ""  # most pairs share their first picture: it is stored once
+    shared = ""  # most pairs share their first image: it is stored once
     for i, pair in enumerate(pairs):
         height, width = pair.before.shape[:2]
         top = pair.before if i == 0 or not np.array_equal(pair.before, pairs[0].before) else None

@@ -2,8 +2,8 @@
 can do nothing but be read.
 
 What is understood is what cards are made of: headings, paragraphs, lists, tables, fenced blocks,
-and in a line code, bold, links and pictures. Everything else, HTML too, is text. Pictures come from
-`picture`, which decides what a name may be.
+and in a line code, bold, links and images. Everything else, HTML too, is text. Images come from
+`image`, which decides what a name may be.
 """
 
 import re
@@ -33,8 +33,8 @@ class Table:
         found = [header.lower() for header in self.headers]
         if not all(name in found for name in names):
             return None
-        places = [found.index(name) for name in names]
-        return [[_number(row[i]) if i < len(row) else "" for i in places] for row in self.rows]
+        positions = [found.index(name) for name in names]
+        return [[_number(row[i]) if i < len(row) else "" for i in positions] for row in self.rows]
 
 
 def tables(card: str) -> list[Table]:
@@ -52,19 +52,19 @@ def tables(card: str) -> list[Table]:
     return found
 
 
-def to_html(card: str, picture: Callable[[str, str], str]) -> str:
-    """The card as a part of a page; `picture` makes a part of the name and the text of
-    a picture, empty for none.
+def to_html(card: str, image: Callable[[str, str], str]) -> str:
+    """The card as a part of a page; `image` makes a part of the name and the text of
+    an image, empty for none.
     """
     out: list[str] = []
     lines, at = card.splitlines()[:LINES_MAX], 0
     while at < len(lines):
-        at = _block(lines, at, out, picture)
+        at = _block(lines, at, out, image)
     return "".join(out)
 
 
 def _block(
-    lines: Sequence[str], at: int, out: list[str], picture: Callable[[str, str], str]
+    lines: Sequence[str], at: int, out: list[str], image: Callable[[str, str], str]
 ) -> int:
     """Adds what begins at a line, and returns where the next begins."""
     line = lines[at].strip()
@@ -73,7 +73,7 @@ def _block(
     if line.startswith("```"):
         return _fence(lines, at + 1, out)
     if heading := re.fullmatch(r"(#+) (.*)", line):
-        out.append(f"<h3>{_inline(heading[2], picture)}</h3>")
+        out.append(f"<h3>{_inline(heading[2], image)}</h3>")
         return at + 1
     kind = _kind(line)
     stop = at + 1
@@ -86,11 +86,11 @@ def _block(
         items = re.split(r"\n[-*] ", "\n" + "\n".join(block))[1:]
         out.append(
             "<ul>"
-            + "".join(f"<li>{_inline(' '.join(item.split()), picture)}</li>" for item in items)
+            + "".join(f"<li>{_inline(' '.join(item.split()), image)}</li>" for item in items)
             + "</ul>"
         )
     else:
-        content = _inline(" ".join(block), picture)
+        content = _inline(" ".join(block), image)
         out.append(content if content.startswith("<img") else f"<p>{content}</p>")
     return stop
 
@@ -137,7 +137,7 @@ def _number(cell: str) -> float | str:
     return float(cell) if re.fullmatch(r"-?\d{1,9}(\.\d{1,9})?", cell) else cell
 
 
-def _inline(line: str, picture: Callable[[str, str], str]) -> str:
+def _inline(line: str, image: Callable[[str, str], str]) -> str:
     """A line with its marks."""
     out, at = [], 0
     for mark in _INLINE.finditer(line):
@@ -148,7 +148,7 @@ def _inline(line: str, picture: Callable[[str, str], str]) -> str:
         elif mark["bold"]:
             out.append(f"<strong>{html.text(mark['bold'])}</strong>")
         elif mark["image"]:
-            out.append(picture(mark["image"], mark["alt"]))
+            out.append(image(mark["image"], mark["alt"]))
         else:
             out.append(_link(mark["link"], mark["target"]))
     return "".join([*out, html.text(line[at:])])

@@ -28,14 +28,14 @@ _HEADERS = {
     "psnr": ("psnr, db", "psnr"),
 }
 _BITS = ("in files", "files", "bpp")
-_PICTURE = re.compile(r"[\w-][\w.-]*\.(png|jpg|jpeg|webp)", re.IGNORECASE)
+_IMAGE = re.compile(r"[\w-][\w.-]*\.(png|jpg|jpeg|webp)", re.IGNORECASE)
 
 # by quality and then by coder: (bits per pixel, quality)
 Curves = dict[str, dict[str, list[tuple[float, float]]]]
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelReport:
     """What is known of a model without running it, and what running it has told."""
 
     name: str
@@ -45,7 +45,7 @@ class Model:
     source: str  # where the curves are from, as a sentence
     facts: list[tuple[str, Any]]  # names and values
     recipe: dict[str, Any]
-    codebook: codebook_page.Codebook | None = None
+    codebook: codebook_page.CodebookMap | None = None
     samples: list[tuple[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -98,11 +98,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
-def page(model: Model, folder: Path) -> bytes:
-    """The page; pictures of the card come from the model's folder."""
+def page(model: ModelReport, folder: Path) -> bytes:
+    """The page; images of the card come from the model's folder."""
     notes = [html.paragraph(note, "note") for note in model.notes]
     card = (
-        markdown.to_html(_without_title(model.card), lambda name, alt: _picture(folder, name, alt))
+        markdown.to_html(_without_title(model.card), lambda name, alt: _image(folder, name, alt))
         if model.card
         else ""
     )
@@ -127,7 +127,7 @@ def _without_title(card: str) -> str:
     return rest if first.startswith("# ") else card
 
 
-def _rates(model: Model) -> str:
+def _rates(model: ModelReport) -> str:
     """Curves with several points; a model of one rate has none to show, and its
     figures stand in the card.
     """
@@ -155,13 +155,13 @@ def _rates(model: Model) -> str:
     )
 
 
-def _picture(folder: Path, name: str, alt: str) -> str:
-    """A picture that lies in the model's own folder;
+def _image(folder: Path, name: str, alt: str) -> str:
+    """An image that lies in the model's own folder;
     its text alone where the name leads elsewhere or nothing can be read.
     """
-    if not _PICTURE.fullmatch(name):
+    if not _IMAGE.fullmatch(name):
         return html.text(alt)
     try:
-        return html.picture(images.read(folder / name).pixels, alt or name)
+        return html.image(images.read_image(folder / name).pixels, alt or name)
     except VqtokError:
         return html.text(alt)

@@ -19,10 +19,10 @@ from vqtok.plots.curves import Panel, Series
 LOG_FILE, RECIPE_FILE, RUN_FILE = "log.jsonl", "recipe.toml", "run.json"
 LOG_BYTES = 256 << 20
 SMALL_BYTES = 1 << 20
-SHEETS_MAX = 12  # validations that are shown as pictures, the first and the last among them
+SHEETS_MAX = 12  # validations that are shown as images, the first and the last among them
 STAGES = ("tokenizer", "prior", "entropy")
 STAGE_NAMES = {"tokenizer": "Tokenizer", "prior": "Prior", "entropy": "Entropy prior"}
-# of the sheets that training writes: small pictures are enlarged to the one, the other lies between
+# of the sheets that training writes: small images are enlarged to the one, the other lies between
 SHEET_SIDE, SHEET_GAP = 96, 4
 TERMS = {
     "psnr": "PSNR, dB",
@@ -32,7 +32,7 @@ TERMS = {
     "ms_ssim": "1 - MS-SSIM",
     "mse": "mean squared error",
     "learning_rate": "learning rate",
-    "pictures_per_second": "pictures per second",
+    "pictures_per_second": "images per second",
 }
 FIRST = ("loss", "psnr", "bits", "usage", "perplexity", "pictures_per_second")
 COLUMNS_KEPT = ("stage", "step", "seconds")
@@ -41,7 +41,7 @@ COLUMNS_KEPT = ("stage", "step", "seconds")
 @dataclass(frozen=True)
 class Sheet:
     """Originals and reconstructions of one validation, uint8 (H, W, 3) each;
-    pixels of the pictures are repeated `scale` times.
+    pixels of the images are repeated `scale` times.
     """
 
     step: int
@@ -51,7 +51,7 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunReport:
     """A run's folder, as far as it can be read."""
 
     name: str
@@ -63,15 +63,15 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Extra:
+class RunInspection:
     """What only the networks of a run can tell; empty where it has none yet."""
 
-    codebook: codebook_page.Codebook | None = None
+    codebook: codebook_page.CodebookMap | None = None
     samples: list[tuple[str, np.ndarray]] = field(default_factory=list)  # a caption and a sheet
     notes: list[str] = field(default_factory=list)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunReport:
     """Reads what is there.
 
     InputError where there is no log; what else is missing or damaged is
@@ -81,7 +81,7 @@ def read_run(folder: Path) -> Run:
     settings = _settings(folder / RECIPE_FILE, notes)
     size = settings.get("data", {}).get("size") if isinstance(settings.get("data"), dict) else None
     sheets = _sheets(folder, size if isinstance(size, int) and 0 < size < 10_000 else 0, notes)
-    return Run(folder.resolve().name, lines, settings, _command(folder / RUN_FILE), sheets, notes)
+    return RunReport(folder.resolve().name, lines, settings, _command(folder / RUN_FILE), sheets, notes)
 
 
 def _log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -139,18 +139,18 @@ def _sheets(folder: Path, size: int, notes: list[str]) -> list[Sheet]:
     named.sort()
     if len(named) > SHEETS_MAX:
         chosen = np.linspace(0, len(named) - 1, SHEETS_MAX).round().astype(int)
-        notes.append(f"of {len(named)} validations, the pictures of {SHEETS_MAX} are shown")
+        notes.append(f"of {len(named)} validations, the images of {SHEETS_MAX} are shown")
         named = [named[i] for i in chosen]
     sheets = []
     for step, path in named:
         try:
-            pixels = images.read(path).pixels
+            pixels = images.read_image(path).pixels
         except VqtokError as error:
             notes.append(str(error))
             continue
         halves = split_sheet(pixels, size)
         if halves is None:
-            notes.append(f"{path.name} is not a sheet of pictures of {size} pixels")
+            notes.append(f"{path.name} is not a sheet of images of {size} pixels")
         elif not sheets or halves[0].shape == sheets[0].before.shape:
             sheets.append(Sheet(step, *halves, max(1, SHEET_SIDE // size)))
     return sheets
@@ -169,8 +169,8 @@ def split_sheet(sheet: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray] |
     return before, after
 
 
-def pictures_of(sheet: Sheet, size: int) -> list[np.ndarray]:
-    """The original pictures on a sheet, uint8 (size, size, 3)."""
+def images_of(sheet: Sheet, size: int) -> list[np.ndarray]:
+    """The original images on a sheet, uint8 (size, size, 3)."""
     cell = size * sheet.scale
     step = cell + SHEET_GAP
     H, W = sheet.before.shape[:2]
@@ -181,7 +181,7 @@ def pictures_of(sheet: Sheet, size: int) -> list[np.ndarray]:
     ]
 
 
-def page(run: Run, extra: Extra) -> bytes:
+def page(run: RunReport, extra: RunInspection) -> bytes:
     """The page of a run."""
     stages = [stage for stage in STAGES if any(line["stage"] == stage for line in run.lines)]
     told = (
@@ -225,12 +225,12 @@ def _told(lines: list[dict[str, Any]], stage: str) -> str:
     )
 
 
-def _reconstructions(run: Run) -> str:
+def _reconstructions(run: RunReport) -> str:
     if not run.sheets:
         return ""
     pairs = [html.Pair(f"step {sheet.step:,}", sheet.before, sheet.after) for sheet in run.sheets]
-    slider = html.compare(pairs, "Reconstructions of validation pictures")
-    text = "Validation pictures, and what the tokenizer made of them at each validation."
+    slider = html.compare(pairs, "Reconstructions of validation images")
+    text = "Validation images, and what the tokenizer made of them at each validation."
     return html.section("Reconstructions", html.paragraph(text), slider)
 
 
@@ -283,7 +283,7 @@ def _curves(lines: list[dict[str, Any]], stage: str) -> str:
 
 
 def samples(sheets: list[tuple[str, np.ndarray]]) -> str:
-    parts = [html.figure(html.picture(sheet, caption), caption) for caption, sheet in sheets]
+    parts = [html.figure(html.image(sheet, caption), caption) for caption, sheet in sheets]
     return html.section("Samples", html.figures(parts) if parts else "")
 
 
@@ -301,7 +301,7 @@ def _timings(lines: list[dict[str, Any]], stages: list[str]) -> str:
         )
     return html.section(
         "Timings",
-        html.table(["stage", "steps", "time", "pictures per second, median"], rows) if rows else "",
+        html.table(["stage", "steps", "time", "images per second, median"], rows) if rows else "",
     )
 
 
@@ -316,7 +316,7 @@ def duration(seconds: float) -> str:
     )
 
 
-def _all_settings(run: Run) -> str:
+def _all_settings(run: RunReport) -> str:
     command = html.preformatted(run.command) if run.command else ""
     return html.section("Settings", command, settings(run.settings))
 

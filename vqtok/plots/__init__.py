@@ -2,7 +2,7 @@
 contact sheets, tables, curves.
 """
 
-from vqtok.plots.curves import Panel, Series, plot_picture, plot_svg
+from vqtok.plots.curves import Panel, Series, plot_image, plot_svg
 from vqtok.plots.sheets import LABEL_WIDTH, LINE_HEIGHT, WHITE, sheet, side_by_side
 from vqtok.plots.tables import markdown, rich_table
 
@@ -13,7 +13,7 @@ __all__ = [
     "Panel",
     "Series",
     "markdown",
-    "plot_picture",
+    "plot_image",
     "plot_svg",
     "rich_table",
     "sheet",

@@ -116,8 +116,8 @@ def plot_svg(title: str, panels: Sequence[Panel], legend: bool = True) -> bytes:
     return "\n".join([*lines, *map(_svg, marks), "</svg>\n"]).encode()
 
 
-def plot_picture(title: str, panels: Sequence[Panel]) -> np.ndarray:
-    """The same picture as pixels, twice as large: uint8 (H, W, 3)."""
+def plot_image(title: str, panels: Sequence[Panel]) -> np.ndarray:
+    """The same image as pixels, twice as large: uint8 (H, W, 3)."""
     width, height, marks = _layout(title, panels)
     canvas = Image.new("RGB", (width * OVERSAMPLED, height * OVERSAMPLED), "#ffffff")
     draw = ImageDraw.Draw(canvas)
@@ -129,7 +129,7 @@ def plot_picture(title: str, panels: Sequence[Panel]) -> np.ndarray:
 def _layout(
     title: str, panels: Sequence[Panel], legend: bool = True
 ) -> tuple[int, int, list[_Mark]]:
-    """Width, height and marks of the whole picture."""
+    """Width, height and marks of the whole image."""
     assert panels
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
     kinds = {name: i % len(COLORS) for i, name in enumerate(names)}
@@ -182,7 +182,7 @@ def _panel(panel: Panel, kinds: dict[str, int], left: float, top: float) -> list
     )
     low_y, high_y, y_ticks = _linear_axis([y for _, y in points] or [0.0])
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def position(x: float, y: float) -> tuple[float, float]:
         part = (
             math.log(x / low_x) / math.log(high_x / low_x)
             if panel.log
@@ -196,20 +196,20 @@ def _panel(panel: Panel, kinds: dict[str, int], left: float, top: float) -> list
         _Label(right, bottom + 38, panel.x_label, 12, FAINT, "end"),
     ]
     for tick in x_ticks:
-        x, _ = place(tick, low_y)
+        x, _ = position(tick, low_y)
         marks += [
             _Line(((x, top), (x, bottom)), GRID, 1),
             _Label(x, bottom + 18, f"{tick:g}", 11, FAINT, "middle"),
         ]
     for tick in y_ticks:
-        _, y = place(low_x, tick)
+        _, y = position(low_x, tick)
         marks += [
             _Line(((left, y), (right, y)), GRID, 1),
             _Label(left - 8, y + 4, f"{tick:g}", 11, FAINT, "end"),
         ]
     marks.append(_Line(((left, top), (left, bottom), (right, bottom)), FAINT, 1))
     placed = {
-        name: tuple(place(*point) for point in sorted(curve)) for name, curve in curves if curve
+        name: tuple(position(*point) for point in sorted(curve)) for name, curve in curves if curve
     }
     for name, line in reversed(placed.items()):  # the first lies on top
         marks += _curve(line, kinds[name])
@@ -303,11 +303,11 @@ def _svg(mark: _Mark) -> str:
             f'<polygon {kind} points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in mark.corners)}" '
             f'fill="{mark.color}"/>'
         )
-    place = (
+    position = (
         f'x="{mark.x:.1f}" y="{mark.y:.1f}" font-size="{mark.size}" fill="{mark.color}" '
         f'text-anchor="{mark.anchor}"'
     )
-    return f"<text {kind} {place}>{escape(plain(mark.text))}</text>"
+    return f"<text {kind} {position}>{escape(plain(mark.text))}</text>"
 
 
 def _paint(draw: ImageDraw.ImageDraw, mark: _Mark) -> None:
@@ -344,20 +344,20 @@ def _dashed(
     if not dash:
         return [list(points)]
     strokes: list[list[tuple[float, float]]] = [[points[0]]]
-    place, left = 0, float(dash[0])
+    position, left = 0, float(dash[0])
     for (x0, y0), (x1, y1) in pairwise(points):
         length, gone = math.hypot(x1 - x0, y1 - y0), 0.0
         while length - gone > left:
             gone += left
             at = (x0 + (x1 - x0) * gone / length, y0 + (y1 - y0) * gone / length)
-            if place % 2 == 0:
+            if position % 2 == 0:
                 strokes[-1].append(at)
             else:
                 strokes.append([at])
-            place += 1
-            left = float(dash[place % len(dash)])
+            position += 1
+            left = float(dash[position % len(dash)])
         left -= length - gone
-        if place % 2 == 0:
+        if position % 2 == 0:
             strokes[-1].append((x1, y1))
     return [stroke for stroke in strokes if len(stroke) > 1]
 

@@ -28,9 +28,9 @@ def heat(values: np.ndarray, top: float) -> np.ndarray:
     """Amounts of any shape, 0 to `top`, as colors (..., 3) uint8:
     dark is none, and every more is lighter, so that gray eyes see it too.
     """
-    place = np.clip(np.nan_to_num(values) / max(top, 1e-12), 0, 1) * (len(_HEAT) - 1)
-    low = np.minimum(place.astype(int), len(_HEAT) - 2)
-    part = (place - low)[..., None]
+    position = np.clip(np.nan_to_num(values) / max(top, 1e-12), 0, 1) * (len(_HEAT) - 1)
+    low = np.minimum(position.astype(int), len(_HEAT) - 2)
+    part = (position - low)[..., None]
     return (_HEAT[low] * (1 - part) + _HEAT[low + 1] * part).round().astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Contact sheets of pictures."""
+"""Contact sheets of images."""
 
 from collections.abc import Sequence
 
@@ -12,26 +12,26 @@ Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
 FONT_SIZE = 12
 LINE_HEIGHT = 16  # holds ascenders and descenders of FONT_SIZE
-LABEL_WIDTH = 160  # a label may widen a narrow picture's column up to here; what is longer is cut
+LABEL_WIDTH = 160  # a label may widen a narrow image's column up to here; what is longer is cut
 
 
 def sheet(
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     columns: int,
     labels: Sequence[str] | None = None,
     gap: int = 4,
     background: Color = WHITE,
     scale: int = 1,
 ) -> np.ndarray:
-    """A contact sheet, row by row, with an optional label under each picture.
+    """A contact sheet, row by row, with an optional label under each image.
 
-    Pictures are uint8 (H, W, 1 or 3) of any sizes, each centered in its column and row, and
+    Images are uint8 (H, W, 1 or 3) of any sizes, each centered in its column and row, and
     enlarged `scale` times by repeating pixels. Returns uint8 (H, W, 3).
     """
-    assert pictures
+    assert images
     assert columns >= 1
-    assert labels is None or len(labels) == len(pictures)
-    cells = [_enlarge(picture, scale) for picture in pictures]
+    assert labels is None or len(labels) == len(images)
+    cells = [_enlarge(image, scale) for image in images]
     if labels is not None:
         cells = [
             _caption(cell, label, background) for cell, label in zip(cells, labels, strict=True)
@@ -47,17 +47,17 @@ def side_by_side(
     scale: int = 1,
     labels: Sequence[Sequence[str]] | None = None,
 ) -> np.ndarray:
-    """Pictures to compare, one row each, say original and reconstruction;
+    """Images to compare, one row each, say original and reconstruction;
     `headings`, if any, stand over the columns.
 
-    Pictures are as in `sheet`, and so are `labels`, a row of them for each row;
+    Images are as in `sheet`, and so are `labels`, a row of them for each row;
     all rows are of equal length. Returns uint8 (H, W, 3).
     """
     columns = len(rows[0])
     assert columns >= 1
     assert all(len(row) == columns for row in rows)
     assert len(headings) in (0, columns)
-    cells = [_enlarge(picture, scale) for row in rows for picture in row]
+    cells = [_enlarge(image, scale) for row in rows for image in row]
     if labels is not None:
         texts = [label for line in labels for label in line]
         cells = [_caption(cell, text, background) for cell, text in zip(cells, texts, strict=True)]
@@ -69,14 +69,14 @@ def side_by_side(
     return _grid(titles + cells, columns, gap, background)
 
 
-def _enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
+def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:
     """uint8 (H, W, 1 or 3) -> (H*scale, W*scale, 3)."""
     assert scale >= 1
-    assert picture.dtype == np.uint8
-    assert picture.ndim == 3
-    assert picture.size
-    H, W = picture.shape[:2]
-    color = np.broadcast_to(picture, (H, W, 3))
+    assert image.dtype == np.uint8
+    assert image.ndim == 3
+    assert image.size
+    H, W = image.shape[:2]
+    color = np.broadcast_to(image, (H, W, 3))
     return color.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
@@ -95,10 +95,10 @@ def _text(text: str, width: int, background: Color) -> np.ndarray:
     return np.asarray(image)
 
 
-def _caption(picture: np.ndarray, label: str, background: Color) -> np.ndarray:
-    """The picture with its label under it."""
+def _caption(image: np.ndarray, label: str, background: Color) -> np.ndarray:
+    """The image with its label under it."""
     return _grid(
-        [picture, _text(label, max(picture.shape[1], LABEL_WIDTH), background)],
+        [image, _text(label, max(image.shape[1], LABEL_WIDTH), background)],
         1,
         2,
         background,

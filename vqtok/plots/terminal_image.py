@@ -1,4 +1,4 @@
-"""A picture as lines of text: two pixels in each half block, in as many colors as a terminal has,
+"""An image as lines of text: two pixels in each half block, in as many colors as a terminal has,
 or characters by lightness.
 """
 
@@ -34,11 +34,11 @@ def colors_of(environment: Mapping[str, str], encoding: str) -> str:
     return "256" if "256" in term else "none"
 
 
-def fit(pixels: np.ndarray, columns: int, rows: int, cell: tuple[int, int] = (1, 2)) -> np.ndarray:
-    """The picture (H, W, C) as RGB, no larger than columns x rows characters of `cell` =
+def fit_to_terminal(pixels: np.ndarray, columns: int, rows: int, cell: tuple[int, int] = (1, 2)) -> np.ndarray:
+    """The image (H, W, C) as RGB, no larger than columns x rows characters of `cell` =
     (width, height) pixels each.
 
-    Larger pictures are shrunk; smaller ones are enlarged by whole numbers, as the terminal's
+    Larger images are shrunk; smaller ones are enlarged by whole numbers, as the terminal's
     characters are large pixels.
     """
     H, W = pixels.shape[:2]
@@ -53,19 +53,19 @@ def fit(pixels: np.ndarray, columns: int, rows: int, cell: tuple[int, int] = (1,
 
 
 def lines(pixels: np.ndarray, columns: int, rows: int, colors: str) -> list[str]:
-    """The picture as at most `rows` lines of at most `columns` characters;
+    """The image as at most `rows` lines of at most `columns` characters;
     colors is one of COLORS.
     """
     assert colors in COLORS
     if colors == "none":
         # A character is twice as high as wide:
         # each stands for two rows of pixels, of which there is one value.
-        small = fit(pixels, columns, rows).astype(np.float64) @ (0.299, 0.587, 0.114)
+        small = fit_to_terminal(pixels, columns, rows).astype(np.float64) @ (0.299, 0.587, 0.114)
         small = _even(small)
         light = (small[0::2] + small[1::2]) / 2
         steps = np.minimum((light / 256 * len(RAMP)).astype(int), len(RAMP) - 1)
         return ["".join(RAMP[step] for step in row).rstrip() for row in steps]
-    small = _even(fit(pixels, columns, rows))
+    small = _even(fit_to_terminal(pixels, columns, rows))
     code = _true if colors == "truecolor" else _of_256
     return [
         _line(code(above), code(below))

@@ -4,7 +4,7 @@ from vqtok.config import PriorConfig
 from vqtok.priors.base import Prior, cross_entropy
 from vqtok.priors.fvsbn import FVSBN
 from vqtok.priors.integer import IntegerPrior
-from vqtok.priors.integer_inference import ExactPrior, exact_shapes, largest_sum
+from vqtok.priors.integer_inference import IntegerInference, integer_tensor_shapes, largest_sum
 from vqtok.priors.pixelcnn import PixelCNN, receptive_field
 from vqtok.priors.pixelrnn import PixelRNN
 from vqtok.priors.transformer import Transformer
@@ -12,15 +12,15 @@ from vqtok.priors.transformer import Transformer
 __all__ = [
     "CLASSES",
     "FVSBN",
-    "ExactPrior",
+    "IntegerInference",
     "IntegerPrior",
     "PixelCNN",
     "PixelRNN",
     "Prior",
     "Transformer",
-    "build",
+    "build_prior",
     "cross_entropy",
-    "exact_shapes",
+    "integer_tensor_shapes",
     "largest_sum",
     "receptive_field",
 ]
@@ -28,6 +28,6 @@ __all__ = [
 CLASSES = {"fvsbn": FVSBN, "pixelcnn": PixelCNN, "pixelrnn": PixelRNN, "transformer": Transformer}
 
 
-def build(config: PriorConfig) -> Prior:
+def build_prior(config: PriorConfig) -> Prior:
     """The prior that a config names."""
     return CLASSES[config.architecture](config)

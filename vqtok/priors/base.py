@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vqtok.config import PriorConfig
 from vqtok.priors import outputs
-from vqtok.priors.outputs import Output
+from vqtok.priors.outputs import OutputLayer
 
 CONTEXT_BLOCKS = 2
 # of 1, 2, 4 and 8 half turns from black to white to start the embedding of gray levels from
@@ -50,7 +50,7 @@ class Cursor(Protocol):
         ...
 
 
-class QuickCursor(Protocol):
+class NumpyCursor(Protocol):
     """The same on NumPy arrays; after `next_column`, `logits` is asked where they are wanted."""
 
     def next_row(self, above: np.ndarray | None) -> None: ...
@@ -62,10 +62,10 @@ class QuickCursor(Protocol):
         ...
 
 
-class Quick(Protocol):
+class NumpyBackend(Protocol):
     """A prior's weights, prepared for NumPy."""
 
-    def cursor(self, level: int, n: int, w: int, context: Tensor | None) -> QuickCursor: ...
+    def cursor(self, level: int, n: int, w: int, context: Tensor | None) -> NumpyCursor: ...
 
 
 class Context(nn.Module):
@@ -125,7 +125,7 @@ class Prior(nn.Module, ABC):
         `indices` (n, L, h, w) are known.
         """
 
-    def quick(self, rows: Tensor | None) -> Quick | None:
+    def numpy_backend(self, rows: Tensor | None) -> NumpyBackend | None:
         """The same for NumPy on a CPU, which calls faster; None where torch has to do."""
         return None
 
@@ -153,8 +153,8 @@ class Prior(nn.Module, ABC):
             [self.output(level)(hidden[:, level]) for level in range(indices.shape[1])], dim=1
         )
 
-    def output(self, level: int) -> Output:
-        return cast(Output, self.readout[level])
+    def output(self, level: int) -> OutputLayer:
+        return cast(OutputLayer, self.readout[level])
 
     def label_rows(self, labels: Tensor | None, B: int, device: torch.device) -> Tensor | None:
         """Rows of the label embeddings, (B,): 0 is unconditional, 1 + c is class c.
@@ -201,7 +201,7 @@ class Prior(nn.Module, ABC):
 
     def _readouts(self, features: int) -> nn.ModuleList:
         return nn.ModuleList(
-            outputs.build(self.config, features) for _ in range(self.config.levels)
+            outputs.build_output(self.config, features) for _ in range(self.config.levels)
         )
 
 
@@ -209,8 +209,8 @@ class Prior(nn.Module, ABC):
 def cross_entropy(
     prior: Prior, indices: Tensor, labels: Tensor | None = None, batch: int = 32
 ) -> Tensor:
-    """-log2 p of each picture's indices in bits, (B,) float64, without dropout,
-    `batch` pictures at a time.
+    """-log2 p of each image's indices in bits, (B,) float64, without dropout,
+    `batch` images at a time.
     """
     training = prior.training
     prior.eval()
@@ -232,7 +232,7 @@ def code_embedding(config: PriorConfig, size: int, levels: int) -> nn.Embedding:
     Random ones; but where the output is logistic codes are gray levels, and those that are close
     start with vectors that are close: random projections of the gray level v in [-1, 1] and of its
     sines and cosines. A PixelCNN of 4 layers of 32 channels took 4.67 bits a value after 400 steps
-    on the middle of CIFAR-10 pictures, and 5.66 from random vectors.
+    on the middle of CIFAR-10 images, and 5.66 from random vectors.
     """
     K = config.codebook_size
     embedding = nn.Embedding(levels * K, size)
@@ -255,7 +255,7 @@ def offset(indices: Tensor, K: int) -> Tensor:
     return indices + K * torch.arange(indices.shape[1], device=indices.device)[:, None, None]
 
 
-def kept(shape: torch.Size | tuple[int, ...], like: Tensor, part: float) -> Tensor:
+def dropout_mask(shape: torch.Size | tuple[int, ...], like: Tensor, part: float) -> Tensor:
     """Factors of that shape, in dtype and device of `like`:
     0 for a part of them, for the others what keeps the mean.
 
@@ -272,7 +272,7 @@ def kept(shape: torch.Size | tuple[int, ...], like: Tensor, part: float) -> Tens
 
 def drop(values: Tensor, part: float) -> Tensor:
     """Zeros for a part of the values; the others grow to keep the mean."""
-    return values * kept(values.shape, values, part)
+    return values * dropout_mask(values.shape, values, part)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from vqtok.errors import UsageError
 from vqtok.priors.base import Prior, offset
 
 if TYPE_CHECKING:
-    from vqtok.sampling.fvsbn import Sums
+    from vqtok.sampling.fvsbn import FVSBNState
 
 PLACE = 16  # dimensions that a place has to itself, for what it holds whatever came before
 WEIGHTS = 2**24  # of all pairs of places, where E is to be chosen: 64 MiB
@@ -76,10 +76,10 @@ class FVSBN(Prior):
 
     def cursor(
         self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
-    ) -> "Sums":
-        from vqtok.sampling.fvsbn import Sums
+    ) -> "FVSBNState":
+        from vqtok.sampling.fvsbn import FVSBNState
 
-        return Sums(self, level, n, rows, indices)
+        return FVSBNState(self, level, n, rows, indices)
 
     def _embedded(self, indices: Tensor) -> Tensor:
         """(B, E, T) of (B, L, h, w)."""
@@ -98,5 +98,5 @@ class FVSBN(Prior):
 
     def _features(self, sums: Tensor, first: int, last: int) -> Tensor:
         """(B, T', E + PLACE) of the sums (B, E, T') of the places from first to last."""
-        place = self.place[first:last].expand(len(sums), -1, -1)
-        return torch.cat([sums.transpose(1, 2), place.to(sums.dtype)], dim=2)
+        position = self.place[first:last].expand(len(sums), -1, -1)
+        return torch.cat([sums.transpose(1, 2), position.to(sums.dtype)], dim=2)

@@ -58,7 +58,7 @@ def grid_round(x: Tensor, step: int, low: float, high: float) -> Tensor:
     return (clipped + (torch.floor(clipped.detach() + 0.5) - clipped.detach())) * 2.0**-step
 
 
-class Linear(nn.Module):
+class IntegerLinear(nn.Module):
     """A matrix of 8-bit weights, and biases that are multiples of the product's step;
     `kinds` have matrices and biases of their own.
     """
@@ -95,13 +95,13 @@ class Linear(nn.Module):
         }
 
 
-class Block(nn.Module):
+class IntegerBlock(nn.Module):
     """What a residual block multiplies with; it starts as no change at all."""
 
     def __init__(self, width: int, levels: int) -> None:
         super().__init__()
-        self.rise = Linear(width, width, ACTIVATION_STEP, 1, levels)
-        self.fall = Linear(width, width, ACTIVATION_STEP, 1, levels)
+        self.rise = IntegerLinear(width, width, ACTIVATION_STEP, 1, levels)
+        self.fall = IntegerLinear(width, width, ACTIVATION_STEP, 1, levels)
         nn.init.zeros_(self.fall.weight)
 
 
@@ -116,12 +116,12 @@ class IntegerPrior(nn.Module):
         self.config, self.quantize = config, True
         E, C, L = config.embedding, config.width, config.levels
         self.embedding = nn.Parameter(torch.randn(L, config.codebook_size, E) * 0.3)
-        self.first = Linear((len(CAUSAL) + len(AROUND)) * E, C, EMBEDDING_STEP, 1, L)
-        self.blocks = nn.ModuleList(Block(C, L) for _ in range(config.blocks))
-        self.features = Linear(C, config.rank, ACTIVATION_STEP, L)
-        self.readout = Linear(config.rank, config.codebook_size, READ_STEP, L)
+        self.first = IntegerLinear((len(CAUSAL) + len(AROUND)) * E, C, EMBEDDING_STEP, 1, L)
+        self.blocks = nn.ModuleList(IntegerBlock(C, L) for _ in range(config.blocks))
+        self.features = IntegerLinear(C, config.rank, ACTIVATION_STEP, L)
+        self.readout = IntegerLinear(config.rank, config.codebook_size, READ_STEP, L)
 
-    def start(self, codebooks: Tensor) -> None:
+    def init_from_codebooks(self, codebooks: Tensor) -> None:
         """Takes the tokenizer's codebooks (L, K, D) as first embeddings and readout, turned so that
         the first dimensions hold most.
         """
@@ -163,7 +163,7 @@ class IntegerPrior(nn.Module):
         x = x.permute(0, 2, 3, 1).reshape(levels, B * h * w, -1)  # (l, n, C)
         x = self._stream(x.float() + bias[:levels, None])
         for block in self.blocks:
-            assert isinstance(block, Block)
+            assert isinstance(block, IntegerBlock)
             hidden = self._active(self._matmul(block.rise, self._active(x), levels))
             x = self._stream(x + self._matmul(block.fall, hidden, levels))
         features = self._matmul(self.features, self._active(x), levels)
@@ -180,7 +180,7 @@ class IntegerPrior(nn.Module):
         )
         tensors = {"embedding": embedding.detach().cpu().numpy().astype(np.int8)}
         for name, module in self.named_modules():
-            if isinstance(module, Linear):
+            if isinstance(module, IntegerLinear):
                 tensors |= {f"{name}.{part}": value for part, value in module.integers().items()}
         return tensors
 
@@ -199,12 +199,12 @@ class IntegerPrior(nn.Module):
         """
         parts = weight.view(weight.shape[0], -1, self.config.embedding)
         causal = parts.new_zeros(weight.shape[0], REACH + 1, 2 * REACH + 1, self.config.embedding)
-        rows, columns = ([place[axis] + REACH for place in CAUSAL] for axis in (0, 1))
+        rows, columns = ([position[axis] + REACH for position in CAUSAL] for axis in (0, 1))
         causal[:, rows, columns] = parts[:, : len(CAUSAL)]
         around = parts[:, len(CAUSAL) :].unflatten(1, (3, 3))
         return causal.permute(0, 3, 1, 2), around.permute(0, 3, 1, 2)
 
-    def _matmul(self, linear: Linear, x: Tensor, levels: int) -> Tensor:
+    def _matmul(self, linear: IntegerLinear, x: Tensor, levels: int) -> Tensor:
         """(l, n, in) -> (l, n, out)."""
         weight, bias = linear.rounded(self.quantize)
         if len(weight) == 1:

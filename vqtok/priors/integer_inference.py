@@ -23,7 +23,7 @@ from torch import Tensor
 from vqtok import entropy
 from vqtok.config import EntropyConfig
 from vqtok.errors import FormatError
-from vqtok.meta_init import outline
+from vqtok.meta_init import init_empty_weights
 from vqtok.priors.base import one_thread
 from vqtok.priors.integer import (
     ACTIVATION_LIMIT,
@@ -42,13 +42,13 @@ from vqtok.priors.integer import (
 
 LAG = 4  # steps by which a level follows the one below: its 3x3 reaches to 2i + j + 3
 PLACES_AT_ONCE = 1024  # of a table in full: 4 MiB of float32 at K = 1024
-PICTURES_AT_ONCE = 32  # decoded in lockstep
+IMAGES_AT_ONCE = 32  # decoded in lockstep
 EXACT = 1 << 24  # float32 holds every integer below
 
 
-def exact_shapes(config: EntropyConfig) -> dict[str, tuple[int, ...]]:
+def integer_tensor_shapes(config: EntropyConfig) -> dict[str, tuple[int, ...]]:
     """The tensors of a prior of that config, by name."""
-    with outline():
+    with init_empty_weights():
         network = IntegerPrior(config)
     return {name: tuple(value.shape) for name, value in network.named_parameters()}
 
@@ -91,7 +91,7 @@ def _exact_arithmetic(device: torch.device) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Places:
+class Positions:
     """Places of a grid, those of one level after those of another:
     level, row and column of each, and how many each level has.
     """
@@ -102,15 +102,15 @@ class Places:
     counts: tuple[tuple[int, int], ...]  # (level, count), counts above 0
 
     @classmethod
-    def of(cls, level: np.ndarray, row: np.ndarray, column: np.ndarray) -> "Places":
+    def of(cls, level: np.ndarray, row: np.ndarray, column: np.ndarray) -> "Positions":
         found, counts = np.unique(level, return_counts=True)
         first, second, third = (
             torch.from_numpy(part.astype(np.int64)) for part in (level, row, column)
         )
         return cls(first, second, third, tuple(zip(found.tolist(), counts.tolist(), strict=True)))
 
-    def to(self, device: torch.device) -> "Places":
-        return Places(
+    def to(self, device: torch.device) -> "Positions":
+        return Positions(
             self.level.to(device), self.row.to(device), self.column.to(device), self.counts
         )
 
@@ -137,12 +137,12 @@ def steps(levels: int, h: int, w: int) -> Iterator[np.ndarray]:
             yield step
 
 
-class Sums:
+class ContextSums:
     """What is known of B grids: for each level l the embeddings of the levels below l, summed,
     with zeros around the grid.
     """
 
-    def __init__(self, prior: "ExactPrior", B: int, levels: int, h: int, w: int) -> None:
+    def __init__(self, prior: "IntegerInference", B: int, levels: int, h: int, w: int) -> None:
         self.prior, self.B, self.levels = prior, B, levels
         self.height, self.width = h + REACH + 1, w + 2 * REACH
         self.sums = _zeros(
@@ -168,11 +168,11 @@ class Sums:
                 self.indices[level], self.prior.embedding[level]
             )
 
-    def add(self, places: Places, indices: Tensor) -> None:
+    def add(self, positions: Positions, indices: Tensor) -> None:
         """Makes indices (B, n) known; those of the levels below at these
         places are known already.
         """
-        level, row, column = places.level, places.row, places.column
+        level, row, column = positions.level, positions.row, positions.column
         self.indices[level, self.batch, row, column] = indices
         row, column = row + REACH, column + REACH
         table = self.prior.embedding
@@ -180,11 +180,11 @@ class Sums:
             self.sums[level, self.batch, row, column] + table[level, indices]
         )
 
-    def inputs(self, places: Places) -> Tensor:
+    def inputs(self, positions: Positions) -> Tensor:
         """What the network sees at each place, (B * n, places * E)."""
         center = (
-            ((places.level * self.B + self.batch) * self.height + places.row + REACH) * self.width
-            + places.column
+            ((positions.level * self.B + self.batch) * self.height + positions.row + REACH) * self.width
+            + positions.column
             + REACH
         )
         E = self.sums.shape[-1]
@@ -192,7 +192,7 @@ class Sums:
         return around.view(center.numel(), -1)
 
 
-class ExactPrior:
+class IntegerInference:
     """Tables and streams from a prior's integers.
     dtype is float32 or float64, which gives the same.
     """
@@ -314,42 +314,42 @@ class ExactPrior:
         """
         known = torch.from_numpy(indices.astype(np.int64)).to(self.device)
         B, levels, h, w = known.shape
-        sums = Sums(self, B, levels, h, w)
+        sums = ContextSums(self, B, levels, h, w)
         sums.fill(known)
         result = np.empty((B, order.shape[1], 2), np.int64)
         by_level = np.argsort(order[0], kind="stable")
         size = max(1, PLACES_AT_ONCE // B)
         for start in range(0, len(by_level), size):
             which = by_level[start : start + size]
-            places = Places.of(*order[:, which]).to(self.device)
+            positions = Positions.of(*order[:, which]).to(self.device)
             done = 0
             for (level, count), logits in zip(
-                places.counts, self._logits(sums, places), strict=True
+                positions.counts, self._logits(sums, positions), strict=True
             ):
-                row, column = (part[done : done + count] for part in (places.row, places.column))
+                row, column = (part[done : done + count] for part in (positions.row, positions.column))
                 found = self.interval(logits, known[:, level, row, column].reshape(-1))
                 result[:, which[done : done + count]] = found.view(B, count, 2).cpu().numpy()
                 done += count
         return result
 
-    def _logits(self, sums: "Sums", places: Places) -> Iterator[Tensor]:
+    def _logits(self, sums: "ContextSums", positions: Positions) -> Iterator[Tensor]:
         """Logits (B * count, K) of the places of each level in turn."""
-        inputs = sums.inputs(places)  # (B * n, places * E)
-        n, level = len(places.level), places.level
+        inputs = sums.inputs(positions)  # (B * n, places * E)
+        n, level = len(positions.level), positions.level
         if sums.B > 1:  # those of one level together
             width = inputs.shape[1]
             parts = inputs.view(sums.B, n, width).split(
-                [count for _, count in places.counts], dim=1
+                [count for _, count in positions.counts], dim=1
             )
             inputs = torch.cat([part.reshape(-1, width) for part in parts])
             level = torch.cat(
                 [
                     torch.full((sums.B * count,), number, device=self.device)
-                    for number, count in places.counts
+                    for number, count in positions.counts
                 ]
             )
         return self.logits(
-            inputs, level, [(number, sums.B * count) for number, count in places.counts]
+            inputs, level, [(number, sums.B * count) for number, count in positions.counts]
         )
 
     def decode(self, streams: Sequence[bytes], levels: int, h: int, w: int) -> np.ndarray:
@@ -357,21 +357,21 @@ class ExactPrior:
         # a step of one grid is small: two threads gain nothing
         with _exact_arithmetic(self.device), one_thread(len(streams) == 1):
             parts = [
-                self._decode(streams[b : b + PICTURES_AT_ONCE], levels, h, w)
-                for b in range(0, len(streams), PICTURES_AT_ONCE)
+                self._decode(streams[b : b + IMAGES_AT_ONCE], levels, h, w)
+                for b in range(0, len(streams), IMAGES_AT_ONCE)
             ]
         return np.concatenate(parts)
 
     def _decode(self, streams: Sequence[bytes], levels: int, h: int, w: int) -> np.ndarray:
         decoder = entropy.Decoder(streams)
-        sums = Sums(self, len(streams), levels, h, w)
+        sums = ContextSums(self, len(streams), levels, h, w)
         for step in steps(levels, h, w):
-            places = Places.of(*step).to(self.device)
+            positions = Positions.of(*step).to(self.device)
             found = []
-            for (_, size), logits in zip(places.counts, self._logits(sums, places), strict=True):
+            for (_, size), logits in zip(positions.counts, self._logits(sums, positions), strict=True):
                 table = self.table(logits).view(len(streams), size, -1)
                 found.append(decoder.decode(table.cpu().numpy()))
-            sums.add(places, torch.from_numpy(np.concatenate(found, axis=1)).to(self.device))
+            sums.add(positions, torch.from_numpy(np.concatenate(found, axis=1)).to(self.device))
         decoder.finish()
         return sums.indices.transpose(0, 1).cpu().numpy()
 

@@ -19,7 +19,7 @@ from vqtok.config import PriorConfig
 LOG_SCALES = (-9.0, 9.0)
 
 
-class Output(nn.Linear, ABC):
+class OutputLayer(nn.Linear, ABC):
     """Features (N, F) to the distributions of N codes."""
 
     @abstractmethod
@@ -31,15 +31,15 @@ class Output(nn.Linear, ABC):
         """-ln p in float32 of the codes `wanted` (N,), from features (N, F)."""
 
     @abstractmethod
-    def spread(self, values: Tensor) -> Tensor:
+    def expand(self, values: Tensor) -> Tensor:
         """Logits (..., K) of what the linear layer alone gives."""
 
-    def spread_array(self, values: np.ndarray) -> np.ndarray:
-        """`spread` for NumPy, at each sampled place."""
-        return self.spread(torch.from_numpy(values)).numpy()
+    def expand_array(self, values: np.ndarray) -> np.ndarray:
+        """`expand` for NumPy, at each sampled place."""
+        return self.expand(torch.from_numpy(values)).numpy()
 
 
-class Softmax(Output):
+class Softmax(OutputLayer):
     """A logit for each code."""
 
     def __init__(self, config: PriorConfig, features: int) -> None:
@@ -53,14 +53,14 @@ class Softmax(Output):
     def nats(self, features: Tensor, wanted: Tensor) -> Tensor:
         return F.cross_entropy(self(features).float(), wanted, reduction="none")
 
-    def spread(self, values: Tensor) -> Tensor:
+    def expand(self, values: Tensor) -> Tensor:
         return values
 
-    def spread_array(self, values: np.ndarray) -> np.ndarray:
+    def expand_array(self, values: np.ndarray) -> np.ndarray:
         return values  # not through torch and back: that took 7 us of 125 at n = 1
 
 
-class LogisticMixture(Output):
+class LogisticMixture(OutputLayer):
     """Weights, means and scales of a few logistic distributions over the K gray levels,
     which lie evenly in [-1, 1].
 
@@ -81,12 +81,12 @@ class LogisticMixture(Output):
             self.bias.copy_(torch.cat([torch.zeros(M), means, torch.full((M,), math.log(1 / M))]))
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.spread(F.linear(input, self.weight, self.bias))
+        return self.expand(F.linear(input, self.weight, self.bias))
 
     def nats(self, features: Tensor, wanted: Tensor) -> Tensor:
         return -self._log_probability(F.linear(features, self.weight, self.bias).float(), wanted)
 
-    def spread(self, values: Tensor) -> Tensor:
+    def expand(self, values: Tensor) -> Tensor:
         """ln p of each of the K gray levels; values are (..., 3M).
 
         Each edge between two bins is looked at once.
@@ -127,6 +127,6 @@ class LogisticMixture(Output):
 _CLASSES = {"softmax": Softmax, "logistic": LogisticMixture}
 
 
-def build(config: PriorConfig, features: int) -> Output:
+def build_output(config: PriorConfig, features: int) -> OutputLayer:
     """The output that a prior's config names."""
     return _CLASSES[config.output](config, features)

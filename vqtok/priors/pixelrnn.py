@@ -6,7 +6,7 @@ its columns are computed at once, and a row knows all rows above, in a triangle 
 kernel//2 columns a row. Outside of the triangle the network is blind.
 
 The recurrence of a Row LSTM over the rows of a grid, written out:
-all columns of all pictures take a step together.
+all columns of all images take a step together.
 
 Autograd would keep each step's intermediate results, and add up the weights' gradient from as many
 small pieces as there are rows.
@@ -22,7 +22,7 @@ from vqtok.config import PriorConfig
 from vqtok.priors.base import Context, Prior, code_embedding, drop, offset
 
 if TYPE_CHECKING:
-    from vqtok.sampling.pixelrnn import Cache, Packed
+    from vqtok.sampling.pixelrnn import PreparedWeights, SamplerState
 
 # g y (1 - y), g (1 - y^2)
 sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
@@ -160,7 +160,7 @@ class _StepBack:
         gates[:, sigmoids:] = tanh_backward(for_content, content)
 
 
-class First(nn.Conv2d):
+class MaskedConv2d(nn.Conv2d):
     """A convolution that sees the rows above, and its own row to the left:
     mask A of the paper's section 3.4, without the rows below.
     """
@@ -204,7 +204,7 @@ class RowLSTM(nn.Module):
         return self.state.weight.permute(2, 1, 0).flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The next x, of x (h, w, N, 2C): rows, columns, pictures, features."""
+        """The next x, of x (h, w, N, 2C): rows, columns, images, features."""
         h, w, N, _ = x.shape
         # (h, 2C, w + reach, N), channels last
         padded = F.pad(x, (0, 0, 0, 0, self.reach, 0)).permute(0, 3, 1, 2)
@@ -223,7 +223,7 @@ class PixelRNN(Prior):
         C, L = config.width, config.levels
         # the first layer sees 28 places: as many more channels take 13 % of a step
         self.embedding = code_embedding(config, C // 2, L)
-        self.first = First(C // 2, 2 * C)
+        self.first = MaskedConv2d(C // 2, 2 * C)
         self.label = nn.Embedding(len(config.labels) + 1, 2 * C) if config.labels else None
         self.context = Context(config) if L > 1 else None
         self.from_context = nn.Linear(C, 2 * C, bias=False) if L > 1 else None
@@ -262,27 +262,27 @@ class PixelRNN(Prior):
 
     def cursor(
         self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
-    ) -> "Cache":
+    ) -> "SamplerState":
         context = self.context_of(indices)
-        return self.cache(level, n, w, rows, None if context is None else context[:, level])
+        return self.sampler_state(level, n, w, rows, None if context is None else context[:, level])
 
-    def cache(
+    def sampler_state(
         self, level: int, n: int, w: int, rows: Tensor | None, context: Tensor | None
-    ) -> "Cache":
+    ) -> "SamplerState":
         """To draw that level of n grids; context (n, C, h, w) is what it
         knows of the levels below.
         """
-        from vqtok.sampling.pixelrnn import Cache
+        from vqtok.sampling.pixelrnn import SamplerState
 
         constant = self.constant(rows, None if context is None else context[:, None])
-        return Cache(self, level, n, w, None if constant is None else constant[:, 0])
+        return SamplerState(self, level, n, w, None if constant is None else constant[:, 0])
 
-    def quick(self, rows: Tensor | None) -> "Packed | None":
+    def numpy_backend(self, rows: Tensor | None) -> "PreparedWeights | None":
         """On the CPU, in float32: NumPy does the arithmetic then."""
-        from vqtok.sampling.pixelrnn import Packed
+        from vqtok.sampling.pixelrnn import PreparedWeights
 
         fits = all(
             weights.device.type == "cpu" and weights.dtype == torch.float32
             for weights in self.parameters()
         )
-        return Packed(self, rows) if fits else None
+        return PreparedWeights(self, rows) if fits else None

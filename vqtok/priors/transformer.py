@@ -23,7 +23,7 @@ from vqtok.config import PriorConfig
 from vqtok.priors.base import Context, Prior, code_embedding, drop, offset
 
 if TYPE_CHECKING:
-    from vqtok.sampling.transformer import Cache
+    from vqtok.sampling.transformer import SamplerState
 
 # the slowest pair turns once in about 2 pi * 100 places:
 # grids are 8 to 64 places wide, where text takes 10,000
@@ -34,7 +34,7 @@ BASE = 100.0
 SHORT = 256
 
 
-def places(h: int, w: int) -> tuple[Tensor, Tensor]:
+def token_positions(h: int, w: int) -> tuple[Tensor, Tensor]:
     """(row, column) of what each of the h*w tokens asks for, and of the index that it carries;
     both int64 (h*w, 2).
 
@@ -53,20 +53,20 @@ def places(h: int, w: int) -> tuple[Tensor, Tensor]:
     return asked, torch.cat([torch.tensor([[0, -1]]), asked[:-1]])
 
 
-def angles(places: Tensor, size: int) -> Tensor:
+def angles(positions: Tensor, size: int) -> Tensor:
     """(..., size/2) float32 angles of places (..., 2) for heads of that many
     components, a multiple of 4.
     """
     # (size/4,), from 1 radian a place down
     frequencies = BASE ** -(torch.arange(size // 4) / (size // 4))
-    return (places[..., None].float() * frequencies).flatten(-2)
+    return (positions[..., None].float() * frequencies).flatten(-2)
 
 
-def turns(h: int, w: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_cos_sin(h: int, w: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines (h*w, 2, 1, size/2) for `rotate`:
     queries by the place that is asked for, keys by the place of the index.
     """
-    turned = angles(torch.stack(places(h, w), dim=1), size)[:, :, None].to(device)
+    turned = angles(torch.stack(token_positions(h, w), dim=1), size)[:, :, None].to(device)
     return turned.cos(), turned.sin()
 
 
@@ -121,7 +121,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(N, T, C) -> (N, T, C): token t sees the tokens up to t.
 
-        Cosines and sines as `turns` gives them.
+        Cosines and sines as `rotary_cos_sin` gives them.
         """
         N, T, C = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(N, T, 3, self.heads, C // self.heads)
@@ -173,7 +173,7 @@ class Transformer(Prior):
         x = (x if added is None else x + added).flatten(0, 1)  # (B*L, h*w, C)
         if self.training and self.config.dropout:
             x = drop(x, self.config.dropout)
-        cos, sin = turns(h, w, self.head_size, indices.device)
+        cos, sin = rotary_cos_sin(h, w, self.head_size, indices.device)
         for block in self.blocks:
             x = block(x, cos, sin)
         return self.norm(x).view(B, L, h, w, -1)
@@ -192,10 +192,10 @@ class Transformer(Prior):
 
     def cursor(
         self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
-    ) -> "Cache":
-        from vqtok.sampling.transformer import Cache
+    ) -> "SamplerState":
+        from vqtok.sampling.transformer import SamplerState
 
         added = self.added(indices, rows)
         if added is not None:
             added = added[:, min(level, added.shape[1] - 1)].expand(n, h * w, -1)
-        return Cache(self, level, n, h, w, added)
+        return SamplerState(self, level, n, h, w, added)

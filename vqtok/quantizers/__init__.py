@@ -5,7 +5,7 @@ the protocol `Quantizer`.
 from dataclasses import replace
 
 from vqtok.config import TokenizerConfig
-from vqtok.meta_init import outline
+from vqtok.meta_init import init_empty_weights
 from vqtok.quantizers.base import Quantized, Quantizer
 from vqtok.quantizers.codebook import EMAQuantizer, VectorQuantizer
 from vqtok.quantizers.finite import FSQuantizer, LFQuantizer
@@ -23,8 +23,8 @@ __all__ = [
     "ResidualQuantizer",
     "SimVQuantizer",
     "VectorQuantizer",
-    "build",
-    "check",
+    "build_quantizer",
+    "check_quantizer",
 ]
 
 _CLASSES = {
@@ -36,19 +36,19 @@ _CLASSES = {
 }
 
 
-def build(config: TokenizerConfig) -> Quantizer:
+def build_quantizer(config: TokenizerConfig) -> Quantizer:
     """The quantizer that a tokenizer's config names; with several levels, one for each of them."""
-    if config.identity:
+    if config.is_pixels:
         return PixelQuantizer(config)
     if config.levels == 1:
         return _CLASSES[config.quantizer](config)
     single = replace(config, levels=1)
-    return ResidualQuantizer(config, [build(single) for _ in range(config.levels)])
+    return ResidualQuantizer(config, [build_quantizer(single) for _ in range(config.levels)])
 
 
-def check(config: TokenizerConfig) -> None:
+def check_quantizer(config: TokenizerConfig) -> None:
     """Raises UsageError where the quantizer cannot have that many codes, or
     not in that code dimension.
     """
-    with outline():
-        build(config if config.identity else replace(config, levels=1))
+    with init_empty_weights():
+        build_quantizer(config if config.is_pixels else replace(config, levels=1))

@@ -20,7 +20,7 @@ class Quantized:
 class Quantizer(nn.Module, ABC):
     """Replaces vectors by entries of L codebooks of K entries.
 
-    The training loop calls `learn` after each optimizer step. What it draws comes from torch's
+    The training loop calls `update_codebook` after each optimizer step. What it draws comes from torch's
     global generator, which the loop seeds anew at every step, alike in all processes of a run.
     State that only training needs lives in a submodule called `average`.
     """
@@ -48,7 +48,7 @@ class Quantizer(nn.Module, ABC):
         return self.lookup(every.view(1, 1, 1, -1))[0, :, 0].T[None]
 
     @abstractmethod
-    def needs_vectors(self) -> bool:
+    def needs_init(self) -> bool:
         """Whether `initialize` is still to be called before training."""
 
     @abstractmethod
@@ -56,11 +56,11 @@ class Quantizer(nn.Module, ABC):
         """Sets the codebook from encoder outputs (N, D), N of 20,000 or more."""
 
     @abstractmethod
-    def start(self) -> None:
+    def adopt_codebook(self) -> None:
         """Takes the codebook as it is to train on from, in place of `initialize`."""
 
     @abstractmethod
-    def learn(self) -> int:
+    def update_codebook(self) -> int:
         """Moves the codebook by what the last forward saw:
         averages, and dead codes onto live vectors. Returns how many it revived.
         """

@@ -26,11 +26,11 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     distance; ties go to the lower index.
     """
     indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-    _Search(codebook).write(vectors, indices)
+    _NearestSearch(codebook).write(vectors, indices)
     return indices
 
 
-class _Search:
+class _NearestSearch:
     """|x - e|^2 is smallest where 2 x.e - |e|^2 is largest:
     one product, of [x, 1] and a codebook's [2 e, -|e|^2].
 
@@ -71,7 +71,7 @@ def _largest(scores: Tensor, out: Tensor) -> None:
         torch.argmax(scores, 1, out=out)
 
 
-class Chosen(NamedTuple):
+class Assignment(NamedTuple):
     """What `StraightThrough` gives; N vectors, K entries."""
 
     entries: Tensor  # (N, D), those chosen, with the gradient passed straight through
@@ -93,36 +93,36 @@ class StraightThrough(torch.autograd.Function):
     def forward(
         ctx: Any, vectors: Tensor, entries: Tensor, beta: float, learns: bool
     ) -> tuple[Tensor, ...]:
-        """`Chosen`; its loss is beta || x - sg[e] ||^2 and, where the entries learn
+        """`Assignment`; its loss is beta || x - sg[e] ||^2 and, where the entries learn
         by it, || sg[x] - e ||^2.
         """
         indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-        chosen, total, sums, search = (
+        assignment, total, sums, search = (
             torch.empty_like(vectors),
             vectors.new_zeros(()),
             torch.zeros_like(entries),
-            _Search(entries),
+            _NearestSearch(entries),
         )
         for part in _chunks(vectors):
-            some, which, near = vectors[part], indices[part], chosen[part]
+            some, which, near = vectors[part], indices[part], assignment[part]
             search.write(some, which)
             torch.index_select(entries, 0, which, out=near)
             total += F.mse_loss(some, near, reduction="sum")
             sums.index_add_(0, which, some)
         counts = torch.bincount(indices, minlength=len(entries)).to(vectors.dtype)
-        ctx.save_for_backward(vectors, chosen, entries, counts, sums)
+        ctx.save_for_backward(vectors, assignment, entries, counts, sums)
         ctx.mark_non_differentiable(indices, counts, sums)
         ctx.beta, ctx.learns = beta, learns
-        return chosen, indices, total * ((beta + learns) / max(1, vectors.numel())), counts, sums
+        return assignment, indices, total * ((beta + learns) / max(1, vectors.numel())), counts, sums
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None]:
         passed, _, for_loss, *_ = gradients
-        vectors, chosen, entries, counts, sums = ctx.saved_tensors
+        vectors, assignment, entries, counts, sums = ctx.saved_tensors
         scale = for_loss * (2 / max(1, vectors.numel()))
         for_vectors, difference = torch.empty_like(vectors), vectors.new_empty(0)
         for part in _chunks(vectors):
-            difference = torch.sub(vectors[part], chosen[part], out=difference.resize_(0))
+            difference = torch.sub(vectors[part], assignment[part], out=difference.resize_(0))
             torch.addcmul(passed[part], difference, scale, value=ctx.beta, out=for_vectors[part])
         for_entries = (counts[:, None] * entries - sums) * scale if ctx.learns else None
         return for_vectors, for_entries, None, None
@@ -144,12 +144,12 @@ def sums_by_code(vectors: Tensor, indices: Tensor, size: int) -> tuple[Tensor, T
     return counts, sums
 
 
-def draw(vectors: Tensor, count: int) -> Tensor:
+def sample_vectors(vectors: Tensor, count: int) -> Tensor:
     """`count` of vectors (N, D), drawn without replacement while there are enough."""
-    return vectors[_drawn(len(vectors), count, vectors.device)]
+    return vectors[_sample_positions(len(vectors), count, vectors.device)]
 
 
-def _drawn(total: int, count: int, device: torch.device) -> Tensor:
+def _sample_positions(total: int, count: int, device: torch.device) -> Tensor:
     """(count,) of the numbers below `total`, drawn without replacement while there are enough."""
     return (
         torch.randperm(total, device=device)[:count]
@@ -162,16 +162,16 @@ def kmeans(vectors: Tensor, size: int, rounds: int = 10) -> Tensor:
     """Lloyd's algorithm: `size` centers (K, D) of vectors (N, D), from a random start;
     empty centers are drawn anew.
     """
-    centers = draw(vectors, size)
+    centers = sample_vectors(vectors, size)
     for _ in range(rounds):
         counts, sums = sums_by_code(vectors, nearest(vectors, centers), size)
         centers = torch.where(
-            counts[:, None] > 0, sums / counts[:, None].clamp(min=1), draw(vectors, size)
+            counts[:, None] > 0, sums / counts[:, None].clamp(min=1), sample_vectors(vectors, size)
         )
     return centers
 
 
-class Started(nn.Module):
+class InitFlag(nn.Module):
     """Whether a quantizer has been set from vectors. Training state."""
 
     initialized: Tensor
@@ -183,7 +183,7 @@ class Started(nn.Module):
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
 
-class _Average(Started):
+class _MovingAverages(InitFlag):
     """Moving averages of how often each code is chosen and of the vectors that choose it.
 
     Training state.
@@ -203,7 +203,7 @@ class Codebook(Quantizer):
 
     codebook: Tensor  # (K, D)
     levels = 1
-    gradual = True  # whether the entries learn by gradient, from || sg[z_e] - e ||^2
+    learned_by_gradient = True  # whether the entries learn by gradient, from || sg[z_e] - e ||^2
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -224,19 +224,19 @@ class Codebook(Quantizer):
         batch, dim, height, width = z.shape
         with torch.autocast(z.device.type, enabled=False):  # distances in bf16 choose wrong codes
             flat = self._project(z.float().permute(0, 2, 3, 1).reshape(-1, dim))  # (B*h*w, D)
-            chosen = Chosen(  # type: ignore[misc]
-                *StraightThrough.apply(flat, self._entries(), self.beta, self.gradual)
+            assignment = Assignment(  # type: ignore[misc]
+                *StraightThrough.apply(flat, self._entries(), self.beta, self.learned_by_gradient)
             )
-            self._see(flat.detach().view(batch, -1, dim), chosen)
+            self._observe(flat.detach().view(batch, -1, dim), assignment)
         # (B, D, h, w)
-        vectors = chosen.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)
-        return Quantized(vectors, chosen.indices.reshape(batch, 1, height, width), chosen.loss)
+        vectors = assignment.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)
+        return Quantized(vectors, assignment.indices.reshape(batch, 1, height, width), assignment.loss)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return F.embedding(indices[:, 0], self._entries()).permute(0, 3, 1, 2)  # (B, D, h, w)
 
-    def _see(self, vectors: Tensor, chosen: Chosen) -> None:
-        """Hook for what `learn` wants to know:
+    def _observe(self, vectors: Tensor, assignment: Assignment) -> None:
+        """Hook for what `update_codebook` wants to know:
         vectors (B, h*w, D), without gradient, and what they chose.
         """
 
@@ -246,58 +246,58 @@ class AveragedCodebook(Codebook):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
-        self.decay, self.restart = config.decay, config.restart
-        self.average = _Average(config.codebook_size, config.code_dim)
-        self._seen: tuple[Tensor, Chosen] | None = None
+        self.decay, self.dead_code_threshold = config.decay, config.restart
+        self.average = _MovingAverages(config.codebook_size, config.code_dim)
+        self._last_batch: tuple[Tensor, Assignment] | None = None
 
-    def _see(self, vectors: Tensor, chosen: Chosen) -> None:
+    def _observe(self, vectors: Tensor, assignment: Assignment) -> None:
         if self.training:
-            self._seen = vectors, chosen
+            self._last_batch = vectors, assignment
 
-    def needs_vectors(self) -> bool:
+    def needs_init(self) -> bool:
         return not bool(self.average.initialized)
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor) -> None:
         vectors = self._project(vectors.float())
         self.codebook.copy_(self._project(kmeans(vectors, self.codebook_size)))
-        self.start()
+        self.adopt_codebook()
 
     @torch.no_grad()
-    def start(self) -> None:
+    def adopt_codebook(self) -> None:
         self.average.counts.fill_(1.0)
         self.average.sums.copy_(self.codebook)
         self.average.initialized.fill_(True)
 
     @torch.no_grad()
-    def learn(self) -> int:
+    def update_codebook(self) -> int:
         """Updates the averages, and moves dead codes onto vectors of the last batch;
         returns how many it moved.
 
-        Counts are kept in units of the mean use N/K, so that the threshold `restart` holds for any
+        Counts are kept in units of the mean use N/K, so that the threshold `dead_code_threshold` holds for any
         batch size and K. The batch is that of all processes, and so are the vectors drawn.
         """
-        assert self._seen is not None, "learn() follows a forward in training mode"
-        vectors, chosen = self._seen
-        self._seen = None
-        distributed.sum_(chosen.counts, chosen.sums)
-        total = distributed.size() * vectors.shape[0] * vectors.shape[1]
+        assert self._last_batch is not None, "update_codebook() follows a forward in training mode"
+        vectors, assignment = self._last_batch
+        self._last_batch = None
+        distributed.all_reduce_sum(assignment.counts, assignment.sums)
+        total = distributed.world_size() * vectors.shape[0] * vectors.shape[1]
         unit = self.codebook_size / total
-        self.average.counts.lerp_(chosen.counts * unit, 1 - self.decay)
-        self.average.sums.lerp_(chosen.sums * unit, 1 - self.decay)
-        self._follow()
-        dead = (self.average.counts < self.restart).nonzero()[:, 0]
+        self.average.counts.lerp_(assignment.counts * unit, 1 - self.decay)
+        self.average.sums.lerp_(assignment.sums * unit, 1 - self.decay)
+        self._follow_averages()
+        dead = (self.average.counts < self.dead_code_threshold).nonzero()[:, 0]
         # At most a quarter of the batch's vectors, or dead codes would crowd on the same few.
         dead = dead[: max(1, total // 4)]
         if len(dead):
-            which = _drawn(total, len(dead), vectors.device)
-            fresh = distributed.rows(vectors.flatten(0, 1), which, vectors.shape[1])
+            which = _sample_positions(total, len(dead), vectors.device)
+            fresh = distributed.gather_rows(vectors.flatten(0, 1), which, vectors.shape[1])
             self.codebook[dead] = fresh
             self.average.counts[dead] = 1.0
             self.average.sums[dead] = fresh
         return len(dead)
 
-    def _follow(self) -> None:
+    def _follow_averages(self) -> None:
         """Hook for codebooks that follow the averages."""
 
 
@@ -316,13 +316,13 @@ class EMAQuantizer(AveragedCodebook):
     et al. 2017, appendix A.1).
     """
 
-    gradual = False
+    learned_by_gradient = False
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
         self.register_buffer("codebook", torch.randn(config.codebook_size, config.code_dim))
 
-    def _follow(self) -> None:
+    def _follow_averages(self) -> None:
         counts = self.average.counts[:, None]  # (K, 1)
         means = self._project(self.average.sums / counts.clamp(min=1e-6))
         # A code that nothing chooses stays where it is:

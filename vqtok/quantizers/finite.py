@@ -15,7 +15,7 @@ from vqtok import distributed
 from vqtok.config import TokenizerConfig
 from vqtok.errors import UsageError
 from vqtok.quantizers.base import Quantized, Quantizer
-from vqtok.quantizers.codebook import Started
+from vqtok.quantizers.codebook import InitFlag
 
 # values a number may take; the usual most is that of the paper's table 1
 LEVELS_LOW, LEVELS_USUAL, LEVELS_HIGH = 3, 8, 16
@@ -115,7 +115,7 @@ class _Rounded(torch.autograd.Function):
         return gradients[0], None
 
 
-class _Finite(Quantizer):
+class _ScalarQuantizer(Quantizer):
     """What `fsq` and `lfq` share: d numbers from a linear layer, rounded one by
     one, and a linear layer back.
 
@@ -139,7 +139,7 @@ class _Finite(Quantizer):
         self.codebook_size, self.beta, self.sizes = config.codebook_size, config.beta, sizes
         self.inward = nn.Linear(config.code_dim, len(sizes))
         self.outward = nn.Linear(len(sizes), config.code_dim)
-        self.average = Started()
+        self.average = InitFlag()
 
     def forward(self, z: Tensor) -> Quantized:
         with torch.autocast(z.device.type, enabled=False):
@@ -161,7 +161,7 @@ class _Finite(Quantizer):
         # (B, D, h, w)
         return self.outward(self._values(unpack(indices[:, 0], self.sizes))).permute(0, 3, 1, 2)
 
-    def needs_vectors(self) -> bool:
+    def needs_init(self) -> bool:
         return not bool(self.average.initialized)
 
     @torch.no_grad()
@@ -192,12 +192,12 @@ class _Finite(Quantizer):
         )  # (d, D): least squares
         self.outward.weight.copy_(back.T)
         self.outward.bias.copy_(mean - values.mean(0) @ back)
-        self.start()
+        self.adopt_codebook()
 
-    def start(self) -> None:
+    def adopt_codebook(self) -> None:
         self.average.initialized.fill_(True)
 
-    def learn(self) -> int:
+    def update_codebook(self) -> int:
         return 0
 
     def _bound(self, inner: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class _Finite(Quantizer):
         return inner.new_zeros(())
 
 
-class FSQuantizer(_Finite):
+class FSQuantizer(_ScalarQuantizer):
     """Each number bounded by tanh and rounded (Mentzer et al. 2023, arXiv 2309.15505, section 3
     and its appendix's code).
     """
@@ -251,7 +251,7 @@ class FSQuantizer(_Finite):
         return (digits - half) / half
 
 
-class LFQuantizer(_Finite):
+class LFQuantizer(_ScalarQuantizer):
     """Only the sign of each number counts (Yu et al. 2023, arXiv 2310.05737, section 3.1).
 
     Their entropy term makes each vector sure of its code, and all codes equally frequent. Only
@@ -301,7 +301,7 @@ def entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
         total = torch.stack(
             [checkpoint(_joint, part, use_reentrant=False) for part in logits.split(rows)]
         ).sum(0)  # type: ignore[arg-type]
-    mean = distributed.mean(total / len(logits))
+    mean = distributed.mean_over_ranks(total / len(logits))
     mean = mean.clamp(min=1e-30)  # the slope of x log x at 0 is infinite
     return single, -(mean * mean.log()).sum()
 

@@ -52,14 +52,14 @@ class PixelQuantizer(Quantizer):
         """(C, K, C): an entry says something of its own channel alone."""
         return torch.diag_embed((self.palette / 127.5 - 1).T).transpose(0, 1)
 
-    def needs_vectors(self) -> bool:
+    def needs_init(self) -> bool:
         return False
 
     def initialize(self, vectors: Tensor) -> None:
         pass
 
-    def start(self) -> None:
+    def adopt_codebook(self) -> None:
         pass
 
-    def learn(self) -> int:
+    def update_codebook(self) -> int:
         return 0

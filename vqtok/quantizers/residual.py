@@ -14,12 +14,12 @@ from vqtok.quantizers.base import Quantized, Quantizer
 
 
 class ResidualQuantizer(Quantizer):
-    """L quantizers of one kind in a row; the sum of the first n of their vectors is a
-    picture at n levels, for any n.
+    """L quantizers of one kind in a row; the sum of the first n of their vectors is an
+    image at n levels, for any n.
 
     Residual vector quantization as in Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312, section
     III-C), for any quantizer.
-    With level dropout, which their section III-C proposes too, part of the pictures is decoded from
+    With level dropout, which their section III-C proposes too, part of the images is decoded from
     fewer levels in training:
     that makes the decoder good at every n.
     """
@@ -61,28 +61,28 @@ class ResidualQuantizer(Quantizer):
                     # up to this one make of it.
                     commitment = self.beta * F.mse_loss(z, total.detach())
                     losses[-1] = losses[-1] + commitment - commitment.detach()
-            # The mark of the depth that each picture is decoded from.
+            # The mark of the depth that each image is decoded from.
             depth = self.depth[-1:] if depths is None else self.depth[depths - 1]  # (B, D)
             vectors = vectors + depth[:, :, None, None]
         return Quantized(vectors, torch.cat(indices, 1), torch.stack(losses).mean())
 
     def _draw_depths(self, count: int, device: torch.device) -> Tensor | None:
-        """How many levels each of `count` pictures is decoded from, (count,);
+        """How many levels each of `count` images is decoded from, (count,);
         None for all: only training drops any, in part.
 
         Drawn so that log n is uniform: the first levels matter at every rate, the last one at one
-        rate only. Each process draws for the whole batch, of which it has every n-th picture.
+        rate only. Each process draws for the whole batch, of which it has every n-th image.
         """
         if not self.training or self.dropout == 0:
             return None
-        total = count * distributed.size()
+        total = count * distributed.world_size()
         drawn = (
             torch.exp(torch.rand(total, device=device) * math.log(self.levels + 1))
             .long()
             .clamp(1, self.levels)
         )
         every = torch.where(torch.rand(total, device=device) < self.dropout, drawn, self.levels)
-        return every[distributed.rank() :: distributed.size()]
+        return every[distributed.rank() :: distributed.world_size()]
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors (B, D, h, w) for the indices (B, n, h, w) of the
@@ -95,24 +95,24 @@ class ResidualQuantizer(Quantizer):
     def codebooks(self) -> Tensor:
         return torch.cat([self._level(level).codebooks() for level in range(self.levels)])
 
-    def needs_vectors(self) -> bool:
-        return any(self._level(level).needs_vectors() for level in range(self.levels))
+    def needs_init(self) -> bool:
+        return any(self._level(level).needs_init() for level in range(self.levels))
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor) -> None:
         residual = vectors.float()
         for level in range(self.levels):
             quantizer = self._level(level)
-            if quantizer.needs_vectors():
+            if quantizer.needs_init():
                 quantizer.initialize(residual)
             training = quantizer.training
             indices = quantizer.eval()(residual.T[None, :, :, None]).indices  # (1, 1, N, 1)
             quantizer.train(training)
             residual = residual - quantizer.lookup(indices)[0, :, :, 0].T
 
-    def start(self) -> None:
+    def adopt_codebook(self) -> None:
         for level in range(self.levels):
-            self._level(level).start()
+            self._level(level).adopt_codebook()
 
-    def learn(self) -> int:
-        return sum(self._level(level).learn() for level in range(self.levels))
+    def update_codebook(self) -> int:
+        return sum(self._level(level).update_codebook() for level in range(self.levels))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.config import TokenizerConfig
-from vqtok.quantizers.codebook import Codebook, Started
+from vqtok.quantizers.codebook import Codebook, InitFlag
 
 
 class SimVQuantizer(Codebook):
@@ -27,12 +27,12 @@ class SimVQuantizer(Codebook):
             "codebook", torch.randn(config.codebook_size, config.code_dim).half().float()
         )
         self.layer = nn.Linear(config.code_dim, config.code_dim)
-        self.average = Started()
+        self.average = InitFlag()
 
     def _entries(self) -> Tensor:
         return self._project(F.linear(self.codebook, self.layer.weight, self.layer.bias))  # (K, D)
 
-    def needs_vectors(self) -> bool:
+    def needs_init(self) -> bool:
         return not bool(self.average.initialized)
 
     @torch.no_grad()
@@ -51,10 +51,10 @@ class SimVQuantizer(Codebook):
         root = directions * values.clamp(min=0).sqrt() @ directions.T  # (D, D)
         self.layer.weight.copy_(root * (1 - self.codebook_size ** (-2 / dim)) ** 0.5)
         self.layer.bias.copy_(mean)
-        self.start()
+        self.adopt_codebook()
 
-    def start(self) -> None:
+    def adopt_codebook(self) -> None:
         self.average.initialized.fill_(True)
 
-    def learn(self) -> int:
+    def update_codebook(self) -> int:
         return 0

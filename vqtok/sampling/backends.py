@@ -15,7 +15,7 @@ Array = np.ndarray
 Call = Callable[[], object]
 
 
-def product(a: Array, b: Array, out: Array) -> Call:
+def matmul_call(a: Array, b: Array, out: Array) -> Call:
     """The call that writes the matrix product a @ b into out, in whichever
     library is quicker at its size.
     """

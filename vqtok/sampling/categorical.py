@@ -7,7 +7,7 @@ from torch import Tensor
 BELOW_ONE = 1 - float(np.finfo(np.float64).eps)
 
 
-def choose(
+def sample_categorical(
     logits: Tensor,
     uniform: Tensor,
     temperature: float = 1.0,
@@ -33,12 +33,12 @@ def choose(
     reached = odds.cumsum(1)
     # 1 would reach past the last with odds
     below_one = uniform[:, None].clamp(max=1 - torch.finfo(uniform.dtype).eps)
-    place = torch.searchsorted(reached, below_one * reached[:, -1:], right=True)
-    return (place if order is None else order.gather(1, place)).squeeze(1)
+    position = torch.searchsorted(reached, below_one * reached[:, -1:], right=True)
+    return (position if order is None else order.gather(1, position)).squeeze(1)
 
 
-def choose_quickly(logits: np.ndarray, uniform: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """`choose` on NumPy arrays, without top_k and top_p:
+def sample_categorical_numpy(logits: np.ndarray, uniform: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """`sample_categorical` on NumPy arrays, without top_k and top_p:
     6 us for one row of 512, where torch takes 22.
     """
     if temperature == 0:

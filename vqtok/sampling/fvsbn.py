@@ -6,7 +6,7 @@ from torch import Tensor
 from vqtok.priors.fvsbn import FVSBN
 
 
-class Sums:
+class FVSBNState:
     """A cursor (`base.Cursor`) that keeps, for all places of its level, the sums over
     the places that are known.
     """
@@ -47,8 +47,8 @@ class Sums:
             self.row[..., self.j :] += (F.embedding(left, self.table) @ pairs).unflatten(
                 1, (self.prior.width, -1)
             )
-        place = self.first + here
-        return self.prior._features(self.row[..., self.j : self.j + 1], place, place + 1)[:, 0]
+        position = self.first + here
+        return self.prior._features(self.row[..., self.j : self.j + 1], position, position + 1)[:, 0]
 
     def logits(self, features: Tensor) -> Tensor:
         return self.prior.output(self.first // self.prior.size)(features)

@@ -25,15 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok.priors.outputs import Output
+from vqtok.priors.outputs import OutputLayer
 from vqtok.priors.pixelcnn import GatedLayer, gate
-from vqtok.sampling.backends import Array, Call, product
+from vqtok.sampling.backends import Array, Call, matmul_call
 
 if TYPE_CHECKING:
     from vqtok.priors.pixelcnn import PixelCNN
 
 
-class CachedLayer:
+class LayerState:
     """One layer's weights as matrices, and its activations in the rows and
     columns that are still needed.
     """
@@ -94,7 +94,7 @@ class CachedLayer:
         state.addmm_(F.glu(self.gated, 1), self.out)
 
 
-class Cache:
+class SamplerState:
     """The prior part-way through one level of n grids."""
 
     def __init__(
@@ -110,7 +110,7 @@ class Cache:
         self.embedding = prior.embedding.weight[level * K : (level + 1) * K]
         self.context = None if context is None else context.permute(2, 0, 3, 1)  # (h, n, w, C)
         self.layers = [
-            CachedLayer(
+            LayerState(
                 layer,  # type: ignore[arg-type]
                 n,
                 w,
@@ -158,7 +158,7 @@ def _matrix(conv: nn.Conv2d) -> Tensor:
     return conv.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
 
 
-class PackedLayer:
+class PreparedLayer:
     """One layer's weights as matrices (inputs, outputs), halves folded in; v is kept doubled.
 
     vertical ((2r+1)*C, (r+1)*2C): from a row of v, what it tells the same row, the next, and so on;
@@ -189,32 +189,32 @@ class PackedLayer:
         )
 
 
-class Packed:
+class PreparedWeights:
     """A prior's weights for n grids with the given labels' rows; the same for all levels."""
 
     def __init__(self, prior: "PixelCNN", rows: Tensor | None) -> None:
         self.config = prior.config
-        self.layers = [PackedLayer(layer, rows) for layer in prior.layers]  # type: ignore[arg-type]
+        self.layers = [PreparedLayer(layer, rows) for layer in prior.layers]  # type: ignore[arg-type]
         self.skip = np.concatenate([layer.skip for layer in self.layers])  # (layers*C, C)
         self.head, self.head_bias = _array(prior.head.weight.T), _array(prior.head.bias)
         self.embedding = _array(prior.embedding.weight)  # (L*K, C)
         self.outputs = [prior.output(level) for level in range(self.config.levels)]
         self.readout = [(_array(output.weight.T), _array(output.bias)) for output in self.outputs]
 
-    def cursor(self, level: int, n: int, w: int, context: Tensor | None) -> "Tape":
-        return Tape(self, level, n, w, context)
+    def cursor(self, level: int, n: int, w: int, context: Tensor | None) -> "PreparedSampler":
+        return PreparedSampler(self, level, n, w, context)
 
 
-class Tape:
+class PreparedSampler:
     """The prior part-way through one level of n grids:
     `next_row`, then for each column `next_column` and, where wanted, `logits`.
     """
 
-    def __init__(self, packed: Packed, level: int, n: int, w: int, context: Tensor | None) -> None:
-        C, K, layers = packed.config.width, packed.config.codebook_size, packed.layers
-        self.output: Output = packed.outputs[level]
-        self.reach = r = packed.config.kernel // 2
-        self.embedding = packed.embedding[level * K : (level + 1) * K]
+    def __init__(self, weights: PreparedWeights, level: int, n: int, w: int, context: Tensor | None) -> None:
+        C, K, layers = weights.config.width, weights.config.codebook_size, weights.layers
+        self.output: OutputLayer = weights.outputs[level]
+        self.reach = r = weights.config.kernel // 2
+        self.embedding = weights.embedding[level * K : (level + 1) * K]
         # (h, w, n, C)
         self.context = None if context is None else _array(context.permute(2, 3, 0, 1))
         self.context_row = np.zeros((w, n, C), np.float32)
@@ -233,7 +233,7 @@ class Tape:
         self.i = self.j = -1
         self.row_calls = self._row_calls(layers)
         self.column_calls = self._column_calls(layers)
-        self.score_calls = self._score_calls(packed, *packed.readout[level])
+        self.score_calls = self._score_calls(weights, *weights.readout[level])
 
     def next_row(self, above: Array | None) -> None:
         """Moves on to the next row; `above` (n, w) are the indices of the row
@@ -262,9 +262,9 @@ class Tape:
         """(n, K), valid until the next call."""
         for call in self.score_calls:
             call()
-        return self.output.spread_array(self.scores)
+        return self.output.expand_array(self.scores)
 
-    def _row_calls(self, layers: Sequence[PackedLayer]) -> list[Call]:
+    def _row_calls(self, layers: Sequence[PreparedLayer]) -> list[Call]:
         """The vertical stack for one row: `v` from layer to layer, and `above` of each."""
         (w, _, n, _), C, k = self.above.shape, self.v.shape[2], 2 * self.reach + 1
         patches = np.zeros((w, n, k, C), np.float32)
@@ -278,16 +278,16 @@ class Tape:
         for layer, above in zip(layers, self.above.transpose(1, 0, 2, 3), strict=True):
             calls += [
                 partial(np.copyto, patches, windows),
-                product(patches.reshape(w * n, -1), layer.vertical, told),
+                matmul_call(patches.reshape(w * n, -1), layer.vertical, told),
             ]
             calls += _told_calls(told, layer.bias_v, down)
             if layer.context is not None:
                 calls += [
-                    product(self.context_row, layer.context, contexts),
+                    matmul_call(self.context_row, layer.context, contexts),
                     partial(np.add, down, contexts[..., : 2 * C], down),
                 ]
             calls += [
-                product(down, layer.link, linked),
+                matmul_call(down, layer.link, linked),
                 partial(np.add, linked, layer.bias_x, above),
             ]
             if layer.context is not None:
@@ -301,7 +301,7 @@ class Tape:
                 ]
         return calls
 
-    def _column_calls(self, layers: Sequence[PackedLayer]) -> list[Call]:
+    def _column_calls(self, layers: Sequence[PreparedLayer]) -> list[Call]:
         """The horizontal stack for one column."""
         n, C = self.x.shape
         now, residual = np.zeros((n, 2 * C), np.float32), np.zeros((n, C), np.float32)
@@ -310,7 +310,7 @@ class Tape:
         for index, layer in enumerate(layers):
             gated = self.gated[:, index * C : (index + 1) * C]
             calls += [
-                product(self.windows[index], layer.horizontal, now),
+                matmul_call(self.windows[index], layer.horizontal, now),
                 partial(np.add, now, self.column[index], now),
             ]
             calls += [
@@ -321,12 +321,12 @@ class Tape:
             if layer is not layers[-1]:
                 x, after = self.windows[index : index + 2, :, -C:]
                 calls += [
-                    product(gated, layer.residual, residual),
+                    matmul_call(gated, layer.residual, residual),
                     partial(np.add, x, residual, after),
                 ]
         return calls
 
-    def _score_calls(self, packed: Packed, readout: Array, bias: Array) -> list[Call]:
+    def _score_calls(self, weights: PreparedWeights, readout: Array, bias: Array) -> list[Call]:
         """The logits from the gates of all layers."""
         n, C = self.x.shape
         features, hidden, zero = (
@@ -335,12 +335,12 @@ class Tape:
             np.zeros((), np.float32),
         )
         return [
-            product(self.gated, packed.skip, features),
+            matmul_call(self.gated, weights.skip, features),
             partial(np.maximum, features, zero, out=features),
-            product(features, packed.head, hidden),
-            partial(np.add, hidden, packed.head_bias, hidden),
+            matmul_call(features, weights.head, hidden),
+            partial(np.add, hidden, weights.head_bias, hidden),
             partial(np.maximum, hidden, zero, out=hidden),
-            product(hidden, readout, self.scores),
+            matmul_call(hidden, readout, self.scores),
             partial(np.add, self.scores, bias, self.scores),
         ]
 

@@ -7,7 +7,7 @@ Then each layer takes eight calls a place, on 2-D views that are made once.
 The places of the sampler on a CPU, as lists of NumPy and BLAS calls that are
 made once and then only run.
 
-A row's start stays with `Cache`, in torch; the calls work in its buffers. They are a few more than
+A row's start stays with `SamplerState`, in torch; the calls work in its buffers. They are a few more than
 torch's, and take 0.3 to 0.9 us each, where a torch call takes 2 to start. sigmoid(a) = (1 +
 tanh(a/2)) / 2: one tanh for all gates.
 """
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqtok.priors.pixelrnn import gather
-from vqtok.sampling.backends import Array, Call, product
+from vqtok.sampling.backends import Array, Call, matmul_call
 
 if TYPE_CHECKING:
     from vqtok.priors.pixelrnn import PixelRNN, RowLSTM
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HALF, ONE, ZERO = np.float32(0.5), np.float32(1), np.float32(0)
 
 
-class CachedLayer:
+class LayerState:
     """One layer's weights as matrices, the states and cells of a row, and what
     enters the layer in that row.
     """
@@ -80,7 +80,7 @@ class CachedLayer:
         x.addmm_(hidden, self.out)
 
 
-class Cache:
+class SamplerState:
     """The prior part-way through one level of n grids."""
 
     def __init__(
@@ -99,7 +99,7 @@ class Cache:
         self.left_matrix = first[:, :, -1, : self.reach].permute(2, 1, 0).flatten(0, 1).contiguous()
         bias = first_bias.expand(1, 1, 1, -1) if constant is None else constant + first_bias
         self.constant = bias.expand(n, -1, w, -1).permute(1, 2, 0, 3)  # (h or 1, w, n, 2C)
-        self.layers = [CachedLayer(layer, n, w) for layer in prior.layers]  # type: ignore[arg-type]
+        self.layers = [LayerState(layer, n, w) for layer in prior.layers]  # type: ignore[arg-type]
         self.head, self.readout = prior.head, prior.output(level)
         zeros = self.embedding.new_zeros
         # embedded, the newest last, zeros to both sides
@@ -157,33 +157,33 @@ class Cache:
         return self.readout(F.relu(self.head(F.relu(features))))
 
 
-class Packed:
+class PreparedWeights:
     """A prior for n grids with the given labels' rows; the same for all levels."""
 
     def __init__(self, prior: "PixelRNN", rows: Tensor | None) -> None:
         self.prior, self.rows = prior, rows
 
-    def cursor(self, level: int, n: int, w: int, context: Tensor | None) -> "Tape":
-        return Tape(self.prior.cache(level, n, w, self.rows, context))
+    def cursor(self, level: int, n: int, w: int, context: Tensor | None) -> "PreparedSampler":
+        return PreparedSampler(self.prior.sampler_state(level, n, w, self.rows, context))
 
 
-class Tape:
+class PreparedSampler:
     """The prior part-way through one level of n grids:
     `next_row`, then for each column `next_column` and, where wanted, `logits`.
     """
 
-    def __init__(self, cache: Cache) -> None:
-        self.cache, self.w, self.output = cache, cache.w, cache.readout
-        self.embedding = _array(cache.embedding)
-        self.slots = [_array(slot) for slot in cache.slots]
-        self.x = _array(cache.x)
-        self.sigmoids = [_array(layer.told)[:, : layer.sigmoids.shape[1]] for layer in cache.layers]
+    def __init__(self, state: SamplerState) -> None:
+        self.state, self.w, self.output = state, state.w, state.readout
+        self.embedding = _array(state.embedding)
+        self.slots = [_array(slot) for slot in state.slots]
+        self.x = _array(state.x)
+        self.sigmoids = [_array(layer.told)[:, : layer.sigmoids.shape[1]] for layer in state.layers]
         n, width = self.x.shape
         self.now, self.gates, self.part = (
             np.zeros((n, size), np.float32) for size in (width, 2 * width, width // 2)
         )
-        self.layers = [(_halved(layer.input), _array(layer.out)) for layer in cache.layers]
-        self.left_matrix = _array(cache.left_matrix)
+        self.layers = [(_halved(layer.input), _array(layer.out)) for layer in state.layers]
+        self.left_matrix = _array(state.left_matrix)
         self.scores = np.zeros((n, self.output.out_features), np.float32)
         self.column_calls = [self._column_calls(j) for j in range(self.w)]
         self.score_calls = self._score_calls()
@@ -194,46 +194,46 @@ class Tape:
         """
         if above is not None:
             # the rows to come need the states of columns that nobody asked for
-            while self.cache.j + 1 < self.w:
-                self.next_column(above[:, self.cache.j] if self.cache.j >= 0 else None)
-        self.cache.next_row(None if above is None else torch.from_numpy(above))
+            while self.state.j + 1 < self.w:
+                self.next_column(above[:, self.state.j] if self.state.j >= 0 else None)
+        self.state.next_row(None if above is None else torch.from_numpy(above))
         for sigmoids in self.sigmoids:
             sigmoids *= HALF
 
     def next_column(self, left: Array | None) -> None:
         """Moves on to the next column; `left` (n,) are the indices of the column before it."""
-        self.cache.j += 1
+        self.state.j += 1
         if left is not None:
-            self.slots[self.cache.j - 1][:] = self.embedding[left]
-        for call in self.column_calls[self.cache.j]:
+            self.slots[self.state.j - 1][:] = self.embedding[left]
+        for call in self.column_calls[self.state.j]:
             call()
 
     def logits(self) -> Array:
         """(n, K), valid until the next call."""
         for call in self.score_calls:
             call()
-        return self.output.spread_array(self.scores)
+        return self.output.expand_array(self.scores)
 
     def _column_calls(self, j: int) -> list[Call]:
         """All layers at one column."""
-        cache, now = self.cache, self.now
-        entered = [_array(layer.slots[j]) for layer in cache.layers] + [self.x]
-        calls: list[Call] = [product(_array(cache.windows[j]), self.left_matrix, now)]
-        calls += [partial(np.add, now, _array(cache.from_above[j]), entered[0])]
+        state, now = self.state, self.now
+        entered = [_array(layer.slots[j]) for layer in state.layers] + [self.x]
+        calls: list[Call] = [matmul_call(_array(state.windows[j]), self.left_matrix, now)]
+        calls += [partial(np.add, now, _array(state.from_above[j]), entered[0])]
         for layer, (matrix, out), x, after in zip(
-            cache.layers, self.layers, entered, entered[1:], strict=False
+            state.layers, self.layers, entered, entered[1:], strict=False
         ):
             calls += [
-                product(_array(layer.windows[j]), matrix, self.gates),
+                matmul_call(_array(layer.windows[j]), matrix, self.gates),
                 *self._cell_calls(layer, j),
             ]
             calls += [
-                product(_array(layer.columns[j][2]), out, now),
+                matmul_call(_array(layer.columns[j][2]), out, now),
                 partial(np.add, x, now, after),
             ]
         return calls
 
-    def _cell_calls(self, layer: CachedLayer, j: int) -> list[Call]:
+    def _cell_calls(self, layer: LayerState, j: int) -> list[Call]:
         """One layer's gates, cells and states at one column, from what
         its own row tells the gates.
         """
@@ -255,13 +255,13 @@ class Tape:
 
     def _score_calls(self) -> list[Call]:
         """The logits of what the last layer gave."""
-        cache, now, hidden = self.cache, self.now, np.zeros_like(self.x)
+        state, now, hidden = self.state, self.now, np.zeros_like(self.x)
         return [
             partial(np.maximum, self.x, ZERO, out=now),
-            product(now, np.ascontiguousarray(_array(cache.head.weight.T)), hidden),
-            partial(np.add, hidden, _array(cache.head.bias), hidden),
+            matmul_call(now, np.ascontiguousarray(_array(state.head.weight.T)), hidden),
+            partial(np.add, hidden, _array(state.head.bias), hidden),
             partial(np.maximum, hidden, ZERO, out=hidden),
-            product(hidden, np.ascontiguousarray(_array(self.output.weight.T)), self.scores),
+            matmul_call(hidden, np.ascontiguousarray(_array(self.output.weight.T)), self.scores),
             partial(np.add, self.scores, _array(self.output.bias), self.scores),
         ]
 

@@ -1,7 +1,7 @@
 """New index grids from a prior, and known ones completed;
 every position is computed once, from cached activations.
 
-On a CPU a prior's `quick` runs calls of NumPy and BLAS that were prepared once;
+On a CPU a prior's `numpy_backend` runs calls of NumPy and BLAS that were prepared once;
 elsewhere its `cursor` does the same in torch.
 """
 
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from vqtok.errors import UsageError
-from vqtok.priors.base import Cursor, Prior, QuickCursor, one_thread
+from vqtok.priors.base import Cursor, NumpyCursor, Prior, one_thread
 from vqtok.sampling.backends import Array
-from vqtok.sampling.categorical import choose, choose_quickly
+from vqtok.sampling.categorical import sample_categorical, sample_categorical_numpy
 
 FEW_GRIDS = 64
 Progress = Callable[[int, int], None]
 Values = TypeVar("Values", Tensor, Array)
-Draw = Callable[[Values, Values], Values]
+CategoricalSampler = Callable[[Values, Values], Values]
 
 
 def sample(
@@ -51,8 +51,8 @@ def sample(
     probability (after `top_k`). `known` (n, L, h, w) holds indices to keep, and -1 where they are
     to be invented. `progress` gets rows done and in all. A generator is asked for a seed.
 
-    Picture i has random numbers of its own, from (seed, i). On a CPU the same call gives the same
-    grids; another n gives the same picture i, unless a draw lies within rounding (about 1e-6) of
+    Image i has random numbers of its own, from (seed, i). On a CPU the same call gives the same
+    grids; another n gives the same image i, unless a draw lies within rounding (about 1e-6) of
     the border between two indices. Raises UsageError.
     """
     L, K = prior.config.levels if levels is None else levels, prior.config.codebook_size
@@ -82,7 +82,7 @@ def sample(
     tick = (lambda: None) if progress is None else (lambda: progress(next(done), L * h))
     with torch.inference_mode(), _full_precision(device), one_thread(n < FEW_GRIDS):
         indices = known.clamp(min=0).to(device)
-        quick = prior.quick(rows)
+        quick = prior.numpy_backend(rows)
         for level in range(L):
             grid, unknown, chances = indices[:, level], known[:, level] < 0, uniform[:, level]
             if quick is None:
@@ -91,18 +91,18 @@ def sample(
                     grid,
                     unknown,
                     chances,
-                    partial(choose, **options),
+                    partial(sample_categorical, **options),
                     tick,
                 )
             else:
                 context = prior.context_of(indices)
                 cursor = quick.cursor(level, n, w, None if context is None else context[:, level])
-                _fill_quickly(
+                _fill_numpy(
                     cursor,
                     grid.numpy(),
                     unknown.numpy(),
                     chances.numpy(),
-                    _quick_draw(**options),
+                    _numpy_sampler(**options),
                     tick,
                 )
     return indices.clone()  # outside inference mode: an ordinary tensor
@@ -113,7 +113,7 @@ def _fill(
     grid: Tensor,
     unknown: Tensor,
     uniform: Tensor,
-    draw: Draw[Tensor],
+    sampler: CategoricalSampler[Tensor],
     tick: Callable[[], None],
 ) -> None:
     """Draws the unknown indices of one level, in place;
@@ -125,17 +125,17 @@ def _fill(
         for j in range(_last(wanted) + 1):
             features = cursor.next_column(grid[:, i, j - 1] if j else None)
             if wanted[j]:
-                drawn = draw(cursor.logits(features), uniform[:, i, j])
+                drawn = sampler(cursor.logits(features), uniform[:, i, j])
                 grid[:, i, j] = torch.where(missing[:, j], drawn, grid[:, i, j])
         tick()
 
 
-def _fill_quickly(
-    cursor: QuickCursor,
+def _fill_numpy(
+    cursor: NumpyCursor,
     grid: Array,
     unknown: Array,
     uniform: Array,
-    draw: Draw[Array],
+    sampler: CategoricalSampler[Array],
     tick: Callable[[], None],
 ) -> None:
     """`_fill` on NumPy arrays."""
@@ -146,7 +146,7 @@ def _fill_quickly(
             cursor.next_column(grid[:, i, j - 1] if j else None)
             if wanted[j]:
                 np.copyto(
-                    grid[:, i, j], draw(cursor.logits(), uniform[:, i, j]), where=unknown[:, i, j]
+                    grid[:, i, j], sampler(cursor.logits(), uniform[:, i, j]), where=unknown[:, i, j]
                 )
         tick()
 
@@ -158,13 +158,13 @@ def _last(wanted: list[bool]) -> int:
     return max((j for j, want in enumerate(wanted) if want), default=-1)
 
 
-def _quick_draw(temperature: float, top_k: int | None, top_p: float | None) -> Draw[Array]:
+def _numpy_sampler(temperature: float, top_k: int | None, top_p: float | None) -> CategoricalSampler[Array]:
     """Indices from NumPy logits and uniform numbers;
     with top_k or top_p through torch, whose order among equals is the promise.
     """
     if top_k is None and top_p is None:
-        return partial(choose_quickly, temperature=temperature)
-    return lambda logits, uniform: choose(
+        return partial(sample_categorical_numpy, temperature=temperature)
+    return lambda logits, uniform: sample_categorical(
         torch.from_numpy(logits), torch.from_numpy(uniform), temperature, top_k, top_p
     ).numpy()
 
@@ -185,7 +185,7 @@ def _uniform(seed: int | torch.Generator, n: int, count: int) -> Tensor:
     rows = []
     for i in range(n):
         # Hashed, because the CPU generator looks at 32 bits, and seed + i would give neighboring
-        # seeds each other's pictures.
+        # seeds each other's images.
         own = int.from_bytes(hashlib.sha256(f"{seed}/{i}".encode()).digest()[:4], "little")
         rows.append(
             torch.rand(count, generator=torch.Generator().manual_seed(own), dtype=torch.float64)

@@ -2,7 +2,7 @@
 step computes one token more.
 
 Tokens are computed when a place's features are asked for. Where places were known and nothing was
-asked, the tokens since then are computed together: completing the lower half of a picture takes
+asked, the tokens since then are computed together: completing the lower half of an image takes
 one pass for the upper half.
 """
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok.priors.transformer import Block, rotate, turns
+from vqtok.priors.transformer import Block, rotary_cos_sin, rotate
 
 if TYPE_CHECKING:
     from vqtok.priors.transformer import Transformer
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TOGETHER = 1024  # tokens at most in one pass, whose mask has as many rows
 
 
-class CachedBlock:
+class BlockState:
     """A block with the keys and values of the tokens so far, for several tokens at once
     or, in fewer calls, for one.
     """
@@ -28,9 +28,9 @@ class CachedBlock:
     def __init__(self, block: Block, n: int, T: int) -> None:
         self.block, self.n, self.C = block, n, block.merge.in_features
         self.shape = (3, block.heads, self.C // block.heads)
-        self.kept = block.qkv.weight.new_empty(2, n, block.heads, T, self.shape[2])
-        self.keys, self.values = self.kept  # (n, heads, T, D), keys turned
-        self.flat_keys, self.flat_values = self.kept.flatten(1, 2)  # (n*heads, T, D)
+        self.kv_cache = block.qkv.weight.new_empty(2, n, block.heads, T, self.shape[2])
+        self.keys, self.values = self.kv_cache  # (n, heads, T, D), keys turned
+        self.flat_keys, self.flat_values = self.kv_cache.flatten(1, 2)  # (n*heads, T, D)
         self.project = _with_quarter_turns(block).T  # (C, 5C)
         self.merge, self.up, self.down = (
             block.merge.weight.T,
@@ -40,7 +40,7 @@ class CachedBlock:
 
     def several(self, x: Tensor, start: int, end: int, cos: Tensor, sin: Tensor) -> Tensor:
         """Tokens `start` to `end` (n, end - start, C) through the block."""
-        block, places = self.block, torch.arange(end, device=x.device)
+        block, positions = self.block, torch.arange(end, device=x.device)
         qkv = rotate(
             block.qkv(block.attention_norm(x)).view(*x.shape[:2], *self.shape),
             cos[start:end],
@@ -48,7 +48,7 @@ class CachedBlock:
         )
         q, self.keys[:, :, start:end], self.values[:, :, start:end] = qkv.transpose(1, 3).unbind(2)
         k, v = self.keys[:, :, :end], self.values[:, :, :end]
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=places <= places[start:, None])
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=positions <= positions[start:, None])
         x = x + block.merge(attended.transpose(1, 2).reshape(x.shape))
         return x + block.down(F.gelu(block.up(block.mlp_norm(x))))
 
@@ -67,7 +67,7 @@ class CachedBlock:
         return torch.addmm(x, F.gelu(torch.mm(_norm(x, block.mlp_norm), self.up)), self.down)
 
 
-class Cache:
+class SamplerState:
     """The prior part-way through one level of n grids."""
 
     def __init__(
@@ -76,12 +76,12 @@ class Cache:
         K, weights = prior.config.codebook_size, prior.embedding.weight
         self.embedding, self.start = weights[level * K : (level + 1) * K], prior.start
         self.added, self.norm, self.readout = added, prior.norm, prior.output(level)
-        self.cos, self.sin = turns(h, w, prior.head_size, weights.device)
+        self.cos, self.sin = rotary_cos_sin(h, w, prior.head_size, weights.device)
         self.cos_rows, self.sin_rows = (
             _rows(turn, prior.config.heads) for turn in (self.cos, self.sin)
         )
         self.blocks = [
-            CachedBlock(
+            BlockState(
                 block,  # type: ignore[arg-type]
                 n,
                 h * w,

@@ -1,5 +1,5 @@
 """Why quantize at all: autoregressive models of raw pixels, a VAE and VQ-VAEs, each trained for the
-same time on the same pictures.
+same time on the same images.
 
 Every system is an ordinary run in a folder of its own, so that the other commands
 resume, report and sample it.
@@ -16,9 +16,9 @@ import torch
 from vqtok import train
 from vqtok._version import __version__
 from vqtok.errors import OutputError, UsageError
-from vqtok.study import measure, page, pictures, table
+from vqtok.study import image_set, measure, page, table
 from vqtok.study import run as study_run
-from vqtok.study.run import Interrupted, Lab, Watch
+from vqtok.study.run import Interrupted, StudyContext, StudyListener
 from vqtok.study.systems import SYSTEMS, System
 from vqtok.study.table import Result, Study
 
@@ -30,8 +30,8 @@ __all__ = [
     "Study",
     "System",
     "check_free",
-    "choose",
-    "study",
+    "run_study",
+    "select_systems",
 ]
 
 
@@ -44,13 +44,13 @@ class Plan:
     budget: float  # seconds of training for each system
     systems: tuple[System, ...] = SYSTEMS
     seed: int = 0
-    test_pictures: int = 1000
+    test_images: int = 1000
     samples: int = 64
     command: str = ""
     steps: int | None = None  # of each stage, in place of the budget: for tests
 
 
-def choose(names: str | None) -> tuple[System, ...]:
+def select_systems(names: str | None) -> tuple[System, ...]:
     """The systems named, separated by commas, in the table's order; None: all.
 
     UsageError for an unknown one.
@@ -78,7 +78,7 @@ def check_free(folder: Path, force: bool) -> None:
         )
 
 
-def study(
+def run_study(
     plan: Plan,
     stop: train.Stop,
     listener: train.Listener,
@@ -91,37 +91,37 @@ def study(
     With `resume`, what is finished with the same settings is kept, of systems that are not asked
     for, too, and what is begun goes on.
     Raises Interrupted after a signal, when all that is needed to go on is saved;
-    InputError and UsageError for pictures that a study cannot use.
+    InputError and UsageError for images that a study cannot use.
     """
-    found = pictures.prepare(
-        pictures.find(plan.data), plan.folder / "data", plan.test_pictures, plan.seed
+    found = image_set.prepare(
+        image_set.find_data(plan.data), plan.folder / "data", plan.test_images, plan.seed
     )
-    watch = Watch(listener)
-    lab = Lab(
+    watch = StudyListener(listener)
+    context = StudyContext(
         plan.folder, found, plan.budget, plan.seed, device, stop, watch, plan.command, plan.steps
     )
     if not resume:
         _forget(plan.folder)
-    have = _finished(plan, lab)
-    page.write(plan.folder, _outcome(plan, lab, have))
+    have = _finished(plan, context)
+    page.write(plan.folder, _outcome(plan, context, have))
     for system in plan.systems:
         if system.name not in have:
             watch.begin(system.name, plan.budget, 0.0)
             have[system.name] = measure.measure(
-                lab, system, study_run.train(lab, system), plan.samples
+                context, system, study_run.train(context, system), plan.samples
             )
-            page.write(plan.folder, _outcome(plan, lab, have))
-    return _outcome(plan, lab, have)
+            page.write(plan.folder, _outcome(plan, context, have))
+    return _outcome(plan, context, have)
 
 
-def _finished(plan: Plan, lab: Lab) -> dict[str, Result]:
+def _finished(plan: Plan, context: StudyContext) -> dict[str, Result]:
     """Results that are in the folder already, by system."""
     found = {}
     for system in {system.name: system for system in (*SYSTEMS, *plan.systems)}.values():
-        settings = measure.settings_of(
-            study_run.settings_of(lab, system), len(lab.pictures.test), plan.samples
+        settings = measure.result_digest(
+            study_run.training_digest(context, system), len(context.images.test), plan.samples
         )
-        result = table.read(plan.folder / system.name, settings)
+        result = table.read_result(plan.folder / system.name, settings)
         if result is not None:
             found[system.name] = result
     return found
@@ -135,25 +135,25 @@ def _forget(folder: Path) -> None:
         mark.unlink()
 
 
-def _outcome(plan: Plan, lab: Lab, have: dict[str, Result]) -> Study:
+def _outcome(plan: Plan, context: StudyContext, have: dict[str, Result]) -> Study:
     """The study so far, its systems in the table's order."""
     order = dict.fromkeys([*(system.name for system in SYSTEMS), *have])
     found = [have[name] for name in order if name in have]
-    test = lab.pictures.test
+    test = context.images.test
     facts: dict[str, Any] = {
-        "data": lab.pictures.name,
+        "data": context.images.name,
         "size": list(test.shape[1:]),
-        "training pictures": lab.pictures.train,
+        "training pictures": context.images.train,
         "test pictures": len(test),
-        "test set": lab.pictures.source,
-        "digest of the pictures": lab.pictures.digest,
+        "test set": context.images.source,
+        "digest of the pictures": context.images.digest,
         "budget in seconds": plan.budget,
         "seed": plan.seed,
         "command": plan.command,
         "vqtok": __version__,
-        **_machine(lab.device),
+        **_machine(context.device),
     }
-    return Study(tuple(found), lab.pictures.shape, plan.samples, facts)
+    return Study(tuple(found), context.images.shape, plan.samples, facts)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from vqtok.study.table import Result, Study
 JSON, MARKDOWN, HTML, SHEET = "study.json", "study.md", "report.html", "samples.png"
 SHOWN = 16  # samples of each system in the sheet of all
 CURVES = (
-    "Of pictures set aside for validation, which are few: the table's figures are of the test "
-    "pictures. A VQ-VAE's curve begins when its tokenizer is trained, and the bits of its pixels "
+    "Of images set aside for validation, which are few: the table's figures are of the test "
+    "images. A VQ-VAE's curve begins when its tokenizer is trained, and the bits of its pixels "
     "are those of the table."
 )
 
@@ -35,7 +35,7 @@ def write(folder: Path, study: Study) -> None:
     files.write_bytes(folder / MARKDOWN, to_markdown(study).encode(), force=True)
     files.write_bytes(folder / HTML, to_html(study, sheets, curves(folder, study)), force=True)
     if sheets:
-        images.write(folder / SHEET, _all(sheets, study), force=True)
+        images.write_image(folder / SHEET, _all(sheets, study), force=True)
 
 
 def to_json(study: Study) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def to_html(study: Study, sheets: dict[str, np.ndarray], learned: list[Panel]) -
     what = [[result.system, result.what] for result in study.results]
     samples = [
         html.figure(
-            html.picture(
+            html.image(
                 sheets[r.system], f"{study.samples} samples of {r.system}", lossless=False
             ),
             f"{r.system}: {r.shown}",
@@ -162,7 +162,7 @@ def _sheets(folder: Path, study: Study) -> dict[str, np.ndarray]:
     found = {}
     for result in study.results:
         try:
-            found[result.system] = images.read(measure.sheet_path(folder, result.system)).pixels
+            found[result.system] = images.read_image(measure.sheet_path(folder, result.system)).pixels
         except VqtokError:
             continue
     return found

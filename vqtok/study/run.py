@@ -24,13 +24,13 @@ import torch
 
 from vqtok import config, files, weights
 from vqtok import train as training
-from vqtok.codec import load_tokenizer, place
+from vqtok.codec import load_tokenizer, to_device
 from vqtok.config import Recipe
 from vqtok.data import Dataset, open_data
 from vqtok.study import vae
-from vqtok.study.pictures import Pictures
+from vqtok.study.image_set import ImageSet
 from vqtok.study.systems import System, recipe_of
-from vqtok.train import Begun, Listener, Run, Status, Stop, loop
+from vqtok.train import Listener, RunContext, RunSpec, Status, Stop, loop
 from vqtok.train.grids import encode_dataset, save_grids
 
 # The schedule counts in steps, and how many will fit is not known before: it is set anew when these
@@ -45,9 +45,9 @@ MARK = "trained.json"
 INDICES = "indices.state.safetensors"
 # of the budget, where tokenizer and prior share one: most bits are of pixels, given the latents
 TOKENIZER_PART = 0.6
-# Of the settings that are younger than format 1 (`config.BEFORE`), those
+# Of the settings that are younger than format 1 (`config.OLD_DEFAULTS`), those
 # that the first studies knew.
-_OLD = (
+_FIRST_SETTINGS = (
     "level_dropout",
     "shortcut",
     "architecture",
@@ -60,7 +60,7 @@ _OLD = (
 _TOKENIZER_TABLES = ("tokenizer", "data", "losses", "tokenizer_training", "seed", "precision")
 
 
-class Watch:
+class StudyListener:
     """Passes on what training says, under the system's name;
     `begin` starts a new bar of `seconds`, of which `used` have passed.
     """
@@ -107,26 +107,26 @@ class Interrupted(Exception):  # noqa: N818 - not an error: somebody pressed Ctr
 
 
 @dataclass(frozen=True)
-class Spent:
+class Elapsed:
     """Where a stage stands, over all sessions."""
 
     steps: int
     seconds: float
 
 
-def spent(folder: Path, stage: str) -> Spent:
+def elapsed(folder: Path, stage: str) -> Elapsed:
     """What the state of a stage says; nothing where there is none."""
     path = folder / f"{stage}.state.safetensors"
     if not path.exists():
-        return Spent(0, 0.0)
+        return Elapsed(0, 0.0)
     record = weights.read_meta(path, "state")["record"]
-    return Spent(int(record["step"]), float(record["seconds"]))
+    return Elapsed(int(record["step"]), float(record["seconds"]))
 
 
-def spend(
+def train_for(
     train: Callable[[Recipe], bool],
     recipe: Recipe,
-    run: Run,
+    run: RunContext,
     stage: str,
     seconds: float,
     *,
@@ -154,21 +154,21 @@ def spend(
     if steps is not None:
         go(steps, math.inf)
         return recipe
-    before = now = spent(run.folder, stage)
+    before = now = elapsed(run.folder, stage)
     for part in PARTS:
         if now.seconds < part * seconds:
-            done = go(planned(before, now, seconds), part * seconds - now.seconds)
-            before, now = now, spent(run.folder, stage)
+            done = go(estimate_steps(before, now, seconds), part * seconds - now.seconds)
+            before, now = now, elapsed(run.folder, stage)
             if done and now.seconds > PARTS[-2] * seconds:
                 return recipe
     if now.seconds < PARTS[-2] * seconds:  # it was faster than planned, again and again
-        go(planned(before, now, seconds), seconds - now.seconds)
+        go(estimate_steps(before, now, seconds), seconds - now.seconds)
     # the clock has stopped it: one last step, which is validated
-    go(spent(run.folder, stage).steps + 1, math.inf)
+    go(elapsed(run.folder, stage).steps + 1, math.inf)
     return recipe
 
 
-def planned(before: Spent, now: Spent, seconds: float) -> int:
+def estimate_steps(before: Elapsed, now: Elapsed, seconds: float) -> int:
     """Steps in all, if the rest goes on as fast as it has since `before`.
 
     A part that other work disturbed does not count for ever.
@@ -176,7 +176,7 @@ def planned(before: Spent, now: Spent, seconds: float) -> int:
     if not now.steps:
         return UNKNOWN
     if now.steps == before.steps:
-        before = Spent(0, 0.0)
+        before = Elapsed(0, 0.0)
     speed = (now.steps - before.steps) / max(now.seconds - before.seconds, 1e-3)
     return now.steps + max(1, int((AIM * seconds - now.seconds) * speed))
 
@@ -190,32 +190,32 @@ def with_steps(recipe: Recipe, table: str, steps: int) -> Recipe:
 
 
 @dataclass(frozen=True)
-class Lab:
+class StudyContext:
     """What all systems of a study share."""
 
     folder: Path
-    pictures: Pictures
+    images: ImageSet
     budget: float  # seconds of training for each system
     seed: int
     device: torch.device
     stop: Stop
-    watch: Watch
+    listener: StudyListener
     command: str = ""
     steps: int | None = None  # of each stage, in place of the budget: for tests
     dataset: Dataset = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dataset", open_data(self.pictures.path))
+        object.__setattr__(self, "dataset", open_data(self.images.path))
 
-    def run(self, folder: Path, recipe: Recipe) -> Run:
-        return Run(folder, recipe.seed, self.device, recipe.precision, self.stop, self.watch)
+    def run(self, folder: Path, recipe: Recipe) -> RunContext:
+        return RunContext(folder, recipe.seed, self.device, recipe.precision, self.stop, self.listener)
 
-    def begun(self, recipe: Recipe) -> Begun:
-        return Begun(recipe, os.path.abspath(self.pictures.path), len(self.dataset), self.command)
+    def spec(self, recipe: Recipe) -> RunSpec:
+        return RunSpec(recipe, os.path.abspath(self.images.path), len(self.dataset), self.command)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingRecord:
     """What a system's training took."""
 
     settings: str  # digest of all that it depends on
@@ -226,7 +226,7 @@ class Trained:
     tokenizer_steps: int = 0
     tokenizer_seconds: float = 0.0
     tokenizer_batch: int = 0
-    encoding_seconds: float = 0.0  # pictures to indices, which the prior learns from
+    encoding_seconds: float = 0.0  # images to indices, which the prior learns from
     precision: str = ""
 
     @property
@@ -234,39 +234,39 @@ class Trained:
         return self.seconds + self.tokenizer_seconds + self.encoding_seconds
 
 
-def read(folder: Path) -> Trained | None:
-    """What `write` has written; None where there is nothing that can be read:
+def read_training(folder: Path) -> TrainingRecord | None:
+    """What `write_training` has written; None where there is nothing that can be read:
     it is then trained anew.
     """
     with suppress(OSError, ValueError, TypeError):
-        return Trained(**json.loads((folder / MARK).read_text(encoding="utf-8")))
+        return TrainingRecord(**json.loads((folder / MARK).read_text(encoding="utf-8")))
     return None
 
 
-def write(folder: Path, trained: Trained) -> None:
+def write_training(folder: Path, trained: TrainingRecord) -> None:
     files.write_bytes(folder / MARK, (json.dumps(asdict(trained)) + "\n").encode(), force=True)
 
 
-def train(lab: Lab, system: System) -> Trained:
+def train(context: StudyContext, system: System) -> TrainingRecord:
     """Trains the system, or goes on with it, or finds it done.
 
     Raises budget.Interrupted, and TrainingError as training does.
     """
-    recipe = recipe_of(system, lab.pictures.shape, lab.seed)
-    folder, settings = lab.folder / system.name, settings_of(lab, system)
+    recipe = recipe_of(system, context.images.shape, context.seed)
+    folder, settings = context.folder / system.name, training_digest(context, system)
     if system.tokenizer == vae.NAME:
-        return _train_vae(lab, folder, recipe, settings)
-    tokenizer = _tokenizer(lab, system, recipe)
-    found = _begin(lab, folder, settings, recipe)
+        return _train_vae(context, folder, recipe, settings)
+    tokenizer = _tokenizer(context, system, recipe)
+    found = _begin(context, folder, settings, recipe)
     if found.finished:
         return found
-    _share(lab.folder / f"tokenizer-{system.tokenizer}", folder)
-    run = lab.run(folder, recipe)
-    seconds = lab.budget - tokenizer.all_seconds
-    recipe = _spend(
-        lab, run, recipe, "prior", seconds, lambda recipe: _stage(lab, run, recipe, "prior")
+    _share(context.folder / f"tokenizer-{system.tokenizer}", folder)
+    run = context.run(folder, recipe)
+    seconds = context.budget - tokenizer.all_seconds
+    recipe = _train_for(
+        context, run, recipe, "prior", seconds, lambda recipe: _stage(context, run, recipe, "prior")
     )
-    done = spent(folder, "prior")
+    done = elapsed(folder, "prior")
     # `vqtok train --resume` makes it again: 150 MB of raw pixels
     (folder / INDICES).unlink(missing_ok=True)
     trained = replace(
@@ -278,24 +278,24 @@ def train(lab: Lab, system: System) -> Trained:
         batch=recipe.prior_training.batch,
         precision=recipe.precision,
     )
-    write(folder, trained)
+    write_training(folder, trained)
     return trained
 
 
-def _train_vae(lab: Lab, folder: Path, recipe: Recipe, settings: str) -> Trained:
-    found = _begin(lab, folder, settings, recipe)
+def _train_vae(context: StudyContext, folder: Path, recipe: Recipe, settings: str) -> TrainingRecord:
+    found = _begin(context, folder, settings, recipe)
     if found.finished:
         return found
-    run = lab.run(folder, recipe)
+    run = context.run(folder, recipe)
 
     def go_on(recipe: Recipe) -> bool:
         return loop.train(
-            vae.VaeTask(recipe, lab.dataset, run), recipe.tokenizer_training, run, resume=True
+            vae.VaeTask(recipe, context.dataset, run), recipe.tokenizer_training, run, resume=True
         )
 
-    recipe = _spend(lab, run, recipe, vae.NAME, lab.budget, go_on)
-    done = spent(folder, vae.NAME)
-    trained = Trained(
+    recipe = _train_for(context, run, recipe, vae.NAME, context.budget, go_on)
+    done = elapsed(folder, vae.NAME)
+    trained = TrainingRecord(
         settings,
         True,
         done.steps,
@@ -303,43 +303,43 @@ def _train_vae(lab: Lab, folder: Path, recipe: Recipe, settings: str) -> Trained
         recipe.tokenizer_training.batch,
         precision=recipe.precision,
     )
-    write(folder, trained)
+    write_training(folder, trained)
     return trained
 
 
-def _stage(lab: Lab, run: Run, recipe: Recipe, stage: str) -> bool:
-    return training.train(recipe, lab.dataset, run, stage, resume=True)
+def _stage(context: StudyContext, run: RunContext, recipe: Recipe, stage: str) -> bool:
+    return training.train(recipe, context.dataset, run, stage, resume=True)
 
 
-def _spend(
-    lab: Lab, run: Run, recipe: Recipe, stage: str, seconds: float, go_on: Callable[[Recipe], bool]
+def _train_for(
+    context: StudyContext, run: RunContext, recipe: Recipe, stage: str, seconds: float, go_on: Callable[[Recipe], bool]
 ) -> Recipe:
     """Spends the seconds on a stage; the folder's recipe is that which the stage went on with."""
 
     def train(recipe: Recipe) -> bool:
-        training.record(run.folder, lab.begun(recipe))
+        training.save_run(run.folder, context.spec(recipe))
         return go_on(recipe)
 
-    lab.watch.begin(run.folder.name, seconds, spent(run.folder, stage).seconds)
+    context.listener.begin(run.folder.name, seconds, elapsed(run.folder, stage).seconds)
     table = "prior_training" if stage == "prior" else "tokenizer_training"
-    return spend(train, recipe, run, stage, seconds, table=table, steps=lab.steps)
+    return train_for(train, recipe, run, stage, seconds, table=table, steps=context.steps)
 
 
-def _tokenizer(lab: Lab, system: System, recipe: Recipe) -> Trained:
+def _tokenizer(context: StudyContext, system: System, recipe: Recipe) -> TrainingRecord:
     """The tokenizer of the system, trained once for all that share it, and the indices that
-    it gives of all pictures.
+    it gives of all images.
     """
-    folder = lab.folder / f"tokenizer-{system.tokenizer}"
-    settings = _digest(lab, _of_tokenizer(recipe))
-    found = _begin(lab, folder, settings, recipe)
+    folder = context.folder / f"tokenizer-{system.tokenizer}"
+    settings = _digest(context, _of_tokenizer(recipe))
+    found = _begin(context, folder, settings, recipe)
     if found.finished and (folder / INDICES).exists():
         return found
-    run, seconds = lab.run(folder, recipe), TOKENIZER_PART * lab.budget
-    recipe = _spend(
-        lab, run, recipe, "tokenizer", seconds, lambda recipe: _stage(lab, run, recipe, "tokenizer")
+    run, seconds = context.run(folder, recipe), TOKENIZER_PART * context.budget
+    recipe = _train_for(
+        context, run, recipe, "tokenizer", seconds, lambda recipe: _stage(context, run, recipe, "tokenizer")
     )
-    done = spent(folder, "tokenizer")
-    trained = Trained(
+    done = elapsed(folder, "tokenizer")
+    trained = TrainingRecord(
         settings,
         True,
         0,
@@ -348,36 +348,36 @@ def _tokenizer(lab: Lab, system: System, recipe: Recipe) -> Trained:
         done.steps,
         done.seconds,
         recipe.tokenizer_training.batch,
-        _encode(lab, run),
+        _encode(context, run),
     )
-    write(folder, trained)
+    write_training(folder, trained)
     return trained
 
 
-def _encode(lab: Lab, run: Run) -> float:
-    """Encodes all pictures into the tokenizer's folder; returns the seconds that it took."""
+def _encode(context: StudyContext, run: RunContext) -> float:
+    """Encodes all images into the tokenizer's folder; returns the seconds that it took."""
     path, start = run.folder / "tokenizer.safetensors", time.monotonic()
-    network = place(load_tokenizer(path), lab.device)
-    lab.watch.begin(run.folder.name, 1.0, 0.0)
-    grids = encode_dataset(network, lab.dataset, False, run)
+    network = to_device(load_tokenizer(path), context.device)
+    context.listener.begin(run.folder.name, 1.0, 0.0)
+    grids = encode_dataset(network, context.dataset, False, run)
     if grids is None:
         raise Interrupted
     save_grids(run.folder / INDICES, grids, weights.tokenizer_fingerprint(path))
     return time.monotonic() - start
 
 
-def _begin(lab: Lab, folder: Path, settings: str, recipe: Recipe) -> Trained:
+def _begin(context: StudyContext, folder: Path, settings: str, recipe: Recipe) -> TrainingRecord:
     """What the folder holds of a run with the same settings;
     any other run in it is replaced by a new one.
     """
-    found = read(folder)
+    found = read_training(folder)
     if found is not None and found.settings == settings:
         return found
     for path in (folder / MARK, folder / INDICES):
         path.unlink(missing_ok=True)
-    training.start(folder, lab.begun(recipe), "all", force=True)
-    write(folder, Trained(settings))
-    return Trained(settings)
+    training.create_run(folder, context.spec(recipe), "all", force=True)
+    write_training(folder, TrainingRecord(settings))
+    return TrainingRecord(settings)
 
 
 def _share(tokenizer: Path, folder: Path) -> None:
@@ -391,10 +391,10 @@ def _share(tokenizer: Path, folder: Path) -> None:
         shutil.copyfile(tokenizer / INDICES, target)
 
 
-def settings_of(lab: Lab, system: System) -> str:
+def training_digest(context: StudyContext, system: System) -> str:
     """Digest of all that the system's training depends on."""
-    recipe = recipe_of(system, lab.pictures.shape, lab.seed)
-    return _digest(lab, _of_tokenizer(recipe) if system.tokenizer == vae.NAME else recipe.to_dict())
+    recipe = recipe_of(system, context.images.shape, context.seed)
+    return _digest(context, _of_tokenizer(recipe) if system.tokenizer == vae.NAME else recipe.to_dict())
 
 
 def _of_tokenizer(recipe: Recipe) -> dict[str, Any]:
@@ -405,7 +405,7 @@ def _counted(table: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes out, without younger ones that stand for how it was
     before them: a study outlives an upgrade.
     """
-    younger = {name: value for name, value in config.BEFORE.items() if name not in _OLD}
+    younger = {name: value for name, value in config.OLD_DEFAULTS.items() if name not in _FIRST_SETTINGS}
     return {
         name: value
         for name, value in table.items()
@@ -414,16 +414,16 @@ def _counted(table: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _digest(lab: Lab, values: dict[str, Any]) -> str:
-    """Of settings without the numbers that the budget decides, of the budget and the pictures."""
+def _digest(context: StudyContext, values: dict[str, Any]) -> str:
+    """Of settings without the numbers that the budget decides, of the budget and the images."""
     kept = {
         name: _counted(value) if isinstance(value, dict) else value
         for name, value in values.items()
     }
     whole = {
         "settings": kept,
-        "budget": lab.budget,
-        "steps": lab.steps,
-        "pictures": lab.pictures.digest,
+        "budget": context.budget,
+        "steps": context.steps,
+        "pictures": context.images.digest,
     }
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]

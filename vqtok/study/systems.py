@@ -12,7 +12,7 @@ DOWNSAMPLE = 4  # of the VQ-VAE: sides must be multiples of it
 PRESET = "cifar"
 
 # Mirror images would double the grids that a prior is trained on;
-# few of these runs see all pictures even once.
+# few of these runs see all images even once.
 COMMON: dict[str, Any] = {
     "precision": "bf16",
     "data": {"flip": False, "validation": 0.02, "validation_max": 64},
@@ -23,9 +23,9 @@ COMMON: dict[str, Any] = {
 _AUTOENCODER = {"likelihood": "heteroscedastic", "decoder_blocks": 2}  # what VAE and VQ-VAE share
 _AUTOENCODER_TRAINING = {"optimizer": "muon", "batch": 32, "learning_rate": 4e-3}
 
-# By trials of 40 seconds to two minutes on two cores, CIFAR-10. Over raw pixels a picture costs
+# By trials of 40 seconds to two minutes on two cores, CIFAR-10. Over raw pixels an image costs
 # 10 to 25 GFLOP and holds 3,072 targets: batches of four learn faster than larger ones, which see
-# as many pictures in fewer steps. With 3 minutes a VQ-VAE of two levels took 5.44 bits per
+# as many images in fewer steps. With 3 minutes a VQ-VAE of two levels took 5.44 bits per
 # dimension, four 5.20 and eight 5.32, whose prior has too little time; smaller priors and batches
 # then made 5.14 of the four.
 TOKENIZERS: dict[str, dict[str, Any]] = {
@@ -118,14 +118,14 @@ SYSTEMS: tuple[System, ...] = (
 
 @dataclass(frozen=True)
 class Shape:
-    """What all pictures of a study have in common."""
+    """What all images of a study have in common."""
 
     side: int
     channels: int
 
     @property
     def dimensions(self) -> int:
-        """Numbers in a picture, each of 256 values."""
+        """Numbers in an image, each of 256 values."""
         return self.side**2 * self.channels
 
 
@@ -138,7 +138,7 @@ class NoLabels:
 
 
 def recipe_of(system: System, shape: Shape, seed: int) -> Recipe:
-    """The system's recipe for pictures of that shape.
+    """The system's recipe for images of that shape.
 
     How many steps it takes, the budget decides.
     """

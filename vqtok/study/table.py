@@ -23,10 +23,10 @@ class Result:
     system: str
     what: str
     parameters: int  # numbers in its weights files
-    symbols: int  # of a picture, drawn one after another; latent numbers of a VAE, drawn at once
+    symbols: int  # of an image, drawn one after another; latent numbers of a VAE, drawn at once
     alphabet: int  # values that a symbol can take; 0: a real number
     bits_latents: float
-    bits_pixels: float  # of a picture given its latents; 0 where they are the picture
+    bits_pixels: float  # of an image given its latents; 0 where they are the image
     kind: str  # exact, or what kind of bound
     test_pictures: int
     samples: int
@@ -51,7 +51,7 @@ class Result:
         return self.bits_pixels == 0
 
 
-def read(folder: Path, settings: str) -> Result | None:
+def read_result(folder: Path, settings: str) -> Result | None:
     """The result in a system's folder, if it is of these settings."""
     with suppress(OSError, ValueError, TypeError):
         result = Result(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
@@ -59,7 +59,7 @@ def read(folder: Path, settings: str) -> Result | None:
     return None
 
 
-def write(folder: Path, result: Result) -> None:
+def write_result(folder: Path, result: Result) -> None:
     files.write_bytes(
         folder / RESULT, (json.dumps(asdict(result), indent=1) + "\n").encode(), force=True
     )
@@ -108,7 +108,7 @@ class Study:
             f"s for {self.samples} samples",
             "training s",
             "steps",
-            "pictures seen",
+            "images seen",
         ]
 
     def rows(self) -> list[list[str]]:
@@ -176,7 +176,7 @@ def _symbols(found: Sequence[Result]) -> list[str]:
                 f"{factor:.1f} times faster" if factor >= 1 else f"{1 / factor:.1f} times slower"
             )
             said.append(
-                f"{r.system} draws {r.symbols:,} symbols a picture where {raw.system} draws "
+                f"{r.system} draws {r.symbols:,} symbols an image where {raw.system} draws "
                 f"{raw.symbols:,}, {raw.symbols / r.symbols:.0f} times fewer, and its "
                 f"{r.samples} samples come {speed} ({r.sample_seconds:.1f} s against "
                 f"{raw.sample_seconds:.1f} s)."
@@ -231,21 +231,21 @@ def cautions(study: Study) -> list[str]:
             "widths and rates were chosen by trials of one to three minutes, and one seed was run."
         ),
         (
-            "Exact is -log2 p(x). A bound counts every bit of one way to describe a picture, its "
-            "latents and the pixels given them; other latents could give the same picture, so the "
+            "Exact is -log2 p(x). A bound counts every bit of one way to describe an image, its "
+            "latents and the pixels given them; other latents could give the same image, so the "
             "true figure is at most the bound."
         ),
     ]
     if study.shape.channels == 3:
         said.append(
-            "Systems over raw pixels read the picture plane by plane: red whole, then green given "
+            "Systems over raw pixels read the image plane by plane: red whole, then green given "
             "red, then blue given both. The published models read the three values of a pixel "
             "together. Either order counts every bit; which of them a small network learns more "
             "easily, this study does not tell."
         )
     if first is not None:
         said.append(
-            f"Bits are means over {first.test_pictures:,} pictures "
+            f"Bits are means over {first.test_pictures:,} images "
             f"({facts.get('test set', 'unseen')}), the same for all systems, in float32, from the "
             "weights as they are saved. Bits per dimension say little about how samples look."
         )

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from vqtok import config, weights
 from vqtok._version import __version__
-from vqtok.codec import place
+from vqtok.codec import to_device
 from vqtok.config import Recipe, TokenizerConfig
-from vqtok.data import Batches, Dataset, split, whole
+from vqtok.data import Batches, Dataset, read_whole, split_indices
 from vqtok.networks.vae import VAE
 from vqtok.networks.vqvae import to_float
-from vqtok.train.loop import Run, Step, Task, Validation
+from vqtok.train.loop import RunContext, Step, Task, Validation
 from vqtok.weights import Weights
 
 NAME = "vae"
@@ -25,16 +25,16 @@ FILE = f"{NAME}.safetensors"
 
 
 class VaeTask(Task):
-    """A VAE on whole pictures of one size, and validation pictures that it is not trained on."""
+    """A VAE on whole images of one size, and validation images that it is not trained on."""
 
     name = NAME
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, run: Run) -> None:
+    def __init__(self, recipe: Recipe, dataset: Dataset, run: RunContext) -> None:
         self.recipe, self.dataset, self.run = recipe, dataset, run
         torch.manual_seed(recipe.seed)
-        self.vae = place(VAE(recipe.tokenizer), run.device)
+        self.vae = to_device(VAE(recipe.tokenizer), run.device)
         self.network = self.vae
-        training, aside = split(
+        training, aside = split_indices(
             dataset, recipe.data.validation, recipe.data.validation_max, recipe.seed
         )
         data, channels = recipe.data, recipe.tokenizer.channels
@@ -49,20 +49,20 @@ class VaeTask(Task):
             channels,
         )
         self._validation = torch.from_numpy(
-            np.stack([whole(dataset, int(i), channels) for i in aside]).transpose(0, 3, 1, 2)
+            np.stack([read_whole(dataset, int(i), channels) for i in aside]).transpose(0, 3, 1, 2)
         )
 
-    def prepare(self) -> None:
+    def on_start(self) -> None:
         pass
 
     def batches(self, start: int, stop: int) -> Generator[np.ndarray, None, None]:
         with closing(self._batches.prefetch(start, stop)) as batches:
-            for pictures, _ in batches:
-                yield pictures
+            for images, _ in batches:
+                yield images
 
-    def _floats(self, pictures: np.ndarray | Tensor) -> Tensor:
+    def _floats(self, images: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> float in [-1, 1] on the device."""
-        return to_float(torch.as_tensor(pictures).to(self.run.device)).contiguous(
+        return to_float(torch.as_tensor(images).to(self.run.device)).contiguous(
             memory_format=torch.channels_last
         )
 
@@ -101,12 +101,12 @@ class VaeTask(Task):
         )
 
 
-def load(folder: Path, device: torch.device) -> VAE:
+def load_vae(folder: Path, device: torch.device) -> VAE:
     """The VAE of a run's folder, in float32. Raises FormatError, InputError."""
     path = folder / FILE
-    stored = weights.load(path, NAME)
+    stored = weights.load_weights(path, NAME)
     network = VAE(config.from_dict(TokenizerConfig, stored.meta["config"], str(path)))
-    weights.check(
+    weights.check_tensors(
         stored.tensors,
         {name: tuple(value.shape) for name, value in network.state_dict().items()},
         str(path),
@@ -114,4 +114,4 @@ def load(folder: Path, device: torch.device) -> VAE:
     network.load_state_dict(
         {name: torch.from_numpy(value).float() for name, value in stored.tensors.items()}
     )
-    return place(network.eval(), device)
+    return to_device(network.eval(), device)

@@ -1,4 +1,4 @@
-"""Training: pictures to a model folder.
+"""Training: images to a model folder.
 
 The tokenizer first, then both priors on the indices it gives.
 """
@@ -8,68 +8,68 @@ from itertools import islice
 import numpy as np
 
 from vqtok import distributed, weights
-from vqtok.codec import place, tokenizer_of
+from vqtok.codec import to_device, tokenizer_from_weights
 from vqtok.config import ENTROPY_CODES_MAX, Recipe
-from vqtok.data import Dataset, split
+from vqtok.data import Dataset, split_indices
 from vqtok.errors import InputError, TrainingError
 from vqtok.networks.vqvae import VQVAE
 from vqtok.train import loop
 from vqtok.train.grids import Grids, encode_dataset, load_grids, save_grids
-from vqtok.train.loop import Listener, Run, Status, Stop
+from vqtok.train.loop import Listener, RunContext, Status, Stop
 from vqtok.train.plan import plan
 from vqtok.train.prior import EntropyTask, PriorTask
 from vqtok.train.run import (
-    Begun,
-    Wanted,
-    agreed,
+    RunSpec,
+    TrainRequest,
+    broadcast_spec,
     check_free,
     check_processes,
     check_settable,
-    goes_on,
+    create_run,
+    is_restart_of,
     merge,
-    new,
-    prior_for,
-    record,
+    new_prior_run,
+    new_run,
     resumable,
-    resumed,
-    start,
+    resume_run,
+    save_run,
 )
 from vqtok.train.shards import CodesData, copy_tokenizer, refuse_codes
-from vqtok.train.tokenizer import TokenizerTask, write_identity
+from vqtok.train.tokenizer import TokenizerTask, write_pixel_tokenizer
 
 __all__ = [
     "STAGES",
-    "Begun",
     "Listener",
-    "Run",
+    "RunContext",
+    "RunSpec",
     "Status",
     "Stop",
-    "Wanted",
-    "agreed",
+    "TrainRequest",
+    "broadcast_spec",
     "check_free",
     "check_processes",
     "check_settable",
-    "goes_on",
+    "create_run",
+    "is_restart_of",
     "merge",
-    "new",
+    "new_prior_run",
+    "new_run",
     "plan",
-    "prior_for",
-    "record",
     "resumable",
-    "resumed",
-    "start",
+    "resume_run",
+    "save_run",
     "train",
 ]
 
 STAGES = ("tokenizer", "prior", "entropy", "all")
-# indices of the pictures to train on, and of those to validate with
+# indices of the images to train on, and of those to validate with
 Parts = tuple[np.ndarray, np.ndarray]
 
 
 def train(
     recipe: Recipe,
     dataset: Dataset,
-    run: Run,
+    run: RunContext,
     stage: str = "all",
     resume: bool = False,
     compiled: bool = False,
@@ -79,17 +79,17 @@ def train(
     After an early stop (`run.stop`), the same call with `resume` continues as if there had been no
     stop: on a CPU the result is bit-equal, given the same machine and number of threads. Some of
     CUDA's sums have no fixed order.
-    Inside `distributed.joined`, all processes of a run call this alike and share the work; the
+    Inside `distributed.process_group`, all processes of a run call this alike and share the work; the
     first needs the folder, all need the data. What comes out is the same for any number of them,
     but for rounding and for the prior's dropout.
     """
     if stage in ("tokenizer", "all"):
         refuse_codes(dataset)
-    if distributed.first():
+    if distributed.is_main_process():
         copy_tokenizer(run.folder, dataset)
     parts = _parts(recipe, dataset, run)
     run.listener.note(
-        f"{len(parts[0]):,} pictures to train on, {len(parts[1]):,} set aside for validation."
+        f"{len(parts[0]):,} images to train on, {len(parts[1]):,} set aside for validation."
     )
     if stage in ("tokenizer", "all") and not _train_tokenizer(
         recipe, dataset, parts, run, resume, compiled
@@ -98,24 +98,24 @@ def train(
     return stage == "tokenizer" or _train_priors(recipe, dataset, parts, run, stage, resume)
 
 
-def _parts(recipe: Recipe, dataset: Dataset, run: Run) -> Parts:
-    """Training and validation pictures.
+def _parts(recipe: Recipe, dataset: Dataset, run: RunContext) -> Parts:
+    """Training and validation images.
 
-    The latter are all readable; where there are none, training pictures stand in.
+    The latter are all readable; where there are none, training images stand in.
     """
-    training, aside = split(
+    training, aside = split_indices(
         dataset, recipe.data.validation, recipe.data.validation_max, recipe.seed
     )
     validation = [i for i in aside if _readable(dataset, i)]
     if not validation:
-        run.listener.note("No picture is set aside: validation looks at training pictures.")
+        run.listener.note("No image is set aside: validation looks at training images.")
         validation = list(
             islice((i for i in training if _readable(dataset, i)), recipe.data.validation_max)
         )
     if not validation:
         raise InputError(
-            f"no picture of {dataset.name} can be read",
-            "check that the files are whole and are pictures",
+            f"no image of {dataset.name} can be read",
+            "check that the files are whole and are images",
         )
     return training, np.array(validation, np.int64)
 
@@ -124,24 +124,24 @@ def _readable(dataset: Dataset, index: int) -> bool:
     if isinstance(dataset, CodesData):
         return True
     try:
-        dataset.picture(index)
+        dataset.image(index)
     except InputError:
         return False
     return True
 
 
 def _train_tokenizer(
-    recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, resume: bool, compiled: bool
+    recipe: Recipe, dataset: Dataset, parts: Parts, run: RunContext, resume: bool, compiled: bool
 ) -> bool:
-    if recipe.tokenizer.identity:
-        write_identity(recipe, dataset, parts, run)
+    if recipe.tokenizer.is_pixels:
+        write_pixel_tokenizer(recipe, dataset, parts, run)
         return True
     task = TokenizerTask(recipe, dataset, parts, run, compiled)
     return loop.train(task, recipe.tokenizer_training, run, resume)
 
 
 def _train_priors(
-    recipe: Recipe, dataset: Dataset, parts: Parts, run: Run, stage: str, resume: bool
+    recipe: Recipe, dataset: Dataset, parts: Parts, run: RunContext, stage: str, resume: bool
 ) -> bool:
     network, fingerprint = _released_tokenizer(run)
     if network.config != recipe.tokenizer:
@@ -182,23 +182,23 @@ def _train_priors(
 
 
 def _all_grids(
-    network: VQVAE, fingerprint: str, recipe: Recipe, dataset: Dataset, run: Run
+    network: VQVAE, fingerprint: str, recipe: Recipe, dataset: Dataset, run: RunContext
 ) -> Grids | None:
-    """The grids of all pictures, from codes shards, from the run's folder or encoded now;
+    """The grids of all images, from codes shards, from the run's folder or encoded now;
     None after an early stop.
     """
     if isinstance(dataset, CodesData):
-        dataset.check(network.config, fingerprint, run.folder)
+        dataset.check_tokenizer(network.config, fingerprint, run.folder)
         if recipe.data.flip:
             run.listener.note(
-                "Codes have no mirror images: the prior learns the pictures as they are."
+                "Codes have no mirror images: the prior learns the images as they are."
             )
         return dataset.grids
     path, mirror = run.folder / "indices.state.safetensors", recipe.data.flip
     grids = load_grids(path, fingerprint, len(dataset) * (2 if mirror else 1))
     if grids is not None:
         return grids
-    if distributed.first() and path.exists():
+    if distributed.is_main_process() and path.exists():
         run.listener.note("The tokenizer has changed: its priors start anew.")
         for name in (
             "prior.state.safetensors",
@@ -208,7 +208,7 @@ def _all_grids(
         ):
             (run.folder / name).unlink(missing_ok=True)
     run.listener.note(
-        f"Encoding {len(dataset):,} pictures{' and their mirror images' if mirror else ''}."
+        f"Encoding {len(dataset):,} images{' and their mirror images' if mirror else ''}."
     )
     grids = encode_dataset(network, dataset, mirror, run)
     if grids is not None:
@@ -218,24 +218,24 @@ def _all_grids(
 
 def _split_grids(grids: Grids, parts: Parts, mirror: bool) -> tuple[Grids, Grids]:
     """Training and validation grids; mirror images only to train on, or validation would
-    see half its pictures twice.
+    see half its images twice.
     """
     if not mirror:
-        return grids.take(parts[0]).known(), grids.take(parts[1]).known()
-    return grids.take(np.concatenate([2 * parts[0], 2 * parts[0] + 1])).known(), grids.take(
+        return grids.select(parts[0]).known(), grids.select(parts[1]).known()
+    return grids.select(np.concatenate([2 * parts[0], 2 * parts[0] + 1])).known(), grids.select(
         2 * parts[1]
     ).known()
 
 
-def _released_tokenizer(run: Run) -> tuple[VQVAE, str]:
+def _released_tokenizer(run: RunContext) -> tuple[VQVAE, str]:
     """The tokenizer as `vqtok encode` will use it, rounded to float16:
     the prior must know the indices that users get.
     """
     path = run.folder / "tokenizer.safetensors"
-    stored = distributed.weights_from_first(
-        lambda: weights.load(path, "tokenizer") if path.exists() else None
+    stored = distributed.broadcast_weights(
+        lambda: weights.load_weights(path, "tokenizer") if path.exists() else None
     )
     if stored is None:
         raise TrainingError(f"{run.folder} holds no tokenizer", "train one first: --stage all")
     fingerprint = weights.fingerprint(stored.tensors)  # first: the network takes the tensors away
-    return place(tokenizer_of(stored, path), run.device), fingerprint
+    return to_device(tokenizer_from_weights(stored, path), run.device), fingerprint

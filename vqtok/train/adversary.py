@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtok import distributed
-from vqtok.codec import place
+from vqtok.codec import to_device
 from vqtok.config import Recipe
 from vqtok.losses.discriminator import (
     PatchDiscriminator,
@@ -19,17 +19,17 @@ from vqtok.losses.discriminator import (
     lecam,
 )
 from vqtok.losses.likelihood import PIXEL_DEVIATION
-from vqtok.train.loop import Run, learning_rate
+from vqtok.train.loop import RunContext, learning_rate
 from vqtok.train.state import Learner
 
 # part of all steps that the discriminator learns alone, and again in which its
 # weight rises from 0 to full
-LEAD = 0.05
+WARMUP_PART = 0.05
 DECAY = 0.99  # of the moving averages (LeCam's own)
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _StepRecord:
     """What a step of the tokenizer has shown.
 
     Nothing of it lasts before `update`: a step may turn out to be skipped.
@@ -37,9 +37,9 @@ class _Seen:
 
     step: int
     reconstruction: Tensor  # (B, C, H, W) in [-1, 1], without gradient
-    pictures: Tensor  # (B, C, H, W)
-    pull: Tensor  # the average after this step
-    scores: Tensor | None = None  # (2,), of pictures and reconstructions; None before `weigh`
+    images: Tensor  # (B, C, H, W)
+    grad_norm_ema: Tensor  # the average after this step
+    scores: Tensor | None = None  # (2,), of images and reconstructions; None before `compute_gradients`
     loss: float = 0.0
 
 
@@ -47,7 +47,7 @@ class Adversary(nn.Module):
     """A patch discriminator with its optimizer and moving averages:
     its state_dict and the optimizer's are all its state.
 
-    At each step the tokenizer minimizes `generator_terms`; `weigh` says whether the
+    At each step the tokenizer minimizes `generator_terms`; `compute_gradients` says whether the
     discriminator can learn from the same batch, and `update` lets it. A step that is skipped has
     no `update`, and leaves no trace.
     """
@@ -55,15 +55,15 @@ class Adversary(nn.Module):
     scores: Tensor
     pull: Tensor
 
-    def __init__(self, recipe: Recipe, run: Run) -> None:
+    def __init__(self, recipe: Recipe, run: RunContext) -> None:
         super().__init__()
         self.config, self.stage, self.run = recipe.losses, recipe.tokenizer_training, run
         self.discriminator = PatchDiscriminator(recipe.tokenizer.channels)
-        # average scores of pictures and of reconstructions
+        # average scores of images and of reconstructions
         self.register_buffer("scores", torch.zeros(2))
         # average length of the gradient at the reconstructions
         self.register_buffer("pull", torch.zeros(()))
-        place(self, run.device)
+        to_device(self, run.device)
         # little momentum: its task changes with every step of the tokenizer
         self.optimizer = torch.optim.Adam(
             self.parameters(),
@@ -71,18 +71,18 @@ class Adversary(nn.Module):
             betas=(0.5, 0.9),
             fused=run.device.type in ("cpu", "cuda"),
         )
-        self.asked_from = math.ceil(self.config.adversarial_start * self.stage.steps)
-        self.lead = math.ceil(LEAD * self.stage.steps)
-        self.learns_from = max(0, self.asked_from - self.lead)  # the steps before cost nothing
-        self._seen: _Seen | None = None
-        self.asked = False  # whether its opinion counted in the last step
+        self.start_step = math.ceil(self.config.adversarial_start * self.stage.steps)
+        self.warmup_steps = math.ceil(WARMUP_PART * self.stage.steps)
+        self.first_update_step = max(0, self.start_step - self.warmup_steps)  # the steps before cost nothing
+        self._last_step: _StepRecord | None = None
+        self.active = False  # whether its opinion counted in the last step
 
     @property
     def learner(self) -> Learner:
         return Learner(self, self.optimizer, "adversary.")
 
     def generator_terms(
-        self, reconstruction: Tensor, pictures: Tensor, step: int
+        self, reconstruction: Tensor, images: Tensor, step: int
     ) -> dict[str, Tensor]:
         """What the tokenizer is to minimize besides, by name;
         nothing before the discriminator is asked. (B, C, H, W) in [-1, 1].
@@ -97,101 +97,101 @@ class Adversary(nn.Module):
         so that where the discriminator is undecided it says little; and never does a step pull
         harder than the weight allows.
         """
-        self._forget()  # a step that was skipped
-        self.asked, terms, pull = step >= self.asked_from, {}, self.pull
-        if self.asked:
-            terms, pull = self._pulled(reconstruction, pictures, step)
-        if step >= self.learns_from:
-            self._seen = _Seen(step, reconstruction.detach(), pictures, pull)
+        self._clear()  # a step that was skipped
+        self.active, terms, grad_norm_ema = step >= self.start_step, {}, self.pull
+        if self.active:
+            terms, grad_norm_ema = self._weighted_term(reconstruction, images, step)
+        if step >= self.first_update_step:
+            self._last_step = _StepRecord(step, reconstruction.detach(), images, grad_norm_ema)
         return terms
 
-    def _pulled(
-        self, reconstruction: Tensor, pictures: Tensor, step: int
+    def _weighted_term(
+        self, reconstruction: Tensor, images: Tensor, step: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The term, and the average length of the gradient, this one included."""
         # the discriminator's own weights get no gradient here
         leaf = reconstruction.detach().requires_grad_()
-        wish = self._wish(leaf, pictures)
-        (gradient,) = torch.autograd.grad(wish, leaf)
-        length = _length(gradient)
-        pull = _followed(self.pull, length, step - self.asked_from)
-        l1 = 1 / (2 * PIXEL_DEVIATION * math.sqrt(leaf.numel() * distributed.size()))
-        weight = self.config.adversarial * min(1.0, (step - self.asked_from + 1) / self.lead)
-        factor = weight * l1 / torch.maximum(pull, length).clamp(min=1e-12)
+        generator_loss = self._generator_loss(leaf, images)
+        (gradient,) = torch.autograd.grad(generator_loss, leaf)
+        length = _gradient_norm(gradient)
+        grad_norm_ema = _ema(self.pull, length, step - self.start_step)
+        l1 = 1 / (2 * PIXEL_DEVIATION * math.sqrt(leaf.numel() * distributed.world_size()))
+        weight = self.config.adversarial * min(1.0, (step - self.start_step + 1) / self.warmup_steps)
+        factor = weight * l1 / torch.maximum(grad_norm_ema, length).clamp(min=1e-12)
         # has that gradient, and gets the value of the wish
         term = (reconstruction * (factor * gradient)).sum()
-        return {"adversarial": term - term.detach() + (factor * wish).detach()}, pull
+        return {"adversarial": term - term.detach() + (factor * generator_loss).detach()}, grad_norm_ema
 
-    def _wish(self, leaf: Tensor, pictures: Tensor) -> Tensor:
-        """What the reconstructions are to be: taken for pictures, and like them in the
+    def _generator_loss(self, leaf: Tensor, images: Tensor) -> Tensor:
+        """What the reconstructions are to be: taken for images, and like them in the
         discriminator's features.
         """
         fake = self.discriminator(leaf)
-        wish = generator_hinge(fake.scores)
+        generator_loss = generator_hinge(fake.scores)
         if self.config.feature_matching:
             with torch.no_grad():
-                real = self.discriminator(pictures)
-            wish = wish + self.config.feature_matching * feature_matching(
+                real = self.discriminator(images)
+            generator_loss = generator_loss + self.config.feature_matching * feature_matching(
                 fake.features, real.features
             )
-        return wish
+        return generator_loss
 
-    def weigh(self) -> dict[str, float]:
+    def compute_gradients(self) -> dict[str, float]:
         """The gradient of its own loss on the batch just seen:
         that hinge loss and the gradient's norm by name. Nothing changes yet.
         """
-        seen = self._seen
+        seen = self._last_step
         if seen is None:
             return {}
         with torch.autocast(
             self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"
         ):
-            opinion = self.discriminator(torch.cat([seen.pictures, seen.reconstruction]))
-        real, fake = opinion.scores.chunk(2)
+            output = self.discriminator(torch.cat([seen.images, seen.reconstruction]))
+        real, fake = output.scores.chunk(2)
         hinge = discriminator_hinge(real, fake)
         (hinge + self.config.lecam * lecam(real, fake, self.scores)).backward()
         scores, hinge = torch.stack([real.mean(), fake.mean()]).detach(), hinge.detach()
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        distributed.mean_(hinge, scores, *gradients)
+        distributed.all_reduce_mean(hinge, scores, *gradients)
         norm = nn.utils.get_total_norm(gradients)
-        self._seen = replace(seen, scores=scores, loss=float(hinge))
-        return {"discriminator": self._seen.loss, "discriminator's gradient norm": float(norm)}
+        self._last_step = replace(seen, scores=scores, loss=float(hinge))
+        return {"discriminator": self._last_step.loss, "discriminator's gradient norm": float(norm)}
 
     def update(self) -> dict[str, float]:
         """One step of the discriminator along that gradient, at the tokenizer's learning rate;
         its hinge loss by name.
         """
-        seen = self._seen
+        seen = self._last_step
         if seen is None:
             return {}
-        assert seen.scores is not None, "update() follows weigh()"
+        assert seen.scores is not None, "update() follows compute_gradients()"
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.stage, seen.step)
         self.optimizer.step()
-        self.pull.copy_(seen.pull)
-        self.scores.copy_(_followed(self.scores, seen.scores, seen.step - self.learns_from))
-        self._forget()
+        self.pull.copy_(seen.grad_norm_ema)
+        self.scores.copy_(_ema(self.scores, seen.scores, seen.step - self.first_update_step))
+        self._clear()
         return {"discriminator": seen.loss}
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         """Leaves no trace of the batch just seen."""
-        self._seen = None
+        self._last_step = None
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def _length(gradient: Tensor) -> Tensor:
-    """That of the whole batch's gradient; each process has its pictures' part of it,
+def _gradient_norm(gradient: Tensor) -> Tensor:
+    """That of the whole batch's gradient; each process has its images' part of it,
     times the number of processes.
     """
-    if distributed.size() == 1:
+    if distributed.world_size() == 1:
         return gradient.norm()
     squares = gradient.square().sum()
-    distributed.sum_(squares)
-    return squares.sqrt() / distributed.size()
+    distributed.all_reduce_sum(squares)
+    return squares.sqrt() / distributed.world_size()
 
 
 @torch.no_grad()
-def _followed(average: Tensor, value: Tensor, step: int) -> Tensor:
+def _ema(average: Tensor, value: Tensor, step: int) -> Tensor:
     """A moving average after one step more; at first faster than DECAY says, or the zeros of the
     start would be felt for long.
     """

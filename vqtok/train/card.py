@@ -30,15 +30,15 @@ def write_samples(folder: Path, device: str, seed: int) -> None:
     # the whole path: by a bare name a bundled model would be found first
     model = codec.load(folder.resolve(), device)
     columns = min(10, len(model.labels)) or 8
-    pictures = model.sample(4 * columns, seed=seed)
+    samples = model.sample(4 * columns, seed=seed)
     captions = (
-        [model.labels[i % len(model.labels)] for i in range(len(pictures))]
+        [model.labels[i % len(model.labels)] for i in range(len(samples))]
         if model.labels
         else None
     )
-    scale = max(1, 96 // max(pictures[0].shape[:2]))
-    images.write(
-        folder / "samples.png", plots.sheet(pictures, columns, captions, scale=scale), force=True
+    scale = max(1, 96 // max(samples[0].shape[:2]))
+    images.write_image(
+        folder / "samples.png", plots.sheet(samples, columns, captions, scale=scale), force=True
     )
 
 
@@ -55,7 +55,7 @@ def _text(
         [grid, *_imported(record["imported"])]
         if "imported" in record
         else [
-            ["data", f"{record['data']}, {record['pictures']:,} pictures"],
+            ["data", f"{record['data']}, {record['pictures']:,} images"],
             grid,
             ["tokenizer", _stage(record)],
             [

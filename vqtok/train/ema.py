@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 
-class Average:
+class WeightAverage:
     """Averages of all float tensors of a network but for the training state of its quantizer."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -26,7 +26,7 @@ class Average:
         """The averages by the names that they have in a state file."""
         return {f"ema.{name}": value for name, value in self._mean.items()}
 
-    def start(self) -> None:
+    def reset(self) -> None:
         """Takes the weights as they are for their average."""
         for name, value in self._live.items():
             self._mean[name].copy_(value)

@@ -11,25 +11,25 @@ import torch
 from vqtok import distributed, weights
 from vqtok.codes import index_dtype
 from vqtok.config import Recipe
-from vqtok.data import Dataset, convert, whole
+from vqtok.data import Dataset, convert_channels, read_whole
 from vqtok.errors import InputError, TrainingError
 from vqtok.images import pad
 from vqtok.networks.vqvae import VQVAE, to_float
 from vqtok.train import state
-from vqtok.train.loop import Run, Status, Stop
+from vqtok.train.loop import RunContext, Status, Stop
 
 PIXELS_AT_ONCE = 2**20  # encoded in one go
-AT_ONCE = 256  # pictures that a process encodes before all look whether to stop
+AT_ONCE = 256  # images that a process encodes before all look whether to stop
 
 
 @dataclass(frozen=True)
 class Grids:
-    """Index grids of many pictures, of any shapes, one after another in one array:
+    """Index grids of many images, of any shapes, one after another in one array:
     a list of arrays takes 100 bytes more for each.
     """
 
     flat: np.ndarray  # all indices, in the smallest unsigned dtype
-    shapes: np.ndarray  # int64 (N, 3): L, h, w; h and w are 0 for a picture that cannot be read
+    shapes: np.ndarray  # int64 (N, 3): L, h, w; h and w are 0 for an image that cannot be read
     starts: np.ndarray  # int64 (N,): where each begins in `flat`
     labels: np.ndarray  # int64 (N,), -1 for none
 
@@ -56,25 +56,25 @@ class Grids:
         shape, start = self.shapes[i], int(self.starts[i])
         return self.flat[start : start + int(shape.prod())].reshape(shape)
 
-    def take(self, which: np.ndarray) -> "Grids":
+    def select(self, which: np.ndarray) -> "Grids":
         """Some of the grids; the indices themselves are shared."""
         return Grids(self.flat, self.shapes[which], self.starts[which], self.labels[which])
 
     def known(self) -> "Grids":
-        """Those of readable pictures."""
-        return self.take(self.shapes.prod(1).nonzero()[0])
+        """Those of readable images."""
+        return self.select(self.shapes.prod(1).nonzero()[0])
 
 
 @torch.inference_mode()
-def encode_dataset(network: VQVAE, dataset: Dataset, mirror: bool, run: Run) -> Grids | None:
-    """Encodes every whole picture, and its mirror image after it where `mirror` says so:
+def encode_dataset(network: VQVAE, dataset: Dataset, mirror: bool, run: RunContext) -> Grids | None:
+    """Encodes every whole image, and its mirror image after it where `mirror` says so:
     entries 2i and 2i + 1.
 
-    A picture that cannot be read gets an empty grid. None after an early stop.
-    Each of several processes encodes the next few of the pictures; all of them get all grids.
+    An image that cannot be read gets an empty grid. None after an early stop.
+    Each of several processes encodes the next few of the images; all of them get all grids.
     """
     network.eval()
-    flat, shapes, started, size = bytearray(), [], time.monotonic(), distributed.size()
+    flat, shapes, started, size = bytearray(), [], time.monotonic(), distributed.world_size()
     dtype, copies, count = (
         index_dtype(network.config.codebook_size),
         2 if mirror else 1,
@@ -98,12 +98,12 @@ def encode_dataset(network: VQVAE, dataset: Dataset, mirror: bool, run: Run) -> 
             run.stop,
             lambda done, start=start: report(start + size * done),
         )
-        if distributed.highest(len(some) < copies * len(numbers))[0]:
+        if distributed.all_reduce_max(len(some) < copies * len(numbers))[0]:
             return None
-        flat += b"".join(distributed.all_bytes(indices.astype(dtype).tobytes()))
+        flat += b"".join(distributed.all_gather_bytes(indices.astype(dtype).tobytes()))
         shapes += [
             np.frombuffer(part, np.int64).reshape(-1, 3)
-            for part in distributed.all_bytes(some.tobytes())
+            for part in distributed.all_gather_bytes(some.tobytes())
         ]
     labels = np.array([dataset.label(i) for i in range(count)], np.int64).repeat(copies)
     return Grids.of(np.frombuffer(flat, dtype), np.concatenate(shapes), labels)
@@ -117,21 +117,21 @@ def _encode_part(
     stop: Stop,
     report: Callable[[int], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of some pictures and their mirror images, one after another, int64, and the
+    """Indices of some images and their mirror images, one after another, int64, and the
     shapes (n, 3) of their grids.
 
     Fewer than those of all after an early stop. `report` hears how many are done.
     """
     parts, shapes, done = [np.empty(0, np.int64)], [np.empty((0, 3), np.int64)], 0
     device = next(network.parameters()).device
-    for group in _same_shape(_pictures(dataset, numbers, network.config.channels)):
-        if stop.here:
+    for group in _same_shape(_images(dataset, numbers, network.config.channels)):
+        if stop.requested:
             break
         shape = (network.config.levels, 0, 0)
         if group[0].size:
-            both = [group, [picture[:, ::-1] for picture in group]][:copies]
+            both = [group, [image[:, ::-1] for image in group]][:copies]
             # (n, copies, L, h, w)
-            encoded = np.stack([_encode(network, pictures, device) for pictures in both], 1)
+            encoded = np.stack([_encode(network, images, device) for images in both], 1)
             parts.append(encoded.ravel())
             shape = encoded.shape[2:]
         shapes.append(np.tile(np.array(shape, np.int64), (copies * len(group), 1)))
@@ -140,40 +140,40 @@ def _encode_part(
     return np.concatenate(parts), np.concatenate(shapes)
 
 
-def _encode(network: VQVAE, pictures: Sequence[np.ndarray], device: torch.device) -> np.ndarray:
-    """Indices (n, L, h, w) of pictures uint8 (H, W, C) of one size, padded
+def _encode(network: VQVAE, images: Sequence[np.ndarray], device: torch.device) -> np.ndarray:
+    """Indices (n, L, h, w) of images uint8 (H, W, C) of one size, padded
     as `vqtok encode` does it.
     """
-    padded = np.stack([pad(picture, network.config.downsample) for picture in pictures]).transpose(
+    padded = np.stack([pad(image, network.config.downsample) for image in images]).transpose(
         0, 3, 1, 2
     )
     x = to_float(torch.from_numpy(np.ascontiguousarray(padded)).to(device))
     return network.encode(x.contiguous(memory_format=torch.channels_last)).cpu().numpy()
 
 
-def _pictures(dataset: Dataset, numbers: range, channels: int) -> Iterator[np.ndarray]:
-    """Some pictures, whole; one without pixels in place of each that cannot be read."""
+def _images(dataset: Dataset, numbers: range, channels: int) -> Iterator[np.ndarray]:
+    """Some images, whole; one without pixels in place of each that cannot be read."""
     # data in arrays gives many at once: 5 times as fast for the built-in shapes
-    many = getattr(dataset, "pictures", None)
+    many = getattr(dataset, "images", None)
     if many is not None and numbers:
-        yield from convert(many(np.array(numbers)), channels)
+        yield from convert_channels(many(np.array(numbers)), channels)
         return
     for i in numbers:
         try:
-            yield whole(dataset, i, channels)
+            yield read_whole(dataset, i, channels)
         except InputError:
             yield np.empty((0, 0, channels), np.uint8)
 
 
-def _same_shape(pictures: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Runs of neighboring pictures that share a shape and fit in PIXELS_AT_ONCE."""
+def _same_shape(images: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Runs of neighboring images that share a shape and fit in PIXELS_AT_ONCE."""
     group: list[np.ndarray] = []
-    for picture in pictures:
-        full = (len(group) + 1) * picture.shape[0] * picture.shape[1] > PIXELS_AT_ONCE
-        if group and (full or picture.shape != group[0].shape):
+    for image in images:
+        full = (len(group) + 1) * image.shape[0] * image.shape[1] > PIXELS_AT_ONCE
+        if group and (full or image.shape != group[0].shape):
             yield group
             group = []
-        group.append(picture)
+        group.append(image)
     if group:
         yield group
 
@@ -182,7 +182,7 @@ def save_grids(path: Path, grids: Grids, tokenizer: str) -> None:
     """Writes all grids with the fingerprint of their tokenizer, so that resuming need not encode
     again; the first process does.
     """
-    if not distributed.first():
+    if not distributed.is_main_process():
         return
     tensors = {
         "indices": grids.flat,
@@ -190,7 +190,7 @@ def save_grids(path: Path, grids: Grids, tokenizer: str) -> None:
         "labels": grids.labels,
     }
     meta = {"format": 1, "kind": "state", "config": {}, "record": {"tokenizer": tokenizer}}
-    weights.save(path, weights.Weights(tensors, meta), force=True)
+    weights.save_weights(path, weights.Weights(tensors, meta), force=True)
 
 
 def load_grids(path: Path, tokenizer: str, count: int) -> Grids | None:
@@ -200,8 +200,8 @@ def load_grids(path: Path, tokenizer: str, count: int) -> Grids | None:
     Raises TrainingError for a damaged file.
     """
     fix = "delete this file: it is then made again"
-    stored = distributed.weights_from_first(
-        lambda: state.read(path, fix) if path.exists() else None
+    stored = distributed.broadcast_weights(
+        lambda: state.read_state(path, fix) if path.exists() else None
     )
     if stored is None or stored.record.get("tokenizer") != tokenizer:
         return None
@@ -250,8 +250,8 @@ class GridBatches:
         )
 
     def _item(self, position: int) -> tuple[np.ndarray, int]:
-        epoch, place = divmod(position, len(self.grids))
-        index = int(self._order(epoch)[place])
+        epoch, number = divmod(position, len(self.grids))
+        index = int(self._order(epoch)[number])
         grid = self.grids[index]
         draw = np.random.default_rng([self.seed, 1, position])
         top, left = (
@@ -271,7 +271,7 @@ class GridBatches:
 
 def window_of(grids: Grids, recipe: Recipe) -> tuple[int, int]:
     """Rows and columns that the prior learns at a time:
-    `prior_size` pixels, or the smallest picture where that is smaller.
+    `prior_size` pixels, or the smallest image where that is smaller.
     """
     side = max(1, recipe.data.prior_size // recipe.tokenizer.downsample)
     smallest = grids.shapes[:, 1:].min(0)

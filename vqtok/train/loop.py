@@ -20,11 +20,11 @@ from vqtok import distributed, files, images
 from vqtok.config import StageConfig
 from vqtok.errors import OutputError, TrainingError
 from vqtok.train import state
-from vqtok.train.ema import Average
+from vqtok.train.ema import WeightAverage
 from vqtok.train.muon import Muon
 from vqtok.train.state import LOG_FILE
 from vqtok.weights import Weights
-from vqtok.weights import save as save_weights
+from vqtok.weights import save_weights as save_weights
 
 SAVE_SECONDS = 120  # a killed run loses two minutes at most
 SKIPPED_MAX = 10  # steps in a row: one bad batch is bad luck, ten are a network that has broken
@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Validation:
-    """What the validation pictures gave."""
+    """What the validation images gave."""
 
     score: float  # lower is better: chooses the best weights
     metrics: dict[str, float]
@@ -65,7 +65,7 @@ class Task(ABC):
         return []
 
     @abstractmethod
-    def prepare(self) -> None:
+    def on_start(self) -> None:
         """Runs once before the first step of a new run."""
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Task(ABC):
     @abstractmethod
     def forward(self, batch: Any) -> Step: ...
 
-    def beside(self) -> dict[str, float]:
+    def auxiliary_step(self) -> dict[str, float]:
         """Runs before the optimizer's step: figures of what learns beside the network.
 
         Where one is not finite, nothing learns.
@@ -96,7 +96,7 @@ class Task(ABC):
     @abstractmethod
     def validate(self) -> Validation: ...
 
-    def summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
+    def window_summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
         """Further figures of the window since the last validation, and one plain sentence
         about them ('' for none).
         """
@@ -114,7 +114,7 @@ class Status:
     stage: str
     step: int
     steps: int
-    pictures_per_second: float
+    images_per_second: float
     seconds_left: float
     metrics: dict[str, float]
 
@@ -156,7 +156,7 @@ class Stop:
     signal: int = 0
 
     @property
-    def here(self) -> bool:
+    def requested(self) -> bool:
         """Whether this process has been told to stop."""
         return bool(self.signal) or time.monotonic() >= self.deadline
 
@@ -167,12 +167,12 @@ class Stop:
         All processes of a run ask at the same moment and hear the same:
         any of them may have been told to.
         """
-        self.signal, stops = distributed.highest(self.signal, self.here)
+        self.signal, stops = distributed.all_reduce_max(self.signal, self.requested)
         return bool(stops)
 
 
 @dataclass
-class Run:
+class RunContext:
     """What both stages share."""
 
     folder: Path
@@ -198,7 +198,7 @@ def learning_rate(config: StageConfig, step: int) -> float:
     return config.learning_rate * rise * left
 
 
-def train(task: Task, config: StageConfig, run: Run, resume: bool) -> bool:
+def train(task: Task, config: StageConfig, run: RunContext, resume: bool) -> bool:
     """Trains until `config.steps` are done or `run.stop` says so;
     returns whether the stage is finished.
 
@@ -212,7 +212,7 @@ def train(task: Task, config: StageConfig, run: Run, resume: bool) -> bool:
 
 
 class _Trainer:
-    def __init__(self, task: Task, config: StageConfig, run: Run) -> None:
+    def __init__(self, task: Task, config: StageConfig, run: RunContext) -> None:
         self.task, self.config, self.run = task, config, run
         self.state_path = run.folder / f"{task.name}.state.safetensors"
         self.best_path = run.folder / f"{task.name}.safetensors"
@@ -221,7 +221,7 @@ class _Trainer:
         self.counts = torch.zeros(task.codes, dtype=torch.int64, device=run.device)
         parameters = [p for p in task.network.parameters() if p.requires_grad]
         self.parameters = parameters
-        self.average = Average(task.network, config.ema) if config.ema else None
+        self.average = WeightAverage(task.network, config.ema) if config.ema else None
         kind = {"adamw": torch.optim.AdamW, "muon": Muon}[config.optimizer]
         self.optimizer = kind(
             parameters,
@@ -233,16 +233,16 @@ class _Trainer:
         self.learners = [state.Learner(task.network, self.optimizer), *task.learners()]
 
     def train(self, resume: bool) -> bool:
-        progress = state.load(self.state_path, self.learners, self._extra()) if resume else None
+        progress = state.load_state(self.state_path, self.learners, self._extra_tensors()) if resume else None
         if progress is not None:
             self.progress = progress
         else:
             torch.manual_seed(_mix(self.run.seed, 0))
-            self.task.prepare()
-            self._agree()
+            self.task.on_start()
+            self._sync_weights()
             if self.average is not None:
-                self.average.start()
-        if distributed.first():
+                self.average.reset()
+        if distributed.is_main_process():
             _cut_log(self.log_path, self.task.name, self.progress.step)
         if self.progress.step < self.config.steps:
             self._loop()
@@ -284,16 +284,16 @@ class _Trainer:
         ):
             result = self.task.forward(batch)
         result.loss.backward()
-        result = self._over_all(result)
+        result = self._all_reduce(result)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         figures = {"loss": result.loss, "gradient norm": norm, **result.metrics}
         # one wait for the device
         values = torch.stack([value.detach().float() for value in figures.values()]).tolist()
         seen = dict(zip(figures, values, strict=True))
-        checked = seen | self.task.beside()
+        checked = seen | self.task.auxiliary_step()
         if self._finite(checked.values()):
             del seen["gradient norm"]
-            self._learn(result, seen)
+            self._optimizer_step(result, seen)
         else:
             self._skip(checked)
 
@@ -301,7 +301,7 @@ class _Trainer:
         """Whether this step may change anything."""
         return all(map(math.isfinite, figures))
 
-    def _learn(self, result: Step, figures: dict[str, float]) -> None:
+    def _optimizer_step(self, result: Step, figures: dict[str, float]) -> None:
         progress = self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, progress.step)
@@ -316,34 +316,34 @@ class _Trainer:
             progress.window[name] = progress.window.get(name, 0) + value
         if result.indices is not None:
             counts = torch.bincount(result.indices.flatten(), minlength=len(self.counts))
-            distributed.sum_(counts)
+            distributed.all_reduce_sum(counts)
             self.counts += counts
 
-    def _over_all(self, result: Step) -> Step:
+    def _all_reduce(self, result: Step) -> Step:
         """Loss and metrics of the whole batch in place of those of this process's
         part; the gradients, too.
 
         Not by DistributedDataParallel: its hooks would have to be told of the discriminator's
         passes, and of what a step leaves out.
         """
-        if distributed.size() == 1:
+        if distributed.world_size() == 1:
             return result
-        distributed.mean_(*(p.grad for p in self.parameters if p.grad is not None))
+        distributed.all_reduce_mean(*(p.grad for p in self.parameters if p.grad is not None))
         means = {
             "loss": result.loss.detach().float(),
             **{name: value.detach().float() for name, value in result.metrics.items()},
         }
         # the loss may be one of the metrics
         means = {name: value.clone() for name, value in means.items()}
-        distributed.mean_(*means.values())
+        distributed.all_reduce_mean(*means.values())
         return replace(result, loss=means.pop("loss"), metrics=means)
 
-    def _agree(self) -> None:
+    def _sync_weights(self) -> None:
         """Gives all processes the weights of the first:
         no machine may round its own way for long.
         """
         for learner in self.learners:
-            distributed.copy_first(learner.weights().values())
+            distributed.broadcast(learner.weights().values())
 
     def _skip(self, figures: dict[str, float]) -> None:
         """Counts a step that must not change anything:
@@ -373,7 +373,7 @@ class _Trainer:
             f"the last good checkpoint is kept; start anew with a lower rate: {lower}",
         )
 
-    def _means(self) -> dict[str, float]:
+    def _window_means(self) -> dict[str, float]:
         window = self.progress.window
         steps = max(window.get("steps", 1), 1)
         return {name: value / steps for name, value in window.items() if name not in _SUMS}
@@ -382,7 +382,7 @@ class _Trainer:
         """The task's own, where a step of the window has taught anything, and how many have not."""
         window = self.progress.window
         extra, sentence = (
-            self.task.summary(window, self.counts) if window.get("steps") else ({}, "")
+            self.task.window_summary(window, self.counts) if window.get("steps") else ({}, "")
         )
         skipped = int(window.get("skipped", 0))
         if skipped:
@@ -391,7 +391,7 @@ class _Trainer:
         return {**extra, "skipped": skipped}, sentence
 
     def _report(self, rate: float) -> None:
-        if not distributed.first():
+        if not distributed.is_main_process():
             return
         left = (self.config.steps - self.progress.step) / rate
         extra, _ = self._summary()
@@ -403,13 +403,13 @@ class _Trainer:
                 self.config.steps,
                 rate * self.config.batch,
                 left,
-                self._means() | extra,
+                self._window_means() | extra,
             )
         )
 
     def _validate(self, rate: float) -> None:
-        self._agree()
-        if not distributed.first():
+        self._sync_weights()
+        if not distributed.is_main_process():
             self._forget_window()
             return
         with self.average.applied() if self.average is not None else nullcontext():
@@ -430,7 +430,7 @@ class _Trainer:
         line = {
             "stage": task.name,
             "step": progress.step,
-            **self._means(),
+            **self._window_means(),
             **extra,
             **{f"val_{name}": value for name, value in validation.metrics.items()},
             "learning_rate": learning_rate(self.config, progress.step - 1),
@@ -442,7 +442,7 @@ class _Trainer:
         self._forget_window()
         _append(self.log_path, json.dumps(line) + "\n")
         if validation.sheet is not None:
-            images.write(
+            images.write_image(
                 self.run.folder / f"{task.name}-{progress.step:06d}.png",
                 validation.sheet,
                 force=True,
@@ -475,10 +475,10 @@ class _Trainer:
         progress.best, progress.best_step = validation.score, progress.step
 
     def _save(self) -> None:
-        if distributed.first():
-            state.save(self.state_path, self.learners, self._extra(), self.progress)
+        if distributed.is_main_process():
+            state.save_state(self.state_path, self.learners, self._extra_tensors(), self.progress)
 
-    def _extra(self) -> dict[str, Tensor]:
+    def _extra_tensors(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs besides its learners;
         they share memory with what they are of.
         """

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from vqtok import losses
-from vqtok.codec import place
+from vqtok.codec import to_device
 from vqtok.config import ENTROPY_CODES_MAX, Recipe
 from vqtok.data import Dataset
 from vqtok.networks.vqvae import VQVAE
-from vqtok.priors import IntegerPrior, build
+from vqtok.priors import IntegerPrior, build_prior
 
 
 def plan(
@@ -23,24 +23,24 @@ def plan(
     device: torch.device,
     perceptual: Path | None = None,
 ) -> dict[str, Any]:
-    """Pictures, bits and multiply-adds per pixel;
+    """Images, bits and multiply-adds per pixel;
     and of each stage the parameters, steps, and seconds that it will take.
 
     `perceptual` is the file of that loss. The seconds are those of the steps;
-    decoding pictures, validation and encoding for the prior come on top.
+    decoding images, validation and encoding for the prior come on top.
     """
     tokenizer = VQVAE(recipe.tokenizer)
     costs = multiply_adds_by_part(tokenizer)
     stages: dict[str, Any] = {}
-    if stage in ("tokenizer", "all") and not recipe.tokenizer.identity:
+    if stage in ("tokenizer", "all") and not recipe.tokenizer.is_pixels:
         batch, side = recipe.tokenizer_training.batch, recipe.data.size
-        pictures = torch.rand(batch, recipe.tokenizer.channels, side, side) * 2 - 1
+        images = torch.rand(batch, recipe.tokenizer.channels, side, side) * 2 - 1
         criterion = losses.Criterion(recipe.losses, perceptual, side)
-        seconds = _seconds(_Tokenizing(tokenizer, criterion), pictures, recipe.precision, device)
+        seconds = _seconds(_Tokenizing(tokenizer, criterion), images, recipe.precision, device)
         stages["tokenizer"] = _stage(tokenizer, recipe.tokenizer_training.steps, batch, seconds)
     if stage in ("prior", "all"):
         prior, batch = (
-            build(recipe.prior.for_grid(*_window(recipe, dataset))),
+            build_prior(recipe.prior.for_grid(*_window(recipe, dataset))),
             recipe.prior_training.batch,
         )
         indices = torch.randint(
@@ -73,8 +73,8 @@ def plan(
 
 
 def multiply_adds_by_part(network: VQVAE) -> dict[str, float]:
-    """Multiply-adds per picture pixel of the convolutions that encode ("encoder") and
-    decode ("decoder") a picture.
+    """Multiply-adds per image pixel of the convolutions that encode ("encoder") and
+    decode ("decoder") an image.
     """
     side = 16 * network.config.downsample
     costs = {"encoder": 0.0, "decoder": 0.0}
@@ -113,9 +113,9 @@ class _Tokenizing(nn.Module):
         super().__init__()
         self.tokenizer, self.criterion = tokenizer, criterion
 
-    def loss(self, pictures: Tensor) -> Tensor:
-        output = self.tokenizer(pictures)
-        return output.loss + sum(self.criterion(output.reconstruction, pictures).values())
+    def loss(self, images: Tensor) -> Tensor:
+        output = self.tokenizer(images)
+        return output.loss + sum(self.criterion(output.reconstruction, images).values())
 
 
 class _Coding(IntegerPrior):
@@ -127,7 +127,7 @@ class _Coding(IntegerPrior):
 
 def _window(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
     """Rows and columns of the grids that the prior will learn, as far as can be told without
-    looking at every picture.
+    looking at every image.
     """
     size = getattr(dataset, "size", (recipe.data.prior_size, recipe.data.prior_size))
     height, width = (
@@ -156,7 +156,7 @@ def _stage(network: nn.Module, steps: int, batch: int, seconds: float) -> dict[s
 
 def _seconds(network: nn.Module, batch: Tensor, precision: str, device: torch.device) -> float:
     """Seconds of a training step, the median of three after one to warm up."""
-    network, batch, times = place(network, device), batch.to(device), []
+    network, batch, times = to_device(network, device), batch.to(device), []
     optimizer = torch.optim.AdamW(network.parameters(), fused=device.type in ("cpu", "cuda"))
     for _ in range(4):
         begin = time.perf_counter()

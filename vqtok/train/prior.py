@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from vqtok import distributed, weights
 from vqtok._version import __version__
-from vqtok.codec import place
+from vqtok.codec import to_device
 from vqtok.config import EntropyConfig, PriorConfig, Recipe, StageConfig
 from vqtok.data import Dataset
 from vqtok.errors import InputError
-from vqtok.priors import IntegerPrior, Prior, build, largest_sum
+from vqtok.priors import IntegerPrior, Prior, build_prior, largest_sum
 from vqtok.train.grids import GridBatches, Grids, window_of
-from vqtok.train.loop import Run, Step, Task, Validation
+from vqtok.train.loop import RunContext, Step, Task, Validation
 
 LABEL_DROPOUT = 0.1  # so that one prior also samples without a label
 
@@ -29,20 +29,20 @@ class GridTask(Task):
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, tokenizer: str, parts: tuple[Grids, Grids], run: Run
+        self, recipe: Recipe, dataset: Dataset, tokenizer: str, parts: tuple[Grids, Grids], run: RunContext
     ) -> None:
         self.recipe, self.dataset, self.tokenizer, self.run = recipe, dataset, tokenizer, run
         if len(parts[0]) == 0:
             raise InputError(
-                f"no picture of {dataset.name} can be read to train the {self.name} on",
-                "give more pictures",
+                f"no image of {dataset.name} can be read to train the {self.name} on",
+                "give more images",
             )
         torch.manual_seed(recipe.seed)
         self.window = window_of(parts[0], recipe)
-        self.network = place(self.make(), run.device)
+        self.network = to_device(self.make(), run.device)
         dropout = LABEL_DROPOUT if recipe.prior.labels else 0.0
         batch = self.stage.batch
-        share = distributed.rank(), distributed.size()
+        share = distributed.rank(), distributed.world_size()
         self._batches = GridBatches(parts[0], batch, self.window, recipe.seed, dropout, share)
         held_out = Grids.of_list(
             [_pad_grid(parts[1][i], self.window) for i in range(len(parts[1]))], parts[1].labels
@@ -67,7 +67,7 @@ class GridTask(Task):
     def loss(self, indices: Tensor, labels: Tensor) -> Tensor:
         """Mean nats an index, a scalar; indices (B, L, h, w), labels (B,)."""
 
-    def prepare(self) -> None:
+    def on_start(self) -> None:
         pass
 
     def batches(
@@ -78,7 +78,7 @@ class GridTask(Task):
 
     def forward(self, batch: tuple[np.ndarray, np.ndarray]) -> Step:
         # each process drops other features: to draw for all would cost each of them as much as all
-        if distributed.size() > 1:
+        if distributed.world_size() > 1:
             torch.manual_seed(torch.initial_seed() + distributed.rank())
         loss = self.loss(*self._to_device(batch))
         return Step(loss, {"bits": loss / math.log(2)})
@@ -97,7 +97,7 @@ class GridTask(Task):
         bits = sum(total) / len(total) / math.log(2)
         return Validation(bits, {"bits": bits})
 
-    def summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
+    def window_summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
         raw = math.log2(self.recipe.tokenizer.codebook_size)
         return (
             {},
@@ -140,7 +140,7 @@ class PriorTask(GridTask):
         return self.recipe.prior.for_grid(*self.window)
 
     def make(self) -> Prior:
-        return build(self.config)
+        return build_prior(self.config)
 
     def loss(self, indices: Tensor, labels: Tensor) -> Tensor:
         return self.network.loss(indices, labels)
@@ -167,7 +167,7 @@ class EntropyTask(GridTask):
         dataset: Dataset,
         tokenizer: str,
         parts: tuple[Grids, Grids],
-        run: Run,
+        run: RunContext,
         codebooks: Tensor,
     ) -> None:
         super().__init__(recipe, dataset, tokenizer, parts, run)
@@ -184,8 +184,8 @@ class EntropyTask(GridTask):
     def make(self) -> IntegerPrior:
         return IntegerPrior(self.config)
 
-    def prepare(self) -> None:
-        self.network.start(self.codebooks)
+    def on_start(self) -> None:
+        self.network.init_from_codebooks(self.codebooks)
 
     def loss(self, indices: Tensor, labels: Tensor) -> Tensor:
         return self.network.bits(indices).mean() * math.log(2)

@@ -45,7 +45,7 @@ _PRIOR_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Begun:
+class RunSpec:
     """What a run was started with."""
 
     recipe: Recipe
@@ -81,15 +81,15 @@ def check_free(folder: Path, stage: str, force: bool) -> None:
         )
 
 
-def start(folder: Path, begun: Begun, stage: str, force: bool) -> None:
+def create_run(folder: Path, spec: RunSpec, stage: str, force: bool) -> None:
     """Makes the run's folder, or the start of a new prior in it, and removes what the new run
     replaces. Errors as `check_free`.
     """
-    clear(folder, stage, force)
-    record(folder, begun)
+    clear_run(folder, stage, force)
+    save_run(folder, spec)
 
 
-def clear(folder: Path, stage: str, force: bool) -> None:
+def clear_run(folder: Path, stage: str, force: bool) -> None:
     """Removes what training `stage` anew would replace. Errors as `check_free`."""
     check_free(folder, stage, force)
     try:
@@ -101,35 +101,35 @@ def clear(folder: Path, stage: str, force: bool) -> None:
         ) from None
 
 
-def record(folder: Path, begun: Begun) -> None:
-    """Writes what `continued` reads, and takes away what a killed run was writing."""
+def save_run(folder: Path, spec: RunSpec) -> None:
+    """Writes what `load_run` reads, and takes away what a killed run was writing."""
     files.remove_stale(folder)
     run = {
         "format": FORMAT,
-        "data": begun.data,
-        "pictures": begun.pictures,
-        "command": begun.command,
-        "compiled": begun.compiled,
-        "perceptual": begun.perceptual,
-        "init": begun.init,
-        "job": begun.job,
+        "data": spec.data,
+        "pictures": spec.pictures,
+        "command": spec.command,
+        "compiled": spec.compiled,
+        "perceptual": spec.perceptual,
+        "init": spec.init,
+        "job": spec.job,
     }
-    files.write_bytes(folder / RECIPE_FILE, config.to_toml(begun.recipe).encode(), force=True)
+    files.write_bytes(folder / RECIPE_FILE, config.to_toml(spec.recipe).encode(), force=True)
     files.write_bytes(folder / RUN_FILE, (json.dumps(run) + "\n").encode(), force=True)
 
 
-def to_json(begun: Begun) -> bytes:
+def spec_to_json(spec: RunSpec) -> bytes:
     """All of it, for another process."""
-    return json.dumps({**vars(begun), "recipe": begun.recipe.to_dict()}).encode()
+    return json.dumps({**vars(spec), "recipe": spec.recipe.to_dict()}).encode()
 
 
-def from_json(data: bytes) -> Begun:
-    """What `to_json` wrote."""
+def spec_from_json(data: bytes) -> RunSpec:
+    """What `spec_to_json` wrote."""
     values = json.loads(data)
-    return Begun(Recipe().override(values.pop("recipe")), **values)
+    return RunSpec(Recipe().override(values.pop("recipe")), **values)
 
 
-def goes_on(folder: Path) -> bool:
+def is_restart_of(folder: Path) -> bool:
     """Whether the run in a folder is of the torchrun that starts this command:
     it does so again where a process has ended.
 
@@ -137,12 +137,12 @@ def goes_on(folder: Path) -> bool:
     its process number only, which another may have had before: then it must also say that it
     starts the command again.
     """
-    job = distributed.job()
+    job = distributed.torchrun_job()
     try:
         return (
             job != ""
-            and continued(folder).job == job
-            and (distributed.restarted() or not job.startswith("process "))
+            and load_run(folder).job == job
+            and (distributed.is_restart() or not job.startswith("process "))
         )
     except TrainingError:
         return False
@@ -161,13 +161,13 @@ def resumable() -> Iterator[None]:
         ) from None
 
 
-def continued(folder: Path) -> Begun:
-    """Reads what `record` wrote; TrainingError where the folder holds no run, or a damaged one."""
+def load_run(folder: Path) -> RunSpec:
+    """Reads what `save_run` wrote; TrainingError where the folder holds no run, or a damaged one."""
     path = folder / RUN_FILE
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         newer = run["format"] > FORMAT
-        data, pictures = str(run["data"]), int(run["pictures"])
+        data, images = str(run["data"]), int(run["pictures"])
         command, compiled = str(run.get("command", "")), bool(run.get("compiled", False))
         perceptual, init, job = (str(run.get(name, "")) for name in ("perceptual", "init", "job"))
     except (FileNotFoundError, NotADirectoryError):
@@ -182,8 +182,8 @@ def continued(folder: Path) -> Begun:
         raise TrainingError(f"{path} is damaged", _AGAIN) from None
     if newer:
         raise TrainingError(f"the run in {folder} was started by a newer vqtok", "upgrade vqtok")
-    return Begun(
-        _recipe(folder / RECIPE_FILE), data, pictures, command, compiled, perceptual, init, job
+    return RunSpec(
+        _recipe(folder / RECIPE_FILE), data, images, command, compiled, perceptual, init, job
     )
 
 
@@ -211,7 +211,7 @@ def _replaced(folder: Path, stage: str) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TrainRequest:
     """What the user asks for."""
 
     data: str | None = None  # None: the built-in shapes, or the data of the resumed run
@@ -224,40 +224,40 @@ class Wanted:
     init: str | None = None  # model whose tokenizer's weights are the first ones
 
 
-def new(wanted: Wanted) -> tuple[Begun, Dataset]:
+def new_run(request: TrainRequest) -> tuple[RunSpec, Dataset]:
     """A new run: the preset for the data, changed by the wanted values."""
-    dataset = _open(wanted.data)
+    dataset = _open(request.data)
     refuse_codes(dataset)
-    recipe = preset_for(dataset, wanted.preset)
+    recipe = preset_for(dataset, request.preset)
     recipe = replace(recipe, tokenizer=_for_channels(recipe.tokenizer, dataset.channels))
-    before = _first_tokenizer(wanted.init)
+    before = _init_tokenizer(request.init)
     if before is not None:
         recipe = replace(recipe, tokenizer=before)
-    recipe = fit_to_data(recipe.override(wanted.values, wanted.origin), dataset)
+    recipe = fit_to_data(recipe.override(request.values, request.origin), dataset)
     if before is not None:
-        _check_same_network(before, recipe.tokenizer, str(wanted.init))
+        _check_same_network(before, recipe.tokenizer, str(request.init))
     if (
-        wanted.perceptual
+        request.perceptual
         and recipe.losses.perceptual == 0
-        and "perceptual" not in wanted.values.get("losses", {})
+        and "perceptual" not in request.values.get("losses", {})
     ):
         # who gives the file wants its loss
         recipe = replace(recipe, losses=replace(recipe.losses, perceptual=1.0))
-    quantizers.check(recipe.tokenizer)  # here, before `start` clears the folder, and so is the next
+    quantizers.check_quantizer(recipe.tokenizer)  # here, before `create_run` clears the folder, and so is the next
     losses.Criterion(
-        recipe.losses, Path(wanted.perceptual) if wanted.perceptual else None, recipe.data.size
+        recipe.losses, Path(request.perceptual) if request.perceptual else None, recipe.data.size
     )
-    return _begun(recipe, dataset, wanted), dataset
+    return _make_spec(recipe, dataset, request), dataset
 
 
-def _first_tokenizer(model: str | None) -> TokenizerConfig | None:
+def _init_tokenizer(model: str | None) -> TokenizerConfig | None:
     """The settings of the tokenizer whose weights a run starts from."""
-    return None if model is None else weights.tokenizer_config(model_registry.find(model).tokenizer)
+    return None if model is None else weights.tokenizer_config(model_registry.find_model(model).tokenizer)
 
 
 def _for_channels(tokenizer: TokenizerConfig, channels: int) -> TokenizerConfig:
-    """The tokenizer for pictures of that many channels; of the identity each is a level."""
-    more = {"levels": channels, "code_dim": channels} if tokenizer.identity else {}
+    """The tokenizer for images of that many channels; of the identity each is a level."""
+    more = {"levels": channels, "code_dim": channels} if tokenizer.is_pixels else {}
     return replace(tokenizer, channels=channels, **more)
 
 
@@ -278,18 +278,18 @@ def _check_same_network(before: TokenizerConfig, after: TokenizerConfig, model: 
         )
 
 
-def resumed(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
+def resume_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
     """The run in a folder; only its numbers of steps may change, and where its data lies.
 
     TrainingError for anything else.
     """
-    if wanted.preset is not None:
+    if request.preset is not None:
         raise UsageError(
             "--preset does not go with --resume",
             "leave it out: the run goes on with its own recipe",
         )
-    before = continued(folder)
-    recipe = before.recipe.override(wanted.values, wanted.origin)
+    before = load_run(folder)
+    recipe = before.recipe.override(request.values, request.origin)
     other = [
         name for name in changed_settings(before.recipe, recipe) if not name.endswith(".steps")
     ]
@@ -298,63 +298,63 @@ def resumed(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
             f"the run in {folder} was started with another {', '.join(other)}",
             "leave that out, or start a new run",
         )
-    dataset = _open(wanted.data or before.data)
+    dataset = _open(request.data or before.data)
     if (len(dataset), dataset.labels) != (before.pictures, recipe.prior.labels):
         raise TrainingError(
             f"the run in {folder} was started on "
-            f"{_described(before.pictures, recipe.prior.labels)}, but {dataset.name} has "
-            f"{_described(len(dataset), dataset.labels)}",
+            f"{_describe_data(before.pictures, recipe.prior.labels)}, but {dataset.name} has "
+            f"{_describe_data(len(dataset), dataset.labels)}",
             "give it the same data",
         )
-    data = _absolute(wanted.data) if wanted.data else before.data
-    perceptual = _absolute(wanted.perceptual) if wanted.perceptual else before.perceptual
-    compiled = before.compiled or wanted.compiled
-    command = before.command or wanted.command
-    again = Begun(
-        recipe, data, before.pictures, command, compiled, perceptual, before.init, distributed.job()
+    data = _absolute(request.data) if request.data else before.data
+    perceptual = _absolute(request.perceptual) if request.perceptual else before.perceptual
+    compiled = before.compiled or request.compiled
+    command = before.command or request.command
+    again = RunSpec(
+        recipe, data, before.pictures, command, compiled, perceptual, before.init, distributed.torchrun_job()
     )
     return again, dataset
 
 
-def prior_for(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
+def new_prior_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
     """A new prior for the tokenizer in a folder, be it of a run or of a model without one.
 
     The tokenizer's settings stay.
     """
-    path = tokenizer_for(folder, Path(wanted.data) if wanted.data else None)
+    path = tokenizer_for(folder, Path(request.data) if request.data else None)
     if (folder / state.RUN_FILE).exists():
-        return _next_prior(folder, wanted)
+        return _next_prior_run(folder, request)
     meta = weights.read_meta(path, "tokenizer")
     tokenizer = weights.tokenizer_config(path)
-    dataset = _open(wanted.data)
+    dataset = _open(request.data)
     check_codes(dataset, path)
-    preset = preset_for(dataset, wanted.preset or ("pixels" if tokenizer.identity else None))
+    preset = preset_for(dataset, request.preset or ("pixels" if tokenizer.is_pixels else None))
     size = meta["record"].get("size", 16 * tokenizer.downsample)
     base = replace(preset, tokenizer=tokenizer, data=replace(preset.data, size=size))
-    recipe = base.override(wanted.values, wanted.origin)
+    recipe = base.override(request.values, request.origin)
     _refuse(
         [name for name in changed_settings(base, recipe) if name.startswith("tokenizer")], folder
     )
-    return _begun(fit_to_data(recipe, dataset), dataset, wanted), dataset
+    return _make_spec(fit_to_data(recipe, dataset), dataset, request), dataset
 
 
-def _next_prior(folder: Path, wanted: Wanted) -> tuple[Begun, Dataset]:
+def _next_prior_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
     """A new prior in a run's folder: all that the tokenizer depends on stays, so that the
     run can still be resumed.
     """
-    if wanted.preset is not None:
+    if request.preset is not None:
         raise UsageError(
             f"--preset does not go with the run in {folder}",
             "leave it out: the prior is made by the recipe of that run",
         )
-    before = continued(folder)
-    recipe = before.recipe.override(wanted.values, wanted.origin)
+    before = load_run(folder)
+    recipe = before.recipe.override(request.values, request.origin)
     changed = changed_settings(before.recipe, recipe)
     _refuse([name for name in changed if not name.startswith(_PRIOR_SETTINGS)], folder)
-    dataset = _open(wanted.data or before.data)
-    check_codes(dataset, tokenizer_for(folder, Path(wanted.data) if wanted.data else None))
-    return _begun(
-        fit_to_data(recipe, dataset), dataset, replace(wanted, data=wanted.data or before.data)
+    dataset = _open(request.data or before.data)
+    check_codes(dataset, tokenizer_for(folder, Path(request.data) if request.data else None))
+    return _make_spec(
+        fit_to_data(recipe, dataset), dataset, replace(request, data=request.data or before.data)
     ), dataset
 
 
@@ -366,37 +366,37 @@ def _refuse(changed: list[str], folder: Path) -> None:
         )
 
 
-def agreed(begin: Callable[[], tuple[Begun, Dataset]]) -> tuple[Begun, Dataset]:
+def broadcast_spec(begin: Callable[[], tuple[RunSpec, Dataset]]) -> tuple[RunSpec, Dataset]:
     """What `begin` gives in the first process, in all: no other needs the run's folder.
 
     Each opens the data by itself.
 
     InputError where it is not what the first one sees. Errors of `begin` are raised in all.
     """
-    mine: list[tuple[Begun, Dataset]] = []
+    mine: list[tuple[RunSpec, Dataset]] = []
 
     def make() -> bytes:
         mine.append(begin())
-        return to_json(mine[0][0])
+        return spec_to_json(mine[0][0])
 
-    told = distributed.from_first(make)
+    told = distributed.broadcast_bytes(make)
     if mine:
         return mine[0]
-    begun = from_json(told)
-    dataset = _open(begun.data)
-    if (len(dataset), dataset.labels) != (begun.pictures, begun.recipe.prior.labels):
+    spec = spec_from_json(told)
+    dataset = _open(spec.data)
+    if (len(dataset), dataset.labels) != (spec.pictures, spec.recipe.prior.labels):
         raise InputError(
-            f"process {distributed.rank()} finds {_described(len(dataset), dataset.labels)} in "
+            f"process {distributed.rank()} finds {_describe_data(len(dataset), dataset.labels)} in "
             f"{dataset.name}, but the first one "
-            f"{_described(begun.pictures, begun.recipe.prior.labels)}",
+            f"{_describe_data(spec.pictures, spec.recipe.prior.labels)}",
             "give each machine the same data at the same place",
         )
-    return begun, dataset
+    return spec, dataset
 
 
 def preset_for(dataset: Dataset, name: str | None = None) -> Recipe:
     """The named preset, or the one for the data;
-    for small pictures of one size, with crops of that size.
+    for small images of one size, with crops of that size.
     """
     size = getattr(dataset, "size", None)
     small = size is not None and size[0] == size[1] <= 64
@@ -482,18 +482,18 @@ def check_settable(values: Mapping[str, Any]) -> None:
             raise UsageError(f"{name}.{key} cannot be set: it is the {owner}'s", "leave it out")
 
 
-def _begun(recipe: Recipe, dataset: Dataset, wanted: Wanted) -> Begun:
-    init = str(model_registry.find(wanted.init).tokenizer.absolute()) if wanted.init else ""
-    perceptual = _absolute(wanted.perceptual)
-    return Begun(
+def _make_spec(recipe: Recipe, dataset: Dataset, request: TrainRequest) -> RunSpec:
+    init = str(model_registry.find_model(request.init).tokenizer.absolute()) if request.init else ""
+    perceptual = _absolute(request.perceptual)
+    return RunSpec(
         recipe,
-        _absolute(wanted.data),
+        _absolute(request.data),
         len(dataset),
-        wanted.command,
-        wanted.compiled,
+        request.command,
+        request.compiled,
         perceptual,
         init,
-        distributed.job(),
+        distributed.torchrun_job(),
     )
 
 
@@ -509,9 +509,9 @@ def _absolute(data: str | None) -> str:
     return os.path.abspath(data) if data else ""
 
 
-def _described(pictures: int, labels: tuple[str, ...]) -> str:
+def _describe_data(images: int, labels: tuple[str, ...]) -> str:
     return (
-        f"{pictures:,} pictures with {len(labels)} labels ({', '.join(labels[:3])}...)"
+        f"{images:,} images with {len(labels)} labels ({', '.join(labels[:3])}...)"
         if labels
-        else f"{pictures:,} pictures"
+        else f"{images:,} images"
     )

@@ -24,8 +24,8 @@ def is_codes(path: Path) -> bool:
 
 
 class CodesData:
-    """Codes shards in the place of a data set of pictures;
-    folders become labels, as they do with pictures.
+    """Codes shards in the place of a data set of images;
+    folders become labels, as they do with images.
     """
 
     skipped = 0
@@ -40,13 +40,13 @@ class CodesData:
             names.append(PurePosixPath(line.name).parts)
             sizes.add((line.size[1], line.size[0]))
         if not names:
-            raise InputError(f"{folder} holds codes of no picture", "encode some")
+            raise InputError(f"{folder} holds codes of no image", "encode some")
         self._sizes = sizes
         self.labels, self._targets = folder_labels(names)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of every picture; AttributeError where they differ, as for data
+        """(H, W) of every image; AttributeError where they differ, as for data
         sets that have no one size.
         """
         if len(self._sizes) != 1:
@@ -54,16 +54,16 @@ class CodesData:
         return next(iter(self._sizes))
 
     @property
-    def summary(self) -> str:
+    def description(self) -> str:
         labelled = f" with {len(self.labels)} labels" if self.labels else ""
-        return f"codes of {len(self):,} pictures{labelled} from {self.name}"
+        return f"codes of {len(self):,} images{labelled} from {self.name}"
 
     def __len__(self) -> int:
         return len(self.codes)
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         raise InputError(
-            f"{self.name} holds codes, not pictures", "train a prior on them: --stage prior"
+            f"{self.name} holds codes, not images", "train a prior on them: --stage prior"
         )
 
     def label(self, index: int) -> int:
@@ -82,7 +82,7 @@ class CodesData:
             np.empty(0, np.uint8), self.codes.grids, np.arange(len(self)), labels, self.codes
         )
 
-    def check(self, config: TokenizerConfig, fingerprint: str, folder: Path) -> None:
+    def check_tokenizer(self, config: TokenizerConfig, fingerprint: str, folder: Path) -> None:
         """TrainingError where the codes are not all levels of that
         tokenizer, which lies in `folder`.
         """
@@ -91,12 +91,12 @@ class CodesData:
             raise TrainingError(
                 f"the codes were made with model {manifest.model} ({manifest.fingerprint}), the "
                 f"tokenizer in {folder} is {fingerprint}",
-                "choose another folder with -o, or encode the pictures again with --model",
+                "choose another folder with -o, or encode the images again with --model",
             )
         if manifest.levels != config.levels:
             raise TrainingError(
                 f"the codes hold {manifest.levels} of {config.levels} levels",
-                "encode the pictures without --levels",
+                "encode the images without --levels",
             )
 
 
@@ -109,7 +109,7 @@ class ShardGrids(Grids):
     def __getitem__(self, i: int) -> np.ndarray:
         return self.codes[int(self.starts[i])][0]
 
-    def take(self, which: np.ndarray) -> "ShardGrids":
+    def select(self, which: np.ndarray) -> "ShardGrids":
         return ShardGrids(
             self.flat, self.shapes[which], self.starts[which], self.labels[which], self.codes
         )
@@ -118,7 +118,7 @@ class ShardGrids(Grids):
 def check_codes(dataset: Dataset, tokenizer: Path) -> None:
     """TrainingError where codes shards are not of the tokenizer in that file."""
     if isinstance(dataset, CodesData):
-        dataset.check(
+        dataset.check_tokenizer(
             weights.tokenizer_config(tokenizer),
             weights.tokenizer_fingerprint(tokenizer),
             tokenizer.parent,
@@ -129,7 +129,7 @@ def refuse_codes(dataset: Dataset) -> None:
     """UsageError where a tokenizer is to be trained on codes."""
     if isinstance(dataset, CodesData):
         raise UsageError(
-            f"{dataset.name} holds codes, and a tokenizer learns from pictures",
+            f"{dataset.name} holds codes, and a tokenizer learns from images",
             "train a prior on them: --stage prior",
         )
 

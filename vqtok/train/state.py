@@ -58,7 +58,7 @@ class Learner:
         }
 
 
-def save(
+def save_state(
     path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor], progress: Progress
 ) -> None:
     """Writes weights, optimizer moments, extra tensors and progress;
@@ -81,22 +81,22 @@ def save(
             fix = "the last good checkpoint is kept; start anew with a lower learning rate"
             raise TrainingError(f"{name} is not finite after step {progress.step}", fix)
     meta = {"format": FORMAT, "kind": "state", "config": {}, "record": dict(vars(progress))}
-    weights.save(path, weights.Weights(arrays, meta), force=True)
+    weights.save_weights(path, weights.Weights(arrays, meta), force=True)
 
 
-def load(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor]) -> Progress | None:
-    """Restores what `save` wrote, all tensors in place, from the first process's file;
+def load_state(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor]) -> Progress | None:
+    """Restores what `save_state` wrote, all tensors in place, from the first process's file;
     None where there is none.
 
     Raises TrainingError for a damaged file and for one of another network.
     """
-    stored = distributed.weights_from_first(lambda: read(path, _AGAIN) if path.exists() else None)
+    stored = distributed.broadcast_weights(lambda: read_state(path, _AGAIN) if path.exists() else None)
     if stored is None:
         return None
     tensors = {name: torch.from_numpy(value) for name, value in stored.tensors.items()}
-    _fill(extra, tensors, path)
+    _fill_tensors(extra, tensors, path)
     for learner in learners:
-        _fill(learner.weights(), tensors, path)
+        _fill_tensors(learner.weights(), tensors, path)
         _fill_moments(learner, tensors, path)
     return _progress(stored.record, path)
 
@@ -119,10 +119,10 @@ def _fill_moments(learner: Learner, tensors: Mapping[str, Tensor], path: Path) -
             }
 
 
-def read(path: Path, fix: str) -> weights.Weights:
+def read_state(path: Path, fix: str) -> weights.Weights:
     """A state file; damage is a TrainingError with a fix for those who train."""
     try:
-        return weights.load(path, "state")
+        return weights.load_weights(path, "state")
     except FormatError as error:
         raise TrainingError(str(error), fix) from None
 
@@ -155,7 +155,7 @@ def _require(ok: bool, path: Path) -> None:
 
 
 @torch.no_grad()
-def _fill(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+def _fill_tensors(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, target in targets.items():
         if name not in tensors or tensors[name].shape != target.shape:
             raise TrainingError(

@@ -1,4 +1,4 @@
-"""Training of the tokenizer: pictures in, encoder, codebook and decoder out."""
+"""Training of the tokenizer: images in, encoder, codebook and decoder out."""
 
 import math
 import os
@@ -14,25 +14,25 @@ from torch import Tensor
 
 from vqtok import distributed, losses, plots
 from vqtok._version import __version__
-from vqtok.codec import load_tokenizer, place
+from vqtok.codec import load_tokenizer, to_device
 from vqtok.config import Recipe
-from vqtok.data import Batches, Dataset, whole
-from vqtok.data.decoded_cache import room
+from vqtok.data import Batches, Dataset, read_whole
+from vqtok.data.decoded_cache import cache_budget
 from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.likelihood import PIXEL_VARIANCE
 from vqtok.metrics import usage_perplexity
 from vqtok.networks.vqvae import VQVAE, to_float, to_uint8
 from vqtok.train.adversary import Adversary
-from vqtok.train.loop import Run, Step, Task, Validation
+from vqtok.train.loop import RunContext, Step, Task, Validation
 from vqtok.train.state import Learner
-from vqtok.weights import Weights, fingerprint, save
+from vqtok.weights import Weights, fingerprint, save_weights
 
 INITIAL_VECTORS = 20_000  # k-means on fewer leaves codes dead from the start (DESIGN.md, leads)
-SHEET_PICTURES = 16
+SHEET_IMAGES = 16
 
 
 class TokenizerTask(Task):
-    """A VQ-VAE, crops of the training pictures, and center crops of the validation pictures."""
+    """A VQ-VAE, crops of the training images, and center crops of the validation images."""
 
     name = "tokenizer"
 
@@ -41,15 +41,15 @@ class TokenizerTask(Task):
         recipe: Recipe,
         dataset: Dataset,
         parts: tuple[np.ndarray, np.ndarray],
-        run: Run,
+        run: RunContext,
         compiled: bool,
     ) -> None:
         self.recipe, self.dataset, self.run = recipe, dataset, run
         torch.manual_seed(recipe.seed)
-        self.vqvae = place(VQVAE(recipe.tokenizer), run.device)
+        self.vqvae = to_device(VQVAE(recipe.tokenizer), run.device)
         self.network = self.vqvae
         self.codes = recipe.tokenizer.codebook_size * recipe.tokenizer.levels
-        self.criterion = place(
+        self.criterion = to_device(
             losses.Criterion(recipe.losses, run.perceptual, recipe.data.size), run.device
         )
         self.adversary = Adversary(recipe, run) if recipe.losses.adversarial else None
@@ -63,11 +63,11 @@ class TokenizerTask(Task):
             data.flip,
             data.min_scale,
             recipe.tokenizer.channels,
-            share=(distributed.rank(), distributed.size()),
-            keep=room() // distributed.in_machine(),
+            share=(distributed.rank(), distributed.world_size()),
+            keep=cache_budget() // distributed.local_world_size(),
         )
         crops = [
-            center_crop(whole(dataset, int(i), recipe.tokenizer.channels), data.size)
+            center_crop(read_whole(dataset, int(i), recipe.tokenizer.channels), data.size)
             for i in parts[1]
         ]
         # (V, C, size, size)
@@ -77,13 +77,13 @@ class TokenizerTask(Task):
     def learners(self) -> list[Learner]:
         return [self.adversary.learner] if self.adversary is not None else []
 
-    def prepare(self) -> None:
+    def on_start(self) -> None:
         quantizer = self.vqvae.quantizer
         if self.run.init is not None:
             # it has no training state
             self.vqvae.load_state_dict(load_tokenizer(self.run.init).state_dict(), strict=False)
-            quantizer.start()
-        if quantizer.needs_vectors():
+            quantizer.adopt_codebook()
+        if quantizer.needs_init():
             quantizer.initialize(self._vectors(max(INITIAL_VECTORS, 4 * quantizer.codebook_size)))
 
     @torch.no_grad()
@@ -91,29 +91,29 @@ class TokenizerTask(Task):
         """Encoder outputs (N, D) on training batches, N >= count; the same in all processes."""
         parts, have, step = [], 0, 0
         while have < count:
-            pictures, _ = self._batches.batch(step)
-            z = self.vqvae.encoder(self._to_device(pictures))
+            images, _ = self._batches.batch(step)
+            z = self.vqvae.encoder(self._to_device(images))
             parts.append(
-                distributed.all_rows(z.permute(0, 2, 3, 1).flatten(0, 2), z.shape[2] * z.shape[3])
+                distributed.gather_all_rows(z.permute(0, 2, 3, 1).flatten(0, 2), z.shape[2] * z.shape[3])
             )
             have, step = have + len(parts[-1]), step + 1
         return torch.cat(parts)
 
-    def _to_device(self, pictures: np.ndarray | Tensor) -> Tensor:
+    def _to_device(self, images: np.ndarray | Tensor) -> Tensor:
         """uint8 (B, C, H, W) -> float in [-1, 1] on the device."""
-        return to_float(torch.as_tensor(pictures).to(self.run.device)).contiguous(
+        return to_float(torch.as_tensor(images).to(self.run.device)).contiguous(
             memory_format=torch.channels_last
         )
 
     def batches(self, start: int, stop: int) -> Generator[tuple[int, np.ndarray], None, None]:
         with closing(self._batches.prefetch(start, stop)) as batches:
-            for step, (pictures, _) in enumerate(batches, start):
-                yield step, pictures
+            for step, (images, _) in enumerate(batches, start):
+                yield step, images
 
     def forward(self, batch: tuple[int, np.ndarray]) -> Step:
-        step, pictures = batch[0], self._to_device(batch[1])
+        step, images = batch[0], self._to_device(batch[1])
         try:
-            output = self._call(pictures)
+            output = self._call(images)
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
@@ -124,11 +124,11 @@ class TokenizerTask(Task):
         perceptual = (
             step >= self.recipe.losses.perceptual_start * self.recipe.tokenizer_training.steps
         )
-        terms = self.criterion(output.reconstruction, pictures, shared=True, perceptual=perceptual)
+        terms = self.criterion(output.reconstruction, images, shared=True, perceptual=perceptual)
         if self.adversary is not None:
-            terms |= self.adversary.generator_terms(output.reconstruction, pictures, step)
+            terms |= self.adversary.generator_terms(output.reconstruction, images, step)
         # of pixels in [0, 1]
-        error = (output.reconstruction.detach() - pictures).square().mean() / 4
+        error = (output.reconstruction.detach() - images).square().mean() / 4
         return Step(
             output.loss + sum(terms.values()),
             {"mse": error, **terms},
@@ -142,14 +142,14 @@ class TokenizerTask(Task):
         K, L = self.recipe.tokenizer.codebook_size, self.recipe.tokenizer.levels
         return indices + K * torch.arange(L, device=indices.device)[:, None, None]
 
-    def beside(self) -> dict[str, float]:
-        return self.adversary.weigh() if self.adversary is not None else {}
+    def auxiliary_step(self) -> dict[str, float]:
+        return self.adversary.compute_gradients() if self.adversary is not None else {}
 
     def after_step(self) -> dict[str, float]:
         figures = self.adversary.update() if self.adversary is not None else {}
-        return {"restarts": self.vqvae.quantizer.learn(), **figures}
+        return {"restarts": self.vqvae.quantizer.update_codebook(), **figures}
 
-    def summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
+    def window_summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
         by_level = counts.cpu().numpy().reshape(self.recipe.tokenizer.levels, -1)  # (L, K)
         usage, perplexity = min(usage_perplexity(level) for level in by_level)
         psnr = -10 * math.log10(max(window.get("mse", 0.0) / max(window.get("steps", 1), 1), 1e-12))
@@ -174,8 +174,8 @@ class TokenizerTask(Task):
     def validate(self) -> Validation:
         sums: dict[str, float] = {}
         shown: list[Tensor] = []
-        for pictures in self._validation.split(self.recipe.tokenizer_training.batch):
-            x = self._to_device(pictures)
+        for images in self._validation.split(self.recipe.tokenizer_training.batch):
+            x = self._to_device(images)
             output = self.network(x)
             figures = {"loss": output.loss}
             for depth in self._depths():
@@ -187,16 +187,16 @@ class TokenizerTask(Task):
                 suffix = "" if depth == output.indices.shape[1] else f"_{depth}"
                 figures |= {
                     f"{name}{suffix}": value
-                    for name, value in self._measure(pictures, x, back).items()
+                    for name, value in self._measure(images, x, back).items()
                 }
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(x)
-            if sum(map(len, shown)) < SHEET_PICTURES:
+            if sum(map(len, shown)) < SHEET_IMAGES:
                 shown.append(to_uint8(output.reconstruction).cpu())
         metrics = {name: value / len(self._validation) for name, value in sums.items()}
         # The score knows nothing of what the adversary wants:
         # by it, the weights from just before that would stay for ever.
-        asked = self.adversary is not None and self.adversary.asked
+        asked = self.adversary is not None and self.adversary.active
         return Validation(self._score(metrics), metrics, self._sheet(torch.cat(shown)), keep=asked)
 
     def _depths(self) -> list[int]:
@@ -204,11 +204,11 @@ class TokenizerTask(Task):
         L = self.recipe.tokenizer.levels
         return [2**i for i in range(L.bit_length()) if 2**i < L] + [L]
 
-    def _measure(self, pictures: Tensor, x: Tensor, back: Tensor) -> dict[str, Tensor]:
+    def _measure(self, images: Tensor, x: Tensor, back: Tensor) -> dict[str, Tensor]:
         """Figures of reconstructions, means over the batch:
-        x are the pictures, uint8 (B, C, H, W), as floats.
+        x are the images, uint8 (B, C, H, W), as floats.
         """
-        difference = to_uint8(back).cpu().float() - pictures.float()
+        difference = to_uint8(back).cpu().float() - images.float()
         mse = difference.square().mean((1, 2, 3)) / 255**2  # (B,)
         return {
             "mse": mse.mean(),
@@ -231,14 +231,14 @@ class TokenizerTask(Task):
     def _sheet(self, back: Tensor) -> np.ndarray:
         """Originals over reconstructions, uint8 (H, W, 3)."""
         columns = min(8, len(back))
-        count = min(SHEET_PICTURES, len(back)) // columns * columns
+        count = min(SHEET_IMAGES, len(back)) // columns * columns
         original = [p.permute(1, 2, 0).numpy() for p in self._validation[:count]]  # each (H, W, C)
         decoded = [p.permute(1, 2, 0).numpy() for p in back[:count]]
         order = [
             part[i : i + columns] for i in range(0, count, columns) for part in (original, decoded)
         ]
         scale = max(1, 96 // self.recipe.data.size)
-        return plots.sheet([picture for row in order for picture in row], columns, scale=scale)
+        return plots.sheet([image for row in order for image in row], columns, scale=scale)
 
     def release(self, record: dict[str, Any]) -> Weights:
         """float16 tensors: half the download, and decoding rounds to 8 bits anyway."""
@@ -262,20 +262,20 @@ class TokenizerTask(Task):
         return Weights(tensors, meta)
 
 
-def write_identity(
-    recipe: Recipe, dataset: Dataset, parts: tuple[np.ndarray, np.ndarray], run: Run
+def write_pixel_tokenizer(
+    recipe: Recipe, dataset: Dataset, parts: tuple[np.ndarray, np.ndarray], run: RunContext
 ) -> None:
     """Writes the tokenizer file of a quantizer that has nothing to learn, where it is not there
     yet; the first process does.
     """
     path = run.folder / "tokenizer.safetensors"
-    if not distributed.first() or path.exists():
+    if not distributed.is_main_process() or path.exists():
         return
     task = TokenizerTask(recipe, dataset, parts, run, compiled=False)
     task.network.eval()
     with torch.no_grad():
         metrics = task.validate().metrics
-    save(path, task.release({"step": 0, "seconds": 0.0, "metrics": metrics}), force=True)
+    save_weights(path, task.release({"step": 0, "seconds": 0.0, "metrics": metrics}), force=True)
     run.listener.note("The tokenizer is the identity: nothing is learned, and its file is written.")
 
 
@@ -304,13 +304,13 @@ def _compile(network: VQVAE) -> Any:
     return torch.compile(network)
 
 
-def center_crop(picture: np.ndarray, size: int) -> np.ndarray:
-    """The middle size x size of a picture (H, W, C); edges are repeated where it is smaller."""
+def center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The middle size x size of an image (H, W, C); edges are repeated where it is smaller."""
     for axis in (0, 1):
-        missing = size - picture.shape[axis]
+        missing = size - image.shape[axis]
         if missing > 0:
             widths = [(0, 0)] * 3
             widths[axis] = (missing // 2, missing - missing // 2)
-            picture = np.pad(picture, widths, mode="edge")
-    top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
-    return picture[top : top + size, left : left + size]
+            image = np.pad(image, widths, mode="edge")
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top : top + size, left : left + size]
