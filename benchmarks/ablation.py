@@ -100,7 +100,9 @@ def run(row: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     record = weights.read_meta(folder / "tokenizer.safetensors", "tokenizer")["record"]
     parameters = sum(
         tensor.size
-        for tensor in weights.load_weights(folder / "tokenizer.safetensors", "tokenizer").tensors.values()
+        for tensor in weights.load_weights(
+            folder / "tokenizer.safetensors", "tokenizer"
+        ).tensors.values()
     )
     return {
         "row": row,

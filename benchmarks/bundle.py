@@ -107,7 +107,9 @@ def training_table(folder: Path) -> str:
         record = meta["record"]
         parameters = sum(
             tensor.size
-            for tensor in weights.load_weights(folder / f"{kind}.safetensors", kind).tensors.values()
+            for tensor in weights.load_weights(
+                folder / f"{kind}.safetensors", kind
+            ).tensors.values()
         )
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
         minutes = f"{record['seconds'] / 60:.0f} min"

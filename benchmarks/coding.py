@@ -75,7 +75,9 @@ def main() -> None:
     assert (coder.prior.decode(streams, *indices.shape[1:]) == indices).all()
     encode = median(lambda: coder.prior.encode(indices))
     decode = median(lambda: coder.prior.decode(streams, *indices.shape[1:]))
-    rounded, plain = float_bits(coder, weights.load_weights(folder.entropy, "entropy").tensors, indices[:1])
+    rounded, plain = float_bits(
+        coder, weights.load_weights(folder.entropy, "entropy").tensors, indices[:1]
+    )
     print(
         f"{folder.name}: grid {indices.shape}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}"

@@ -134,7 +134,8 @@ def difference(a: Path, b: Path) -> list[str]:
     row = []
     for part in PARTS:
         x, y = (
-            weights.load_weights(folder / f"{part}.state.safetensors", "state").tensors for folder in (a, b)
+            weights.load_weights(folder / f"{part}.state.safetensors", "state").tensors
+            for folder in (a, b)
         )
         names = [name for name in x if name.startswith("network.")]
         largest = max(float(np.abs(x[name].astype(float) - y[name]).max()) for name in names)

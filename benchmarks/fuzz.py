@@ -74,9 +74,7 @@ def _coded(model: str) -> CodesFiles:
         np.stack([rows * a, columns * b, rows + columns], -1).astype(np.uint8)
         for a, b in ((2, 1), (1, 2))
     ]
-    kind = CodesFiles(
-        loaded.entropy_coder, [loaded.encode(image, levels=3) for image in images]
-    )
+    kind = CodesFiles(loaded.entropy_coder, [loaded.encode(image, levels=3) for image in images])
     coded = [stream for stream in kind.streams if stream[1] & 1]
     assert coded
     kind.streams, kind.compacts = coded, [one for one in kind.compacts if one.prior]

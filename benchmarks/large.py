@@ -88,9 +88,7 @@ def main() -> None:
         )
         # In a process of its own: a child's peak is never below what its parent
         # held when it was started.
-        maker = multiprocessing.get_context("spawn").Process(
-            target=make_image, args=(image, side)
-        )
+        maker = multiprocessing.get_context("spawn").Process(target=make_image, args=(image, side))
         maker.start()
         maker.join()
         model = options.model or str(Path(folder, "random"))

@@ -68,7 +68,9 @@ def run(recipe: Recipe, tars: list[Path], folder: Path) -> list[str]:
     dataset = open_data(tars)
     recipe = train_run.fit_to_data(recipe, dataset)
     watch = Watch(recipe.tokenizer_training.steps)
-    training.create_run(folder, training.RunSpec(recipe, "", len(dataset)), "tokenizer", force=False)
+    training.create_run(
+        folder, training.RunSpec(recipe, "", len(dataset)), "tokenizer", force=False
+    )
     settings = training.RunContext(
         folder, recipe.seed, torch.device("cpu"), recipe.precision, listener=watch
     )

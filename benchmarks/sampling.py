@@ -46,7 +46,9 @@ def naive(
     drawn = []
     for level, i, j in positions:
         logits = prior(indices, labels)[:, level, i, j]
-        drawn.append(sample_categorical(logits, torch.zeros(len(logits), dtype=torch.float64), temperature=0))
+        drawn.append(
+            sample_categorical(logits, torch.zeros(len(logits), dtype=torch.float64), temperature=0)
+        )
     return torch.stack(drawn)
 
 

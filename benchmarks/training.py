@@ -280,9 +280,7 @@ def plain(stage: str, precision: str, kept: bool) -> Callable[[], object]:
     if stage == "tokenizer":
         network: nn.Module = PlainVQVAE(RECIPE.tokenizer)
         data = (
-            torch.from_numpy(images().images(np.arange(IMAGES)))
-            .permute(0, 3, 1, 2)
-            .contiguous()
+            torch.from_numpy(images().images(np.arange(IMAGES))).permute(0, 3, 1, 2).contiguous()
             / 127.5
             - 1
         )

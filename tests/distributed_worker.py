@@ -59,7 +59,9 @@ def train(
         Silent(),
     )
     if distributed.is_main_process() and not resume:
-        training.create_run(run.folder, training.RunSpec(recipe, "", len(dataset)), stage, force=False)
+        training.create_run(
+            run.folder, training.RunSpec(recipe, "", len(dataset)), stage, force=False
+        )
     return training.train(recipe, dataset, run, stage, resume)
 
 

@@ -23,9 +23,8 @@ from vqtok.data import (
 )
 from vqtok.errors import InputError
 
-images_write = importlib.import_module(
-    "vqtok.images.write"
-)  # its package hides it behind a function
+# its package hides it behind a function
+images_write = importlib.import_module("vqtok.images.write")
 
 
 def targets(data: Dataset) -> list[int]:

@@ -248,8 +248,7 @@ def test_parts_do_not_replace_what_is_there():
     ok("encode", *words)
     assert "00000-00000.jsonl exists" in fails("encode", *words)
     assert (
-        ok("encode", *words, "--resume").stderr
-        == "2 images in 2 shards, 2 of them before -> out\n"
+        ok("encode", *words, "--resume").stderr == "2 images in 2 shards, 2 of them before -> out\n"
     )
 
 

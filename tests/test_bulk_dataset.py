@@ -178,7 +178,9 @@ def trained(*words: object) -> str:
 
 
 def prior_of(folder: str) -> str:
-    return weights.fingerprint(weights.load_weights(Path(folder, "prior.safetensors"), "prior").tensors)
+    return weights.fingerprint(
+        weights.load_weights(Path(folder, "prior.safetensors"), "prior").tensors
+    )
 
 
 def test_a_prior_learns_the_same_from_codes_as_from_images(toy: Path):

@@ -138,7 +138,8 @@ def test_shares_are_disjoint_and_complete(tars: int, parts: int):
     assert sorted(taken) == [chunk.stem for chunk in chunks(inputs, 1)]
     if tars >= parts:  # then nobody needs to look into another's
         assert all(
-            WorkSlice(0, parts).takes_input(source, tars) in (True, False) for source in inputs.all[:-1]
+            WorkSlice(0, parts).takes_input(source, tars) in (True, False)
+            for source in inputs.all[:-1]
         )
 
 

@@ -188,7 +188,8 @@ def test_an_imported_model_is_fine_tuned(data: Path, few_vectors: None):
         "-q",
     )
     before, after = (
-        weights.load_weights(Path(name) / "tokenizer.safetensors", "tokenizer") for name in ("m", "tuned")
+        weights.load_weights(Path(name) / "tokenizer.safetensors", "tokenizer")
+        for name in ("m", "tuned")
     )
     assert after.tensors.keys() == before.tensors.keys()
     assert (after.tensors["encoder.first.weight"] != before.tensors["encoder.first.weight"]).any()
@@ -231,4 +232,6 @@ def test_a_classic_network_is_trained_from_scratch_resumed_and_exported(
     save("a.png", image(16, 16))
     for name in ("run", "back"):
         ok("encode", "a.png", "-m", name, "-o", f"{name}.npz")
-    assert (read_plain_codes(Path("run.npz")).indices == read_plain_codes(Path("back.npz")).indices).all()
+    assert (
+        read_plain_codes(Path("run.npz")).indices == read_plain_codes(Path("back.npz")).indices
+    ).all()

@@ -267,5 +267,7 @@ def test_info_and_models_tell_levels(whole: codes.Codes, three: Path):
 def test_sample_levels():
     ok("sample", "-n", "2", "-o", "all.npz", "--seed", "3")
     ok("sample", "-n", "2", "-o", "one.npz", "--seed", "3", "--levels", "1")
-    assert codes.read_plain_codes(Path("one.npz")) == codes.read_plain_codes(Path("all.npz")).first_levels(1)
+    assert codes.read_plain_codes(Path("one.npz")) == codes.read_plain_codes(
+        Path("all.npz")
+    ).first_levels(1)
     ok("sample", "-n", "2", "-o", "sheet.png", "--levels", "1")

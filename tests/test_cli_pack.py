@@ -68,7 +68,11 @@ def test_pack_and_unpack_without_the_image(coding: Path):
     assert os.path.getsize("one.compact.npz") < 300
     ok("unpack", "one.compact.npz", "-o", "again.npz")
     assert form("again.npz") == "plain"
-    assert codes.read_plain_codes("again.npz") == vqtok.read_codes("one.compact.npz") == codes.read_plain_codes("one.npz")
+    assert (
+        codes.read_plain_codes("again.npz")
+        == vqtok.read_codes("one.compact.npz")
+        == codes.read_plain_codes("one.npz")
+    )
 
 
 def test_encode_compact_decodes_to_the_same_image(coding: Path):

@@ -68,9 +68,9 @@ def test_flag_reaches_the_recipe(
     key: str,
     value: Any,
 ) -> None:
-    plain = training.new_run(training.TrainRequest("data", values=read_recipe(tmp_path / "small.toml")))[
-        0
-    ].recipe.to_dict()
+    plain = training.new_run(
+        training.TrainRequest("data", values=read_recipe(tmp_path / "small.toml"))
+    )[0].recipe.to_dict()
     seen: list[Recipe] = []
     monkeypatch.setattr(training, "train", lambda recipe, *rest: bool(seen.append(recipe)))
     if "--perceptual" in flags:

@@ -210,9 +210,9 @@ def test_the_hand_made_file_is_valid() -> None:
 
 
 def test_unknown_keys_and_members_are_ignored() -> None:
-    assert codes.read_plain_codes(npz(meta={**META, "note": None}, more=b"no array at all")) == codes.read_plain_codes(
-        npz()
-    )
+    assert codes.read_plain_codes(
+        npz(meta={**META, "note": None}, more=b"no array at all")
+    ) == codes.read_plain_codes(npz())
 
 
 def test_many_sizes_fit_in_meta() -> None:

@@ -38,7 +38,9 @@ def lpips_tensors(backbone: lpips._Backbone, seed: int = 0) -> dict[str, np.ndar
             tensors[f"features.{c.position}.weight"] = draw.normal(0, deviation, shape).astype(
                 np.float32
             )
-            tensors[f"features.{c.position}.bias"] = draw.normal(0, 0.1, c.outputs).astype(np.float32)
+            tensors[f"features.{c.position}.bias"] = draw.normal(0, 0.1, c.outputs).astype(
+                np.float32
+            )
         tensors[f"lin{i}.model.1.weight"] = draw.random((1, part[-1].outputs, 1, 1)).astype(
             np.float32
         )
@@ -185,8 +187,7 @@ def test_what_is_no_lpips_file_is_refused(tmp_path: Path):
 
 def test_terms_bear_their_weights(alex: Path):
     x, y = (
-        torch.cat([tensor(image(64, 64, 3, seed)) for seed in seeds])
-        for seeds in ((0, 1), (0, 2))
+        torch.cat([tensor(image(64, 64, 3, seed)) for seed in seeds]) for seeds in ((0, 1), (0, 2))
     )
     assert Criterion(LossConfig(), None, 64)(x, y) == {}
     network = lpips.load_lpips(alex)

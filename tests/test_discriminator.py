@@ -63,9 +63,8 @@ def test_hinge_losses() -> None:
 
 def test_lecam_measures_from_the_average_of_the_other_kind() -> None:
     real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-1.0, 0.0])
-    found = discriminator.lecam(
-        real, fake, torch.tensor([2.0, -1.0])
-    )  # averages of real and of fake
+    # averages of real and of fake
+    found = discriminator.lecam(real, fake, torch.tensor([2.0, -1.0]))
     assert float(found) == pytest.approx((4 + 16) / 2 + (9 + 4) / 2)
 
 

@@ -126,7 +126,8 @@ def test_two_processes_train_the_network_that_one_does(both: tuple[Path, Path], 
 def test_two_processes_train_the_priors_that_one_does(both: tuple[Path, Path], stage: str) -> None:
     two, one = (place / "ema" for place in both)
     grids = [
-        weights.load_weights(place / "indices.state.safetensors", "state").tensors for place in (two, one)
+        weights.load_weights(place / "indices.state.safetensors", "state").tensors
+        for place in (two, one)
     ]
     np.testing.assert_array_equal(grids[0]["labels"], grids[1]["labels"])
     # the tokenizers differ in the last bits
@@ -234,7 +235,12 @@ def test_a_process_alone_gets_back_what_it_gives() -> None:
     assert torch.equal(value, before)
     assert distributed.all_reduce_max(3, False) == [3, False]
     assert distributed.broadcast_bytes(lambda: b"x") == b"x"
-    assert (distributed.world_size(), distributed.rank(), distributed.is_main_process(), distributed.local_count(5)) == (
+    assert (
+        distributed.world_size(),
+        distributed.rank(),
+        distributed.is_main_process(),
+        distributed.local_count(5),
+    ) == (
         1,
         0,
         True,
@@ -292,12 +298,16 @@ def test_a_run_goes_on_when_the_torchrun_that_began_it_starts_again(
     monkeypatch.setattr("vqtok.train.tokenizer.INITIAL_VECTORS", 256)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     assert run(*command, "--max-time", "0s").exit_code == 0
-    first = weights.load_weights(tmp_path / "run" / "tokenizer.state.safetensors", "state").record["step"]
+    first = weights.load_weights(tmp_path / "run" / "tokenizer.state.safetensors", "state").record[
+        "step"
+    ]
     again = run(*command, "--force")  # the same torchrun: what is there is its own
     assert again.exit_code == 0, again.stderr
     assert "A process of this run has ended: it goes on from what is saved in run" in again.stderr
     assert (
-        weights.load_weights(tmp_path / "run" / "tokenizer.state.safetensors", "state").record["step"]
+        weights.load_weights(tmp_path / "run" / "tokenizer.state.safetensors", "state").record[
+            "step"
+        ]
         > first
     )
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "two")

@@ -161,7 +161,9 @@ def test_jpeg_by_trying_everything():
     among the best of each scale.
     """
     original = PIXELS[0]
-    rival = reference_codecs.ReferenceCodec("jpeg", original, comparator.Comparator(None, torch.device("cpu")))
+    rival = reference_codecs.ReferenceCodec(
+        "jpeg", original, comparator.Comparator(None, torch.device("cpu"))
+    )
     tried = {}
     for divisor in (1, 2, 4):
         reduced = images.resize_to(original, round(70 / divisor), round(90 / divisor))
@@ -191,7 +193,9 @@ def test_jpeg_by_trying_everything():
 
 def test_with_lpips_the_scale_is_the_one_of_the_lowest(lpips: losses.LPIPS):
     original = PIXELS[0]
-    rival = reference_codecs.ReferenceCodec("webp", original, comparator.Comparator(lpips, torch.device("cpu")))
+    rival = reference_codecs.ReferenceCodec(
+        "webp", original, comparator.Comparator(lpips, torch.device("cpu"))
+    )
     budgets = (300, 600, 1500)
     for budget in budgets:
         attempt = rival.best(budget)
@@ -210,7 +214,9 @@ def test_no_file_is_written_twice(monkeypatch: pytest.MonkeyPatch):
         "save",
         lambda self, *a, **k: made.append((self.size, k["quality"])) or save(self, *a, **k),
     )
-    rival = reference_codecs.ReferenceCodec("jpeg", PIXELS[0], comparator.Comparator(None, torch.device("cpu")))
+    rival = reference_codecs.ReferenceCodec(
+        "jpeg", PIXELS[0], comparator.Comparator(None, torch.device("cpu"))
+    )
     for budget in (500, 1000, 1000, 2000, 100):
         rival.best(budget)
     assert len(made) == len(set(made)) < 70
@@ -233,7 +239,9 @@ def test_codec_rows_keep_to_the_bytes_of_our_files(model: codec.Model):
             for grid in grids
         ]
         rivals = [
-            reference_codecs.ReferenceCodec(row.codec, p, comparator.Comparator(None, torch.device("cpu")))
+            reference_codecs.ReferenceCodec(
+                row.codec, p, comparator.Comparator(None, torch.device("cpu"))
+            )
             for p in PIXELS
         ]
         found = [rival.best(budget) for rival, budget in zip(rivals, budgets, strict=True)]
@@ -257,15 +265,16 @@ def test_a_file_that_is_too_large_all_the_same_is_told(
     monkeypatch.setattr(measure, "to_bytes", lambda part: b"x" * 100)
     result = evaluate(model, data(), levels=[1], codecs=["jpeg"])
     smallest = [
-        min(len(jpeg_bytes(images.resize_to(p, round(70 / d), round(90 / d)), 1)) for d in (1, 2, 4))
+        min(
+            len(jpeg_bytes(images.resize_to(p, round(70 / d), round(90 / d)), 1)) for d in (1, 2, 4)
+        )
         for p in PIXELS
     ]
     first = result.codecs[0]
     assert (first.levels, first.times, first.over) == (1, 1, 2)
     assert first.bpp == pytest.approx(8 * sum(smallest) / (2 * 70 * 90))
     assert (
-        "JPEG at the bytes of 1 level: "
-        "for 2 of 2 images its smallest file is larger, and was taken"
+        "JPEG at the bytes of 1 level: for 2 of 2 images its smallest file is larger, and was taken"
     ) in result.notes
 
 
@@ -286,9 +295,9 @@ def test_what_this_pillow_cannot_write_is_told(model: codec.Model, monkeypatch: 
 def test_a_size_that_a_format_does_not_take_is_left_out(model: codec.Model):
     long = np.zeros((1, 4, 70_000, 3), np.uint8)
     assert (
-        reference_codecs.ReferenceCodec("webp", long[0], comparator.Comparator(None, torch.device("cpu"))).best(
-            10_000
-        )
+        reference_codecs.ReferenceCodec(
+            "webp", long[0], comparator.Comparator(None, torch.device("cpu"))
+        ).best(10_000)
         is None
     )
     wide = evaluate(model, data(long[:, :, : 16_500 * 4]), levels=[1], codecs=["webp"])

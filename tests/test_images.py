@@ -76,7 +76,9 @@ def test_opaque_alpha_is_no_note() -> None:
 def test_palette_with_and_without_transparency() -> None:
     image = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    assert read_image(saved(image, "PNG")).pixels.tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
+    assert read_image(saved(image, "PNG")).pixels.tolist() == [
+        [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    ]
     for transparency in (1, b"\xff\x00\xff"):
         array = read_image(saved(image, "PNG", transparency=transparency))
         assert array.pixels.tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
@@ -101,7 +103,9 @@ def test_one_bit_and_gray() -> None:
 
 
 def test_one_channel_from_color_says_so() -> None:
-    image = read_image(png(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)), channels=1)
+    image = read_image(
+        png(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)), channels=1
+    )
     # ITU-R BT.601 luma: 0.299, 0.587, 0.114
     assert image.pixels[0, :, 0].tolist() == [76, 150, 29]
     assert image.notes == ("color dropped",)

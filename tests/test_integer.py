@@ -275,9 +275,9 @@ def test_starting_from_codebooks_tells_something():
     ratio = distances / torch.cdist(codebooks[0], codebooks[0]).clamp(min=1e-3)
     off = ratio[~torch.eye(16, dtype=torch.bool)]
     assert off.std() < 0.01 * off.mean()  # turned and scaled, nothing else
-    assert {name: tuple(value.shape) for name, value in network.integers().items()} == integer_tensor_shapes(
-        CONFIG
-    )
+    assert {
+        name: tuple(value.shape) for name, value in network.integers().items()
+    } == integer_tensor_shapes(CONFIG)
 
 
 @pytest.mark.slow

@@ -25,7 +25,10 @@ from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 
 
 def imported(path: Path, folder: Path, **options: Any) -> codec.Model:
-    weights.save_weights(folder / "tokenizer.safetensors", interop.convert_checkpoint(interop.read_checkpoint(path), **options))
+    weights.save_weights(
+        folder / "tokenizer.safetensors",
+        interop.convert_checkpoint(interop.read_checkpoint(path), **options),
+    )
     return codec.load(folder)
 
 
@@ -170,7 +173,9 @@ def test_the_same_tensors_in_other_containers(tmp_path: Path):
             {"state_dict": {name: value.to(dtype) for name, value in source.tensors.items()}},
             tmp_path / "half.pt",
         )
-        found = interop.convert_checkpoint(interop.read_checkpoint(tmp_path / "half.pt")).tensors["encoder.first.weight"]
+        found = interop.convert_checkpoint(interop.read_checkpoint(tmp_path / "half.pt")).tensors[
+            "encoder.first.weight"
+        ]
         assert found.dtype == kept
         assert np.array_equal(
             found, source.tensors["encoder.conv_in.weight"].to(dtype).float().numpy()
@@ -181,7 +186,8 @@ def test_normalize_is_the_programs_unless_told(tmp_path: Path):
     _, path = save("llamagen", tmp_path)
     checkpoint = interop.read_checkpoint(path)
     assert [
-        interop.convert_checkpoint(checkpoint, asked).config["normalize"] for asked in (None, True, False)
+        interop.convert_checkpoint(checkpoint, asked).config["normalize"]
+        for asked in (None, True, False)
     ] == [True, True, False]
 
 

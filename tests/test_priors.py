@@ -62,7 +62,11 @@ def frequencies(logits: Tensor, **options: float | int | None) -> Tensor:
     """How often each index is drawn, over 100,000 evenly spaced uniform numbers."""
     count = 100_000
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    drawn = sample_categorical(logits.expand(count, -1), uniform, **options)  # type: ignore[arg-type]
+    drawn = sample_categorical(
+        logits.expand(count, -1),
+        uniform,
+        **options,  # type: ignore[arg-type]
+    )
     return torch.bincount(drawn, minlength=logits.shape[-1]) / count
 
 

@@ -219,7 +219,10 @@ def test_bfloat16_training_gives_float32_losses(architecture: str) -> None:
 @every
 def test_a_prior_has_no_more_weights_than_its_levels_ask_for(architecture: str) -> None:
     one, three = (
-        sum(p.numel() for p in build_prior(replace(made(architecture).config, levels=n)).parameters())
+        sum(
+            p.numel()
+            for p in build_prior(replace(made(architecture).config, levels=n)).parameters()
+        )
         for n in (1, 3)
     )
     assert one < three

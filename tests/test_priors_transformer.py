@@ -169,7 +169,10 @@ def test_attention_is_the_same_for_short_and_long_sequences_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    qkv, turns = torch.randn(2, 12, 3, 2, 8), priors_transformer.rotary_cos_sin(3, 4, 8, torch.device("cpu"))
+    qkv, turns = (
+        torch.randn(2, 12, 3, 2, 8),
+        priors_transformer.rotary_cos_sin(3, 4, 8, torch.device("cpu")),
+    )
     wanted = attention(qkv, *turns)
     for most, kind in ((12, torch.float32), (11, torch.bfloat16)):
         monkeypatch.setattr(blocks, "SHORT", most)

@@ -118,7 +118,9 @@ def test_a_code_dimension_below_the_numbers_is_told(kind: str, size: int, needed
     with pytest.raises(
         UsageError, match=f"needs code dimension {needed} or more, not {needed - 1}"
     ) as caught:
-        quantizers.check_quantizer(TokenizerConfig(quantizer=kind, codebook_size=size, code_dim=needed - 1))
+        quantizers.check_quantizer(
+            TokenizerConfig(quantizer=kind, codebook_size=size, code_dim=needed - 1)
+        )
     assert f"--code-dim {needed}" in caught.value.fix
     quantizers.check_quantizer(
         TokenizerConfig(

@@ -22,7 +22,9 @@ def test_every_command_of_the_readme_runs_in_order(
     assert len(lines(README)) >= 12
     for line in lines(README):
         run_line(line)
-    assert codes.read_any_codes(tmp_path / "tiny.npz") != codes.read_any_codes(tmp_path / "photo.npz")
+    assert codes.read_any_codes(tmp_path / "tiny.npz") != codes.read_any_codes(
+        tmp_path / "photo.npz"
+    )
 
 
 def test_the_tree_of_the_readme_is_there() -> None:

@@ -185,9 +185,7 @@ def test_images_that_share_a_grid_but_no_size(
     tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = codec.load(make_model(tmp_path / "models" / "toy", LEVELS, None))
-    images = [
-        image(*size, seed=i) for i, size in enumerate([(145, 200), (160, 193), (150, 208)])
-    ]
+    images = [image(*size, seed=i) for i, size in enumerate([(145, 200), (160, 193), (150, 208)])]
     expected = model.encode_batch(images)
     monkeypatch.setattr(codec_model, "PIXELS_AT_ONCE", at_once)
     codes = model.encode_batch(images)

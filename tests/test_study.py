@@ -486,7 +486,10 @@ def test_kinship_may_go_either_way(logistic: float, words: str):
 
 
 def test_systems_are_chosen_by_name():
-    assert [system.name for system in study.select_systems(" vq-pixelcnn ,vae")] == ["vae", "vq-pixelcnn"]
+    assert [system.name for system in study.select_systems(" vq-pixelcnn ,vae")] == [
+        "vae",
+        "vq-pixelcnn",
+    ]
     assert study.select_systems(None) == study.SYSTEMS
     with pytest.raises(UsageError, match="no system 'vae9'"):
         study.select_systems("vae9")

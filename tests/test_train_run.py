@@ -71,8 +71,12 @@ def test_damaged_state_is_told(
 
 def test_damaged_run_files_are_told(tmp_path: Path) -> None:
     recipe = recipe_for(Shapes(24))
-    training.create_run(tmp_path, training.RunSpec(recipe, "/data", 24, "vqtok train", True), "all", False)
-    assert train_run.load_run(tmp_path) == training.RunSpec(recipe, "/data", 24, "vqtok train", True)
+    training.create_run(
+        tmp_path, training.RunSpec(recipe, "/data", 24, "vqtok train", True), "all", False
+    )
+    assert train_run.load_run(tmp_path) == training.RunSpec(
+        recipe, "/data", 24, "vqtok train", True
+    )
     good = (tmp_path / "run.json").read_text()
     for text in (
         "",
@@ -133,7 +137,9 @@ def test_start_replaces_its_own_files_only(tmp_path: Path) -> None:
 def test_start_does_not_overwrite_a_readme_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("my project")
     with pytest.raises(OutputError, match=r"holds README\.md already"):
-        training.create_run(tmp_path, training.RunSpec(recipe_for(Shapes(24)), "", 24), "all", False)
+        training.create_run(
+            tmp_path, training.RunSpec(recipe_for(Shapes(24)), "", 24), "all", False
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
@@ -141,7 +147,9 @@ def test_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputError, match="cannot write"):
-            training.create_run(place, training.RunSpec(recipe_for(Shapes(24)), "", 24), "all", False)
+            training.create_run(
+                place, training.RunSpec(recipe_for(Shapes(24)), "", 24), "all", False
+            )
 
 
 # Recipes
@@ -149,7 +157,9 @@ def test_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
 
 def test_resume_allows_other_steps_and_another_place_of_the_data_only(tmp_path: Path) -> None:
     place = write_images(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2, "b/3.png": 3})
-    spec, _ = training.new_run(training.TrainRequest(str(place), values=SMALL, command="vqtok train"))
+    spec, _ = training.new_run(
+        training.TrainRequest(str(place), values=SMALL, command="vqtok train")
+    )
     training.create_run(tmp_path / "run", spec, "all", False)
     longer, _ = training.resume_run(
         tmp_path / "run", training.TrainRequest(values={"prior_training": {"steps": 99}})
@@ -191,7 +201,9 @@ def test_prior_takes_over_the_tokenizer_of_a_run(
     )
     assert wider == replace(spec, recipe=spec.recipe.override({"prior": {"width": 12}}))
     with pytest.raises(TrainingError, match=r"another tokenizer\.width"):
-        training.new_prior_run(tmp_path / "run", training.TrainRequest(values={"tokenizer": {"width": 12}}))
+        training.new_prior_run(
+            tmp_path / "run", training.TrainRequest(values={"tokenizer": {"width": 12}})
+        )
     with pytest.raises(UsageError, match="--preset"):
         training.new_prior_run(tmp_path / "run", training.TrainRequest(preset="tiny"))
     assert go(tmp_path / "run", wider.recipe, data, stage="prior")
@@ -205,7 +217,9 @@ def test_prior_for_a_model_that_is_no_run(tmp_path: Path) -> None:
     out = make_model(tmp_path / "m", prior=None)
     spec, data = training.new_prior_run(
         out,
-        training.TrainRequest(preset="tiny", values={k: SMALL[k] for k in ("prior", "prior_training")}),
+        training.TrainRequest(
+            preset="tiny", values={k: SMALL[k] for k in ("prior", "prior_training")}
+        ),
     )
     assert spec.recipe.tokenizer == codec.load(out).config
     assert spec.recipe.prior.codebook_size == 16
@@ -248,6 +262,8 @@ def test_settings_merge_and_the_derived_ones_are_refused() -> None:
 
 def test_settings_that_only_fit_together_do_not_fail_one_by_one() -> None:
     spec, _ = training.new_run(
-        training.TrainRequest(values={"data": {"size": 30}, "tokenizer": {"downsample": 2, "fold": 2}})
+        training.TrainRequest(
+            values={"data": {"size": 30}, "tokenizer": {"downsample": 2, "fold": 2}}
+        )
     )
     assert spec.recipe.data.size == 30

@@ -65,7 +65,9 @@ def test_many_images_give_what_each_gives_alone(monkeypatch: pytest.MonkeyPatch)
     made, x = network(), torch.rand(3, 3, 16, 24) * 2 - 1
     runs: list[int] = []
     run = vqgan.Encoder.run_batch
-    monkeypatch.setattr(vqgan.Encoder, "run_batch", lambda self, x: runs.append(len(x)) or run(self, x))
+    monkeypatch.setattr(
+        vqgan.Encoder, "run_batch", lambda self, x: runs.append(len(x)) or run(self, x)
+    )
     monkeypatch.setattr(vqgan, "PIXELS_AT_ONCE", 2 * 16 * 24)
     with torch.inference_mode():
         together, alone = made.encoder(x), torch.cat([made.encoder(part) for part in x.split(1)])

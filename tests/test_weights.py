@@ -234,7 +234,9 @@ def test_a_header_is_not_read_beyond_its_limit(tmp_path: Path) -> None:
     assert peak < 1 << 20
 
 
-@pytest.mark.parametrize("read", [weights.read_meta, lambda path: weights.load_weights(path, "prior")])
+@pytest.mark.parametrize(
+    "read", [weights.read_meta, lambda path: weights.load_weights(path, "prior")]
+)
 def test_a_file_that_cannot_be_read_is_an_input_error(tmp_path: Path, read: Any) -> None:
     for path in (tmp_path, tmp_path / "none.safetensors", tmp_path / ("x" * 300)):
         with pytest.raises(InputError) as error:
@@ -335,7 +337,10 @@ def test_an_entry_may_itself_be_a_model(home: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_parts_of_a_model(home: Path) -> None:
-    whole, bare = ModelFolder("photo", home / "bundled" / "photo"), model_registry.find_model("cifar10")
+    whole, bare = (
+        ModelFolder("photo", home / "bundled" / "photo"),
+        model_registry.find_model("cifar10"),
+    )
     assert whole.tokenizer == whole.path / "tokenizer.safetensors"
     assert (whole.prior, whole.entropy) == (whole.path / "prior.safetensors", None)
     assert (bare.prior, bare.entropy) == (None, None)
@@ -345,7 +350,11 @@ def test_find_by_name_path_and_environment(home: Path, monkeypatch: pytest.Monke
     run = home / "runs" / "a.1"
     put(run, prior=True)
     put(home / "photo")  # a name goes before a folder of that name
-    assert model_registry.find_model().path == model_registry.find_model("photo").path == home / "own" / "photo"
+    assert (
+        model_registry.find_model().path
+        == model_registry.find_model("photo").path
+        == home / "own" / "photo"
+    )
     assert model_registry.find_model(str(run)) == ModelFolder("a.1", run)
     assert model_registry.find_model(str(run / "tokenizer.safetensors")) == ModelFolder("a.1", run)
     assert model_registry.find_model("./photo").path == Path("photo")

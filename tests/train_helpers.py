@@ -94,7 +94,10 @@ def go(
     )
     if not options.get("resume"):
         training.create_run(
-            out, training.RunSpec(recipe, "", len(dataset)), options.get("stage", "all"), force=False
+            out,
+            training.RunSpec(recipe, "", len(dataset)),
+            options.get("stage", "all"),
+            force=False,
         )
     return training.train(recipe, dataset, run, **options)
 

@@ -225,10 +225,17 @@ class _MeanOverRanks(torch.autograd.Function):
 def mean_over_ranks(value: Tensor) -> Tensor:
     """The mean of a value over all processes, for losses that are no mean over images themselves.
 
-    Its gradient is taken for that of one's own value. The mean over processes of such gradients is
-    the whole batch's: each is the world_size()-th part of what the loss changes by, world_size() times.
+    Its gradient is taken for that of one's own value. The mean over processes of such
+    gradients is the whole batch's: each is the world_size()-th part of what the loss
+    changes by, world_size() times.
     """
-    return value if world_size() == 1 else _MeanOverRanks.apply(value)  # type: ignore[no-any-return]
+    return (
+        value
+        if world_size() == 1
+        else _MeanOverRanks.apply(  # type: ignore[no-any-return]
+            value
+        )
+    )
 
 
 def gather_rows(mine: Tensor, which: Tensor, block: int) -> Tensor:

@@ -80,7 +80,9 @@ def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
         return [Source(None, Path("stdin"))]
     if os.path.isdir(name):
         base = Path(os.path.basename(os.path.abspath(name))) if several else Path()
-        return [Source(p, base / p.relative_to(path)) for p in _files(path) if _is_wanted(p, suffixes)]
+        return [
+            Source(p, base / p.relative_to(path)) for p in _files(path) if _is_wanted(p, suffixes)
+        ]
     if os.path.exists(name):
         return [Source(path, Path(path.name))]
     magic = next((i for i, part in enumerate(path.parts) if _is_magic(part)), None)

@@ -96,7 +96,10 @@ def load_weights(path: Path, kind: str) -> Weights:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of any safetensors file, one of another program's too. Errors as `load_weights`."""
+    """The tensors of any safetensors file, one of another program's too.
+
+    Errors as `load_weights`.
+    """
     with files.open_input(path) as file:
         return _tensors(file, _header(file, path), path)
 
@@ -167,7 +170,10 @@ def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def tokenizer_fingerprint(path: Path) -> str:
-    """Fingerprint of a tokenizer file; reads all of it, 0.1 s for 32 MB. Errors as `load_weights`."""
+    """Fingerprint of a tokenizer file; reads all of it, 0.1 s for 32 MB.
+
+    Errors as `load_weights`.
+    """
     return fingerprint(load_weights(path, "tokenizer").tensors)
 
 

@@ -281,9 +281,7 @@ def tar_many(draw: random.Random) -> tuple[bytes, int]:
     wide = member(
         "g", b"".join(b"18 key%06d=x\n" % i + b"" for i in range(draw.choice((1, 2000)))), b"g"
     )
-    return tar(
-        wide, *(header(b"%d.txt" % i) for i in range(n)), member("a.png", image())
-    ), n * EACH
+    return tar(wide, *(header(b"%d.txt" % i) for i in range(n)), member("a.png", image())), n * EACH
 
 
 def tar_nested(draw: random.Random) -> tuple[bytes, int]:
@@ -311,9 +309,7 @@ def zip_bomb(draw: random.Random) -> tuple[bytes, int]:
     if what == 1:
         side = draw.choice((100, 3000, 100_000))
         data = _flat(side)
-        return mutate.zipped([("a.png", data), ("b.png", image())]), 12 * claimed(data) + (
-            1 << 20
-        )
+        return mutate.zipped([("a.png", data), ("b.png", image())]), 12 * claimed(data) + (1 << 20)
     data = mutate.zipped([("a.png", _long(bits)), ("b.png", image())])
     return data.replace(struct.pack("<I", len(_long(bits))), struct.pack("<I", 10**6)), 4 << 20
 

@@ -94,7 +94,9 @@ def meta_member(text: str) -> bytes:
 
 
 class CodesFiles:
-    """Readers: `codes.read_codes_meta`, `codes.read_any_codes`, and the coder or `unpacked` behind them."""
+    """Readers: `codes.read_codes_meta`, `codes.read_any_codes`, and the coder
+    or `unpacked` behind them.
+    """
 
     name = "codes"
 

@@ -82,7 +82,9 @@ def test_a_short_stream_that_claims_a_vast_grid_is_refused_where_it_ends() -> No
         b"\1\5" + bytes.fromhex(FINGERPRINT) + bytes(4) + bytes.fromhex(coder.fingerprint) + numbers
     )
     stream += bytes(3) + b"\1" + bytes(19_996)
-    found = codes.read_any_codes(mutate.zipped([("stream.npy", npy("|u1", f"({len(stream)},)", stream))]))
+    found = codes.read_any_codes(
+        mutate.zipped([("stream.npy", npy("|u1", f"({len(stream)},)", stream))])
+    )
     assert isinstance(found, codes.Compact)
     assert found.shape == (1, 1, side, side)
     assert peak(lambda: refused(coder.unpack, found)) < side * side
@@ -254,8 +256,16 @@ def test_small_files_that_keep_a_decoder_busy(name: str) -> None:
 
 def test_honest_files_of_those_kinds_are_read() -> None:
     assert images.read_image(image_files.jpeg_scans(16, 3)).pixels.shape == (16, 16, 3)
-    assert images.read_image(image_files.bmp_rle(30, 2, b"\x1e\1\0\0\x1e\2\0\1")).pixels.shape == (2, 30, 3)
-    assert images.read_image(b"P3 2 1 255\n" + b"#a\n" * 900 + b"1 2 3 4 5 6 ").pixels.shape == (1, 2, 3)
+    assert images.read_image(image_files.bmp_rle(30, 2, b"\x1e\1\0\0\x1e\2\0\1")).pixels.shape == (
+        2,
+        30,
+        3,
+    )
+    assert images.read_image(b"P3 2 1 255\n" + b"#a\n" * 900 + b"1 2 3 4 5 6 ").pixels.shape == (
+        1,
+        2,
+        3,
+    )
     photo = saved(Image.fromarray(smooth(64, 64)), "JPEG", progressive=True)
     # a phone's video behind its image
     assert images.read_image(photo + b"\xff\xda" * 1000).pixels.shape == (64, 64, 3)

@@ -9,7 +9,8 @@ A folder of codes shards holds
   shard). Where all their grids have
   one size it is an ordinary codes file of many images;
   else it is a tar of such files, one a size: `27x20.npz`
-- `00012-00003.jsonl`: the shard's own manifest. Its first line is the head: what `ShardHeader` holds.
+- `00012-00003.jsonl`: the shard's own manifest.
+  Its first line is the head: what `ShardHeader` holds.
   After it comes a line for each
   image, in the order of the input: `name`, and `size` [W, H], `grid` [w, h] and `row` in the
   codes file of that grid, or, for an image

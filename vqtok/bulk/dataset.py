@@ -102,7 +102,9 @@ class CodesDataset:
     def entries(self) -> Iterator[tuple[str, shards.ShardRecord]]:
         """(name, line) of every image, from the manifests alone."""
         for shard in self.shards:
-            yield from ((_name(shard, line), line) for line in shard.records() if line.error is None)
+            yield from (
+                (_name(shard, line), line) for line in shard.records() if line.error is None
+            )
 
     def verify(self) -> None:
         """Reads all shards, and compares their checksums. Raises FormatError, InputError."""

@@ -142,7 +142,9 @@ def _finished(out: Path, chunk: Chunk, resume: bool) -> Shard | None:
     if found is None or not found.is_complete():
         return None
     if not resume:
-        raise OutputError(f"{found.records_path} exists", "go on with --resume, or choose another -o")
+        raise OutputError(
+            f"{found.records_path} exists", "go on with --resume, or choose another -o"
+        )
     if (found.head.names, found.head.last) != (chunk.checksum, chunk.last):
         raise OutputError(
             f"{chunk.input.name} has changed since {found.path.name} was made",
@@ -169,7 +171,9 @@ def make_manifest(model: Model, inputs: Inputs, settings: BulkSettings) -> Manif
     )
 
 
-def prepare_folder(out: Path, manifest: Manifest, work_slice: WorkSlice, resume: bool, force: bool) -> None:
+def prepare_folder(
+    out: Path, manifest: Manifest, work_slice: WorkSlice, resume: bool, force: bool
+) -> None:
     """Writes the manifest, or checks that the one that is there is the same. Errors as `encode`."""
     path = out / MANIFEST
     if force and path.exists():
@@ -289,7 +293,9 @@ class _ShardWriter:
         for grid in list(self.waiting):
             self._encode(grid)
         stacks = [self._stack(positions) for positions in self.rows.values()]
-        data, lines = shards.build_shard(chunk.input, chunk.last, chunk.checksum, self.lines, stacks)
+        data, lines = shards.build_shard(
+            chunk.input, chunk.last, chunk.checksum, self.lines, stacks
+        )
         found = Shard(
             out, chunk.input.number, chunk.number, shards.parse_head(lines.split(b"\n", 1)[0])
         )

@@ -117,7 +117,9 @@ class GridBatch:
 
     @classmethod
     def from_json(cls, value: Any) -> "GridBatch":
-        require(isinstance(value, dict) and isinstance(value.get("grid"), list), "a stack is damaged")
+        require(
+            isinstance(value, dict) and isinstance(value.get("grid"), list), "a stack is damaged"
+        )
         keys = ("grid", "pictures", "start", "bytes", "indices")
         grid, n, start, size, at = cast(tuple[Any, ...], tuple(value.get(key) for key in keys))
         require(

@@ -127,7 +127,12 @@ def _folder(out: Path | None) -> Path:
 
 
 def _encode(
-    request: BulkRequest, out: Path, model: "Model", inputs: "Inputs", work_slice: "WorkSlice", reporter: "_Reporter"
+    request: BulkRequest,
+    out: Path,
+    model: "Model",
+    inputs: "Inputs",
+    work_slice: "WorkSlice",
+    reporter: "_Reporter",
 ) -> None:
     from vqtok.bulk import encode as bulk_encode
 
@@ -136,7 +141,9 @@ def _encode(
     )
     workers = bulk_encode.default_workers() if request.workers is None else request.workers
     with closing(
-        bulk_encode.encode(model, inputs, out, settings, work_slice, workers, request.resume, request.force)
+        bulk_encode.encode(
+            model, inputs, out, settings, work_slice, workers, request.resume, request.force
+        )
     ) as reports:
         for report in reports:
             reporter.add(report)

@@ -72,7 +72,10 @@ def _summary(result: dict[str, Any], source: "Source") -> str:
     """img.npz -> img.decoded.png  96x64, 2 of 8 levels, 0.42 s"""
     size, n, L = "x".join(map(str, result["size"])), result["levels"], result["model_levels"]
     part = f"{n} of {L} levels, " if n < L else ""
-    return f"{source} -> {output.display_name(result['output'])}  {size}, {part}{result['seconds']:.2f} s"
+    return (
+        f"{source} -> {output.display_name(result['output'])}  {size}, "
+        f"{part}{result['seconds']:.2f} s"
+    )
 
 
 class _Models:

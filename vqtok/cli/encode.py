@@ -101,7 +101,10 @@ def encode(
         return batch.finish()
     channels = weights.tokenizer_config(model_registry.find_model(model).tokenizer).channels
     read_images = read_ahead(lambda job: _read(job[0], channels, color), jobs)
-    codec, form = load_model(model, device, precision, verbose), _OutputForm(wanted, compact, verify)
+    codec, form = (
+        load_model(model, device, precision, verbose),
+        _OutputForm(wanted, compact, verify),
+    )
     for (source, target), written in write_behind(
         partial(_encode_one, codec, form, force), zip(jobs, read_images, strict=True)
     ):
@@ -176,7 +179,9 @@ def _check_distinct(jobs: Sequence[Job]) -> None:
 def _read(source: "Source", channels: int, background: tuple[int, int, int]) -> "DecodedImage":
     from vqtok import files, images
 
-    return images.read_image(source.path or files.read_stdin(images.MAX_BYTES), channels, background)
+    return images.read_image(
+        source.path or files.read_stdin(images.MAX_BYTES), channels, background
+    )
 
 
 def _encode_one(

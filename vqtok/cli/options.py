@@ -14,7 +14,9 @@ def complete_model(incomplete: str) -> list[str]:
     """
     from vqtok import model_registry
 
-    return [model.name for model in model_registry.list_models() if model.name.startswith(incomplete)]
+    return [
+        model.name for model in model_registry.list_models() if model.name.startswith(incomplete)
+    ]
 
 
 def complete_setting(names: str) -> Callable[[str], list[str]]:

@@ -239,5 +239,6 @@ def _summary(result: dict[str, Any], source: "Source", target: Path) -> str:
     )
     form = "" if result["form"] == "plain" else f"{result['form']}, "
     return (
-        f"{source} -> {output.display_name(target)}  {grid}, {size}, {part}{form}{result['seconds']:.2f} s"
+        f"{source} -> {output.display_name(target)}  {grid}, {size}, "
+        f"{part}{form}{result['seconds']:.2f} s"
     )

@@ -122,7 +122,8 @@ def check_levels(levels: int | None, model: str | None) -> None:
     most = model_levels(folder)
     if levels > most:
         raise UsageError(
-            f"the model {folder.name} has {codes.count_levels(most)}, not {levels}", codes.levels_fix(most)
+            f"the model {folder.name} has {codes.count_levels(most)}, not {levels}",
+            codes.levels_fix(most),
         )
 
 

@@ -90,7 +90,8 @@ def report(
 
     seconds = time.perf_counter() - begin
     output.say(
-        f"{kind} {what} -> {output.display_name(out)}  {human_bytes(len(page))}, {seconds:.1f} s", quiet
+        f"{kind} {what} -> {output.display_name(out)}  {human_bytes(len(page))}, {seconds:.1f} s",
+        quiet,
     )
     if open_:
         _open(out, quiet)
@@ -146,7 +147,9 @@ def _inside_run(codec: "Model", run: "RunReport", samples: int, quiet: bool) -> 
     else:
         codes, counted = sampled, f"in {samples} samples"
     book = (
-        inspect_model.codebook_map(codec, inspect_model.count_codes(codes), counted) if codes else None
+        inspect_model.codebook_map(codec, inspect_model.count_codes(codes), counted)
+        if codes
+        else None
     )
     return run_page.RunInspection(book, sheets, notes)
 

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from vqtok.model_registry import StoredTokenizer
 
 
-def load_model(model: str | None, device: str | None, precision: str, verbose: bool = False) -> "Model":
+def load_model(
+    model: str | None, device: str | None, precision: str, verbose: bool = False
+) -> "Model":
     """The model that the options ask for."""
     from vqtok import model_registry
 
-    folder = model_registry.find_model(
-        model
-    )  # torch takes seconds to import: a wrong name is told before
-    return load_model_with(lambda: model_registry.read_tokenizer(folder), device, precision, verbose)
+    # torch takes seconds to import: a wrong name is told before
+    folder = model_registry.find_model(model)
+    return load_model_with(
+        lambda: model_registry.read_tokenizer(folder), device, precision, verbose
+    )
 
 
 def load_model_with(

@@ -94,9 +94,7 @@ def train(
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(
-            "--batch", help="Images a step of the tokenizer, of all processes together."
-        ),
+        typer.Option("--batch", help="Images a step of the tokenizer, of all processes together."),
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", help="Peak learning rate of the tokenizer.")
@@ -188,7 +186,9 @@ def train(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", help="fp32 or bf16.", autocompletion=o.complete_choice("fp32", "bf16")),
+        typer.Option(
+            "--precision", help="fp32 or bf16.", autocompletion=o.complete_choice("fp32", "bf16")
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of all random draws.")] = None,
     device: o.Device = None,
@@ -359,7 +359,9 @@ def _start(job: _TrainOptions, request: "TrainRequest") -> tuple["RunSpec", "Dat
             f"A process of this run has ended: it goes on from what is saved in {job.out}.",
             job.quiet,
         )
-    spec, dataset = training.broadcast_spec(lambda: _make_spec(job.out, job.stage, bool(how), request))
+    spec, dataset = training.broadcast_spec(
+        lambda: _make_spec(job.out, job.stage, bool(how), request)
+    )
     training.check_processes(spec.recipe, job.stage, distributed.world_size())
     distributed.broadcast_bytes(make_ready)
     return spec, dataset, bool(how)
@@ -420,16 +422,22 @@ def _make_request(
     }
     origin = " with ".join(name for name, values in sources.items() if values)
     command = shlex.join(["vqtok", *sys.argv[1:]])
-    return training.TrainRequest(data, preset, training.merge(list(sources.values())), origin, command)
+    return training.TrainRequest(
+        data, preset, training.merge(list(sources.values())), origin, command
+    )
 
 
-def _make_spec(out: Path, stage: str, resume: bool, request: "TrainRequest") -> tuple["RunSpec", "Dataset"]:
+def _make_spec(
+    out: Path, stage: str, resume: bool, request: "TrainRequest"
+) -> tuple["RunSpec", "Dataset"]:
     from vqtok import train as training
 
     if resume:
         return training.resume_run(out, request)
     return (
-        training.new_prior_run(out, request) if stage in ("prior", "entropy") else training.new_run(request)
+        training.new_prior_run(out, request)
+        if stage in ("prior", "entropy")
+        else training.new_run(request)
     )
 
 

@@ -92,8 +92,7 @@ def _of_codes(
     found = codes_format.read_any_codes(Path(file))
     if number > len(found):
         raise UsageError(
-            f"{file} holds {len(found)} "
-            f"{'image' if len(found) == 1 else 'images'}, not {number}",
+            f"{file} holds {len(found)} {'image' if len(found) == 1 else 'images'}, not {number}",
             "choose another",
         )
     try:

@@ -54,7 +54,10 @@ class Model:
     """
 
     def __init__(
-        self, tokenizer: model_registry.StoredTokenizer, device: torch.device, precision: str = "fp32"
+        self,
+        tokenizer: model_registry.StoredTokenizer,
+        device: torch.device,
+        precision: str = "fp32",
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise UsageError(f"precision {precision!r} is not known", "choose fp32 or bf16")
@@ -222,8 +225,7 @@ class Model:
         except FormatError as error:
             raise UsageError(
                 str(error),
-                "give the (H, W) of each image, "
-                f"at most {h * f} and {w * f}: the grid is {w}x{h}",
+                f"give the (H, W) of each image, at most {h * f} and {w * f}: the grid is {w}x{h}",
             ) from None
 
     def check_size(self, height: int, width: int) -> None:
@@ -242,7 +244,9 @@ class Model:
         tiling = self._tiling(h, w, len(images))
         position = 0
         with self._inference():
-            parts = (self._floats([p[tiling.slices(part, f)] for p in images]) for part in tiling.tiles)
+            parts = (
+                self._floats([p[tiling.slices(part, f)] for p in images]) for part in tiling.tiles
+            )
             # (n, D, rows, w) or (n, D, h, columns)
             for vectors in stream(self.encoder, parts, tiling.axis, tiling.max_length * f):
                 found = self.quantizer(vectors).indices[:, :count]
@@ -292,7 +296,9 @@ class Model:
         """
         indices, (height, width) = codes.indices[i : i + 1], codes.sizes[i]
         f, (h, w) = self.config.downsample, indices.shape[2:]
-        output = torch.empty(1, losses.output_channels(self.config), h * f, w * f, device=self.device)
+        output = torch.empty(
+            1, losses.output_channels(self.config), h * f, w * f, device=self.device
+        )
         with self._inference():
             for where, part in self._outputs(indices):
                 output[:, :, *where] = part

@@ -71,7 +71,9 @@ class Compact(GridDescription):
                 f"{count} indices of {self.width} bits do not take {size} bytes",
             )
         else:
-            require(self.codebook_size <= entropy.TOTAL // 2, "the codebook is too large for a prior")
+            require(
+                self.codebook_size <= entropy.TOTAL // 2, "the codebook is too large for a prior"
+            )
             # bits of the likeliest index there can be
             least = math.log2(entropy.TOTAL / (entropy.TOTAL - self.codebook_size + 1))
             require(

@@ -111,7 +111,8 @@ class Codes(GridDescription):
         """
         if not 1 <= count <= self.levels:
             raise UsageError(
-                f"these codes hold {count_levels(self.levels)}, not {count}", levels_fix(self.levels)
+                f"these codes hold {count_levels(self.levels)}, not {count}",
+                levels_fix(self.levels),
             )
         return replace(self, indices=np.ascontiguousarray(self.indices[:, :count]))
 

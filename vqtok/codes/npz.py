@@ -126,7 +126,9 @@ def _parse_npy_header(header: bytes, name: str) -> tuple[np.dtype, tuple[int, ..
     if match is None:
         raise FormatError(f"the member {name} has a damaged header", COPY_AGAIN)
     descr, fortran, dims = (part.decode("latin-1") for part in match.groups())
-    require("O" not in descr, f"the member {name} holds Python objects, which vqtok never unpickles")
+    require(
+        "O" not in descr, f"the member {name} holds Python objects, which vqtok never unpickles"
+    )
     require(_DTYPE.fullmatch(descr) is not None, f"the member {name} is of type {descr!r}")
     require(fortran == "False", f"the member {name} is in Fortran order")
     try:

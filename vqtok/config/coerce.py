@@ -86,7 +86,9 @@ def _convert(key: str, value: Any, kind: Any, origin: str) -> Any:
     entry = get_args(kind)[0] if get_origin(kind) is tuple else None
     if entry and isinstance(value, list | tuple) and all(type(v) is entry for v in value):
         return tuple(value)
-    require(type(value) is kind, f"{origin}: {key} is {reprlib.repr(value)}", f"write {TYPES[kind]}")
+    require(
+        type(value) is kind, f"{origin}: {key} is {reprlib.repr(value)}", f"write {TYPES[kind]}"
+    )
     return value
 
 

@@ -41,7 +41,9 @@ class PriorConfig:
         check_range("levels", self.levels, 1, LEVELS_MAX)
         check_range("prior width", self.width, 4, 2048)
         check_range("prior layers", self.layers, 1, 64)
-        require(self.kernel in (3, 5, 7, 9), f"prior kernel is {self.kernel}", "choose 3, 5, 7 or 9")
+        require(
+            self.kernel in (3, 5, 7, 9), f"prior kernel is {self.kernel}", "choose 3, 5, 7 or 9"
+        )
         check_range("prior dropout", self.dropout, 0.0, 0.9)
         check_choice("prior", self.architecture, ARCHITECTURES)
         check_choice("prior output", self.output, OUTPUTS)
@@ -172,7 +174,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_range("size", self.size, 2, 4096)
         check_range("prior size", self.prior_size, 2, 4096)
-        require(0 < self.min_scale <= 1, f"min scale is {self.min_scale}", "choose a value in (0, 1]")
+        require(
+            0 < self.min_scale <= 1, f"min scale is {self.min_scale}", "choose a value in (0, 1]"
+        )
         check_range("validation part", self.validation, 0.0, 0.5)
         check_range("validation max", self.validation_max, 1, 10**6)
 

@@ -209,7 +209,9 @@ def _read_idx(path: Path) -> np.ndarray:
         raise _damaged(path, error) from None
 
 
-def _read_pixels(file: _BinaryReader, path: Path, shape: tuple[int, ...], available: int) -> np.ndarray:
+def _read_pixels(
+    file: _BinaryReader, path: Path, shape: tuple[int, ...], available: int
+) -> np.ndarray:
     """uint8 of `shape` from an open file; memory is taken only for what
     `available` bytes can hold.
     """

@@ -38,7 +38,9 @@ class _OneSize(Protocol):
     def images(self, indices: np.ndarray) -> np.ndarray: ...
 
 
-def split_indices(dataset: Dataset, part: float, maximum: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_indices(
+    dataset: Dataset, part: float, maximum: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(training, validation) indices, each int64 and sorted;
     the same for the same data, part, maximum and seed.
 

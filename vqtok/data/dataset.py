@@ -135,8 +135,8 @@ class ImageFiles:
         return self.reduced(index, 1, 1)[0]
 
     def reduced(self, index: int, shrink: int, least: int) -> tuple[np.ndarray, int]:
-        """An image at 1/shrink of its sides where that saves time (see `images.read_image`), and the
-        divisor that it has: 1 for most formats.
+        """An image at 1/shrink of its sides where that saves time (see `images.read_image`), and
+        the divisor that it has: 1 for most formats.
         """
         if index in self._bad:
             raise self._error(index)
@@ -163,9 +163,7 @@ class ImageFiles:
         if len(self) == 1:
             given_itself = self._names[0] == self.name  # then its own error tells all
             message = (
-                first
-                if given_itself
-                else f"the only image in {self.name} cannot be read: {first}"
+                first if given_itself else f"the only image in {self.name} cannot be read: {first}"
             )
             raise InputError(message, "check that the file is whole and is an image")
         raise InputError(

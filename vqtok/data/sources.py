@@ -166,9 +166,7 @@ def _listed(
     these tell the split and the labels.
     """
     if not names:
-        raise InputError(
-            f"{name} holds no images", "give one with files like .png, .jpg or .webp"
-        )
+        raise InputError(f"{name} holds no images", "give one with files like .png, .jpg or .webp")
     parts = _without_root([PurePosixPath(n).parts for n in names])
     kinds = [_SPLIT_NAMES.get(part[0].lower()) if len(part) > 1 else None for part in parts]
     # beside other folders, a lone one named `test` is a label

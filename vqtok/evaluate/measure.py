@@ -173,7 +173,12 @@ def _add_grids(sums: RunningTotals, prior: Prior | None, codes: Codes, labels: l
 
 
 def _add_image(
-    model: Model, comparator: Comparator, plan: _MeasurePlan, sums: RunningTotals, image: np.ndarray, codes: Codes
+    model: Model,
+    comparator: Comparator,
+    plan: _MeasurePlan,
+    sums: RunningTotals,
+    image: np.ndarray,
+    codes: Codes,
 ) -> list[View]:
     """Measures one image, uint8 (H, W, C), whose codes have all levels, from its first n,
     and as the codecs show it.
@@ -224,7 +229,12 @@ def _add_errors(
 
 
 def _add_codec(
-    comparator: Comparator, plan: _MeasurePlan, sums: RunningTotals, codec: str, image: np.ndarray, sizes: dict[int, int]
+    comparator: Comparator,
+    plan: _MeasurePlan,
+    sums: RunningTotals,
+    codec: str,
+    image: np.ndarray,
+    sizes: dict[int, int],
 ) -> Iterator[View]:
     """Measures what a codec makes of the image at the bytes of our files, {levels: bytes}.
 
@@ -259,8 +269,7 @@ def _notes(sums: RunningTotals, plan: _MeasurePlan, lpips: LPIPS | None) -> tupl
     small = sum(quality.lpips is None for quality in sums.all_levels.qualities)
     if lpips is not None and small:
         notes.append(
-            f"LPIPS leaves out {small} of {sums.images} images: "
-            f"it needs {SMALLEST} pixels a side"
+            f"LPIPS leaves out {small} of {sums.images} images: it needs {SMALLEST} pixels a side"
         )
     for (codec, n, _), totals in sums.codecs.items():
         if totals.over:

@@ -159,7 +159,9 @@ class ReferenceCodec:
 
     def _write(self, divisor: int, quality: int) -> bytes | None:
         H, W, C = self.original.shape
-        reduced = images.resize_to(self.original, max(1, round(H / divisor)), max(1, round(W / divisor)))
+        reduced = images.resize_to(
+            self.original, max(1, round(H / divisor)), max(1, round(W / divisor))
+        )
         image = Image.fromarray(reduced[..., 0] if C == 1 else reduced)
         image = image if C == 3 or self._format.gray else image.convert("RGB")
         file = io.BytesIO()

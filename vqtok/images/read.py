@@ -129,8 +129,8 @@ def may_be_image(start: bytes) -> bool:
 
 
 def from_any(image: Any, channels: int = 3, background: Color = WHITE) -> DecodedImage:
-    """A path, file content, PIL image, DecodedImage or uint8 array (H, W), (H, W, 1|3|4) as DecodedImage
-    with `channels` channels.
+    """A path, file content, PIL image, DecodedImage or uint8 array (H, W), (H, W, 1|3|4) as
+    DecodedImage with `channels` channels.
 
     An animated PIL image gives the frame it stands at. Raises InputError for what is none of these.
     """

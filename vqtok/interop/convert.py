@@ -100,7 +100,9 @@ def _settings(
             width=stages[0],
             encoder_blocks=len({block for _, block in blocks}),
             shortcut=False,
-            decoder_blocks=len({block for _, block in found.positions(layout.DECODER_BLOCKS, theirs)}),
+            decoder_blocks=len(
+                {block for _, block in found.positions(layout.DECODER_BLOCKS, theirs)}
+            ),
             quantizer="vq",
             codebook_size=size,
             code_dim=dim,

@@ -36,7 +36,9 @@ class Criterion(nn.Module):
                 f"MS-SSIM needs images of {WINDOW} pixels, these have {size}",
                 "choose a larger --size",
             )
-        self.lpips = losses_lpips.load_lpips(file) if config.perceptual and file is not None else None
+        self.lpips = (
+            losses_lpips.load_lpips(file) if config.perceptual and file is not None else None
+        )
 
     def forward(
         self,

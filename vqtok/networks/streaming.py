@@ -149,7 +149,10 @@ class StreamingLayer:
             return None
         # 2 where the resolution halves; every other layer keeps it
         stride = self.convolutions[0].stride
-        length, before = y.shape[self.axis], 0 if self.buffer is None else self.buffer.shape[self.axis]
+        length, before = (
+            y.shape[self.axis],
+            0 if self.buffer is None else self.buffer.shape[self.axis],
+        )
         if before % stride or before > length * stride:
             x, self.buffer, before = self._joined(x), None, 0
         if self.buffer is not None:
@@ -180,9 +183,9 @@ def stream(
     (columns): part by part along the same axis.
 
     Nothing is computed twice, and put together it is what comes out at once, up to float rounding:
-    each layer keeps the few rows that its next part needs. A part holds `max_length` positions of the
-    input along the axis at the most; later layers, which get the end of the input all at once, cut
-    theirs to the same size. A network that sees the whole image gets it in one part.
+    each layer keeps the few rows that its next part needs. A part holds `max_length` positions of
+    the input along the axis at the most; later layers, which get the end of the input all at once,
+    cut theirs to the same size. A network that sees the whole image gets it in one part.
     """
     if not isinstance(network, Encoder | Decoder):
         yield from map(network, parts)

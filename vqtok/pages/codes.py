@@ -109,7 +109,9 @@ def _images(grid: CodesReport) -> str:
     zoom = max(1, SHOWN // (2 * max(H, W)))
     shown = html.image(first, f"The image decoded from {grid.name}, {W}x{H} pixels", zoom)
     parts = [
-        html.figure(shown, f"Decoded from the {count_levels(grid.codes.levels)} that the file holds.")
+        html.figure(
+            shown, f"Decoded from the {count_levels(grid.codes.levels)} that the file holds."
+        )
     ]
     if len(grid.images) > 1:
         some = grid.images[:SHEET_MAX]

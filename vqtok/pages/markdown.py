@@ -63,9 +63,7 @@ def to_html(card: str, image: Callable[[str, str], str]) -> str:
     return "".join(out)
 
 
-def _block(
-    lines: Sequence[str], at: int, out: list[str], image: Callable[[str, str], str]
-) -> int:
+def _block(lines: Sequence[str], at: int, out: list[str], image: Callable[[str, str], str]) -> int:
     """Adds what begins at a line, and returns where the next begins."""
     line = lines[at].strip()
     if not line or line.startswith("<!--"):

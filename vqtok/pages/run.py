@@ -81,7 +81,9 @@ def read_run(folder: Path) -> RunReport:
     settings = _settings(folder / RECIPE_FILE, notes)
     size = settings.get("data", {}).get("size") if isinstance(settings.get("data"), dict) else None
     sheets = _sheets(folder, size if isinstance(size, int) and 0 < size < 10_000 else 0, notes)
-    return RunReport(folder.resolve().name, lines, settings, _command(folder / RUN_FILE), sheets, notes)
+    return RunReport(
+        folder.resolve().name, lines, settings, _command(folder / RUN_FILE), sheets, notes
+    )
 
 
 def _log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:

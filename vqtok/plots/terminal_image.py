@@ -34,7 +34,9 @@ def colors_of(environment: Mapping[str, str], encoding: str) -> str:
     return "256" if "256" in term else "none"
 
 
-def fit_to_terminal(pixels: np.ndarray, columns: int, rows: int, cell: tuple[int, int] = (1, 2)) -> np.ndarray:
+def fit_to_terminal(
+    pixels: np.ndarray, columns: int, rows: int, cell: tuple[int, int] = (1, 2)
+) -> np.ndarray:
     """The image (H, W, C) as RGB, no larger than columns x rows characters of `cell` =
     (width, height) pixels each.
 

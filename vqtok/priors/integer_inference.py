@@ -183,7 +183,8 @@ class ContextSums:
     def inputs(self, positions: Positions) -> Tensor:
         """What the network sees at each place, (B * n, places * E)."""
         center = (
-            ((positions.level * self.B + self.batch) * self.height + positions.row + REACH) * self.width
+            ((positions.level * self.B + self.batch) * self.height + positions.row + REACH)
+            * self.width
             + positions.column
             + REACH
         )
@@ -326,7 +327,9 @@ class IntegerInference:
             for (level, count), logits in zip(
                 positions.counts, self._logits(sums, positions), strict=True
             ):
-                row, column = (part[done : done + count] for part in (positions.row, positions.column))
+                row, column = (
+                    part[done : done + count] for part in (positions.row, positions.column)
+                )
                 found = self.interval(logits, known[:, level, row, column].reshape(-1))
                 result[:, which[done : done + count]] = found.view(B, count, 2).cpu().numpy()
                 done += count
@@ -368,7 +371,9 @@ class IntegerInference:
         for step in steps(levels, h, w):
             positions = Positions.of(*step).to(self.device)
             found = []
-            for (_, size), logits in zip(positions.counts, self._logits(sums, positions), strict=True):
+            for (_, size), logits in zip(
+                positions.counts, self._logits(sums, positions), strict=True
+            ):
                 table = self.table(logits).view(len(streams), size, -1)
                 found.append(decoder.decode(table.cpu().numpy()))
             sums.add(positions, torch.from_numpy(np.concatenate(found, axis=1)).to(self.device))

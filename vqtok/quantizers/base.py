@@ -20,8 +20,9 @@ class Quantized:
 class Quantizer(nn.Module, ABC):
     """Replaces vectors by entries of L codebooks of K entries.
 
-    The training loop calls `update_codebook` after each optimizer step. What it draws comes from torch's
-    global generator, which the loop seeds anew at every step, alike in all processes of a run.
+    The training loop calls `update_codebook` after each optimizer step. What it draws
+    comes from torch's global generator, which the loop seeds anew at every step, alike
+    in all processes of a run.
     State that only training needs lives in a submodule called `average`.
     """
 

@@ -113,7 +113,13 @@ class StraightThrough(torch.autograd.Function):
         ctx.save_for_backward(vectors, assignment, entries, counts, sums)
         ctx.mark_non_differentiable(indices, counts, sums)
         ctx.beta, ctx.learns = beta, learns
-        return assignment, indices, total * ((beta + learns) / max(1, vectors.numel())), counts, sums
+        return (
+            assignment,
+            indices,
+            total * ((beta + learns) / max(1, vectors.numel())),
+            counts,
+            sums,
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None]:
@@ -230,7 +236,9 @@ class Codebook(Quantizer):
             self._observe(flat.detach().view(batch, -1, dim), assignment)
         # (B, D, h, w)
         vectors = assignment.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)
-        return Quantized(vectors, assignment.indices.reshape(batch, 1, height, width), assignment.loss)
+        return Quantized(
+            vectors, assignment.indices.reshape(batch, 1, height, width), assignment.loss
+        )
 
     def lookup(self, indices: Tensor) -> Tensor:
         return F.embedding(indices[:, 0], self._entries()).permute(0, 3, 1, 2)  # (B, D, h, w)
@@ -274,8 +282,9 @@ class AveragedCodebook(Codebook):
         """Updates the averages, and moves dead codes onto vectors of the last batch;
         returns how many it moved.
 
-        Counts are kept in units of the mean use N/K, so that the threshold `dead_code_threshold` holds for any
-        batch size and K. The batch is that of all processes, and so are the vectors drawn.
+        Counts are kept in units of the mean use N/K, so that the threshold
+        `dead_code_threshold` holds for any batch size and K. The batch is that of all
+        processes, and so are the vectors drawn.
         """
         assert self._last_batch is not None, "update_codebook() follows a forward in training mode"
         vectors, assignment = self._last_batch

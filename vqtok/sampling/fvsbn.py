@@ -48,7 +48,9 @@ class FVSBNState:
                 1, (self.prior.width, -1)
             )
         position = self.first + here
-        return self.prior._features(self.row[..., self.j : self.j + 1], position, position + 1)[:, 0]
+        return self.prior._features(self.row[..., self.j : self.j + 1], position, position + 1)[
+            :, 0
+        ]
 
     def logits(self, features: Tensor) -> Tensor:
         return self.prior.output(self.first // self.prior.size)(features)

@@ -194,7 +194,13 @@ class PreparedWeights:
 
     def __init__(self, prior: "PixelCNN", rows: Tensor | None) -> None:
         self.config = prior.config
-        self.layers = [PreparedLayer(layer, rows) for layer in prior.layers]  # type: ignore[arg-type]
+        self.layers = [
+            PreparedLayer(
+                layer,  # type: ignore[arg-type]
+                rows,
+            )
+            for layer in prior.layers
+        ]
         self.skip = np.concatenate([layer.skip for layer in self.layers])  # (layers*C, C)
         self.head, self.head_bias = _array(prior.head.weight.T), _array(prior.head.bias)
         self.embedding = _array(prior.embedding.weight)  # (L*K, C)
@@ -210,7 +216,9 @@ class PreparedSampler:
     `next_row`, then for each column `next_column` and, where wanted, `logits`.
     """
 
-    def __init__(self, weights: PreparedWeights, level: int, n: int, w: int, context: Tensor | None) -> None:
+    def __init__(
+        self, weights: PreparedWeights, level: int, n: int, w: int, context: Tensor | None
+    ) -> None:
         C, K, layers = weights.config.width, weights.config.codebook_size, weights.layers
         self.output: OutputLayer = weights.outputs[level]
         self.reach = r = weights.config.kernel // 2

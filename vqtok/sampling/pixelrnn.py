@@ -7,9 +7,9 @@ Then each layer takes eight calls a place, on 2-D views that are made once.
 The places of the sampler on a CPU, as lists of NumPy and BLAS calls that are
 made once and then only run.
 
-A row's start stays with `SamplerState`, in torch; the calls work in its buffers. They are a few more than
-torch's, and take 0.3 to 0.9 us each, where a torch call takes 2 to start. sigmoid(a) = (1 +
-tanh(a/2)) / 2: one tanh for all gates.
+A row's start stays with `SamplerState`, in torch; the calls work in its buffers. They are a few
+more than torch's, and take 0.3 to 0.9 us each, where a torch call takes 2 to start. sigmoid(a) = (1
++ tanh(a/2)) / 2: one tanh for all gates.
 """
 
 from functools import partial

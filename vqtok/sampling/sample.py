@@ -146,7 +146,9 @@ def _fill_numpy(
             cursor.next_column(grid[:, i, j - 1] if j else None)
             if wanted[j]:
                 np.copyto(
-                    grid[:, i, j], sampler(cursor.logits(), uniform[:, i, j]), where=unknown[:, i, j]
+                    grid[:, i, j],
+                    sampler(cursor.logits(), uniform[:, i, j]),
+                    where=unknown[:, i, j],
                 )
         tick()
 
@@ -158,7 +160,9 @@ def _last(wanted: list[bool]) -> int:
     return max((j for j, want in enumerate(wanted) if want), default=-1)
 
 
-def _numpy_sampler(temperature: float, top_k: int | None, top_p: float | None) -> CategoricalSampler[Array]:
+def _numpy_sampler(
+    temperature: float, top_k: int | None, top_p: float | None
+) -> CategoricalSampler[Array]:
     """Indices from NumPy logits and uniform numbers;
     with top_k or top_p through torch, whose order among equals is the promise.
     """

@@ -48,7 +48,9 @@ class BlockState:
         )
         q, self.keys[:, :, start:end], self.values[:, :, start:end] = qkv.transpose(1, 3).unbind(2)
         k, v = self.keys[:, :, :end], self.values[:, :, :end]
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=positions <= positions[start:, None])
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=positions <= positions[start:, None]
+        )
         x = x + block.merge(attended.transpose(1, 2).reshape(x.shape))
         return x + block.down(F.gelu(block.up(block.mlp_norm(x))))
 

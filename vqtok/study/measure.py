@@ -86,7 +86,9 @@ def measure(context: StudyContext, system: System, trained: TrainingRecord, samp
     """Measures a trained system, draws its samples into
     samples-SYSTEM.png, and writes its result.
     """
-    found = (_measure_vae if system.tokenizer == vae.NAME else _measure_model)(context, system, samples)
+    found = (_measure_vae if system.tokenizer == vae.NAME else _measure_model)(
+        context, system, samples
+    )
     result = Result(
         result_digest(trained.settings, len(context.images.test), samples),
         system.name,
@@ -121,7 +123,9 @@ def _measure_model(context: StudyContext, system: System, samples: int) -> _Meas
     context.listener.note(f"Weighing {len(test):,} test images.")
     found = bits(model, test, context.stop)
     context.listener.note(f"Drawing {samples} samples.")
-    seconds = draw_samples(model, samples, context.seed, context.stop, sheet_path(context.folder, system.name))
+    seconds = draw_samples(
+        model, samples, context.seed, context.stop, sheet_path(context.folder, system.name)
+    )
     kind, shown = (
         ("exact", "pixels, drawn one after another")
         if model.config.is_pixels

@@ -74,9 +74,7 @@ def to_html(study: Study, sheets: dict[str, np.ndarray], learned: list[Panel]) -
     what = [[result.system, result.what] for result in study.results]
     samples = [
         html.figure(
-            html.image(
-                sheets[r.system], f"{study.samples} samples of {r.system}", lossless=False
-            ),
+            html.image(sheets[r.system], f"{study.samples} samples of {r.system}", lossless=False),
             f"{r.system}: {r.shown}",
         )
         for r in study.results
@@ -162,7 +160,9 @@ def _sheets(folder: Path, study: Study) -> dict[str, np.ndarray]:
     found = {}
     for result in study.results:
         try:
-            found[result.system] = images.read_image(measure.sheet_path(folder, result.system)).pixels
+            found[result.system] = images.read_image(
+                measure.sheet_path(folder, result.system)
+            ).pixels
         except VqtokError:
             continue
     return found

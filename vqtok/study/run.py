@@ -208,7 +208,9 @@ class StudyContext:
         object.__setattr__(self, "dataset", open_data(self.images.path))
 
     def run(self, folder: Path, recipe: Recipe) -> RunContext:
-        return RunContext(folder, recipe.seed, self.device, recipe.precision, self.stop, self.listener)
+        return RunContext(
+            folder, recipe.seed, self.device, recipe.precision, self.stop, self.listener
+        )
 
     def spec(self, recipe: Recipe) -> RunSpec:
         return RunSpec(recipe, os.path.abspath(self.images.path), len(self.dataset), self.command)
@@ -282,7 +284,9 @@ def train(context: StudyContext, system: System) -> TrainingRecord:
     return trained
 
 
-def _train_vae(context: StudyContext, folder: Path, recipe: Recipe, settings: str) -> TrainingRecord:
+def _train_vae(
+    context: StudyContext, folder: Path, recipe: Recipe, settings: str
+) -> TrainingRecord:
     found = _begin(context, folder, settings, recipe)
     if found.finished:
         return found
@@ -312,7 +316,12 @@ def _stage(context: StudyContext, run: RunContext, recipe: Recipe, stage: str) -
 
 
 def _train_for(
-    context: StudyContext, run: RunContext, recipe: Recipe, stage: str, seconds: float, go_on: Callable[[Recipe], bool]
+    context: StudyContext,
+    run: RunContext,
+    recipe: Recipe,
+    stage: str,
+    seconds: float,
+    go_on: Callable[[Recipe], bool],
 ) -> Recipe:
     """Spends the seconds on a stage; the folder's recipe is that which the stage went on with."""
 
@@ -336,7 +345,12 @@ def _tokenizer(context: StudyContext, system: System, recipe: Recipe) -> Trainin
         return found
     run, seconds = context.run(folder, recipe), TOKENIZER_PART * context.budget
     recipe = _train_for(
-        context, run, recipe, "tokenizer", seconds, lambda recipe: _stage(context, run, recipe, "tokenizer")
+        context,
+        run,
+        recipe,
+        "tokenizer",
+        seconds,
+        lambda recipe: _stage(context, run, recipe, "tokenizer"),
     )
     done = elapsed(folder, "tokenizer")
     trained = TrainingRecord(
@@ -394,7 +408,9 @@ def _share(tokenizer: Path, folder: Path) -> None:
 def training_digest(context: StudyContext, system: System) -> str:
     """Digest of all that the system's training depends on."""
     recipe = recipe_of(system, context.images.shape, context.seed)
-    return _digest(context, _of_tokenizer(recipe) if system.tokenizer == vae.NAME else recipe.to_dict())
+    return _digest(
+        context, _of_tokenizer(recipe) if system.tokenizer == vae.NAME else recipe.to_dict()
+    )
 
 
 def _of_tokenizer(recipe: Recipe) -> dict[str, Any]:
@@ -405,7 +421,9 @@ def _counted(table: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes out, without younger ones that stand for how it was
     before them: a study outlives an upgrade.
     """
-    younger = {name: value for name, value in config.OLD_DEFAULTS.items() if name not in _FIRST_SETTINGS}
+    younger = {
+        name: value for name, value in config.OLD_DEFAULTS.items() if name not in _FIRST_SETTINGS
+    }
     return {
         name: value
         for name, value in table.items()

@@ -79,9 +79,9 @@ def train(
     After an early stop (`run.stop`), the same call with `resume` continues as if there had been no
     stop: on a CPU the result is bit-equal, given the same machine and number of threads. Some of
     CUDA's sums have no fixed order.
-    Inside `distributed.process_group`, all processes of a run call this alike and share the work; the
-    first needs the folder, all need the data. What comes out is the same for any number of them,
-    but for rounding and for the prior's dropout.
+    Inside `distributed.process_group`, all processes of a run call this alike and share the work;
+    the first needs the folder, all need the data. What comes out is the same for any number of
+    them, but for rounding and for the prior's dropout.
     """
     if stage in ("tokenizer", "all"):
         refuse_codes(dataset)

@@ -39,7 +39,8 @@ class _StepRecord:
     reconstruction: Tensor  # (B, C, H, W) in [-1, 1], without gradient
     images: Tensor  # (B, C, H, W)
     grad_norm_ema: Tensor  # the average after this step
-    scores: Tensor | None = None  # (2,), of images and reconstructions; None before `compute_gradients`
+    # (2,), of images and reconstructions; None before `compute_gradients`
+    scores: Tensor | None = None
     loss: float = 0.0
 
 
@@ -73,7 +74,8 @@ class Adversary(nn.Module):
         )
         self.start_step = math.ceil(self.config.adversarial_start * self.stage.steps)
         self.warmup_steps = math.ceil(WARMUP_PART * self.stage.steps)
-        self.first_update_step = max(0, self.start_step - self.warmup_steps)  # the steps before cost nothing
+        # the steps before cost nothing
+        self.first_update_step = max(0, self.start_step - self.warmup_steps)
         self._last_step: _StepRecord | None = None
         self.active = False  # whether its opinion counted in the last step
 
@@ -116,11 +118,15 @@ class Adversary(nn.Module):
         length = _gradient_norm(gradient)
         grad_norm_ema = _ema(self.pull, length, step - self.start_step)
         l1 = 1 / (2 * PIXEL_DEVIATION * math.sqrt(leaf.numel() * distributed.world_size()))
-        weight = self.config.adversarial * min(1.0, (step - self.start_step + 1) / self.warmup_steps)
+        weight = self.config.adversarial * min(
+            1.0, (step - self.start_step + 1) / self.warmup_steps
+        )
         factor = weight * l1 / torch.maximum(grad_norm_ema, length).clamp(min=1e-12)
         # has that gradient, and gets the value of the wish
         term = (reconstruction * (factor * gradient)).sum()
-        return {"adversarial": term - term.detach() + (factor * generator_loss).detach()}, grad_norm_ema
+        return {
+            "adversarial": term - term.detach() + (factor * generator_loss).detach()
+        }, grad_norm_ema
 
     def _generator_loss(self, leaf: Tensor, images: Tensor) -> Tensor:
         """What the reconstructions are to be: taken for images, and like them in the

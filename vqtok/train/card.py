@@ -32,9 +32,7 @@ def write_samples(folder: Path, device: str, seed: int) -> None:
     columns = min(10, len(model.labels)) or 8
     samples = model.sample(4 * columns, seed=seed)
     captions = (
-        [model.labels[i % len(model.labels)] for i in range(len(samples))]
-        if model.labels
-        else None
+        [model.labels[i % len(model.labels)] for i in range(len(samples))] if model.labels else None
     )
     scale = max(1, 96 // max(samples[0].shape[:2]))
     images.write_image(

@@ -96,7 +96,9 @@ class Task(ABC):
     @abstractmethod
     def validate(self) -> Validation: ...
 
-    def window_summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
+    def window_summary(
+        self, window: dict[str, float], counts: Tensor
+    ) -> tuple[dict[str, float], str]:
         """Further figures of the window since the last validation, and one plain sentence
         about them ('' for none).
         """
@@ -233,7 +235,11 @@ class _Trainer:
         self.learners = [state.Learner(task.network, self.optimizer), *task.learners()]
 
     def train(self, resume: bool) -> bool:
-        progress = state.load_state(self.state_path, self.learners, self._extra_tensors()) if resume else None
+        progress = (
+            state.load_state(self.state_path, self.learners, self._extra_tensors())
+            if resume
+            else None
+        )
         if progress is not None:
             self.progress = progress
         else:

@@ -29,7 +29,12 @@ class GridTask(Task):
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, tokenizer: str, parts: tuple[Grids, Grids], run: RunContext
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        tokenizer: str,
+        parts: tuple[Grids, Grids],
+        run: RunContext,
     ) -> None:
         self.recipe, self.dataset, self.tokenizer, self.run = recipe, dataset, tokenizer, run
         if len(parts[0]) == 0:
@@ -97,7 +102,9 @@ class GridTask(Task):
         bits = sum(total) / len(total) / math.log(2)
         return Validation(bits, {"bits": bits})
 
-    def window_summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
+    def window_summary(
+        self, window: dict[str, float], counts: Tensor
+    ) -> tuple[dict[str, float], str]:
         raw = math.log2(self.recipe.tokenizer.codebook_size)
         return (
             {},

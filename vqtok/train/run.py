@@ -162,7 +162,9 @@ def resumable() -> Iterator[None]:
 
 
 def load_run(folder: Path) -> RunSpec:
-    """Reads what `save_run` wrote; TrainingError where the folder holds no run, or a damaged one."""
+    """Reads what `save_run` wrote; TrainingError where the folder holds
+    no run, or a damaged one.
+    """
     path = folder / RUN_FILE
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -243,7 +245,8 @@ def new_run(request: TrainRequest) -> tuple[RunSpec, Dataset]:
     ):
         # who gives the file wants its loss
         recipe = replace(recipe, losses=replace(recipe.losses, perceptual=1.0))
-    quantizers.check_quantizer(recipe.tokenizer)  # here, before `create_run` clears the folder, and so is the next
+    # here, before `create_run` clears the folder, and so is the next
+    quantizers.check_quantizer(recipe.tokenizer)
     losses.Criterion(
         recipe.losses, Path(request.perceptual) if request.perceptual else None, recipe.data.size
     )
@@ -252,7 +255,11 @@ def new_run(request: TrainRequest) -> tuple[RunSpec, Dataset]:
 
 def _init_tokenizer(model: str | None) -> TokenizerConfig | None:
     """The settings of the tokenizer whose weights a run starts from."""
-    return None if model is None else weights.tokenizer_config(model_registry.find_model(model).tokenizer)
+    return (
+        None
+        if model is None
+        else weights.tokenizer_config(model_registry.find_model(model).tokenizer)
+    )
 
 
 def _for_channels(tokenizer: TokenizerConfig, channels: int) -> TokenizerConfig:
@@ -311,7 +318,14 @@ def resume_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
     compiled = before.compiled or request.compiled
     command = before.command or request.command
     again = RunSpec(
-        recipe, data, before.pictures, command, compiled, perceptual, before.init, distributed.torchrun_job()
+        recipe,
+        data,
+        before.pictures,
+        command,
+        compiled,
+        perceptual,
+        before.init,
+        distributed.torchrun_job(),
     )
     return again, dataset
 

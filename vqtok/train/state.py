@@ -84,13 +84,17 @@ def save_state(
     weights.save_weights(path, weights.Weights(arrays, meta), force=True)
 
 
-def load_state(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor]) -> Progress | None:
+def load_state(
+    path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor]
+) -> Progress | None:
     """Restores what `save_state` wrote, all tensors in place, from the first process's file;
     None where there is none.
 
     Raises TrainingError for a damaged file and for one of another network.
     """
-    stored = distributed.broadcast_weights(lambda: read_state(path, _AGAIN) if path.exists() else None)
+    stored = distributed.broadcast_weights(
+        lambda: read_state(path, _AGAIN) if path.exists() else None
+    )
     if stored is None:
         return None
     tensors = {name: torch.from_numpy(value) for name, value in stored.tensors.items()}

@@ -94,7 +94,9 @@ class TokenizerTask(Task):
             images, _ = self._batches.batch(step)
             z = self.vqvae.encoder(self._to_device(images))
             parts.append(
-                distributed.gather_all_rows(z.permute(0, 2, 3, 1).flatten(0, 2), z.shape[2] * z.shape[3])
+                distributed.gather_all_rows(
+                    z.permute(0, 2, 3, 1).flatten(0, 2), z.shape[2] * z.shape[3]
+                )
             )
             have, step = have + len(parts[-1]), step + 1
         return torch.cat(parts)
@@ -149,7 +151,9 @@ class TokenizerTask(Task):
         figures = self.adversary.update() if self.adversary is not None else {}
         return {"restarts": self.vqvae.quantizer.update_codebook(), **figures}
 
-    def window_summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
+    def window_summary(
+        self, window: dict[str, float], counts: Tensor
+    ) -> tuple[dict[str, float], str]:
         by_level = counts.cpu().numpy().reshape(self.recipe.tokenizer.levels, -1)  # (L, K)
         usage, perplexity = min(usage_perplexity(level) for level in by_level)
         psnr = -10 * math.log10(max(window.get("mse", 0.0) / max(window.get("steps", 1), 1), 1e-12))
