@@ -411,7 +411,7 @@ from vqtok.cli import main
 try:
     main()
 finally:
-    print(next(line.split_indices()[1] for line in open("/proc/self/status") if \
+    print(next(line.split()[1] for line in open("/proc/self/status") if \
 line.startswith("VmHWM")))      # ru_maxrss is the parent's, too
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
