@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from vqtok import distributed
@@ -27,6 +28,11 @@ class Criterion(nn.Module):
         if config.ms_ssim and size < WINDOW:
             raise UsageError(f"MS-SSIM needs pictures of {WINDOW} pixels, these have {size}", "choose a larger --size")
         self.lpips = perceptual.load(file) if config.perceptual and file is not None else None
+
+    def keep_cast(self, dtype: torch.dtype) -> None:
+        """As LPIPS.keep_cast, where that is among the terms. Once the network is on its device."""
+        if self.lpips is not None:
+            self.lpips.keep_cast(dtype)
 
     def forward(
         self, reconstruction: Tensor, pictures: Tensor, shared: bool = False, perceptual: bool = True

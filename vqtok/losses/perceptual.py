@@ -74,6 +74,22 @@ class LPIPS(nn.Module):
         self.convs = nn.ModuleDict({str(c.place): nn.Conv2d(c.inputs, c.outputs, c.kernel, c.stride, _padding(c)) for c in convs})
         self.heads = nn.ParameterList(torch.zeros(part[-1].outputs) for part in backbone.slices)
         self.requires_grad_(False)
+        self._cast: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+    def keep_cast(self, dtype: torch.dtype) -> None:
+        """Keeps a copy of the convolutions' weights in the type that autocast computes in, which would cast them at every call."""
+        for place, conv in self.convs.items():
+            assert isinstance(conv, nn.Conv2d)
+            bias = None if conv.bias is None else conv.bias.to(dtype)
+            self._cast[place] = conv.weight.to(dtype), bias
+
+    def _convolve(self, x: Tensor, place: str) -> Tensor:
+        conv = self.convs[place]
+        assert isinstance(conv, nn.Conv2d)
+        if not self._cast or not torch.is_autocast_enabled(x.device.type):
+            return conv(x)
+        assert not isinstance(conv.padding, str)
+        return F.conv2d(x, *self._cast[place], conv.stride, conv.padding)
 
     def features(self, pictures: Tensor) -> list[Tensor]:
         """Features of each slice, (B, C, h, w), of unit length over C."""
@@ -82,7 +98,7 @@ class LPIPS(nn.Module):
         for part, pool in zip(self.backbone.slices, self.backbone.pool, strict=True):
             x = F.max_pool2d(x, self.backbone.window, 2) if pool else x
             for conv in part:
-                x = F.relu(self.convs[str(conv.place)](x), inplace=True)
+                x = F.relu(self._convolve(x, str(conv.place)), inplace=True)
             found.append(x)
         lengths = [f.square().sum(1, keepdim=True, dtype=torch.float32).sqrt() + EPSILON for f in found]
         return [f * length.reciprocal().to(f.dtype) for f, length in zip(found, lengths, strict=True)]

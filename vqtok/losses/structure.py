@@ -6,7 +6,9 @@ from torch import Tensor
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)      # of the scales, finest first (Wang et al. 2003, section 3.2)
 WINDOW, SIGMA = 11, 1.5
+LONGEST_KEPT = 512      # of the bands that stay in memory: 1 MiB
 C1, C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2               # for values in [-1, 1], a range of 2
+_kept_bands: dict[tuple[int, str, int | None], Tensor] = {}
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -54,7 +56,17 @@ def _blur(planes: Tensor) -> Tensor:
 
 
 def _band(length: int, device: torch.device) -> Tensor:
-    """(length, length - 10): column i holds the window from row i on."""
+    """(length, length - 10): column i holds the window from row i on. Short ones are made once: a run's crops are all of one size."""
+    if length > LONGEST_KEPT:
+        return _make_band(length, device)
+    key = length, device.type, device.index
+    if key not in _kept_bands:
+        with torch.inference_mode(False):       # a tensor made in inference mode is of no use to a training step
+            _kept_bands[key] = _make_band(length, device)
+    return _kept_bands[key]
+
+
+def _make_band(length: int, device: torch.device) -> Tensor:
     offsets = torch.arange(WINDOW, device=device) - WINDOW // 2
     line = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     distance = torch.arange(length, device=device)[:, None] - torch.arange(length - WINDOW + 1, device=device)

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from vqtok.train.runtime import Rate, foreach
+
 
 class Average:
     """Averages of all float tensors of a network but for the training state of its quantizer."""
@@ -14,6 +16,7 @@ class Average:
         state = network.state_dict(keep_vars=True).items()
         self._live = {name: value.detach() for name, value in state if value.is_floating_point() and ".average." not in name}
         self._mean = {name: value.clone() for name, value in self._live.items()}
+        self._rate = Rate(next(iter(self._live.values())).device)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -25,11 +28,21 @@ class Average:
         for name, value in self._live.items():
             self._mean[name].copy_(value)
 
-    def update(self, step: int) -> None:
-        """Follows the weights after `step` steps; at first faster than `decay` says, or the start would be felt for long."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in self._live.items():
-            self._mean[name].lerp_(value, 1 - decay)
+    def schedule(self, step: int) -> None:
+        """Sets how fast the next update follows, the one after `step` steps: at first faster than `decay` says, or the start would
+        be felt for long."""
+        self._rate.set(1 - min(self.decay, (1 + step) / (10 + step)))
+
+    def update(self, ok: Tensor | None = None) -> None:
+        """Follows the weights; `ok` false leaves the averages as they are."""
+        means, live, rate = list(self._mean.values()), list(self._live.values()), self._rate.value
+        if not isinstance(rate, Tensor):
+            foreach._foreach_lerp_(means, live, rate)
+            return
+        # lerp with a tensor's rate would be a kernel for each weight.
+        steps = foreach._foreach_sub(live, means)
+        foreach._foreach_mul_(steps, rate if ok is None else rate * ok)
+        foreach._foreach_add_(means, steps)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

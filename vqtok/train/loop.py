@@ -6,7 +6,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,7 +104,12 @@ class Status:
     steps: int
     pictures_per_second: float
     seconds_left: float
-    metrics: dict[str, float]
+    figures: Callable[[], dict[str, float]] = dict      # means of the window so far, made where somebody asks: they take time
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Those figures as they are now."""
+        return self.figures()
 
 
 class Listener(Protocol):
@@ -184,6 +189,7 @@ def train(task: Task, config: StageConfig, run: Run, resume: bool) -> bool:
     ten of them in a row, and where a validation or a weight is not finite; the files of the last good step stay.
     Of several processes (`distributed`) the first alone writes, validates and reports.
     """
+    torch.backends.cudnn.benchmark = run.device.type == "cuda"      # shapes never change: the fastest algorithm is looked for once
     return _Trainer(task, config, run).train(resume)
 
 
@@ -277,7 +283,8 @@ class _Trainer:
         progress.skipped_in_a_row = 0
         figures = figures | self.task.after_step()
         if self.average is not None:
-            self.average.update(progress.step)
+            self.average.schedule(progress.step)
+            self.average.update()
         for name, value in {**figures, "steps": 1}.items():
             progress.window[name] = progress.window.get(name, 0) + value
         if result.indices is not None:
@@ -338,13 +345,14 @@ class _Trainer:
         if not distributed.first():
             return
         left = (self.config.steps - self.progress.step) / rate
+        pictures = rate * self.config.batch
+        self.run.listener.status(Status(self.task.name, self.progress.step, self.config.steps, pictures, left, self._figures))
+
+    def _figures(self) -> dict[str, float]:
+        """What a progress line shows of the window so far."""
         extra, _ = self._summary()
         del extra["skipped"]
-        self.run.listener.status(
-            Status(
-                self.task.name, self.progress.step, self.config.steps, rate * self.config.batch, left, self._means() | extra
-            )
-        )
+        return self._means() | extra
 
     def _validate(self, rate: float) -> None:
         self._agree()

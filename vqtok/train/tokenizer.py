@@ -42,6 +42,8 @@ class TokenizerTask(Task):
         self.network = self.vqvae
         self.codes = recipe.tokenizer.codebook_size * recipe.tokenizer.levels
         self.criterion = place(losses.Criterion(recipe.losses, run.perceptual, recipe.data.size), run.device)
+        if run.precision == "bf16":
+            self.criterion.keep_cast(torch.bfloat16)
         self.adversary = Adversary(recipe, run) if recipe.losses.adversarial else None
         data, stage = recipe.data, recipe.tokenizer_training
         self._batches = Batches(
