@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
 
 @runtime_checkable
-class _OneSize(Protocol):
+class OneSize(Protocol):
     """A data set that can give many pictures at once, because all have the same size."""
 
     @property
@@ -80,24 +80,25 @@ class Batches:
         assert 0 < min_scale <= 1
         assert channels in (1, 3)
         self.dataset, self.indices = dataset, np.asarray(indices, np.int64)
-        self._batch, self._size, self._seed, self._share = batch, size, seed, share
-        self._flip, self._min_scale, self._channels = flip, min_scale, channels
+        self.size, self.min_scale = size, min_scale
+        self._batch, self._seed, self._share = batch, seed, share
+        self._flip, self._channels = flip, channels
         self._orders: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
         self._kept = Kept(room() if keep is None else keep)
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`, from 0 without end. Safe to call from several threads."""
-        rank, count = self._share
-        positions = np.arange(step * self._batch + rank, (step + 1) * self._batch, count)
-        chosen = self._choose(positions)
-        if isinstance(self.dataset, _OneSize) and self.dataset.size == (self._size, self._size):
+        positions = self.positions(step)
+        chosen = self.indices[self._choose(positions)]
+        if isinstance(self.dataset, OneSize) and self.dataset.size == (self.size, self.size):
             pixels = convert(self.dataset.pictures(chosen), self._channels)
         else:
-            pairs = [self._crop(int(index), int(p)) for index, p in zip(chosen, positions, strict=True)]
+            draws = np.stack(self.draws(positions), 1)
+            pairs = [self._crop(int(index), int(p), *draw) for index, p, draw in zip(chosen, positions, draws.tolist(), strict=True)]
             chosen, pixels = np.array([index for index, _ in pairs]), np.stack([crop for _, crop in pairs])
         if self._flip:
-            mirrored = noise.bits(self._seed, _FLIP, positions) >> np.uint64(63) == 1
+            mirrored = self.mirrored(positions)
             pixels[mirrored] = pixels[mirrored, :, ::-1]
         labels = np.array([self.dataset.label(int(index)) for index in chosen], np.int64)
         return Batch(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels)     # (B, C, size, size)
@@ -122,15 +123,61 @@ class Batches:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def positions(self, step: int) -> np.ndarray:
+        """The positions of a step's batch that are this process's."""
+        rank, count = self._share
+        return np.arange(step * self._batch + rank, (step + 1) * self._batch, count)
+
+    def draws(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """By how much each picture is shrunk, and where its crop lies along both axes, from 0 to 1: float64 of that shape."""
+        scale, top, left = (noise.uniform(self._seed, stream, positions) for stream in (_SCALE, _TOP, _LEFT))
+        return self.min_scale + (1 - self.min_scale) * scale, top, left
+
+    def mirrored(self, positions: np.ndarray) -> np.ndarray:
+        """Which crops are mirrored, bool."""
+        drawn = noise.bits(self._seed, _FLIP, positions) >> np.uint64(63) == 1
+        return drawn if self._flip else np.zeros_like(drawn)
+
+    def boxes(self, factor: Any, down: Any, across: Any, H: Any, W: Any, reduced: int = 1) -> tuple[Any, Any, Any]:
+        """Top, left and side of the squares that become crops, of pictures H x W: floats, or arrays of one shape, by what `draws` gives.
+
+        `reduced`: how many pixels of the file one of the picture stands for along each axis. A square of the crop's own size lies on
+        whole pixels: it is copied.
+        """
+        side = np.minimum(self.size / factor / reduced, np.minimum(H, W))
+        copied = side == self.size
+        top = np.where(copied, np.floor(down * (H - side + 1)), down * (H - side))
+        left = np.where(copied, np.floor(across * (W - side + 1)), across * (W - side))
+        return top, left, side
+
+    def places(self, positions: np.ndarray, readable: np.ndarray) -> np.ndarray:
+        """The place in `indices` of the picture at each position; `readable` (N,) says whose file can be read, others are replaced."""
+        places = self._choose(positions)
+        for number in np.flatnonzero(~readable[places]):
+            position, attempt = int(positions[number]), 0
+            while not readable[places[number]]:
+                places[number], attempt = self._replacement(position, attempt), attempt + 1
+        return places
+
     def _choose(self, positions: np.ndarray) -> np.ndarray:
-        """The picture at each position; a batch may span epochs."""
+        """The place in `indices` of the picture at each position; a batch may span epochs."""
         N = len(self.indices)
         epochs = positions // N
         chosen = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            chosen[here] = self.indices[self._order(int(epoch))[positions[here] % N]]
+            chosen[here] = self._order(int(epoch))[positions[here] % N]
         return chosen
+
+    def _replacement(self, position: int, attempt: int) -> int:
+        """The place in `indices` of another picture for a position whose own cannot be read."""
+        if attempt == _TRIES:
+            raise InputError(
+                f"{self.dataset.skipped} of {len(self.dataset)} pictures in {self.dataset.name} cannot be read",
+                "check that the files are whole and are pictures",
+            )
+        draw = noise.bits(self._seed, _REPLACE + (attempt << 8), np.array([position]))[0]
+        return int(draw) % len(self.indices)
 
     def _order(self, epoch: int) -> np.ndarray:
         with self._lock:
@@ -140,39 +187,31 @@ class Batches:
                 self._orders[epoch] = noise.permutation(self._seed, _SHUFFLE + (epoch << 8), len(self.indices))
             return self._orders[epoch]
 
-    def _crop(self, index: int, position: int) -> tuple[int, np.ndarray]:
+    def _crop(self, index: int, position: int, factor: float, down: float, across: float) -> tuple[int, np.ndarray]:
         """(index used, uint8 (size, size, C))."""
-        scale, top, left = (float(noise.uniform(self._seed, s, np.array([position]))[0]) for s in (_SCALE, _TOP, _LEFT))
-        factor = self._min_scale + (1 - self._min_scale) * scale
         index, picture, reduced = self._read(index, position, next(d for d in (8, 4, 2, 1) if factor * d <= 1))
-        H, W = picture.shape[:2]
-        side = min(self._size / factor / reduced, H, W)     # of the square in the picture that becomes the crop
-        if side == self._size:
-            y, x = int(top * (H - side + 1)), int(left * (W - side + 1))
-            return index, picture[y:y + self._size, x:x + self._size]
-        y, x = top * (H - side), left * (W - side)
-        return index, _resize(picture, self._size, (x, y, x + side, y + side))
+        top, left, side = map(float, self.boxes(factor, down, across, *picture.shape[:2], reduced))
+        if side == self.size:
+            y, x = int(top), int(left)
+            return index, picture[y:y + self.size, x:x + self.size]
+        return index, _resize(picture, self.size, (left, top, left + side, top + side))
 
     def _read(self, index: int, position: int, shrink: int) -> tuple[int, np.ndarray, int]:
         """(index used, uint8 (H, W, C), how many of the file's pixels became one along each axis: at most `shrink`)."""
-        N = len(self.indices)
-        for attempt in range(_TRIES):
+        attempt = 0
+        while True:
             try:
                 return index, *self._decoded(index, shrink)
             except InputError:
-                draw = noise.bits(self._seed, _REPLACE + (attempt << 8), np.array([position]))[0]
-                index = int(self.indices[int(draw) % N])
-        raise InputError(
-            f"{self.dataset.skipped} of {len(self.dataset)} pictures in {self.dataset.name} cannot be read",
-            "check that the files are whole and are pictures",
-        )
+                index = int(self.indices[self._replacement(position, attempt)])
+                attempt += 1
 
     def _decoded(self, index: int, shrink: int) -> tuple[np.ndarray, int]:
         if not isinstance(self.dataset, PictureFiles):
             return convert(self.dataset.picture(index), self._channels), 1
         found = self._kept.get((index, shrink))
         if found is None:
-            pixels, reduced = self.dataset.reduced(index, shrink, self._size)
+            pixels, reduced = self.dataset.reduced(index, shrink, self.size)
             found = convert(pixels, self._channels), reduced
             self._kept.put((index, shrink), found)
         return found
