@@ -1,20 +1,53 @@
 """The training step of a GPU, which never looks at its own numbers: run on a CPU, against the step of a CPU."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from test_train_robust import nan_loss, spoil_loss, spoil_pictures
+from torch import Tensor, nn
+from train_helpers import Interrupt, contents, go, log, recipe_for
 
+from vqtok.config import TokenizerConfig
+from vqtok.data import Shapes
+from vqtok.errors import TrainingError
 from vqtok.losses import structure
-from vqtok.train import runtime
+from vqtok.quantizers import build, codebook
+from vqtok.train import loop, runtime
+from vqtok.train import state as states
 from vqtok.train.average import Average
 from vqtok.train.muon import MOMENTUM, Muon
+from vqtok.train.saver import Saver
+from vqtok.train.tokenizer import TokenizerTask
+
+
+pytestmark = pytest.mark.usefixtures("few_vectors")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+# Everything at once: several levels, level dropout, dead codes, Muon, averages, MS-SSIM, and a discriminator from half of the run on.
+EVERYTHING: dict[str, Any] = {
+    "tokenizer": {
+        "width": 32, "levels": 3, "level_dropout": 0.5, "normalize": False, "restart": 0.5, "decay": 0.8, "likelihood": "charbonnier",
+    },
+    "data": {"min_scale": 0.5},
+    "losses": {"ms_ssim": 0.5, "adversarial": 0.2, "adversarial_start": 0.5},
+    "tokenizer_training": {"steps": 12, "validate_every": 6, "optimizer": "muon", "learning_rate": 1e-3, "ema": 0.9},
+}     # fmt: skip
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, bank: bool = False) -> None:
+    """Steps run as they do on a GPU, but for graphs; figures are read every 5 steps."""
+    for module in ("loop", "muon", "adversary", "runtime"):
+        monkeypatch.setattr(f"vqtok.train.{module}.sync_free", lambda device: True)
+    monkeypatch.setattr("vqtok.train.loop.READ_EVERY", 5)
+    monkeypatch.setattr("vqtok.quantizers.codebook.in_chunks", lambda device: False)
+    if bank:
+        monkeypatch.setattr("vqtok.train.tokenizer.bank_limit", lambda device: 2**30)
 
 
 @pytest.fixture
 def sync_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps run as they do on a GPU."""
-    monkeypatch.setattr("vqtok.train.muon.sync_free", lambda device: True)
-    monkeypatch.setattr(runtime, "sync_free", lambda device: True)
+    as_on_a_gpu(monkeypatch)
 
 
 def convolutions() -> nn.Sequential:
@@ -100,3 +133,175 @@ def test_bands_are_made_once_and_serve_everywhere() -> None:
     second.backward()
     assert torch.equal(first, second.detach())
     assert sorted(key[0] for key in structure._kept_bands) == [12, 24]
+
+
+# The quantizer
+
+def quantize(kind: str, levels: int, monkeypatch: pytest.MonkeyPatch, whole: bool, **settings: Any) -> list[Tensor]:
+    """Vectors, indices, loss, gradients, and the state after `learn`, of a quantizer that has seen one batch."""
+    config = TokenizerConfig(
+        quantizer=kind, levels=levels, codebook_size=32, code_dim=6, normalize=levels == 1, level_dropout=0.5 * (levels > 1), **settings
+    )
+    monkeypatch.setattr(codebook, "in_chunks", lambda device: not whole)
+    torch.manual_seed(0)
+    quantizer = build(config)
+    quantizer.initialize(torch.randn(500, 6))
+    quantizer.train()
+    z = torch.randn(3, 6, 8, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    generator = torch.Generator().manual_seed(2)
+    depths, rows = quantizer.draw_depths(3, generator), quantizer.draw_rows(192, generator)
+    out = quantizer(z) if depths is None else quantizer(z, depths)
+    weight = torch.randn(out.vectors.shape, generator=generator)
+    (out.loss * 3 + (out.vectors * weight).sum()).backward()
+    gradients = [p.grad for p in (z, *quantizer.parameters()) if p.grad is not None]
+    revived = quantizer.learn(rows)
+    return [out.vectors.detach(), out.indices, out.loss.detach(), revived, *gradients, *quantizer.state_dict().values()]
+
+
+@pytest.mark.parametrize("kind", ["ema", "vq", "simvq"])
+@pytest.mark.parametrize("levels", [1, 3])
+def test_the_search_without_chunks_finds_the_same(kind: str, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = quantize(kind, levels, monkeypatch, whole=False, restart=0.9, decay=0.5)
+    found = quantize(kind, levels, monkeypatch, whole=True, restart=0.9, decay=0.5)
+    assert kind == "simvq" or int(wanted[3]) > 0, "no code was dead"
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ema", "vq"])
+def test_levels_updated_together_are_those_updated_one_by_one(kind: str) -> None:
+    quantizers = []
+    for together in (True, False):
+        torch.manual_seed(0)
+        quantizer: Any = build(TokenizerConfig(
+            quantizer=kind, levels=3, codebook_size=32, code_dim=6, normalize=False, restart=0.9, decay=0.5))
+        quantizer.initialize(torch.randn(500, 6))
+        quantizer.train()(torch.randn(3, 6, 8, 8, generator=torch.Generator().manual_seed(1)))
+        rows = quantizer.draw_rows(192, torch.Generator().manual_seed(2))
+        assert rows.shape == (3, 32)
+        count = quantizer.learn(rows) if together else sum(
+            level.learn(rows[i : i + 1]) for i, level in enumerate(quantizer.quantizers))
+        quantizers.append((count, quantizer.state_dict()))
+    assert int(quantizers[0][0]) == int(quantizers[1][0]) > 0
+    assert all(torch.equal(value, quantizers[1][1][name]) for name, value in quantizers[0][1].items())
+
+
+def test_dead_codes_move_to_the_rows_drawn_for_them_and_to_no_more_than_a_quarter(sync_free: None) -> None:
+    quantizer: Any = build(TokenizerConfig(codebook_size=64, code_dim=6, restart=1.0, decay=0.0, normalize=False))
+    quantizer.initialize(torch.randn(500, 6))
+    z = torch.randn(1, 6, 4, 5)
+    quantizer.train()(z)
+    rows = quantizer.draw_rows(20)
+    assert rows.shape == (1, 5)
+    assert int(quantizer.learn(rows)) == 5
+    vectors = z.permute(0, 2, 3, 1).reshape(-1, 6)
+    dead = torch.isin(quantizer.average.counts, torch.tensor(1.0)).nonzero()[:, 0]
+    for code, row in zip(dead[:5], rows[0], strict=True):
+        assert torch.equal(quantizer.codebook[code], vectors[row])
+
+
+def test_learn_that_is_not_ok_changes_nothing() -> None:
+    quantizer: Any = build(TokenizerConfig(levels=2, codebook_size=32, code_dim=6, normalize=False, restart=0.9))
+    quantizer.initialize(torch.randn(500, 6))
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer.train()(torch.full((1, 6, 4, 4), torch.nan))
+    assert int(quantizer.learn(ok=torch.tensor(False))) == 0
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+
+
+# Whole runs
+
+def test_a_run_without_looks_is_the_run_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Shapes(40)
+    recipe = recipe_for(data, **EVERYTHING)
+    monkeypatch.setattr("vqtok.train.muon.PRECISION", torch.float32)
+    assert go(tmp_path / "seen", recipe, data, stage="tokenizer")
+    as_on_a_gpu(monkeypatch)
+    assert go(tmp_path / "unseen", recipe, data, stage="tokenizer")
+    first, second = log(tmp_path / "seen"), log(tmp_path / "unseen")
+    assert [line["step"] for line in second] == [6, 12]
+    assert second[-1]["restarts"] > 0
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        assert {k: v for k, v in other.items() if k != "stage"} == pytest.approx({k: v for k, v in one.items() if k != "stage"}, rel=1e-4)
+    old, new = (states.read(tmp_path / run / "tokenizer.state.safetensors", "").tensors for run in ("seen", "unseen"))
+    assert {name: value.shape for name, value in old.items()} == {name: value.shape for name, value in new.items()}
+    for name, value in old.items():
+        torch.testing.assert_close(torch.from_numpy(new[name]), torch.from_numpy(value), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("at", [2, 7, 9])
+def test_a_run_without_looks_goes_on_as_if_it_had_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    as_on_a_gpu(monkeypatch, bank=True)
+    data = Shapes(40)
+    recipe = recipe_for(data, **EVERYTHING)
+    whole = Interrupt()
+    assert go(tmp_path / "whole", recipe, data, whole, stage="tokenizer")
+    assert any("pictures lie on the device" in note for note in whole.notes)
+    assert not go(tmp_path / "pieces", recipe, data, Interrupt("tokenizer", at), stage="tokenizer")
+    assert go(tmp_path / "pieces", recipe, data, resume=True, stage="tokenizer")
+    assert contents(tmp_path / "pieces") == contents(tmp_path / "whole")
+    assert log(tmp_path / "pieces") == log(tmp_path / "whole")
+
+
+def test_spoiled_steps_change_nothing_and_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_gpu(monkeypatch)
+    data = Shapes(40)
+    recipe = recipe_for(data, **EVERYTHING)
+    kept: list[dict[str, Tensor]] = []
+    step = loop._Trainer._step
+
+    def watched(self: Any, batch: Any) -> None:
+        step(self, batch)
+        kept.append({name: value.clone() for name, value in states.tensors_of(self.learners, self._extra()).items()})
+
+    monkeypatch.setattr(loop._Trainer, "_step", watched)
+    spoil_pictures(monkeypatch, {3, 4, 9})
+    assert go(tmp_path, recipe, data, stage="tokenizer")
+    assert [line["skipped"] for line in log(tmp_path)] == [2, 1]
+    for number in (3, 4, 9):
+        changed = [name for name, value in kept[number].items() if not torch.equal(value, kept[number - 1][name])]
+        assert changed == [], number
+    assert any(not torch.equal(value, kept[4][name]) for name, value in kept[5].items())
+
+
+def test_ten_in_a_row_stop_the_run_at_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_gpu(monkeypatch)
+    data = Shapes(24)
+    recipe = recipe_for(data, tokenizer_training={"steps": 40, "validate_every": 40})
+    spoil_loss(monkeypatch, TokenizerTask, set(range(8, 99)), nan_loss)
+    message = r"^tokenizer: 13 steps in a row, the last of them by step 20, are not finite: the loss is nan, the gradient norm is nan$"
+    with pytest.raises(TrainingError, match=message):
+        go(tmp_path, recipe, data, stage="tokenizer")
+
+
+def test_nine_in_a_row_over_a_stop_and_one_more_are_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_gpu(monkeypatch)
+    data = Shapes(24)
+    recipe = recipe_for(data, tokenizer_training={"steps": 40, "validate_every": 40})
+    spoil_pictures(monkeypatch, set(range(3, 13)))
+    assert not go(tmp_path, recipe, data, Interrupt("tokenizer", 9), stage="tokenizer")
+    with pytest.raises(TrainingError, match="10 steps in a row, the last of them by step 15"):
+        go(tmp_path, recipe, data, resume=True, stage="tokenizer")
+
+
+def test_priors_train_without_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Shapes(24)
+    assert go(tmp_path / "seen", recipe_for(data), data)
+    as_on_a_gpu(monkeypatch)
+    assert go(tmp_path / "unseen", recipe_for(data), data)
+    found = [[line["bits"] for line in log(tmp_path / run) if "bits" in line] for run in ("seen", "unseen")]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+# Writing beside the steps
+
+def test_a_state_is_that_of_its_moment_and_a_failure_is_told(tmp_path: Path) -> None:
+    writer, value, written = Saver(torch.device("cpu"), beside=True), torch.zeros(2), []
+    kept = writer.snapshot({"value": value})
+    value += 1
+    writer.write(lambda: written.append(kept["value"].tolist()))
+    writer.write(lambda: 1 / 0)     # type: ignore[arg-type, return-value]
+    with pytest.raises(ZeroDivisionError):
+        writer.finish()
+    assert written == [[0.0, 0.0]]

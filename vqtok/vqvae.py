@@ -160,9 +160,10 @@ class VQVAE(nn.Module):
         self.decoder: AnyDecoder = classic.Decoder(config) if classical else Decoder(config)
         self.likelihood = losses.build(config)
 
-    def forward(self, pictures: Tensor) -> Output:
-        """pictures (B, C, H, W) in [-1, 1], H and W multiples of f."""
-        quantized: Quantized = self.quantizer(self.encoder(pictures))
+    def forward(self, pictures: Tensor, depths: Tensor | None = None) -> Output:
+        """pictures (B, C, H, W) in [-1, 1], H and W multiples of f; depths (B,) are `Quantizer.draw_depths`', where it gives any."""
+        z = self.encoder(pictures)
+        quantized: Quantized = self.quantizer(z) if depths is None else self.quantizer(z, depths)
         output = self.decoder(quantized.vectors).float()
         loss = self.likelihood(output, pictures) + quantized.loss
         return Output(self.likelihood.mean(output), quantized.indices, loss)

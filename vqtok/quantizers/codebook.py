@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok import distributed
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
+from vqtok.quantizers.update import update_codebooks
 
 CHUNK = 2**18       # scores held at a time: 1 MiB of float32 stays in a core's cache; half or twice as many take 1.1 times as long
 GPU_CHUNK = 2**24
@@ -107,6 +107,27 @@ class StraightThrough(torch.autograd.Function):
         return for_vectors, for_entries, None, None
 
 
+def choose(vectors: Tensor, entries: Tensor, beta: float, learns: bool) -> Chosen:
+    """As `StraightThrough`, in operations on whole tensors that a compiler can fuse: no shape depends on what is chosen, so nothing
+    waits for the device. On a CPU, chunks that stay in cache and NumPy's argmax are quicker.
+    """
+    fixed = vectors.detach()
+    half, codes = -entries.detach().square().sum(1), entries.detach().T         # (K,), (D, K)
+    rows = max(1, GPU_CHUNK // len(entries))
+    indices = torch.cat([torch.addmm(half, part, codes, alpha=2).argmax(1) for part in fixed.split(rows)])
+    near = entries.index_select(0, indices)                                     # (N, D)
+    loss = beta * F.mse_loss(vectors, near.detach())
+    loss = loss + F.mse_loss(near, fixed) if learns else loss
+    counts = fixed.new_zeros(len(entries)).scatter_add_(0, indices, torch.ones_like(fixed[:, 0]))
+    sums = torch.zeros_like(entries).detach().index_add_(0, indices, fixed)
+    return Chosen(near.detach() + (vectors - fixed), indices, loss, counts, sums)
+
+
+def in_chunks(device: torch.device) -> bool:
+    """Whether vectors are searched a part at a time, in memory that is used again: everywhere but on GPUs, whose cache is too small."""
+    return device.type != "cuda"
+
+
 def _chunks(vectors: Tensor) -> Iterator[slice]:
     """Slices of vectors (N, D) that stay in a core's cache while several operations go over them; all at once on a GPU."""
     N, D = vectors.shape
@@ -185,7 +206,10 @@ class Codebook(Quantizer):
         batch, dim, height, width = z.shape
         with torch.autocast(z.device.type, enabled=False):      # distances in bf16 choose wrong codes
             flat = self._project(z.float().permute(0, 2, 3, 1).reshape(-1, dim))     # (B*h*w, D)
-            chosen = Chosen(*StraightThrough.apply(flat, self._entries(), self.beta, self.gradual))      # type: ignore[misc]
+            if in_chunks(z.device):
+                chosen = Chosen(*StraightThrough.apply(flat, self._entries(), self.beta, self.gradual))      # type: ignore[misc]
+            else:
+                chosen = choose(flat, self._entries(), self.beta, self.gradual)
             self._see(flat.detach().view(batch, -1, dim), chosen)
         vectors = chosen.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)      # (B, D, h, w)
         return Quantized(vectors, chosen.indices.reshape(batch, 1, height, width), chosen.loss)
@@ -225,35 +249,23 @@ class AveragedCodebook(Codebook):
         self.average.sums.copy_(self.codebook)
         self.average.initialized.fill_(True)
 
-    @torch.no_grad()
-    def learn(self) -> int:
-        """Updates the averages, and moves dead codes onto vectors of the last batch; returns how many it moved.
+    def draw_rows(self, vectors: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Drawn without replacement, for at most a quarter of the vectors: else dead codes would crowd on the same few."""
+        most = min(self.codebook_size, max(1, vectors // 4))
+        return torch.randperm(vectors, generator=generator)[None, :most] if self.restart else None
 
-        Counts are kept in units of the mean use N/K, so that the threshold `restart` holds for any batch size and K. The batch is that
-        of all processes, and so are the vectors drawn.
-        """
+    def learn(self, rows: Tensor | None = None, ok: Tensor | None = None) -> Tensor:
+        return update_codebooks([self], rows, ok)
+
+    def seen(self) -> tuple[Tensor, Chosen]:
+        """What the last forward in training mode saw; it is told once."""
         assert self._seen is not None, "learn() follows a forward in training mode"
-        vectors, chosen = self._seen
-        self._seen = None
-        distributed.sum_(chosen.counts, chosen.sums)
-        total = distributed.size() * vectors.shape[0] * vectors.shape[1]
-        unit = self.codebook_size / total
-        self.average.counts.lerp_(chosen.counts * unit, 1 - self.decay)
-        self.average.sums.lerp_(chosen.sums * unit, 1 - self.decay)
-        self._follow()
-        dead = (self.average.counts < self.restart).nonzero()[:, 0]
-        # At most a quarter of the batch's vectors, or dead codes would crowd on the same few.
-        dead = dead[: max(1, total // 4)]
-        if len(dead):
-            which = _drawn(total, len(dead), vectors.device)
-            fresh = distributed.rows(vectors.flatten(0, 1), which, vectors.shape[1])
-            self.codebook[dead] = fresh
-            self.average.counts[dead] = 1.0
-            self.average.sums[dead] = fresh
-        return len(dead)
+        seen, self._seen = self._seen, None
+        return seen
 
-    def _follow(self) -> None:
-        """Hook for codebooks that follow the averages."""
+    def follow(self, codebooks: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
+        """Codebooks (L, K, D) of this kind after a step, from the averages (L, K) and (L, K, D)."""
+        return codebooks
 
 
 class VectorQuantizer(AveragedCodebook):
@@ -273,8 +285,8 @@ class EMAQuantizer(AveragedCodebook):
         super().__init__(config)
         self.register_buffer("codebook", torch.randn(config.codebook_size, config.code_dim))
 
-    def _follow(self) -> None:
-        counts = self.average.counts[:, None]       # (K, 1)
-        means = self._project(self.average.sums / counts.clamp(min=1e-6))
+    def follow(self, codebooks: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
+        counts = counts[..., None]      # (L, K, 1)
+        means = self._project(sums / counts.clamp(min=1e-6))
         # A code that nothing chooses stays where it is: as its averages fade, their quotient would pull it to 0.
-        self.codebook.copy_(torch.where(counts > 1e-6, means, self.codebook))
+        return torch.where(counts > 1e-6, means, codebooks)

@@ -163,9 +163,6 @@ class _Finite(Quantizer):
     def start(self) -> None:
         self.average.initialized.fill_(True)
 
-    def learn(self) -> int:
-        return 0
-
     def _bound(self, inner: Tensor) -> Tensor:
         """What is rounded, in the units of `_values`: (..., d) -> (..., d)."""
         raise NotImplementedError

@@ -48,6 +48,3 @@ class PixelQuantizer(Quantizer):
 
     def start(self) -> None:
         pass
-
-    def learn(self) -> int:
-        return 0

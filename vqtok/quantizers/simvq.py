@@ -47,6 +47,3 @@ class SimVQuantizer(Codebook):
 
     def start(self) -> None:
         self.average.initialized.fill_(True)
-
-    def learn(self) -> int:
-        return 0

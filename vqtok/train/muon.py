@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqtok.train.runtime import foreach, sync_free
+from vqtok.train.runtime import foreach, step_if, sync_free
 
 MOMENTUM = 0.95
 SMALLEST = 32           # sides of a matrix: narrower ones, at a network's ends, are AdamW's
@@ -29,7 +29,7 @@ class Muon(torch.optim.Optimizer):
         parameters = list(parameters)
         matrices = [p for p in parameters if p.dim() == 4 and min(len(p), p[0].numel()) >= SMALLEST and p.shape[2] > 1]
         others = [p for p in parameters if not any(p is matrix for matrix in matrices)]
-        super().__init__(matrices or others[:1], {"fused": False, "lr": lr, **adamw})
+        super().__init__(matrices or others[:1], {"lr": lr, **adamw})
         self.matrices = matrices
         self._groups: list[tuple[list[nn.Parameter], Tensor]] = []
         self._views: list[tuple[nn.Parameter, Tensor]] = []
@@ -40,9 +40,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None, ok: Tensor | None = None) -> None:       # type: ignore[override]
         """One step of all parameters; `ok` (bool, scalar): false leaves every parameter and momentum as it is."""
-        if self.adamw.defaults["fused"]:
-            self.adamw.found_inf = None if ok is None else 1.0 - ok.float()     # type: ignore[attr-defined]
-        self.adamw.step()
+        step_if(self.adamw, ok)
         if not self.matrices:
             return
         if sync_free(self.matrices[0].device):

@@ -13,11 +13,6 @@ def sync_free(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def read_every(device: torch.device) -> int:
-    """How many steps pass from one look at a step's figures to the next."""
-    return READ_EVERY if sync_free(device) else 1
-
-
 class Rate:
     """A number that changes with the step: a float on a CPU; on a GPU a tensor, which kernels in a CUDA graph read anew each time."""
 
@@ -34,3 +29,21 @@ class Rate:
 def where(ok: torch.Tensor | None, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     """`new` after a step that may change something, else `old`; `ok` is None where that has been asked on the host."""
     return new if ok is None else torch.where(ok, new, old)
+
+
+def step_if(optimizer: torch.optim.Optimizer, ok: torch.Tensor | None) -> None:
+    """A step of a fused Adam or AdamW, which changes nothing, not even its count of steps, where `ok` is false."""
+    if ok is not None:
+        optimizer.found_inf = 1.0 - ok.float()      # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: Rate) -> None:
+    """Gives all of an optimizer's parameters that learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate.value
+
+
+def fused(device: torch.device) -> dict[str, bool]:
+    """The options with which torch's optimizers are fastest on a device."""
+    return {"fused": device.type in ("cpu", "cuda"), "capturable": sync_free(device)}

@@ -4,9 +4,9 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Hashable
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,18 +16,32 @@ from vqtok import __version__, distributed, losses, report
 from vqtok.codec import load_tokenizer, place
 from vqtok.config import Recipe
 from vqtok.data import Batches, Dataset, whole
+from vqtok.data.bank import BankBatches, load_bank
 from vqtok.data.kept import room
 from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.likelihood import PIXEL_VARIANCE
 from vqtok.metrics import usage_perplexity
+from vqtok.quantizers.codebook import in_chunks
 from vqtok.train.adversary import Adversary
+from vqtok.train.draws import draw
 from vqtok.train.loop import Run, Step, Task, Validation
 from vqtok.train.state import Learner
-from vqtok.vqvae import VQVAE, to_float, to_uint8
+from vqtok.train.window import stacked
+from vqtok.vqvae import VQVAE, Output, to_float, to_uint8
 from vqtok.weights import Weights, fingerprint, save
 
 INITIAL_VECTORS = 20_000        # k-means on fewer leaves codes dead from the start (DESIGN.md, leads)
 SHEET_PICTURES = 16
+BANK_SHARE = 4                  # part of a GPU's free memory that the pictures may take: a fourth
+
+
+class Batch(NamedTuple):
+    """A step of the tokenizer: what the host says about it."""
+
+    step: int
+    pictures: Tensor        # uint8 (B, C, size, size), or a plan of the bank, float64 (5, B)
+    depths: Tensor | None   # as Draws
+    rows: Tensor | None
 
 
 class TokenizerTask(Task):
@@ -52,7 +66,19 @@ class TokenizerTask(Task):
         )
         crops = [center_crop(whole(dataset, int(i), recipe.tokenizer.channels), data.size) for i in parts[1]]
         self._validation = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())     # (V, C, size, size)
-        self._call: Any = _compile(self.vqvae) if compiled else self.vqvae
+        self._bank = self._load_bank(parts[0])
+        self._rows: Tensor | None = None
+        self._perceptual = True         # whether that distance is asked for in this step
+        self._call: Any = _compile(self._reconstruct, self.vqvae, run.device) if compiled else self._reconstruct
+
+    def _load_bank(self, indices: np.ndarray) -> BankBatches | None:
+        """The training pictures on the device, where they have room there."""
+        limit = bank_limit(self.run.device)
+        bank = load_bank(self.dataset, indices, self.recipe.tokenizer.channels, self.run.device, limit) if limit else None
+        if bank is None:
+            return None
+        self.run.listener.note(f"{len(indices):,} pictures lie on the device, {bank.flat.numel() / 2**30:.2f} GiB.")
+        return BankBatches(bank, self._batches)
 
     def learners(self) -> list[Learner]:
         return [self.adversary.learner] if self.adversary is not None else []
@@ -77,41 +103,70 @@ class TokenizerTask(Task):
         return torch.cat(parts)
 
     def _to_device(self, pictures: np.ndarray | Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float in [-1, 1] on the device."""
-        return to_float(torch.as_tensor(pictures).to(self.run.device)).contiguous(memory_format=torch.channels_last)
+        """uint8 (B, C, H, W), or a plan of the bank -> float in [-1, 1] on the device."""
+        given = torch.as_tensor(pictures).to(self.run.device)
+        if given.dtype == torch.float64:
+            assert self._bank is not None
+            given = self._bank.crops(given)
+        return to_float(given).contiguous(memory_format=torch.channels_last)
 
-    def batches(self, start: int, stop: int) -> Generator[tuple[int, np.ndarray], None, None]:
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        stage, quantizer = self.recipe.tokenizer_training, self.vqvae.quantizer
+        images = distributed.own(stage.batch)
+        vectors = (self.recipe.data.size // self.recipe.tokenizer.downsample) ** 2
+        with closing(self._shown(start, stop)) as shown:
+            for step, pictures in enumerate(shown, start):
+                drawn = draw(quantizer, self.run.seed, step, images, vectors)
+                yield Batch(step, pictures, drawn.depths, drawn.rows)
+
+    def _shown(self, start: int, stop: int) -> Generator[Tensor, None, None]:
+        """What each step's pictures are, for `Batch`."""
+        if self._bank is not None:
+            for step in range(start, stop):
+                yield self._bank.plan(step)
+            return
         with closing(self._batches.prefetch(start, stop)) as batches:
-            for step, (pictures, _) in enumerate(batches, start):
-                yield step, pictures
+            for pictures, _ in batches:
+                yield torch.from_numpy(pictures)
 
-    def forward(self, batch: tuple[int, np.ndarray]) -> Step:
-        step, pictures = batch[0], self._to_device(batch[1])
+    def schedule(self, step: int) -> Hashable:
+        self._perceptual = step >= self.recipe.losses.perceptual_start * self.recipe.tokenizer_training.steps
+        if self.adversary is None:
+            return self._perceptual
+        self.adversary.schedule(step)
+        return self._perceptual, self.adversary.asked, self.adversary.learns
+
+    def forward(self, batch: Batch) -> Step:
+        self._rows = batch.rows
+        pictures = self._to_device(batch.pictures)
         try:
-            output = self._call(pictures)
+            output, terms = self._call(pictures, batch.depths, self._perceptual)
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
             reason = str(error).strip().splitlines()[0]
             raise TrainingError(f"torch.compile fails here: {reason}", "leave --compile out") from None
-        perceptual = step >= self.recipe.losses.perceptual_start * self.recipe.tokenizer_training.steps
-        terms = self.criterion(output.reconstruction, pictures, shared=True, perceptual=perceptual)
         if self.adversary is not None:
-            terms |= self.adversary.generator_terms(output.reconstruction, pictures, step)
+            terms |= self.adversary.generator_terms(output.reconstruction, pictures)
         error = (output.reconstruction.detach() - pictures).square().mean() / 4       # of pixels in [0, 1]
         return Step(output.loss + sum(terms.values()), {"mse": error, **terms}, self._numbered(output.indices))
+
+    def _reconstruct(self, pictures: Tensor, depths: Tensor | None, perceptual: bool) -> tuple[Output, dict[str, Tensor]]:
+        """The network's output and the criterion's terms: all that is compiled."""
+        output = self.vqvae(pictures, depths)
+        return output, self.criterion(output.reconstruction, pictures, shared=True, perceptual=perceptual)
 
     def _numbered(self, indices: Tensor) -> Tensor:
         """Indices (B, L, h, w) that tell the levels apart: level l's come after all K of the level before."""
         K, L = self.recipe.tokenizer.codebook_size, self.recipe.tokenizer.levels
         return indices + K * torch.arange(L, device=indices.device)[:, None, None]
 
-    def beside(self) -> dict[str, float]:
+    def beside(self) -> dict[str, Tensor]:
         return self.adversary.weigh() if self.adversary is not None else {}
 
-    def after_step(self) -> dict[str, float]:
-        figures = self.adversary.update() if self.adversary is not None else {}
-        return {"restarts": self.vqvae.quantizer.learn(), **figures}
+    def after_step(self, ok: Tensor | None = None) -> dict[str, Tensor]:
+        figures = self.adversary.update(ok) if self.adversary is not None else {}
+        return {"restarts": self.vqvae.quantizer.learn(self._rows, ok), **figures}
 
     def summary(self, window: dict[str, float], counts: Tensor) -> tuple[dict[str, float], str]:
         by_level = counts.cpu().numpy().reshape(self.recipe.tokenizer.levels, -1)        # (L, K)
@@ -141,8 +196,8 @@ class TokenizerTask(Task):
                 back = output.reconstruction if depth == output.indices.shape[1] else self.vqvae.decode(output.indices[:, :depth])
                 suffix = "" if depth == output.indices.shape[1] else f"_{depth}"
                 figures |= {f"{name}{suffix}": value for name, value in self._measure(pictures, x, back).items()}
-            for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(x)
+            for name, value in zip(figures, stacked(figures.values()).tolist(), strict=True):       # one wait for the device
+                sums[name] = sums.get(name, 0.0) + value * len(x)
             if sum(map(len, shown)) < SHEET_PICTURES:
                 shown.append(to_uint8(output.reconstruction).cpu())
         metrics = {name: value / len(self._validation) for name, value in sums.items()}
@@ -157,7 +212,7 @@ class TokenizerTask(Task):
 
     def _measure(self, pictures: Tensor, x: Tensor, back: Tensor) -> dict[str, Tensor]:
         """Figures of reconstructions, means over the batch: x are the pictures, uint8 (B, C, H, W), as floats."""
-        difference = to_uint8(back).cpu().float() - pictures.float()
+        difference = to_uint8(back).float() - pictures.to(back.device).float()
         mse = difference.square().mean((1, 2, 3)) / 255**2                          # (B,)
         return {"mse": mse.mean(), "psnr": -10 * mse.clamp(min=1e-12).log10().mean(), **self.criterion(back, x)}
 
@@ -202,18 +257,26 @@ def write_identity(recipe: Recipe, dataset: Dataset, parts: tuple[np.ndarray, np
     run.listener.note("The tokenizer is the identity: nothing is learned, and its file is written.")
 
 
-def _compile(network: VQVAE) -> Any:
-    """The compiled network. It is compiled at the first step, where a missing compiler would show as a page of traceback.
+def bank_limit(device: torch.device) -> int:
+    """Bytes of the device that the training pictures may take; 0 where the host cuts the crops, as a CPU does beside its steps."""
+    return torch.cuda.mem_get_info(device)[0] // BANK_SHARE if device.type == "cuda" else 0
 
-    Not the quantizer: its search has nothing to fuse, and a compiler would take NumPy's quick argmax out of it.
+
+def _compile(call: Callable[..., Any], network: VQVAE, device: torch.device) -> Any:
+    """The call, compiled at the first step, where a missing compiler would show as a page of traceback.
+
+    On a GPU as one graph. On a CPU without the quantizer: its search has nothing to fuse, and a compiler would take NumPy's quick
+    argmax out of it.
     """
     compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
     if not any(map(shutil.which, compilers)):
         raise UsageError("--compile needs a C++ compiler, and there is none", "install g++ or clang++, or leave --compile out")
-    network.quantizer.forward = torch.compiler.disable(network.quantizer.forward)     # type: ignore[method-assign]
-    # The decoder gets what the quantizer gives: torch 2.13 looks at its gradient before compiling, and warns itself that it does.
-    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed")
-    return torch.compile(network)
+    whole = not in_chunks(device) and distributed.size() == 1
+    if not whole:
+        network.quantizer.forward = torch.compiler.disable(network.quantizer.forward)     # type: ignore[method-assign]
+        # The decoder gets what the quantizer gives: torch 2.13 looks at its gradient before compiling, and warns itself that it does.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed")
+    return torch.compile(call, fullgraph=whole)
 
 
 def center_crop(picture: np.ndarray, size: int) -> np.ndarray:
