@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from train_helpers import Interrupt, contents, go, log, recipe_for
 
 from vqtok.config import TokenizerConfig
-from vqtok.data import Shapes
+from vqtok.data import Shapes, split
 from vqtok.errors import TrainingError
 from vqtok.losses import structure
 from vqtok.quantizers import build, codebook
@@ -305,3 +305,81 @@ def test_a_state_is_that_of_its_moment_and_a_failure_is_told(tmp_path: Path) -> 
     with pytest.raises(ZeroDivisionError):
         writer.finish()
     assert written == [[0.0, 0.0]]
+
+
+# Compiled
+
+def test_network_and_losses_compile_to_one_graph_that_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced for the forward and the backward pass, then run as it is: no compiler."""
+    as_on_a_gpu(monkeypatch)
+    monkeypatch.setattr("vqtok.train.tokenizer.in_chunks", lambda device: False)
+    asked: list[dict[str, Any]] = []
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **options: asked.append(options) or compiler(call, backend="aot_eager", **options))
+    data = Shapes(24)
+    few = {**EVERYTHING, "tokenizer_training": EVERYTHING["tokenizer_training"] | {"steps": 3, "validate_every": 3}}
+    few["losses"] = {"ms_ssim": 0.5}
+    recipe = recipe_for(data, **few)
+    assert go(tmp_path / "plain", recipe, data, stage="tokenizer")
+    assert go(tmp_path / "compiled", recipe, data, stage="tokenizer", compiled=True)
+    assert asked == [{"fullgraph": True}]
+    for one, other in zip(log(tmp_path / "plain"), log(tmp_path / "compiled"), strict=True):
+        assert {k: v for k, v in other.items() if k != "stage"} == pytest.approx({k: v for k, v in one.items() if k != "stage"}, rel=1e-4)
+
+
+# On a GPU
+
+@needs_gpu
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_step_never_waits_for_its_gpu(tmp_path: Path, graph: bool) -> None:
+    data = Shapes(40)
+    recipe = recipe_for(data, **EVERYTHING)
+    run = loop.Run(tmp_path, 0, torch.device("cuda"), "bf16")
+    task = TokenizerTask(recipe, data, split(data, 0.1, 4, 0), run, compiled=False)
+    trainer = loop._Trainer(task, recipe.tokenizer_training, run)
+    trainer.graph = trainer.graph if graph else None
+    task.prepare()
+    task.network.train()
+    for number, batch in enumerate(task.batches(0, 12)):
+        if number in (4, 8, 11):       # without the discriminator, and with it: there it is captured from step 9 on
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            trainer._step(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert trainer.graph is None or trainer.graph._graph is not None
+
+
+def steps_on(device: str, folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch, graph: bool = True) -> list[float]:
+    """The loss of each step in fp32."""
+    monkeypatch.setattr("vqtok.train.loop.READ_EVERY", 1)
+    data = Shapes(64)
+    values = {**EVERYTHING, "losses": {"ms_ssim": 0.5}}
+    values["tokenizer_training"] = EVERYTHING["tokenizer_training"] | {"steps": 1000}
+    recipe = recipe_for(data, **values)
+    run = loop.Run(folder, 0, torch.device(device))
+    task = TokenizerTask(recipe, data, split(data, 0.1, 4, 0), run, compiled=False)
+    trainer = loop._Trainer(task, recipe.tokenizer_training, run)
+    if not graph:
+        trainer.graph = None
+    torch.manual_seed(0)
+    task.prepare()
+    task.network.train()
+    losses = []
+    for batch in task.batches(0, steps):
+        before = trainer.progress.window.get("loss", 0.0)
+        trainer._step(batch)
+        losses.append(trainer.progress.window["loss"] - before)
+    return losses
+
+
+@needs_gpu
+def test_a_captured_step_is_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = steps_on("cuda", tmp_path, 9, monkeypatch)
+    assert captured == pytest.approx(steps_on("cuda", tmp_path, 9, monkeypatch, graph=False), rel=1e-4)
+
+
+@needs_gpu
+def test_fifty_steps_of_a_gpu_learn_what_those_of_a_cpu_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = (sum(steps_on(device, tmp_path, 50, monkeypatch)[-10:]) for device in ("cuda", "cpu"))
+    assert gpu == pytest.approx(cpu, rel=0.01)

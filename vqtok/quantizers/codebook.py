@@ -148,8 +148,9 @@ def draw(vectors: Tensor, count: int) -> Tensor:
 
 
 def _drawn(total: int, count: int, device: torch.device) -> Tensor:
-    """(count,) of the numbers below `total`, drawn without replacement while there are enough."""
-    return torch.randperm(total, device=device)[:count] if count <= total else torch.randint(total, (count,), device=device)
+    """(count,) of the numbers below `total`, drawn without replacement while there are enough; on the host, alike for all devices."""
+    drawn = torch.randperm(total)[:count] if count <= total else torch.randint(total, (count,))
+    return drawn.to(device)
 
 
 def kmeans(vectors: Tensor, size: int, rounds: int = 10) -> Tensor:
