@@ -49,7 +49,7 @@ def test_resumed_moments_keep_the_memory_layout_of_their_weights(tmp_path: Path)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     network(torch.rand(1, 4, 5, 5)).sum().backward()
     optimizer.step()
-    state.save(tmp_path / "a.safetensors", [state.Learner(network, optimizer)], {"extra": torch.ones(1)}, state.Progress(step=1))
+    state.save(tmp_path / "a.safetensors", state.tensors_of([state.Learner(network, optimizer)], {"extra": torch.ones(1)}), state.Progress(step=1))
     again = torch.optim.AdamW(network.parameters(), fused=True)
     state.load(tmp_path / "a.safetensors", [state.Learner(network, again)], {"extra": torch.zeros(1)})
     moment = again.state[network.weight]["exp_avg"]
@@ -217,7 +217,7 @@ def test_best_weights_by_validation_are_kept(tmp_path: Path) -> None:
 def test_state_is_saved_between_validations_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
     saved: list[int] = []
-    monkeypatch.setattr(state, "save", lambda path, learners, extra, progress: saved.append(progress.step))
+    monkeypatch.setattr(state, "save", lambda path, tensors, progress: saved.append(progress.step))
     loop.train(Toy(), StageConfig(steps=3, validate_every=10), run_in(tmp_path), resume=False)
     assert saved == [1, 2, 3]
 

@@ -243,7 +243,7 @@ def test_state_that_is_not_finite_never_replaces_one_that_is(tmp_path: Path) -> 
         network.weight[0, 0] = math.nan
     learner = state.Learner(network, torch.optim.AdamW(network.parameters()))
     with pytest.raises(TrainingError, match=r"network\.weight is not finite after step 7"):
-        state.save(path, [learner], {}, state.Progress(step=7))
+        state.save(path, state.tensors_of([learner], {}), state.Progress(step=7))
     assert path.read_bytes() == before
 
 

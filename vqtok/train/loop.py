@@ -482,7 +482,7 @@ class _Trainer:
         if distributed.first():
             tensors = self.saver.snapshot(state.tensors_of(self.learners, self._extra()))
             progress = replace(self.progress, window=dict(self.progress.window))
-            self.saver.write(lambda: state.write(self.state_path, tensors, progress))
+            self.saver.write(lambda: state.save(self.state_path, tensors, progress))
 
     def _extra(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs besides its learners; they share memory with what they are of."""

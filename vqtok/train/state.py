@@ -55,12 +55,7 @@ def tensors_of(learners: Sequence[Learner], extra: Mapping[str, Tensor]) -> dict
     return tensors
 
 
-def save(path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor], progress: Progress) -> None:
-    """Writes all of `tensors_of` and the progress; the old file stays until the new one is complete. Errors as `write`."""
-    write(path, tensors_of(learners, extra), progress)
-
-
-def write(path: Path, tensors: Mapping[str, Tensor], progress: Progress) -> None:
+def save(path: Path, tensors: Mapping[str, Tensor], progress: Progress) -> None:
     """Writes a state file.
 
     Raises TrainingError, and leaves the old file, where a tensor is not finite: no run could go on from that.
