@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_train_robust import nan_loss, spoil_loss, spoil_pictures
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from train_helpers import Interrupt, contents, go, log, recipe_for
 
 from vqtok.config import TokenizerConfig
@@ -20,7 +21,6 @@ from vqtok.train.average import Average
 from vqtok.train.muon import MOMENTUM, Muon
 from vqtok.train.saver import Saver
 from vqtok.train.tokenizer import TokenizerTask
-
 
 pytestmark = pytest.mark.usefixtures("few_vectors")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -292,6 +292,46 @@ def test_priors_train_without_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert go(tmp_path / "unseen", recipe_for(data), data)
     found = [[line["bits"] for line in log(tmp_path / run) if "bits" in line] for run in ("seen", "unseen")]
     assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+class Looks(TorchDispatchMode):
+    """Keeps the names of operations that take a number to the host, or whose result has a shape that numbers decide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "is_nonzero", "nonzero", "bincount", "masked_select", "equal", "_unique2"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["ema", "vq", "simvq"])
+def test_no_operation_of_a_step_needs_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    data = Shapes(40)
+    values = {**EVERYTHING, "tokenizer": EVERYTHING["tokenizer"] | {"quantizer": kind}}
+    recipe = recipe_for(data, **values)
+    found = []
+    for free in (False, True):
+        if free:
+            as_on_a_gpu(monkeypatch, bank=True)
+        run = loop.Run(tmp_path, 0, torch.device("cpu"), "bf16")
+        task = TokenizerTask(recipe, data, split(data, 0.1, 4, 0), run, compiled=False)
+        trainer = loop._Trainer(task, recipe.tokenizer_training, run)
+        task.prepare()
+        task.network.train()
+        for number, batch in enumerate(task.batches(0, 9)):
+            looks = Looks()
+            if number in (3, 8):        # without the discriminator, and with it
+                with looks:
+                    trainer._step(batch)
+            else:
+                trainer._step(batch)
+            found.append(looks.found)
+    assert found[8], "a step on a CPU looks"
+    assert [name for names in found[9:] for name in names] == []
 
 
 # Writing beside the steps

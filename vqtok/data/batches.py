@@ -94,8 +94,8 @@ class Batches:
         if isinstance(self.dataset, OneSize) and self.dataset.size == (self.size, self.size):
             pixels = convert(self.dataset.pictures(chosen), self._channels)
         else:
-            draws = np.stack(self.draws(positions), 1)
-            pairs = [self._crop(int(index), int(p), *draw) for index, p, draw in zip(chosen, positions, draws.tolist(), strict=True)]
+            columns = (column.tolist() for column in (chosen, positions, *self.draws(positions)))
+            pairs = [self._crop(*drawn) for drawn in zip(*columns, strict=True)]
             chosen, pixels = np.array([index for index, _ in pairs]), np.stack([crop for _, crop in pairs])
         if self._flip:
             mirrored = self.mirrored(positions)

@@ -34,12 +34,9 @@ def update_codebooks(levels: Sequence[Averaged], rows: Tensor | None, ok: Tensor
     """
     first = levels[0]
     seen = [level.seen() for level in levels]
-    vectors = torch.stack([some.flatten(0, 1) for some, _ in seen])                 # (L, N, D)
+    vectors = [some.flatten(0, 1) for some, _ in seen]                              # (N, D) each
     block = seen[0][0].shape[1]
-    total = distributed.size() * vectors.shape[1]
-    if rows is None:
-        drawn = [level.draw_rows(total) for level in levels]
-        rows = torch.cat([some for some in drawn if some is not None]) if first.restart else None
+    total = distributed.size() * len(vectors[0])
     new_counts = torch.stack([chosen.counts for _, chosen in seen])                 # (L, K)
     new_sums = torch.stack([chosen.sums for _, chosen in seen])                     # (L, K, D)
     distributed.sum_(new_counts, new_sums)
@@ -50,9 +47,11 @@ def update_codebooks(levels: Sequence[Averaged], rows: Tensor | None, ok: Tensor
     counts.lerp_(new_counts.mul_(unit), 1 - first.decay)
     sums.lerp_(new_sums.mul_(unit), 1 - first.decay)
     books = first.follow(books, counts, sums)
-    revived = torch.zeros((), dtype=torch.int64, device=counts.device)
+    dead = counts < first.restart
+    revived = dead.sum()
+    if rows is None and revived:        # who gives none may wait
+        rows = torch.cat([some for level in levels if (some := level.draw_rows(total)) is not None])
     if rows is not None:
-        dead = counts < first.restart
         number = dead.cumsum(1)                                                     # (L, K): from 1
         dead &= number <= rows.shape[1]
         revived = dead.sum()

@@ -45,12 +45,12 @@ class DeviceWindow:
 
     def read(self) -> Read:
         """The sums since the last look, which start again at 0. Waits for the device."""
-        counts = [int(n) for n in self._counts.tolist()]
-        figures = dict(zip(self._shown, self._sums.tolist(), strict=True)) if counts[0] else {}
-        spoiled = dict(zip(self._checked, self._spoiled.tolist(), strict=True)) if counts[1] else {}
+        learned, skipped, in_a_row, longest = (int(n) for n in self._counts.tolist())
+        figures = dict(zip(self._shown, self._sums.tolist(), strict=True)) if learned else {}
+        spoiled = dict(zip(self._checked, self._spoiled.tolist(), strict=True)) if skipped else {}
         self._sums.zero_()
         self._counts.mul_(self._counts.new_tensor([0, 0, 1, 0]))
-        return Read(figures, *counts, spoiled)
+        return Read(figures, learned, skipped, in_a_row, longest, spoiled)
 
 
 def stacked(figures: Iterable[Tensor]) -> Tensor:
