@@ -1,7 +1,10 @@
 """The training step of a GPU, which never looks at its own numbers: run on a CPU, against the step of a CPU."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from vqtok.data import Shapes, split
 from vqtok.errors import TrainingError
 from vqtok.losses import structure
 from vqtok.quantizers import build, codebook
-from vqtok.train import loop, runtime
+from vqtok.train import graph, loop, runtime
 from vqtok.train import state as states
 from vqtok.train.average import Average
 from vqtok.train.muon import MOMENTUM, Muon
@@ -334,6 +337,100 @@ def test_no_operation_of_a_step_needs_the_host(tmp_path: Path, monkeypatch: pyte
     assert [name for names in found[9:] for name in names] == []
 
 
+def test_a_progress_line_shows_what_has_been_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_gpu(monkeypatch)
+    data, shown = Shapes(24), []
+    listener = Interrupt()
+    monkeypatch.setattr(listener, "status", lambda status: shown.append(status.metrics))
+    assert go(tmp_path, recipe_for(data, tokenizer_training={"steps": 12, "validate_every": 12}), data, listener, stage="tokenizer")
+    assert shown[:4] == [{}] * 4
+    assert shown[4] == shown[8]
+    assert 0 < shown[4]["usage"] <= 1
+    assert shown[4]["loss"] != shown[9]["loss"] > 0
+
+
+# Capture, without a GPU
+
+class FakeGraph:
+    """Replays the step that was captured: a stand-in for torch.cuda.CUDAGraph."""
+
+    made: list["FakeGraph"]
+
+    def __init__(self) -> None:
+        self.replays, self.calls = 0, []
+        FakeGraph.made.append(self)
+
+    def replay(self) -> None:
+        self.replays += 1
+        for call in self.calls:
+            call()
+
+
+def fake_cuda(monkeypatch: pytest.MonkeyPatch, fails: bool = False) -> None:
+    """torch.cuda's streams and graphs as far as GraphedStep uses them."""
+    FakeGraph.made = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(graph, "_pinned", lambda tensor: tensor)
+
+    @contextmanager
+    def capture(made: FakeGraph, **options: Any) -> Iterator[None]:
+        held = made.calls
+        CAPTURING.append(held)
+        yield
+        CAPTURING.pop()
+        if fails:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+
+
+CAPTURING: list[list[Any]] = []
+
+
+class Pair(NamedTuple):
+    step: int
+    value: Tensor
+    none: None = None
+
+
+def test_a_step_is_run_captured_and_replayed_on_each_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda(monkeypatch)
+    seen: list[float] = []
+
+    def step(batch: Pair) -> None:
+        call = lambda: seen.append(float(batch.value))      # noqa: E731
+        CAPTURING[-1].append(call) if CAPTURING else call()
+
+    graphed = graph.GraphedStep(step, torch.device("cpu"), pytest.fail, pytest.fail)
+    for number in range(12):
+        graphed(Pair(number, torch.tensor(float(number))), phase=number >= 6)
+    assert seen == [float(number) for number in range(12)]
+    assert [made.replays for made in FakeGraph.made] == [3, 3]      # of each phase, the steps after the first three
+
+
+def test_a_step_that_cannot_be_captured_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cuda(monkeypatch, fails=True)
+    seen: list[float] = []
+    notes: list[str] = []
+    forgotten: list[int] = []
+
+    def step(batch: Pair) -> None:
+        if not CAPTURING:
+            seen.append(float(batch.value))
+
+    graphed = graph.GraphedStep(step, torch.device("cpu"), notes.append, lambda: forgotten.append(len(seen)))
+    for number in range(7):
+        graphed(Pair(number, torch.tensor(float(number))), phase=True)
+    assert seen == [float(number) for number in range(7)]
+    assert notes == ["The step cannot be captured as a CUDA graph: operation not permitted when stream is capturing"]
+    assert forgotten == [3]
+
+
 # Writing beside the steps
 
 def test_a_state_is_that_of_its_moment_and_a_failure_is_told(tmp_path: Path) -> None:
@@ -361,6 +458,7 @@ def test_network_and_losses_compile_to_one_graph_that_gives_the_same(tmp_path: P
     few["losses"] = {"ms_ssim": 0.5}
     recipe = recipe_for(data, **few)
     assert go(tmp_path / "plain", recipe, data, stage="tokenizer")
+    structure._kept_bands.clear()
     assert go(tmp_path / "compiled", recipe, data, stage="tokenizer", compiled=True)
     assert asked == [{"fullgraph": True}]
     for one, other in zip(log(tmp_path / "plain"), log(tmp_path / "compiled"), strict=True):

@@ -66,6 +66,13 @@ def _band(length: int, device: torch.device) -> Tensor:
     return _kept_bands[key]
 
 
+def keep_bands(size: int, device: torch.device) -> None:
+    """Makes what `ms_ssim` needs for images of size x size: a compiler that met it in the making would make it in each step."""
+    for scale in range(len(WEIGHTS)):
+        if size >> scale >= WINDOW:
+            _band(size >> scale, device)
+
+
 def _make_band(length: int, device: torch.device) -> Tensor:
     offsets = torch.arange(WINDOW, device=device) - WINDOW // 2
     line = torch.exp(-(offsets**2) / (2 * SIGMA**2))

@@ -14,11 +14,13 @@ class GraphedStep:
 
     A step must not look at a number on its way, and all that changes from one to the next lies in tensors: the batch, and what the
     caller fills before. `phase` is what the step's Python code depends on: a new one is captured anew. Where a step cannot be
-    captured, `note` is told why, and it goes on kernel by kernel.
+    captured, `note` is told why, `forget` drops what the attempt has left in Python's hands, and it goes on kernel by kernel.
     """
 
-    def __init__(self, step: Callable[[Any], None], device: torch.device, note: Callable[[str], None]) -> None:
-        self._step, self._device, self._note = step, device, note
+    def __init__(
+        self, step: Callable[[Any], None], device: torch.device, note: Callable[[str], None], forget: Callable[[], None]
+    ) -> None:
+        self._step, self._device, self._note, self._forget = step, device, note, forget
         self._phase: Hashable = None
         self._batch: Any = None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -54,6 +56,7 @@ class GraphedStep:
                 self._step(batch)
         except RuntimeError as error:       # also torch.AcceleratorError
             self._captures = False
+            self._forget()
             torch.cuda.synchronize(self._device)
             self._note(f"The step cannot be captured as a CUDA graph: {str(error).strip().splitlines()[0]}")
             return None
@@ -71,8 +74,8 @@ def _fill(held: Any, batch: Any, device: torch.device) -> Any:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A named tuple with its tensors on the device, without waiting for that."""
-    if device.type == "cpu":
+    """A named tuple with its tensors on the device, without waiting for that; other batches as they are."""
+    if device.type == "cpu" or not hasattr(batch, "_fields"):
         return batch
     return type(batch)(*(_pinned(f).to(device, non_blocking=True) if isinstance(f, Tensor) else f for f in batch))
 

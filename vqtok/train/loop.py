@@ -227,7 +227,8 @@ class _Trainer:
         self.window = DeviceWindow(run.device)
         self.phase: Hashable = None
         alone = run.device.type == "cuda" and distributed.size() == 1
-        self.graph = GraphedStep(self._launch, run.device, run.listener.note) if alone else None
+        self.graph = GraphedStep(self._launch, run.device, run.listener.note, self._drop_gradients) if alone else None
+        self.known: dict[str, float] = {}       # what a progress line shows, as of the last look
         self.learners = [state.Learner(task.network, self.optimizer), *task.learners()]
 
     def train(self, resume: bool) -> bool:
@@ -356,6 +357,10 @@ class _Trainer:
             self.counts += counts if ok is None else counts * ok
         return figures
 
+    def _drop_gradients(self) -> None:
+        for learner in self.learners:
+            learner.optimizer.zero_grad(set_to_none=True)
+
     def _look(self) -> None:
         """Adds what the steps since the last look have given to the window; raises where too many of them have been skipped."""
         if not self.free:
@@ -365,6 +370,7 @@ class _Trainer:
             if value or name in read.figures:
                 progress.window[name] = progress.window.get(name, 0) + value
         progress.skipped_in_a_row = read.in_a_row
+        self.known = self._means() | self._summary()[0]
         if read.longest >= SKIPPED_MAX:
             raise self._spoiled(f"{read.longest} steps in a row, the last of them by step {progress.step},", read.spoiled)
 
@@ -427,10 +433,10 @@ class _Trainer:
         self.run.listener.status(Status(self.task.name, self.progress.step, self.config.steps, pictures, left, self._figures))
 
     def _figures(self) -> dict[str, float]:
-        """What a progress line shows of the window so far."""
-        extra, _ = self._summary()
-        del extra["skipped"]
-        return self._means() | extra
+        """What a progress line shows of the window so far; on a GPU, as far as it has been looked at."""
+        figures = dict(self.known) if self.free else self._means() | self._summary()[0]
+        figures.pop("skipped", None)
+        return figures
 
     def _validate(self, rate: float) -> None:
         self._agree()

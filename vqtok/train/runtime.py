@@ -35,6 +35,8 @@ def step_if(optimizer: torch.optim.Optimizer, ok: torch.Tensor | None) -> None:
     """A step of a fused Adam or AdamW, which changes nothing, not even its count of steps, where `ok` is false."""
     if ok is not None:
         optimizer.found_inf = 1.0 - ok.float()      # type: ignore[attr-defined]
+        # torch warns of steps outside of a graph by an optimizer that is made for one; here the first few always are.
+        optimizer._warned_capturable_if_run_uncaptured = True       # type: ignore[attr-defined]
     optimizer.step()
 
 

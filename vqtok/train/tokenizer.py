@@ -20,6 +20,7 @@ from vqtok.data.bank import BankBatches, load_bank
 from vqtok.data.kept import room
 from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.likelihood import PIXEL_VARIANCE
+from vqtok.losses.structure import keep_bands
 from vqtok.metrics import usage_perplexity
 from vqtok.quantizers.codebook import in_chunks
 from vqtok.train.adversary import Adversary
@@ -56,6 +57,8 @@ class TokenizerTask(Task):
         self.network = self.vqvae
         self.codes = recipe.tokenizer.codebook_size * recipe.tokenizer.levels
         self.criterion = place(losses.Criterion(recipe.losses, run.perceptual, recipe.data.size), run.device)
+        if recipe.losses.ms_ssim:
+            keep_bands(recipe.data.size, run.device)
         if run.precision == "bf16":
             self.criterion.keep_cast(torch.bfloat16)
         self.adversary = Adversary(recipe, run) if recipe.losses.adversarial else None
