@@ -266,7 +266,7 @@ class Contest:
                 step()
             wait()
             whole = time.perf_counter() - begin
-        kernels: list[Any] = [event for event in profiled.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+        kernels: list[Any] = [event for event in profiled.key_averages() if event.device_type.name == "CUDA"]
         kernels.sort(key=lambda event: -event.self_device_time_total)
         told = [
             f"{event.self_device_time_total / count / 1e3:6.2f} ms {event.count // count:4} x {event.key[:80]}" for event in kernels[:5]

@@ -94,8 +94,9 @@ class Batches:
         if isinstance(self.dataset, OneSize) and self.dataset.size == (self.size, self.size):
             pixels = convert(self.dataset.pictures(chosen), self._channels)
         else:
-            columns = (column.tolist() for column in (chosen, positions, *self.draws(positions)))
-            pairs = [self._crop(*drawn) for drawn in zip(*columns, strict=True)]
+            factors, down, across = self.draws(positions)
+            drawn = zip(chosen, positions, factors, down, across, strict=True)
+            pairs = [self._crop(int(index), int(p), float(f), float(y), float(x)) for index, p, f, y, x in drawn]
             chosen, pixels = np.array([index for index, _ in pairs]), np.stack([crop for _, crop in pairs])
         if self._flip:
             mirrored = self.mirrored(positions)
