@@ -1,16 +1,20 @@
-"""The first minute on a GPU: where the time of a tokenizer's step goes, and what each piece of the path for GPUs is worth.
+"""The first minute on a GPU: where the time of a tokenizer's step goes, and what each piece of the
+path for GPUs is worth.
 
-    python benchmarks/gpu.py PHOTOS --perceptual LPIPS_VGG.safetensors [--size 256] [--batch 64] [--steps 20]
-    python benchmarks/gpu.py PHOTOS --size 32 --batch 4 --steps 2 --images 48 --width 16 --only before free      # on a CPU
+    python benchmarks/gpu.py PHOTOS --perceptual LPIPS_VGG.safetensors [--size 256] [--batch 64]
+    python benchmarks/gpu.py PHOTOS --size 32 --batch 4 --steps 2 --images 48 --only before free
 
-Every contestant trains the photo preset from the same weights on the same crops: `before`, as on a CPU, with images cut by threads of
-the host, matrices of Muon one by one, and a look at each step's figures; `one batch`, the same on one batch again and again, so that
-no thread takes its lock; `free`, with images on the device and no looks; `compiled`, with network and losses compiled; `graph`, free
-and captured; `compiled graph`, both: that is what `vqtok train --compile` does on a GPU. Of each it prints ms a step, images a
-second, MFU (counted FLOPs over the rate of a large product in bfloat16, measured first), busy (seconds in which kernels ran, of a
-second), launches and waits a step, and how long its first steps took, which compile and capture.
+Every contestant trains the photo preset from the same weights on the same crops: `before`, as on a
+CPU, with images cut by threads of the host, matrices of Muon one by one, and a look at each step's
+figures; `one batch`, the same on one batch again and again, so that no thread takes its lock;
+`free`, with images on the device and no looks; `compiled`, with network and losses compiled;
+`graph`, free and captured; `compiled graph`, both: that is what `vqtok train --compile` does on a
+GPU. Of each it prints ms a step, images a second, MFU (counted FLOPs over the rate of a large
+product in bfloat16, measured first), busy (seconds in which kernels ran, of a second), launches and
+waits a step, and how long its first steps took, which compile and capture.
 
-On a CPU launches are operations that torch dispatched, waits are those that take a number to the host; `graph` needs a GPU.
+On a CPU, which the second line is for, launches are operations that torch dispatched, waits are
+those that take a number to the host; `graph` needs a GPU.
 """
 
 import argparse
@@ -38,7 +42,7 @@ from vqtok.quantizers import codebook
 from vqtok.train import adversary, loop, muon, runtime, tokenizer
 
 CONTESTANTS = ("before", "one batch", "free", "compiled", "graph", "compiled graph")
-WARM = 5            # steps before the clock starts: a graph is captured at the fourth
+WARM = 5  # steps before the clock starts: a graph is captured at the fourth
 LOOKS = ("_local_scalar_dense", "nonzero", "is_nonzero", "bincount", "masked_select")
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -49,13 +53,13 @@ class Row:
     """What a contestant's steps took."""
 
     name: str
-    seconds: float              # a step
+    seconds: float  # a step
     busy: float | None
     launches: int
     waits: int
-    first: float                # seconds of the first steps
+    first: float  # seconds of the first steps
     loss: float
-    dearest: list[str]          # kernels
+    dearest: list[str]  # kernels
 
 
 class Counter(TorchDispatchMode):
@@ -72,14 +76,22 @@ class Counter(TorchDispatchMode):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("photos", type=Path, nargs="+", help="a folder or tar shards")
-    parser.add_argument("--perceptual", type=Path, help="LPIPS weights; without them that distance is left out")
-    parser.add_argument("--part", type=float, default=0.5, help="of each batch that it is measured on")
+    parser.add_argument(
+        "--perceptual", type=Path, help="LPIPS weights; without them that distance is left out"
+    )
+    parser.add_argument(
+        "--part", type=float, default=0.5, help="of each batch that it is measured on"
+    )
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--images", type=int, default=4096, help="how many of the photos to use at most")
+    parser.add_argument(
+        "--images", type=int, default=4096, help="how many of the photos to use at most"
+    )
     parser.add_argument("--width", type=int, help="of the network's finest stage")
     parser.add_argument("--adversarial", action="store_true", help="with the discriminator")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
@@ -96,7 +108,10 @@ def main() -> None:
     bank = load_bank(data, indices, recipe.tokenizer.channels, DEVICE, 2**40)
     assert bank is not None
     taken = time.perf_counter() - begin
-    say(f"{len(indices):,} images read and on the device in {taken:.1f} s: {bank.flat.numel() / 2**30:.2f} GiB")
+    say(
+        f"{len(indices):,} images read and on the device in {taken:.1f} s: "
+        f"{bank.flat.numel() / 2**30:.2f} GiB"
+    )
     rows, flops = [], 0.0
     with TemporaryDirectory() as folder:
         for name in options.only:
@@ -108,15 +123,21 @@ def main() -> None:
             row = contest.run(options.steps)
             rows.append(row)
             rate = options.batch / row.seconds
-            say(f"{name}: {1e3 * row.seconds:.2f} ms a step, {rate:.0f} images/s, loss {row.loss:.4f}")
+            say(
+                f"{name}: {1e3 * row.seconds:.2f} ms a step, {rate:.0f} images/s, "
+                f"loss {row.loss:.4f}"
+            )
             for kernel in row.dearest:
                 say(f"        {kernel}")
     print(f"\n{machine()}; {torch.cuda.get_device_name() if CUDA else 'no GPU'}")
-    print(f"{options.batch} crops of {options.size}x{options.size}, {flops / options.batch / 1e9:.1f} GFLOP an image\n")
+    print(
+        f"{options.batch} crops of {options.size}x{options.size}, "
+        f"{flops / options.batch / 1e9:.1f} GFLOP an image\n"
+    )
     print(table(
-        ["", "ms a step", "images/s", "times", "MFU", "busy", "launches", "waits", "first steps, s"],
+        ["", "ms a step", "images/s", "times", "MFU", "busy", "launches", "waits", "first, s"],
         [cells(row, rows[0], options.batch, flops / peak) for row in rows],
-    ))     # fmt: skip
+    ))  # fmt: skip
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
@@ -124,19 +145,25 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     losses = replace(
         recipe.losses, perceptual=3.0 if options.perceptual else 0.0, perceptual_part=options.part,
         adversarial=0.1 * options.adversarial, adversarial_start=0.0,
-    )     # fmt: skip
+    )  # fmt: skip
     return replace(
         recipe, losses=losses, data=replace(recipe.data, size=options.size),
         tokenizer=replace(recipe.tokenizer, width=options.width or recipe.tokenizer.width),
         tokenizer_training=replace(recipe.tokenizer_training, batch=options.batch, steps=10**6),
-    )     # fmt: skip
+    )  # fmt: skip
 
 
 def cells(row: Row, first: Row, batch: int, at_peak: float) -> list[str]:
     """`at_peak`: seconds of a step that did nothing but its products, at the rate measured."""
     busy = "" if row.busy is None else f"{row.busy:.0%}"
     times = f"{first.seconds / row.seconds:.2f}"
-    numbers = [f"{1e3 * row.seconds:.2f}", f"{batch / row.seconds:,.0f}", times, f"{at_peak / row.seconds:.1%}", busy]
+    numbers = [
+        f"{1e3 * row.seconds:.2f}",
+        f"{batch / row.seconds:,.0f}",
+        times,
+        f"{at_peak / row.seconds:.1%}",
+        busy,
+    ]
     return [row.name, *numbers, f"{row.launches:,}", f"{row.waits}", f"{row.first:.1f}"]
 
 
@@ -146,7 +173,8 @@ def ceilings(say: Callable[[str], None]) -> float:
     x = torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16)
     peak = 2 * side**3 / timed(lambda: x @ x, 10)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    text = f"bfloat16 products {peak / 1e12:.2f} TFLOP/s, {memory:.0f} GiB of memory shown, {os.cpu_count()} cores"
+    text = f"bfloat16 products {peak / 1e12:.2f} TFLOP/s, {memory:.0f} GiB of memory shown, "
+    text += f"{os.cpu_count()} cores"
     if CUDA:
         flat = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
         other, small = torch.empty_like(flat), torch.zeros(4, device=DEVICE)
@@ -182,15 +210,20 @@ def way(name: str, bank: Bank) -> Iterator[None]:
     """Inside, trainers are built and run as a contestant's name says."""
     free = name not in ("before", "one batch")
     old = torch.backends.cudnn.benchmark
-    kept = [(module, "sync_free", module.sync_free) for module in (loop, muon, adversary, runtime)]     # type: ignore[attr-defined]
-    kept += [(module, "in_chunks", module.in_chunks) for module in (codebook, tokenizer)]               # type: ignore[attr-defined]
-    kept += [(tokenizer, "load_bank", tokenizer.load_bank), (tokenizer, "bank_limit", tokenizer.bank_limit)]    # type: ignore[attr-defined, list-item]
+    names = {
+        "sync_free": (loop, muon, adversary, runtime),
+        "in_chunks": (codebook, tokenizer),
+        "load_bank": (tokenizer,),
+        "bank_limit": (tokenizer,),
+    }
+    modules = [(module, name) for name, some in names.items() for module in some]
+    kept = [(module, name, getattr(module, name)) for module, name in modules]
     try:
         for module, function, _ in kept:
             setattr(module, function, {
                 "sync_free": lambda device: free, "in_chunks": lambda device: not free,
                 "load_bank": lambda *given: bank, "bank_limit": lambda device: 2**40 if free else 0,
-            }[function])     # fmt: skip
+            }[function])  # fmt: skip
         torch.backends.cudnn.benchmark = CUDA and free
         yield
     finally:
@@ -202,12 +235,22 @@ def way(name: str, bank: Bank) -> Iterator[None]:
 class Contest:
     """One contestant's trainer and batches."""
 
-    def __init__(self, name: str, recipe: Recipe, data: Dataset, bank: Bank, folder: Path, perceptual: Path | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        recipe: Recipe,
+        data: Dataset,
+        bank: Bank,
+        folder: Path,
+        perceptual: Path | None,
+    ) -> None:
         self.name, self.bank = name, bank
         run = loop.Run(folder, 0, DEVICE, "bf16", perceptual=perceptual)
         parts = np.arange(len(bank.host_sizes)), np.arange(2)
         with way(name, bank):
-            self.task = tokenizer.TokenizerTask(recipe, data, parts, run, compiled="compiled" in name)
+            self.task = tokenizer.TokenizerTask(
+                recipe, data, parts, run, compiled="compiled" in name
+            )
             self.trainer = loop._Trainer(self.task, recipe.tokenizer_training, run)
             if "graph" not in name:
                 self.trainer.graph = None
@@ -216,10 +259,13 @@ class Contest:
             self.task.network.train()
 
     def flops(self) -> float:
-        """Of a step: network and losses, forward and backward."""
-        with way(self.name, self.bank), FlopCounterMode(display=False) as counter:
-            self.task.schedule(0)
-            self.task.forward(next(self.task.batches(0, 1))).loss.backward()
+        """Of a step: network and losses, forward and backward; without the discriminator."""
+        with way(self.name, self.bank):
+            batch = next(self.task.batches(0, 1))
+            images = self.task._to_device(batch.pictures)
+            with FlopCounterMode(display=False) as counter:
+                output, terms = self.task._reconstruct(images, batch.depths, True)
+                (output.loss + sum(terms.values())).backward()
         self.task.network.zero_grad(set_to_none=True)
         return float(counter.get_total_flops())
 
@@ -242,7 +288,16 @@ class Contest:
             self.trainer._look()
             batches.close()
         window = self.trainer.progress.window
-        return Row(self.name, seconds, busy, launches, waits, first, window["loss"] / window["steps"], dearest)
+        return Row(
+            self.name,
+            seconds,
+            busy,
+            launches,
+            waits,
+            first,
+            window["loss"] / window["steps"],
+            dearest,
+        )
 
     def looked(self, step: Callable[[], None]) -> tuple[int, int]:
         """Waits of one step, and on a CPU its operations."""
@@ -266,10 +321,14 @@ class Contest:
                 step()
             wait()
             whole = time.perf_counter() - begin
-        kernels: list[Any] = [event for event in profiled.key_averages() if event.device_type.name == "CUDA"]
+        kernels: list[Any] = [
+            event for event in profiled.key_averages() if event.device_type.name == "CUDA"
+        ]
         kernels.sort(key=lambda event: -event.self_device_time_total)
         told = [
-            f"{event.self_device_time_total / count / 1e3:6.2f} ms {event.count // count:4} x {event.key[:80]}" for event in kernels[:5]
+            f"{event.self_device_time_total / count / 1e3:6.2f} ms {event.count // count:4} x "
+            f"{event.key[:80]}"
+            for event in kernels[:5]
         ]
         seconds = sum(event.self_device_time_total for event in kernels) / 1e6
         return seconds / whole, sum(event.count for event in kernels) // count, told

@@ -1,4 +1,5 @@
-"""The training step of a GPU, which never looks at its own numbers: run on a CPU, against the step of a CPU."""
+"""The training step of a GPU, which never looks at its own numbers: run on a CPU, against the step
+of a CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,15 +28,28 @@ from vqtok.train.tokenizer import TokenizerTask
 
 pytestmark = pytest.mark.usefixtures("few_vectors")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-# Everything at once: several levels, level dropout, dead codes, Muon, averages, MS-SSIM, and a discriminator from half of the run on.
+# Everything at once: several levels, level dropout, dead codes, Muon, averages, MS-SSIM, and a
+# discriminator from half of the run on.
 EVERYTHING: dict[str, Any] = {
     "tokenizer": {
-        "width": 32, "levels": 3, "level_dropout": 0.5, "normalize": False, "restart": 0.5, "decay": 0.8, "likelihood": "charbonnier",
+        "width": 32,
+        "levels": 3,
+        "level_dropout": 0.5,
+        "normalize": False,
+        "restart": 0.5,
+        "decay": 0.8,
+        "likelihood": "charbonnier",
     },
     "data": {"min_scale": 0.5},
     "losses": {"ms_ssim": 0.5, "adversarial": 0.2, "adversarial_start": 0.5},
-    "tokenizer_training": {"steps": 12, "validate_every": 6, "optimizer": "muon", "learning_rate": 1e-3, "ema": 0.9},
-}     # fmt: skip
+    "tokenizer_training": {
+        "steps": 12,
+        "validate_every": 6,
+        "optimizer": "muon",
+        "learning_rate": 1e-3,
+        "ema": 0.9,
+    },
+}
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, bank: bool = False) -> None:
@@ -57,7 +71,7 @@ def convolutions() -> nn.Sequential:
     torch.manual_seed(0)
     sizes = [(32, 40), (40, 40), (40, 40), (40, 64), (64, 3)]
     network = nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in sizes))
-    return network.to(memory_format=torch.channels_last)        # type: ignore[call-overload]
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def muon_steps(steps: int, spoiled: int = -1) -> tuple[nn.Sequential, Muon]:
@@ -74,6 +88,7 @@ def muon_steps(steps: int, spoiled: int = -1) -> tuple[nn.Sequential, Muon]:
 
 
 # Muon, averages, bands
+
 
 def test_muon_in_groups_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqtok.train.muon.PRECISION", torch.float32)
@@ -92,7 +107,9 @@ def test_a_spoiled_step_of_muon_changes_nothing(sync_free: None) -> None:
     before, state = muon_steps(2, spoiled=9)
     for a, b in zip(network.parameters(), before.parameters(), strict=True):
         assert torch.equal(a, b)
-        assert all(torch.equal(optimizer.state[a][name], value) for name, value in state.state[b].items())
+        assert all(
+            torch.equal(optimizer.state[a][name], value) for name, value in state.state[b].items()
+        )
 
 
 def test_momenta_from_a_state_file_are_taken_up(sync_free: None) -> None:
@@ -140,10 +157,20 @@ def test_bands_are_made_once_and_serve_everywhere() -> None:
 
 # The quantizer
 
-def quantize(kind: str, levels: int, monkeypatch: pytest.MonkeyPatch, whole: bool, **settings: Any) -> list[Tensor]:
-    """Vectors, indices, loss, gradients, and the state after `learn`, of a quantizer that has seen one batch."""
+
+def quantize(
+    kind: str, levels: int, monkeypatch: pytest.MonkeyPatch, whole: bool, **settings: Any
+) -> list[Tensor]:
+    """Vectors, indices, loss, gradients, and the state after `learn`, of a quantizer that has seen
+    one batch."""
     config = TokenizerConfig(
-        quantizer=kind, levels=levels, codebook_size=32, code_dim=6, normalize=levels == 1, level_dropout=0.5 * (levels > 1), **settings
+        quantizer=kind,
+        levels=levels,
+        codebook_size=32,
+        code_dim=6,
+        normalize=levels == 1,
+        level_dropout=0.5 * (levels > 1),
+        **settings,
     )
     monkeypatch.setattr(codebook, "in_chunks", lambda device: not whole)
     torch.manual_seed(0)
@@ -158,12 +185,21 @@ def quantize(kind: str, levels: int, monkeypatch: pytest.MonkeyPatch, whole: boo
     (out.loss * 3 + (out.vectors * weight).sum()).backward()
     gradients = [p.grad for p in (z, *quantizer.parameters()) if p.grad is not None]
     revived = quantizer.learn(rows)
-    return [out.vectors.detach(), out.indices, out.loss.detach(), revived, *gradients, *quantizer.state_dict().values()]
+    return [
+        out.vectors.detach(),
+        out.indices,
+        out.loss.detach(),
+        revived,
+        *gradients,
+        *quantizer.state_dict().values(),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["ema", "vq", "simvq"])
 @pytest.mark.parametrize("levels", [1, 3])
-def test_the_search_without_chunks_finds_the_same(kind: str, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_without_chunks_finds_the_same(
+    kind: str, levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = quantize(kind, levels, monkeypatch, whole=False, restart=0.9, decay=0.5)
     found = quantize(kind, levels, monkeypatch, whole=True, restart=0.9, decay=0.5)
     assert kind == "simvq" or int(wanted[3]) > 0, "no code was dead"
@@ -176,21 +212,39 @@ def test_levels_updated_together_are_those_updated_one_by_one(kind: str) -> None
     quantizers = []
     for together in (True, False):
         torch.manual_seed(0)
-        quantizer: Any = build(TokenizerConfig(
-            quantizer=kind, levels=3, codebook_size=32, code_dim=6, normalize=False, restart=0.9, decay=0.5))
+        quantizer: Any = build(
+            TokenizerConfig(
+                quantizer=kind,
+                levels=3,
+                codebook_size=32,
+                code_dim=6,
+                normalize=False,
+                restart=0.9,
+                decay=0.5,
+            )
+        )
         quantizer.initialize(torch.randn(500, 6))
         quantizer.train()(torch.randn(3, 6, 8, 8, generator=torch.Generator().manual_seed(1)))
         rows = quantizer.draw_rows(192, torch.Generator().manual_seed(2))
         assert rows.shape == (3, 32)
-        count = quantizer.learn(rows) if together else sum(
-            level.learn(rows[i : i + 1]) for i, level in enumerate(quantizer.quantizers))
+        count = (
+            quantizer.learn(rows)
+            if together
+            else sum(level.learn(rows[i : i + 1]) for i, level in enumerate(quantizer.quantizers))
+        )
         quantizers.append((count, quantizer.state_dict()))
     assert int(quantizers[0][0]) == int(quantizers[1][0]) > 0
-    assert all(torch.equal(value, quantizers[1][1][name]) for name, value in quantizers[0][1].items())
+    assert all(
+        torch.equal(value, quantizers[1][1][name]) for name, value in quantizers[0][1].items()
+    )
 
 
-def test_dead_codes_move_to_the_rows_drawn_for_them_and_to_no_more_than_a_quarter(sync_free: None) -> None:
-    quantizer: Any = build(TokenizerConfig(codebook_size=64, code_dim=6, restart=1.0, decay=0.0, normalize=False))
+def test_dead_codes_move_to_the_rows_drawn_for_them_and_to_no_more_than_a_quarter(
+    sync_free: None,
+) -> None:
+    quantizer: Any = build(
+        TokenizerConfig(codebook_size=64, code_dim=6, restart=1.0, decay=0.0, normalize=False)
+    )
     quantizer.initialize(torch.randn(500, 6))
     z = torch.randn(1, 6, 4, 5)
     quantizer.train()(z)
@@ -204,7 +258,9 @@ def test_dead_codes_move_to_the_rows_drawn_for_them_and_to_no_more_than_a_quarte
 
 
 def test_learn_that_is_not_ok_changes_nothing() -> None:
-    quantizer: Any = build(TokenizerConfig(levels=2, codebook_size=32, code_dim=6, normalize=False, restart=0.9))
+    quantizer: Any = build(
+        TokenizerConfig(levels=2, codebook_size=32, code_dim=6, normalize=False, restart=0.9)
+    )
     quantizer.initialize(torch.randn(500, 6))
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantizer.train()(torch.full((1, 6, 4, 4), torch.nan))
@@ -214,7 +270,10 @@ def test_learn_that_is_not_ok_changes_nothing() -> None:
 
 # Whole runs
 
-def test_a_run_without_looks_is_the_run_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_a_run_without_looks_is_the_run_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = Shapes(40)
     recipe = recipe_for(data, **EVERYTHING)
     monkeypatch.setattr("vqtok.train.muon.PRECISION", torch.float32)
@@ -226,15 +285,26 @@ def test_a_run_without_looks_is_the_run_with_them(tmp_path: Path, monkeypatch: p
     assert second[-1]["restarts"] > 0
     for one, other in zip(first, second, strict=True):
         assert one.keys() == other.keys()
-        assert {k: v for k, v in other.items() if k != "stage"} == pytest.approx({k: v for k, v in one.items() if k != "stage"}, rel=1e-4)
-    old, new = (states.read(tmp_path / run / "tokenizer.state.safetensors", "").tensors for run in ("seen", "unseen"))
-    assert {name: value.shape for name, value in old.items()} == {name: value.shape for name, value in new.items()}
+        assert {k: v for k, v in other.items() if k != "stage"} == pytest.approx(
+            {k: v for k, v in one.items() if k != "stage"}, rel=1e-4
+        )
+    old, new = (
+        states.read(tmp_path / run / "tokenizer.state.safetensors", "").tensors
+        for run in ("seen", "unseen")
+    )
+    assert {name: value.shape for name, value in old.items()} == {
+        name: value.shape for name, value in new.items()
+    }
     for name, value in old.items():
-        torch.testing.assert_close(torch.from_numpy(new[name]), torch.from_numpy(value), atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(
+            torch.from_numpy(new[name]), torch.from_numpy(value), atol=1e-5, rtol=1e-3
+        )
 
 
 @pytest.mark.parametrize("at", [2, 7, 9])
-def test_a_run_without_looks_goes_on_as_if_it_had_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+def test_a_run_without_looks_goes_on_as_if_it_had_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
     as_on_a_gpu(monkeypatch, bank=True)
     data = Shapes(40)
     recipe = recipe_for(data, **EVERYTHING)
@@ -247,7 +317,9 @@ def test_a_run_without_looks_goes_on_as_if_it_had_not_stopped(tmp_path: Path, mo
     assert log(tmp_path / "pieces") == log(tmp_path / "whole")
 
 
-def test_spoiled_steps_change_nothing_and_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spoiled_steps_change_nothing_and_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     as_on_a_gpu(monkeypatch)
     data = Shapes(40)
     recipe = recipe_for(data, **EVERYTHING)
@@ -256,29 +328,45 @@ def test_spoiled_steps_change_nothing_and_are_counted(tmp_path: Path, monkeypatc
 
     def watched(self: Any, batch: Any) -> None:
         step(self, batch)
-        kept.append({name: value.clone() for name, value in states.tensors_of(self.learners, self._extra()).items()})
+        kept.append(
+            {
+                name: value.clone()
+                for name, value in states.tensors_of(self.learners, self._extra()).items()
+            }
+        )
 
     monkeypatch.setattr(loop._Trainer, "_step", watched)
     spoil_pictures(monkeypatch, {3, 4, 9})
     assert go(tmp_path, recipe, data, stage="tokenizer")
     assert [line["skipped"] for line in log(tmp_path)] == [2, 1]
     for number in (3, 4, 9):
-        changed = [name for name, value in kept[number].items() if not torch.equal(value, kept[number - 1][name])]
+        changed = [
+            name
+            for name, value in kept[number].items()
+            if not torch.equal(value, kept[number - 1][name])
+        ]
         assert changed == [], number
     assert any(not torch.equal(value, kept[4][name]) for name, value in kept[5].items())
 
 
-def test_ten_in_a_row_stop_the_run_at_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_in_a_row_stop_the_run_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     as_on_a_gpu(monkeypatch)
     data = Shapes(24)
     recipe = recipe_for(data, tokenizer_training={"steps": 40, "validate_every": 40})
     spoil_loss(monkeypatch, TokenizerTask, set(range(8, 99)), nan_loss)
-    message = r"^tokenizer: 13 steps in a row, the last of them by step 20, are not finite: the loss is nan, the gradient norm is nan$"
+    message = (
+        r"^tokenizer: 13 steps in a row, the last of them by step 20, are not finite: "
+        r"the loss is nan, the gradient norm is nan$"
+    )
     with pytest.raises(TrainingError, match=message):
         go(tmp_path, recipe, data, stage="tokenizer")
 
 
-def test_nine_in_a_row_over_a_stop_and_one_more_are_ten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nine_in_a_row_over_a_stop_and_one_more_are_ten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     as_on_a_gpu(monkeypatch)
     data = Shapes(24)
     recipe = recipe_for(data, tokenizer_training={"steps": 40, "validate_every": 40})
@@ -293,12 +381,16 @@ def test_priors_train_without_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert go(tmp_path / "seen", recipe_for(data), data)
     as_on_a_gpu(monkeypatch)
     assert go(tmp_path / "unseen", recipe_for(data), data)
-    found = [[line["bits"] for line in log(tmp_path / run) if "bits" in line] for run in ("seen", "unseen")]
+    found = [
+        [line["bits"] for line in log(tmp_path / run) if "bits" in line]
+        for run in ("seen", "unseen")
+    ]
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 class Looks(TorchDispatchMode):
-    """Keeps the names of operations that take a number to the host, or whose result has a shape that numbers decide."""
+    """Keeps the names of operations that take a number to the host, or whose result has a shape
+    that numbers decide."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -306,13 +398,23 @@ class Looks(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "is_nonzero", "nonzero", "bincount", "masked_select", "equal", "_unique2"):
+        if name in (
+            "_local_scalar_dense",
+            "is_nonzero",
+            "nonzero",
+            "bincount",
+            "masked_select",
+            "equal",
+            "_unique2",
+        ):
             self.found.append(name)
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("kind", ["ema", "vq", "simvq"])
-def test_no_operation_of_a_step_needs_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_no_operation_of_a_step_needs_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     data = Shapes(40)
     values = {**EVERYTHING, "tokenizer": EVERYTHING["tokenizer"] | {"quantizer": kind}}
     recipe = recipe_for(data, **values)
@@ -327,7 +429,7 @@ def test_no_operation_of_a_step_needs_the_host(tmp_path: Path, monkeypatch: pyte
         task.network.train()
         for number, batch in enumerate(task.batches(0, 9)):
             looks = Looks()
-            if number in (3, 8):        # without the discriminator, and with it
+            if number in (3, 8):  # without the discriminator, and with it
                 with looks:
                     trainer._step(batch)
             else:
@@ -337,12 +439,20 @@ def test_no_operation_of_a_step_needs_the_host(tmp_path: Path, monkeypatch: pyte
     assert [name for names in found[9:] for name in names] == []
 
 
-def test_a_progress_line_shows_what_has_been_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_line_shows_what_has_been_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     as_on_a_gpu(monkeypatch)
     data, shown = Shapes(24), []
     listener = Interrupt()
     monkeypatch.setattr(listener, "status", lambda status: shown.append(status.metrics))
-    assert go(tmp_path, recipe_for(data, tokenizer_training={"steps": 12, "validate_every": 12}), data, listener, stage="tokenizer")
+    assert go(
+        tmp_path,
+        recipe_for(data, tokenizer_training={"steps": 12, "validate_every": 12}),
+        data,
+        listener,
+        stage="tokenizer",
+    )
     assert shown[:4] == [{}] * 4
     assert shown[4] == shown[8]
     assert 0 < shown[4]["usage"] <= 1
@@ -350,6 +460,7 @@ def test_a_progress_line_shows_what_has_been_looked_at(tmp_path: Path, monkeypat
 
 
 # Capture, without a GPU
+
 
 class FakeGraph:
     """Replays the step that was captured: a stand-in for torch.cuda.CUDAGraph."""
@@ -398,19 +509,24 @@ class Pair(NamedTuple):
     none: None = None
 
 
-def test_a_step_is_run_captured_and_replayed_on_each_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_run_captured_and_replayed_on_each_batch_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     fake_cuda(monkeypatch)
     seen: list[float] = []
 
     def step(batch: Pair) -> None:
-        call = lambda: seen.append(float(batch.value))      # noqa: E731
+        call = lambda: seen.append(float(batch.value))  # noqa: E731
         CAPTURING[-1].append(call) if CAPTURING else call()
 
     graphed = graph.GraphedStep(step, torch.device("cpu"), pytest.fail, pytest.fail)
     for number in range(12):
         graphed(Pair(number, torch.tensor(float(number))), phase=number >= 6)
     assert seen == [float(number) for number in range(12)]
-    assert [made.replays for made in FakeGraph.made] == [3, 3]      # of each phase, the steps after the first three
+    assert [made.replays for made in FakeGraph.made] == [
+        3,
+        3,
+    ]  # of each phase, the steps after the first three
 
 
 def test_a_step_that_cannot_be_captured_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,22 +539,28 @@ def test_a_step_that_cannot_be_captured_goes_on_without(monkeypatch: pytest.Monk
         if not CAPTURING:
             seen.append(float(batch.value))
 
-    graphed = graph.GraphedStep(step, torch.device("cpu"), notes.append, lambda: forgotten.append(len(seen)))
+    graphed = graph.GraphedStep(
+        step, torch.device("cpu"), notes.append, lambda: forgotten.append(len(seen))
+    )
     for number in range(7):
         graphed(Pair(number, torch.tensor(float(number))), phase=True)
     assert seen == [float(number) for number in range(7)]
-    assert notes == ["The step cannot be captured as a CUDA graph: operation not permitted when stream is capturing"]
+    assert notes == [
+        "The step cannot be captured as a CUDA graph: "
+        "operation not permitted when stream is capturing"
+    ]
     assert forgotten == [3]
 
 
 # Writing beside the steps
+
 
 def test_a_state_is_that_of_its_moment_and_a_failure_is_told(tmp_path: Path) -> None:
     writer, value, written = Saver(torch.device("cpu"), beside=True), torch.zeros(2), []
     kept = writer.snapshot({"value": value})
     value += 1
     writer.write(lambda: written.append(kept["value"].tolist()))
-    writer.write(lambda: 1 / 0)     # type: ignore[arg-type, return-value]
+    writer.write(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
     with pytest.raises(ZeroDivisionError):
         writer.finish()
     assert written == [[0.0, 0.0]]
@@ -446,15 +568,27 @@ def test_a_state_is_that_of_its_moment_and_a_failure_is_told(tmp_path: Path) -> 
 
 # Compiled
 
-def test_network_and_losses_compile_to_one_graph_that_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_network_and_losses_compile_to_one_graph_that_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traced for the forward and the backward pass, then run as it is: no compiler."""
     as_on_a_gpu(monkeypatch)
     monkeypatch.setattr("vqtok.train.tokenizer.in_chunks", lambda device: False)
     asked: list[dict[str, Any]] = []
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda call, **options: asked.append(options) or compiler(call, backend="aot_eager", **options))
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda call, **options: (
+            asked.append(options) or compiler(call, backend="aot_eager", **options)
+        ),
+    )
     data = Shapes(24)
-    few = {**EVERYTHING, "tokenizer_training": EVERYTHING["tokenizer_training"] | {"steps": 3, "validate_every": 3}}
+    few = {
+        **EVERYTHING,
+        "tokenizer_training": EVERYTHING["tokenizer_training"] | {"steps": 3, "validate_every": 3},
+    }
     few["losses"] = {"ms_ssim": 0.5}
     recipe = recipe_for(data, **few)
     assert go(tmp_path / "plain", recipe, data, stage="tokenizer")
@@ -462,10 +596,13 @@ def test_network_and_losses_compile_to_one_graph_that_gives_the_same(tmp_path: P
     assert go(tmp_path / "compiled", recipe, data, stage="tokenizer", compiled=True)
     assert asked == [{"fullgraph": True}]
     for one, other in zip(log(tmp_path / "plain"), log(tmp_path / "compiled"), strict=True):
-        assert {k: v for k, v in other.items() if k != "stage"} == pytest.approx({k: v for k, v in one.items() if k != "stage"}, rel=1e-4)
+        assert {k: v for k, v in other.items() if k != "stage"} == pytest.approx(
+            {k: v for k, v in one.items() if k != "stage"}, rel=1e-4
+        )
 
 
 # On a GPU
+
 
 @needs_gpu
 @pytest.mark.parametrize("graph", [False, True])
@@ -479,7 +616,11 @@ def test_a_step_never_waits_for_its_gpu(tmp_path: Path, graph: bool) -> None:
     task.prepare()
     task.network.train()
     for number, batch in enumerate(task.batches(0, 12)):
-        if number in (4, 8, 11):       # without the discriminator, and with it: there it is captured from step 9 on
+        if number in (
+            4,
+            8,
+            11,
+        ):  # without the discriminator, and with it: there it is captured from step 9 on
             torch.cuda.set_sync_debug_mode("error")
         try:
             trainer._step(batch)
@@ -488,7 +629,9 @@ def test_a_step_never_waits_for_its_gpu(tmp_path: Path, graph: bool) -> None:
     assert trainer.graph is None or trainer.graph._graph is not None
 
 
-def steps_on(device: str, folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch, graph: bool = True) -> list[float]:
+def steps_on(
+    device: str, folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch, graph: bool = True
+) -> list[float]:
     """The loss of each step in fp32."""
     monkeypatch.setattr("vqtok.train.loop.READ_EVERY", 1)
     data = Shapes(64)
@@ -514,10 +657,16 @@ def steps_on(device: str, folder: Path, steps: int, monkeypatch: pytest.MonkeyPa
 @needs_gpu
 def test_a_captured_step_is_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     captured = steps_on("cuda", tmp_path, 9, monkeypatch)
-    assert captured == pytest.approx(steps_on("cuda", tmp_path, 9, monkeypatch, graph=False), rel=1e-4)
+    assert captured == pytest.approx(
+        steps_on("cuda", tmp_path, 9, monkeypatch, graph=False), rel=1e-4
+    )
 
 
 @needs_gpu
-def test_fifty_steps_of_a_gpu_learn_what_those_of_a_cpu_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, cpu = (sum(steps_on(device, tmp_path, 50, monkeypatch)[-10:]) for device in ("cuda", "cpu"))
+def test_fifty_steps_of_a_gpu_learn_what_those_of_a_cpu_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, cpu = (
+        sum(steps_on(device, tmp_path, 50, monkeypatch)[-10:]) for device in ("cuda", "cpu")
+    )
     assert gpu == pytest.approx(cpu, rel=0.01)

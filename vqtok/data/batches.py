@@ -191,7 +191,8 @@ class Batches:
     def _crop(self, index: int, position: int, factor: float, down: float, across: float) -> tuple[int, np.ndarray]:
         """(index used, uint8 (size, size, C))."""
         index, picture, reduced = self._read(index, position, next(d for d in (8, 4, 2, 1) if factor * d <= 1))
-        top, left, side = map(float, self.boxes(factor, down, across, *picture.shape[:2], reduced))
+        H, W = picture.shape[:2]
+        top, left, side = (float(number) for number in self.boxes(factor, down, across, H, W, reduced))
         if side == self.size:
             y, x = int(top), int(left)
             return index, picture[y:y + self.size, x:x + self.size]

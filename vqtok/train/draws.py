@@ -1,4 +1,5 @@
-"""All random draws of a training step, made on the host from (seed, step): equal for a run that goes on, and for CPU and GPU."""
+"""All random draws of a training step, made on the host from (seed, step): equal for a run that
+goes on, and for CPU and GPU."""
 
 from dataclasses import dataclass
 
@@ -14,8 +15,8 @@ from vqtok.quantizers import Quantizer
 class Draws:
     """What is random in a step of the tokenizer, besides its images."""
 
-    depths: Tensor | None       # int64 (B,): from how many levels each image is decoded
-    rows: Tensor | None         # int64 (L, n): the vectors that dead codes move to
+    depths: Tensor | None  # int64 (B,): from how many levels each image is decoded
+    rows: Tensor | None  # int64 (L, n): the vectors that dead codes move to
 
 
 def draw(quantizer: Quantizer, seed: int, step: int, images: int, vectors: int) -> Draws:
@@ -26,5 +27,6 @@ def draw(quantizer: Quantizer, seed: int, step: int, images: int, vectors: int) 
 
 
 def mixed_seed(seed: int, number: int) -> int:
-    """One seed for torch from the run's seed and a number: 0 before the first step, step + 1 in a step."""
+    """One seed for torch from the run's seed and a number: 0 before the first step, step + 1 in a
+    step."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,4 +1,5 @@
-"""Files written beside the steps of a GPU: a step takes a hundredth of the time that a disk needs for a state."""
+"""Files written beside the steps of a GPU: a step takes a hundredth of the time that a disk needs
+for a state."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,7 +9,8 @@ from torch import Tensor
 
 
 class Saver:
-    """Writes files one after another, on a GPU in a thread of its own. What fails there is raised by the next call."""
+    """Writes files one after another, on a GPU in a thread of its own. What fails there is raised
+    by the next call."""
 
     def __init__(self, device: torch.device, beside: bool) -> None:
         self._device = device
@@ -24,8 +26,13 @@ class Saver:
         self._waiting.append(self._pool.submit(call))
 
     def snapshot(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors as they are now, for a call to write: those of a GPU go on changing meanwhile."""
-        return tensors if self._pool is None else {name: value.detach().clone() for name, value in tensors.items()}
+        """The tensors as they are now, for a call to write: those of a GPU go on changing
+        meanwhile."""
+        return (
+            tensors
+            if self._pool is None
+            else {name: value.detach().clone() for name, value in tensors.items()}
+        )
 
     def finish(self) -> None:
         """Waits until all is written."""
