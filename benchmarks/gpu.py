@@ -55,8 +55,8 @@ class Row:
     name: str
     seconds: float  # a step
     busy: float | None
-    launches: int
-    waits: int
+    launches: int | None  # None where they cannot be counted: compiled, on a CPU
+    waits: int | None
     first: float  # seconds of the first steps
     loss: float
     dearest: list[str]  # kernels
@@ -164,7 +164,11 @@ def cells(row: Row, first: Row, batch: int, at_peak: float) -> list[str]:
         f"{at_peak / row.seconds:.1%}",
         busy,
     ]
-    return [row.name, *numbers, f"{row.launches:,}", f"{row.waits}", f"{row.first:.1f}"]
+    return [row.name, *numbers, _count(row.launches), _count(row.waits), f"{row.first:.1f}"]
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
 
 
 def ceilings(say: Callable[[str], None]) -> float:
@@ -299,8 +303,10 @@ class Contest:
             dearest,
         )
 
-    def looked(self, step: Callable[[], None]) -> tuple[int, int]:
+    def looked(self, step: Callable[[], None]) -> tuple[int | None, int | None]:
         """Waits of one step, and on a CPU its operations."""
+        if not CUDA and "compiled" in self.name:
+            return None, None
         if not CUDA:
             with Counter() as counter:
                 step()
@@ -310,7 +316,7 @@ class Contest:
             torch.cuda.set_sync_debug_mode("warn")
             step()
             torch.cuda.set_sync_debug_mode("default")
-        return sum("synchronizing" in str(warning.message) for warning in caught), 0
+        return sum("synchronizing" in str(warning.message) for warning in caught), None
 
     def profiled(self, step: Callable[[], None], count: int = 3) -> tuple[float, int, list[str]]:
         """Share of the time in which kernels ran, launches a step, and the dearest kernels."""
