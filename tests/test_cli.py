@@ -158,7 +158,7 @@ CASES = [
     Case("eval", "--split", "train", "--limit", "2"),
     Case("eval", "--limit", "1", "images"),
     Case("eval", "--levels", "2", "images"),
-    Case("eval", "--lpips", "missing.safetensors", "pictures"),
+    Case("eval", "--lpips", "missing.safetensors", "images"),
     Case("eval", "--codecs", "jpeg", "images"),
     Case("eval", "--sheet", "sheet.png", "images"),
     Case("eval", "--plot", "rd.svg", "images"),
