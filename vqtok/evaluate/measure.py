@@ -215,7 +215,11 @@ def _coded(model: Model, codes: Codes) -> dict[str, int]:
 
 
 def _add_errors(
-    model: Model, sums: RunningTotals, image: np.ndarray, decoded: np.ndarray, output: torch.Tensor
+    model: Model,
+    sums: RunningTotals,
+    image: np.ndarray,
+    decoded: np.ndarray,
+    output: torch.Tensor,
 ) -> None:
     """Sums for the error over the variance, and for the bits per dimension."""
     sums.values += image.size
