@@ -8,7 +8,6 @@ al. 2017, PixelCNN++, arXiv 1701.05517, section 2.1).
 import math
 from abc import ABC, abstractmethod
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,10 +33,6 @@ class OutputLayer(nn.Linear, ABC):
     def expand(self, values: Tensor) -> Tensor:
         """Logits (..., K) of what the linear layer alone gives."""
 
-    def expand_array(self, values: np.ndarray) -> np.ndarray:
-        """`expand` for NumPy, at each sampled place."""
-        return self.expand(torch.from_numpy(values)).numpy()
-
 
 class Softmax(OutputLayer):
     """A logit for each code."""
@@ -55,9 +50,6 @@ class Softmax(OutputLayer):
 
     def expand(self, values: Tensor) -> Tensor:
         return values
-
-    def expand_array(self, values: np.ndarray) -> np.ndarray:
-        return values  # not through torch and back: that took 7 us of 125 at n = 1
 
 
 class LogisticMixture(OutputLayer):
