@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
+from vqtok.losses.likelihood import log_bin_probability
 
 # narrower than e^-9 a bin holds all there is, wider than e^9 none; float32 knows the edges of both
 LOG_SCALES = (-9.0, 9.0)
@@ -103,16 +104,8 @@ class LogisticMixture(OutputLayer):
         level = wanted[..., None]
         inverse = torch.exp(-log_scales.clamp(*LOG_SCALES))
         centered = level * (2 * half) - 1 - means
-        upper, lower = (centered + half) * inverse, (centered - half) * inverse
-        # log(sigmoid(u) - sigmoid(l)), as in losses.likelihood:
-        # exact and stable in float32 for means far outside the range too.
-        inside = (
-            F.logsigmoid(upper)
-            + F.logsigmoid(-lower)
-            + torch.log(-torch.expm1(-2 * half * inverse))
-        )
-        each = torch.where(level == 0, F.logsigmoid(upper), inside)
-        each = torch.where(level == self.codebook_size - 1, F.logsigmoid(-lower), each)
+        lowest, highest = level == 0, level == self.codebook_size - 1
+        each = log_bin_probability(centered, inverse, half, lowest, highest)
         return torch.logsumexp(weights.log_softmax(-1) + each, dim=-1)
 
 
