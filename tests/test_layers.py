@@ -71,7 +71,7 @@ def imports(tree: ast.AST, package: str = "vqtok") -> Iterator[tuple[int, str]]:
 
 
 def layer_faults(source: str, name: str, package: str = "vqtok") -> list[str]:
-    """Imports that do not go up (within a package see `circles`), and torch where it must not be."""
+    """Imports that do not go up, and torch where it must not be; `circles` looks into packages."""
     faults = []
     for line, target in imports(ast.parse(source), package):
         root, _, rest = target.partition(".")

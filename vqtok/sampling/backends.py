@@ -28,7 +28,7 @@ class NumpyBackend:
     Arrays and tensors share their memory.
     """
 
-    def native(self, values: Tensor) -> np.ndarray:
+    def native(self, values: Tensor) -> Any:
         """The same memory as what this backend computes with."""
         return values.numpy()
 
@@ -86,7 +86,7 @@ class NumpyBackend:
 class TorchBackend:
     """The same in torch, in as few calls as it has: on a GPU starting them is what costs."""
 
-    def native(self, values: Tensor) -> Tensor:
+    def native(self, values: Tensor) -> Any:
         return values
 
     def copy(self, a: Tensor, out: Tensor) -> Calls:
