@@ -14,7 +14,7 @@ from vqtok import codec, codes
 from vqtok.errors import ModelError, UsageError
 from vqtok.priors import PixelCNN, cross_entropy
 from vqtok.quantizers import ResidualQuantizer
-from vqtok.sampling import sample
+from vqtok.sampling import sample_grids
 
 THREE = replace(TOKENIZER, levels=3, normalize=False)
 
@@ -119,7 +119,7 @@ def test_sampling_a_few_levels_gives_the_first_of_all(model: codec.Model):
         model.sample_codes(1, levels=4)
     prior = PixelCNN(replace(PRIOR, levels=2))
     with pytest.raises(UsageError, match="3 levels cannot be drawn: the prior has 2"):
-        sample(prior, 1, 2, 2, levels=3)
+        sample_grids(prior, 1, 2, 2, levels=3)
 
 
 def test_complete_invents_the_levels_that_the_codes_lack(model: codec.Model):

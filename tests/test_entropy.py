@@ -26,7 +26,7 @@ def drawn(cumulative: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def encode(cumulative: np.ndarray, symbols: np.ndarray) -> list[bytes]:
     ends = np.take_along_axis(cumulative, symbols[..., None] + np.arange(2), -1)
-    return entropy.encode(ends[..., 0], ends[..., 1] - ends[..., 0])
+    return [entropy.encode(pair[:, 0], pair[:, 1] - pair[:, 0]) for pair in ends]
 
 
 def decode(data: bytes, cumulative: np.ndarray) -> np.ndarray:
@@ -40,25 +40,13 @@ def decode(data: bytes, cumulative: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("B", "N", "K"), [(1, 200, 50), (3, 40, 2), (12, 30, 300), (2, 0, 4), (1, 1, 1024)]
 )
-@pytest.mark.parametrize("lanes", [1, 100])
-def test_round_trip(B: int, N: int, K: int, lanes: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(entropy, "_LANES", lanes)
+def test_round_trip(B: int, N: int, K: int):
     cumulative = tables((B, N), K)
     symbols = drawn(cumulative)
     decoder = Decoder(encode(cumulative, symbols))
     parts = [decoder.decode(cumulative[:, : N // 3]), decoder.decode(cumulative[:, N // 3 :])]
     decoder.finish()
     np.testing.assert_array_equal(np.concatenate(parts, 1), symbols)
-
-
-def test_both_loops_write_the_same_bytes(monkeypatch: pytest.MonkeyPatch):
-    cumulative = tables((5, 200), 64)
-    symbols = drawn(cumulative)
-    streams = {}
-    for lanes in (1, 100):
-        monkeypatch.setattr(entropy, "_LANES", lanes)
-        streams[lanes] = encode(cumulative, symbols)
-    assert streams[1] == streams[100]
 
 
 def test_certain_and_unlikely_symbols_cost_what_they_should():
@@ -81,9 +69,7 @@ def test_at_most_eight_bytes_more_than_constriction():
     assert len(encode(cumulative, symbols)[0]) <= 4 * len(coder.get_compressed()) + 8
 
 
-@pytest.mark.parametrize("lanes", [1, 100])
-def test_damage_is_found(lanes: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(entropy, "_LANES", lanes)
+def test_damage_is_found():
     draw = np.random.default_rng(0)
     cumulative = tables((1, 60), 40)
     (stream,) = encode(cumulative, drawn(cumulative))

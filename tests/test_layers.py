@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,6 @@ PACKAGES = (
     "train",
     "cli",
 )
-# Priors make their own samplers, until these are looked up from above.
-OPEN_CIRCLES = {("priors", "sampling")}
 PRINTERS = ("cli", "__main__")
 PRINTS = ("print", "input", "typer.echo", "typer.secho", "rich.print", "traceback.print_exc")
 PRINTING_MODULES = (
@@ -72,9 +71,7 @@ def imports(tree: ast.AST, package: str = "vqtok") -> Iterator[tuple[int, str]]:
 
 
 def layer_faults(source: str, name: str, package: str = "vqtok") -> list[str]:
-    """Imports that do not go up (within a package they may go anywhere), and
-    torch where it must not be.
-    """
+    """Imports that do not go up, and torch where it must not be; `circles` looks into packages."""
     faults = []
     for line, target in imports(ast.parse(source), package):
         root, _, rest = target.partition(".")
@@ -82,17 +79,36 @@ def layer_faults(source: str, name: str, package: str = "vqtok") -> list[str]:
             other = rest.split(".")[0]
             other = other if other in LAYERS else "__init__"
             inside = other == name and package != "vqtok"
-            if (
-                not inside
-                and (name, other) not in OPEN_CIRCLES
-                and LAYERS.index(other) >= LAYERS.index(name)
-            ):
+            if not inside and LAYERS.index(other) >= LAYERS.index(name):
                 faults.append(f"{line}: {name} imports {target}")
         if name in WITHOUT_TORCH and (
             root in ("torch", "torchvision") or target.startswith("safetensors.torch")
         ):
             faults.append(f"{line}: {name} imports {target}")
     return faults
+
+
+def module_of(path: Path) -> str:
+    parts = ("vqtok", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circles(sources: dict[str, tuple[str, str]]) -> list[list[str]]:
+    """Modules that import each other, at the top or inside a function, by way of others too;
+    `sources` holds (text, package) by module.
+    """
+    graph: dict[str, set[str]] = {}
+    for module, (source, package) in sources.items():
+        graph[module] = set()
+        for _, target in imports(ast.parse(source), package):
+            while target and target not in sources:  # a name in a module: the module
+                target = target.rpartition(".")[0]
+            graph[module] |= {target} - {""}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return [error.args[1]]
+    return []
 
 
 def dotted(node: ast.AST) -> str:
@@ -175,6 +191,29 @@ def test_module_keeps_the_rules(path: Path):
     assert execution_faults(source) == []
     if layer(path) not in PRINTERS:
         assert printing_faults(source) == []
+
+
+def test_no_imports_run_in_a_circle():
+    assert circles({module_of(path): source_of(path) for path in FILES}) == []
+
+
+@pytest.mark.parametrize(
+    "b",
+    [
+        "from vqtok.codes.a import x",
+        "from . import a",
+        "def f():\n    from .a import x",
+        "if TYPE_CHECKING:\n    from vqtok.codes.a import x",
+        "from vqtok.codes.c import y",
+        "from vqtok.codes import z",
+        "import vqtok.codes.b",
+    ],
+)
+def test_a_circle_is_found(b: str):
+    texts = {"": "from .a import z", ".a": "from .b import y", ".b": b, ".c": "from . import a"}
+    sources = {f"vqtok.codes{name}": (text, "vqtok.codes") for name, text in texts.items()}
+    assert circles(sources) != []
+    assert circles(sources | {"vqtok.codes.b": ("import numpy", "vqtok.codes")}) == []
 
 
 def loaded_by(statement: str) -> set[str]:

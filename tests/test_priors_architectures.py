@@ -1,5 +1,5 @@
 """What holds for a prior of any architecture:
-causal, honest about levels and labels, equal by cursor and full pass, learns, samples.
+causal, honest about levels and labels, equal by sampler and full pass, learns, samples.
 """
 
 from dataclasses import replace
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from vqtok.config import PriorConfig
-from vqtok.priors import CLASSES, Prior, base, build_prior, cross_entropy
-from vqtok.sampling import sample
+from vqtok.config.registry import PRIORS, SAMPLERS
+from vqtok.priors import Prior, base, build_prior, cross_entropy
+from vqtok.sampling import sample_grids
 
 K = 7
 GRIDS = [(4, 6), (6, 3), (1, 5), (5, 1), (1, 1)]
 NAMES = ("cat", "dog", "car")
-every = pytest.mark.parametrize("architecture", sorted(CLASSES))
+every = pytest.mark.parametrize("architecture", sorted(PRIORS))
 
 
 def made(
@@ -83,7 +84,7 @@ def test_the_next_place_sees_its_neighbors(architecture: str, levels: int) -> No
 @every
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize(("h", "w"), GRIDS)
-def test_the_cursor_gives_the_logits_of_the_full_pass(
+def test_the_sampler_gives_the_logits_of_the_full_pass(
     architecture: str, levels: int, h: int, w: int
 ) -> None:
     prior = made(architecture, levels, h, w)
@@ -92,19 +93,30 @@ def test_the_cursor_gives_the_logits_of_the_full_pass(
         wanted = full(prior, indices, labels)
         rows = prior.label_rows(labels, 4, indices.device)
         with torch.inference_mode():
+            sampler = SAMPLERS[architecture].load()(prior, 4, h, w, rows)
             for level in range(levels):
                 known = indices.clone()
                 known[:, level + 1 :] = 0  # not drawn yet
-                cursor = prior.cursor(level, 4, h, w, rows, known)
+                cursor = sampler.start_level(level, known)
+                native = sampler.backend.native
                 for i in range(h):
-                    cursor.next_row(indices[:, level, i - 1] if i else None)
+                    cursor.next_row(native(indices[:, level, i - 1]) if i else None)
                     for j in range(w):
-                        logits = cursor.logits(
-                            cursor.next_column(indices[:, level, i, j - 1] if j else None)
-                        )
+                        cursor.next_column(native(indices[:, level, i, j - 1]) if j else None)
+                        logits = torch.as_tensor(cursor.logits())
                         torch.testing.assert_close(
                             logits, wanted[:, level, i, j], atol=1e-4, rtol=0
                         )
+
+
+def test_every_prior_has_a_sampler_and_names_its_settings() -> None:
+    assert list(PRIORS) == list(SAMPLERS)
+    for architecture, entry in PRIORS.items():
+        prior = made(architecture)
+        assert type(prior) is entry.load()
+        assert all(hasattr(prior.config, name) for name in entry.settings)
+        assert entry.help
+        assert SAMPLERS[architecture].help
 
 
 @every
@@ -174,7 +186,7 @@ def test_it_learns_what_it_samples(architecture: str, output: str) -> None:
     entropy = 3 * torch.tensor(K - 4.0).log2()  # three rows' starts; all else follows
     bits = float(cross_entropy(prior, indices).mean())
     assert float(entropy) - 0.1 < bits < float(entropy) + 6 < 30 * torch.tensor(float(K)).log2()
-    drawn = sample(prior.eval(), 32, 3, 5)
+    drawn = sample_grids(prior.eval(), 32, 3, 5)
     follows = (
         (drawn[..., 1:] == drawn[..., :-1] + 1).double().mean(),
         (drawn[:, 0] == drawn[:, 1]).double().mean(),
@@ -187,14 +199,14 @@ def test_known_places_stay_and_the_seed_decides_the_rest(architecture: str) -> N
     prior = made(architecture, 2)
     known = torch.full((3, 2, 4, 6), -1)
     known[:, :, 1:3, 2:5] = torch.randint(K, (3, 2, 2, 3))
-    first, second = (sample(prior, 3, 4, 6, seed=5, known=known, labels=1) for _ in range(2))
+    first, second = (sample_grids(prior, 3, 4, 6, seed=5, known=known, labels=1) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(first[known >= 0], known[known >= 0])
-    assert not torch.equal(first, sample(prior, 3, 4, 6, seed=6, known=known, labels=1))
+    assert not torch.equal(first, sample_grids(prior, 3, 4, 6, seed=6, known=known, labels=1))
     # As models are loaded: another order of the weights in memory, the same images.
     assert torch.equal(
         first,
-        sample(
+        sample_grids(
             prior.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
             3,
             4,

@@ -11,7 +11,9 @@ import torch
 from vqtok.config import PriorConfig
 from vqtok.priors import PixelCNN, cross_entropy
 from vqtok.priors.outputs import LogisticMixture, OutputLayer, build_output
-from vqtok.sampling import sample
+from vqtok.sampling import pixelcnn as sampling_pixelcnn
+from vqtok.sampling import sample_grids
+from vqtok.sampling.backends import TORCH
 
 FEATURES = 6
 
@@ -97,14 +99,14 @@ def test_a_neighbor_of_what_was_seen_is_likely_under_the_mixture_alone() -> None
     assert abs(costs["softmax"][0] - costs["softmax"][1]) < 1
 
 
-@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("with_numpy", [True, False])
 def test_a_pixelcnn_with_the_mixture_learns_and_samples_gray_levels(
-    monkeypatch: pytest.MonkeyPatch, quick: bool
+    monkeypatch: pytest.MonkeyPatch, with_numpy: bool
 ) -> None:
     torch.manual_seed(0)
     prior = PixelCNN(PriorConfig(16, levels=3, width=8, layers=2, output="logistic", mixtures=2))
-    if not quick:
-        monkeypatch.setattr(PixelCNN, "numpy_backend", lambda *_: None)
+    if not with_numpy:
+        monkeypatch.setattr(sampling_pixelcnn, "pick_backend", lambda _: TORCH)
     grids = (torch.tensor([3, 8, 12])[:, None, None] + torch.randint(-1, 2, (64, 3, 4, 4))).clamp(
         0, 15
     )
@@ -116,7 +118,7 @@ def test_a_pixelcnn_with_the_mixture_learns_and_samples_gray_levels(
         loss.backward()
         optimizer.step()
     assert float(cross_entropy(prior, grids).mean()) < float(before) * 0.75
-    drawn = sample(prior.eval(), 16, 4, 4).double()
+    drawn = sample_grids(prior.eval(), 16, 4, 4).double()
     assert drawn.shape == (16, 3, 4, 4)
     torch.testing.assert_close(
         drawn.mean((0, 2, 3)), torch.tensor([3.0, 8.0, 12.0], dtype=torch.float64), atol=1.0, rtol=0

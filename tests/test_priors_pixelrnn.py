@@ -16,6 +16,7 @@ from vqtok import codes, weights
 from vqtok.config import PriorConfig
 from vqtok.priors import PixelRNN
 from vqtok.priors.pixelrnn import FIRST_REACH, RowLSTM, gather, scan, scatter
+from vqtok.sampling.pixelrnn import PixelRNNSampler
 
 K = 5
 
@@ -230,7 +231,7 @@ def test_train_sample_and_report() -> None:
 
 
 @pytest.mark.parametrize(("n", "levels"), [(1, 1), (3, 2)])
-def test_both_cursors_give_the_logits_of_the_full_pass_also_of_rows_left_early(
+def test_the_sampler_gives_the_logits_of_the_full_pass_also_of_rows_left_early(
     n: int, levels: int
 ) -> None:
     prior, level, (h, w) = made(levels, labels=("cat",)), levels - 1, (4, 5)
@@ -243,21 +244,9 @@ def test_both_cursors_give_the_logits_of_the_full_pass_also_of_rows_left_early(
         prior(indices, labels).detach()[:, level],
     )
     with torch.inference_mode():
-        slowly = prior.cursor(level, n, h, w, rows, indices)
-        packed, context = prior.numpy_backend(rows), prior.context_of(indices)
-        assert packed is not None
-        quickly = packed.cursor(level, n, w, None if context is None else context[:, level])
+        cursor = PixelRNNSampler(prior, n, h, w, rows).start_level(level, indices)
         for i in range(h):
-            above = indices[:, level, i - 1] if i else None
-            slowly.next_row(above)
-            quickly.next_row(None if above is None else above.numpy())
+            cursor.next_row(indices[:, level, i - 1] if i else None)
             for j in range(w if i != 1 else 2):  # the second row is left early
-                left = indices[:, level, i, j - 1] if j else None
-                torch.testing.assert_close(
-                    slowly.logits(slowly.next_column(left)), full[:, i, j], atol=1e-5, rtol=1e-4
-                )
-                quickly.next_column(None if left is None else left.numpy())
-                torch.testing.assert_close(
-                    torch.from_numpy(quickly.logits()), full[:, i, j], atol=1e-5, rtol=1e-4
-                )
-    assert prior.double().numpy_backend(rows) is None
+                cursor.next_column(indices[:, level, i, j - 1] if j else None)
+                torch.testing.assert_close(cursor.logits(), full[:, i, j], atol=1e-5, rtol=1e-4)

@@ -205,18 +205,18 @@ def test_places_nobody_asked_for_are_caught_up(
     indices, labels = torch.randint(7, (3, 2, 5, 4)), torch.tensor([1, -1, 0])
     with torch.inference_mode():
         wanted = prior(indices, labels)
+        rows = prior.label_rows(labels, 3, indices.device)
+        sampler = sampling_transformer.TransformerSampler(prior, 3, 5, 4, rows)
         for level in range(2):
-            cursor = prior.cursor(
-                level, 3, 5, 4, prior.label_rows(labels, 3, indices.device), indices
-            )
+            cursor = sampler.start_level(level, indices)
             for i in range(5):
                 cursor.next_row(indices[:, level, i - 1] if i else None)
                 # the first two rows are known, and the ends of the next two
                 for j in range((0, 0, 3, 1, 4)[i]):
-                    logits = cursor.logits(
-                        cursor.next_column(indices[:, level, i, j - 1] if j else None)
+                    cursor.next_column(indices[:, level, i, j - 1] if j else None)
+                    torch.testing.assert_close(
+                        cursor.logits(), wanted[:, level, i, j], atol=1e-4, rtol=0
                     )
-                    torch.testing.assert_close(logits, wanted[:, level, i, j], atol=1e-4, rtol=0)
 
 
 # From outside

@@ -1,4 +1,4 @@
-"""The sampler on a CPU: logits of the full pass, the torch path's draws, and those of the first
+"""The sampler on a CPU: logits of the full pass, the torch backend's draws, and those of the first
 release, for equal seeds.
 """
 
@@ -10,44 +10,43 @@ from torch import Tensor
 
 from vqtok import load
 from vqtok.priors import PixelCNN
-from vqtok.sampling import backends, pixelcnn, sample
+from vqtok.sampling import backends, pixelcnn, sample_grids
+from vqtok.sampling.backends import NUMPY, TORCH, Backend, pick_backend
 from vqtok.sampling.categorical import sample_categorical, sample_categorical_numpy
-from vqtok.sampling.pixelcnn import PreparedSampler, PreparedWeights
+from vqtok.sampling.pixelcnn import PixelCNNSampler
+
+BACKENDS = pytest.mark.parametrize("backend", [NUMPY, TORCH], ids=["numpy", "torch"])
 
 
-def taped_logits(prior: PixelCNN, indices: Tensor, labels: Tensor | None) -> Tensor:
-    """(n, L, h, w, K) from the tape, fed with given indices;
-    only every second column's logits are asked for: the rest are 0.
+def sampled_logits(prior: PixelCNN, indices: Tensor, labels: Tensor | None) -> Tensor:
+    """(n, L, h, w, K) from the sampler, fed with given indices; only every second column's logits
+    are asked for: the rest are 0.
     """
     n, L, h, w = indices.shape
     logits = torch.zeros(n, L, h, w, prior.config.codebook_size)
     with torch.inference_mode():
-        packed = PreparedWeights(prior, prior.label_rows(labels, n, indices.device))
+        sampler = PixelCNNSampler(prior, n, h, w, prior.label_rows(labels, n, indices.device))
         for level in range(L):
-            cursor = PreparedSampler(
-                packed,
-                level,
-                n,
-                w,
-                None if prior.context is None else prior.context(indices)[:, level],
-            )
-            grid = indices[:, level].numpy()
+            cursor = sampler.start_level(level, indices)
+            grid = sampler.backend.native(indices[:, level])
             for i in range(h):
                 cursor.next_row(grid[:, i - 1] if i else None)
                 for j in range(w):
                     cursor.next_column(grid[:, i, j - 1] if j else None)
                     if j % 2 == 0:
-                        logits[:, level, i, j] = torch.from_numpy(cursor.logits())
+                        logits[:, level, i, j] = torch.as_tensor(cursor.logits())
     return logits
 
 
 @pytest.mark.parametrize("small", [0, backends.SMALL], ids=["torch-products", "numpy-products"])
 @pytest.mark.parametrize("kernel", [3, 7])
 @pytest.mark.parametrize("levels", [1, 3])
-def test_taped_logits_equal_full_pass(
-    monkeypatch: pytest.MonkeyPatch, levels: int, kernel: int, small: int
+@BACKENDS
+def test_logits_equal_full_pass(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend, levels: int, kernel: int, small: int
 ) -> None:
     monkeypatch.setattr(backends, "SMALL", small)
+    monkeypatch.setattr(pixelcnn, "pick_backend", lambda _: backend)
     prior = tiny(levels, kernel=kernel)
     for h, w in GRIDS:
         for labels in (None, torch.tensor([0, 2, -1, 1]), torch.tensor([1])):
@@ -55,9 +54,8 @@ def test_taped_logits_equal_full_pass(
             with torch.no_grad():
                 full = prior(indices, labels)
             full[:, :, :, 1::2] = 0
-            torch.testing.assert_close(
-                taped_logits(prior, indices, labels), full, atol=2e-5, rtol=0
-            )
+            found = sampled_logits(prior, indices, labels)
+            torch.testing.assert_close(found, full, atol=2e-5, rtol=0)
 
 
 OPTIONS = [
@@ -73,7 +71,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("levels", [1, 2])
 @pytest.mark.parametrize("n", [1, 5])
-def test_both_paths_draw_the_same(
+def test_both_backends_draw_the_same(
     monkeypatch: pytest.MonkeyPatch, n: int, levels: int, options: dict
 ) -> None:
     prior = tiny(levels)
@@ -81,31 +79,35 @@ def test_both_paths_draw_the_same(
     known[:, :, 1, 2:5] = torch.randint(11, (n, levels, 3))
     known[0, :, 3:] = 4
     ways = [{}, {"labels": 2}, {"known": known, "labels": -1}, {"levels": 1}]
-    quick = [sample(prior, n, 5, 7, seed=3, **way, **options) for way in ways]
-    monkeypatch.setattr(PixelCNN, "numpy_backend", lambda *_: None)
-    monkeypatch.setattr(pixelcnn, "PreparedSampler", None)
-    for grid, way in zip(quick, ways, strict=True):
-        assert torch.equal(grid, sample(prior, n, 5, 7, seed=3, **way, **options)), way
+    in_numpy = [sample_grids(prior, n, 5, 7, seed=3, **way, **options) for way in ways]
+    monkeypatch.setattr(pixelcnn, "pick_backend", lambda _: TORCH)
+    for grid, way in zip(in_numpy, ways, strict=True):
+        assert torch.equal(grid, sample_grids(prior, n, 5, 7, seed=3, **way, **options)), way
 
 
 def test_a_prior_in_double_is_sampled_in_torch() -> None:
     prior = tiny()
-    assert torch.equal(sample(prior, 2, 4, 5, seed=1), sample(tiny().double(), 2, 4, 5, seed=1))
+    assert (pick_backend(prior), pick_backend(tiny().double())) == (NUMPY, TORCH)
+    assert torch.equal(
+        sample_grids(prior, 2, 4, 5, seed=1), sample_grids(tiny().double(), 2, 4, 5, seed=1)
+    )
 
 
-def test_quick_choice_is_the_choice() -> None:
+def test_the_choice_in_numpy_is_the_choice() -> None:
     generator = torch.Generator().manual_seed(0)
     for count in (1, 40):
         for temperature in (1.0, 0.3, 5.0, 1e-320, 0):
             logits = torch.randn(count, 300, generator=generator) * 4
             for _ in range(20):
                 uniform = torch.rand(count, generator=generator, dtype=torch.float64)
-                quick = sample_categorical_numpy(logits.numpy(), uniform.numpy(), temperature)
-                assert quick.tolist() == sample_categorical(logits, uniform, temperature).tolist()
+                in_numpy = sample_categorical_numpy(logits.numpy(), uniform.numpy(), temperature)
+                assert (
+                    in_numpy.tolist() == sample_categorical(logits, uniform, temperature).tolist()
+                )
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_quick_choice_never_draws_the_impossible(count: int) -> None:
+def test_the_choice_in_numpy_never_draws_the_impossible(count: int) -> None:
     logits = np.array([[-1e9, 0.0, -1e9]] * count, np.float32)
     for uniform in (0.0, 1 - 2**-53, 1.0):
         assert sample_categorical_numpy(logits, np.full(count, uniform)).tolist() == [1] * count
@@ -115,9 +117,9 @@ def test_quick_choice_never_draws_the_impossible(count: int) -> None:
     )  # the first of equals
 
 
-def test_equal_seeds_draw_what_they_drew_before_the_tape() -> None:
+def test_equal_seeds_draw_what_they_always_drew() -> None:
     cifar10 = load("cifar10", "cpu").prior
-    grids = sample(cifar10, 2, 4, 8, labels=[3, 8], seed=11)
+    grids = sample_grids(cifar10, 2, 4, 8, labels=[3, 8], seed=11)
     assert grids.flatten(1).tolist() == [
         [55, 55, 55, 29, 112, 309, 283, 27, 245, 245, 27, 319, 156, 489, 357, 168,
          73, 245, 245, 29, 144, 200, 383, 274, 245, 55, 245, 23, 133, 74, 384, 509],
@@ -125,7 +127,7 @@ def test_equal_seeds_draw_what_they_drew_before_the_tape() -> None:
          365, 26, 135, 388, 307, 428, 304, 99, 94, 27, 344, 169, 374, 403, 75, 44],
     ]  # fmt: skip
     photo = load("photo", "cpu").prior
-    assert sample(photo, 1, 3, 4, seed=11, levels=3).flatten(2)[0].tolist() == [
+    assert sample_grids(photo, 1, 3, 4, seed=11, levels=3).flatten(2)[0].tolist() == [
         [136, 228, 183, 118, 228, 568, 583, 53, 749, 568, 77, 793],
         [343, 994, 784, 387, 360, 861, 678, 92, 322, 397, 821, 662],
         [404, 212, 669, 57, 252, 174, 787, 1019, 348, 496, 832, 451],

@@ -23,7 +23,7 @@ from vqtok.networks.streaming import Tiling, stream
 from vqtok.networks.vqvae import VQVAE, AnyDecoder, AnyEncoder, to_float, to_uint8
 from vqtok.priors import Prior
 from vqtok.quantizers import Quantizer
-from vqtok.sampling import sample
+from vqtok.sampling import sample_grids
 
 # worked on, at about 60 bytes each; in smaller parts a pixel costs up to 1.3 times as much (2**16)
 PIXELS_AT_ONCE = 2**19
@@ -366,7 +366,7 @@ class Model:
                 f"cannot sample {n} images of {width}x{height}",
                 "ask for one or more, of 1 to 8192 pixels a side",
             )
-        indices = sample(
+        indices = sample_grids(
             self.prior,
             n,
             -(-height // f),
@@ -403,7 +403,7 @@ class Model:
         ]
         label = options.pop("label", None)
         options["labels"] = None if label is None else self._labels(label, n)
-        indices = sample(self.prior, n, h, w, known=known, levels=levels, **options)
+        indices = sample_grids(self.prior, n, h, w, known=known, levels=levels, **options)
         return self.codes(indices, codes.sizes * n)
 
     def _labels(self, label: str | int | None, n: int) -> Tensor | None:

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from vqtok.config.coerce import check_choice, check_range, override, require
+from vqtok.config.registry import PRIORS
 from vqtok.config.tokenizer import LEVELS_MAX, TokenizerConfig
 
 ENTROPY_CODES_MAX = 4096  # K up to which a table of 65,536 leaves each code enough to choose from
 OPTIMIZERS = ("adamw", "muon")
-ARCHITECTURES = ("pixelcnn", "pixelrnn", "transformer", "fvsbn")
+ARCHITECTURES = tuple(PRIORS)
 OUTPUTS = ("softmax", "logistic")
 SCHEDULES = ("cosine", "constant")
 
@@ -50,7 +51,7 @@ class PriorConfig:
         check_range("mixtures", self.mixtures, 1, 100)
         check_range("heads", self.heads, 1, 64)
         require(
-            self.architecture != "transformer" or self.width % (4 * self.heads) == 0,
+            "heads" not in PRIORS[self.architecture].settings or self.width % (4 * self.heads) == 0,
             f"prior width {self.width} does not go with {self.heads} heads",
             f"choose a multiple of {4 * self.heads}, or fewer heads: each takes a multiple of 4",
         )
@@ -73,7 +74,8 @@ class PriorConfig:
         """With the size of the grids to come, where the network has weights
         for each of their places.
         """
-        return replace(self, rows=h, columns=w) if self.architecture == "fvsbn" else self
+        has_size = "rows" in PRIORS[self.architecture].settings
+        return replace(self, rows=h, columns=w) if has_size else self
 
 
 @dataclass(frozen=True)

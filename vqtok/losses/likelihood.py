@@ -37,16 +37,24 @@ def discretized_logistic(mean: Tensor, log_scale: Tensor, image: Tensor) -> Tens
     """
     scale = torch.exp(-log_scale.clamp(*LOG_SCALES))
     scale = scale[:, None, None] if scale.dim() == 1 else scale  # (C, 1, 1) or (B, C, H, W)
-    centered = image - mean
-    upper, lower = (centered + HALF_BIN) * scale, (centered - HALF_BIN) * scale
-    # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), exact
-    # and stable in float32, with l - u from its definition: the difference of the rounded two is 0
-    # for means far outside the image's range.
-    inside = (
-        F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-2 * HALF_BIN * scale))
-    )
-    nll = torch.where(image < -1 + HALF_BIN, F.logsigmoid(upper), inside)
-    return -torch.where(image > 1 - HALF_BIN, F.logsigmoid(-lower), nll)
+    lowest, highest = image < -1 + HALF_BIN, image > 1 - HALF_BIN
+    return -log_bin_probability(image - mean, scale, HALF_BIN, lowest, highest)
+
+
+def log_bin_probability(
+    centered: Tensor, scale: Tensor, half: float, lowest: Tensor, highest: Tensor
+) -> Tensor:
+    """log p of bins of width 2 * half under logistic distributions of 1 / scale; `centered` is the
+    middle of the bin less the mean. The lowest and the highest bin take the tails.
+
+    log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), exact and
+    stable in float32, with l - u from its definition: the difference of the rounded two is 0 for
+    means far outside the range of values.
+    """
+    upper, lower = (centered + half) * scale, (centered - half) * scale
+    inside = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-2 * half * scale))
+    inside = torch.where(lowest, F.logsigmoid(upper), inside)
+    return torch.where(highest, F.logsigmoid(-lower), inside)
 
 
 class Likelihood(nn.Module):

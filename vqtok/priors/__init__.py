@@ -1,6 +1,7 @@
 """Priors over index grids: how likely a grid is, and new grids."""
 
 from vqtok.config import PriorConfig
+from vqtok.config.registry import PRIORS
 from vqtok.priors.base import Prior, cross_entropy
 from vqtok.priors.fvsbn import FVSBN
 from vqtok.priors.integer import IntegerPrior
@@ -10,7 +11,6 @@ from vqtok.priors.pixelrnn import PixelRNN
 from vqtok.priors.transformer import Transformer
 
 __all__ = [
-    "CLASSES",
     "FVSBN",
     "IntegerInference",
     "IntegerPrior",
@@ -25,9 +25,7 @@ __all__ = [
     "receptive_field",
 ]
 
-CLASSES = {"fvsbn": FVSBN, "pixelcnn": PixelCNN, "pixelrnn": PixelRNN, "transformer": Transformer}
-
 
 def build_prior(config: PriorConfig) -> Prior:
     """The prior that a config names."""
-    return CLASSES[config.architecture](config)
+    return PRIORS[config.architecture].load()(config)

@@ -9,9 +9,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, cast
+from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,46 +25,6 @@ CONTEXT_BLOCKS = 2
 WAVES = 4
 # 64 MiB of float32; 64 grids of 8x8 with K = 65536 would take 1 GiB, and as much for the gradient
 LOGITS_AT_ONCE = 2**24
-
-
-class Cursor(Protocol):
-    """A prior part-way through one level of n grids, with all that it still needs of the places
-    before kept: nothing is computed twice.
-    """
-
-    def next_row(self, above: Tensor | None) -> None:
-        """Moves on to the next row; `above` (n, w) are the indices of the row
-        before it, None at the top.
-        """
-        ...
-
-    def next_column(self, left: Tensor | None) -> Tensor:
-        """Moves on to the next column; `left` (n,) are the indices of the column before it, None at
-        the edge. What `logits` takes.
-        """
-        ...
-
-    def logits(self, features: Tensor) -> Tensor:
-        """(n, K), of what `next_column` gave, before it is called again."""
-        ...
-
-
-class NumpyCursor(Protocol):
-    """The same on NumPy arrays; after `next_column`, `logits` is asked where they are wanted."""
-
-    def next_row(self, above: np.ndarray | None) -> None: ...
-
-    def next_column(self, left: np.ndarray | None) -> None: ...
-
-    def logits(self) -> np.ndarray:
-        """(n, K), valid until the next call."""
-        ...
-
-
-class NumpyBackend(Protocol):
-    """A prior's weights, prepared for NumPy."""
-
-    def cursor(self, level: int, n: int, w: int, context: Tensor | None) -> NumpyCursor: ...
 
 
 class Context(nn.Module):
@@ -116,18 +75,6 @@ class Prior(nn.Module, ABC):
         """Features (B, L, h, w, F) for `readout`, of int64 indices (B, L, h, w):
         all but the last layer.
         """
-
-    @abstractmethod
-    def cursor(
-        self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
-    ) -> Cursor:
-        """To draw that level of n grids: `rows` (n,) are the labels' rows, the levels below of
-        `indices` (n, L, h, w) are known.
-        """
-
-    def numpy_backend(self, rows: Tensor | None) -> NumpyBackend | None:
-        """The same for NumPy on a CPU, which calls faster; None where torch has to do."""
-        return None
 
     def context_of(self, indices: Tensor) -> Tensor | None:
         """What the levels know of those below them, (B, L, C, h, w);

@@ -10,7 +10,6 @@ its own, so that one network knows grids of one size.
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,6 @@ from torch import Tensor, nn
 from vqtok.config import PriorConfig
 from vqtok.errors import UsageError
 from vqtok.priors.base import Prior, offset
-
-if TYPE_CHECKING:
-    from vqtok.sampling.fvsbn import FVSBNState
 
 PLACE = 16  # dimensions that a place has to itself, for what it holds whatever came before
 WEIGHTS = 2**24  # of all pairs of places, where E is to be chosen: 64 MiB
@@ -66,28 +62,21 @@ class FVSBN(Prior):
         assert self.fits(h, w), f"grids of {h}x{w} for {self.config.rows}x{self.config.columns}"
         T = L * self.size
         # (B, E, T)
-        embedded = F.dropout(self._embedded(indices), self.config.dropout, self.training)
+        embedded = F.dropout(self.embedded(indices), self.config.dropout, self.training)
         # [t, t']: t comes before t'
         before = torch.ones(T, T, dtype=torch.bool, device=indices.device).triu(1)
         pairs = (self.pairs[:, :T, :, :T] * before[:, None]).flatten(0, 1).flatten(1)  # (E*T, E*T)
-        start = self._start(self.label_rows(labels, B, indices.device), T)
+        start = self.initial_sums(self.label_rows(labels, B, indices.device), T)
         sums = (embedded.flatten(1) @ pairs).unflatten(1, (-1, T)) + start  # (B, E, T)
-        return self._features(sums, 0, T).view(B, L, h, w, -1)
+        return self.features(sums, 0, T).view(B, L, h, w, -1)
 
-    def cursor(
-        self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
-    ) -> "FVSBNState":
-        from vqtok.sampling.fvsbn import FVSBNState
-
-        return FVSBNState(self, level, n, rows, indices)
-
-    def _embedded(self, indices: Tensor) -> Tensor:
+    def embedded(self, indices: Tensor) -> Tensor:
         """(B, E, T) of (B, L, h, w)."""
         return (
             self.embedding(offset(indices, self.config.codebook_size)).flatten(1, 3).transpose(1, 2)
         )
 
-    def _start(self, rows: Tensor | None, T: int) -> Tensor:
+    def initial_sums(self, rows: Tensor | None, T: int) -> Tensor:
         """What the sums of the first T places start from: (E, T), or with labels (B, E, T)."""
         bias = self.bias[:, :T]
         return (
@@ -96,7 +85,7 @@ class FVSBN(Prior):
             else bias + self.label(rows).unflatten(1, self.bias.shape)[..., :T]
         )
 
-    def _features(self, sums: Tensor, first: int, last: int) -> Tensor:
+    def features(self, sums: Tensor, first: int, last: int) -> Tensor:
         """(B, T', E + PLACE) of the sums (B, E, T') of the places from first to last."""
         position = self.place[first:last].expand(len(sums), -1, -1)
         return torch.cat([sums.transpose(1, 2), position.to(sums.dtype)], dim=2)

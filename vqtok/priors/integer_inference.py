@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, takewhile
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -288,9 +288,7 @@ class IntegerInference:
         B, levels, h, w = indices.shape
         order = np.concatenate(wavefront(levels, h, w), axis=1)
         with _exact_arithmetic(self.device):
-            return list(
-                chain.from_iterable(self._encode(indices[b : b + 1], order) for b in range(B))
-            )
+            return [self._encode(indices[b : b + 1], order) for b in range(B)]
 
     def bits(self, indices: np.ndarray) -> np.ndarray:
         """What each index of the grids (B, l, h, w) takes in a stream, -log2 p:
@@ -305,9 +303,9 @@ class IntegerInference:
         )
         return bits
 
-    def _encode(self, indices: np.ndarray, order: np.ndarray) -> list[bytes]:
-        intervals = self.intervals(indices, order)
-        return entropy.encode(intervals[..., 0], intervals[..., 1] - intervals[..., 0])
+    def _encode(self, indices: np.ndarray, order: np.ndarray) -> bytes:
+        (intervals,) = self.intervals(indices, order)
+        return entropy.encode(intervals[:, 0], intervals[:, 1] - intervals[:, 0])
 
     def intervals(self, indices: np.ndarray, order: np.ndarray) -> np.ndarray:
         """First frequency and one past the last of each index of grids (B, l, h, w), in the order

@@ -7,7 +7,7 @@ they leave no blind spot. Both start from the embedded grid, shifted by one row 
 that every later convolution may include its own position and needs no masked weights.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,6 @@ from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
 from vqtok.priors.base import Context, Prior, code_embedding, dropout_mask, offset
-
-if TYPE_CHECKING:
-    from vqtok.sampling.pixelcnn import PreparedWeights, SamplerState
 
 
 def gate(values: Tensor) -> Tensor:
@@ -149,21 +146,3 @@ class PixelCNN(Prior):
             total = total + skip
         features = total.permute(0, 2, 3, 1).reshape(B, L, h, w, -1)
         return F.relu(self.head(F.relu(features)))
-
-    def cursor(
-        self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
-    ) -> "SamplerState":
-        from vqtok.sampling.pixelcnn import SamplerState
-
-        context = self.context_of(indices)
-        return SamplerState(self, level, n, w, rows, None if context is None else context[:, level])
-
-    def numpy_backend(self, rows: Tensor | None) -> "PreparedWeights | None":
-        """On the CPU, in float32: NumPy does the arithmetic then."""
-        from vqtok.sampling.pixelcnn import PreparedWeights
-
-        fits = all(
-            weights.device.type == "cpu" and weights.dtype == torch.float32
-            for weights in self.parameters()
-        )
-        return PreparedWeights(self, rows) if fits else None

@@ -12,7 +12,7 @@ Autograd would keep each step's intermediate results, and add up the weights' gr
 small pieces as there are rows.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,6 @@ from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
 from vqtok.priors.base import Context, Prior, code_embedding, drop, offset
-
-if TYPE_CHECKING:
-    from vqtok.sampling.pixelrnn import PreparedWeights, SamplerState
 
 # g y (1 - y), g (1 - y^2)
 sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
@@ -259,30 +256,3 @@ class PixelRNN(Prior):
         if self.from_context is not None and context is not None:
             parts.append(self.from_context(context.permute(0, 1, 3, 4, 2)))
         return sum(parts[1:], parts[0]) if parts else None
-
-    def cursor(
-        self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
-    ) -> "SamplerState":
-        context = self.context_of(indices)
-        return self.sampler_state(level, n, w, rows, None if context is None else context[:, level])
-
-    def sampler_state(
-        self, level: int, n: int, w: int, rows: Tensor | None, context: Tensor | None
-    ) -> "SamplerState":
-        """To draw that level of n grids; context (n, C, h, w) is what it
-        knows of the levels below.
-        """
-        from vqtok.sampling.pixelrnn import SamplerState
-
-        constant = self.constant(rows, None if context is None else context[:, None])
-        return SamplerState(self, level, n, w, None if constant is None else constant[:, 0])
-
-    def numpy_backend(self, rows: Tensor | None) -> "PreparedWeights | None":
-        """On the CPU, in float32: NumPy does the arithmetic then."""
-        from vqtok.sampling.pixelrnn import PreparedWeights
-
-        fits = all(
-            weights.device.type == "cpu" and weights.dtype == torch.float32
-            for weights in self.parameters()
-        )
-        return PreparedWeights(self, rows) if fits else None

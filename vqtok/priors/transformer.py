@@ -13,7 +13,7 @@ is learned and none belongs to a size: every grid has them.
 """
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,6 @@ from torch import Tensor, nn
 
 from vqtok.config import PriorConfig
 from vqtok.priors.base import Context, Prior, code_embedding, drop, offset
-
-if TYPE_CHECKING:
-    from vqtok.sampling.transformer import SamplerState
 
 # the slowest pair turns once in about 2 pi * 100 places:
 # grids are 8 to 64 places wide, where text takes 10,000
@@ -189,13 +186,3 @@ class Transformer(Prior):
             return label
         context = context.flatten(3).transpose(2, 3)  # (B, L, h*w, C)
         return context if label is None else context + label
-
-    def cursor(
-        self, level: int, n: int, h: int, w: int, rows: Tensor | None, indices: Tensor
-    ) -> "SamplerState":
-        from vqtok.sampling.transformer import SamplerState
-
-        added = self.added(indices, rows)
-        if added is not None:
-            added = added[:, min(level, added.shape[1] - 1)].expand(n, h * w, -1)
-        return SamplerState(self, level, n, h, w, added)

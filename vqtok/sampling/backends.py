@@ -1,26 +1,139 @@
-"""Calls of NumPy and BLAS that are prepared once and then only run:
-at n = 1 most of torch's time on a CPU is starting its calls.
+"""Operations bound once to buffers that never move, and then only run.
+
+A sampler writes its step down once, as operations on tensors. A backend makes calls without
+arguments of them: for NumPy on a CPU, where at n = 1 most of torch's time goes into starting its
+calls (2 us each, NumPy 0.3 to 0.9), or for torch on any device.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-# multiplications: NumPy starts quicker (16x64x64:
-# 1.0 us, torch 1.5), torch's BLAS is faster (64x128x128: 11, NumPy 16)
+from vqtok.sampling.categorical import sample_categorical, sample_categorical_numpy
+
+# multiplications: NumPy starts quicker (16x64x64: 1.0 us, torch 1.5),
+# torch's BLAS is faster (64x128x128: 11, NumPy 16)
 SMALL = 2**18
-Array = np.ndarray
 Call = Callable[[], object]
+Calls = list[Call]
 
 
-def matmul_call(a: Array, b: Array, out: Array) -> Call:
-    """The call that writes the matrix product a @ b into out, in whichever
-    library is quicker at its size.
+class NumpyBackend:
+    """Calls of NumPy, and of torch for large products, for float32 tensors on a CPU.
+
+    Arrays and tensors share their memory.
     """
-    assert b.flags.c_contiguous
-    rows, out = a.reshape(-1, len(b)), out.reshape(-1, b.shape[1])
-    if rows.shape[0] * b.size < SMALL:
-        return partial(rows.dot, b, out)
-    return partial(torch.mm, torch.from_numpy(rows), torch.from_numpy(b), out=torch.from_numpy(out))
+
+    def native(self, values: Tensor) -> Any:
+        """The same memory as what this backend computes with."""
+        return values.numpy()
+
+    def copy(self, a: Tensor, out: Tensor) -> Calls:
+        return [partial(np.copyto, out.numpy(), a.numpy())]
+
+    def add(self, a: Tensor, b: Tensor, out: Tensor) -> Calls:
+        return [partial(np.add, a.numpy(), b.numpy(), out.numpy())]
+
+    def multiply(self, a: Tensor, b: Tensor, out: Tensor) -> Calls:
+        return [partial(np.multiply, a.numpy(), b.numpy(), out.numpy())]
+
+    def tanh(self, a: Tensor, out: Tensor) -> Calls:
+        return [partial(np.tanh, a.numpy(), out.numpy())]
+
+    def relu(self, a: Tensor, out: Tensor) -> Calls:
+        return [partial(np.maximum, a.numpy(), np.zeros((), np.float32), out=out.numpy())]
+
+    def matmul(self, a: Tensor, b: Tensor, out: Tensor) -> Calls:
+        """a @ b, in whichever library is quicker at its size; all three are contiguous but for the
+        rows of a.
+        """
+        a, out = a.view(-1, len(b)), out.view(-1, b.shape[1])
+        if len(a) * b.numel() >= SMALL:
+            return [partial(torch.mm, a, b, out=out)]
+        return [partial(a.numpy().dot, b.numpy(), out.numpy())]
+
+    def matmul_add(self, a: Tensor, b: Tensor, c: Tensor, out: Tensor, product: Tensor) -> Calls:
+        """a @ b + c; `product` is a contiguous buffer like out, or out itself."""
+        return [*self.matmul(a, b, product), *self.add(product, c, out)]
+
+    def gate(self, values: Tensor, out: Tensor) -> Calls:
+        """tanh(a) * (1 + tanh(b)) of values (n, 2C), which are overwritten, into out (n, C)."""
+        a, b = values.chunk(2, dim=1)
+        return [*self.tanh(values, values), *self.multiply(a, b, out), *self.add(out, a, out)]
+
+    def put(self, drawn: np.ndarray, out: np.ndarray, where: np.ndarray) -> None:
+        """Writes drawn (n,) into out (n,) where that holds."""
+        np.copyto(out, drawn, where=where)
+
+    def categorical(
+        self, temperature: float, top_k: int | None, top_p: float | None
+    ) -> Callable[[Any, Any], Any]:
+        """Draws indices (n,) from logits (n, K) and uniform numbers (n,).
+
+        With top_k or top_p it goes through torch, whose order among equals is the promise.
+        """
+        if top_k is None and top_p is None:
+            return partial(sample_categorical_numpy, temperature=temperature)
+        return lambda logits, uniform: sample_categorical(
+            torch.from_numpy(logits), torch.from_numpy(uniform), temperature, top_k, top_p
+        ).numpy()
+
+
+class TorchBackend:
+    """The same in torch, in as few calls as it has: on a GPU starting them is what costs."""
+
+    def native(self, values: Tensor) -> Any:
+        return values
+
+    def copy(self, a: Tensor, out: Tensor) -> Calls:
+        return [partial(out.copy_, a)]
+
+    def add(self, a: Tensor, b: Tensor, out: Tensor) -> Calls:
+        return [partial(torch.add, a, b, out=out)]
+
+    def multiply(self, a: Tensor, b: Tensor, out: Tensor) -> Calls:
+        return [partial(torch.mul, a, b, out=out)]
+
+    def tanh(self, a: Tensor, out: Tensor) -> Calls:
+        return [partial(torch.tanh, a, out=out)]
+
+    def relu(self, a: Tensor, out: Tensor) -> Calls:
+        return [partial(torch.clamp_min, a, 0, out=out)]
+
+    def matmul(self, a: Tensor, b: Tensor, out: Tensor) -> Calls:
+        return [partial(torch.mm, a.view(-1, len(b)), b, out=out.view(-1, b.shape[1]))]
+
+    def matmul_add(self, a: Tensor, b: Tensor, c: Tensor, out: Tensor, product: Tensor) -> Calls:
+        return [partial(torch.addmm, c, a, b, out=out)]
+
+    def gate(self, values: Tensor, out: Tensor) -> Calls:
+        a, b = values.chunk(2, dim=1)
+        return [*self.tanh(values, values), partial(torch.addcmul, a, a, b, out=out)]
+
+    def put(self, drawn: Tensor, out: Tensor, where: Tensor) -> None:
+        torch.where(where, drawn, out, out=out)
+
+    def categorical(
+        self, temperature: float, top_k: int | None, top_p: float | None
+    ) -> Callable[[Any, Any], Any]:
+        return partial(sample_categorical, temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+Backend = NumpyBackend | TorchBackend
+NUMPY, TORCH = NumpyBackend(), TorchBackend()
+
+
+def pick_backend(prior: nn.Module) -> Backend:
+    """NumPy for a prior in float32 on a CPU, else torch."""
+    weights = prior.parameters()
+    fits = all(part.device.type == "cpu" and part.dtype == torch.float32 for part in weights)
+    return NUMPY if fits else TORCH
+
+
+def run(calls: Calls) -> None:
+    for call in calls:
+        call()

@@ -1,8 +1,6 @@
-"""New index grids from a prior, and known ones completed;
-every position is computed once, from cached activations.
+"""Draws new index grids from a prior, and completes known ones.
 
-On a CPU a prior's `numpy_backend` runs calls of NumPy and BLAS that were prepared once;
-elsewhere its `cursor` does the same in torch.
+The prior's sampler, found by the name of its architecture, computes every position once.
 """
 
 import hashlib
@@ -10,25 +8,21 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from vqtok.config.registry import SAMPLERS
 from vqtok.errors import UsageError
-from vqtok.priors.base import Cursor, NumpyCursor, Prior, one_thread
-from vqtok.sampling.backends import Array
-from vqtok.sampling.categorical import sample_categorical, sample_categorical_numpy
+from vqtok.priors.base import Prior, one_thread
+from vqtok.sampling.backends import Backend
+from vqtok.sampling.base import Cursor, Sampler, Values
 
 FEW_GRIDS = 64
 Progress = Callable[[int, int], None]
-Values = TypeVar("Values", Tensor, Array)
-CategoricalSampler = Callable[[Values, Values], Values]
 
 
-def sample(
+def sample_grids(
     prior: Prior,
     n: int,
     h: int,
@@ -77,79 +71,40 @@ def sample(
     # MPS has no float64
     uniform = uniform.to(device, torch.float32 if device.type == "mps" else torch.float64)
     rows = prior.label_rows(_check_labels(labels, n, len(prior.config.labels)), n, device)
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     done = itertools.count(1)
     tick = (lambda: None) if progress is None else (lambda: progress(next(done), L * h))
     with torch.inference_mode(), _full_precision(device), one_thread(n < FEW_GRIDS):
         indices = known.clamp(min=0).to(device)
-        quick = prior.numpy_backend(rows)
+        sampler: Sampler = SAMPLERS[prior.config.architecture].load()(prior, n, h, w, rows)
+        draw = sampler.backend.categorical(temperature, top_k, top_p)
         for level in range(L):
+            cursor = sampler.start_level(level, indices)
             grid, unknown, chances = indices[:, level], known[:, level] < 0, uniform[:, level]
-            if quick is None:
-                _fill(
-                    prior.cursor(level, n, h, w, rows, indices),
-                    grid,
-                    unknown,
-                    chances,
-                    partial(sample_categorical, **options),
-                    tick,
-                )
-            else:
-                context = prior.context_of(indices)
-                cursor = quick.cursor(level, n, w, None if context is None else context[:, level])
-                _fill_numpy(
-                    cursor,
-                    grid.numpy(),
-                    unknown.numpy(),
-                    chances.numpy(),
-                    _numpy_sampler(**options),
-                    tick,
-                )
+            _fill(cursor, sampler.backend, grid, unknown, chances, draw, tick)
     return indices.clone()  # outside inference mode: an ordinary tensor
 
 
 def _fill(
     cursor: Cursor,
+    backend: Backend,
     grid: Tensor,
     unknown: Tensor,
     uniform: Tensor,
-    sampler: CategoricalSampler[Tensor],
+    draw: Callable[[Values, Values], Values],
     tick: Callable[[], None],
 ) -> None:
-    """Draws the unknown indices of one level, in place;
-    grid, unknown (on the CPU) and uniform are (n, h, w).
+    """Draws the unknown indices of one level, in place; grid, unknown (on the CPU) and uniform are
+    (n, h, w).
     """
-    for i in range(grid.shape[1]):
-        cursor.next_row(grid[:, i - 1] if i else None)
-        wanted, missing = unknown[:, i].any(0).tolist(), unknown[:, i].to(grid.device)
+    missing, columns = backend.native(unknown.to(grid.device)), unknown.any(0).tolist()
+    indices, chances = backend.native(grid), backend.native(uniform)
+    for i, wanted in enumerate(columns):
+        cursor.next_row(indices[:, i - 1] if i else None)
         for j in range(_last(wanted) + 1):
-            features = cursor.next_column(grid[:, i, j - 1] if j else None)
+            cursor.next_column(indices[:, i, j - 1] if j else None)
             if wanted[j]:
-                drawn = sampler(cursor.logits(features), uniform[:, i, j])
-                grid[:, i, j] = torch.where(missing[:, j], drawn, grid[:, i, j])
-        tick()
-
-
-def _fill_numpy(
-    cursor: NumpyCursor,
-    grid: Array,
-    unknown: Array,
-    uniform: Array,
-    sampler: CategoricalSampler[Array],
-    tick: Callable[[], None],
-) -> None:
-    """`_fill` on NumPy arrays."""
-    for i in range(grid.shape[1]):
-        cursor.next_row(grid[:, i - 1] if i else None)
-        wanted: list[bool] = np.any(unknown[:, i], axis=0).tolist()
-        for j in range(_last(wanted) + 1):
-            cursor.next_column(grid[:, i, j - 1] if j else None)
-            if wanted[j]:
-                np.copyto(
-                    grid[:, i, j],
-                    sampler(cursor.logits(), uniform[:, i, j]),
-                    where=unknown[:, i, j],
-                )
+                drawn = draw(cursor.logits(), chances[:, i, j])
+                backend.put(drawn, indices[:, i, j], missing[:, i, j])
         tick()
 
 
@@ -158,19 +113,6 @@ def _last(wanted: list[bool]) -> int:
     nothing needs the horizontal stack to the right of it.
     """
     return max((j for j, want in enumerate(wanted) if want), default=-1)
-
-
-def _numpy_sampler(
-    temperature: float, top_k: int | None, top_p: float | None
-) -> CategoricalSampler[Array]:
-    """Indices from NumPy logits and uniform numbers;
-    with top_k or top_p through torch, whose order among equals is the promise.
-    """
-    if top_k is None and top_p is None:
-        return partial(sample_categorical_numpy, temperature=temperature)
-    return lambda logits, uniform: sample_categorical(
-        torch.from_numpy(logits), torch.from_numpy(uniform), temperature, top_k, top_p
-    ).numpy()
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager:

@@ -6,16 +6,12 @@ asked, the tokens since then are computed together: completing the lower half of
 one pass for the upper half.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok.priors.transformer import Block, rotary_cos_sin, rotate
-
-if TYPE_CHECKING:
-    from vqtok.priors.transformer import Transformer
+from vqtok.priors.transformer import Block, Transformer, rotary_cos_sin, rotate
+from vqtok.sampling.base import Sampler
 
 TOGETHER = 1024  # tokens at most in one pass, whose mask has as many rows
 
@@ -69,11 +65,20 @@ class BlockState:
         return torch.addmm(x, F.gelu(torch.mm(_norm(x, block.mlp_norm), self.up)), self.down)
 
 
-class SamplerState:
-    """The prior part-way through one level of n grids."""
+class TransformerSampler(Sampler[Transformer]):
+    def start_level(self, level: int, indices: Tensor) -> "TransformerCursor":
+        n, h, w = self.n, self.h, self.w
+        added = self.prior.added(indices, self.rows)
+        if added is not None:
+            added = added[:, min(level, added.shape[1] - 1)].expand(n, h * w, -1)
+        return TransformerCursor(self.prior, level, n, h, w, added)
+
+
+class TransformerCursor:
+    """A `Cursor` that keeps the keys and values of all tokens so far."""
 
     def __init__(
-        self, prior: "Transformer", level: int, n: int, h: int, w: int, added: Tensor | None
+        self, prior: Transformer, level: int, n: int, h: int, w: int, added: Tensor | None
     ) -> None:
         K, weights = prior.config.codebook_size, prior.embedding.weight
         self.embedding, self.start = weights[level * K : (level + 1) * K], prior.start
@@ -91,33 +96,26 @@ class SamplerState:
             for block in prior.blocks
         ]
         self.indices = torch.zeros(n, h * w, dtype=torch.int64, device=weights.device)
+        self.features = self.start  # of the position, (n, C)
         self.w, self.i, self.j = w, -1, -1
         self.done = 0  # tokens
 
     def next_row(self, above: Tensor | None) -> None:
-        """Moves on to the next row; `above` (n, w) are the indices of the row
-        before it, None at the top.
-        """
         if above is not None:
             self.indices[:, self.i * self.w : (self.i + 1) * self.w] = above
         self.i, self.j = self.i + 1, -1
 
-    def next_column(self, left: Tensor | None) -> Tensor:
-        """Moves on to the next column; `left` (n,) are the indices of the column before it.
-
-        Features (n, C).
-        """
+    def next_column(self, left: Tensor | None) -> None:
         self.j += 1
         t = self.i * self.w + self.j
         if left is not None:
             self.indices[:, t - 1] = left
         while self.done < t - TOGETHER:
             self._compute(self.done + TOGETHER)
-        return self._compute(t + 1)
+        self.features = self._compute(t + 1)
 
-    def logits(self, features: Tensor) -> Tensor:
-        """(n, C) -> (n, K)."""
-        return self.readout(self.norm(features))
+    def logits(self) -> Tensor:
+        return self.readout(self.norm(self.features))
 
     def _compute(self, end: int) -> Tensor:
         """The tokens up to `end` that are missing, through all blocks;

@@ -1,0 +1,47 @@
+"""Names that settings may have, and the class behind each: the one table to add a line to.
+
+A class stands as a dotted path, so that reading the table imports no PyTorch.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The class behind a name, what it is in a few words, and the settings that it alone reads."""
+
+    path: str  # "package.module:Class"
+    help: str
+    settings: tuple[str, ...] = ()
+
+    def load(self) -> Any:
+        """Imports the class."""
+        module, _, name = self.path.partition(":")
+        return getattr(import_module(module), name)
+
+
+# Every prior reads width and dropout, and output and mixtures for its last layer.
+PRIORS = {
+    "pixelcnn": Entry("vqtok.priors.pixelcnn:PixelCNN", "gated convolutions", ("layers", "kernel")),
+    "pixelrnn": Entry(
+        "vqtok.priors.pixelrnn:PixelRNN", "a recurrence from row to row", ("layers", "kernel")
+    ),
+    "transformer": Entry(
+        "vqtok.priors.transformer:Transformer", "causal attention", ("layers", "heads")
+    ),
+    "fvsbn": Entry(
+        "vqtok.priors.fvsbn:FVSBN",
+        "a regression on all earlier positions, for grids of one size",
+        ("rows", "columns"),
+    ),
+}
+
+# The sampler of each prior above.
+SAMPLERS = {
+    "pixelcnn": Entry("vqtok.sampling.pixelcnn:PixelCNNSampler", "keeps the last activations"),
+    "pixelrnn": Entry("vqtok.sampling.pixelrnn:PixelRNNSampler", "keeps the states of a row"),
+    "transformer": Entry("vqtok.sampling.transformer:TransformerSampler", "keeps keys and values"),
+    "fvsbn": Entry("vqtok.sampling.fvsbn:FVSBNSampler", "keeps sums over known positions"),
+}
