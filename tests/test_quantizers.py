@@ -57,7 +57,7 @@ def circle(size: int, radius: float = 1.0) -> Tensor:
 def step(quantizer: AveragedCodebook, vectors: Tensor) -> int:
     quantizer.train()
     quantizer(as_grid(vectors))
-    return quantizer.update_codebook()
+    return int(quantizer.update_codebook())
 
 
 # Search

@@ -16,7 +16,7 @@ class Averaged(Protocol):
 
     codebook_size: int
     decay: float
-    restart: float
+    dead_code_threshold: float
     codebook: Tensor  # (K, D)
     average: Any  # its counts (K,) and sums (K, D)
 
@@ -34,7 +34,7 @@ def update_codebooks(levels: Sequence[Averaged], rows: Tensor | None, ok: Tensor
     """Moves averages and codebooks by what each level's last forward saw, and dead codes onto
     vectors of that batch; how many, a scalar.
 
-    Counts are kept in units of the mean use N/K, so that the threshold `restart` holds for any
+    Counts are kept in units of the mean use N/K, so that the threshold holds for any
     batch size and K. The batch is that of all processes, and so are the vectors. The levels are of
     one kind, with the same settings. rows and ok as in `Quantizer.update_codebook`.
     """
@@ -53,7 +53,7 @@ def update_codebooks(levels: Sequence[Averaged], rows: Tensor | None, ok: Tensor
     counts.lerp_(new_counts.mul_(unit), 1 - first.decay)
     sums.lerp_(new_sums.mul_(unit), 1 - first.decay)
     books = first.follow(books, counts, sums)
-    dead = counts < first.restart
+    dead = counts < first.dead_code_threshold
     revived = dead.sum()
     if rows is None and revived:  # who gives none may wait
         rows = torch.cat([some for level in levels if (some := level.draw_rows(total)) is not None])
