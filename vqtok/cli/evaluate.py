@@ -237,35 +237,11 @@ def _bpp(view: "View") -> float:
 
 
 def _write_plot(path: Path, result: "Evaluation", model: str, data: str, force: bool) -> None:
-    """Curves of LPIPS, where there is one, and of MS-SSIM."""
+    """Writes curves of LPIPS, where it was measured, and of MS-SSIM."""
     from vqtok import files, images, plots
-    from vqtok.evaluate import title
 
-    figures = [("lpips", "LPIPS: lower is better")] if result.lpips is not None else []
-    figures.append(("ms_ssim", "MS-SSIM: higher is better"))
-    curves: dict[str, list[Any]] = {
-        f"vqtok {model}": [(row.bpp_packed, row) for row in result.levels]
-    }
-    for row in result.codecs:
-        curves.setdefault(title(row.codec), []).append((row.bpp, row))
-    panels = [
-        plots.Panel(
-            name,
-            "bits per pixel, files",
-            [
-                plots.Series(
-                    series,
-                    [
-                        (bpp, getattr(row, key))
-                        for bpp, row in rows
-                        if getattr(row, key) is not None
-                    ],
-                )
-                for series, rows in curves.items()
-            ],
-        )
-        for key, name in figures
-    ]
+    found = plots.rate_panels(asdict(result), model)
+    panels = [found[key] for key in ("lpips", "ms_ssim") if key in found]
     count = f"{result.pictures} images" if result.pictures > 1 else "1 image"
     text = f"{model} on {count} of {data}"
     files.write_bytes(path.with_suffix(".svg"), plots.plot_svg(text, panels), force)
@@ -313,7 +289,7 @@ def _print_tables(result: "Evaluation", model: str, data: str) -> None:
     for each codec at its bytes.
     """
     from vqtok import plots
-    from vqtok.evaluate import TITLES, title
+    from vqtok.evaluate import TITLES
 
     figures = asdict(result)
     rows = [
@@ -375,7 +351,7 @@ def _print_tables(result: "Evaluation", model: str, data: str) -> None:
             needs = ours["needs"][row["codec"]]
             lines.append(
                 [
-                    f"  {title(row['codec'])}",
+                    f"  {plots.CODEC_TITLES[row['codec']]}",
                     *_cells(row, columns),
                     None if needs is None else f"{needs:.4f}",
                 ]

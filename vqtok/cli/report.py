@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 DEFAULT_OUTPUT = Path("report.html")
 SAMPLES = 8
-FIGURES_BYTES = 64 << 20
 
 
 @output.handle_errors
@@ -54,7 +53,8 @@ def report(
         Path | None,
         typer.Option(
             "--figures",
-            help="What `vqtok eval --json` printed, for a model's curves. Default: its card.",
+            help="What `vqtok eval --json` printed, for a model's curves. "
+            "Default: figures.json in its folder.",
             metavar="FILE",
         ),
     ] = None,
@@ -175,13 +175,15 @@ def _samples(
 def _of_model(
     what: str, figures: Path | None, samples: int, device: str | None, quiet: bool, verbose: bool
 ) -> bytes:
-    from vqtok import config, files, model_registry
+    from vqtok import config, files, model_registry, plots
     from vqtok.evaluate import inspect_model
     from vqtok.pages import model as model_page
 
     folder = model_registry.find_model(what)
-    given = None if figures is None else _read_figures(figures)
-    card = _text(folder.path / "README.md")
+    own = folder.path / plots.FIGURES_FILE
+    source = own if figures is None and os.path.isfile(own) else figures
+    measured = None if source is None else plots.read_figures(source)
+    origin = plots.FIGURES_FILE if figures is None else output.display_name(figures)
     codec = load_model(what, device, "fp32", verbose)
     sheets, codes, notes = _samples(codec, samples, quiet)
     book = (
@@ -191,29 +193,23 @@ def _of_model(
         if codes
         else None
     )
-    curves = (
-        model_page.curves_of_card(card, codec.name)
-        if given is None
-        else model_page.curves_of_figures(given, codec.name)
-    )
-    if given is not None and given.get("fingerprint") not in (None, codec.fingerprint):
-        notes.append(f"the figures were measured with another model ({given['fingerprint']})")
+    panels = None if measured is None else list(plots.rate_panels(measured, codec.name).values())
+    if measured is not None and measured.get("fingerprint") not in (None, codec.fingerprint):
+        notes.append(f"the figures were measured with another model ({measured['fingerprint']})")
     recipe = folder.path / "recipe.toml"
     page = model_page.ModelReport(
         codec.name,
         codec.fingerprint,
-        card,
-        curves,
-        f"As measured by vqtok eval: {output.display_name(figures)}."
-        if figures is not None
-        else "As the card's tables say.",
+        _text(folder.path / "README.md"),
+        panels,
+        f"As measured by vqtok eval: {origin}.",
         _facts(codec, files.human_bytes),
         config.read_recipe(recipe) if os.path.isfile(recipe) else {},
         book,
         sheets,
         notes,
     )
-    return model_page.page(page, folder.path)
+    return model_page.page(page)
 
 
 def _text(path: Path) -> str:
@@ -223,24 +219,6 @@ def _text(path: Path) -> str:
     return (
         files.read_bytes(path, 1 << 20).decode("utf-8", "replace") if os.path.isfile(path) else ""
     )
-
-
-def _read_figures(path: Path) -> dict[str, Any]:
-    import json
-
-    from vqtok import files
-    from vqtok.errors import FormatError
-
-    try:
-        found = json.loads(files.read_bytes(path, FIGURES_BYTES))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("levels"), list):
-        raise FormatError(
-            f"{path} holds no figures of a model",
-            "make it with: vqtok eval IMAGES --json > figures.json",
-        )
-    return found
 
 
 def _facts(codec: "Model", human: Any) -> list[tuple[str, Any]]:

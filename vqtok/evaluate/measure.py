@@ -15,10 +15,11 @@ from vqtok.data import Dataset, read_whole
 from vqtok.errors import InputError, UsageError
 from vqtok.evaluate.baseline_coders import grid_bytes
 from vqtok.evaluate.comparator import SMALLEST, Comparator
-from vqtok.evaluate.reference_codecs import CODECS, ReferenceCodec, title, writable
+from vqtok.evaluate.reference_codecs import CODECS, ReferenceCodec, writable
 from vqtok.evaluate.results import Evaluation, RunningTotals, Totals
 from vqtok.losses import LPIPS
 from vqtok.networks.vqvae import to_float
+from vqtok.plots import CODEC_TITLES
 from vqtok.priors import Prior
 
 BATCH_PIXELS = 2**18  # images of one size are encoded together up to here
@@ -253,17 +254,17 @@ def _add_codec(
         totals.add(reference.quality(attempt), attempt.bytes, image.shape[0] * image.shape[1])
         totals.over += attempt.bytes > times * sizes[n]
         if (n, times) == (plan.middle, 1):
-            yield View(title(codec), attempt.bytes, reference.shown(attempt))
+            yield View(CODEC_TITLES[codec], attempt.bytes, reference.shown(attempt))
 
 
 def _notes(sums: RunningTotals, plan: _MeasurePlan, lpips: LPIPS | None) -> tuple[str, ...]:
     notes = [
-        f"this Pillow cannot write {title(codec)}: left out"
+        f"this Pillow cannot write {CODEC_TITLES[codec]}: left out"
         for codec in plan.codecs or ()
         if not writable(codec)
     ]
     notes += [
-        f"{title(codec)} does not take {count} of the images: left out"
+        f"{CODEC_TITLES[codec]} does not take {count} of the images: left out"
         for codec, count in sums.unwritten.items()
     ]
     small = sum(quality.lpips is None for quality in sums.all_levels.qualities)
@@ -273,7 +274,7 @@ def _notes(sums: RunningTotals, plan: _MeasurePlan, lpips: LPIPS | None) -> tupl
         )
     for (codec, n, _), totals in sums.codecs.items():
         if totals.over:
-            at = f"{title(codec)} at the bytes of {count_levels(n)}"
+            at = f"{CODEC_TITLES[codec]} at the bytes of {count_levels(n)}"
             notes.append(
                 f"{at}: for {totals.over} of {len(totals.qualities)} images its smallest file "
                 "is larger, and was taken"

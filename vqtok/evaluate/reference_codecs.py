@@ -21,7 +21,6 @@ DIVISORS = (1, 2, 4)
 class _Format:
     """How Pillow writes a format, and the qualities that it takes, worst and best."""
 
-    name: str
     kind: str
     feature: str
     worst: int
@@ -35,17 +34,12 @@ class _Format:
 # twenty files of an image.
 _FORMATS = {
     "jpeg": _Format(
-        "JPEG", "JPEG", "jpg", 1, 95, gray=True, options={"optimize": True, "progressive": True}
+        "JPEG", "jpg", 1, 95, gray=True, options={"optimize": True, "progressive": True}
     ),
-    "webp": _Format("WebP", "WEBP", "webp", 0, 100, options={"method": 6}),
-    "avif": _Format("AVIF", "AVIF", "avif", 0, 100, options={"max_threads": 1}),
+    "webp": _Format("WEBP", "webp", 0, 100, options={"method": 6}),
+    "avif": _Format("AVIF", "avif", 0, 100, options={"max_threads": 1}),
 }
 CODECS = tuple(_FORMATS)
-
-
-def title(codec: str) -> str:
-    """The codec's name as its makers write it."""
-    return _FORMATS[codec].name
 
 
 def writable(codec: str) -> bool:

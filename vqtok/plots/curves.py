@@ -1,6 +1,6 @@
-"""Curves, as SVG and as pixels: both drawn from one list of marks.
+"""Draws curves as SVG and as pixels, both from one list of marks.
 
-A curve is known by its color, its dashes, the shape of its markers and the name at its end:
+A curve is told apart by its color, its dashes, the shape of its markers and the name at its end;
 any one of them is enough.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
-from itertools import pairwise
+from itertools import cycle
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -338,28 +338,24 @@ def _paint(draw: ImageDraw.ImageDraw, mark: _Mark) -> None:
 def _dashed(
     points: Sequence[tuple[float, float]], dash: tuple[int, ...]
 ) -> list[list[tuple[float, float]]]:
-    """The strokes of a dashed line, which Pillow cannot draw itself;
-    lengths of stroke and gap in turn.
+    """Cuts a line into the strokes of its dashes, which Pillow cannot draw itself; `dash` holds
+    the lengths of stroke and gap in turn.
     """
     if not dash:
         return [list(points)]
-    strokes: list[list[tuple[float, float]]] = [[points[0]]]
-    position, left = 0, float(dash[0])
-    for (x0, y0), (x1, y1) in pairwise(points):
-        length, gone = math.hypot(x1 - x0, y1 - y0), 0.0
-        while length - gone > left:
-            gone += left
-            at = (x0 + (x1 - x0) * gone / length, y0 + (y1 - y0) * gone / length)
-            if position % 2 == 0:
-                strokes[-1].append(at)
-            else:
-                strokes.append([at])
-            position += 1
-            left = float(dash[position % len(dash)])
-        left -= length - gone
-        if position % 2 == 0:
-            strokes[-1].append((x1, y1))
-    return [stroke for stroke in strokes if len(stroke) > 1]
+    xs, ys = np.array(points).T
+    along = np.hypot(np.diff(xs, prepend=xs[0]), np.diff(ys, prepend=ys[0])).cumsum()
+    strokes, start = [], 0.0
+    for length, gap in cycle(zip(dash[::2], dash[1::2], strict=True)):
+        if start >= along[-1]:
+            break
+        stop = min(start + length, along[-1])
+        ends = [start, *along[(along > start) & (along < stop)], stop]
+        strokes.append(
+            list(zip(np.interp(ends, along, xs), np.interp(ends, along, ys), strict=True))
+        )
+        start += length + gap
+    return strokes
 
 
 @lru_cache
