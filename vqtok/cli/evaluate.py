@@ -242,8 +242,7 @@ def _write_plot(path: Path, result: "Evaluation", model: str, data: str, force: 
 
     found = plots.rate_panels(asdict(result), model)
     panels = [found[key] for key in ("lpips", "ms_ssim") if key in found]
-    count = f"{result.pictures} images" if result.pictures > 1 else "1 image"
-    text = f"{model} on {count} of {data}"
+    text = f"{model} on {files.human_count(result.pictures, 'image')} of {data}"
     files.write_bytes(path.with_suffix(".svg"), plots.plot_svg(text, panels), force)
     images.write_image(path.with_suffix(".png"), plots.plot_image(text, panels), force)
 

@@ -20,7 +20,6 @@ LOG_FILE, RECIPE_FILE, RUN_FILE = "log.jsonl", "recipe.toml", "run.json"
 LOG_BYTES = 256 << 20
 SMALL_BYTES = 1 << 20
 SHEETS_MAX = 12  # validations that are shown as images, the first and the last among them
-STAGES = ("tokenizer", "prior", "entropy")
 STAGE_NAMES = {"tokenizer": "Tokenizer", "prior": "Prior", "entropy": "Entropy prior"}
 # of the sheets that training writes: small images are enlarged to the one, the other lies between
 SHEET_SIDE, SHEET_GAP = 96, 4
@@ -185,7 +184,7 @@ def images_of(sheet: Sheet, size: int) -> list[np.ndarray]:
 
 def page(run: RunReport, extra: RunInspection) -> bytes:
     """The page of a run."""
-    stages = [stage for stage in STAGES if any(line["stage"] == stage for line in run.lines)]
+    stages = [stage for stage in STAGE_NAMES if any(line["stage"] == stage for line in run.lines)]
     told = (
         "training has not reached a validation yet"
         if not stages
@@ -299,22 +298,16 @@ def _timings(lines: list[dict[str, Any]], stages: list[str]) -> str:
         ]
         rate = float(np.median(rates)) if rates else None
         rows.append(
-            [STAGE_NAMES[stage], int(mine[-1]["step"]), duration(max(seconds, default=0)), rate]
+            [
+                STAGE_NAMES[stage],
+                int(mine[-1]["step"]),
+                files.human_duration(max(seconds, default=0)),
+                rate,
+            ]
         )
     return html.section(
         "Timings",
         html.table(["stage", "steps", "time", "images per second, median"], rows) if rows else "",
-    )
-
-
-def duration(seconds: float) -> str:
-    """'42 s', '12 min', '3.1 h'."""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
     )
 
 

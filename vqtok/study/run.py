@@ -263,12 +263,8 @@ def train(context: StudyContext, system: System) -> TrainingRecord:
     if found.finished:
         return found
     _share(context.folder / f"tokenizer-{system.tokenizer}", folder)
-    run = context.run(folder, recipe)
     seconds = context.budget - tokenizer.all_seconds
-    recipe = _train_for(
-        context, run, recipe, "prior", seconds, lambda recipe: _stage(context, run, recipe, "prior")
-    )
-    done = elapsed(folder, "prior")
+    recipe, done = _train_stage(context, folder, recipe, "prior", seconds)
     # `vqtok train --resume` makes it again: 150 MB of raw pixels
     (folder / INDICES).unlink(missing_ok=True)
     trained = replace(
@@ -290,48 +286,36 @@ def _train_vae(
     found = _begin(context, folder, settings, recipe)
     if found.finished:
         return found
-    run = context.run(folder, recipe)
-
-    def go_on(recipe: Recipe) -> bool:
-        return loop.train(
-            vae.VaeTask(recipe, context.dataset, run), recipe.tokenizer_training, run, resume=True
-        )
-
-    recipe = _train_for(context, run, recipe, vae.NAME, context.budget, go_on)
-    done = elapsed(folder, vae.NAME)
+    recipe, done = _train_stage(context, folder, recipe, vae.NAME, context.budget)
     trained = TrainingRecord(
         settings,
-        True,
-        done.steps,
-        done.seconds,
-        recipe.tokenizer_training.batch,
+        finished=True,
+        steps=done.steps,
+        seconds=done.seconds,
+        batch=recipe.tokenizer_training.batch,
         precision=recipe.precision,
     )
     write_training(folder, trained)
     return trained
 
 
-def _stage(context: StudyContext, run: RunContext, recipe: Recipe, stage: str) -> bool:
-    return training.train(recipe, context.dataset, run, stage, resume=True)
-
-
-def _train_for(
-    context: StudyContext,
-    run: RunContext,
-    recipe: Recipe,
-    stage: str,
-    seconds: float,
-    go_on: Callable[[Recipe], bool],
-) -> Recipe:
-    """Spends the seconds on a stage; the folder's recipe is that which the stage went on with."""
+def _train_stage(
+    context: StudyContext, folder: Path, recipe: Recipe, stage: str, seconds: float
+) -> tuple[Recipe, Elapsed]:
+    """Trains a stage for the seconds; the recipe in the folder is that of the latest part."""
+    run = context.run(folder, recipe)
 
     def train(recipe: Recipe) -> bool:
-        training.save_run(run.folder, context.spec(recipe))
-        return go_on(recipe)
+        training.save_run(folder, context.spec(recipe))
+        if stage == vae.NAME:
+            task = vae.VaeTask(recipe, context.dataset, run)
+            return loop.train(task, recipe.tokenizer_training, run, resume=True)
+        return training.train(recipe, context.dataset, run, stage, resume=True)
 
-    context.listener.begin(run.folder.name, seconds, elapsed(run.folder, stage).seconds)
+    context.listener.begin(folder.name, seconds, elapsed(folder, stage).seconds)
     table = "prior_training" if stage == "prior" else "tokenizer_training"
-    return train_for(train, recipe, run, stage, seconds, table=table, steps=context.steps)
+    recipe = train_for(train, recipe, run, stage, seconds, table=table, steps=context.steps)
+    return recipe, elapsed(folder, stage)
 
 
 def _tokenizer(context: StudyContext, system: System, recipe: Recipe) -> TrainingRecord:
@@ -343,26 +327,15 @@ def _tokenizer(context: StudyContext, system: System, recipe: Recipe) -> Trainin
     found = _begin(context, folder, settings, recipe)
     if found.finished and (folder / INDICES).exists():
         return found
-    run, seconds = context.run(folder, recipe), TOKENIZER_PART * context.budget
-    recipe = _train_for(
-        context,
-        run,
-        recipe,
-        "tokenizer",
-        seconds,
-        lambda recipe: _stage(context, run, recipe, "tokenizer"),
-    )
-    done = elapsed(folder, "tokenizer")
+    seconds = TOKENIZER_PART * context.budget
+    recipe, done = _train_stage(context, folder, recipe, "tokenizer", seconds)
     trained = TrainingRecord(
         settings,
-        True,
-        0,
-        0.0,
-        0,
-        done.steps,
-        done.seconds,
-        recipe.tokenizer_training.batch,
-        _encode(context, run),
+        finished=True,
+        tokenizer_steps=done.steps,
+        tokenizer_seconds=done.seconds,
+        tokenizer_batch=recipe.tokenizer_training.batch,
+        encoding_seconds=_encode(context, context.run(folder, recipe)),
     )
     write_training(folder, trained)
     return trained
