@@ -1,4 +1,4 @@
-"""`vqtok eval`: how good a model is on images."""
+"""`vqtok eval`: measures a model on images."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -142,7 +142,7 @@ def evaluate(
 
 
 def _check_targets(sheet: Path | None, plot: Path | None, force: bool) -> None:
-    """Refuses, before the work, what could not be written after it."""
+    """Refuses output files that could not be written, before the work."""
     from vqtok import images
     from vqtok.errors import UsageError
 
@@ -164,7 +164,7 @@ def _check_targets(sheet: Path | None, plot: Path | None, force: bool) -> None:
 
 
 def _numbers(text: str | None) -> list[int] | None:
-    """'1,2,4' as numbers."""
+    """Parses '1,2,4'."""
     from vqtok.errors import UsageError
 
     if text is None:
@@ -179,7 +179,7 @@ def _numbers(text: str | None) -> list[int] | None:
 
 
 def _names(text: str | None) -> list[str] | None:
-    """'jpeg,avif' as names; none as no names."""
+    """Parses 'jpeg,avif'; none is an empty list."""
     if text is None:
         return None
     return (
@@ -196,8 +196,8 @@ def _load_lpips(path: Path | None) -> "LPIPS | None":
 
 
 def _write_sheet(path: Path, rows: Sequence[Sequence["View"]], force: bool) -> None:
-    """Originals, ours and the codecs' in rows:
-    small images enlarged, the middle of large ones at 1:1.
+    """Writes originals, ours and the codecs' in rows; small images are enlarged, large ones show
+    their middle at 1:1.
     """
     from vqtok import images, plots
     from vqtok.files import human_bytes
@@ -284,8 +284,8 @@ _CODEC_COLUMNS = {
 
 
 def _print_tables(result: "Evaluation", model: str, data: str) -> None:
-    """All figures of all levels; with several levels, or beside codecs, a line for each level, and
-    for each codec at its bytes.
+    """Prints the figures of all levels; with several levels, or beside codecs, also a line for each
+    level, and for each codec at its bytes.
     """
     from vqtok import plots
     from vqtok.evaluate import TITLES

@@ -1,5 +1,5 @@
-"""`vqtok report`: a page about a training run, a model or a codes file, in one
-file that needs no network.
+"""`vqtok report`: makes a page about a training run, a model or a codes file, in one file that
+needs no network.
 """
 
 import os
@@ -98,7 +98,7 @@ def report(
 
 
 def _kind(what: str) -> str:
-    """run, model or codes; a folder with a log is a run."""
+    """Returns run, model or codes; a folder with a log is a run."""
     if (
         what == "-"
         or (os.path.isfile(what) and not what.endswith(".safetensors"))
@@ -130,9 +130,7 @@ def _of_run(folder: Path, samples: int, device: str | None, quiet: bool, verbose
 
 
 def _inside_run(codec: "Model", run: "RunReport", samples: int, quiet: bool) -> "RunInspection":
-    """What a run's networks tell: the codebook as the last validation
-    images use it, and samples.
-    """
+    """Runs a run's networks: samples, and the codebook as the last validation images use it."""
     from vqtok.evaluate import inspect_model
     from vqtok.pages import run as run_page
 
@@ -157,8 +155,8 @@ def _inside_run(codec: "Model", run: "RunReport", samples: int, quiet: bool) -> 
 def _samples(
     codec: "Model", count: int, quiet: bool
 ) -> tuple[list[tuple[str, Any]], list[Any], list[str]]:
-    """Sheets with captions, the codes of those at temperature 1, and notes;
-    nothing where none are asked for or there is no prior.
+    """Returns sheets with captions, the codes of samples at temperature 1, and notes; nothing where
+    none are asked for or there is no prior.
     """
     from vqtok.evaluate import inspect_model
 
@@ -213,7 +211,7 @@ def _of_model(
 
 
 def _text(path: Path) -> str:
-    """A small text file; nothing where there is none."""
+    """Reads a small text file; "" where there is none."""
     from vqtok import files
 
     return (
@@ -222,7 +220,7 @@ def _text(path: Path) -> str:
 
 
 def _facts(codec: "Model", human: Any) -> list[tuple[str, Any]]:
-    """Names and values that the files themselves record."""
+    """Returns names and values that the files themselves record."""
     folder, metrics = codec.folder, codec.record.get("metrics")
     parts = [
         ("tokenizer", folder.tokenizer),

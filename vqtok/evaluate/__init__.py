@@ -1,5 +1,5 @@
-"""How good a model is on images: distortion, codebook use, and bits;
-by level, and beside JPEG, WebP and AVIF.
+"""Measures a model on images: distortion, codebook use and bits, by level, and beside JPEG, WebP
+and AVIF.
 """
 
 from vqtok.evaluate.baseline_coders import TITLES

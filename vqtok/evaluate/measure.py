@@ -1,5 +1,5 @@
-"""The loop over images: encode each once, decode it from each number of
-levels, measure, and compare.
+"""Loops over images: encodes each once, decodes it from each number of levels, measures and
+compares.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ CURVE = (2, 4)
 
 @dataclass(frozen=True)
 class View:
-    """One image of a comparison: who made it, from how many bytes (None: the original)."""
+    """One image of a comparison: its maker, and the bytes of its file (None: the original)."""
 
     name: str
     bytes: int | None
@@ -41,7 +41,7 @@ class View:
 
 @dataclass(frozen=True)
 class _MeasurePlan:
-    """What is asked for."""
+    """Choices of one evaluation."""
 
     levels: tuple[int, ...]  # that get a row; the last is L
     codec_levels: tuple[int, ...]
@@ -49,7 +49,7 @@ class _MeasurePlan:
 
     @property
     def middle(self) -> int:
-        """The number of levels at whose bytes a sheet shows the codecs."""
+        """Returns the number of levels at whose bytes a sheet shows the codecs."""
         return self.codec_levels[(len(self.codec_levels) - 1) // 2]
 
 
@@ -126,8 +126,8 @@ def _groups(
     sums: RunningTotals,
     skip: Callable[[InputError], None] | None,
 ) -> Iterator[tuple[list[np.ndarray], list[int]]]:
-    """Neighboring images of one size, and their labels:
-    class numbers where the prior knows these classes, else -1.
+    """Groups neighboring images of one size, with labels: class numbers where the prior knows these
+    classes, else -1.
     """
     labeled = model.folder.prior is not None and dataset.labels == model.labels
     images: list[np.ndarray] = []
@@ -152,9 +152,7 @@ def _groups(
 
 
 def _add_grids(sums: RunningTotals, prior: Prior | None, codes: Codes, labels: list[int]) -> None:
-    """Which codes are used at each level, and the bits that a level would take if it were coded
-    with the prior's probabilities.
-    """
+    """Counts the codes used at each level, and each level's bits under the prior."""
     for level, counts in enumerate(sums.counts):
         counts += np.bincount(codes.indices[:, level].ravel(), minlength=len(counts))
     sums.indices += codes.indices[:, 0].size
@@ -181,8 +179,8 @@ def _add_image(
     image: np.ndarray,
     codes: Codes,
 ) -> list[View]:
-    """Measures one image, uint8 (H, W, C), whose codes have all levels, from its first n,
-    and as the codecs show it.
+    """Measures one image, uint8 (H, W, C), decoded from its first n levels for each n, and as the
+    codecs show it.
     """
     views, sizes = [View("original", None, image)], {}
     for n, totals in sums.levels.items():
@@ -205,8 +203,8 @@ def _add_image(
 
 
 def _coded(model: Model, codes: Codes) -> dict[str, int]:
-    """Bytes of the grids of one image by coder;
-    of the integer prior alone, and of the file that it makes.
+    """Returns the bytes of one image's grids by coder, among them the integer prior alone and the
+    file that it makes.
     """
     sizes = grid_bytes(codes)
     if model.entropy_coder is not None:
@@ -218,7 +216,7 @@ def _coded(model: Model, codes: Codes) -> dict[str, int]:
 def _add_errors(
     model: Model, sums: RunningTotals, image: np.ndarray, decoded: np.ndarray, output: torch.Tensor
 ) -> None:
-    """Sums for the error over the variance, and for the bits per dimension."""
+    """Adds to the sums for the normalized error and for the bits per dimension."""
     sums.values += image.size
     sums.squared += metrics.squared_error(image, decoded)
     counts = np.bincount(image.ravel(), minlength=256).tolist()
@@ -237,7 +235,7 @@ def _add_codec(
     image: np.ndarray,
     sizes: dict[int, int],
 ) -> Iterator[View]:
-    """Measures what a codec makes of the image at the bytes of our files, {levels: bytes}.
+    """Measures a codec on the image at the bytes of our files, {levels: bytes}.
 
     Yields the view for a sheet.
     """

@@ -1,4 +1,4 @@
-"""What a training run left in its folder, and the page that shows it."""
+"""Reads the folder of a training run, and makes the page that shows it."""
 
 import json
 import math
@@ -39,8 +39,8 @@ COLUMNS_KEPT = ("stage", "step", "seconds")
 
 @dataclass(frozen=True)
 class Sheet:
-    """Originals and reconstructions of one validation, uint8 (H, W, 3) each;
-    pixels of the images are repeated `scale` times.
+    """Originals and reconstructions of one validation, uint8 (H, W, 3) each; pixels of the images
+    are repeated `scale` times.
     """
 
     step: int
@@ -51,7 +51,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run's folder, as far as it can be read."""
+    """The readable content of a run's folder."""
 
     name: str
     lines: list[dict[str, Any]]  # of the log
@@ -63,7 +63,7 @@ class RunReport:
 
 @dataclass(frozen=True)
 class RunInspection:
-    """What only the networks of a run can tell; empty where it has none yet."""
+    """Findings from running a run's networks; empty where it has none yet."""
 
     codebook: codebook_page.CodebookMap | None = None
     samples: list[tuple[str, np.ndarray]] = field(default_factory=list)  # a caption and a sheet
@@ -71,7 +71,7 @@ class RunInspection:
 
 
 def read_run(folder: Path) -> RunReport:
-    """Reads what is there.
+    """Reads all files that are there.
 
     InputError where there is no log; what else is missing or damaged is
     left out, and told in a note.
@@ -86,7 +86,7 @@ def read_run(folder: Path) -> RunReport:
 
 
 def _log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The lines that are validations of a stage, and notes on those that are not."""
+    """Returns the log's lines that are validations of a stage, and notes on damaged ones."""
     text = files.read_bytes(path, LOG_BYTES).decode("utf-8", "replace")
     found, bad = [], 0
     for line in text.splitlines():
@@ -131,7 +131,7 @@ def _command(path: Path) -> str:
 
 
 def _sheets(folder: Path, size: int, notes: list[str]) -> list[Sheet]:
-    """The reconstruction sheets of up to SHEETS_MAX validations, by step."""
+    """Reads the reconstruction sheets of up to SHEETS_MAX validations, by step."""
     named = [
         (int(match[1]), path)
         for path in folder.iterdir()
@@ -158,8 +158,8 @@ def _sheets(folder: Path, size: int, notes: list[str]) -> list[Sheet]:
 
 
 def split_sheet(sheet: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Originals and reconstructions of a sheet (H, W, 3) whose rows hold either in turn;
-    None where it is no such sheet.
+    """Separates originals and reconstructions of a sheet (H, W, 3), whose rows alternate; None
+    where it is no such sheet.
     """
     cell = size * max(1, SHEET_SIDE // size) + SHEET_GAP if size else 0
     count, rest = divmod(sheet.shape[0] - SHEET_GAP, cell) if cell else (0, 0)
@@ -171,7 +171,7 @@ def split_sheet(sheet: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray] |
 
 
 def images_of(sheet: Sheet, size: int) -> list[np.ndarray]:
-    """The original images on a sheet, uint8 (size, size, 3)."""
+    """Cuts the original images out of a sheet, uint8 (size, size, 3)."""
     cell = size * sheet.scale
     step = cell + SHEET_GAP
     H, W = sheet.before.shape[:2]
@@ -183,7 +183,7 @@ def images_of(sheet: Sheet, size: int) -> list[np.ndarray]:
 
 
 def page(run: RunReport, extra: RunInspection) -> bytes:
-    """The page of a run."""
+    """Returns the page of a run, one HTML file."""
     stages = [stage for stage in STAGE_NAMES if any(line["stage"] == stage for line in run.lines)]
     told = (
         "training has not reached a validation yet"
@@ -236,8 +236,8 @@ def _reconstructions(run: RunReport) -> str:
 
 
 def curves(lines: list[dict[str, Any]]) -> list[Panel]:
-    """A pair of axes for each figure of a stage's log lines:
-    over training, over validation, and over validation from fewer levels.
+    """Makes a panel for each figure in a stage's log: over training, over validation, and over
+    validation from fewer levels.
     """
     names = dict.fromkeys(
         key for line in lines for key in line if _finite(line[key]) and key not in COLUMNS_KEPT
@@ -317,7 +317,7 @@ def _all_settings(run: RunReport) -> str:
 
 
 def settings(values: dict[str, Any]) -> str:
-    """The tables of a recipe, each folded; what stands outside of them first."""
+    """Shows the tables of a recipe, each folded; settings outside of tables come first."""
     loose = [[key, _shown(value)] for key, value in values.items() if not isinstance(value, dict)]
     parts = [html.table(["", ""], loose)] if loose else []
     for name, table in values.items():

@@ -1,4 +1,4 @@
-"""Curves of a model's quality over its bits per pixel, beside those of other codecs.
+"""Plots a model's quality over its bits per pixel, beside other codecs.
 
 They are drawn from what `vqtok eval --json` prints; a model's folder may hold it as figures.json.
 """
@@ -38,7 +38,7 @@ def read_figures(path: Path) -> dict[str, Any]:
 
 
 def rate_panels(figures: Mapping[str, Any], model: str) -> dict[str, Panel]:
-    """Panels by quality, of those that were measured; whatever is no number is left out."""
+    """Makes a panel for each quality that was measured, without values that are no numbers."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for key, bits in (("levels", "bpp_packed"), ("codecs", "bpp")):
         rows = figures.get(key)

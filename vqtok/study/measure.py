@@ -1,4 +1,4 @@
-"""How well a trained system knows images that it has not seen, and how fast it invents some."""
+"""Measures how well a trained system predicts unseen images, and how fast it samples."""
 
 import hashlib
 import math
@@ -39,8 +39,8 @@ class Bits:
 
 
 def bits(model: Model, images: np.ndarray, stop: Stop) -> Bits:
-    """-log2 p of images uint8 (n, H, W, C):
-    of their indices by the prior, and of the pixels given those by the decoder. In float32.
+    """Computes -log2 p of images uint8 (n, H, W, C) in float32: of their indices by the prior, and
+    of the pixels given those by the decoder.
 
     The sum is the length of a lossless code, and with it a bound of -log2 p(x), as other
     indices could give x too; where the indices are the pixels it is -log2 p(x) itself.
@@ -60,13 +60,13 @@ def bits(model: Model, images: np.ndarray, stop: Stop) -> Bits:
 
 
 def _floats(images: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (n, H, W, C) -> float (n, C, H, W) in [-1, 1], channels last."""
+    """Converts uint8 (n, H, W, C) to float (n, C, H, W) in [-1, 1], channels last."""
     x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
     return to_float(x).contiguous(memory_format=torch.channels_last)
 
 
 def result_digest(trained: str, test_images: int, samples: int) -> str:
-    """Digest of what a result depends on; `trained` is that of its training."""
+    """Hashes what a result depends on; `trained` is the digest of its training."""
     return hashlib.sha256(f"{trained} {test_images} {samples}".encode()).hexdigest()[:16]
 
 
@@ -163,8 +163,8 @@ def _load_vae(context: StudyContext, system: System, samples: int) -> _Subject:
 
 
 def vae_bits(network: VAE, images: np.ndarray, seed: int, stop: Stop) -> Bits:
-    """The two parts of the negative evidence lower bound of images uint8 (n, H, W,
-    C), by one draw of z each.
+    """Estimates both parts of the negative ELBO of images uint8 (n, H, W, C), with one draw of z
+    each.
     """
     latents = total = 0.0
     device = network.likelihood.log_scale.device
@@ -180,7 +180,7 @@ def vae_bits(network: VAE, images: np.ndarray, seed: int, stop: Stop) -> Bits:
 
 
 def scale_of(side: int) -> int:
-    """How many times an image is enlarged in a sheet."""
+    """Returns how many times an image is enlarged in a sheet."""
     return max(1, TILE // side)
 
 
@@ -189,7 +189,7 @@ def sheet_path(folder: Path, system: str) -> Path:
 
 
 def _parameters(model: Model) -> int:
-    """Numbers in the weights files of a model.
+    """Counts the numbers in a model's weights files.
 
     The identity's are those of its palette: it has none that were learned.
     """
