@@ -1,7 +1,7 @@
 """Makes a bundled model of a finished run: weights, samples, and a card with figures on test data.
 
     python benchmarks/bundle.py RUN NAME --test DATA --about ABOUT.md [--lpips FILE]
-        [--sample "-n 40 --top-p 0.9"]
+        [--sample "-n 40 --top-p 0.9"] [--int8]
 
 RUN is the folder of `vqtok train`; ABOUT.md holds what only a person knows: data and its licence,
 machine, how the run went, what the images look like. Figures come from `vqtok eval DATA --json`,
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vqtok import weights
+from vqtok import int8, weights
 from vqtok.plots import FIGURES_FILE, markdown
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -126,6 +126,31 @@ def training_table(folder: Path) -> str:
     return markdown(["network", "parameters", "best step", "training", "seed", "validation"], rows)
 
 
+def round_decoder(folder: Path) -> None:
+    """Rounds a tokenizer's decoder to int8, half the bytes; its priors follow, as the indices stay.
+
+    Nothing of the encoder and the codebooks changes.
+    """
+    path = folder / "tokenizer.safetensors"
+    given = weights.load_weights(path, "tokenizer")
+    names = [
+        name
+        for name, tensor in sorted(given.tensors.items())
+        if name.startswith("decoder.") and tensor.ndim == 4
+    ]
+    tensors = given.tensors | {name: int8.round_to_int8(given.tensors[name]) for name in names}
+    before, after = (weights.fingerprint(t) for t in (given.tensors, tensors))
+    meta = given.meta | {"record": given.record | {"fingerprint": after}, "int8": names}
+    weights.save_weights(path, weights.Weights(tensors, meta))
+    for kind in ("prior", "entropy"):
+        path = folder / f"{kind}.safetensors"
+        if path.exists():
+            prior = weights.load_weights(path, kind)
+            assert prior.record["tokenizer"] == before, (path, prior.record["tokenizer"], before)
+            meta = prior.meta | {"record": prior.record | {"tokenizer": after}}
+            weights.save_weights(path, weights.Weights(prior.tensors, meta))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -136,6 +161,7 @@ def main() -> None:
     parser.add_argument("--about", type=Path, required=True)
     parser.add_argument("--lpips", type=Path)
     parser.add_argument("--sample", default="-n 40")
+    parser.add_argument("--int8", action="store_true", help="hold the decoder's weights in int8")
     options = parser.parse_args()
     folder = MODELS / options.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +173,8 @@ def main() -> None:
     ):
         if name != "entropy.safetensors" or (options.run / name).exists():  # a model may do without
             shutil.copy(options.run / name, folder / name)
+    if options.int8:
+        round_decoder(folder)
     sample = ["sample", "--model", options.name, *shlex.split(options.sample)]
     measure = ["--lpips", str(options.lpips)] if options.lpips else []
     evaluate = [

@@ -64,8 +64,8 @@ def main() -> None:
     folder = model_registry.find_model(options.model)
     coder = codec.EntropyCoder(folder)
     assert folder.entropy is not None
-    if options.picture:
-        indices = codec.load(options.model).encode(options.picture).indices.astype(np.int64)
+    if options.image:
+        indices = codec.load(options.model).encode(options.image).indices.astype(np.int64)
     else:
         f = weights.tokenizer_config(folder.tokenizer).downsample
         shape = (1, coder.config.levels, -(-options.height // f), -(-options.width // f))

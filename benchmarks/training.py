@@ -468,7 +468,7 @@ def show_waiting(folder: Path, steps: int, forget: bool) -> None:
     rows = [waiting(folder, name, recipe, steps, forget) for name, recipe in presets]
     head = [
         f"{folder.name}",
-        "pictures",
+        "images",
         "batch",
         "ms a step, first epoch",
         "waiting",

@@ -158,7 +158,7 @@ CASES = [
     Case("eval", "--split", "train", "--limit", "2"),
     Case("eval", "--limit", "1", "images"),
     Case("eval", "--levels", "2", "images"),
-    Case("eval", "--lpips", "missing.safetensors", "pictures"),
+    Case("eval", "--lpips", "missing.safetensors", "images"),
     Case("eval", "--codecs", "jpeg", "images"),
     Case("eval", "--sheet", "sheet.png", "images"),
     Case("eval", "--plot", "rd.svg", "images"),
@@ -411,7 +411,7 @@ from vqtok.cli import main
 try:
     main()
 finally:
-    print(next(line.split_indices()[1] for line in open("/proc/self/status") if \
+    print(next(line.split()[1] for line in open("/proc/self/status") if \
 line.startswith("VmHWM")))      # ru_maxrss is the parent's, too
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)

@@ -108,7 +108,8 @@ def test_a_score_sees_the_patch_that_the_docstring_says() -> None:
 def test_it_learns_to_tell_noise_from_images(precision: str) -> None:
     it, real, losses = adversary(steps=60, precision=precision), images(4), []
     for step in range(30):
-        it.generator_terms(torch.rand(real.shape) * 2 - 1, real, step)
+        it.schedule(step)
+        it.generator_terms(torch.rand(real.shape) * 2 - 1, real)
         it.compute_gradients()
         losses.append(it.update()["discriminator"])
     assert losses[0] > 1.5
@@ -125,7 +126,8 @@ def test_lecam_holds_the_scores_back() -> None:
     for weight in (0.0, 10.0):
         it, real = adversary(lecam=weight), images()
         for step in range(15):
-            it.generator_terms(-real, real, step)
+            it.schedule(step)
+            it.generator_terms(-real, real)
             it.compute_gradients()
             it.update()
         found.append(float(it.scores[0] - it.scores[1]))
@@ -135,7 +137,8 @@ def test_lecam_holds_the_scores_back() -> None:
 @pytest.mark.parametrize("spoiled", ["weight", "image"])
 def test_what_is_not_finite_is_seen_before_anything_changes(spoiled: str) -> None:
     it, real = adversary(start=0.0), images()
-    it.generator_terms(0.5 * real, real, 0)
+    it.schedule(0)
+    it.generator_terms(0.5 * real, real)
     it.compute_gradients()
     it.update()
     if spoiled == "weight":
@@ -143,10 +146,12 @@ def test_what_is_not_finite_is_seen_before_anything_changes(spoiled: str) -> Non
             it.discriminator.head.weight.fill_(math.inf)
     before = {name: value.clone() for name, value in it.state_dict().items()}
     back = 0.5 * real
-    it.generator_terms(back * math.nan if spoiled == "image" else back, real, 1)
+    it.schedule(1)
+    it.generator_terms(back * math.nan if spoiled == "image" else back, real)
     assert not all(map(math.isfinite, it.compute_gradients().values()))
     assert all(torch.equal(value, before[name]) for name, value in it.state_dict().items())
-    it.generator_terms(back, real, 2)  # the step after forgets it
+    it.schedule(2)
+    it.generator_terms(back, real)  # the step after forgets it
     assert all(p.grad is None for p in it.parameters())
 
 
@@ -159,7 +164,8 @@ def test_neither_learns_from_the_other_ones_loss() -> None:
     assert all(p.grad is not None for p in network.decoder.parameters())
     network.zero_grad(set_to_none=True)
     back = network(real).reconstruction
-    it.generator_terms(back, real, 0)["adversarial"].backward()
+    it.schedule(0)
+    it.generator_terms(back, real)["adversarial"].backward()
     assert all(p.grad is not None for p in network.decoder.parameters())
     assert all(p.grad is None for p in it.parameters())
     network.zero_grad(set_to_none=True)
@@ -175,7 +181,8 @@ def pull(it: Adversary, back: Tensor, real: Tensor, step: int) -> Tensor:
     the pull's length moves on.
     """
     leaf = back.clone().requires_grad_()
-    terms = it.generator_terms(leaf, real, step)
+    it.schedule(step)
+    terms = it.generator_terms(leaf, real)
     if it._last_step is not None:
         it.pull.copy_(it._last_step.grad_norm_ema)
     if terms:

@@ -288,9 +288,9 @@ def test_starting_from_codebooks_tells_something():
 def test_compiled_inference_is_the_same():
     code = (
         "import numpy as np, torch\nfrom vqtok.config import EntropyConfig\n"
-        "from vqtok.priors import ExactPrior, IntegerPrior\n"
+        "from vqtok.priors import IntegerInference, IntegerPrior\n"
         f"torch.manual_seed(0); config = {CONFIG!r}\n"
-        "prior = ExactPrior(config, IntegerPrior(config).integers())\n"
+        "prior = IntegerInference(config, IntegerPrior(config).integers())\n"
         "indices = np.random.default_rng(0).integers(0, 16, (2, 3, 4, 5)); streams = "
         "prior.encode(indices)\nprior.table = torch.compile(prior.table, dynamic=True); "
         "prior.interval = torch.compile(prior.interval, dynamic=True)\n"

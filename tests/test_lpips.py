@@ -2,6 +2,7 @@
 written once more in NumPy.
 """
 
+import copy
 import math
 from pathlib import Path
 
@@ -204,3 +205,45 @@ def test_files_that_hold_no_such_weights(tmp_path: Path):
         lpips.load_lpips(path)
     with pytest.raises(InputError, match="missing"):
         lpips.load_lpips(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("elements", [300, 2**16])
+def test_distances_a_cache_at_a_time_have_the_values_and_gradients_of_those_at_once(
+    alex: LPIPS, monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
+    monkeypatch.setattr(lpips, "ELEMENTS", elements)
+    draws = torch.Generator().manual_seed(0)
+    y = torch.rand(3, 3, 40, 51, generator=draws) * 2 - 1
+    found = []
+    for chunked in (True, False):
+        x = (
+            y + 0.2 * torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        ).requires_grad_()
+        distances = alex(x, y) if chunked else alex.between(alex.features(x), alex.features(y))
+        (distances * torch.tensor([1.0, 2.0, -3.0])).sum().backward()
+        found.append((distances.detach(), x.grad))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    dark, blind = torch.zeros(1, 3, 32, 32).requires_grad_(), copy.deepcopy(alex)
+    with torch.no_grad():
+        for name, value in blind.convs.named_parameters():
+            value.fill_(-9.0 if name.endswith("bias") else 0.0)  # no feature at all
+    blind(dark, torch.zeros_like(dark)).sum().backward()
+    assert dark.grad is not None
+    assert torch.isfinite(dark.grad).all()
+
+
+def test_weights_cast_once_give_what_autocast_gives(alex: LPIPS) -> None:
+    x, y = (
+        torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(i)) * 2 - 1
+        for i in range(2)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = alex(x, y)
+        plain = alex(x, y)
+        alex.keep_cast(torch.bfloat16)
+        assert torch.equal(alex(x, y), wanted)
+    assert torch.equal(plain, wanted)
+    full = alex(x, y)
+    alex._cast.clear()
+    assert torch.equal(full, alex(x, y))  # without autocast, the weights themselves

@@ -70,12 +70,8 @@ def test_resumed_moments_keep_the_memory_layout_of_their_weights(tmp_path: Path)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     network(torch.rand(1, 4, 5, 5)).sum().backward()
     optimizer.step()
-    state.save_state(
-        tmp_path / "a.safetensors",
-        [state.Learner(network, optimizer)],
-        {"extra": torch.ones(1)},
-        state.Progress(step=1),
-    )
+    tensors = state.tensors_of([state.Learner(network, optimizer)], {"extra": torch.ones(1)})
+    state.save_state(tmp_path / "a.safetensors", tensors, state.Progress(step=1))
     again = torch.optim.AdamW(network.parameters(), fused=True)
     state.load_state(
         tmp_path / "a.safetensors", [state.Learner(network, again)], {"extra": torch.zeros(1)}
@@ -270,7 +266,7 @@ def test_state_is_saved_between_validations_too(
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
     saved: list[int] = []
     monkeypatch.setattr(
-        state, "save_state", lambda path, learners, extra, progress: saved.append(progress.step)
+        state, "save_state", lambda path, tensors, progress: saved.append(progress.step)
     )
     loop.train(Toy(), StageConfig(steps=3, validate_every=10), run_in(tmp_path), resume=False)
     assert saved == [1, 2, 3]
@@ -342,10 +338,18 @@ def test_sentence_tells_about_dead_codes(tmp_path: Path) -> None:
 
 def test_statuses_count_the_steps_and_hold_real_figures(tmp_path: Path) -> None:
     data = Shapes(24)
-    listener = Interrupt()
+    listener, metrics = Interrupt(), []
+    hear = listener.status
+
+    def status(status: training.Status) -> None:
+        hear(status)
+        # of the window as it is now: none are made for who does not ask
+        metrics.append(status.metrics)
+
+    listener.status = status  # type: ignore[method-assign]
     go(tmp_path, recipe_for(data), data, listener)
     mine = [status for status in listener.statuses if status.stage == "tokenizer"]
     assert [(status.step, status.steps) for status in mine] == [(i, 8) for i in range(1, 9)]
-    assert all(0 < status.metrics["usage"] <= 1 and status.metrics["psnr"] < 60 for status in mine)
+    assert all(0 < found["usage"] <= 1 and found["psnr"] < 60 for found in metrics[:8])
     assert mine[-1].seconds_left == 0
     assert mine[0].images_per_second > 0

@@ -41,7 +41,8 @@ def test_the_average_follows_the_weights():
     for step in range(1, 40):
         with torch.no_grad():
             network.weight.fill_(float(step))
-        average.update(step)
+        average.schedule(step)
+        average.update()
         decay = min(0.75, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     with average.applied():

@@ -1,4 +1,4 @@
-"""The folder of a run: damaged files, what `start` replaces, and which recipes may go on."""
+"""The folder of a run: damaged files, what `create_run` replaces, and which recipes may go on."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -2,8 +2,9 @@
 
 A weights file is a safetensors file whose metadata has the one key "vqtok": one JSON object in
 ASCII, keys sorted: "format" (1), "kind" ("tokenizer", "prior", "entropy", "vae" or "state"),
-"config" (it rebuilds the network) and "record" (data, steps, seed, figures, version). One key only,
-because safetensors shuffles several, and equal models would get different bytes.
+"config" (it rebuilds the network), "record" (data, steps, seed, figures, version) and, where there
+are any, "int8" (names of tensors held in one byte a number, see int8.py). One key only, because
+safetensors shuffles several, and equal models would get different bytes.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from vqtok import config, files
+from vqtok import config, files, int8
 from vqtok.codes import name_in_errors, parse_meta
 from vqtok.errors import FormatError, InputError
 
@@ -49,8 +50,8 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, and what they are: meta has the keys kind, config and record, and
-    format once it was in a file.
+    """Tensors by name, and what they are: meta has the keys kind, config and record, int8 where a
+    file holds some of them in one byte a number, and format once it was in a file.
     """
 
     tensors: dict[str, np.ndarray]
@@ -76,7 +77,8 @@ def save_weights(path: Path, weights: Weights, force: bool = True) -> None:
     assert meta.get("kind") in KINDS, meta.get("kind")
     assert _has_parts(meta), "meta lacks config or record"
     text = json.dumps(meta, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    tensors = {name: _plain(weights.tensors[name]) for name in sorted(weights.tensors)}
+    packed = int8.pack(weights.tensors, meta.get("int8", []))
+    tensors = {name: _plain(packed[name]) for name in sorted(packed)}
     files.write_bytes(path, safetensors.numpy.save(tensors, {_META_KEY: text}), force)
 
 
@@ -92,7 +94,8 @@ def load_weights(path: Path, kind: str) -> Weights:
         header = _header(file, path)
         meta = _parse_header(header, path)
         _check_kind(meta, kind, path)
-        return Weights(_tensors(file, header, path), meta)
+        tensors = _tensors(file, header, path)
+        return Weights(int8.unpack(tensors, meta.get("int8", []), path), meta)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -272,7 +275,9 @@ def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
         )
     with name_in_errors(path):
         meta = parse_meta(text)
-    if not _has_parts(meta):
+    packed = meta.get("int8", [])
+    names = isinstance(packed, list) and all(isinstance(name, str) for name in packed)
+    if not names or not _has_parts(meta):
         raise FormatError(f"{path}: the metadata is damaged", _COPY_AGAIN)
     return meta
 

@@ -4,7 +4,7 @@ The one place where file, array, tensor and network meet.
 
 >>> model = load("photo")
 >>> codes = model.encode("photo.jpg")       # Codes: a grid of indices
->>> image = model.decode(codes)           # uint8 (H, W, C), of the original's size
+>>> image = model.decode(codes)             # uint8 (H, W, C), of the original's size
 """
 
 from vqtok.codec.entropy_coder import EntropyCoder, unpack, without_prior

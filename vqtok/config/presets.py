@@ -72,15 +72,18 @@ PRESETS: dict[str, Recipe] = {
     # Photographs of any size, f16: eight levels of 10 bits for 16x16 pixels,
     # 0.04 to 0.31 bits per pixel.
     "photo": Recipe(
+        # The decoder is twice as deep as the encoder where texture is made, at 1/4, and ends at 1/2
+        # of the resolution: what unfolds 4x4 pixels at once leaves a lattice of that period.
         tokenizer=TokenizerConfig(
             downsample=16,
-            width=56,
+            width=64,
             encoder_blocks=2,
-            decoder_blocks=3,
+            decoder_widths=(48, 96, 192, 256),
+            decoder_depths=(2, 4, 3, 2),
             codebook_size=1024,
             code_dim=32,
             levels=8,
-            level_dropout=0.75,
+            level_dropout=0.5,
             normalize=False,
             likelihood="charbonnier",
         ),
@@ -88,7 +91,12 @@ PRESETS: dict[str, Recipe] = {
         data=DataConfig(size=128, min_scale=0.5),
         losses=LossConfig(ms_ssim=0.5),
         tokenizer_training=StageConfig(
-            steps=20000, batch=16, optimizer="muon", ema=0.998, validate_every=500
+            steps=20000,
+            batch=16,
+            optimizer="muon",
+            schedule="constant",
+            ema=0.999,
+            validate_every=500,
         ),
         prior_training=StageConfig(steps=6000, batch=8, validate_every=500),
         entropy=EntropyConfig(codebook_size=1024, levels=8),

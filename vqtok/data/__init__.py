@@ -2,7 +2,7 @@
 set that vqtok draws itself.
 
 >>> data = open_data(Path("photos"))
->>> training, validation = split(data, part=0.02, maximum=256, seed=0)
+>>> training, validation = split_indices(data, part=0.02, maximum=256, seed=0)
 >>> batches = Batches(data, training, batch=16, size=128)
 >>> pixels, labels = batches.batch(0)
 """

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -29,7 +29,7 @@ class Batch(NamedTuple):
 
 
 @runtime_checkable
-class _OneSize(Protocol):
+class OneSize(Protocol):
     """A data set that can give many images at once, because all have the same size."""
 
     @property
@@ -88,29 +88,32 @@ class Batches:
         assert 0 < min_scale <= 1
         assert channels in (1, 3)
         self.dataset, self.indices = dataset, np.asarray(indices, np.int64)
-        self._batch, self._size, self._seed, self._share = batch, size, seed, share
-        self._flip, self._min_scale, self._channels = flip, min_scale, channels
+        self.size, self.min_scale = size, min_scale
+        self._batch, self._seed, self._share = batch, seed, share
+        self._flip, self._channels = flip, channels
         self._orders: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
         self._kept = DecodedCache(cache_budget() if keep is None else keep)
 
     def batch(self, step: int) -> Batch:
         """Batch number `step`, from 0 without end. Safe to call from several threads."""
-        rank, count = self._share
-        positions = np.arange(step * self._batch + rank, (step + 1) * self._batch, count)
-        chosen = self._choose(positions)
-        if isinstance(self.dataset, _OneSize) and self.dataset.size == (self._size, self._size):
+        positions = self.positions(step)
+        chosen = self.indices[self._choose(positions)]
+        if isinstance(self.dataset, OneSize) and self.dataset.size == (self.size, self.size):
             pixels = convert_channels(self.dataset.images(chosen), self._channels)
         else:
+            factors, down, across = self.draws(positions)
+            drawn = zip(chosen, positions, factors, down, across, strict=True)
             pairs = [
-                self._crop(int(index), int(p)) for index, p in zip(chosen, positions, strict=True)
+                self._crop(int(index), int(p), float(f), float(y), float(x))
+                for index, p, f, y, x in drawn
             ]
             chosen, pixels = (
                 np.array([index for index, _ in pairs]),
                 np.stack([crop for _, crop in pairs]),
             )
         if self._flip:
-            mirrored = counter_rng.bits(self._seed, _FLIP, positions) >> np.uint64(63) == 1
+            mirrored = self.mirrored(positions)
             pixels[mirrored] = pixels[mirrored, :, ::-1]
         labels = np.array([self.dataset.label(int(index)) for index in chosen], np.int64)
         # (B, C, size, size)
@@ -140,15 +143,71 @@ class Batches:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def positions(self, step: int) -> np.ndarray:
+        """The positions of a step's batch that are this process's."""
+        rank, count = self._share
+        return np.arange(step * self._batch + rank, (step + 1) * self._batch, count)
+
+    def draws(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """By how much each image is shrunk, and where its crop lies along both axes, from 0 to
+        1: float64 of that shape.
+        """
+        scale, top, left = (
+            counter_rng.uniform(self._seed, stream, positions) for stream in (_SCALE, _TOP, _LEFT)
+        )
+        return self.min_scale + (1 - self.min_scale) * scale, top, left
+
+    def mirrored(self, positions: np.ndarray) -> np.ndarray:
+        """Which crops are mirrored, bool."""
+        drawn = counter_rng.bits(self._seed, _FLIP, positions) >> np.uint64(63) == 1
+        return drawn if self._flip else np.zeros_like(drawn)
+
+    def boxes(
+        self, factor: Any, down: Any, across: Any, H: Any, W: Any, reduced: int = 1
+    ) -> tuple[Any, Any, Any]:
+        """Top, left and side of the squares that become crops, of images H x W:
+        floats, or arrays of one shape, by what `draws` gives.
+
+        `reduced`: how many pixels of the file one of the image stands for along each axis.
+        A square of the crop's own size lies on whole pixels: it is copied.
+        """
+        side = np.minimum(self.size / factor / reduced, np.minimum(H, W))
+        copied = side == self.size
+        top = np.where(copied, np.floor(down * (H - side + 1)), down * (H - side))
+        left = np.where(copied, np.floor(across * (W - side + 1)), across * (W - side))
+        return top, left, side
+
+    def places(self, positions: np.ndarray, readable: np.ndarray) -> np.ndarray:
+        """The place in `indices` of the image at each position;
+        `readable` (N,) says whose file can be read, others are replaced.
+        """
+        positions = self._choose(positions)
+        for number in np.flatnonzero(~readable[positions]):
+            position, attempt = int(positions[number]), 0
+            while not readable[positions[number]]:
+                positions[number], attempt = self._replacement(position, attempt), attempt + 1
+        return positions
+
     def _choose(self, positions: np.ndarray) -> np.ndarray:
-        """The image at each position; a batch may span epochs."""
+        """The place in `indices` of the image at each position; a batch may span epochs."""
         N = len(self.indices)
         epochs = positions // N
         chosen = np.empty(len(positions), np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            chosen[here] = self.indices[self._order(int(epoch))[positions[here] % N]]
+            chosen[here] = self._order(int(epoch))[positions[here] % N]
         return chosen
+
+    def _replacement(self, position: int, attempt: int) -> int:
+        """The place in `indices` of another image for a position whose own cannot be read."""
+        if attempt == _TRIES:
+            raise InputError(
+                f"{self.dataset.skipped} of {len(self.dataset)} images in "
+                f"{self.dataset.name} cannot be read",
+                "check that the files are whole and are images",
+            )
+        draw = counter_rng.bits(self._seed, _REPLACE + (attempt << 8), np.array([position]))[0]
+        return int(draw) % len(self.indices)
 
     def _order(self, epoch: int) -> np.ndarray:
         with self._lock:
@@ -161,50 +220,40 @@ class Batches:
                 )
             return self._orders[epoch]
 
-    def _crop(self, index: int, position: int) -> tuple[int, np.ndarray]:
+    def _crop(
+        self, index: int, position: int, factor: float, down: float, across: float
+    ) -> tuple[int, np.ndarray]:
         """(index used, uint8 (size, size, C))."""
-        scale, top, left = (
-            float(counter_rng.uniform(self._seed, s, np.array([position]))[0])
-            for s in (_SCALE, _TOP, _LEFT)
-        )
-        factor = self._min_scale + (1 - self._min_scale) * scale
         index, image, reduced = self._read(
             index, position, next(d for d in (8, 4, 2, 1) if factor * d <= 1)
         )
         H, W = image.shape[:2]
-        # of the square in the image that becomes the crop
-        side = min(self._size / factor / reduced, H, W)
-        if side == self._size:
-            y, x = int(top * (H - side + 1)), int(left * (W - side + 1))
-            return index, image[y : y + self._size, x : x + self._size]
-        y, x = top * (H - side), left * (W - side)
-        return index, _resize(image, self._size, (x, y, x + side, y + side))
+        top, left, side = (
+            float(number) for number in self.boxes(factor, down, across, H, W, reduced)
+        )
+        if side == self.size:
+            y, x = int(top), int(left)
+            return index, image[y : y + self.size, x : x + self.size]
+        return index, _resize(image, self.size, (left, top, left + side, top + side))
 
     def _read(self, index: int, position: int, shrink: int) -> tuple[int, np.ndarray, int]:
         """(index used, uint8 (H, W, C), how many of the file's pixels became one along
         each axis: at most `shrink`).
         """
-        N = len(self.indices)
-        for attempt in range(_TRIES):
+        attempt = 0
+        while True:
             try:
                 return index, *self._decoded(index, shrink)
             except InputError:
-                draw = counter_rng.bits(
-                    self._seed, _REPLACE + (attempt << 8), np.array([position])
-                )[0]
-                index = int(self.indices[int(draw) % N])
-        raise InputError(
-            f"{self.dataset.skipped} of {len(self.dataset)} images in "
-            f"{self.dataset.name} cannot be read",
-            "check that the files are whole and are images",
-        )
+                index = int(self.indices[self._replacement(position, attempt)])
+                attempt += 1
 
     def _decoded(self, index: int, shrink: int) -> tuple[np.ndarray, int]:
         if not isinstance(self.dataset, ImageFiles):
             return convert_channels(self.dataset.image(index), self._channels), 1
         found = self._kept.get((index, shrink))
         if found is None:
-            pixels, reduced = self.dataset.reduced(index, shrink, self._size)
+            pixels, reduced = self.dataset.reduced(index, shrink, self.size)
             found = convert_channels(pixels, self._channels), reduced
             self._kept.put((index, shrink), found)
         return found

@@ -214,7 +214,11 @@ def _coded(model: Model, codes: Codes) -> dict[str, int]:
 
 
 def _add_errors(
-    model: Model, sums: RunningTotals, image: np.ndarray, decoded: np.ndarray, output: torch.Tensor
+    model: Model,
+    sums: RunningTotals,
+    image: np.ndarray,
+    decoded: np.ndarray,
+    output: torch.Tensor,
 ) -> None:
     """Adds to the sums for the normalized error and for the bits per dimension."""
     sums.values += image.size

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from vqtok import distributed
@@ -39,6 +40,11 @@ class Criterion(nn.Module):
         self.lpips = (
             losses_lpips.load_lpips(file) if config.perceptual and file is not None else None
         )
+
+    def keep_cast(self, dtype: torch.dtype) -> None:
+        """As LPIPS.keep_cast, where that is among the terms. Once the network is on its device."""
+        if self.lpips is not None:
+            self.lpips.keep_cast(dtype)
 
     def forward(
         self,

@@ -7,7 +7,9 @@ from torch import Tensor
 # of the scales, finest first (Wang et al. 2003, section 3.2)
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, SIGMA = 11, 1.5
+LONGEST_KEPT = 512  # of the bands that stay in memory: 1 MiB
 C1, C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # for values in [-1, 1], a range of 2
+_kept_bands: dict[tuple[int, str, int | None], Tensor] = {}
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
@@ -61,7 +63,30 @@ def _blur(planes: Tensor) -> Tensor:
 
 
 def _band(length: int, device: torch.device) -> Tensor:
-    """(length, length - 10): column i holds the window from row i on."""
+    """(length, length - 10): column i holds the window from row i on.
+
+    Short ones are made once: a run's crops are all of one size.
+    """
+    if length > LONGEST_KEPT:
+        return _make_band(length, device)
+    key = length, device.type, device.index
+    if key not in _kept_bands:
+        # a tensor made in inference mode is of no use to a training step
+        with torch.inference_mode(False):
+            _kept_bands[key] = _make_band(length, device)
+    return _kept_bands[key]
+
+
+def keep_bands(size: int, device: torch.device) -> None:
+    """Makes what `ms_ssim` needs for images of size x size:
+    a compiler that met it in the making would make it in each step.
+    """
+    for scale in range(len(WEIGHTS)):
+        if size >> scale >= WINDOW:
+            _band(size >> scale, device)
+
+
+def _make_band(length: int, device: torch.device) -> Tensor:
     offsets = torch.arange(WINDOW, device=device) - WINDOW // 2
     line = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     distance = torch.arange(length, device=device)[:, None] - torch.arange(

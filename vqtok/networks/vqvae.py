@@ -180,9 +180,12 @@ class VQVAE(nn.Module):
         self.decoder: AnyDecoder = vqgan.Decoder(config) if classical else Decoder(config)
         self.likelihood = losses.build_likelihood(config)
 
-    def forward(self, images: Tensor) -> VQVAEOutput:
-        """images (B, C, H, W) in [-1, 1], H and W multiples of f."""
-        quantized: Quantized = self.quantizer(self.encoder(images))
+    def forward(self, images: Tensor, depths: Tensor | None = None) -> VQVAEOutput:
+        """images (B, C, H, W) in [-1, 1], H and W multiples of f;
+        depths (B,) are `Quantizer.draw_depths`', where it gives any.
+        """
+        z = self.encoder(images)
+        quantized: Quantized = self.quantizer(z) if depths is None else self.quantizer(z, depths)
         output = self.decoder(quantized.vectors).float()
         loss = self.likelihood(output, images) + quantized.loss
         return VQVAEOutput(self.likelihood.mean(output), quantized.indices, loss)

@@ -1,5 +1,5 @@
 "use strict";
-// Sliders that uncover one picture under another, and the codes of a codebook one at a time. All data is in the page.
+// Sliders that uncover one image under another, and the codes of a codebook one at a time. All data is in the page.
 document.documentElement.classList.add("live");
 
 for (const box of document.querySelectorAll(".compare")) {
@@ -7,8 +7,8 @@ for (const box of document.querySelectorAll(".compare")) {
   const wipe = box.querySelector(".wipe");
   const choose = box.querySelector(".choose");
   const name = box.querySelector(".name");
-  for (const picture of box.querySelectorAll("img[data-first]")) {
-    picture.src = pairs[0].querySelector(".before").src;      // stored once
+  for (const image of box.querySelectorAll("img[data-first]")) {
+    image.src = pairs[0].querySelector(".before").src;      // stored once
   }
   const show = () => {
     const chosen = choose ? Number(choose.value) : 0;

@@ -20,10 +20,9 @@ class Quantized:
 class Quantizer(nn.Module, ABC):
     """Replaces vectors by entries of L codebooks of K entries.
 
-    The training loop calls `update_codebook` after each optimizer step. What it draws
-    comes from torch's global generator, which the loop seeds anew at every step, alike
-    in all processes of a run.
-    State that only training needs lives in a submodule called `average`.
+    The training loop calls `update_codebook` after each optimizer step. What is random in a step it
+    draws beforehand, on the host (`draw_depths`, `draw_rows`), and hands it over. State that only
+    training needs lives in a submodule called `average`.
     """
 
     codebook_size: int
@@ -42,10 +41,7 @@ class Quantizer(nn.Module, ABC):
     def codebooks(self) -> Tensor:
         """All entries, (L, K, D)."""
         assert self.levels == 1
-        every = torch.arange(
-            self.codebook_size,
-            device=next(chain(self.parameters(), self.buffers()), torch.empty(0)).device,
-        )
+        every = torch.arange(self.codebook_size, device=self._device())
         return self.lookup(every.view(1, 1, 1, -1))[0, :, 0].T[None]
 
     @abstractmethod
@@ -60,8 +56,26 @@ class Quantizer(nn.Module, ABC):
     def adopt_codebook(self) -> None:
         """Takes the codebook as it is to train on from, in place of `initialize`."""
 
-    @abstractmethod
-    def update_codebook(self) -> int:
+    def draw_depths(self, images: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """From how many levels each image of a training batch is decoded, int64 (images,);
+        None for all of them.
+        """
+        return None
+
+    def draw_rows(self, vectors: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Which of a batch's vectors dead codes move to:
+        int64 (L, n), the i-th dead code of a level to the i-th; None for no code.
+        """
+        return None
+
+    def update_codebook(self, rows: Tensor | None = None, ok: Tensor | None = None) -> Tensor:
         """Moves the codebook by what the last forward saw:
         averages, and dead codes onto live vectors. Returns how many it revived.
+
+        `rows` come from `draw_rows`, by default with torch's global generator. `ok` (bool, scalar):
+        false leaves all as it is, whatever was seen. Nothing here waits for the device.
         """
+        return torch.zeros((), dtype=torch.int64, device=self._device())
+
+    def _device(self) -> torch.device:
+        return next(chain(self.parameters(), self.buffers()), torch.empty(0)).device

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok import distributed
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
+from vqtok.quantizers.update import update_codebooks
 
 # scores held at a time: 1 MiB of float32 stays in a core's cache;
 # half or twice as many take 1.1 times as long
@@ -134,6 +134,33 @@ class StraightThrough(torch.autograd.Function):
         return for_vectors, for_entries, None, None
 
 
+def choose(vectors: Tensor, entries: Tensor, beta: float, learns: bool) -> Assignment:
+    """As `StraightThrough`, in operations on whole tensors that a compiler can fuse:
+    no shape depends on what is chosen, so nothing waits for the device.
+
+    On a CPU, chunks that stay in cache and NumPy's argmax are quicker.
+    """
+    fixed = vectors.detach()
+    half, codes = -entries.detach().square().sum(1), entries.detach().T  # (K,), (D, K)
+    rows = max(1, GPU_CHUNK // len(entries))
+    indices = torch.cat(
+        [torch.addmm(half, part, codes, alpha=2).argmax(1) for part in fixed.split(rows)]
+    )
+    near = entries.index_select(0, indices)  # (N, D)
+    loss = beta * F.mse_loss(vectors, near.detach())
+    loss = loss + F.mse_loss(near, fixed) if learns else loss
+    counts = fixed.new_zeros(len(entries)).scatter_add_(0, indices, torch.ones_like(fixed[:, 0]))
+    sums = torch.zeros_like(entries).detach().index_add_(0, indices, fixed)
+    return Assignment(near.detach() + (vectors - fixed), indices, loss, counts, sums)
+
+
+def in_chunks(device: torch.device) -> bool:
+    """Whether vectors are searched a part at a time, in memory that is used again:
+    everywhere but on GPUs, whose cache is too small.
+    """
+    return device.type != "cuda"
+
+
 def _chunks(vectors: Tensor) -> Iterator[slice]:
     """Slices of vectors (N, D) that stay in a core's cache while several operations go over them;
     all at once on a GPU.
@@ -156,12 +183,11 @@ def sample_vectors(vectors: Tensor, count: int) -> Tensor:
 
 
 def _sample_positions(total: int, count: int, device: torch.device) -> Tensor:
-    """(count,) of the numbers below `total`, drawn without replacement while there are enough."""
-    return (
-        torch.randperm(total, device=device)[:count]
-        if count <= total
-        else torch.randint(total, (count,), device=device)
-    )
+    """(count,) of the numbers below `total`, drawn without replacement while there are enough;
+    on the host, alike for all devices.
+    """
+    drawn = torch.randperm(total)[:count] if count <= total else torch.randint(total, (count,))
+    return drawn.to(device)
 
 
 def kmeans(vectors: Tensor, size: int, rounds: int = 10) -> Tensor:
@@ -230,9 +256,14 @@ class Codebook(Quantizer):
         batch, dim, height, width = z.shape
         with torch.autocast(z.device.type, enabled=False):  # distances in bf16 choose wrong codes
             flat = self._project(z.float().permute(0, 2, 3, 1).reshape(-1, dim))  # (B*h*w, D)
-            assignment = Assignment(  # type: ignore[misc]
-                *StraightThrough.apply(flat, self._entries(), self.beta, self.learned_by_gradient)
-            )
+            if in_chunks(z.device):
+                assignment = Assignment(
+                    *StraightThrough.apply(
+                        flat, self._entries(), self.beta, self.learned_by_gradient
+                    )
+                )  # type: ignore[misc]
+            else:
+                assignment = choose(flat, self._entries(), self.beta, self.learned_by_gradient)
             self._observe(flat.detach().view(batch, -1, dim), assignment)
         # (B, D, h, w)
         vectors = assignment.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)
@@ -277,37 +308,29 @@ class AveragedCodebook(Codebook):
         self.average.sums.copy_(self.codebook)
         self.average.initialized.fill_(True)
 
-    @torch.no_grad()
-    def update_codebook(self) -> int:
-        """Updates the averages, and moves dead codes onto vectors of the last batch;
-        returns how many it moved.
-
-        Counts are kept in units of the mean use N/K, so that the threshold
-        `dead_code_threshold` holds for any batch size and K. The batch is that of all
-        processes, and so are the vectors drawn.
+    def draw_rows(self, vectors: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Drawn without replacement, for at most a quarter of the vectors:
+        else dead codes would crowd on the same few.
         """
-        assert self._last_batch is not None, "update_codebook() follows a forward in training mode"
-        vectors, assignment = self._last_batch
-        self._last_batch = None
-        distributed.all_reduce_sum(assignment.counts, assignment.sums)
-        total = distributed.world_size() * vectors.shape[0] * vectors.shape[1]
-        unit = self.codebook_size / total
-        self.average.counts.lerp_(assignment.counts * unit, 1 - self.decay)
-        self.average.sums.lerp_(assignment.sums * unit, 1 - self.decay)
-        self._follow_averages()
-        dead = (self.average.counts < self.dead_code_threshold).nonzero()[:, 0]
-        # At most a quarter of the batch's vectors, or dead codes would crowd on the same few.
-        dead = dead[: max(1, total // 4)]
-        if len(dead):
-            which = _sample_positions(total, len(dead), vectors.device)
-            fresh = distributed.gather_rows(vectors.flatten(0, 1), which, vectors.shape[1])
-            self.codebook[dead] = fresh
-            self.average.counts[dead] = 1.0
-            self.average.sums[dead] = fresh
-        return len(dead)
+        most = min(self.codebook_size, max(1, vectors // 4))
+        return (
+            torch.randperm(vectors, generator=generator)[None, :most]
+            if self.dead_code_threshold
+            else None
+        )
 
-    def _follow_averages(self) -> None:
-        """Hook for codebooks that follow the averages."""
+    def update_codebook(self, rows: Tensor | None = None, ok: Tensor | None = None) -> Tensor:
+        return update_codebooks([self], rows, ok)
+
+    def seen(self) -> tuple[Tensor, Assignment]:
+        """What the last forward in training mode saw; it is told once."""
+        assert self._last_batch is not None, "update_codebook() follows a forward in training mode"
+        seen, self._last_batch = self._last_batch, None
+        return seen
+
+    def follow(self, codebooks: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
+        """Codebooks (L, K, D) of this kind after a step, from the averages (L, K) and (L, K, D)."""
+        return codebooks
 
 
 class VectorQuantizer(AveragedCodebook):
@@ -331,9 +354,9 @@ class EMAQuantizer(AveragedCodebook):
         super().__init__(config)
         self.register_buffer("codebook", torch.randn(config.codebook_size, config.code_dim))
 
-    def _follow_averages(self) -> None:
-        counts = self.average.counts[:, None]  # (K, 1)
-        means = self._project(self.average.sums / counts.clamp(min=1e-6))
+    def follow(self, codebooks: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
+        counts = counts[..., None]  # (L, K, 1)
+        means = self._project(sums / counts.clamp(min=1e-6))
         # A code that nothing chooses stays where it is:
         # as its averages fade, their quotient would pull it to 0.
-        self.codebook.copy_(torch.where(counts > 1e-6, means, self.codebook))
+        return torch.where(counts > 1e-6, means, codebooks)

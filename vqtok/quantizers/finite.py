@@ -197,9 +197,6 @@ class _ScalarQuantizer(Quantizer):
     def adopt_codebook(self) -> None:
         self.average.initialized.fill_(True)
 
-    def update_codebook(self) -> int:
-        return 0
-
     def _bound(self, inner: Tensor) -> Tensor:
         """What is rounded, in the units of `_values`: (..., d) -> (..., d)."""
         raise NotImplementedError

@@ -60,6 +60,3 @@ class PixelQuantizer(Quantizer):
 
     def adopt_codebook(self) -> None:
         pass
-
-    def update_codebook(self) -> int:
-        return 0

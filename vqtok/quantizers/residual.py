@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from vqtok import distributed
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
+from vqtok.quantizers.codebook import AveragedCodebook
+from vqtok.quantizers.update import update_codebooks
 
 
 class ResidualQuantizer(Quantizer):
@@ -38,10 +40,17 @@ class ResidualQuantizer(Quantizer):
         assert isinstance(quantizer, Quantizer)
         return quantizer
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Tensor, depths: Tensor | None = None) -> Quantized:
+        """As Quantizer.forward.
+
+        `depths` are `draw_depths`' (B,); without them, training draws them by
+        torch's global generator.
+        """
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
-            depths = self._draw_depths(len(z), z.device)  # (B,), None for all
+            if depths is None and self.training:
+                depths = self.draw_depths(len(z))
+            depths = depths if depths is None else depths.to(z.device)
             residual, total, vectors = z, torch.zeros_like(z), torch.zeros_like(z)
             indices, losses = [], []
             for level in range(self.levels):
@@ -62,27 +71,40 @@ class ResidualQuantizer(Quantizer):
                     commitment = self.beta * F.mse_loss(z, total.detach())
                     losses[-1] = losses[-1] + commitment - commitment.detach()
             # The mark of the depth that each image is decoded from.
-            depth = self.depth[-1:] if depths is None else self.depth[depths - 1]  # (B, D)
+            depth = self.depth[-1:] if depths is None else self._marks(depths)  # (B, D)
             vectors = vectors + depth[:, :, None, None]
         return Quantized(vectors, torch.cat(indices, 1), torch.stack(losses).mean())
 
-    def _draw_depths(self, count: int, device: torch.device) -> Tensor | None:
-        """How many levels each of `count` images is decoded from, (count,);
-        None for all: only training drops any, in part.
+    def _marks(self, depths: Tensor) -> Tensor:
+        """Marks (B, D) of depths (B,): a product, as the gradient of a look-up is a sum
+        in no fixed order on a GPU.
+        """
+        chosen = depths[:, None] == torch.arange(1, self.levels + 1, device=depths.device)
+        return chosen.to(self.depth.dtype) @ self.depth
+
+    def draw_depths(self, images: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """How many levels each image is decoded from, int64 (images,); None for all.
 
         Drawn so that log n is uniform: the first levels matter at every rate, the last one at one
         rate only. Each process draws for the whole batch, of which it has every n-th image.
         """
-        if not self.training or self.dropout == 0:
+        if self.dropout == 0:
             return None
-        total = count * distributed.world_size()
+        total = images * distributed.world_size()
         drawn = (
-            torch.exp(torch.rand(total, device=device) * math.log(self.levels + 1))
+            torch.exp(torch.rand(total, generator=generator) * math.log(self.levels + 1))
             .long()
             .clamp(1, self.levels)
         )
-        every = torch.where(torch.rand(total, device=device) < self.dropout, drawn, self.levels)
+        every = torch.where(
+            torch.rand(total, generator=generator) < self.dropout, drawn, self.levels
+        )
         return every[distributed.rank() :: distributed.world_size()]
+
+    def draw_rows(self, vectors: int, generator: torch.Generator | None = None) -> Tensor | None:
+        drawn = [self._level(level).draw_rows(vectors, generator) for level in range(self.levels)]
+        some = [rows for rows in drawn if rows is not None]
+        return torch.cat(some) if some else None
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Vectors (B, D, h, w) for the indices (B, n, h, w) of the
@@ -114,5 +136,6 @@ class ResidualQuantizer(Quantizer):
         for level in range(self.levels):
             self._level(level).adopt_codebook()
 
-    def update_codebook(self) -> int:
-        return sum(self._level(level).update_codebook() for level in range(self.levels))
+    def update_codebook(self, rows: Tensor | None = None, ok: Tensor | None = None) -> Tensor:
+        levels = [level for level in self.quantizers if isinstance(level, AveragedCodebook)]
+        return update_codebooks(levels, rows, ok) if levels else super().update_codebook()

@@ -55,6 +55,3 @@ class SimVQuantizer(Codebook):
 
     def adopt_codebook(self) -> None:
         self.average.initialized.fill_(True)
-
-    def update_codebook(self) -> int:
-        return 0

@@ -20,6 +20,7 @@ from vqtok.losses.discriminator import (
 )
 from vqtok.losses.likelihood import PIXEL_DEVIATION
 from vqtok.train.loop import RunContext, learning_rate
+from vqtok.train.runtime import DeviceScalar, fused, set_rate, step_if, sync_free, where
 from vqtok.train.state import Learner
 
 # part of all steps that the discriminator learns alone, and again in which its
@@ -35,22 +36,22 @@ class _StepRecord:
     Nothing of it lasts before `update`: a step may turn out to be skipped.
     """
 
-    step: int
     reconstruction: Tensor  # (B, C, H, W) in [-1, 1], without gradient
     images: Tensor  # (B, C, H, W)
     grad_norm_ema: Tensor  # the average after this step
-    # (2,), of images and reconstructions; None before `compute_gradients`
-    scores: Tensor | None = None
-    loss: float = 0.0
+    scores: Tensor | None = (
+        None  # (2,), of images and reconstructions; None before `compute_gradients`
+    )
+    loss: Tensor | None = None
 
 
 class Adversary(nn.Module):
     """A patch discriminator with its optimizer and moving averages:
     its state_dict and the optimizer's are all its state.
 
-    At each step the tokenizer minimizes `generator_terms`; `compute_gradients` says whether the
-    discriminator can learn from the same batch, and `update` lets it. A step that is skipped has
-    no `update`, and leaves no trace.
+    At each step, after `schedule`, the tokenizer minimizes `generator_terms`; `compute_gradients`
+    says whether the discriminator can learn from the same batch, and `update` lets it. A step that
+    is skipped has no `update`, or one that is not ok, and leaves no trace.
     """
 
     scores: Tensor
@@ -65,27 +66,40 @@ class Adversary(nn.Module):
         # average length of the gradient at the reconstructions
         self.register_buffer("pull", torch.zeros(()))
         to_device(self, run.device)
+        self._rate, self._weight, self._pull_rate, self._score_rate = (
+            DeviceScalar(run.device) for _ in range(4)
+        )
         # little momentum: its task changes with every step of the tokenizer
         self.optimizer = torch.optim.Adam(
             self.parameters(),
-            self.stage.learning_rate,
+            self._rate.value,
             betas=(0.5, 0.9),
-            fused=run.device.type in ("cpu", "cuda"),
+            **fused(run.device),  # type: ignore[arg-type]
         )
         self.start_step = math.ceil(self.config.adversarial_start * self.stage.steps)
         self.warmup_steps = math.ceil(WARMUP_PART * self.stage.steps)
         # the steps before cost nothing
         self.first_update_step = max(0, self.start_step - self.warmup_steps)
         self._last_step: _StepRecord | None = None
-        self.active = False  # whether its opinion counted in the last step
+        # whether its opinion counts in this step, and whether it learns from it
+        self.active = self.learns = False
 
     @property
     def learner(self) -> Learner:
         return Learner(self, self.optimizer, "adversary.")
 
-    def generator_terms(
-        self, reconstruction: Tensor, images: Tensor, step: int
-    ) -> dict[str, Tensor]:
+    def schedule(self, step: int) -> None:
+        """Sets what the step's number decides; before the step's other calls."""
+        self.active, self.learns = step >= self.start_step, step >= self.first_update_step
+        self._rate.set(learning_rate(self.stage, step))
+        set_rate(self.optimizer, self._rate)
+        self._weight.set(
+            self.config.adversarial * min(1.0, (step - self.start_step + 1) / self.warmup_steps)
+        )
+        self._pull_rate.set(_following(step - self.start_step))
+        self._score_rate.set(_following(step - self.first_update_step))
+
+    def generator_terms(self, reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
         """What the tokenizer is to minimize besides, by name;
         nothing before the discriminator is asked. (B, C, H, W) in [-1, 1].
 
@@ -100,15 +114,15 @@ class Adversary(nn.Module):
         harder than the weight allows.
         """
         self._clear()  # a step that was skipped
-        self.active, terms, grad_norm_ema = step >= self.start_step, {}, self.pull
+        terms, grad_norm_ema = {}, self.pull
         if self.active:
-            terms, grad_norm_ema = self._weighted_term(reconstruction, images, step)
-        if step >= self.first_update_step:
-            self._last_step = _StepRecord(step, reconstruction.detach(), images, grad_norm_ema)
+            terms, grad_norm_ema = self._weighted_term(reconstruction, images)
+        if self.learns:
+            self._last_step = _StepRecord(reconstruction.detach(), images, grad_norm_ema)
         return terms
 
     def _weighted_term(
-        self, reconstruction: Tensor, images: Tensor, step: int
+        self, reconstruction: Tensor, images: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The term, and the average length of the gradient, this one included."""
         # the discriminator's own weights get no gradient here
@@ -116,12 +130,9 @@ class Adversary(nn.Module):
         generator_loss = self._generator_loss(leaf, images)
         (gradient,) = torch.autograd.grad(generator_loss, leaf)
         length = _gradient_norm(gradient)
-        grad_norm_ema = _ema(self.pull, length, step - self.start_step)
+        grad_norm_ema = _ema(self.pull, length, self._pull_rate)
         l1 = 1 / (2 * PIXEL_DEVIATION * math.sqrt(leaf.numel() * distributed.world_size()))
-        weight = self.config.adversarial * min(
-            1.0, (step - self.start_step + 1) / self.warmup_steps
-        )
-        factor = weight * l1 / torch.maximum(grad_norm_ema, length).clamp(min=1e-12)
+        factor = self._weight.value * l1 / torch.maximum(grad_norm_ema, length).clamp(min=1e-12)
         # has that gradient, and gets the value of the wish
         term = (reconstruction * (factor * gradient)).sum()
         return {
@@ -142,15 +153,16 @@ class Adversary(nn.Module):
             )
         return generator_loss
 
-    def compute_gradients(self) -> dict[str, float]:
+    def compute_gradients(self) -> dict[str, Tensor]:
         """The gradient of its own loss on the batch just seen:
         that hinge loss and the gradient's norm by name. Nothing changes yet.
         """
         seen = self._last_step
         if seen is None:
             return {}
+        bf16, keeps = self.run.precision == "bf16", not sync_free(self.run.device)
         with torch.autocast(
-            self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"
+            self.run.device.type, torch.bfloat16, enabled=bf16, cache_enabled=keeps
         ):
             output = self.discriminator(torch.cat([seen.images, seen.reconstruction]))
         real, fake = output.scores.chunk(2)
@@ -160,22 +172,23 @@ class Adversary(nn.Module):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         distributed.all_reduce_mean(hinge, scores, *gradients)
         norm = nn.utils.get_total_norm(gradients)
-        self._last_step = replace(seen, scores=scores, loss=float(hinge))
-        return {"discriminator": self._last_step.loss, "discriminator's gradient norm": float(norm)}
+        self._last_step = replace(seen, scores=scores, loss=hinge)
+        return {"discriminator": hinge, "discriminator's gradient norm": norm}
 
-    def update(self) -> dict[str, float]:
+    def update(self, ok: Tensor | None = None) -> dict[str, Tensor]:
         """One step of the discriminator along that gradient, at the tokenizer's learning rate;
         its hinge loss by name.
+
+        `ok` (bool, scalar): false leaves all as it is.
         """
         seen = self._last_step
         if seen is None:
             return {}
         assert seen.scores is not None, "update() follows compute_gradients()"
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.stage, seen.step)
-        self.optimizer.step()
-        self.pull.copy_(seen.grad_norm_ema)
-        self.scores.copy_(_ema(self.scores, seen.scores, seen.step - self.first_update_step))
+        assert seen.loss is not None
+        step_if(self.optimizer, ok)
+        self.pull.copy_(where(ok, seen.grad_norm_ema, self.pull))
+        self.scores.copy_(where(ok, _ema(self.scores, seen.scores, self._score_rate), self.scores))
         self._clear()
         return {"discriminator": seen.loss}
 
@@ -196,9 +209,14 @@ def _gradient_norm(gradient: Tensor) -> Tensor:
     return squares.sqrt() / distributed.world_size()
 
 
-@torch.no_grad()
-def _ema(average: Tensor, value: Tensor, step: int) -> Tensor:
-    """A moving average after one step more; at first faster than DECAY says, or the zeros of the
-    start would be felt for long.
+def _following(step: int) -> float:
+    """How far a moving average follows in its step number `step`;
+    at first more than DECAY says, or the start would be felt for long.
     """
-    return average.lerp(value, 1 - min(DECAY, (1 + step) / (10 + step)))
+    return 1 - min(DECAY, max(0, 1 + step) / max(1, 10 + step))
+
+
+@torch.no_grad()
+def _ema(average: Tensor, value: Tensor, rate: DeviceScalar) -> Tensor:
+    """A moving average after one step more."""
+    return average.lerp(value, rate.value)

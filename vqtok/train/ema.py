@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from vqtok.train.runtime import DeviceScalar, foreach
+
 
 class WeightAverage:
     """Averages of all float tensors of a network but for the training state of its quantizer."""
@@ -20,6 +22,7 @@ class WeightAverage:
             if value.is_floating_point() and ".average." not in name
         }
         self._mean = {name: value.clone() for name, value in self._live.items()}
+        self._rate = DeviceScalar(next(iter(self._live.values())).device)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -31,13 +34,22 @@ class WeightAverage:
         for name, value in self._live.items():
             self._mean[name].copy_(value)
 
-    def update(self, step: int) -> None:
-        """Follows the weights after `step` steps;
+    def schedule(self, step: int) -> None:
+        """Sets how fast the next update follows, the one after `step` steps:
         at first faster than `decay` says, or the start would be felt for long.
         """
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in self._live.items():
-            self._mean[name].lerp_(value, 1 - decay)
+        self._rate.set(1 - min(self.decay, (1 + step) / (10 + step)))
+
+    def update(self, ok: Tensor | None = None) -> None:
+        """Follows the weights; `ok` false leaves the averages as they are."""
+        means, live, rate = list(self._mean.values()), list(self._live.values()), self._rate.value
+        if not isinstance(rate, Tensor):
+            foreach._foreach_lerp_(means, live, rate)
+            return
+        # lerp with a tensor's rate would be a kernel for each weight.
+        steps = foreach._foreach_sub(live, means)
+        foreach._foreach_mul_(steps, rate if ok is None else rate * ok)
+        foreach._foreach_add_(means, steps)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

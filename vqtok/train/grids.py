@@ -84,7 +84,7 @@ def encode_dataset(network: VQVAE, dataset: Dataset, mirror: bool, run: RunConte
     def report(done: int) -> None:
         rate = done / max(time.monotonic() - started, 1e-9)
         run.listener.status(
-            Status("indices", min(done, count), count, rate, max(0, count - done) / rate, {})
+            Status("indices", min(done, count), count, rate, max(0, count - done) / rate)
         )
 
     for start in range(0, count, AT_ONCE * size):

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Hashable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +20,14 @@ from vqtok import distributed, files, images
 from vqtok.config import StageConfig
 from vqtok.errors import OutputError, TrainingError
 from vqtok.train import state
+from vqtok.train.draws import mixed_seed
 from vqtok.train.ema import WeightAverage
+from vqtok.train.graph import GraphedStep, to_device
 from vqtok.train.muon import Muon
+from vqtok.train.runtime import READ_EVERY, DeviceScalar, fused, set_rate, step_if, sync_free
+from vqtok.train.saver import Saver
 from vqtok.train.state import LOG_FILE
+from vqtok.train.window import DeviceWindow, stacked
 from vqtok.weights import Weights
 from vqtok.weights import save_weights as save_weights
 
@@ -75,21 +80,31 @@ class Task(ABC):
         Closing it ends its threads.
         """
 
+    def schedule(self, step: int) -> Hashable:
+        """Sets what the number of a step decides, before its `forward`;
+        returns what that does to its Python code.
+
+        None where a step cannot be captured as a CUDA graph.
+        A graph is captured anew where the answer changes.
+        """
+        return None
+
     @abstractmethod
     def forward(self, batch: Any) -> Step: ...
 
-    def auxiliary_step(self) -> dict[str, float]:
-        """Runs before the optimizer's step: figures of what learns beside the network.
+    def auxiliary_step(self) -> dict[str, Tensor]:
+        """Runs before the optimizer's step: scalars of what learns beside the network.
 
         Where one is not finite, nothing learns.
         """
         return {}
 
-    def after_step(self) -> dict[str, float]:
+    def after_step(self, ok: Tensor | None = None) -> dict[str, Tensor]:
         """Runs after the optimizer's step, and not where that is skipped:
         what the forward has seen leaves a trace here, or none.
 
-        What it returns is added up over the window.
+        On a GPU it always runs: there `ok` (bool, scalar) says whether it may change anything.
+        The scalars that it returns are added up over the window.
         """
         return {}
 
@@ -118,7 +133,13 @@ class Status:
     steps: int
     images_per_second: float
     seconds_left: float
-    metrics: dict[str, float]
+    # means of the window so far, made where somebody asks: they take time
+    figures: Callable[[], dict[str, float]] = dict
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Those figures as they are now."""
+        return self.figures()
 
 
 class Listener(Protocol):
@@ -210,6 +231,8 @@ def train(task: Task, config: StageConfig, run: RunContext, resume: bool) -> boo
     validation or a weight is not finite; the files of the last good step stay.
     Of several processes (`distributed`) the first alone writes, validates and reports.
     """
+    # shapes never change: the fastest algorithm is looked for once
+    torch.backends.cudnn.benchmark = run.device.type == "cuda"
     return _Trainer(task, config, run).train(resume)
 
 
@@ -224,14 +247,22 @@ class _Trainer:
         parameters = [p for p in task.network.parameters() if p.requires_grad]
         self.parameters = parameters
         self.average = WeightAverage(task.network, config.ema) if config.ema else None
-        kind = {"adamw": torch.optim.AdamW, "muon": Muon}[config.optimizer]
-        self.optimizer = kind(
-            parameters,
-            config.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
-            fused=run.device.type in ("cpu", "cuda"),
+        kind: Any = {"adamw": torch.optim.AdamW, "muon": Muon}[config.optimizer]
+        self.rate = DeviceScalar(run.device, config.learning_rate)
+        self.optimizer: torch.optim.Optimizer = kind(
+            parameters, self.rate.value, betas=(0.9, 0.99), weight_decay=0.0, **fused(run.device)
         )
+        self.free = sync_free(run.device)
+        self.saver = Saver(run.device, beside=self.free)
+        self.window = DeviceWindow(run.device)
+        self.phase: Hashable = None
+        alone = run.device.type == "cuda" and distributed.world_size() == 1
+        self.graph = (
+            GraphedStep(self._launch, run.device, run.listener.note, self._drop_gradients)
+            if alone
+            else None
+        )
+        self.known: dict[str, float] = {}  # what a progress line shows, as of the last look
         self.learners = [state.Learner(task.network, self.optimizer), *task.learners()]
 
     def train(self, resume: bool) -> bool:
@@ -243,18 +274,22 @@ class _Trainer:
         if progress is not None:
             self.progress = progress
         else:
-            torch.manual_seed(_mix(self.run.seed, 0))
+            torch.manual_seed(mixed_seed(self.run.seed, 0))
             self.task.on_start()
             self._sync_weights()
             if self.average is not None:
                 self.average.reset()
         if distributed.is_main_process():
             _cut_log(self.log_path, self.task.name, self.progress.step)
-        if self.progress.step < self.config.steps:
-            self._loop()
-        elif self.progress.best is None:  # `steps` was lowered below the first validation
-            self._validate(0.0)
-            self._save()
+        self.window = DeviceWindow(self.run.device, self.progress.skipped_in_a_row)
+        try:
+            if self.progress.step < self.config.steps:
+                self._loop()
+            elif self.progress.best is None:  # `steps` was lowered below the first validation
+                self._validate(0.0)
+                self._save()
+        finally:
+            self.saver.finish()
         return self.progress.step >= self.config.steps
 
     def _loop(self) -> None:
@@ -265,6 +300,7 @@ class _Trainer:
         with closing(self.task.batches(first, config.steps)) as batches:
             for batch in batches:
                 if self.run.stop.due:
+                    self._look()
                     self._save()
                     return
                 self._step(batch)
@@ -275,55 +311,121 @@ class _Trainer:
                 validates = (
                     progress.step % config.validate_every == 0 or progress.step == config.steps
                 )
+                saves = validates or now - saved > SAVE_SECONDS
+                if saves:
+                    self._look()
                 if validates:
                     self._validate(rate)
-                if validates or now - saved > SAVE_SECONDS:
+                if saves:
                     self._save()
                     saved = time.monotonic()
 
     def _step(self, batch: Any) -> None:
-        torch.manual_seed(_mix(self.run.seed, self.progress.step + 1))
+        step = self.progress.step
+        torch.manual_seed(mixed_seed(self.run.seed, step + 1))
+        self.rate.set(learning_rate(self.config, step))
+        set_rate(self.optimizer, self.rate)
+        if self.average is not None:
+            self.average.schedule(step + 1)
+        phase = self.task.schedule(step)
+        if self.free:
+            self._unseen_step(batch, phase)
+        else:
+            self._seen_step(batch)
+
+    def _seen_step(self, batch: Any) -> None:
+        """A step whose figures are looked at before anything changes."""
+        progress = self.progress
+        result, shown, checked = self._gradients(batch)
+        # one wait for the device
+        seen = dict(zip(checked, stacked(checked.values()).tolist(), strict=True))
+        progress.step += 1
+        if not all(map(math.isfinite, seen.values())):
+            self._skip(seen)
+            return
+        more = {name: float(value) for name, value in self._update(result, None).items()}
+        progress.skipped_in_a_row = 0
+        for name, value in {**{name: seen[name] for name in shown}, **more, "steps": 1}.items():
+            progress.window[name] = progress.window.get(name, 0) + value
+
+    def _unseen_step(self, batch: Any, phase: Hashable) -> None:
+        """A step that nobody waits for: whether it may change anything is
+        decided where its numbers are.
+        """
+        if phase != self.phase:
+            self._look()  # other figures follow
+            self.phase = phase
+        if self.graph is not None and phase is not None:
+            self.graph(batch, phase)
+        else:
+            self._launch(to_device(batch, self.run.device))
+        self.progress.step += 1
+        if self.progress.step % READ_EVERY == 0:
+            self._look()
+
+    def _launch(self, batch: Any) -> None:
+        """The part of a step that a CUDA graph can hold."""
+        result, shown, checked = self._gradients(batch)
+        ok = torch.isfinite(stacked(checked.values())).all()
+        more = self._update(result, ok)
+        self.window.add({name: checked[name] for name in shown} | more, checked, ok)
+
+    def _gradients(self, batch: Any) -> tuple[Step, list[str], dict[str, Tensor]]:
+        """The step's result and gradients; the names of the figures to show,
+        and all that must be finite.
+        """
         # bfloat16 reaches as far as float32: no gradient fades to 0 that a scale (GradScaler) would
         # save, as float16's would.
+        # A graph would hold autocast's cache of weights for ever.
+        bf16 = self.run.precision == "bf16"
         with torch.autocast(
-            self.run.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"
+            self.run.device.type, torch.bfloat16, enabled=bf16, cache_enabled=not self.free
         ):
             result = self.task.forward(batch)
         result.loss.backward()
         result = self._all_reduce(result)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        figures = {"loss": result.loss, "gradient norm": norm, **result.metrics}
-        # one wait for the device
-        values = torch.stack([value.detach().float() for value in figures.values()]).tolist()
-        seen = dict(zip(figures, values, strict=True))
-        checked = seen | self.task.auxiliary_step()
-        if self._finite(checked.values()):
-            del seen["gradient norm"]
-            self._optimizer_step(result, seen)
+        shown = {"loss": result.loss, **result.metrics}
+        return result, list(shown), shown | {"gradient norm": norm} | self.task.auxiliary_step()
+
+    def _update(self, result: Step, ok: Tensor | None) -> dict[str, Tensor]:
+        """Changes weights and all that follows them, unless `ok` is false; further figures."""
+        if isinstance(self.optimizer, Muon):
+            self.optimizer.step(ok=ok)
         else:
-            self._skip(checked)
-
-    def _finite(self, figures: Iterable[float]) -> bool:
-        """Whether this step may change anything."""
-        return all(map(math.isfinite, figures))
-
-    def _optimizer_step(self, result: Step, figures: dict[str, float]) -> None:
-        progress = self.progress
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, progress.step)
-        self.optimizer.step()
+            step_if(self.optimizer, ok)
         self.optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
-        progress.skipped_in_a_row = 0
-        figures = figures | self.task.after_step()
+        figures = self.task.after_step(ok)
         if self.average is not None:
-            self.average.update(progress.step)
-        for name, value in {**figures, "steps": 1}.items():
-            progress.window[name] = progress.window.get(name, 0) + value
+            self.average.update(ok)
         if result.indices is not None:
-            counts = torch.bincount(result.indices.flatten(), minlength=len(self.counts))
+            chosen = result.indices.flatten()
+            counts = torch.zeros_like(self.counts).scatter_add_(0, chosen, torch.ones_like(chosen))
             distributed.all_reduce_sum(counts)
-            self.counts += counts
+            self.counts += counts if ok is None else counts * ok
+        return figures
+
+    def _drop_gradients(self) -> None:
+        for learner in self.learners:
+            learner.optimizer.zero_grad(set_to_none=True)
+
+    def _look(self) -> None:
+        """Adds what the steps since the last look have given to the window;
+        raises where too many of them have been skipped.
+        """
+        if not self.free:
+            return
+        progress, read = self.progress, self.window.read()
+        for name, value in {**read.figures, "steps": read.learned, "skipped": read.skipped}.items():
+            if value or name in read.figures:
+                progress.window[name] = progress.window.get(name, 0) + value
+        progress.skipped_in_a_row = read.in_a_row
+        self.known = self._window_means() | self._summary()[0]
+        if read.longest >= SKIPPED_MAX:
+            raise self._spoiled(
+                f"{read.longest} steps in a row, the last of them by step {progress.step},",
+                read.spoiled,
+            )
 
     def _all_reduce(self, result: Step) -> Step:
         """Loss and metrics of the whole batch in place of those of this process's
@@ -357,19 +459,20 @@ class _Trainer:
         """
         progress = self.progress
         self.optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
         progress.skipped_in_a_row += 1
         progress.window["skipped"] = progress.window.get("skipped", 0) + 1
         if progress.skipped_in_a_row == SKIPPED_MAX:
-            bad = ", ".join(
-                f"the {name} is {value:g}"
-                for name, value in figures.items()
-                if not math.isfinite(value)
+            raise self._spoiled(
+                f"{SKIPPED_MAX} steps in a row, the last of them step {progress.step},", figures
             )
-            raise self._diverged(
-                f"{SKIPPED_MAX} steps in a row, "
-                f"the last of them step {progress.step}, are not finite: {bad}"
-            )
+
+    def _spoiled(self, steps: str, figures: dict[str, float]) -> TrainingError:
+        bad = ", ".join(
+            f"the {name} is {value:g}"
+            for name, value in figures.items()
+            if not math.isfinite(value)
+        )
+        return self._diverged(f"{steps} are not finite: {bad}")
 
     def _diverged(self, what: str) -> TrainingError:
         setting = f"{self.task.name}_training.learning_rate"
@@ -400,18 +503,20 @@ class _Trainer:
         if not distributed.is_main_process():
             return
         left = (self.config.steps - self.progress.step) / rate
-        extra, _ = self._summary()
-        del extra["skipped"]
+        images = rate * self.config.batch
         self.run.listener.status(
             Status(
-                self.task.name,
-                self.progress.step,
-                self.config.steps,
-                rate * self.config.batch,
-                left,
-                self._window_means() | extra,
+                self.task.name, self.progress.step, self.config.steps, images, left, self._figures
             )
         )
+
+    def _figures(self) -> dict[str, float]:
+        """What a progress line shows of the window so far;
+        on a GPU, as far as it has been looked at.
+        """
+        figures = dict(self.known) if self.free else self._window_means() | self._summary()[0]
+        figures.pop("skipped", None)
+        return figures
 
     def _validate(self, rate: float) -> None:
         self._sync_weights()
@@ -477,12 +582,14 @@ class _Trainer:
                 raise self._diverged(
                     f"the tensor {name} leaves the range of {array.dtype} at step {progress.step}"
                 )
-        save_weights(self.best_path, weights, force=True)
+        self.saver.write(lambda: save_weights(self.best_path, weights, force=True))
         progress.best, progress.best_step = validation.score, progress.step
 
     def _save(self) -> None:
         if distributed.is_main_process():
-            state.save_state(self.state_path, self.learners, self._extra_tensors(), self.progress)
+            tensors = self.saver.snapshot(state.tensors_of(self.learners, self._extra_tensors()))
+            progress = replace(self.progress, window=dict(self.progress.window))
+            self.saver.write(lambda: state.save_state(self.state_path, tensors, progress))
 
     def _extra_tensors(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs besides its learners;
@@ -492,11 +599,6 @@ class _Trainer:
             "window.counts": self.counts,
             **(self.average.tensors if self.average is not None else {}),
         }
-
-
-def _mix(seed: int, step: int) -> int:
-    """One seed for torch from the run's seed and the step."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _append(path: Path, text: str) -> None:

@@ -6,17 +6,21 @@ the few that the gradient is largest in. The photo tokenizer of 250 steps has a 
 rate but the lowest than with AdamW (benchmarks/README.md, adamw).
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vqtok.train.runtime import foreach, step_if, sync_free
+
 MOMENTUM = 0.95
 SMALLEST = 32  # sides of a matrix: narrower ones, at a network's ends, are AdamW's
 # of the Newton-Schulz step that brings singular values near 1 in five rounds (Jordan)
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
+PRECISION = torch.bfloat16  # of its products: enough, as the steps need only be roughly orthogonal
 # root mean square of AdamW's steps: with it both take the same learning rate (Liu et
 # al. 2025, arXiv 2502.16982)
 ADAMW_SIZE = 0.2
@@ -27,7 +31,9 @@ class Muon(torch.optim.Optimizer):
     both have the same learning rate.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, **adamw: Any) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float | Tensor, **adamw: Any
+    ) -> None:
         """`adamw` are the options of torch.optim.AdamW."""
         parameters = list(parameters)
         matrices = [
@@ -38,14 +44,26 @@ class Muon(torch.optim.Optimizer):
         others = [p for p in parameters if not any(p is matrix for matrix in matrices)]
         super().__init__(matrices or others[:1], {"lr": lr, **adamw})
         self.matrices = matrices
+        self._groups: list[tuple[list[nn.Parameter], Tensor]] = []
+        self._views: list[tuple[nn.Parameter, Tensor]] = []
         self.adamw = torch.optim.AdamW(others, lr, **adamw)
         # one state and one list of groups: whoever saves or schedules need not know
         self.adamw.state = self.state
         self.param_groups = [*(self.param_groups if matrices else []), *self.adamw.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        self.adamw.step()
+    def step(  # type: ignore[override]
+        self, closure: None = None, ok: Tensor | None = None
+    ) -> None:
+        """One step of all parameters; `ok` (bool, scalar):
+        false leaves every parameter and momentum as it is.
+        """
+        step_if(self.adamw, ok)
+        if not self.matrices:
+            return
+        if sync_free(self.matrices[0].device):
+            self._step_in_groups(ok)
+            return
         for weight in self.matrices:
             if weight.grad is None:
                 continue
@@ -55,23 +73,73 @@ class Muon(torch.optim.Optimizer):
             momentum.lerp_(weight.grad, 1 - MOMENTUM)
             # (out, in*k*k), Nesterov's momentum
             direction = torch.lerp(weight.grad, momentum, MOMENTUM).flatten(1)
-            size = ADAMW_SIZE * max(direction.shape) ** 0.5
-            weight.add_(
-                orthogonal(direction).view_as(weight), alpha=-size * self.param_groups[0]["lr"]
+            scale = _scale(direction) * self.param_groups[0]["lr"]
+            weight.add_(orthogonal(direction).view_as(weight), alpha=-scale)
+
+    def _step_in_groups(self, ok: Tensor | None) -> None:
+        """The step of all matrices, those of one shape in one product:
+        10 products in place of 37 for the photo tokenizer.
+
+        A GPU takes as long for one small matrix as for four.
+        On a CPU it would be 1.2 times as slow as one by one.
+        """
+        for weights, momenta in self._grouped():
+            gradients = torch.stack(
+                [w.grad.permute(0, 2, 3, 1) for w in weights if w.grad is not None]
+            )  # (n, out, k, k, in)
+            if ok is not None:
+                # 0 times NaN is NaN
+                gradients = torch.where(ok, gradients, torch.zeros_like(gradients))
+                momenta.lerp_(gradients, (1 - MOMENTUM) * ok.float())
+            else:
+                momenta.lerp_(gradients, 1 - MOMENTUM)
+            direction = torch.lerp(gradients, momenta, MOMENTUM).flatten(2)  # (n, out, k*k*in)
+            rate = _scale(direction[0]) * self.param_groups[0]["lr"]
+            steps = (
+                orthogonal(direction)
+                .mul_(-rate if ok is None else -rate * ok.float())
+                .view_as(momenta)
             )
+            foreach._foreach_add_(weights, list(steps.permute(0, 1, 4, 2, 3).unbind()))
+
+    def _grouped(self) -> list[tuple[list[nn.Parameter], Tensor]]:
+        """The matrices by shape, each group with its momenta (n, out, k, k, in), of
+        which the state holds views.
+        """
+        if not self._groups or any(
+            self.state[w].get("momentum") is not view for w, view in self._views
+        ):
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for weight in self.matrices:
+                by_shape[weight.shape].append(weight)
+            self._groups, self._views = [], []
+            for weights in by_shape.values():
+                known = [self.state[w].get("momentum", torch.zeros_like(w)) for w in weights]
+                momenta = torch.stack([m.permute(0, 2, 3, 1) for m in known])
+                views = momenta.permute(0, 1, 4, 2, 3).unbind()
+                self._groups.append((weights, momenta))
+                self._views += list(zip(weights, views, strict=True))
+            for weight, view in self._views:
+                self.state[weight]["momentum"] = view
+        return self._groups
+
+
+def _scale(matrix: Tensor) -> float:
+    """What makes a step of an orthogonal matrix (out, in*k*k) as large as one of AdamW."""
+    return ADAMW_SIZE * max(matrix.shape) ** 0.5
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix (n, m) with its singular values near 1, in float32: U V^T for U S V^T, roughly.
-
-    In bfloat16, which is enough.
+    """Matrices (..., n, m) with their singular values near 1, in float32:
+    U V^T for U S V^T, roughly.
     """
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16()
-    x = x / (x.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    x = matrix.to(PRECISION)
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    product = torch.addmm if x.dim() == 2 else torch.baddbmm
     for _ in range(ROUNDS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).float()
+        gram = x @ x.mT
+        x = product(x, product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).float()

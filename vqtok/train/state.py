@@ -58,14 +58,9 @@ class Learner:
         }
 
 
-def save_state(
-    path: Path, learners: Sequence[Learner], extra: Mapping[str, Tensor], progress: Progress
-) -> None:
-    """Writes weights, optimizer moments, extra tensors and progress;
-    the old file stays until the new one is complete.
-
-    Raises TrainingError, and leaves the old file, where a tensor is not finite:
-    no run could go on from that.
+def tensors_of(learners: Sequence[Learner], extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights, optimizer moments and extra tensors by the names that they have in a state file;
+    they share memory with what they are of.
     """
     tensors = dict(extra)
     for learner in learners:
@@ -75,6 +70,15 @@ def save_state(
                 start + key: value
                 for key, value in learner.optimizer.state.get(parameter, {}).items()
             }
+    return tensors
+
+
+def save_state(path: Path, tensors: Mapping[str, Tensor], progress: Progress) -> None:
+    """Writes a state file.
+
+    Raises TrainingError, and leaves the old file, where a tensor is not finite:
+    no run could go on from that.
+    """
     arrays = {name: value.detach().cpu().contiguous().numpy() for name, value in tensors.items()}
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():

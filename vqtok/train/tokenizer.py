@@ -4,9 +4,9 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Hashable
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,18 +17,33 @@ from vqtok._version import __version__
 from vqtok.codec import load_tokenizer, to_device
 from vqtok.config import Recipe
 from vqtok.data import Batches, Dataset, read_whole
+from vqtok.data.bank import BankBatches, load_bank
 from vqtok.data.decoded_cache import cache_budget
 from vqtok.errors import TrainingError, UsageError
 from vqtok.losses.likelihood import PIXEL_VARIANCE
+from vqtok.losses.ms_ssim import keep_bands
 from vqtok.metrics import usage_perplexity
-from vqtok.networks.vqvae import VQVAE, to_float, to_uint8
+from vqtok.networks.vqvae import VQVAE, VQVAEOutput, to_float, to_uint8
+from vqtok.quantizers.codebook import in_chunks
 from vqtok.train.adversary import Adversary
+from vqtok.train.draws import draw
 from vqtok.train.loop import RunContext, Step, Task, Validation
 from vqtok.train.state import Learner
+from vqtok.train.window import stacked
 from vqtok.weights import Weights, fingerprint, save_weights
 
 INITIAL_VECTORS = 20_000  # k-means on fewer leaves codes dead from the start (DESIGN.md, leads)
 SHEET_IMAGES = 16
+BANK_SHARE = 4  # part of a GPU's free memory that the images may take: a fourth
+
+
+class Batch(NamedTuple):
+    """A step of the tokenizer: what the host says about it."""
+
+    step: int
+    images: Tensor  # uint8 (B, C, size, size), or a plan of the bank, float64 (5, B)
+    depths: Tensor | None  # as Draws
+    rows: Tensor | None
 
 
 class TokenizerTask(Task):
@@ -52,6 +67,10 @@ class TokenizerTask(Task):
         self.criterion = to_device(
             losses.Criterion(recipe.losses, run.perceptual, recipe.data.size), run.device
         )
+        if recipe.losses.ms_ssim:
+            keep_bands(recipe.data.size, run.device)
+        if run.precision == "bf16":
+            self.criterion.keep_cast(torch.bfloat16)
         self.adversary = Adversary(recipe, run) if recipe.losses.adversarial else None
         data, stage = recipe.data, recipe.tokenizer_training
         self._batches = Batches(
@@ -72,7 +91,27 @@ class TokenizerTask(Task):
         ]
         # (V, C, size, size)
         self._validation = torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).copy())
-        self._call: Any = _compile(self.vqvae) if compiled else self.vqvae
+        self._bank = self._load_bank(parts[0])
+        self._rows: Tensor | None = None
+        self._perceptual = True  # whether that distance is asked for in this step
+        self._call: Any = (
+            _compile(self._reconstruct, self.vqvae, run.device) if compiled else self._reconstruct
+        )
+
+    def _load_bank(self, indices: np.ndarray) -> BankBatches | None:
+        """The training images on the device, where they have room there."""
+        limit = bank_limit(self.run.device)
+        bank = (
+            load_bank(self.dataset, indices, self.recipe.tokenizer.channels, self.run.device, limit)
+            if limit
+            else None
+        )
+        if bank is None:
+            return None
+        self.run.listener.note(
+            f"{len(indices):,} images lie on the device, {bank.flat.numel() / 2**30:.2f} GiB."
+        )
+        return BankBatches(bank, self._batches)
 
     def learners(self) -> list[Learner]:
         return [self.adversary.learner] if self.adversary is not None else []
@@ -102,20 +141,46 @@ class TokenizerTask(Task):
         return torch.cat(parts)
 
     def _to_device(self, images: np.ndarray | Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float in [-1, 1] on the device."""
-        return to_float(torch.as_tensor(images).to(self.run.device)).contiguous(
-            memory_format=torch.channels_last
-        )
+        """uint8 (B, C, H, W), or a plan of the bank -> float in [-1, 1] on the device."""
+        given = torch.as_tensor(images).to(self.run.device)
+        if given.dtype == torch.float64:
+            assert self._bank is not None
+            given = self._bank.crops(given)
+        return to_float(given).contiguous(memory_format=torch.channels_last)
 
-    def batches(self, start: int, stop: int) -> Generator[tuple[int, np.ndarray], None, None]:
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        stage, quantizer = self.recipe.tokenizer_training, self.vqvae.quantizer
+        images = distributed.local_count(stage.batch)
+        vectors = (self.recipe.data.size // self.recipe.tokenizer.downsample) ** 2
+        with closing(self._shown(start, stop)) as shown:
+            for step, arrays in enumerate(shown, start):
+                drawn = draw(quantizer, self.run.seed, step, images, vectors)
+                yield Batch(step, arrays, drawn.depths, drawn.rows)
+
+    def _shown(self, start: int, stop: int) -> Generator[Tensor, None, None]:
+        """What each step's images are, for `Batch`."""
+        if self._bank is not None:
+            for step in range(start, stop):
+                yield self._bank.plan(step)
+            return
         with closing(self._batches.prefetch(start, stop)) as batches:
-            for step, (images, _) in enumerate(batches, start):
-                yield step, images
+            for images, _ in batches:
+                yield torch.from_numpy(images)
 
-    def forward(self, batch: tuple[int, np.ndarray]) -> Step:
-        step, images = batch[0], self._to_device(batch[1])
+    def schedule(self, step: int) -> Hashable:
+        self._perceptual = (
+            step >= self.recipe.losses.perceptual_start * self.recipe.tokenizer_training.steps
+        )
+        if self.adversary is None:
+            return self._perceptual
+        self.adversary.schedule(step)
+        return self._perceptual, self.adversary.active, self.adversary.learns
+
+    def forward(self, batch: Batch) -> Step:
+        self._rows = batch.rows
+        images = self._to_device(batch.images)
         try:
-            output = self._call(images)
+            output, terms = self._call(images, batch.depths, self._perceptual)
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
@@ -123,18 +188,23 @@ class TokenizerTask(Task):
             raise TrainingError(
                 f"torch.compile fails here: {reason}", "leave --compile out"
             ) from None
-        perceptual = (
-            step >= self.recipe.losses.perceptual_start * self.recipe.tokenizer_training.steps
-        )
-        terms = self.criterion(output.reconstruction, images, shared=True, perceptual=perceptual)
         if self.adversary is not None:
-            terms |= self.adversary.generator_terms(output.reconstruction, images, step)
+            terms |= self.adversary.generator_terms(output.reconstruction, images)
         # of pixels in [0, 1]
         error = (output.reconstruction.detach() - images).square().mean() / 4
         return Step(
             output.loss + sum(terms.values()),
             {"mse": error, **terms},
             self._numbered(output.indices),
+        )
+
+    def _reconstruct(
+        self, images: Tensor, depths: Tensor | None, perceptual: bool
+    ) -> tuple[VQVAEOutput, dict[str, Tensor]]:
+        """The network's output and the criterion's terms: all that is compiled."""
+        output = self.vqvae(images, depths)
+        return output, self.criterion(
+            output.reconstruction, images, shared=True, perceptual=perceptual
         )
 
     def _numbered(self, indices: Tensor) -> Tensor:
@@ -144,12 +214,12 @@ class TokenizerTask(Task):
         K, L = self.recipe.tokenizer.codebook_size, self.recipe.tokenizer.levels
         return indices + K * torch.arange(L, device=indices.device)[:, None, None]
 
-    def auxiliary_step(self) -> dict[str, float]:
+    def auxiliary_step(self) -> dict[str, Tensor]:
         return self.adversary.compute_gradients() if self.adversary is not None else {}
 
-    def after_step(self) -> dict[str, float]:
-        figures = self.adversary.update() if self.adversary is not None else {}
-        return {"restarts": self.vqvae.quantizer.update_codebook(), **figures}
+    def after_step(self, ok: Tensor | None = None) -> dict[str, Tensor]:
+        figures = self.adversary.update(ok) if self.adversary is not None else {}
+        return {"restarts": self.vqvae.quantizer.update_codebook(self._rows, ok), **figures}
 
     def window_summary(
         self, window: dict[str, float], counts: Tensor
@@ -193,8 +263,9 @@ class TokenizerTask(Task):
                     f"{name}{suffix}": value
                     for name, value in self._measure(images, x, back).items()
                 }
-            for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(x)
+            # one wait for the device
+            for name, value in zip(figures, stacked(figures.values()).tolist(), strict=True):
+                sums[name] = sums.get(name, 0.0) + value * len(x)
             if sum(map(len, shown)) < SHEET_IMAGES:
                 shown.append(to_uint8(output.reconstruction).cpu())
         metrics = {name: value / len(self._validation) for name, value in sums.items()}
@@ -212,7 +283,7 @@ class TokenizerTask(Task):
         """Figures of reconstructions, means over the batch:
         x are the images, uint8 (B, C, H, W), as floats.
         """
-        difference = to_uint8(back).cpu().float() - images.float()
+        difference = to_uint8(back).float() - images.to(back.device).float()
         mse = difference.square().mean((1, 2, 3)) / 255**2  # (B,)
         return {
             "mse": mse.mean(),
@@ -283,13 +354,19 @@ def write_pixel_tokenizer(
     run.listener.note("The tokenizer is the identity: nothing is learned, and its file is written.")
 
 
-def _compile(network: VQVAE) -> Any:
-    """The compiled network.
+def bank_limit(device: torch.device) -> int:
+    """Bytes of the device that the training images may take;
+    0 where the host cuts the crops, as a CPU does beside its steps.
+    """
+    return torch.cuda.mem_get_info(device)[0] // BANK_SHARE if device.type == "cuda" else 0
 
-    It is compiled at the first step, where a missing compiler would show as a page of traceback.
 
-    Not the quantizer: its search has nothing to fuse, and a compiler would take
-    NumPy's quick argmax out of it.
+def _compile(call: Callable[..., Any], network: VQVAE, device: torch.device) -> Any:
+    """The call, compiled at the first step, where a missing compiler would
+    show as a page of traceback.
+
+    On a GPU as one graph. On a CPU without the quantizer:
+    its search has nothing to fuse, and a compiler would take NumPy's quick argmax out of it.
     """
     compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++", "cl"]
     if not any(map(shutil.which, compilers)):
@@ -297,15 +374,17 @@ def _compile(network: VQVAE) -> Any:
             "--compile needs a C++ compiler, and there is none",
             "install g++ or clang++, or leave --compile out",
         )
-    network.quantizer.forward = torch.compiler.disable(  # type: ignore[method-assign]
-        network.quantizer.forward
-    )
-    # The decoder gets what the quantizer gives:
-    # torch 2.13 looks at its gradient before compiling, and warns itself that it does.
-    warnings.filterwarnings(
-        "ignore", "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed"
-    )
-    return torch.compile(network)
+    whole = not in_chunks(device) and distributed.world_size() == 1
+    if not whole:
+        network.quantizer.forward = torch.compiler.disable(  # type: ignore[method-assign]
+            network.quantizer.forward
+        )
+        # The decoder gets what the quantizer gives:
+        # torch 2.13 looks at its gradient before compiling, and warns itself that it does.
+        warnings.filterwarnings(
+            "ignore", "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed"
+        )
+    return torch.compile(call, fullgraph=whole)
 
 
 def center_crop(image: np.ndarray, size: int) -> np.ndarray:
