@@ -5,9 +5,9 @@
 
 RUN is the folder of `vqtok train`; ABOUT.md holds what only a person knows: data and its licence,
 machine, how the run went, what the images look like. Figures come from `vqtok eval DATA --json`,
-the samples from `vqtok sample`; the card names the commands. RUN/recipe.toml is copied too: with
-it `vqtok train` makes the model again. No reconstructions: they would carry other people's
-images into the repository.
+the samples from `vqtok sample`; the card names the commands. The figures stand in figures.json too,
+which `vqtok report` draws. RUN/recipe.toml is copied: with it `vqtok train` makes the model again.
+No reconstructions: they would carry other people's images into the repository.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtok import int8, weights
-from vqtok.plots import markdown
+from vqtok.plots import FIGURES_FILE, markdown
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 
@@ -203,7 +203,7 @@ def main() -> None:
         "\n![samples](samples.png)\n"
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-    print(json.dumps(figures))
+    (folder / FIGURES_FILE).write_text(json.dumps(figures) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from cli_helpers import fails, ok, run, save, spoil
 from conftest import image, make_model
 from test_pages import CARD, HOSTILE, Reader, check_page, write_run
 
-from vqtok import codec, codes, images, weights
+from vqtok import codec, codes, weights
 from vqtok.evaluate import inspect_model
 from vqtok.pages import codes as codes_page
 from vqtok.priors import cross_entropy
@@ -70,19 +70,12 @@ def test_report_of_a_run_without_weights_and_with_a_foreign_prior(toy: Path):
 
 def test_report_of_a_model(toy: Path):
     (toy / "README.md").write_text(CARD)
-    images.write_image(toy / "samples.png", image())
     ok("report", "toy", "--samples", 2)
     read = page()
-    for part in (
-        "Model toy",
-        "cat, dog, eel",
-        "As the card's tables say",
-        "AVIF",
-        "2 samples of the prior",
-        "goes on",
-    ):
+    for part in ("Model toy", "cat, dog, eel", "2 samples of the prior", "| levels | in files |"):
         assert part in read.text
-    assert len(read.attributes("svg")) == 3
+    assert "measured by vqtok eval" not in read.text
+    assert "Quality over bits" not in read.text
     ok("report", toy, "--samples", 0, "-o", "-", "-q")
     assert (
         "Codebook"
@@ -107,6 +100,11 @@ def test_curves_of_a_model_from_figures(toy: Path):
         "the figures were measured with another model (00000000)",
     ):
         assert part in page().text
+    (toy / "figures.json").write_text(json.dumps(figures | {"codecs": []}))
+    ok("report", "toy", "--samples", 0, "-f")  # beside the card they need no option
+    assert "As measured by vqtok eval: figures.json" in page().text
+    assert "WebP" not in page().text
+    assert len(page().attributes("svg")) == 1
     Path("figures.json").write_text("[]")
     assert "holds no figures of a model" in fails(
         "report", "toy", "--figures", "figures.json", "-f"

@@ -8,7 +8,7 @@ import pytest
 from conftest import image
 
 import vqtok
-from vqtok import config, model_registry, weights
+from vqtok import config, model_registry, plots, weights
 from vqtok.config import Recipe, TokenizerConfig
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -33,6 +33,21 @@ def test_card_recipe_and_samples_belong_to_the_weights(name: str) -> None:
     recipe = Recipe().override(config.read_recipe(folder / "recipe.toml"), "recipe.toml")
     stored = weights.read_meta(folder / "tokenizer.safetensors", "tokenizer")["config"]
     assert recipe.tokenizer == config.from_dict(TokenizerConfig, stored, "stored")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_are_those_of_the_card(name: str) -> None:
+    """figures.json was measured with these weights, and the card shows its numbers, rounded."""
+    folder = MODELS / name
+    figures = plots.read_figures(folder / plots.FIGURES_FILE)
+    fingerprint = weights.tokenizer_fingerprint(folder / "tokenizer.safetensors")
+    assert (figures["model"], figures["fingerprint"]) == (name, fingerprint)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for key in ("psnr", "ms_ssim", "bpp", "bpp_packed", "bpp_coded", "bits_per_dim"):
+        assert f"{figures[key]:.5g} |" in card, key
+    for row in figures["levels"] if len(figures["levels"]) > 1 else []:
+        assert f"{row['bpp_packed']:.4f} |" in card
+        assert f"{row['lpips']:.4f} |" in card
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,7 +20,7 @@ from vqtok import images, plots
 from vqtok.errors import InputError
 from vqtok.pages import codebook as codebook_page
 from vqtok.pages import codes as codes_page
-from vqtok.pages import html, markdown
+from vqtok.pages import html
 from vqtok.pages import model as model_page
 from vqtok.pages import run as run_page
 from vqtok.plots import palette, terminal_image
@@ -167,84 +167,58 @@ def test_a_chart_tells_its_values_in_words_too():
     assert html.chart(plots.Panel("x", "y", [plots.Series("s", [(1.0, float("nan"))])])) == ""
 
 
-# Cards
+# Models
 
 CARD = """# name (0123abcd)
 
-Words with `code`, **bold**, a [link](https://example.org/?a=1&b=2), a [bad \
-one](javascript:alert(1)) and <b>tags</b>.
+Words with `code` and <b>tags</b>.
 
-- one
-  goes on
-- two
+| levels | in files |
+| -----: | -------: |
+|      1 |     0.05 |
 
-![an image](samples.png) ![elsewhere](../secret.png)
-
-| levels | in files | PSNR, dB | LPIPS |
-| -----: | -------: | -------: | ----: |
-|      1 |     0.05 |    23.81 |  0.32 |
-|      2 |     0.10 |    25.73 |  0.25 |
-
-  | codec | at the bytes of | bpp | PSNR, dB | LPIPS |
-  | ----- | --: | --: | --: | --: |
-  | avif  | 1 | 0.06 | 26.55 | 0.40 |
-
-```
-vqtok train <data> && echo
-```
+![an image](samples.png) [bad](javascript:alert(1))
 """
+FIGURES = {
+    "levels": [
+        {"bpp_packed": 0.05, "psnr": 20.0, "lpips": None},
+        "damaged",
+        {"bpp_packed": True, "psnr": 20.0},
+    ],
+    "codecs": [
+        {"codec": "jpeg", "bpp": 0.04, "psnr": 19.0},
+        {"codec": HOSTILE, "bpp": 1, "psnr": 1},
+    ],
+}
 
 
-def test_a_card_becomes_html_that_does_nothing(tmp_path: Path):
-    asked = []
-    text = markdown.to_html(CARD, lambda name, alt: asked.append(name) or f"[{alt}]")
-    assert asked == ["samples.png", "../secret.png"]
-    assert "<li>one goes on</li><li>two</li>" in text
-    assert '<a href="https://example.org/?a=1&amp;b=2" rel="noopener noreferrer">link</a>' in text
-    assert "javascript:" not in text.replace("a [bad one](javascript:alert(1))", "")
-    assert "&lt;b&gt;tags&lt;/b&gt;" in text
-    assert "vqtok train &lt;data&gt; &amp;&amp; echo" in text
-    assert '<td class="n">23.81</td>' in text
-
-
-def test_a_card_shows_images_of_its_own_folder_alone(tmp_path: Path):
-    images.write_image(tmp_path / "secret.png", image())
-    images.write_image(tmp_path / "model" / "samples.png", image())
-    curves = model_page.curves_of_card(CARD, "m")
-    model = model_page.ModelReport(
-        "m", "0123abcd", CARD, curves, "s", [("grid", HOSTILE)], {"data": {"size": HOSTILE}}
+def model_report(card: str = "", panels: list[plots.Panel] | None = None) -> model_page.ModelReport:
+    return model_page.ModelReport(
+        HOSTILE, "0123abcd", card, panels, HOSTILE, [("grid", HOSTILE)], {"data": {"size": HOSTILE}}
     )
-    page = model_page.page(model, tmp_path / "model")
-    assert [i["alt"] for i in check_page(page).attributes("img")] == ["an image"]
 
 
-def test_curves_come_from_the_tables_of_a_card_or_from_figures():
-    curves = model_page.curves_of_card(CARD, "m")
-    assert curves["lpips"] == {"vqtok m": [(0.05, 0.32), (0.1, 0.25)], "AVIF": [(0.06, 0.4)]}
-    assert curves["psnr"]["AVIF"] == [(0.06, 26.55)]
-    assert "ms_ssim" not in curves
-    figures = {
-        "levels": [
-            {"bpp_packed": 0.05, "psnr": 20.0, "lpips": None},
-            "damaged",
-            {"bpp_packed": True},
-        ],
-        "codecs": [
-            {"codec": "jpeg", "bpp": 0.04, "psnr": 19.0},
-            {"codec": HOSTILE, "bpp": 1, "psnr": 1},
-        ],
+def test_a_card_is_shown_as_it_is():
+    read = check_page(model_page.page(model_report(CARD)))
+    assert CARD.rstrip() in read.text
+    assert "Quality over bits" not in read.text  # nothing was measured
+    assert not {"b", "a", "img"} & {tag for tag, _ in read.tags}
+
+
+def test_panels_come_from_figures():
+    panels = plots.rate_panels(FIGURES, "m")
+    assert list(panels) == ["psnr"]
+    assert {series.name: series.points for series in panels["psnr"].series} == {
+        "vqtok m": [(0.05, 20.0)],
+        "JPEG": [(0.04, 19.0)],
+        HOSTILE: [(1.0, 1.0)],
     }
-    assert model_page.curves_of_figures(figures, "m") == {
-        "psnr": {"vqtok m": [(0.05, 20.0)], "JPEG": [(0.04, 19.0)], HOSTILE: [(1.0, 1.0)]}
-    }
-    check_page(
-        model_page.page(
-            model_page.ModelReport(
-                HOSTILE, "f", "", model_page.curves_of_figures(figures, HOSTILE), HOSTILE, [], {}
-            ),
-            Path(),
-        )
-    )
+    read = check_page(model_page.page(model_report(panels=list(panels.values()))))
+    assert len(read.attributes("svg")) == 1
+    one = plots.rate_panels({"levels": FIGURES["levels"]}, "m")
+    read = check_page(model_page.page(model_report(panels=list(one.values()))))
+    assert read.attributes("svg") == []
+    assert "there are no curves" in read.text
 
 
 # Runs

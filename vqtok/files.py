@@ -406,3 +406,15 @@ def human_bytes(n: int) -> str:
     while size >= 999.5 and len(units) > 1:
         size, units = size / 1000, units[1:]
     return f"{size:.1f} {units[0]}" if units[0] != "B" and size < 9.95 else f"{size:.0f} {units[0]}"
+
+
+def human_duration(seconds: float) -> str:
+    """'42 s', '12 min', '3.1 h'."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def human_count(n: int, noun: str) -> str:
+    """'1 image', '1,234 images'."""
+    return f"1 {noun}" if n == 1 else f"{n:,} {noun}s"

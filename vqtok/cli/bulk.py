@@ -11,6 +11,7 @@ import typer
 
 from vqtok.cli import output, rate
 from vqtok.errors import UsageError, VqtokError
+from vqtok.files import human_count
 
 if TYPE_CHECKING:
     from vqtok.bulk.encode import ShardReport
@@ -180,8 +181,7 @@ class _Reporter:
     def finish(self, out: Path) -> None:
         """The last line; exit 1 where images have failed, in an earlier part of the run, too."""
         before = f", {self.old} of them before" if self.old else ""
-        shards = "1 shard" if self.shards == 1 else f"{self.shards:,} shards"
-        images = "1 image" if self.images == 1 else f"{self.images:,} images"
+        shards, images = human_count(self.shards, "shard"), human_count(self.images, "image")
         output.say(f"{images} in {shards}{before} -> {out}", self.quiet or self.json)
         if self.failed:
             output.say(f"{self.failed} of {self.images + self.failed} failed", style="bold red")

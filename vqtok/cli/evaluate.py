@@ -1,4 +1,4 @@
-"""`vqtok eval`: how good a model is on images."""
+"""`vqtok eval`: measures a model on images."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -142,7 +142,7 @@ def evaluate(
 
 
 def _check_targets(sheet: Path | None, plot: Path | None, force: bool) -> None:
-    """Refuses, before the work, what could not be written after it."""
+    """Refuses output files that could not be written, before the work."""
     from vqtok import images
     from vqtok.errors import UsageError
 
@@ -164,7 +164,7 @@ def _check_targets(sheet: Path | None, plot: Path | None, force: bool) -> None:
 
 
 def _numbers(text: str | None) -> list[int] | None:
-    """'1,2,4' as numbers."""
+    """Parses '1,2,4'."""
     from vqtok.errors import UsageError
 
     if text is None:
@@ -179,7 +179,7 @@ def _numbers(text: str | None) -> list[int] | None:
 
 
 def _names(text: str | None) -> list[str] | None:
-    """'jpeg,avif' as names; none as no names."""
+    """Parses 'jpeg,avif'; none is an empty list."""
     if text is None:
         return None
     return (
@@ -196,8 +196,8 @@ def _load_lpips(path: Path | None) -> "LPIPS | None":
 
 
 def _write_sheet(path: Path, rows: Sequence[Sequence["View"]], force: bool) -> None:
-    """Originals, ours and the codecs' in rows:
-    small images enlarged, the middle of large ones at 1:1.
+    """Writes originals, ours and the codecs' in rows; small images are enlarged, large ones show
+    their middle at 1:1.
     """
     from vqtok import images, plots
     from vqtok.files import human_bytes
@@ -237,37 +237,12 @@ def _bpp(view: "View") -> float:
 
 
 def _write_plot(path: Path, result: "Evaluation", model: str, data: str, force: bool) -> None:
-    """Curves of LPIPS, where there is one, and of MS-SSIM."""
+    """Writes curves of LPIPS, where it was measured, and of MS-SSIM."""
     from vqtok import files, images, plots
-    from vqtok.evaluate import title
 
-    figures = [("lpips", "LPIPS: lower is better")] if result.lpips is not None else []
-    figures.append(("ms_ssim", "MS-SSIM: higher is better"))
-    curves: dict[str, list[Any]] = {
-        f"vqtok {model}": [(row.bpp_packed, row) for row in result.levels]
-    }
-    for row in result.codecs:
-        curves.setdefault(title(row.codec), []).append((row.bpp, row))
-    panels = [
-        plots.Panel(
-            name,
-            "bits per pixel, files",
-            [
-                plots.Series(
-                    series,
-                    [
-                        (bpp, getattr(row, key))
-                        for bpp, row in rows
-                        if getattr(row, key) is not None
-                    ],
-                )
-                for series, rows in curves.items()
-            ],
-        )
-        for key, name in figures
-    ]
-    count = f"{result.pictures} images" if result.pictures > 1 else "1 image"
-    text = f"{model} on {count} of {data}"
+    found = plots.rate_panels(asdict(result), model)
+    panels = [found[key] for key in ("lpips", "ms_ssim") if key in found]
+    text = f"{model} on {files.human_count(result.pictures, 'image')} of {data}"
     files.write_bytes(path.with_suffix(".svg"), plots.plot_svg(text, panels), force)
     images.write_image(path.with_suffix(".png"), plots.plot_image(text, panels), force)
 
@@ -309,11 +284,11 @@ _CODEC_COLUMNS = {
 
 
 def _print_tables(result: "Evaluation", model: str, data: str) -> None:
-    """All figures of all levels; with several levels, or beside codecs, a line for each level, and
-    for each codec at its bytes.
+    """Prints the figures of all levels; with several levels, or beside codecs, also a line for each
+    level, and for each codec at its bytes.
     """
     from vqtok import plots
-    from vqtok.evaluate import TITLES, title
+    from vqtok.evaluate import TITLES
 
     figures = asdict(result)
     rows = [
@@ -375,7 +350,7 @@ def _print_tables(result: "Evaluation", model: str, data: str) -> None:
             needs = ours["needs"][row["codec"]]
             lines.append(
                 [
-                    f"  {title(row['codec'])}",
+                    f"  {plots.CODEC_TITLES[row['codec']]}",
                     *_cells(row, columns),
                     None if needs is None else f"{needs:.4f}",
                 ]

@@ -15,8 +15,6 @@ from vqtok.errors import UsageError
 if TYPE_CHECKING:
     from vqtok.weights import Weights
 
-FORMATS = ("diffusers",)
-
 
 @output.handle_errors
 def import_(
@@ -107,7 +105,13 @@ def export(
         Path, typer.Option("--output", "-o", help="Folder of the new files.", metavar="DIR")
     ],
     to: Annotated[
-        str, typer.Option("--to", help="Whose files to write: diffusers.", metavar="PROGRAM")
+        str,
+        typer.Option(
+            "--to",
+            help="Whose files to write, like diffusers.",
+            metavar="PROGRAM",
+            autocompletion=o.complete_setting("EXPORT_FORMATS"),
+        ),
     ] = "diffusers",
     force: o.Force = False,
     json: o.Json = False,
@@ -118,25 +122,26 @@ def export(
     Models with the classic network only: those that `vqtok import` made, or
     that were trained with it.
     """
+    from vqtok.config import EXPORT_FORMATS
+
     begin = time.perf_counter()
-    if to not in FORMATS:
-        raise UsageError(f"vqtok cannot export to {to!r}", f"choose {' or '.join(FORMATS)}")
+    if to not in EXPORT_FORMATS:
+        raise UsageError(f"vqtok cannot export to {to!r}", f"choose {' or '.join(EXPORT_FORMATS)}")
     from vqtok import model_registry
 
     folder = model_registry.find_model(model)
     from vqtok import interop
 
-    exported = interop.export_model(folder)
+    exported = interop.export_model(folder, to)
     exported.write(out, force)
-    size = len(exported.config) + len(exported.tensors)
     if json:
         output.print_json(
             {
                 "model": folder.name,
                 "output": str(out),
                 "to": to,
-                "tensors": exported.count,
-                "bytes": size,
+                "tensors": exported.tensors,
+                "bytes": exported.bytes,
             }
         )
     else:
@@ -144,7 +149,7 @@ def export(
 
         seconds = time.perf_counter() - begin
         output.say(
-            f"{folder.name} -> {out}  {to} VQModel, {exported.count} tensors, "
-            f"{human_bytes(size)}, {seconds:.2f} s",
+            f"{folder.name} -> {out}  {to} {exported.what}, {exported.tensors} tensors, "
+            f"{human_bytes(exported.bytes)}, {seconds:.2f} s",
             quiet,
         )

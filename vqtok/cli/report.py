@@ -1,5 +1,5 @@
-"""`vqtok report`: a page about a training run, a model or a codes file, in one
-file that needs no network.
+"""`vqtok report`: makes a page about a training run, a model or a codes file, in one file that
+needs no network.
 """
 
 import os
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 DEFAULT_OUTPUT = Path("report.html")
 SAMPLES = 8
-FIGURES_BYTES = 64 << 20
 
 
 @output.handle_errors
@@ -54,7 +53,8 @@ def report(
         Path | None,
         typer.Option(
             "--figures",
-            help="What `vqtok eval --json` printed, for a model's curves. Default: its card.",
+            help="What `vqtok eval --json` printed, for a model's curves. "
+            "Default: figures.json in its folder.",
             metavar="FILE",
         ),
     ] = None,
@@ -98,7 +98,7 @@ def report(
 
 
 def _kind(what: str) -> str:
-    """run, model or codes; a folder with a log is a run."""
+    """Returns run, model or codes; a folder with a log is a run."""
     if (
         what == "-"
         or (os.path.isfile(what) and not what.endswith(".safetensors"))
@@ -130,9 +130,7 @@ def _of_run(folder: Path, samples: int, device: str | None, quiet: bool, verbose
 
 
 def _inside_run(codec: "Model", run: "RunReport", samples: int, quiet: bool) -> "RunInspection":
-    """What a run's networks tell: the codebook as the last validation
-    images use it, and samples.
-    """
+    """Runs a run's networks: samples, and the codebook as the last validation images use it."""
     from vqtok.evaluate import inspect_model
     from vqtok.pages import run as run_page
 
@@ -157,8 +155,8 @@ def _inside_run(codec: "Model", run: "RunReport", samples: int, quiet: bool) -> 
 def _samples(
     codec: "Model", count: int, quiet: bool
 ) -> tuple[list[tuple[str, Any]], list[Any], list[str]]:
-    """Sheets with captions, the codes of those at temperature 1, and notes;
-    nothing where none are asked for or there is no prior.
+    """Returns sheets with captions, the codes of samples at temperature 1, and notes; nothing where
+    none are asked for or there is no prior.
     """
     from vqtok.evaluate import inspect_model
 
@@ -175,13 +173,15 @@ def _samples(
 def _of_model(
     what: str, figures: Path | None, samples: int, device: str | None, quiet: bool, verbose: bool
 ) -> bytes:
-    from vqtok import config, files, model_registry
+    from vqtok import config, files, model_registry, plots
     from vqtok.evaluate import inspect_model
     from vqtok.pages import model as model_page
 
     folder = model_registry.find_model(what)
-    given = None if figures is None else _read_figures(figures)
-    card = _text(folder.path / "README.md")
+    own = folder.path / plots.FIGURES_FILE
+    source = own if figures is None and os.path.isfile(own) else figures
+    measured = None if source is None else plots.read_figures(source)
+    origin = plots.FIGURES_FILE if figures is None else output.display_name(figures)
     codec = load_model(what, device, "fp32", verbose)
     sheets, codes, notes = _samples(codec, samples, quiet)
     book = (
@@ -191,33 +191,27 @@ def _of_model(
         if codes
         else None
     )
-    curves = (
-        model_page.curves_of_card(card, codec.name)
-        if given is None
-        else model_page.curves_of_figures(given, codec.name)
-    )
-    if given is not None and given.get("fingerprint") not in (None, codec.fingerprint):
-        notes.append(f"the figures were measured with another model ({given['fingerprint']})")
+    panels = None if measured is None else list(plots.rate_panels(measured, codec.name).values())
+    if measured is not None and measured.get("fingerprint") not in (None, codec.fingerprint):
+        notes.append(f"the figures were measured with another model ({measured['fingerprint']})")
     recipe = folder.path / "recipe.toml"
     page = model_page.ModelReport(
         codec.name,
         codec.fingerprint,
-        card,
-        curves,
-        f"As measured by vqtok eval: {output.display_name(figures)}."
-        if figures is not None
-        else "As the card's tables say.",
+        _text(folder.path / "README.md"),
+        panels,
+        f"As measured by vqtok eval: {origin}.",
         _facts(codec, files.human_bytes),
         config.read_recipe(recipe) if os.path.isfile(recipe) else {},
         book,
         sheets,
         notes,
     )
-    return model_page.page(page, folder.path)
+    return model_page.page(page)
 
 
 def _text(path: Path) -> str:
-    """A small text file; nothing where there is none."""
+    """Reads a small text file; "" where there is none."""
     from vqtok import files
 
     return (
@@ -225,26 +219,8 @@ def _text(path: Path) -> str:
     )
 
 
-def _read_figures(path: Path) -> dict[str, Any]:
-    import json
-
-    from vqtok import files
-    from vqtok.errors import FormatError
-
-    try:
-        found = json.loads(files.read_bytes(path, FIGURES_BYTES))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("levels"), list):
-        raise FormatError(
-            f"{path} holds no figures of a model",
-            "make it with: vqtok eval IMAGES --json > figures.json",
-        )
-    return found
-
-
 def _facts(codec: "Model", human: Any) -> list[tuple[str, Any]]:
-    """Names and values that the files themselves record."""
+    """Returns names and values that the files themselves record."""
     folder, metrics = codec.folder, codec.record.get("metrics")
     parts = [
         ("tokenizer", folder.tokenizer),

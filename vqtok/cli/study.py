@@ -1,4 +1,4 @@
-"""`vqtok study`: why quantize at all, as a table that anyone can make again."""
+"""`vqtok study`: compares systems in equal time, in a table that anyone can reproduce."""
 
 import shlex
 import sys
@@ -111,7 +111,7 @@ def run_study(
 
 
 def _again(command: str, resumed: bool) -> str:
-    """The same command, going on."""
+    """Returns the command that resumes this one."""
     words = [word for word in shlex.split(command) if word not in ("--force", "-f")]
     return shlex.join(words if resumed else [*words, "--resume"])
 

@@ -17,6 +17,7 @@ from vqtok.config.recipe import (
     Recipe,
     StageConfig,
 )
+from vqtok.config.registry import EXPORT_FORMATS
 from vqtok.config.tokenizer import (
     GRAY_LEVELS,
     LEARNED,
@@ -31,6 +32,7 @@ from vqtok.config.toml import parse_duration, parse_setting, read_recipe, to_tom
 __all__ = [
     "ARCHITECTURES",
     "ENTROPY_CODES_MAX",
+    "EXPORT_FORMATS",
     "GRAY_LEVELS",
     "LEARNED",
     "LEVELS_MAX",

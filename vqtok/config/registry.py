@@ -45,3 +45,8 @@ SAMPLERS = {
     "transformer": Entry("vqtok.sampling.transformer:TransformerSampler", "keeps keys and values"),
     "fvsbn": Entry("vqtok.sampling.fvsbn:FVSBNSampler", "keeps sums over known positions"),
 }
+
+# What `vqtok export --to` writes; each function is called as `interop.export.Exporter` says.
+EXPORT_FORMATS = {
+    "diffusers": "vqtok.interop.diffusers:to_vqmodel",
+}

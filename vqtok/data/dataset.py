@@ -12,6 +12,7 @@ import numpy as np
 
 from vqtok import images
 from vqtok.errors import InputError, VqtokError
+from vqtok.files import human_count
 
 Split = Literal["train", "test"]
 
@@ -83,7 +84,9 @@ class ArrayData:
     @property
     def description(self) -> str:
         H, W = self.size
-        return f"{_count(len(self))} of {W}x{H}{_labelled(self.labels)} from {self.name}"
+        return (
+            f"{human_count(len(self), 'image')} of {W}x{H}{_labelled(self.labels)} from {self.name}"
+        )
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -122,7 +125,7 @@ class ImageFiles:
 
     @property
     def description(self) -> str:
-        return f"{_count(len(self))}{_labelled(self.labels)} from {self.name}"
+        return f"{human_count(len(self), 'image')}{_labelled(self.labels)} from {self.name}"
 
     @property
     def skipped(self) -> int:
@@ -167,7 +170,8 @@ class ImageFiles:
             )
             raise InputError(message, "check that the file is whole and is an image")
         raise InputError(
-            f"none of the {_count(len(self))} in {self.name} can be read; the first: {first}",
+            f"none of the {human_count(len(self), 'image')} in {self.name} can be read; "
+            f"the first: {first}",
             "check that the files are whole and are images",
         )
 
@@ -195,10 +199,6 @@ def convert_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 def read_whole(dataset: Dataset, index: int, channels: int) -> np.ndarray:
     """An image as training and evaluation see it, uncropped: uint8 (H, W, channels)."""
     return convert_channels(dataset.image(index), channels)
-
-
-def _count(n: int) -> str:
-    return "1 image" if n == 1 else f"{n:,} images"
 
 
 def _labelled(labels: Sequence[str]) -> str:

@@ -1,10 +1,10 @@
-"""How good a model is on images: distortion, codebook use, and bits;
-by level, and beside JPEG, WebP and AVIF.
+"""Measures a model on images: distortion, codebook use and bits, by level, and beside JPEG, WebP
+and AVIF.
 """
 
 from vqtok.evaluate.baseline_coders import TITLES
 from vqtok.evaluate.measure import View, evaluate
-from vqtok.evaluate.reference_codecs import CODECS, title
+from vqtok.evaluate.reference_codecs import CODECS
 from vqtok.evaluate.results import CodecRow, Evaluation, LevelRow
 
-__all__ = ["CODECS", "TITLES", "CodecRow", "Evaluation", "LevelRow", "View", "evaluate", "title"]
+__all__ = ["CODECS", "TITLES", "CodecRow", "Evaluation", "LevelRow", "View", "evaluate"]

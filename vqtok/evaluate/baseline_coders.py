@@ -1,4 +1,4 @@
-"""What one image's index grids take when others than the priors code them."""
+"""Codes one image's index grids with general coders, for comparison with the priors."""
 
 import io
 import lzma
@@ -24,8 +24,8 @@ LZMA_DICTIONARY = 4096, 2**26  # bytes: the smallest that there is, and that of 
 
 
 def grid_bytes(codes: Codes) -> dict[str, int]:
-    """Bytes of the indices alone, by coder: bit-packed; zlib and lzma at their best;
-    a gray PNG, the levels one below another.
+    """Returns the bytes of the indices alone by coder: bit-packed, zlib and lzma at their best, and
+    a gray PNG with the levels one below another.
     """
     n, L, h, w = codes.indices.shape
     raw = codes.indices.tobytes()
@@ -38,16 +38,16 @@ def grid_bytes(codes: Codes) -> dict[str, int]:
 
 
 def zero_order_bits(counts: np.ndarray) -> float:
-    """Bits of all indices when each is coded by how often it occurs among all:
-    of counts (K,), without the table.
+    """Returns the bits of all indices under their own frequencies, counts (K,); the table itself is
+    not counted.
     """
     used = counts[counts > 0].astype(np.float64)
     return float((used * np.log2(used.sum() / used)).sum())
 
 
 def _lzma_bytes(raw: bytes) -> int:
-    """With a dictionary no larger than the data:
-    the preset's own 64 MiB give the same bytes, and 27 ms a call in place of 0.3.
+    """Compresses with a dictionary no larger than the data: the preset's 64 MiB give the same
+    bytes, and take 27 ms a call in place of 0.3.
     """
     preset = 9 | lzma.PRESET_EXTREME
     options = {

@@ -1,4 +1,4 @@
-"""How near an image is to its original: the figures of one pair."""
+"""Compares an image with its original."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SMALLEST = 64
 
 @dataclass(frozen=True)
 class Quality:
-    """Figures of one image, or means over several."""
+    """Figures of one image, or their means over several."""
 
     psnr: float  # dB
     ssim: float
@@ -27,8 +27,8 @@ class Quality:
 
 
 class Comparator:
-    """Compares images uint8 (H, W, C) with their originals, by LPIPS too
-    where its network is given.
+    """Compares images uint8 (H, W, C) with their originals, by LPIPS too where its network is
+    given.
     """
 
     def __init__(self, network: LPIPS | None, device: torch.device) -> None:
@@ -38,7 +38,9 @@ class Comparator:
         self._last: tuple[np.ndarray, list[Tensor]] | None = None
 
     def distance(self, original: np.ndarray, image: np.ndarray) -> float | None:
-        """LPIPS of the two, in color (gray is repeated); None where it cannot be told."""
+        """Returns the LPIPS of two images in color (gray is repeated); None without a network, or
+        for images too small.
+        """
         if self.network is None or min(original.shape[:2]) < SMALLEST:
             return None
         with torch.inference_mode():
@@ -51,21 +53,19 @@ class Comparator:
     def quality(
         self, original: np.ndarray, image: np.ndarray, distance: float | None = None
     ) -> Quality:
-        """All figures; `distance` is what the method of that name has said of
-        these two before, if anything.
-        """
+        """Returns all figures; `distance` passes an LPIPS that is already known."""
         ssim, ms_ssim = metrics.similarities(original, image)
         distance = self.distance(original, image) if distance is None else distance
         return Quality(metrics.psnr(original, image), ssim, ms_ssim, distance)
 
     def _tensor(self, image: np.ndarray) -> Tensor:
-        """Float (1, 3, H, W) in [-1, 1]."""
+        """Converts to float (1, 3, H, W) in [-1, 1]."""
         color = np.ascontiguousarray(convert_channels(image, 3).transpose(2, 0, 1))
         return to_float(torch.from_numpy(color)[None].to(self.device))
 
 
 def mean_quality(found: Sequence[Quality]) -> Quality:
-    """Means over images; that of LPIPS over those which have one."""
+    """Averages over images; LPIPS over those that have one."""
     assert found
     distances = [q.lpips for q in found if q.lpips is not None]
     psnr, ssim, ms_ssim = (

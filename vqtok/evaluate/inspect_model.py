@@ -1,6 +1,4 @@
-"""What a report shows of a model's inside:
-codes decoded alone, how they are used, where a prior spends bits, samples.
-"""
+"""Looks inside a model for its report: codes decoded alone, their use, bits per index, samples."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +20,7 @@ TEMPERATURES = (0.6, 0.8, 1.0, 1.2)
 
 
 def count_codes(codes: Sequence[Codes]) -> np.ndarray:
-    """How often each code is chosen: int64 (L, K)."""
+    """Counts how often each code is chosen: int64 (L, K)."""
     L, K = codes[0].levels, codes[0].codebook_size
     return np.stack(
         [
@@ -35,8 +33,8 @@ def count_codes(codes: Sequence[Codes]) -> np.ndarray:
 
 
 def codebook_map(model: Model, counts: np.ndarray, counted: str) -> CodebookMap | None:
-    """The codebook of the first level, and the use (L, K) of all;
-    None where it is too large to look at.
+    """Collects the first level's codebook and the use (L, K) of all levels; None where the codebook
+    is too large to show.
     """
     if model.config.codebook_size > CODES_MAX:
         return None
@@ -45,14 +43,14 @@ def codebook_map(model: Model, counts: np.ndarray, counted: str) -> CodebookMap 
 
 @torch.inference_mode()
 def code_vectors(model: Model) -> np.ndarray:
-    """The entries of all codebooks, float32 (L, K, D)."""
+    """Returns the entries of all codebooks, float32 (L, K, D)."""
     return model.quantizer.codebooks().float().cpu().numpy()
 
 
 @torch.inference_mode()
 def code_tiles(model: Model) -> np.ndarray:
-    """Each code of the first level decoded alone:
-    uint8 (K, f, f, C), the middle of a grid that holds it everywhere.
+    """Decodes each code of the first level in a grid filled with it, and keeps the middle: uint8
+    (K, f, f, C).
     """
     K, f = model.config.codebook_size, model.config.downsample
     middle = slice(TILE_GRID // 2 * f, (TILE_GRID // 2 + 1) * f)
@@ -72,13 +70,13 @@ def code_tiles(model: Model) -> np.ndarray:
 
 
 def index_colors(model: Model) -> np.ndarray:
-    """A color for each code of each level, uint8 (L, K, 3): codes that are alike look alike."""
+    """Colors each code of each level, uint8 (L, K, 3): similar codes look alike."""
     return np.stack([by_vectors(level) for level in code_vectors(model)])
 
 
 def index_bits(model: Model, codes: Codes) -> tuple[np.ndarray, str] | None:
-    """What each index takes, (n, L, h, w) bits, by the model's integer prior or else its float
-    one, and which; None without.
+    """Returns the bits of each index (n, L, h, w) and the name of the prior: the integer prior
+    where there is one, else the float prior; None without either.
     """
     if model.entropy_coder is not None:
         return model.entropy_coder.prior.bits(codes.indices), "the integer prior of compact files"
@@ -95,8 +93,8 @@ def index_bits(model: Model, codes: Codes) -> tuple[np.ndarray, str] | None:
 def sample_sheets(
     model: Model, count: int, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[tuple[str, np.ndarray]], Codes]:
-    """`count` samples at each of TEMPERATURES, as captions and sheets;
-    and the codes of those at temperature 1.
+    """Draws `count` samples at each of TEMPERATURES; returns captions and sheets, and the codes of
+    those at temperature 1.
     """
     sheets, plain = [], None
     for i, temperature in enumerate(TEMPERATURES):

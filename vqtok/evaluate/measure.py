@@ -1,5 +1,5 @@
-"""The loop over images: encode each once, decode it from each number of
-levels, measure, and compare.
+"""Loops over images: encodes each once, decodes it from each number of levels, measures and
+compares.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,11 @@ from vqtok.data import Dataset, read_whole
 from vqtok.errors import InputError, UsageError
 from vqtok.evaluate.baseline_coders import grid_bytes
 from vqtok.evaluate.comparator import SMALLEST, Comparator
-from vqtok.evaluate.reference_codecs import CODECS, ReferenceCodec, title, writable
+from vqtok.evaluate.reference_codecs import CODECS, ReferenceCodec, writable
 from vqtok.evaluate.results import Evaluation, RunningTotals, Totals
 from vqtok.losses import LPIPS
 from vqtok.networks.vqvae import to_float
+from vqtok.plots import CODEC_TITLES
 from vqtok.priors import Prior
 
 BATCH_PIXELS = 2**18  # images of one size are encoded together up to here
@@ -31,7 +32,7 @@ CURVE = (2, 4)
 
 @dataclass(frozen=True)
 class View:
-    """One image of a comparison: who made it, from how many bytes (None: the original)."""
+    """One image of a comparison: its maker, and the bytes of its file (None: the original)."""
 
     name: str
     bytes: int | None
@@ -40,7 +41,7 @@ class View:
 
 @dataclass(frozen=True)
 class _MeasurePlan:
-    """What is asked for."""
+    """Choices of one evaluation."""
 
     levels: tuple[int, ...]  # that get a row; the last is L
     codec_levels: tuple[int, ...]
@@ -48,7 +49,7 @@ class _MeasurePlan:
 
     @property
     def middle(self) -> int:
-        """The number of levels at whose bytes a sheet shows the codecs."""
+        """Returns the number of levels at whose bytes a sheet shows the codecs."""
         return self.codec_levels[(len(self.codec_levels) - 1) // 2]
 
 
@@ -125,8 +126,8 @@ def _groups(
     sums: RunningTotals,
     skip: Callable[[InputError], None] | None,
 ) -> Iterator[tuple[list[np.ndarray], list[int]]]:
-    """Neighboring images of one size, and their labels:
-    class numbers where the prior knows these classes, else -1.
+    """Groups neighboring images of one size, with labels: class numbers where the prior knows these
+    classes, else -1.
     """
     labeled = model.folder.prior is not None and dataset.labels == model.labels
     images: list[np.ndarray] = []
@@ -151,9 +152,7 @@ def _groups(
 
 
 def _add_grids(sums: RunningTotals, prior: Prior | None, codes: Codes, labels: list[int]) -> None:
-    """Which codes are used at each level, and the bits that a level would take if it were coded
-    with the prior's probabilities.
-    """
+    """Counts the codes used at each level, and each level's bits under the prior."""
     for level, counts in enumerate(sums.counts):
         counts += np.bincount(codes.indices[:, level].ravel(), minlength=len(counts))
     sums.indices += codes.indices[:, 0].size
@@ -180,8 +179,8 @@ def _add_image(
     image: np.ndarray,
     codes: Codes,
 ) -> list[View]:
-    """Measures one image, uint8 (H, W, C), whose codes have all levels, from its first n,
-    and as the codecs show it.
+    """Measures one image, uint8 (H, W, C), decoded from its first n levels for each n, and as the
+    codecs show it.
     """
     views, sizes = [View("original", None, image)], {}
     for n, totals in sums.levels.items():
@@ -204,8 +203,8 @@ def _add_image(
 
 
 def _coded(model: Model, codes: Codes) -> dict[str, int]:
-    """Bytes of the grids of one image by coder;
-    of the integer prior alone, and of the file that it makes.
+    """Returns the bytes of one image's grids by coder, among them the integer prior alone and the
+    file that it makes.
     """
     sizes = grid_bytes(codes)
     if model.entropy_coder is not None:
@@ -221,7 +220,7 @@ def _add_errors(
     decoded: np.ndarray,
     output: torch.Tensor,
 ) -> None:
-    """Sums for the error over the variance, and for the bits per dimension."""
+    """Adds to the sums for the normalized error and for the bits per dimension."""
     sums.values += image.size
     sums.squared += metrics.squared_error(image, decoded)
     counts = np.bincount(image.ravel(), minlength=256).tolist()
@@ -240,7 +239,7 @@ def _add_codec(
     image: np.ndarray,
     sizes: dict[int, int],
 ) -> Iterator[View]:
-    """Measures what a codec makes of the image at the bytes of our files, {levels: bytes}.
+    """Measures a codec on the image at the bytes of our files, {levels: bytes}.
 
     Yields the view for a sheet.
     """
@@ -257,17 +256,17 @@ def _add_codec(
         totals.add(reference.quality(attempt), attempt.bytes, image.shape[0] * image.shape[1])
         totals.over += attempt.bytes > times * sizes[n]
         if (n, times) == (plan.middle, 1):
-            yield View(title(codec), attempt.bytes, reference.shown(attempt))
+            yield View(CODEC_TITLES[codec], attempt.bytes, reference.shown(attempt))
 
 
 def _notes(sums: RunningTotals, plan: _MeasurePlan, lpips: LPIPS | None) -> tuple[str, ...]:
     notes = [
-        f"this Pillow cannot write {title(codec)}: left out"
+        f"this Pillow cannot write {CODEC_TITLES[codec]}: left out"
         for codec in plan.codecs or ()
         if not writable(codec)
     ]
     notes += [
-        f"{title(codec)} does not take {count} of the images: left out"
+        f"{CODEC_TITLES[codec]} does not take {count} of the images: left out"
         for codec, count in sums.unwritten.items()
     ]
     small = sum(quality.lpips is None for quality in sums.all_levels.qualities)
@@ -277,7 +276,7 @@ def _notes(sums: RunningTotals, plan: _MeasurePlan, lpips: LPIPS | None) -> tupl
         )
     for (codec, n, _), totals in sums.codecs.items():
         if totals.over:
-            at = f"{title(codec)} at the bytes of {count_levels(n)}"
+            at = f"{CODEC_TITLES[codec]} at the bytes of {count_levels(n)}"
             notes.append(
                 f"{at}: for {totals.over} of {len(totals.qualities)} images its smallest file "
                 "is larger, and was taken"

@@ -1,5 +1,5 @@
-"""JPEG, WebP and AVIF at a given number of bytes, each as good as it gets:
-what a tokenizer has to be better than.
+"""Finds the best JPEG, WebP or AVIF file within a number of bytes: the codecs that a tokenizer is
+compared with.
 """
 
 import io
@@ -19,9 +19,8 @@ DIVISORS = (1, 2, 4)
 
 @dataclass(frozen=True)
 class _Format:
-    """How Pillow writes a format, and the qualities that it takes, worst and best."""
+    """Pillow's settings for a format, with its worst and best quality."""
 
-    name: str
     kind: str
     feature: str
     worst: int
@@ -35,21 +34,16 @@ class _Format:
 # twenty files of an image.
 _FORMATS = {
     "jpeg": _Format(
-        "JPEG", "JPEG", "jpg", 1, 95, gray=True, options={"optimize": True, "progressive": True}
+        "JPEG", "jpg", 1, 95, gray=True, options={"optimize": True, "progressive": True}
     ),
-    "webp": _Format("WebP", "WEBP", "webp", 0, 100, options={"method": 6}),
-    "avif": _Format("AVIF", "AVIF", "avif", 0, 100, options={"max_threads": 1}),
+    "webp": _Format("WEBP", "webp", 0, 100, options={"method": 6}),
+    "avif": _Format("AVIF", "avif", 0, 100, options={"max_threads": 1}),
 }
 CODECS = tuple(_FORMATS)
 
 
-def title(codec: str) -> str:
-    """The codec's name as its makers write it."""
-    return _FORMATS[codec].name
-
-
 def writable(codec: str) -> bool:
-    """Whether this Pillow can write the format."""
+    """Returns whether this Pillow can write the format."""
     return bool(features.check(_FORMATS[codec].feature))
 
 
@@ -63,7 +57,7 @@ class Attempt:
 
 
 class ReferenceCodec:
-    """One image in one format.
+    """Writes and measures one image in one format.
 
     Each file is written once, and each that is chosen is measured once, whatever the budgets.
     """
@@ -76,8 +70,8 @@ class ReferenceCodec:
         self._qualities: dict[Attempt, Quality] = {}
 
     def best(self, budget: int) -> Attempt | None:
-        """The file of at most `budget` bytes that looks best:
-        the lowest LPIPS, or without it the highest MS-SSIM.
+        """Finds the best file of at most `budget` bytes: lowest LPIPS, or highest MS-SSIM without
+        it.
 
         Where none is that small, the smallest of all;
         None where the format does not take an image of this size.
@@ -98,7 +92,7 @@ class ReferenceCodec:
         )
 
     def quality(self, attempt: Attempt) -> Quality:
-        """Figures of what the file shows."""
+        """Returns the figures of a decoded file."""
         if attempt not in self._qualities:
             distance = self._scores[attempt][1] if attempt in self._scores else None
             self._qualities[attempt] = self.comparator.quality(
@@ -107,7 +101,7 @@ class ReferenceCodec:
         return self._qualities[attempt]
 
     def shown(self, attempt: Attempt) -> np.ndarray:
-        """What the file shows, back at the original's size: uint8 (H, W, C)."""
+        """Decodes a file at the original's size: uint8 (H, W, C)."""
         data = self._file(attempt.divisor, attempt.quality)
         assert data is not None
         H, W, C = self.original.shape
@@ -118,7 +112,7 @@ class ReferenceCodec:
         return np.array(image.resize((W, H), Image.Resampling.BICUBIC)).reshape(H, W, C)
 
     def _score(self, attempt: Attempt) -> tuple[float, float | None]:
-        """Lower is better; and the LPIPS, where there is one."""
+        """Returns a score, lower is better, and the LPIPS, if any."""
         if attempt not in self._scores:
             image = self.shown(attempt)
             distance = self.comparator.distance(self.original, image)
@@ -130,7 +124,7 @@ class ReferenceCodec:
         return self._scores[attempt]
 
     def _largest(self, divisor: int, budget: int) -> Attempt | None:
-        """The highest quality that fits, by bisection: the bytes grow with the quality.
+        """Finds the highest quality that fits by bisection: the bytes grow with the quality.
 
         None where not even the worst does.
         """
@@ -152,7 +146,7 @@ class ReferenceCodec:
         return None if data is None else Attempt(divisor, quality, len(data))
 
     def _file(self, divisor: int, quality: int) -> bytes | None:
-        """The file; None where the format does not take the size."""
+        """Writes the file; None where the format does not take the size."""
         if (divisor, quality) not in self._files:
             self._files[divisor, quality] = self._write(divisor, quality)
         return self._files[divisor, quality]

@@ -1,4 +1,4 @@
-"""What an evaluation says, and the sums it is made of."""
+"""Holds the results of an evaluation, and the running sums behind them."""
 
 import math
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class LevelRow:
 
 @dataclass(frozen=True)
 class CodecRow:
-    """Figures of another codec, whose file of each image is at most `times` as large as the codes
+    """Figures of another codec; its file of each image is at most `times` as large as the codes
     file of the first n levels.
     """
 
@@ -83,7 +83,7 @@ class Evaluation:
 
 @dataclass
 class Totals:
-    """Images of one coder at one rate."""
+    """Sums over the images of one coder at one rate."""
 
     qualities: list[Quality] = field(default_factory=list)
     bytes: int = 0
@@ -97,7 +97,7 @@ class Totals:
         self.pixels += pixels
 
     def add_coded(self, sizes: dict[str, int]) -> None:
-        """Bytes of one image's grids by coder."""
+        """Adds the bytes of one image's grids, by coder."""
         for name, size in sizes.items():
             self.coded[name] = self.coded.get(name, 0) + size
 
@@ -205,7 +205,7 @@ class RunningTotals:
 
 
 def bpp_needed(quality: Quality, curve: Sequence[CodecRow]) -> float | None:
-    """The bits per pixel with which a codec is as good by LPIPS, or without it by MS-SSIM;
+    """Returns the bits per pixel at which a codec is as good by LPIPS, or by MS-SSIM without it;
     None beyond its measured curve.
 
     Read off the straight line between two points of the curve over the logarithm of the bits.

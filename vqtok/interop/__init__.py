@@ -1,8 +1,7 @@
-"""Tokenizers of other programs to model folders, and back:
-taming-transformers, LlamaGen and diffusers.
+"""Converts tokenizers of taming-transformers, LlamaGen and diffusers to models, and models back.
 
-Each source has a module with the names of its tensors; `convert` and `export` know no source by
-name but diffusers, whose files also hold a config. Nothing of a file is ever executed.
+Each program has a module with the names of its tensors and an entry in `convert.LAYOUTS`; each
+format of export has a function and an entry in `config.registry`. Nothing of a file is executed.
 """
 
 from vqtok.interop.convert import convert_checkpoint

@@ -1,5 +1,5 @@
-"""A checkpoint to the weights of a tokenizer with the classic network;
-its settings are told by the tensors' shapes.
+"""Converts a checkpoint to the weights of a tokenizer with the classic network; names and shapes
+of its tensors give the settings.
 """
 
 import math
@@ -18,19 +18,19 @@ from vqtok.interop.read import Checkpoint
 from vqtok.meta_init import init_empty_weights
 from vqtok.networks.vqvae import VQVAE
 
+# A new source is a file with its names, and one entry here.
 LAYOUTS = (taming.LAYOUT, llamagen.LAYOUT, diffusers.LAYOUT)
-GROUPS = 32  # of the normalization, fixed in the code of taming-transformers and LlamaGen
 _COPY_AGAIN = "copy or download the file again"
 LOG_SCALE = math.log(0.1)  # of the likelihood, as training starts with it: no source has one
 
 
 def convert_checkpoint(checkpoint: Checkpoint, normalize: bool | None = None) -> weights.Weights:
-    """The tokenizer in a checkpoint.
+    """Makes a tokenizer of a checkpoint.
 
     `normalize`: whether its codes are on the unit sphere; None: as its program has it.
 
-    FormatError where the checkpoint holds no network that vqtok knows, or not all of it, or more.
-    Errors of `diffusers.groups`.
+    FormatError where the checkpoint holds no network that vqtok knows, or not all of it, or more;
+    InputError where a file beside it is missing.
     """
     path = checkpoint.path
     found = next(
@@ -46,15 +46,9 @@ def convert_checkpoint(checkpoint: Checkpoint, normalize: bool | None = None) ->
             f"{path} holds no tokenizer that vqtok knows",
             "give one of taming-transformers, LlamaGen (VQ-8, VQ-16) or diffusers (VQModel)",
         )
-    theirs, groups = checkpoint.tensors, GROUPS
-    if found is diffusers.LAYOUT:
-        theirs, groups = (
-            {diffusers.modern(name): value for name, value in theirs.items()},
-            diffusers.groups(path.parent),
-        )
-    settings = _settings(
-        found, theirs, groups, found.normalize if normalize is None else normalize, str(path)
-    )
+    theirs = {found.rename(name): value for name, value in checkpoint.tensors.items()}
+    normalize = found.normalize if normalize is None else normalize
+    settings = _settings(found, theirs, found.groups(path.parent), normalize, str(path))
     tensors = _taken(found, theirs, settings, str(path))
     source = {
         "program": found.name,
@@ -74,7 +68,7 @@ def convert_checkpoint(checkpoint: Checkpoint, normalize: bool | None = None) ->
 def _settings(
     found: Layout, theirs: Mapping[str, np.ndarray], groups: int, normalize: bool, origin: str
 ) -> TokenizerConfig:
-    """What the names and shapes say. FormatError where they make no network that vqtok has."""
+    """Reads the settings off names and shapes. FormatError where vqtok has no such network."""
     blocks, attention = (
         found.positions(layout.STAGE_BLOCKS, theirs),
         found.positions(layout.STAGE_ATTENTION, theirs),
@@ -134,7 +128,7 @@ def _lacking(name: str) -> str:
 def _taken(
     found: Layout, theirs: Mapping[str, np.ndarray], settings: TokenizerConfig, origin: str
 ) -> dict[str, np.ndarray]:
-    """Their tensors under our names, each checked.
+    """Checks their tensors, and returns them under our names.
 
     FormatError where one is missing, too many, or of a wrong shape.
     """
@@ -166,7 +160,7 @@ def _taken(
 
 
 def _flat(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The array without the last axes of a 1x1 convolution where we have a linear layer."""
+    """Drops the last axes of a 1x1 convolution where we have a linear layer."""
     return (
         array[:, :, 0, 0]
         if len(shape) == 2 and array.ndim == 4 and array.shape[2:] == (1, 1)

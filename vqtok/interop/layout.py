@@ -1,8 +1,9 @@
-"""The names that a program gives the tensors of the classic network."""
+"""Maps our names of the classic network's tensors to those of another program."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 FIRST, CODEBOOK = "encoder.first.weight", "quantizer.codebook"
 STAGE_BLOCKS, STAGE_ATTENTION = "encoder.stages.#.blocks.#", "encoder.stages.#.attention.#"
@@ -22,10 +23,9 @@ _OWN = re.compile(r"(?:encoder|decoder|quantize|quant_conv|post_quant_conv)\.")
 
 @dataclass(frozen=True)
 class Layout:
-    """One program's names.
+    """Names of one program, and what its shapes do not tell.
 
-    In a name # stands for a number; parts of blocks and of attention are named
-    apart from where they stand.
+    In a name # is a number; the layers of blocks and of attention are named once for all stages.
     """
 
     name: str  # for people
@@ -37,9 +37,12 @@ class Layout:
     # whether the decoder's stages are numbered so; ours stand coarsest first
     finest_first: bool = False
     ignored: tuple[str, ...] = ()  # tensors of the quantizer that training alone looks at
+    rename: Callable[[str], str] = str  # a tensor's name in an older release to that of today
+    # of the normalization, by the checkpoint's folder: taming-transformers and LlamaGen fix 32
+    groups: Callable[[Path], int] = lambda _folder: 32
 
     def theirs(self, name: str, stages: int) -> str:
-        """Their name of our tensor in a network with so many stages."""
+        """Returns their name of our tensor in a network with so many stages."""
         if name == CODEBOOK:
             return self.parts[CODEBOOK]
         numbers = [int(number) for number in re.findall(r"\.(\d+)(?=\.)", name)]
@@ -55,14 +58,12 @@ class Layout:
         return ".".join(filter(None, (_filled(self.parts[part], numbers), layer, leaf)))
 
     def positions(self, part: str, names: Iterable[str]) -> set[tuple[int, int]]:
-        """The stages and numbers of which there is a part like STAGE_BLOCKS, in
-        their count; names are theirs.
-        """
+        """Returns (stage, number), as they count, of each part like STAGE_BLOCKS in their names."""
         pattern = re.compile(re.escape(self.parts[part]).replace(r"\#", r"(\d{1,3})") + r"\.")
         return {(int(match[1]), int(match[2])) for match in map(pattern.match, names) if match}
 
     def needed(self, names: Iterable[str]) -> list[str]:
-        """Those of their tensors that encoding and decoding need."""
+        """Returns those of their tensors that encoding and decoding need."""
         return [name for name in names if _OWN.match(name) and name not in self.ignored]
 
 

@@ -1,1 +1,1 @@
-"""Pages of a run, a model and a codes file: each is one file, and nothing in it is fetched."""
+"""Makes pages of runs, models and codes files; each is one file that fetches nothing."""

@@ -1,5 +1,5 @@
-"""A codebook as a map that a person can walk through:
-what each code looks like, how often it is used, which ones are near.
+"""Draws a codebook as a map: what each code looks like, how often it is used, and which codes are
+near.
 """
 
 import math
@@ -19,9 +19,7 @@ CODES_MAX = 4096  # that are shown; more take a page of many MB
 
 @dataclass(frozen=True)
 class CodebookMap:
-    """What there is to show of the K codes of L levels;
-    tiles, vectors and colors are of the first level.
-    """
+    """K codes of L levels to show; tiles, vectors and colors are of the first level."""
 
     vectors: np.ndarray  # (K, D)
     tiles: np.ndarray  # uint8 (K, f, f, C): each code decoded alone
@@ -30,8 +28,8 @@ class CodebookMap:
 
 
 def neighbors(vectors: np.ndarray, count: int = NEAR) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest other codes of each of K (K, D), and how far they are:
-    (K, n) both, nearest first.
+    """Finds the nearest other codes of each of K (K, D): their numbers and distances, (K, n) both,
+    nearest first.
     """
     v = vectors.astype(np.float64)
     squares = (v * v).sum(1)
@@ -42,7 +40,7 @@ def neighbors(vectors: np.ndarray, count: int = NEAR) -> tuple[np.ndarray, np.nd
 
 
 def arrangement(vectors: np.ndarray, columns: int) -> np.ndarray:
-    """The order (K,) in which codes fill a grid row by row, so that neighbors are alike.
+    """Returns the order (K,) that places similar codes side by side in a grid filled row by row.
 
     Rows go by the first principal component, and the places in a row by the second.
     """
@@ -56,7 +54,7 @@ def arrangement(vectors: np.ndarray, columns: int) -> np.ndarray:
 
 
 def section(book: CodebookMap) -> str:
-    """The part of a page."""
+    """Returns the codebook's section of a page."""
     K = len(book.vectors)
     if not 2 <= K <= CODES_MAX:
         return ""
@@ -101,9 +99,7 @@ def section(book: CodebookMap) -> str:
 
 
 def columns_for(count: int) -> int:
-    """Columns of a grid somewhat wider than high that `count` fills, to its
-    last row where that can be.
-    """
+    """Chooses the columns of a grid a little wider than high, its last row full where possible."""
     wanted = math.sqrt(count * 1.6)
     even = [
         c
@@ -114,8 +110,8 @@ def columns_for(count: int) -> int:
 
 
 def _use_tiles(counts: np.ndarray, side: int) -> np.ndarray:
-    """A tile for each count (K,), uint8 (K, side, side, 3):
-    the lighter the larger its square root; of 0 a cross, told by its shape.
+    """Draws a tile for each count (K,), uint8 (K, side, side, 3): lightness grows with the square
+    root of the count; a count of 0 is a cross.
     """
     tiles = (
         heat(np.sqrt(counts), float(np.sqrt(counts.max())))[:, None, None]
@@ -128,7 +124,7 @@ def _use_tiles(counts: np.ndarray, side: int) -> np.ndarray:
 
 
 def _atlas(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles (K, t, t, C) row by row in one image; what is left of the last row is gray."""
+    """Places tiles (K, t, t, C) row by row in one image; the rest of the last row is gray."""
     K, t, _, C = tiles.shape
     rows = -(-K // columns)
     full = np.full((rows * columns, t, t, C), 128, np.uint8)
@@ -141,7 +137,7 @@ def _atlas(tiles: np.ndarray, columns: int) -> np.ndarray:
 
 
 def _sentence(book: CodebookMap) -> str:
-    """How many codes are used, in words, and of several levels as a table."""
+    """Says how many codes are used; with several levels also as a table."""
     use = [usage_perplexity(counts) for counts in book.counts]
     K = len(book.vectors)
     if len(use) == 1:
@@ -160,7 +156,9 @@ def _sentence(book: CodebookMap) -> str:
 
 
 def _explorer(book: CodebookMap, order: np.ndarray, columns: int) -> str:
-    """The controls that show one code and those near it, and a table for who has no script."""
+    """Returns the controls that show one code and those near it, and a table for readers without
+    scripts.
+    """
     near, distances = neighbors(book.vectors)
     counts, total = book.counts[0], max(1, int(book.counts[0].sum()))
     times = ["once" if count == 1 else f"{count:,} times" for count in counts.tolist()]
@@ -198,9 +196,7 @@ def _explorer(book: CodebookMap, order: np.ndarray, columns: int) -> str:
 
 
 def _ranks(book: CodebookMap) -> str:
-    """How unequally codes are used: the share of each, from the most used to
-    the least, at a few levels.
-    """
+    """Plots the share of each code at a few levels, from the most used to the least."""
     levels = sorted({0, len(book.counts) // 2, len(book.counts) - 1})
     series = []
     for level in levels:

@@ -1,5 +1,5 @@
-"""The page of a codes file: the image, its index grids in color, where the bits go, and
-what the file is made of.
+"""Makes the page of a codes file: the image, its index grids in color, and where the bits and bytes
+go.
 """
 
 import io
@@ -22,7 +22,7 @@ SHEET_MAX = 36  # images of a file that are shown beside the first
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a file."""
+    """A part of a file, and its size."""
 
     name: str
     bytes: float
@@ -30,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True)
 class CodesReport:
-    """What the page shows of a file."""
+    """Everything that the page of a codes file shows."""
 
     name: str
     codes: Codes
@@ -45,8 +45,8 @@ class CodesReport:
 
 
 def breakdown(data: bytes, found: Codes | Compact, bits: np.ndarray | None) -> list[Part]:
-    """The parts of a codes file whose content is `found`;
-    a coded one's indices by level where `bits` are known.
+    """Splits a codes file with the content `found` into parts; entropy-coded indices are split by
+    level where `bits` are known.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {
@@ -70,7 +70,9 @@ def breakdown(data: bytes, found: Codes | Compact, bits: np.ndarray | None) -> l
 
 
 def _levels(size: int, bits: np.ndarray) -> list[Part]:
-    """The bytes of streams shared out among the levels, by what the prior gives each."""
+    """Splits the bytes of coded streams among the levels, in proportion to their bits under the
+    prior.
+    """
     shares = bits.sum((0, 2, 3))
     names = (
         [f"indices of level {i + 1}" for i in range(len(shares))]
@@ -83,7 +85,7 @@ def _levels(size: int, bits: np.ndarray) -> list[Part]:
 
 
 def page(grid: CodesReport) -> bytes:
-    """The page of the file."""
+    """Returns the page, one HTML file."""
     n, L, h, w = grid.codes.indices.shape
     size = files.human_bytes(round(sum(part.bytes for part in grid.parts)))
     several = f"{n} images, " if n > 1 else ""
@@ -220,8 +222,8 @@ def _sizes(grid: CodesReport) -> str:
 
 
 def bar(parts: Sequence[Part]) -> str:
-    """The parts of a whole as one bar; those that are wide enough have their names in it, all
-    stand in the table below it.
+    """Draws the parts of a whole as one bar, wide parts with their names in it, and a table of all
+    below it.
     """
     total = sum(part.bytes for part in parts) or 1.0
     marks, left = [], 0.0

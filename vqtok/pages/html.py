@@ -1,5 +1,4 @@
-"""Parts of a page that is one file: nothing in it is fetched, and what comes from files
-is text and nothing else.
+"""Makes the parts of a one-file page; it fetches nothing, and shows what files hold as text.
 
 A part is a string of HTML. Whatever a caller gives as a name, a number or a sentence is escaped
 here. The Content-Security-Policy lets images come from data: URIs alone, and one script and one
@@ -32,17 +31,19 @@ TEXT_MAX = 20_000  # characters of one text out of a file
 
 
 def text(value: object) -> str:
-    """One line of text, safe between tags and in a quoted attribute."""
+    """Escapes one line of text for use between tags and in a quoted attribute."""
     return escape(plain(value)[:TEXT_MAX])
 
 
 def lines(value: str) -> str:
-    """Several lines of text, safe between tags."""
+    """Escapes several lines of text for use between tags."""
     return "\n".join(text(line) for line in value[:TEXT_MAX].splitlines())
 
 
 def data_uri(pixels: np.ndarray, lossless: bool | None = None) -> str:
-    """An image uint8 (H, W, 1 or 3) as a data: URI; lossless None: where it is small."""
+    """Encodes an image uint8 (H, W, 1 or 3) as a data: URI; with lossless None only small images
+    are lossless.
+    """
     image = Image.fromarray(
         pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
     )
@@ -58,7 +59,7 @@ def data_uri(pixels: np.ndarray, lossless: bool | None = None) -> str:
 def image(
     pixels: np.ndarray, alt: str, zoom: int = 1, lossless: bool | None = None, kind: str = ""
 ) -> str:
-    """An img, shown `zoom` times as large, its pixels as squares where that is more than once."""
+    """Returns an img shown `zoom` times as large, with square pixels where zoom is more than 1."""
     height, width = pixels.shape[:2]
     small = max(1.0, max(height, width) / SIDE_MAX)
     size = f'width="{round(width * zoom / small)}" height="{round(height * zoom / small)}"'
@@ -75,7 +76,7 @@ def figure(content: str, caption: str = "") -> str:
 
 
 def figures(parts: Sequence[str]) -> str:
-    """Figures that flow in rows."""
+    """Lays figures out in rows that wrap."""
     return f'<div class="row">{"".join(parts)}</div>'
 
 
@@ -84,13 +85,13 @@ def paragraph(sentence: str, kind: str = "") -> str:
 
 
 def preformatted(value: str) -> str:
-    """Lines as they are, in a box that scrolls, which the keyboard reaches."""
+    """Shows lines as they are, in a box that scrolls and that the keyboard reaches."""
     return f'<pre tabindex="0">{lines(value)}</pre>'
 
 
 def table(headers: Sequence[object], rows: Sequence[Sequence[object]], caption: str = "") -> str:
-    """A table; the first cell of a row is its heading, and columns of numbers are aligned to the
-    right. None is left blank.
+    """Returns a table; the first cell of a row is its heading, columns of numbers are aligned to
+    the right, None is blank.
     """
     right = [
         i > 0 and numeric([plain(row[i]) for row in rows if i < len(row)])
@@ -133,7 +134,7 @@ def _kind(right: bool) -> str:
 
 
 def number(value: object) -> str:
-    """A value in a few digits, escaped."""
+    """Formats a value in a few digits, escaped."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -146,15 +147,15 @@ def number(value: object) -> str:
 
 
 def folded(summary: str, content: str, opened: bool = False) -> str:
-    """Content that a click or the Enter key unfolds."""
+    """Hides content until a click or the Enter key unfolds it."""
     return (
         f"<details{' open' if opened else ''}><summary>{text(summary)}</summary>{content}</details>"
     )
 
 
 def chart(panel: Panel, title: str = "") -> str:
-    """Curves, and the same as a sentence and a table for who cannot see them;
-    an empty string where there are none.
+    """Draws curves, and describes them in a sentence and a table for readers who cannot see them;
+    an empty string without any points.
     """
     curves = [
         (s.name, [(x, y) for x, y in s.points if math.isfinite(x) and math.isfinite(y)])
@@ -175,7 +176,7 @@ def chart(panel: Panel, title: str = "") -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images of one size, one to be drawn over the other."""
+    """Two images of one size, of which one is drawn over the other."""
 
     name: str
     before: np.ndarray  # uint8 (H, W, 1 or 3)
@@ -189,8 +190,8 @@ def compare(
     after: str = "decoded",
     choice: str = "validation",
 ) -> str:
-    """The pairs, one at a time, with a slider that uncovers the second image, and with several
-    one that chooses the pair.
+    """Shows one pair at a time, with a slider that uncovers the second image; with several pairs
+    another slider chooses.
 
     Without a script all of them show, one below another.
     """
@@ -231,7 +232,7 @@ def compare(
 
 
 def script_data(name: str, value: Any) -> str:
-    """JSON for the page's script: it cannot end its element, whatever it holds."""
+    """Embeds JSON for the page's script; no value can end its element."""
     safe = (
         json.dumps(value, allow_nan=False)
         .replace("<", "\\u003c")
@@ -242,13 +243,13 @@ def script_data(name: str, value: Any) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A part of the page with a heading; an empty string where nothing stands in it."""
+    """Returns a section with a heading; an empty string where it has no content."""
     content = "".join(parts)
     return f"<section><h2>{text(title)}</h2>{content}</section>" if content else ""
 
 
 def page(title: str, subtitle: str, sections: Sequence[str]) -> bytes:
-    """The whole file, UTF-8."""
+    """Returns the whole page, UTF-8."""
     style, script = _asset("page.css"), _asset("page.js")
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src "

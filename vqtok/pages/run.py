@@ -1,4 +1,4 @@
-"""What a training run left in its folder, and the page that shows it."""
+"""Reads the folder of a training run, and makes the page that shows it."""
 
 import json
 import math
@@ -20,7 +20,6 @@ LOG_FILE, RECIPE_FILE, RUN_FILE = "log.jsonl", "recipe.toml", "run.json"
 LOG_BYTES = 256 << 20
 SMALL_BYTES = 1 << 20
 SHEETS_MAX = 12  # validations that are shown as images, the first and the last among them
-STAGES = ("tokenizer", "prior", "entropy")
 STAGE_NAMES = {"tokenizer": "Tokenizer", "prior": "Prior", "entropy": "Entropy prior"}
 # of the sheets that training writes: small images are enlarged to the one, the other lies between
 SHEET_SIDE, SHEET_GAP = 96, 4
@@ -40,8 +39,8 @@ COLUMNS_KEPT = ("stage", "step", "seconds")
 
 @dataclass(frozen=True)
 class Sheet:
-    """Originals and reconstructions of one validation, uint8 (H, W, 3) each;
-    pixels of the images are repeated `scale` times.
+    """Originals and reconstructions of one validation, uint8 (H, W, 3) each; pixels of the images
+    are repeated `scale` times.
     """
 
     step: int
@@ -52,7 +51,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run's folder, as far as it can be read."""
+    """The readable content of a run's folder."""
 
     name: str
     lines: list[dict[str, Any]]  # of the log
@@ -64,7 +63,7 @@ class RunReport:
 
 @dataclass(frozen=True)
 class RunInspection:
-    """What only the networks of a run can tell; empty where it has none yet."""
+    """Findings from running a run's networks; empty where it has none yet."""
 
     codebook: codebook_page.CodebookMap | None = None
     samples: list[tuple[str, np.ndarray]] = field(default_factory=list)  # a caption and a sheet
@@ -72,7 +71,7 @@ class RunInspection:
 
 
 def read_run(folder: Path) -> RunReport:
-    """Reads what is there.
+    """Reads all files that are there.
 
     InputError where there is no log; what else is missing or damaged is
     left out, and told in a note.
@@ -87,7 +86,7 @@ def read_run(folder: Path) -> RunReport:
 
 
 def _log(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The lines that are validations of a stage, and notes on those that are not."""
+    """Returns the log's lines that are validations of a stage, and notes on damaged ones."""
     text = files.read_bytes(path, LOG_BYTES).decode("utf-8", "replace")
     found, bad = [], 0
     for line in text.splitlines():
@@ -132,7 +131,7 @@ def _command(path: Path) -> str:
 
 
 def _sheets(folder: Path, size: int, notes: list[str]) -> list[Sheet]:
-    """The reconstruction sheets of up to SHEETS_MAX validations, by step."""
+    """Reads the reconstruction sheets of up to SHEETS_MAX validations, by step."""
     named = [
         (int(match[1]), path)
         for path in folder.iterdir()
@@ -159,8 +158,8 @@ def _sheets(folder: Path, size: int, notes: list[str]) -> list[Sheet]:
 
 
 def split_sheet(sheet: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Originals and reconstructions of a sheet (H, W, 3) whose rows hold either in turn;
-    None where it is no such sheet.
+    """Separates originals and reconstructions of a sheet (H, W, 3), whose rows alternate; None
+    where it is no such sheet.
     """
     cell = size * max(1, SHEET_SIDE // size) + SHEET_GAP if size else 0
     count, rest = divmod(sheet.shape[0] - SHEET_GAP, cell) if cell else (0, 0)
@@ -172,7 +171,7 @@ def split_sheet(sheet: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray] |
 
 
 def images_of(sheet: Sheet, size: int) -> list[np.ndarray]:
-    """The original images on a sheet, uint8 (size, size, 3)."""
+    """Cuts the original images out of a sheet, uint8 (size, size, 3)."""
     cell = size * sheet.scale
     step = cell + SHEET_GAP
     H, W = sheet.before.shape[:2]
@@ -184,8 +183,8 @@ def images_of(sheet: Sheet, size: int) -> list[np.ndarray]:
 
 
 def page(run: RunReport, extra: RunInspection) -> bytes:
-    """The page of a run."""
-    stages = [stage for stage in STAGES if any(line["stage"] == stage for line in run.lines)]
+    """Returns the page of a run, one HTML file."""
+    stages = [stage for stage in STAGE_NAMES if any(line["stage"] == stage for line in run.lines)]
     told = (
         "training has not reached a validation yet"
         if not stages
@@ -237,8 +236,8 @@ def _reconstructions(run: RunReport) -> str:
 
 
 def curves(lines: list[dict[str, Any]]) -> list[Panel]:
-    """A pair of axes for each figure of a stage's log lines:
-    over training, over validation, and over validation from fewer levels.
+    """Makes a panel for each figure in a stage's log: over training, over validation, and over
+    validation from fewer levels.
     """
     names = dict.fromkeys(
         key for line in lines for key in line if _finite(line[key]) and key not in COLUMNS_KEPT
@@ -299,22 +298,16 @@ def _timings(lines: list[dict[str, Any]], stages: list[str]) -> str:
         ]
         rate = float(np.median(rates)) if rates else None
         rows.append(
-            [STAGE_NAMES[stage], int(mine[-1]["step"]), duration(max(seconds, default=0)), rate]
+            [
+                STAGE_NAMES[stage],
+                int(mine[-1]["step"]),
+                files.human_duration(max(seconds, default=0)),
+                rate,
+            ]
         )
     return html.section(
         "Timings",
         html.table(["stage", "steps", "time", "images per second, median"], rows) if rows else "",
-    )
-
-
-def duration(seconds: float) -> str:
-    """'42 s', '12 min', '3.1 h'."""
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
     )
 
 
@@ -324,7 +317,7 @@ def _all_settings(run: RunReport) -> str:
 
 
 def settings(values: dict[str, Any]) -> str:
-    """The tables of a recipe, each folded; what stands outside of them first."""
+    """Shows the tables of a recipe, each folded; settings outside of tables come first."""
     loose = [[key, _shown(value)] for key, value in values.items() if not isinstance(value, dict)]
     parts = [html.table(["", ""], loose)] if loose else []
     for name, table in values.items():

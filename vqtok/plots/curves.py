@@ -1,6 +1,6 @@
-"""Curves, as SVG and as pixels: both drawn from one list of marks.
+"""Draws curves as SVG and as pixels, both from one list of marks.
 
-A curve is known by its color, its dashes, the shape of its markers and the name at its end:
+A curve is told apart by its color, its dashes, the shape of its markers and the name at its end;
 any one of them is enough.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
-from itertools import pairwise
+from itertools import cycle
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -37,8 +37,8 @@ TICKS = ((1, 2, 5), (1, 2, 3, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve; points are (x, y), with x > 0 on a logarithmic axis;
-    others, and those that are not finite, are left out.
+    """A named curve of points (x, y); points that are not finite, or x <= 0 on a logarithmic axis,
+    are left out.
     """
 
     name: str
@@ -73,7 +73,7 @@ class _Dot:
 
     @property
     def corners(self) -> list[tuple[float, float]]:
-        """Of a polygon; none where it is round."""
+        """Returns the corners of a polygon; none for a circle."""
         count, radius = CORNERS[self.kind], self.radius * 1.35  # looks as large as a circle
         angles = [
             2 * math.pi * (i + TURNS[self.kind] * 2) / count - math.pi / 2 for i in range(count)
@@ -98,7 +98,7 @@ _Mark = _Line | _Dot | _Label
 
 
 def plot_svg(title: str, panels: Sequence[Panel], legend: bool = True) -> bytes:
-    """The panels side by side, with a title and one legend, or neither: an SVG file.
+    """Draws the panels side by side as an SVG file, with a title and one legend, or with neither.
 
     Colors are written as attributes, and as classes c0, c1, ..., ink, faint and grid, by
     which a page may change them.
@@ -117,7 +117,7 @@ def plot_svg(title: str, panels: Sequence[Panel], legend: bool = True) -> bytes:
 
 
 def plot_image(title: str, panels: Sequence[Panel]) -> np.ndarray:
-    """The same image as pixels, twice as large: uint8 (H, W, 3)."""
+    """Draws the same as pixels, twice as large: uint8 (H, W, 3)."""
     width, height, marks = _layout(title, panels)
     canvas = Image.new("RGB", (width * OVERSAMPLED, height * OVERSAMPLED), "#ffffff")
     draw = ImageDraw.Draw(canvas)
@@ -129,7 +129,7 @@ def plot_image(title: str, panels: Sequence[Panel]) -> np.ndarray:
 def _layout(
     title: str, panels: Sequence[Panel], legend: bool = True
 ) -> tuple[int, int, list[_Mark]]:
-    """Width, height and marks of the whole image."""
+    """Returns width, height and marks of the whole plot."""
     assert panels
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
     kinds = {name: i % len(COLORS) for i, name in enumerate(names)}
@@ -164,7 +164,7 @@ def _width(name: str) -> float:
 
 
 def _panel(panel: Panel, kinds: dict[str, int], left: float, top: float) -> list[_Mark]:
-    """Grid, axes and curves; `left` and `top` are where the y axis stands."""
+    """Returns the marks of grid, axes and curves; `left` and `top` place the y axis."""
     curves = [
         (
             s.name,
@@ -217,7 +217,7 @@ def _panel(panel: Panel, kinds: dict[str, int], left: float, top: float) -> list
 
 
 def _curve(points: tuple[tuple[float, float], ...], kind: int) -> list[_Mark]:
-    """A line, and markers on some of its points: on the last one in any case."""
+    """Returns a line, and markers on some of its points, the last one always among them."""
     color, every = COLORS[kind], math.ceil(len(points) / MARKERS)
     marks: list[_Mark] = [_Line(points, color, 2.5, DASHES[kind])] if len(points) > 1 else []
     return marks + [_Dot(x, y, 3.5, color, kind) for x, y in points[::-1][::every][::-1]]
@@ -226,7 +226,7 @@ def _curve(points: tuple[tuple[float, float], ...], kind: int) -> list[_Mark]:
 def _names(
     placed: dict[str, tuple[tuple[float, float], ...]], kinds: dict[str, int], x: float
 ) -> list[_Mark]:
-    """The name of each curve beside its end, and none over another."""
+    """Writes the name of each curve beside its end, without overlaps."""
     marks: list[_Mark] = []
     lowest = -math.inf
     for name in sorted(placed, key=lambda name: placed[name][-1][1]):
@@ -236,7 +236,7 @@ def _names(
 
 
 def _cut(name: str) -> str:
-    """The name, or as much of it as END_MAX holds."""
+    """Shortens a name to the width END_MAX."""
     short = name = plain(name)[:END_MAX]
     while short and _width(short) > END_MAX:
         name = name[:-1]
@@ -245,7 +245,7 @@ def _cut(name: str) -> str:
 
 
 def _log_axis(values: Sequence[float]) -> tuple[float, float, list[float]]:
-    """Ends of a logarithmic axis that holds the values, and the ticks on it: three or more."""
+    """Returns the ends of a logarithmic axis that holds the values, and three or more ticks."""
     low, high = min(values) / 1.15, max(values) * 1.15
     if high < 2 * low:
         low, high = low / 1.4, high * 1.4
@@ -264,8 +264,8 @@ def _log_axis(values: Sequence[float]) -> tuple[float, float, list[float]]:
 
 
 def _linear_axis(values: Sequence[float]) -> tuple[float, float, list[float]]:
-    """Ends of a linear axis that holds the values, and the ticks on it, both
-    multiples of a round step.
+    """Returns the ends of a linear axis that holds the values, and its ticks: all are multiples of
+    a round step.
     """
     low, high = min(values), max(values)
     span = high - low or abs(high) * 0.1 or 1.0
@@ -338,28 +338,24 @@ def _paint(draw: ImageDraw.ImageDraw, mark: _Mark) -> None:
 def _dashed(
     points: Sequence[tuple[float, float]], dash: tuple[int, ...]
 ) -> list[list[tuple[float, float]]]:
-    """The strokes of a dashed line, which Pillow cannot draw itself;
-    lengths of stroke and gap in turn.
+    """Cuts a line into the strokes of its dashes, which Pillow cannot draw itself; `dash` holds
+    the lengths of stroke and gap in turn.
     """
     if not dash:
         return [list(points)]
-    strokes: list[list[tuple[float, float]]] = [[points[0]]]
-    position, left = 0, float(dash[0])
-    for (x0, y0), (x1, y1) in pairwise(points):
-        length, gone = math.hypot(x1 - x0, y1 - y0), 0.0
-        while length - gone > left:
-            gone += left
-            at = (x0 + (x1 - x0) * gone / length, y0 + (y1 - y0) * gone / length)
-            if position % 2 == 0:
-                strokes[-1].append(at)
-            else:
-                strokes.append([at])
-            position += 1
-            left = float(dash[position % len(dash)])
-        left -= length - gone
-        if position % 2 == 0:
-            strokes[-1].append((x1, y1))
-    return [stroke for stroke in strokes if len(stroke) > 1]
+    xs, ys = np.array(points).T
+    along = np.hypot(np.diff(xs, prepend=xs[0]), np.diff(ys, prepend=ys[0])).cumsum()
+    strokes, start = [], 0.0
+    for length, gap in cycle(zip(dash[::2], dash[1::2], strict=True)):
+        if start >= along[-1]:
+            break
+        stop = min(start + length, along[-1])
+        ends = [start, *along[(along > start) & (along < stop)], stop]
+        strokes.append(
+            list(zip(np.interp(ends, along, xs), np.interp(ends, along, ys), strict=True))
+        )
+        start += length + gap
+    return strokes
 
 
 @lru_cache

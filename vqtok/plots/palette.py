@@ -1,6 +1,4 @@
-"""Colors for numbers: of indices, so that codes that are alike look alike, and of
-amounts, so that more is lighter.
-"""
+"""Turns numbers into colors: similar codes look alike, and larger amounts are lighter."""
 
 import numpy as np
 
@@ -25,8 +23,8 @@ _RGB = np.array(
 
 
 def heat(values: np.ndarray, top: float) -> np.ndarray:
-    """Amounts of any shape, 0 to `top`, as colors (..., 3) uint8:
-    dark is none, and every more is lighter, so that gray eyes see it too.
+    """Turns amounts of any shape, 0 to `top`, into colors (..., 3) uint8, dark for none and lighter
+    for more, so that they differ in gray as well.
     """
     position = np.clip(np.nan_to_num(values) / max(top, 1e-12), 0, 1) * (len(_HEAT) - 1)
     low = np.minimum(position.astype(int), len(_HEAT) - 2)
@@ -35,8 +33,8 @@ def heat(values: np.ndarray, top: float) -> np.ndarray:
 
 
 def by_vectors(vectors: np.ndarray) -> np.ndarray:
-    """A color for each of K codes (K, D), uint8 (K, 3):
-    lightness by their first principal component, hue by the next two.
+    """Colors K codes (K, D) by their vectors, uint8 (K, 3): lightness by the first principal
+    component, hue by the next two.
     """
     centered = vectors.astype(np.float64) - vectors.mean(0)
     _, _, axes = np.linalg.svd(centered, full_matrices=False)
@@ -47,9 +45,7 @@ def by_vectors(vectors: np.ndarray) -> np.ndarray:
 
 
 def by_number(numbers: np.ndarray) -> np.ndarray:
-    """A color for each code of which nothing but the number is known, uint8 (..., 3):
-    neighbors in number look different.
-    """
+    """Colors codes by their numbers alone, uint8 (..., 3): neighboring numbers look different."""
     parts = np.stack(
         [numbers.ravel() * step % 1.0 for step in (0.8191725134, 0.6710436067, 0.5497004779)],
         axis=1,
@@ -58,8 +54,8 @@ def by_number(numbers: np.ndarray) -> np.ndarray:
 
 
 def _colors(parts: np.ndarray) -> np.ndarray:
-    """(n, 3) in [0, 1]: lightness, and the two axes of color in Oklab (Ottosson
-    2020), as sRGB uint8 (n, 3).
+    """Converts (n, 3) in [0, 1], lightness and the two color axes of Oklab (Ottosson 2020), to sRGB
+    uint8 (n, 3).
     """
     lab = np.stack(
         [0.3 + 0.62 * parts[:, 0], (parts[:, 1] - 0.5) * 0.34, (parts[:, 2] - 0.5) * 0.34], axis=1

@@ -1,4 +1,4 @@
-"""Contact sheets of images."""
+"""Draws contact sheets of images."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def sheet(
     background: Color = WHITE,
     scale: int = 1,
 ) -> np.ndarray:
-    """A contact sheet, row by row, with an optional label under each image.
+    """Places images row by row on a contact sheet, with an optional label under each.
 
     Images are uint8 (H, W, 1 or 3) of any sizes, each centered in its column and row, and
     enlarged `scale` times by repeating pixels. Returns uint8 (H, W, 3).
@@ -47,8 +47,8 @@ def side_by_side(
     scale: int = 1,
     labels: Sequence[Sequence[str]] | None = None,
 ) -> np.ndarray:
-    """Images to compare, one row each, say original and reconstruction;
-    `headings`, if any, stand over the columns.
+    """Places images to compare in rows, such as original and reconstruction, under optional
+    `headings`.
 
     Images are as in `sheet`, and so are `labels`, a row of them for each row;
     all rows are of equal length. Returns uint8 (H, W, 3).
@@ -70,7 +70,7 @@ def side_by_side(
 
 
 def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:
-    """uint8 (H, W, 1 or 3) -> (H*scale, W*scale, 3)."""
+    """Repeats pixels: uint8 (H, W, 1 or 3) -> (H*scale, W*scale, 3)."""
     assert scale >= 1
     assert image.dtype == np.uint8
     assert image.ndim == 3
@@ -81,8 +81,8 @@ def _enlarge(image: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _text(text: str, width: int, background: Color) -> np.ndarray:
-    """One line of text, cut to `width` pixels:
-    uint8 (LINE_HEIGHT, at most width, 3), in the ink that shows on the background.
+    """Draws one line of text, cut to `width` pixels: uint8 (LINE_HEIGHT, at most width, 3), in
+    black or white, whichever shows on the background.
     """
     font = ImageFont.load_default(FONT_SIZE)
     whole = line = plain(text)[:width]  # no glyph is narrower than a pixel
@@ -96,7 +96,7 @@ def _text(text: str, width: int, background: Color) -> np.ndarray:
 
 
 def _caption(image: np.ndarray, label: str, background: Color) -> np.ndarray:
-    """The image with its label under it."""
+    """Adds the label under the image."""
     return _grid(
         [image, _text(label, max(image.shape[1], LABEL_WIDTH), background)],
         1,
@@ -113,8 +113,8 @@ def _grid(
     background: Color,
     margin: int | None = None,
 ) -> np.ndarray:
-    """Cells (H, W, 3) on a background, each centered;
-    columns as wide as their widest cell, rows as high as their highest.
+    """Centers cells (H, W, 3) on a background; a column is as wide as its widest cell, a row as
+    high as its highest.
     """
     margin = gap if margin is None else margin
     widths = [max(cell.shape[1] for cell in cells[i::columns]) for i in range(columns)]

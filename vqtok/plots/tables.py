@@ -1,4 +1,4 @@
-"""Tables: Markdown for files, Rich for the terminal."""
+"""Formats tables: Markdown for files, Rich for the terminal."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from rich.text import Text
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table, ending in a newline;
-    columns of numbers are aligned to the right, None is left blank.
+    """Formats a Markdown table that ends in a newline; columns of numbers are aligned to the right,
+    None is blank.
     """
     assert all(len(row) == len(headers) for row in rows)
     cells = [[plain(value).replace("|", "\\|") for value in row] for row in (headers, *rows)]
@@ -31,7 +31,7 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def rich_table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> Table:
-    """The same table for the terminal.
+    """Formats the same table for the terminal.
 
     Cells are shown as they are: no markup, no control characters.
     """
@@ -52,7 +52,7 @@ def rich_table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: 
 
 
 def plain(value: object) -> str:
-    """One line of text.
+    """Reduces a value to one line of printable text.
 
     File names may hold line breaks, terminal escapes and undecodable bytes: they become spaces.
     """
@@ -61,8 +61,8 @@ def plain(value: object) -> str:
 
 
 def numeric(column: Sequence[str]) -> bool:
-    """Whether every cell that is not blank begins like a number:
-    `31.2 dB`, `-0.5`, `1,650`, `inf`.
+    """Returns whether every cell that is not blank begins like a number: `31.2 dB`, `-0.5`,
+    `1,650`, `inf`.
     """
     filled = [cell for cell in column if cell]
     return bool(filled) and all(

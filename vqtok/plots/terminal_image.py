@@ -1,5 +1,5 @@
-"""An image as lines of text: two pixels in each half block, in as many colors as a terminal has,
-or characters by lightness.
+"""Shows an image as lines of text: half blocks of two pixels each in the colors of the terminal, or
+characters by lightness.
 """
 
 import math
@@ -17,9 +17,7 @@ _CUBE = np.array([0, 95, 135, 175, 215, 255])  # of the colors 16 to 231 of a te
 
 
 def colors_of(environment: Mapping[str, str], encoding: str) -> str:
-    """The colors that a terminal shows, by what it says of itself in the
-    environment: one of COLORS.
-    """
+    """Returns the entry of COLORS that the environment says the terminal can show."""
     term = environment.get("TERM", "")
     if (
         "NO_COLOR" in environment
@@ -37,8 +35,8 @@ def colors_of(environment: Mapping[str, str], encoding: str) -> str:
 def fit_to_terminal(
     pixels: np.ndarray, columns: int, rows: int, cell: tuple[int, int] = (1, 2)
 ) -> np.ndarray:
-    """The image (H, W, C) as RGB, no larger than columns x rows characters of `cell` =
-    (width, height) pixels each.
+    """Shrinks the image (H, W, C) to RGB of at most columns x rows characters, each `cell` =
+    (width, height) pixels.
 
     Larger images are shrunk; smaller ones are enlarged by whole numbers, as the terminal's
     characters are large pixels.
@@ -55,8 +53,8 @@ def fit_to_terminal(
 
 
 def lines(pixels: np.ndarray, columns: int, rows: int, colors: str) -> list[str]:
-    """The image as at most `rows` lines of at most `columns` characters;
-    colors is one of COLORS.
+    """Returns the image as at most `rows` lines of at most `columns` characters; colors is one of
+    COLORS.
     """
     assert colors in COLORS
     if colors == "none":
@@ -76,13 +74,13 @@ def lines(pixels: np.ndarray, columns: int, rows: int, colors: str) -> list[str]
 
 
 def _even(rows: np.ndarray) -> np.ndarray:
-    """An even number of rows: the last is repeated."""
+    """Repeats the last row where the number of rows is odd."""
     return np.concatenate([rows, rows[-1:]]) if len(rows) % 2 else rows
 
 
 def _line(above: list[str], below: list[str]) -> str:
-    """Half blocks: the ink is the upper pixel, the ground the lower;
-    colors are named where they change.
+    """Draws half blocks: foreground for the upper pixel, background for the lower; escape codes are
+    written only where a color changes.
     """
     parts = [
         f"\x1b[38;{ink};48;{ground}m{HALF * len(list(run))}"
@@ -92,13 +90,13 @@ def _line(above: list[str], below: list[str]) -> str:
 
 
 def _true(row: np.ndarray) -> list[str]:
-    """24 bits of color for each pixel (W, 3)."""
+    """Returns 24-bit color codes for pixels (W, 3)."""
     return [f"2;{r};{g};{b}" for r, g, b in row.tolist()]
 
 
 def _of_256(row: np.ndarray) -> list[str]:
-    """The nearest of the 240 colors that all terminals with 256 share:
-    a cube of six steps, and 24 grays.
+    """Returns the nearest of the 240 colors that all 256-color terminals share: a 6x6x6 cube and 24
+    grays.
     """
     values = row.astype(int)
     steps = np.abs(values[..., None] - _CUBE).argmin(-1)  # (W, 3)

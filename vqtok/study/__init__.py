@@ -1,5 +1,5 @@
-"""Why quantize at all: autoregressive models of raw pixels, a VAE and VQ-VAEs, each trained for the
-same time on the same images.
+"""Asks why quantize at all: trains models of raw pixels, a VAE and VQ-VAEs for the same time on the
+same images.
 
 Every system is an ordinary run in a folder of its own, so that the other commands
 resume, report and sample it.
@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study is to be."""
+    """Choices of one study."""
 
     data: str | None  # None: the built-in shapes
     folder: Path
@@ -51,7 +51,7 @@ class Plan:
 
 
 def select_systems(names: str | None) -> tuple[System, ...]:
-    """The systems named, separated by commas, in the table's order; None: all.
+    """Returns the systems named, separated by commas, in the table's order; None: all.
 
     UsageError for an unknown one.
     """
@@ -85,8 +85,7 @@ def run_study(
     device: torch.device,
     resume: bool = False,
 ) -> Study:
-    """Trains and measures the systems one after another;
-    the tables and pages in the folder are written anew after each.
+    """Trains and measures the systems one after another, and rewrites tables and pages after each.
 
     With `resume`, what is finished with the same settings is kept, of systems that are not asked
     for, too, and what is begun goes on.
@@ -115,7 +114,7 @@ def run_study(
 
 
 def _finished(plan: Plan, context: StudyContext) -> dict[str, Result]:
-    """Results that are in the folder already, by system."""
+    """Reads the results that are in the folder already, by system."""
     found = {}
     for system in {system.name: system for system in (*SYSTEMS, *plan.systems)}.values():
         settings = measure.result_digest(
@@ -128,15 +127,13 @@ def _finished(plan: Plan, context: StudyContext) -> dict[str, Result]:
 
 
 def _forget(folder: Path) -> None:
-    """Marks all that an earlier study left in the folder as not done;
-    its files are replaced one by one.
-    """
+    """Marks the results of an earlier study as not done; its files are replaced one by one."""
     for mark in (*folder.glob(f"*/{study_run.MARK}"), *folder.glob(f"*/{table.RESULT}")):
         mark.unlink()
 
 
 def _outcome(plan: Plan, context: StudyContext, have: dict[str, Result]) -> Study:
-    """The study so far, its systems in the table's order."""
+    """Returns the study so far, its systems in the table's order."""
     order = dict.fromkeys([*(system.name for system in SYSTEMS), *have])
     found = [have[name] for name in order if name in have]
     test = context.images.test
@@ -157,7 +154,7 @@ def _outcome(plan: Plan, context: StudyContext, have: dict[str, Result]) -> Stud
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    """What the seconds were measured on."""
+    """Describes the machine that the seconds were measured on."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -169,7 +166,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it, as Linux does."""
+    """Returns the processor's name where the system knows it, as Linux does."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,6 +1,4 @@
-"""The images of a study: found, checked, and laid down as two arrays that all systems and
-every later command read.
-"""
+"""Finds and checks the images of a study, and writes them as two arrays that all systems read."""
 
 import hashlib
 import os
@@ -36,7 +34,7 @@ class ImageSet:
 
 
 def find_data(data: str | None) -> Path | None:
-    """The path that --data means: itself, or below VQTOK_DATA; None for the built-in shapes.
+    """Finds the path of --data: itself, or below VQTOK_DATA; None for the built-in shapes.
 
     Raises InputError.
     """
@@ -56,8 +54,7 @@ def find_data(data: str | None) -> Path | None:
 
 
 def prepare(path: Path | None, folder: Path, count: int, seed: int) -> ImageSet:
-    """Writes train.npy and test.npy into `folder`;
-    the test set has `count` images, at most those that there are.
+    """Writes train.npy and test.npy into `folder`; the test set has at most `count` images.
 
     The data's own test images where it has some, else images set aside.
     Raises InputError, UsageError, OutputError.
@@ -85,7 +82,7 @@ def prepare(path: Path | None, folder: Path, count: int, seed: int) -> ImageSet:
 
 
 def _test_set(path: Path | None, data: Dataset) -> tuple[Dataset | None, str]:
-    """The data's own test images, and where they come from; None where it tells none apart."""
+    """Opens the data's own test images, None without any, and says where test images are from."""
     try:
         test = open_data(path, "test")
     except InputError:
@@ -101,7 +98,9 @@ def _test_set(path: Path | None, data: Dataset) -> tuple[Dataset | None, str]:
 
 
 def _pixels(data: Dataset, indices: np.ndarray) -> np.ndarray:
-    """uint8 (n, H, W, C) of the readable ones. Raises InputError where they are not of one size."""
+    """Reads images as uint8 (n, H, W, C), without unreadable ones. Raises UsageError where sizes
+    differ.
+    """
     many = getattr(data, "images", None)
     if many is not None:
         return np.ascontiguousarray(many(indices))

@@ -1,8 +1,9 @@
-"""How well a trained system knows images that it has not seen, and how fast it invents some."""
+"""Measures how well a trained system predicts unseen images, and how fast it samples."""
 
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,8 @@ class Bits:
 
 
 def bits(model: Model, images: np.ndarray, stop: Stop) -> Bits:
-    """-log2 p of images uint8 (n, H, W, C):
-    of their indices by the prior, and of the pixels given those by the decoder. In float32.
+    """Computes -log2 p of images uint8 (n, H, W, C) in float32: of their indices by the prior, and
+    of the pixels given those by the decoder.
 
     The sum is the length of a lossless code, and with it a bound of -log2 p(x), as other
     indices could give x too; where the indices are the pixels it is -log2 p(x) itself.
@@ -59,110 +60,111 @@ def bits(model: Model, images: np.ndarray, stop: Stop) -> Bits:
 
 
 def _floats(images: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 (n, H, W, C) -> float (n, C, H, W) in [-1, 1], channels last."""
+    """Converts uint8 (n, H, W, C) to float (n, C, H, W) in [-1, 1], channels last."""
     x = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
     return to_float(x).contiguous(memory_format=torch.channels_last)
 
 
 def result_digest(trained: str, test_images: int, samples: int) -> str:
-    """Digest of what a result depends on; `trained` is that of its training."""
+    """Hashes what a result depends on; `trained` is the digest of its training."""
     return hashlib.sha256(f"{trained} {test_images} {samples}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """What a network is, knows and draws."""
+class _Subject:
+    """A trained network, ready to be measured."""
 
-    bits: Bits
-    kind: str
+    kind: str  # exact, or what kind of bound
+    shown: str  # what its samples are
     parameters: int
     symbols: int
     alphabet: int
-    seconds: float  # for the samples
-    shown: str
+    bits: Callable[[np.ndarray], Bits]
+    sample: Callable[[], list[np.ndarray]]
 
 
 def measure(context: StudyContext, system: System, trained: TrainingRecord, samples: int) -> Result:
-    """Measures a trained system, draws its samples into
-    samples-SYSTEM.png, and writes its result.
-    """
-    found = (_measure_vae if system.tokenizer == vae.NAME else _measure_model)(
-        context, system, samples
-    )
+    """Measures a trained system, draws its samples into samples-SYSTEM.png, writes its result."""
+    load = _load_vae if system.tokenizer == vae.NAME else _load_model
+    subject, test = load(context, system, samples), context.images.test
+    context.listener.note(f"Weighing {len(test):,} test images.")
+    found = subject.bits(test)
+    context.listener.note(f"Drawing {samples} samples.")
+    start = time.perf_counter()
+    drawn = subject.sample()
+    seconds = time.perf_counter() - start
+    sheet = plots.sheet(drawn, SHEET_COLUMNS, gap=GAP, scale=scale_of(len(drawn[0])))
+    images.write_image(sheet_path(context.folder, system.name), sheet, force=True)
     result = Result(
-        result_digest(trained.settings, len(context.images.test), samples),
-        system.name,
-        system.what,
-        found.parameters,
-        found.symbols,
-        found.alphabet,
-        found.bits.latents,
-        found.bits.pixels,
-        found.kind,
-        len(context.images.test),
-        samples,
-        found.seconds,
-        found.shown,
-        trained.all_seconds,
-        trained.tokenizer_seconds + trained.encoding_seconds,
-        trained.steps,
-        trained.steps * trained.batch,
-        trained.tokenizer_steps,
-        trained.tokenizer_steps * trained.tokenizer_batch,
-        trained.precision,
+        settings=result_digest(trained.settings, len(test), samples),
+        system=system.name,
+        what=system.what,
+        parameters=subject.parameters,
+        symbols=subject.symbols,
+        alphabet=subject.alphabet,
+        bits_latents=found.latents,
+        bits_pixels=found.pixels,
+        kind=subject.kind,
+        test_pictures=len(test),
+        samples=samples,
+        sample_seconds=seconds,
+        shown=subject.shown,
+        training_seconds=trained.all_seconds,
+        tokenizer_seconds=trained.tokenizer_seconds + trained.encoding_seconds,
+        steps=trained.steps,
+        pictures=trained.steps * trained.batch,
+        tokenizer_steps=trained.tokenizer_steps,
+        tokenizer_pictures=trained.tokenizer_steps * trained.tokenizer_batch,
+        precision=trained.precision,
     )
     table.write_result(context.folder / system.name, result)
     return result
 
 
-def _measure_model(context: StudyContext, system: System, samples: int) -> _Measured:
-    """Of a tokenizer, which may be the identity, and a prior."""
-    folder, test = context.folder / system.name, context.images.test
+def _load_model(context: StudyContext, system: System, samples: int) -> _Subject:
+    """Loads a tokenizer, which may be the identity, and its prior."""
     # the whole path: by a bare name a bundled model would be found first
-    model = codec.load(folder.resolve(), context.device.type)
-    context.listener.note(f"Weighing {len(test):,} test images.")
-    found = bits(model, test, context.stop)
-    context.listener.note(f"Drawing {samples} samples.")
-    seconds = draw_samples(
-        model, samples, context.seed, context.stop, sheet_path(context.folder, system.name)
-    )
-    kind, shown = (
-        ("exact", "pixels, drawn one after another")
-        if model.config.is_pixels
-        else (CODE_LENGTH, "drawn indices, mean of p(x|z)")
-    )
-    h, w = (side // model.config.downsample for side in test.shape[1:3])
-    symbols = model.config.levels * h * w
-    return _Measured(
-        found, kind, _parameters(model), symbols, model.config.codebook_size, seconds, shown
+    model = codec.load((context.folder / system.name).resolve(), context.device.type)
+
+    def look(_done: int, _total: int) -> None:
+        if context.stop.requested:
+            raise study_run.Interrupted
+
+    raw = model.config.is_pixels
+    h, w = (side // model.config.downsample for side in context.images.test.shape[1:3])
+    return _Subject(
+        kind="exact" if raw else CODE_LENGTH,
+        shown="pixels, drawn one after another" if raw else "drawn indices, mean of p(x|z)",
+        parameters=_parameters(model),
+        symbols=model.config.levels * h * w,
+        alphabet=model.config.codebook_size,
+        bits=lambda test: bits(model, test, context.stop),
+        sample=lambda: model.sample(samples, seed=context.seed, progress=look),
     )
 
 
-def _measure_vae(context: StudyContext, system: System, samples: int) -> _Measured:
+def _load_vae(context: StudyContext, system: System, samples: int) -> _Subject:
     network = vae.load_vae(context.folder / system.name, context.device)
-    context.listener.note(f"Weighing {len(context.images.test):,} test images.")
-    found = vae_bits(network, context.images.test, context.seed, context.stop)
-    context.listener.note(f"Drawing {samples} samples.")
     h, w = (side // network.config.downsample for side in context.images.test.shape[1:3])
-    start = time.perf_counter()
-    images = (
-        to_uint8(network.sample(samples, h, w, torch.Generator().manual_seed(context.seed)))
-        .permute(0, 2, 3, 1)
-        .cpu()
-        .numpy()
-    )
-    seconds = time.perf_counter() - start
-    write_sheet(sheet_path(context.folder, system.name), list(images))
-    parameters = sum(tensor.numel() for tensor in network.state_dict().values())
-    shown = "drawn latents, mean of p(x|z)"
-    return _Measured(
-        found, "bound, ELBO", parameters, network.config.code_dim * h * w, 0, seconds, shown
+
+    def sample() -> list[np.ndarray]:
+        drawn = network.sample(samples, h, w, torch.Generator().manual_seed(context.seed))
+        return list(to_uint8(drawn).permute(0, 2, 3, 1).cpu().numpy())
+
+    return _Subject(
+        kind="bound, ELBO",
+        shown="drawn latents, mean of p(x|z)",
+        parameters=sum(tensor.numel() for tensor in network.state_dict().values()),
+        symbols=network.config.code_dim * h * w,
+        alphabet=0,
+        bits=lambda test: vae_bits(network, test, context.seed, context.stop),
+        sample=sample,
     )
 
 
 def vae_bits(network: VAE, images: np.ndarray, seed: int, stop: Stop) -> Bits:
-    """The two parts of the negative evidence lower bound of images uint8 (n, H, W,
-    C), by one draw of z each.
+    """Estimates both parts of the negative ELBO of images uint8 (n, H, W, C), with one draw of z
+    each.
     """
     latents = total = 0.0
     device = network.likelihood.log_scale.device
@@ -177,30 +179,8 @@ def vae_bits(network: VAE, images: np.ndarray, seed: int, stop: Stop) -> Bits:
     return Bits(latents / images.size, (total - latents) / images.size)
 
 
-def draw_samples(model: Model, n: int, seed: int, stop: Stop, path: Path) -> float:
-    """Draws n images, writes a sheet of them, and returns the seconds that drawing took."""
-
-    def look(_done: int, _total: int) -> None:
-        if stop.requested:
-            raise study_run.Interrupted
-
-    start = time.perf_counter()
-    images = model.sample(n, seed=seed, progress=look)
-    seconds = time.perf_counter() - start
-    write_sheet(path, images)
-    return seconds
-
-
-def write_sheet(path: Path, samples: list[np.ndarray]) -> None:
-    images.write_image(
-        path,
-        plots.sheet(samples, SHEET_COLUMNS, gap=GAP, scale=scale_of(len(samples[0]))),
-        force=True,
-    )
-
-
 def scale_of(side: int) -> int:
-    """How many times an image is enlarged in a sheet."""
+    """Returns how many times an image is enlarged in a sheet."""
     return max(1, TILE // side)
 
 
@@ -209,7 +189,7 @@ def sheet_path(folder: Path, system: str) -> Path:
 
 
 def _parameters(model: Model) -> int:
-    """Numbers in the weights files of a model.
+    """Counts the numbers in a model's weights files.
 
     The identity's are those of its palette: it has none that were learned.
     """

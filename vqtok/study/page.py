@@ -1,6 +1,4 @@
-"""What a study leaves behind for people and programs:
-study.json, study.md, report.html and one sheet of all samples.
-"""
+"""Writes a study's outputs: study.json, study.md, report.html and one sheet of all samples."""
 
 import json
 from dataclasses import asdict
@@ -27,7 +25,7 @@ CURVES = (
 
 
 def write(folder: Path, study: Study) -> None:
-    """Writes all of them anew."""
+    """Writes all files anew."""
     sheets = _sheets(folder, study)
     files.write_bytes(
         folder / JSON, (json.dumps(to_json(study), indent=1) + "\n").encode(), force=True
@@ -39,7 +37,7 @@ def write(folder: Path, study: Study) -> None:
 
 
 def to_json(study: Study) -> dict[str, Any]:
-    """All figures, as plain values."""
+    """Returns all figures as plain values."""
     systems = [{**asdict(result), "bits": result.bits} for result in study.results]
     anchors = [asdict(anchor) for anchor in table.ANCHORS]
     return {
@@ -53,7 +51,7 @@ def to_json(study: Study) -> dict[str, Any]:
 
 
 def to_markdown(study: Study) -> str:
-    """The table, the published figures, and what both mean."""
+    """Returns the table, the published figures, and what both mean."""
     parts = [
         "# Study: why quantize at all",
         plots.markdown(study.headers, study.rows()),
@@ -70,7 +68,7 @@ def to_markdown(study: Study) -> str:
 
 
 def to_html(study: Study, sheets: dict[str, np.ndarray], learned: list[Panel]) -> bytes:
-    """The page."""
+    """Returns the page, one HTML file."""
     what = [[result.system, result.what] for result in study.results]
     samples = [
         html.figure(
@@ -109,8 +107,8 @@ def to_html(study: Study, sheets: dict[str, np.ndarray], learned: list[Panel]) -
 
 
 def curves(folder: Path, study: Study) -> list[Panel]:
-    """Bits per dimension over seconds of training:
-    of the systems over raw pixels, and of those with latents.
+    """Plots bits per dimension over seconds of training, for systems over raw pixels and for those
+    with latents.
     """
     panels = []
     for title, raw in (("Raw pixels: bits/dim", True), ("With latents: bits/dim", False)):
@@ -120,8 +118,8 @@ def curves(folder: Path, study: Study) -> list[Panel]:
 
 
 def _learned(folder: Path, result: Result, study: Study) -> Series:
-    """What the validations of a system say; a prior's bits are per index, and those of the pixels,
-    given the indices, come to them.
+    """Plots a system's validations; a prior's bits per index are scaled to dimensions, and the bits
+    of the pixels are added.
     """
     try:
         lines = read_run(folder / result.system).lines
@@ -156,7 +154,7 @@ def _plain(value: Any) -> str:
 
 
 def _sheets(folder: Path, study: Study) -> dict[str, np.ndarray]:
-    """The sheet of each system's samples, where it can be read."""
+    """Reads the sheet of each system's samples, where possible."""
     found = {}
     for result in study.results:
         try:
@@ -169,7 +167,7 @@ def _sheets(folder: Path, study: Study) -> dict[str, np.ndarray]:
 
 
 def _all(sheets: dict[str, np.ndarray], study: Study) -> np.ndarray:
-    """The first rows of each system's sheet, under its name, uint8 (H, W, 3)."""
+    """Stacks the first rows of each system's sheet under its name, uint8 (H, W, 3)."""
     tile = study.shape.side * measure.scale_of(study.shape.side) + measure.GAP
     rows = -(-SHOWN // measure.SHEET_COLUMNS)
     tops = [sheet[: rows * tile + measure.GAP] for sheet in sheets.values()]

@@ -61,8 +61,8 @@ _TOKENIZER_TABLES = ("tokenizer", "data", "losses", "tokenizer_training", "seed"
 
 
 class StudyListener:
-    """Passes on what training says, under the system's name;
-    `begin` starts a new bar of `seconds`, of which `used` have passed.
+    """Passes on the messages of training under the system's name; `begin` starts a new bar of
+    `seconds`, of which `used` have passed.
     """
 
     def __init__(self, listener: Listener) -> None:
@@ -74,7 +74,7 @@ class StudyListener:
         self._name, self._seconds, self._start = name, seconds, time.monotonic() - used
 
     def status(self, status: Status) -> None:
-        """The number of steps is a guess that changes: the bar shows seconds."""
+        """Shows seconds in the bar: the number of steps is an estimate that changes."""
         used = time.monotonic() - self._start
         left = max(0.0, self._seconds - used)
         steps = int(self._seconds)
@@ -92,7 +92,7 @@ class StudyListener:
         self.listener.validated(self._stage(stage), line, sentence)
 
     def note(self, text: str) -> None:
-        """Once a system: training says the same each time that it goes on."""
+        """Passes a note on once a system: training repeats it whenever it resumes."""
         said = f"{self._name}: {text}"
         if said not in self._said:
             self._said.add(said)
@@ -103,19 +103,19 @@ class StudyListener:
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: somebody pressed Ctrl-C
-    """Training was told to stop; its state is saved."""
+    """Raised after a signal stopped training; its state is saved."""
 
 
 @dataclass(frozen=True)
 class Elapsed:
-    """Where a stage stands, over all sessions."""
+    """Steps and seconds of a stage, over all sessions."""
 
     steps: int
     seconds: float
 
 
 def elapsed(folder: Path, stage: str) -> Elapsed:
-    """What the state of a stage says; nothing where there is none."""
+    """Reads steps and seconds from the state of a stage; zero where there is none."""
     path = folder / f"{stage}.state.safetensors"
     if not path.exists():
         return Elapsed(0, 0.0)
@@ -133,8 +133,8 @@ def train_for(
     table: str,
     steps: int | None = None,
 ) -> Recipe:
-    """Trains a stage for `seconds`, those of earlier sessions included, or for `steps`;
-    returns the recipe as it ended.
+    """Trains a stage for `seconds`, earlier sessions included, or for `steps`; returns the final
+    recipe.
 
     `train` goes on with the state in the run's folder and returns whether all steps are done, as
     `vqtok.train.train` does; `table` is the part of the recipe that holds the stage's steps.
@@ -169,7 +169,7 @@ def train_for(
 
 
 def estimate_steps(before: Elapsed, now: Elapsed, seconds: float) -> int:
-    """Steps in all, if the rest goes on as fast as it has since `before`.
+    """Estimates the total of steps, if the rest is as fast as it was since `before`.
 
     A part that other work disturbed does not count for ever.
     """
@@ -182,7 +182,7 @@ def estimate_steps(before: Elapsed, now: Elapsed, seconds: float) -> int:
 
 
 def with_steps(recipe: Recipe, table: str, steps: int) -> Recipe:
-    """The recipe with that many steps of a stage, and a few validations on the way."""
+    """Returns the recipe with that many steps of a stage, and a few validations on the way."""
     stage = replace(
         getattr(recipe, table), steps=steps, validate_every=max(1, -(-steps // VALIDATIONS))
     )
@@ -191,7 +191,7 @@ def with_steps(recipe: Recipe, table: str, steps: int) -> Recipe:
 
 @dataclass(frozen=True)
 class StudyContext:
-    """What all systems of a study share."""
+    """Inputs that all systems of a study share."""
 
     folder: Path
     images: ImageSet
@@ -218,7 +218,7 @@ class StudyContext:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What a system's training took."""
+    """Steps and seconds of a system's training."""
 
     settings: str  # digest of all that it depends on
     finished: bool = False
@@ -237,9 +237,7 @@ class TrainingRecord:
 
 
 def read_training(folder: Path) -> TrainingRecord | None:
-    """What `write_training` has written; None where there is nothing that can be read:
-    it is then trained anew.
-    """
+    """Reads a record; None where none can be read, and the system is trained anew."""
     with suppress(OSError, ValueError, TypeError):
         return TrainingRecord(**json.loads((folder / MARK).read_text(encoding="utf-8")))
     return None
@@ -250,7 +248,7 @@ def write_training(folder: Path, trained: TrainingRecord) -> None:
 
 
 def train(context: StudyContext, system: System) -> TrainingRecord:
-    """Trains the system, or goes on with it, or finds it done.
+    """Trains the system, resumes it, or finds it done.
 
     Raises budget.Interrupted, and TrainingError as training does.
     """
@@ -263,12 +261,8 @@ def train(context: StudyContext, system: System) -> TrainingRecord:
     if found.finished:
         return found
     _share(context.folder / f"tokenizer-{system.tokenizer}", folder)
-    run = context.run(folder, recipe)
     seconds = context.budget - tokenizer.all_seconds
-    recipe = _train_for(
-        context, run, recipe, "prior", seconds, lambda recipe: _stage(context, run, recipe, "prior")
-    )
-    done = elapsed(folder, "prior")
+    recipe, done = _train_stage(context, folder, recipe, "prior", seconds)
     # `vqtok train --resume` makes it again: 150 MB of raw pixels
     (folder / INDICES).unlink(missing_ok=True)
     trained = replace(
@@ -290,86 +284,61 @@ def _train_vae(
     found = _begin(context, folder, settings, recipe)
     if found.finished:
         return found
-    run = context.run(folder, recipe)
-
-    def go_on(recipe: Recipe) -> bool:
-        return loop.train(
-            vae.VaeTask(recipe, context.dataset, run), recipe.tokenizer_training, run, resume=True
-        )
-
-    recipe = _train_for(context, run, recipe, vae.NAME, context.budget, go_on)
-    done = elapsed(folder, vae.NAME)
+    recipe, done = _train_stage(context, folder, recipe, vae.NAME, context.budget)
     trained = TrainingRecord(
         settings,
-        True,
-        done.steps,
-        done.seconds,
-        recipe.tokenizer_training.batch,
+        finished=True,
+        steps=done.steps,
+        seconds=done.seconds,
+        batch=recipe.tokenizer_training.batch,
         precision=recipe.precision,
     )
     write_training(folder, trained)
     return trained
 
 
-def _stage(context: StudyContext, run: RunContext, recipe: Recipe, stage: str) -> bool:
-    return training.train(recipe, context.dataset, run, stage, resume=True)
-
-
-def _train_for(
-    context: StudyContext,
-    run: RunContext,
-    recipe: Recipe,
-    stage: str,
-    seconds: float,
-    go_on: Callable[[Recipe], bool],
-) -> Recipe:
-    """Spends the seconds on a stage; the folder's recipe is that which the stage went on with."""
+def _train_stage(
+    context: StudyContext, folder: Path, recipe: Recipe, stage: str, seconds: float
+) -> tuple[Recipe, Elapsed]:
+    """Trains a stage for the seconds; the recipe in the folder is that of the latest part."""
+    run = context.run(folder, recipe)
 
     def train(recipe: Recipe) -> bool:
-        training.save_run(run.folder, context.spec(recipe))
-        return go_on(recipe)
+        training.save_run(folder, context.spec(recipe))
+        if stage == vae.NAME:
+            task = vae.VaeTask(recipe, context.dataset, run)
+            return loop.train(task, recipe.tokenizer_training, run, resume=True)
+        return training.train(recipe, context.dataset, run, stage, resume=True)
 
-    context.listener.begin(run.folder.name, seconds, elapsed(run.folder, stage).seconds)
+    context.listener.begin(folder.name, seconds, elapsed(folder, stage).seconds)
     table = "prior_training" if stage == "prior" else "tokenizer_training"
-    return train_for(train, recipe, run, stage, seconds, table=table, steps=context.steps)
+    recipe = train_for(train, recipe, run, stage, seconds, table=table, steps=context.steps)
+    return recipe, elapsed(folder, stage)
 
 
 def _tokenizer(context: StudyContext, system: System, recipe: Recipe) -> TrainingRecord:
-    """The tokenizer of the system, trained once for all that share it, and the indices that
-    it gives of all images.
-    """
+    """Trains a tokenizer once for all systems that share it, and encodes all images with it."""
     folder = context.folder / f"tokenizer-{system.tokenizer}"
     settings = _digest(context, _of_tokenizer(recipe))
     found = _begin(context, folder, settings, recipe)
     if found.finished and (folder / INDICES).exists():
         return found
-    run, seconds = context.run(folder, recipe), TOKENIZER_PART * context.budget
-    recipe = _train_for(
-        context,
-        run,
-        recipe,
-        "tokenizer",
-        seconds,
-        lambda recipe: _stage(context, run, recipe, "tokenizer"),
-    )
-    done = elapsed(folder, "tokenizer")
+    seconds = TOKENIZER_PART * context.budget
+    recipe, done = _train_stage(context, folder, recipe, "tokenizer", seconds)
     trained = TrainingRecord(
         settings,
-        True,
-        0,
-        0.0,
-        0,
-        done.steps,
-        done.seconds,
-        recipe.tokenizer_training.batch,
-        _encode(context, run),
+        finished=True,
+        tokenizer_steps=done.steps,
+        tokenizer_seconds=done.seconds,
+        tokenizer_batch=recipe.tokenizer_training.batch,
+        encoding_seconds=_encode(context, context.run(folder, recipe)),
     )
     write_training(folder, trained)
     return trained
 
 
 def _encode(context: StudyContext, run: RunContext) -> float:
-    """Encodes all images into the tokenizer's folder; returns the seconds that it took."""
+    """Encodes all images into the tokenizer's folder; returns the seconds."""
     path, start = run.folder / "tokenizer.safetensors", time.monotonic()
     network = to_device(load_tokenizer(path), context.device)
     context.listener.begin(run.folder.name, 1.0, 0.0)
@@ -381,9 +350,7 @@ def _encode(context: StudyContext, run: RunContext) -> float:
 
 
 def _begin(context: StudyContext, folder: Path, settings: str, recipe: Recipe) -> TrainingRecord:
-    """What the folder holds of a run with the same settings;
-    any other run in it is replaced by a new one.
-    """
+    """Reads the record of a run with the same settings; replaces any other run by a new one."""
     found = read_training(folder)
     if found is not None and found.settings == settings:
         return found
@@ -395,7 +362,7 @@ def _begin(context: StudyContext, folder: Path, settings: str, recipe: Recipe) -
 
 
 def _share(tokenizer: Path, folder: Path) -> None:
-    """Gives a system its tokenizer, and the indices that its prior learns."""
+    """Copies the tokenizer to a system, and links the indices that its prior learns from."""
     shutil.copyfile(tokenizer / "tokenizer.safetensors", folder / "tokenizer.safetensors")
     target = folder / INDICES
     target.unlink(missing_ok=True)
@@ -406,7 +373,7 @@ def _share(tokenizer: Path, folder: Path) -> None:
 
 
 def training_digest(context: StudyContext, system: System) -> str:
-    """Digest of all that the system's training depends on."""
+    """Hashes all that the system's training depends on."""
     recipe = recipe_of(system, context.images.shape, context.seed)
     return _digest(
         context, _of_tokenizer(recipe) if system.tokenizer == vae.NAME else recipe.to_dict()
@@ -418,8 +385,8 @@ def _of_tokenizer(recipe: Recipe) -> dict[str, Any]:
 
 
 def _counted(table: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide what comes out, without younger ones that stand for how it was
-    before them: a study outlives an upgrade.
+    """Drops settings added later that still have their old value, so that a study can resume after
+    an upgrade.
     """
     younger = {
         name: value for name, value in config.OLD_DEFAULTS.items() if name not in _FIRST_SETTINGS
@@ -433,7 +400,9 @@ def _counted(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digest(context: StudyContext, values: dict[str, Any]) -> str:
-    """Of settings without the numbers that the budget decides, of the budget and the images."""
+    """Hashes settings, budget and images; the numbers of steps, which the budget decides, are left
+    out.
+    """
     kept = {
         name: _counted(value) if isinstance(value, dict) else value
         for name, value in values.items()

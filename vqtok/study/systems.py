@@ -1,4 +1,4 @@
-"""The systems that the study compares: each is a row of settings, over those that all share."""
+"""Lists the systems that the study compares, each a row of settings over the shared ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -118,27 +118,25 @@ SYSTEMS: tuple[System, ...] = (
 
 @dataclass(frozen=True)
 class Shape:
-    """What all images of a study have in common."""
+    """Size of every image of a study."""
 
     side: int
     channels: int
 
     @property
     def dimensions(self) -> int:
-        """Numbers in an image, each of 256 values."""
+        """Counts the numbers in an image, each of 256 values."""
         return self.side**2 * self.channels
 
 
 class NoLabels:
-    """What `fit_to_data` asks of a data set:
-    labels are not used, so that bits of all systems mean the same.
-    """
+    """Stands in for a data set in `fit_to_data`: without labels, all bits mean the same."""
 
     labels = ()
 
 
 def recipe_of(system: System, shape: Shape, seed: int) -> Recipe:
-    """The system's recipe for images of that shape.
+    """Returns the system's recipe for images of that shape.
 
     How many steps it takes, the budget decides.
     """
@@ -158,6 +156,6 @@ def recipe_of(system: System, shape: Shape, seed: int) -> Recipe:
 
 
 def _of_channels(system: System, channels: int) -> dict[str, Any]:
-    """Of raw pixels each channel is a level."""
+    """Makes each channel a level, for systems over raw pixels."""
     more = {} if system.tokenizer != "pixels" else {"levels": channels, "code_dim": channels}
     return {"tokenizer": {"channels": channels, **more}}

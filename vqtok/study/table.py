@@ -1,4 +1,6 @@
-"""The study's results, its one table, and sentences that say what it shows and what not."""
+"""Holds the study's results, formats its table, and writes sentences about what it shows and what
+it does not.
+"""
 
 import json
 from collections.abc import Sequence
@@ -47,12 +49,12 @@ class Result:
 
     @property
     def raw(self) -> bool:
-        """Whether it models the pixels themselves, without latents."""
+        """Returns whether it models the pixels themselves, without latents."""
         return self.bits_pixels == 0
 
 
 def read_result(folder: Path, settings: str) -> Result | None:
-    """The result in a system's folder, if it is of these settings."""
+    """Reads the result in a system's folder, if it has these settings."""
     with suppress(OSError, ValueError, TypeError):
         result = Result(**json.loads((folder / RESULT).read_text(encoding="utf-8")))
         return result if result.settings == settings else None
@@ -88,7 +90,7 @@ ANCHORS = (
 
 @dataclass(frozen=True)
 class Study:
-    """What a study has found so far."""
+    """Results and facts of a study so far."""
 
     results: tuple[Result, ...]
     shape: Shape
@@ -116,7 +118,7 @@ class Study:
 
 
 def _row(r: Result) -> list[str]:
-    """A result, in words and figures."""
+    """Formats a result in words and figures."""
     parts = ["", f"{r.bits:.3f}"] if r.raw else [f"{r.bits_latents:.3f}", f"{r.bits_pixels:.3f}"]
     return [
         r.system,
@@ -133,14 +135,14 @@ def _row(r: Result) -> list[str]:
 
 
 def anchor_rows() -> list[list[str]]:
-    """The published figures, and what a coder without a model takes."""
+    """Returns the published figures, and the bits of a coder without a model."""
     return [["uniform", f"{UNIFORM:.2f}", "8 bits for each number"]] + [
         [a.system, f"{a.bits:.2f}", a.source] for a in ANCHORS
     ]
 
 
 def sentences(study: Study) -> list[str]:
-    """What the table shows: each sentence follows from its figures."""
+    """Says what the table shows; each sentence follows from its figures."""
     found = study.results
     if not found:
         return ["No system is finished yet."]
@@ -164,8 +166,8 @@ def _best(found: Sequence[Result]) -> str:
 
 
 def _symbols(found: Sequence[Result]) -> list[str]:
-    """How long the sentence is, and what that costs when it is spoken, for systems
-    that differ in nothing else.
+    """Compares the number of symbols and the time to sample, for systems that differ in nothing
+    else.
     """
     by_name, said = {r.system: r for r in found}, []
     for r in found:
@@ -185,7 +187,7 @@ def _symbols(found: Sequence[Result]) -> list[str]:
 
 
 def _kinship(found: Sequence[Result]) -> list[str]:
-    """What it brings to know that 99 is next to 100."""
+    """Compares a softmax with a mixture of logistics, which knows that 99 is next to 100."""
     by_name = {r.system: r for r in found}
     plain, kin = by_name.get("pixelcnn"), by_name.get("pixelcnn-logistic")
     if plain is None or kin is None:
@@ -203,7 +205,7 @@ def _kinship(found: Sequence[Result]) -> list[str]:
 
 
 def _latents(found: Sequence[Result]) -> list[str]:
-    """Where the bits of the bounds go."""
+    """Splits the bits of bounds into latents and pixels."""
     return [
         (
             f"Of the {r.bits:.2f} bits of {r.system}, {r.bits_latents:.2f} are for the latents and "
@@ -215,7 +217,7 @@ def _latents(found: Sequence[Result]) -> list[str]:
 
 
 def cautions(study: Study) -> list[str]:
-    """What the table does not show."""
+    """Says what the table does not show."""
     facts, first = study.facts, study.results[0] if study.results else None
     minutes = f"{facts.get('budget in seconds', 0) / 60:.3g} minutes"
     where = f"{facts.get('threads', '?')} threads of {facts.get('processor', '?')}"

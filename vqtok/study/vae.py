@@ -1,4 +1,4 @@
-"""Training of the VAE by the loop that trains all else, and its weights file."""
+"""Trains the VAE with the training loop of all networks, and reads and writes its weights."""
 
 import math
 from collections.abc import Generator
@@ -25,7 +25,7 @@ FILE = f"{NAME}.safetensors"
 
 
 class VaeTask(Task):
-    """A VAE on whole images of one size, and validation images that it is not trained on."""
+    """Trains a VAE on whole images of one size, and validates it on images set aside."""
 
     name = NAME
 
@@ -61,7 +61,7 @@ class VaeTask(Task):
                 yield images
 
     def _floats(self, images: np.ndarray | Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float in [-1, 1] on the device."""
+        """Moves uint8 (B, C, H, W) to the device as float in [-1, 1]."""
         return to_float(torch.as_tensor(images).to(self.run.device)).contiguous(
             memory_format=torch.channels_last
         )
@@ -78,7 +78,7 @@ class VaeTask(Task):
         return Validation(bits, {"bits": bits})
 
     def release(self, record: dict[str, Any]) -> Weights:
-        """float16 tensors."""
+        """Returns float16 tensors."""
         tensors = {
             name: value.detach().cpu().half().numpy()
             for name, value in self.network.state_dict().items()
@@ -102,7 +102,7 @@ class VaeTask(Task):
 
 
 def load_vae(folder: Path, device: torch.device) -> VAE:
-    """The VAE of a run's folder, in float32. Raises FormatError, InputError."""
+    """Loads the VAE of a run's folder, in float32. Raises FormatError, InputError."""
     path = folder / FILE
     stored = weights.load_weights(path, NAME)
     network = VAE(config.from_dict(TokenizerConfig, stored.meta["config"], str(path)))

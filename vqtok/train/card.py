@@ -1,4 +1,4 @@
-"""The card of a trained model: what it is, what it was trained on, how, and how well it does."""
+"""Writes a trained model's card: what it is, how and on what it was trained, how good it is."""
 
 import os
 import platform
@@ -24,8 +24,8 @@ def write_card(folder: Path, command: str) -> None:
 
 
 def write_samples(folder: Path, device: str, seed: int) -> None:
-    """Writes samples.png: four rows of what the prior in a model's folder invents;
-    up to ten labels have a column each.
+    """Writes samples.png: four rows of samples of the prior in a model's folder, with a column for
+    each of up to ten labels.
     """
     # the whole path: by a bare name a bundled model would be found first
     model = codec.load(folder.resolve(), device)
@@ -86,7 +86,7 @@ def _text(
 
 
 def _imported(source: dict[str, str]) -> list[list[Any]]:
-    """What is known of a tokenizer that another program trained."""
+    """Returns the known facts of a tokenizer that another program trained."""
     return [
         ["tokenizer", f"a {source['program']}, imported from {source['file']}"],
         ["data", "unknown"],
@@ -103,7 +103,7 @@ def _stage(record: dict[str, Any]) -> str:
 
 
 def machine() -> str:
-    """Processor, threads and torch version, in one line."""
+    """Returns processor, threads and torch version in one line."""
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     cpu = f"{platform.machine()}, {os.cpu_count()} cores, threads: {torch.get_num_threads()}"
     return f"{gpu}{cpu}, torch {torch.__version__}"
