@@ -42,7 +42,7 @@ import sys
 from vqtok.cli import main
 for words in ("encode a.png", "decode a.npz", "encode a.png --compact -o b.npz", "decode b.npz", \
 "pack a.npz", "sample"):
-    sys.argv = ["vqtok", *words.split_indices()]
+    sys.argv = ["vqtok", *words.split()]
     try:
         main()
     except SystemExit as done:
@@ -205,6 +205,6 @@ def test_nothing_is_lost_by_leaving_at_once(more: str, told: str):
 
 
 def test_a_reader_that_hangs_does_not_keep_the_process():
-    hang = "from vqtok.prefetch import ahead; ahead(lambda item: time.sleep(100), [1])"
+    hang = "from vqtok.prefetch import read_ahead; read_ahead(lambda item: time.sleep(100), [1])"
     done = python(LEAVING.format(more=hang, code=130))
     assert (done.returncode, done.stdout) == (130, "first third\n")

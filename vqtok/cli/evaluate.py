@@ -10,7 +10,7 @@ import typer
 from vqtok.cli import options as o
 from vqtok.cli import output
 from vqtok.cli.progress import bar
-from vqtok.cli.start import load_model
+from vqtok.cli.start import ModelOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +101,7 @@ def evaluate(
         raise UsageError(f"there is no split {split!r}", "choose test or train")
     _check_targets(sheet, plot, force)
     asked: dict[str, Any] = {"levels": _numbers(levels), "codecs": _names(codecs)}
-    codec = load_model(model, device, precision, verbose)
+    codec = ModelOptions(model, device, precision, verbose).load()
     network = _load_lpips(lpips)
     from vqtok.evaluate import evaluate as measure
 
