@@ -162,12 +162,10 @@ def test_bits_per_pixel_given_back_are_met():
             1,
             ((side, side),),
         )
-        bpp = 8 * len(codes.to_bytes(grid)) / side**2
-        encoded = codes.encode_at_rate(grid, codes.RateTarget(bpp=bpp))
-        assert len(encoded.data) <= (limit := codes.RateTarget(bpp=bpp).byte_limit(side**2) or 0), (
-            limit
-        )
-        assert encoded.codes == grid
+        target = codes.RateTarget(bpp=8 * len(codes.to_bytes(grid)) / side**2)
+        encoded = codes.encode_at_rate(grid, target)
+        assert (encoded.codes, encoded.form, encoded.data) == (grid, "plain", codes.to_bytes(grid))
+        assert len(encoded.data) <= (target.byte_limit(side**2) or 0)
 
 
 def test_decode_levels(whole: codes.Codes):
