@@ -66,7 +66,7 @@ def read_codes(data: bytes) -> None:
     with suppress(VqtokError):
         found = codes.read_any_codes(data)
         if isinstance(found, codes.Compact) and found.prior is None:
-            found.unpacked()
+            codes.unpack(found)
         codes.read_codes_meta(data)
 
 

@@ -1,6 +1,5 @@
 """The built-in shapes, splits, and batches that are pure functions of their step."""
 
-import importlib
 from collections import Counter
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from vqtok.data import (
     split_indices,
 )
 from vqtok.errors import InputError
+from vqtok.images import write as images_write
 
 # its package hides it behind a function
-images_write = importlib.import_module("vqtok.images.write")
 
 
 def targets(data: Dataset) -> list[int]:

@@ -335,7 +335,7 @@ def test_memory_that_runs_out_anywhere_else(monkeypatch: pytest.MonkeyPatch):
         raise MemoryError
 
     save("a.png")
-    monkeypatch.setattr(codec, "Model", full)
+    monkeypatch.setattr("vqtok.codec.model.Model", full)
     assert "there is not enough memory for this" in fails("encode", "a.png")
 
 

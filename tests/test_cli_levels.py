@@ -14,7 +14,7 @@ from cli_helpers import fails, ok, run, save
 from conftest import PRIOR, TOKENIZER, image, make_model
 
 from vqtok import codec, codes, images, model_registry
-from vqtok.cli.rate import RateTarget, parse_bytes
+from vqtok.cli.rate import parse_bytes
 from vqtok.errors import UsageError
 
 
@@ -162,8 +162,10 @@ def test_bits_per_pixel_given_back_are_met():
             1,
             ((side, side),),
         )
-        bpp = 8 * len(codes.to_bytes(grid)) / side**2
-        assert RateTarget(bpp=bpp).apply(grid, "x")[0] == grid
+        target = codes.RateTarget(bpp=8 * len(codes.to_bytes(grid)) / side**2)
+        encoded = codes.encode_at_rate(grid, target)
+        assert (encoded.codes, encoded.form, encoded.data) == (grid, "plain", codes.to_bytes(grid))
+        assert len(encoded.data) <= (target.byte_limit(side**2) or 0)
 
 
 def test_decode_levels(whole: codes.Codes):

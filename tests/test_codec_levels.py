@@ -148,6 +148,7 @@ def test_fit_takes_the_most_levels_that_fit(model: codec.Model):
         (sizes[0], 1),
         (1, 1),
     ):
-        kept, data = codes.fit_to_size(whole, limit)
+        encoded = codes.fit_to_size(whole, limit)
+        kept, data = encoded.codes, encoded.data
         assert (kept.levels, len(data)) == (count, sizes[count - 1])
         assert codes.read_plain_codes(data) == kept == whole.first_levels(count)

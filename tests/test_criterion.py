@@ -14,8 +14,9 @@ from torch import Tensor
 from vqtok import metrics
 from vqtok.config import LossConfig
 from vqtok.errors import FormatError, InputError, UsageError
-from vqtok.losses import Criterion, lpips, ms_ssim
+from vqtok.losses import Criterion, lpips
 from vqtok.losses.lpips import ALEX, VGG
+from vqtok.losses.ms_ssim import ms_ssim
 from vqtok.networks.vqvae import to_float
 
 

@@ -2,7 +2,6 @@
 damaged, truncated and hostile files, and no warning escapes.
 """
 
-import importlib
 import io
 import threading
 import warnings
@@ -16,9 +15,8 @@ from image_helpers import png, saved, smooth
 from PIL import Image
 
 from vqtok.errors import InputError
+from vqtok.images import read as images_read
 from vqtok.images import read_image
-
-images_read = importlib.import_module("vqtok.images.read")  # its package hides it behind a function
 
 
 @pytest.mark.parametrize(

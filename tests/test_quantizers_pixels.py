@@ -16,7 +16,7 @@ from train_helpers import Interrupt, contents, go, log
 
 from vqtok import codec, quantizers, weights
 from vqtok import train as training
-from vqtok.codes import Compact, read_any_codes, to_bytes
+from vqtok.codes import read_any_codes, to_bytes
 from vqtok.config import PRESETS, TokenizerConfig
 from vqtok.data import Shapes
 from vqtok.errors import UsageError
@@ -175,9 +175,7 @@ def test_a_file_gives_the_image_back(
     assert codes.indices.shape == (1, channels, *size)
     for file in (codes, model.pack(codes)):
         read = read_any_codes(to_bytes(file))
-        np.testing.assert_array_equal(
-            model.decode(model.unpack(read) if isinstance(read, Compact) else read), pixels
-        )
+        np.testing.assert_array_equal(model.decode(model.unpack(read)), pixels)
 
 
 def test_a_image_that_is_worked_on_in_parts_comes_back(

@@ -10,6 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from vqtok._version import __version__
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vqtok.bulk import CodesDataset
+    from vqtok.codec import Model, load
+    from vqtok.codes import Codes, write_codes
+    from vqtok.errors import VqtokError
+
 __all__ = [
     "Codes",
     "CodesDataset",
@@ -21,52 +29,42 @@ __all__ = [
     "write_codes",
 ]
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vqtok.bulk import CodesDataset
-    from vqtok.codec import Model, load
-    from vqtok.codes import Codes
-    from vqtok.codes import write_codes as write_codes
-    from vqtok.errors import VqtokError
-
+# Imported on first use: reading a codes file starts without torch, which takes 2 to 5 s.
 _HOMES = {
-    "Codes": ("vqtok.codes", "Codes"),
-    "CodesDataset": ("vqtok.bulk", "CodesDataset"),
-    "Model": ("vqtok.codec", "Model"),
-    "VqtokError": ("vqtok.errors", "VqtokError"),
-    "load": ("vqtok.codec", "load"),
-    "write_codes": ("vqtok.codes", "write_codes"),
+    "Codes": "vqtok.codes",
+    "CodesDataset": "vqtok.bulk",
+    "Model": "vqtok.codec",
+    "VqtokError": "vqtok.errors",
+    "load": "vqtok.codec",
+    "write_codes": "vqtok.codes",
 }
 
 
 def read_codes(source: "Path | str | bytes", model: str | None = None) -> "Codes":
-    """The codes in a file of either form, or in the bytes of one.
+    """Reads the codes in a file of either form, or in the bytes of one.
 
-    Raises InputError, FormatError, ModelError.
-
-    Compact files that a prior coded need that prior, and torch:
-    of the model that the file names, or of `model`, a name or path.
+    Compact files that a prior coded need that prior, and torch: the one of the model that the
+    file names, or of `model`, a name or path. Raises InputError, FormatError, ModelError.
     """
     from vqtok import codes
 
     found = codes.read_any_codes(source)
-    if isinstance(found, codes.Codes):
-        return found
-    if found.prior is None:
-        return codes.read_plain_codes(source)
-    from vqtok.codec import unpack
+    if isinstance(found, codes.Codes) or found.prior is None:
+        with codes.name_in_errors("codes" if isinstance(source, bytes) else source):
+            return codes.unpack(found)
+    from vqtok.codec import find_coder
 
-    return unpack(found, model)
+    return codes.unpack(found, lambda packed: find_coder(packed, model))
 
 
-def __getattr__(name: str) -> Any:
-    """Imports on first use: `vqtok --help` and reading a codes file start
-    without torch (2 to 5 s).
-    """
-    from importlib import import_module
+if not TYPE_CHECKING:  # type checkers would take every name for one that is here
 
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vqtok' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    return getattr(import_module(module), attribute)
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
+
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
+
+    def __dir__() -> list[str]:
+        return sorted(__all__)

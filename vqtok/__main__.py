@@ -8,9 +8,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Runs the command; its imports stand inside, so that ctrl-C while they load
-    ends as quietly as later on.
-    """
+    """Runs the command. It is imported here, so that ctrl-C meanwhile ends as quietly as later."""
     code: Any = 130
     try:
         from vqtok.cli import main as run
@@ -24,13 +22,10 @@ def main() -> None:
 
 
 def _leave(code: Any) -> None:
-    """Ends the process.
+    """Ends the process; at once where torch was imported, whose objects take 0.3 s to free.
 
-    One that has imported torch leaves at once:
-    taking all its objects apart takes 0.3 s and serves nobody.
-
-    Not under a debugger, profiler or VQTOK_DEBUG=1, which may have more to do at the end;
-    nor while other threads are at work.
+    It ends in the ordinary way under a debugger, a profiler or VQTOK_DEBUG=1, which may have more
+    to do at the end, and while other threads are at work.
     """
     watched = sys.gettrace() or sys.getprofile() or os.environ.get("VQTOK_DEBUG") == "1"
     plain = code is None or isinstance(code, int)
@@ -39,9 +34,10 @@ def _leave(code: Any) -> None:
         for thread in threading.enumerate()
         if thread is not threading.current_thread()
     )
-    if watched or working or not plain or "torch" not in sys.modules:
+    run_exit_functions = getattr(atexit, "_run_exitfuncs", None)  # CPython's own, not promised
+    if watched or working or not plain or "torch" not in sys.modules or run_exit_functions is None:
         sys.exit(code)
-    atexit._run_exitfuncs()
+    run_exit_functions()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

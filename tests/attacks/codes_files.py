@@ -95,7 +95,7 @@ def meta_member(text: str) -> bytes:
 
 class CodesFiles:
     """Readers: `codes.read_codes_meta`, `codes.read_any_codes`, and the coder
-    or `unpacked` behind them.
+    or `codes.unpack` behind them.
     """
 
     name = "codes"
@@ -150,7 +150,7 @@ class CodesFiles:
         found = codes.read_any_codes(case.data)
         if isinstance(found, Compact):
             form = codes.form(found)
-            found = self.coder.unpack(found)
+            found = codes.unpack(found, lambda _: self.coder)
         else:
             form = "plain"
         _check_valid(found)

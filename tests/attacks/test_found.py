@@ -3,7 +3,6 @@ it must be refused, soon, and with little memory.
 """
 
 import gzip
-import importlib
 import io
 import struct
 import tracemalloc
@@ -24,8 +23,7 @@ from vqtok import codes, data, images
 from vqtok.data import sources
 from vqtok.data import tar as data_tar
 from vqtok.errors import FormatError, InputError
-
-images_read = importlib.import_module("vqtok.images.read")  # its package hides it behind a function
+from vqtok.images import read as images_read
 
 
 def red(path: Path) -> list[int]:

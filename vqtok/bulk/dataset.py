@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from vqtok.bulk import shards
 from vqtok.bulk.inputs import LOOSE
 from vqtok.codes.checks import require
 from vqtok.errors import FormatError
+
+if TYPE_CHECKING:
+    from vqtok.codec import EntropyCoder
+    from vqtok.codes import Compact
 
 # kept open: each takes a file handle, of which a process has 1024 as a rule, and its names, 0.1 MB
 OPEN_SHARDS = 128
@@ -150,14 +154,7 @@ class CodesDataset:
     def _stack(self, shard: shards.Shard, stack: shards.GridBatch) -> np.ndarray:
         if stack.indices is not None:
             return shards.map_indices(shard, stack, self.manifest)
-        found = shards.read_stack(shard, stack)
-        if isinstance(found, codes.Compact):
-            if found.prior is None:
-                found = found.unpacked()
-            else:  # torch, for these alone
-                from vqtok.codec import unpack
-
-                found = unpack(found, self.model)
+        found = codes.unpack(shards.read_stack(shard, stack), self._find_coder)
         with codes.name_in_errors(shard.path):
             w, h = stack.grid
             require(
@@ -170,6 +167,11 @@ class CodesDataset:
                 "the codes are of another model",
             )
         return found.indices
+
+    def _find_coder(self, packed: "Compact") -> "EntropyCoder | None":
+        from vqtok.codec import find_coder  # torch, for codes that a prior coded alone
+
+        return find_coder(packed, self.model)
 
 
 def _name(shard: shards.Shard, line: shards.ShardRecord) -> str:

@@ -1,7 +1,7 @@
 """The part of `vqtok encode` that makes codes shards of tar shards and large folders."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtok.cli import output, rate
+from vqtok.cli import output
+from vqtok.cli.batch import BatchOptions
+from vqtok.cli.start import ModelOptions
 from vqtok.errors import UsageError, VqtokError
 from vqtok.files import human_count
 
 if TYPE_CHECKING:
     from vqtok.bulk.encode import ShardReport
-    from vqtok.bulk.inputs import Inputs, WorkSlice
-    from vqtok.codec import Model
 
 Bulk = Annotated[
     bool,
@@ -55,18 +55,9 @@ Workers = Annotated[
 
 
 @dataclass(frozen=True)
-class BulkRequest:
-    """The command line."""
+class ShardOptions:
+    """The options of codes shards alone, as typed."""
 
-    inputs: Sequence[str]
-    out: Path | None
-    model: str | None
-    levels: int | None
-    compact: bool
-    force: bool
-    background: str
-    device: str | None
-    precision: str
     shard_size: int | None
     resume: bool
     shard: str | None
@@ -95,28 +86,38 @@ def check_free(options: Mapping[str, object]) -> None:
 
 
 def encode(
-    request: BulkRequest, load: Callable[..., "Model"], json: bool, quiet: bool, verbose: bool
+    inputs: Sequence[str],
+    chosen: ModelOptions,
+    options: BatchOptions,
+    sharding: ShardOptions,
+    levels: int | None,
+    compact: bool,
+    background: str,
 ) -> None:
-    """Encodes all inputs, or one part of them, and reports each shard. `load` gives the model."""
+    """Encodes all inputs, or one part of them, and reports each shard."""
     from vqtok import images
     from vqtok.bulk.inputs import Inputs, WorkSlice
 
-    out = _folder(request.out)
-    if request.resume and request.force:
+    out = _folder(options.out)
+    if sharding.resume and options.force:
         raise UsageError(
             "--force does not go with --resume", "leave one of them out: --force starts anew"
         )
-    images.parse_color(request.background)
-    rate.check_levels(request.levels, request.model)
-    work_slice, inputs = WorkSlice.parse(request.shard), Inputs(request.inputs)
-    _encode(
-        request,
-        out,
-        load(request.model, request.device, request.precision, verbose),
-        inputs,
-        work_slice,
-        _Reporter(json, quiet),
+    images.parse_color(background)
+    chosen.check_levels(levels)
+    work_slice, found = WorkSlice.parse(sharding.shard), Inputs(inputs)
+    model, reporter = chosen.load(), _Reporter(options.json, options.quiet)
+    from vqtok.bulk import encode as bulk_encode
+
+    settings = bulk_encode.BulkSettings(levels, compact, background, sharding.shard_size or 1000)
+    workers = bulk_encode.default_workers() if sharding.workers is None else sharding.workers
+    reports = bulk_encode.encode(
+        model, found, out, settings, work_slice, workers, sharding.resume, options.force
     )
+    with closing(reports):
+        for report in reports:
+            reporter.add(report)
+    reporter.finish(out)
 
 
 def _folder(out: Path | None) -> Path:
@@ -125,30 +126,6 @@ def _folder(out: Path | None) -> Path:
     if str(out) == "-" or out.is_file():
         raise UsageError(f"codes shards do not go into one file ({out})", "give a folder: -o DIR")
     return out
-
-
-def _encode(
-    request: BulkRequest,
-    out: Path,
-    model: "Model",
-    inputs: "Inputs",
-    work_slice: "WorkSlice",
-    reporter: "_Reporter",
-) -> None:
-    from vqtok.bulk import encode as bulk_encode
-
-    settings = bulk_encode.BulkSettings(
-        request.levels, request.compact, request.background, request.shard_size or 1000
-    )
-    workers = bulk_encode.default_workers() if request.workers is None else request.workers
-    with closing(
-        bulk_encode.encode(
-            model, inputs, out, settings, work_slice, workers, request.resume, request.force
-        )
-    ) as reports:
-        for report in reports:
-            reporter.add(report)
-    reporter.finish(out)
 
 
 class _Reporter:

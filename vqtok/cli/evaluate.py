@@ -9,11 +9,13 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output
+from vqtok.cli.batch import Facts
 from vqtok.cli.progress import bar
-from vqtok.cli.start import load_model
+from vqtok.cli.start import ModelOptions
 
 if TYPE_CHECKING:
     import numpy as np
+    from rich.table import Table
 
     from vqtok.evaluate import Evaluation, View
     from vqtok.losses import LPIPS
@@ -101,7 +103,7 @@ def evaluate(
         raise UsageError(f"there is no split {split!r}", "choose test or train")
     _check_targets(sheet, plot, force)
     asked: dict[str, Any] = {"levels": _numbers(levels), "codecs": _names(codecs)}
-    codec = load_model(model, device, precision, verbose)
+    codec = ModelOptions(model, device, precision, verbose).load()
     network = _load_lpips(lpips)
     from vqtok.evaluate import evaluate as measure
 
@@ -288,7 +290,6 @@ def _print_tables(result: "Evaluation", model: str, data: str) -> None:
     level, and for each codec at its bytes.
     """
     from vqtok import plots
-    from vqtok.evaluate import TITLES
 
     figures = asdict(result)
     rows = [
@@ -298,67 +299,70 @@ def _print_tables(result: "Evaluation", model: str, data: str) -> None:
     ]
     output.print_table(plots.rich_table(["figure", "value"], rows, f"{model} on {data}"))
     if len(result.levels) > 1:
-        columns = {
-            key: column
-            for key, column in _LEVEL_COLUMNS.items()
-            if figures["levels"][0][key] is not None
-        }
-        lines = [_cells(row, columns) for row in figures["levels"]]
-        output.print_table(
-            plots.rich_table(
-                [name for name, _ in columns.values()],
-                lines,
-                "by level; used and perplexity of that level",
-            )
-        )
-    names = list(figures["levels"][0]["coders"])
+        output.print_table(_level_table(figures["levels"]))
+    output.print_table(_coder_table(figures["levels"]))
+    if result.codecs:
+        measure = "MS-SSIM" if result.lpips is None else "LPIPS"
+        output.print_table(_codec_table(figures, model, measure))
+
+
+def _level_table(levels: list[Facts]) -> "Table":
+    from vqtok import plots
+
+    columns = {key: column for key, column in _LEVEL_COLUMNS.items() if levels[0][key] is not None}
+    return plots.rich_table(
+        [name for name, _ in columns.values()],
+        [_cells(row, columns) for row in levels],
+        "by level; used and perplexity of that level",
+    )
+
+
+def _coder_table(levels: list[Facts]) -> "Table":
+    """Bits per pixel by our coders and by those of others."""
+    from vqtok import plots
+    from vqtok.evaluate import TITLES
+
+    names = list(levels[0]["coders"])
     lines = [
         [str(row["levels"]), f"{row['bpp']:.4f}", *(f"{row['coders'][name]:.4f}" for name in names)]
-        for row in figures["levels"]
+        for row in levels
     ]
-    headers = ["levels", "raw", *(TITLES[name] for name in names)]
-    output.print_table(
-        plots.rich_table(
-            headers,
-            lines,
-            "bits per pixel of the same grids; priors without, files with all overhead",
-        )
+    return plots.rich_table(
+        ["levels", "raw", *(TITLES[name] for name in names)],
+        lines,
+        "bits per pixel of the same grids; priors without, files with all overhead",
     )
-    if not result.codecs:
-        return
+
+
+def _codec_table(figures: Facts, model: str, measure: str) -> "Table":
+    """Each level, and below it the other codecs at its bytes."""
+    from vqtok import plots
+
     columns = {
         key: column
         for key, column in _CODEC_COLUMNS.items()
         if key == "bpp" or figures[key] is not None
     }
-    lines = []
+    lines: list[list[str | None]] = []
     for ours in figures["levels"]:
-        rivals = [
+        others = [
             row
             for row in figures["codecs"]
             if row["levels"] == ours["levels"] and row["times"] == 1
         ]
-        if rivals:
-            lines.append(
-                [
-                    f"{model}, {ours['levels']}",
-                    *_cells(ours | {"bpp": ours["bpp_packed"]}, columns),
-                    None,
-                ]
-            )
-        for row in rivals:
+        if others:
+            cells = _cells(ours | {"bpp": ours["bpp_packed"]}, columns)
+            lines.append([f"{model}, {ours['levels']}", *cells, None])
+        for row in others:
             needs = ours["needs"][row["codec"]]
-            lines.append(
-                [
-                    f"  {plots.CODEC_TITLES[row['codec']]}",
-                    *_cells(row, columns),
-                    None if needs is None else f"{needs:.4f}",
-                ]
-            )
-    headers = ["at the bytes of", *(name for name, _ in columns.values()), "needs bpp"]
-    measure = "MS-SSIM" if result.lpips is None else "LPIPS"
-    note = f"other codecs at the same bytes, and the bpp that they need for the same {measure}"
-    output.print_table(plots.rich_table(headers, lines, note))
+            needed = None if needs is None else f"{needs:.4f}"
+            name = f"  {plots.CODEC_TITLES[row['codec']]}"
+            lines.append([name, *_cells(row, columns), needed])
+    return plots.rich_table(
+        ["at the bytes of", *(name for name, _ in columns.values()), "needs bpp"],
+        lines,
+        f"other codecs at the same bytes, and the bpp that they need for the same {measure}",
+    )
 
 
 def _cells(row: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list[str | None]:

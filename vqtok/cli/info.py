@@ -10,6 +10,7 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output, rate
+from vqtok.cli.batch import Failures
 from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 
 if TYPE_CHECKING:
@@ -65,12 +66,12 @@ def _facts(file: str) -> dict[str, Any]:
 
 
 def _codes_facts(codes: "Codes | Compact", size: int) -> dict[str, Any]:
-    from vqtok import model_registry
-    from vqtok.codes import Codes
+    from vqtok import model_registry, weights
+    from vqtok.codes import Codes, form
 
     try:
         folder = model_registry.find_by_fingerprint(codes.model, codes.fingerprint)
-        home, levels = str(folder.path), rate.model_levels(folder)
+        home, levels = str(folder.path), weights.tokenizer_config(folder.tokenizer).levels
     except (ModelError, FormatError):
         # FormatError: the tensors are there, but their config is damaged
         home = levels = None
@@ -85,7 +86,7 @@ def _codes_facts(codes: "Codes | Compact", size: int) -> dict[str, Any]:
         "downsample": codes.downsample,
         "channels": codes.channels,
         "sizes": [[width, height] for height, width in sorted(set(codes.sizes))],
-        **rate.facts(codes, size),
+        **rate.facts(codes, form(codes), size),
         **(
             {}
             if isinstance(codes, Codes)
@@ -182,12 +183,12 @@ def models(json: o.Json = False) -> None:
     from vqtok.plots import rich_table
 
     found, folders = [], model_registry.list_models()
-    batch = output.Batch(len(folders), keep_going=True)
+    failures = Failures(len(folders), keep_going=True)
     for folder in folders:
         try:
             found.append(_listed(folder))
         except VqtokError as error:  # one damaged model must not hide the others
-            batch.fail(error)
+            failures.add(error)
     if not folders:
         raise ModelError(
             "there is no model here",
@@ -214,7 +215,7 @@ def models(json: o.Json = False) -> None:
             "f: pixels a code along each axis. K: codes at each level. bpp: bits per pixel. PSNR: "
             "of validation images."
         )
-    batch.finish()
+    failures.finish()
 
 
 def _listed(model: "ModelFolder") -> dict[str, Any]:

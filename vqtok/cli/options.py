@@ -35,6 +35,12 @@ def complete_choice(*words: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
+CodesFiles = Annotated[
+    list[str],
+    typer.Argument(
+        help="Codes files (.npz), folders, globs, or - for standard input.", metavar="IN"
+    ),
+]
 ModelName = Annotated[
     str | None,
     typer.Option(

@@ -227,25 +227,3 @@ def _is_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
     )
-
-
-class Batch:
-    """Many inputs: reports each failure, goes on, and tells at the end how many failed."""
-
-    def __init__(self, total: int, keep_going: bool = False) -> None:
-        self.total, self.failed = total, 0
-        self.keep_going = keep_going or total > 1
-
-    def fail(self, error: VqtokError) -> None:
-        """A single input's error is the command's own, unless `keep_going`;
-        one of many is reported and counted.
-        """
-        if not self.keep_going or debugging():
-            raise error
-        self.failed += 1
-        show_error(error)
-
-    def finish(self) -> None:
-        if self.failed:
-            say(f"{self.failed} of {self.total} failed", style="bold red")
-            raise typer.Exit(1)

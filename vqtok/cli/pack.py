@@ -1,28 +1,27 @@
-"""`vqtok pack`, `vqtok unpack` and `vqtok truncate`:
-codes files to codes files, without the image and without its network.
+"""`vqtok pack`, `vqtok unpack` and `vqtok truncate`: codes files to codes files.
+
+They need no image and no network of an image.
 """
 
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from vqtok.cli import options as o
 from vqtok.cli import output, rate
-from vqtok.cli.decode import CodesFiles
-from vqtok.cli.encode import Job, start_batch
-from vqtok.errors import ModelError, UsageError, VqtokError
+from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, plan
+from vqtok.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from vqtok.codes import Codes, Compact
-    from vqtok.files import Source
-
-Change = Callable[["EntropyCoders", "Codes | Compact", object], tuple["Codes | Compact", bytes]]
+    from vqtok.codec import EntropyCoder
+    from vqtok.codes import Codes, Compact, Encoded, RateTarget
+    from vqtok.model_registry import ModelFolder
 
 
 @output.handle_errors
 def pack(
-    inputs: CodesFiles,
+    inputs: o.CodesFiles,
     out: o.Output = None,
     model: o.FileModel = None,
     force: o.Force = False,
@@ -31,12 +30,13 @@ def pack(
     quiet: o.Quiet = False,
 ) -> None:
     """Make codes files small: img.npz -> img.compact.npz."""
-    _rewrite(inputs, ".compact.npz", out, model, force, skip_existing, json, quiet, _packed)
+    options = BatchOptions(out, force, skip_existing, json, quiet)
+    _rewrite(inputs, ".compact.npz", options, model, _packed)
 
 
 @output.handle_errors
 def unpack(
-    inputs: CodesFiles,
+    inputs: o.CodesFiles,
     out: o.Output = None,
     model: o.FileModel = None,
     force: o.Force = False,
@@ -45,12 +45,13 @@ def unpack(
     quiet: o.Quiet = False,
 ) -> None:
     """Make compact codes files plain again: img.npz -> img.plain.npz."""
-    _rewrite(inputs, ".plain.npz", out, model, force, skip_existing, json, quiet, _unpacked)
+    options = BatchOptions(out, force, skip_existing, json, quiet)
+    _rewrite(inputs, ".plain.npz", options, model, _unpacked)
 
 
 @output.handle_errors
 def truncate(
-    inputs: CodesFiles,
+    inputs: o.CodesFiles,
     out: o.Output = None,
     model: o.FileModel = None,
     levels: o.Levels = None,
@@ -62,57 +63,35 @@ def truncate(
     quiet: o.Quiet = False,
 ) -> None:
     """Cut codes to fewer levels: img.npz -> img.truncated.npz."""
-    wanted = rate.RateTarget.parse(levels, bpp, max_bytes)
-    if not wanted.is_set:
+    target = rate.parse(levels, bpp, max_bytes)
+    if not target.is_set:
         raise UsageError(
             "nothing says how much to keep", "give --levels N, --bpp X or --max-bytes SIZE"
         )
-
-    def cut(
-        coders: EntropyCoders, found: "Codes | Compact", name: object
-    ) -> tuple["Codes | Compact", bytes]:
-        from vqtok import codes
-
-        if isinstance(found, codes.Codes):
-            return wanted.apply(found, name)
-        kept, data = wanted.apply(
-            coders.unpack(found), name, lambda part: codes.to_bytes(coders.pack(part))
-        )
-        return kept, data
-
-    _rewrite(inputs, ".truncated.npz", out, model, force, skip_existing, json, quiet, cut)
+    options = BatchOptions(out, force, skip_existing, json, quiet)
+    _rewrite(inputs, ".truncated.npz", options, model, partial(_truncated, target))
 
 
 class EntropyCoders:
-    """The entropy coders that files ask for, each loaded once; torch is imported with the first."""
+    """The entropy coders of a batch, each loaded once; torch is imported with the first."""
 
     def __init__(self, model: str | None) -> None:
-        self.model, self.loaded = model, {}
+        self.model = model
+        self.loaded: dict[str, EntropyCoder | None] = {}  # by the tokenizer's fingerprint
 
-    def pack(self, plain: "Codes") -> "Compact":
-        from vqtok import codes
-
-        coder = self._coder(plain)
-        return codes.to_compact(plain) if coder is None else coder.pack(plain)
-
-    def unpack(self, packed: "Compact") -> "Codes":
-        if packed.prior is None:
-            return packed.unpacked()
-        coder = self._coder(packed)
-        if coder is None:
-            from vqtok.codec import without_prior
-
-            raise without_prior(packed)
-        return coder.unpack(packed)
-
-    def check_model(self, found: "Codes | Compact") -> None:
-        """ModelError where a model was named, and it is not the one that made these codes."""
+    @cached_property
+    def _named(self) -> "tuple[ModelFolder, str]":
+        """The model that --model names, and its fingerprint."""
         from vqtok import model_registry, weights
 
+        folder = model_registry.find_model(self.model)
+        return folder, weights.tokenizer_fingerprint(folder.tokenizer)
+
+    def check_model(self, found: "Codes | Compact") -> None:
+        """Raises ModelError where --model names another model than the one of these codes."""
         if self.model is None:
             return
-        folder = model_registry.find_model(self.model)
-        mine = weights.tokenizer_fingerprint(folder.tokenizer)
+        folder, mine = self._named
         if mine != found.fingerprint:
             raise ModelError(
                 f"written with model {found.model} ({found.fingerprint}), "
@@ -120,82 +99,78 @@ class EntropyCoders:
                 f"leave --model out, or give --model {found.model}",
             )
 
-    def _coder(self, found: "Codes | Compact") -> Any:
+    def find(self, codes: "Codes | Compact") -> "EntropyCoder | None":
+        """Gives the coder for these codes; None where their model has no entropy prior."""
+        if codes.fingerprint not in self.loaded:
+            self.loaded[codes.fingerprint] = self._load(codes)
+        return self.loaded[codes.fingerprint]
+
+    def _load(self, codes: "Codes | Compact") -> "EntropyCoder | None":
         from vqtok import model_registry
 
-        if found.fingerprint not in self.loaded:
-            folder = (
-                model_registry.find_model(self.model)
-                if self.model
-                else model_registry.find_by_fingerprint(found.model, found.fingerprint)
-            )
-            if folder.entropy is None:
-                self.loaded[found.fingerprint] = None
-            else:
-                from vqtok.codec import EntropyCoder
+        if self.model:
+            folder, _ = self._named
+        else:
+            folder = model_registry.find_by_fingerprint(codes.model, codes.fingerprint)
+        if folder.entropy is None:
+            return None
+        from vqtok.codec import EntropyCoder
 
-                self.loaded[found.fingerprint] = EntropyCoder(folder)
-        return self.loaded[found.fingerprint]
+        # `check_model` and the search have seen that this is the tokenizer's fingerprint
+        return EntropyCoder(folder, codes.fingerprint)
+
+    def pack(self, plain: "Codes") -> "Compact":
+        """Gives the compact form, bit-packed where the model has no entropy prior."""
+        from vqtok import codes
+
+        coder = self.find(plain)
+        return codes.to_compact(plain) if coder is None else coder.pack(plain)
+
+    def unpack(self, found: "Codes | Compact") -> "Codes":
+        """Gives the plain form. Raises ModelError, FormatError."""
+        from vqtok import codes
+
+        return codes.unpack(found, self.find)
 
 
-def _packed(
-    coders: EntropyCoders, found: "Codes | Compact", name: object
-) -> tuple["Codes | Compact", bytes]:
-    from vqtok import codes
-
-    compact = coders.pack(coders.unpack(found) if isinstance(found, codes.Compact) else found)
-    return compact, codes.to_bytes(compact)
+Change = Callable[[EntropyCoders, "Codes | Compact", object], "Encoded"]
 
 
-def _unpacked(
-    coders: EntropyCoders, found: "Codes | Compact", name: object
-) -> tuple["Codes | Compact", bytes]:
-    from vqtok import codes
+def _packed(coders: EntropyCoders, found: "Codes | Compact", name: object) -> "Encoded":
+    from vqtok.codes import Encoded
 
-    plain = coders.unpack(found) if isinstance(found, codes.Compact) else found
-    return plain, codes.to_bytes(plain)
+    return Encoded.of(coders.unpack(found), coders.pack)
+
+
+def _unpacked(coders: EntropyCoders, found: "Codes | Compact", name: object) -> "Encoded":
+    from vqtok.codes import Encoded
+
+    return Encoded.of(coders.unpack(found))
+
+
+def _truncated(
+    target: "RateTarget", coders: EntropyCoders, found: "Codes | Compact", name: object
+) -> "Encoded":
+    from vqtok.codes import Codes
+
+    form = None if isinstance(found, Codes) else coders.pack  # the file keeps its form
+    return rate.encode(coders.unpack(found), target, name, form)
 
 
 def _rewrite(
-    inputs: list[str],
-    suffix: str,
-    out: Path | None,
-    model: str | None,
-    force: bool,
-    skip: bool,
-    json: bool,
-    quiet: bool,
-    change: Change,
+    inputs: list[str], ending: str, options: BatchOptions, model: str | None, change: Change
 ) -> None:
-    """Each codes file changed into another one."""
-    from vqtok import files
-
-    sources = files.expand(inputs, frozenset({".npz"}))
-    jobs = [
-        (source, files.output_path(source, suffix, out, len(sources) > 1)) for source in sources
-    ]
-    batch, jobs = start_batch(_without_results(jobs, quiet), force, skip, json, quiet)
-    coders = EntropyCoders(model)
-    for source, target in jobs:
-        try:
-            with output.memory_errors(source):
-                result = _rewrite_one(source, target, force, coders, change)
-        except VqtokError as error:
-            batch.fail(error)
-            continue
-        if json:
-            output.print_json(result)
-        else:
-            output.say(_summary(result, source, target), quiet)
+    """Changes each codes file into another one."""
+    jobs = _without_results(plan(inputs, frozenset({".npz"}), ending, options.out), options.quiet)
+    batch = Batch(jobs, options)
+    batch.run(partial(_rewrite_one, EntropyCoders(model), change, options.force), _describe)
     batch.finish()
 
 
 def _without_results(jobs: list[Job], quiet: bool) -> list[Job]:
-    """The jobs but for those whose input is another's result:
-    a folder may be done twice, its files not twice over.
-    """
-    results = {target for source, target in jobs if target != source.path}
-    left = [(source, target) for source, target in jobs if source.path not in results]
+    """Leaves out jobs whose input is another's result, so that a folder may be done twice."""
+    results = {job.target for job in jobs if job.target != job.source.path}
+    left = [job for job in jobs if job.source.path not in results]
     if len(left) < len(jobs):
         output.say(
             f"{len(jobs) - len(left)} of {len(jobs)} are results of others and are left out", quiet
@@ -203,42 +178,41 @@ def _without_results(jobs: list[Job], quiet: bool) -> list[Job]:
     return left
 
 
-def _rewrite_one(
-    source: "Source", target: Path, force: bool, coders: EntropyCoders, change: Change
-) -> dict[str, Any]:
-    """Writes the changed codes of one file, and returns what there is to say of it."""
+def _rewrite_one(coders: EntropyCoders, change: Change, force: bool, job: Job) -> list[Facts]:
+    """Writes the changed codes of one file, and returns the facts of the new one."""
     from vqtok import codes, files
 
     begin = time.perf_counter()
-    found = codes.read_any_codes(source.path or files.read_stdin(codes.FILE_LIMIT))
+    found = codes.read_any_codes(job.source.path or files.read_stdin(codes.FILE_LIMIT))
     try:
         coders.check_model(found)
-        kept, data = change(coders, found, source)
+        encoded = change(coders, found, job.source)
     except ModelError as error:
-        raise ModelError(f"{source}: {error}", error.fix) from None
-    output.write(target, data, force)
-    form = codes.read_codes_meta(data)["form"]
-    return {
-        "input": str(source.path or "-"),
-        "output": str(target),
-        "model": kept.model,
-        "fingerprint": kept.fingerprint,
-        "source_levels": found.levels,
-        **rate.facts(kept, len(data), form),
-        "seconds": round(time.perf_counter() - begin, 3),
-    }
+        raise ModelError(f"{job.source}: {error}", error.fix) from None
+    output.write(job.target, encoded.data, force)
+    return [
+        {
+            "input": str(job.source.path or "-"),
+            "output": str(job.target),
+            "model": found.model,
+            "fingerprint": found.fingerprint,
+            "source_levels": found.levels,
+            **rate.facts(encoded.codes, encoded.form, len(encoded.data)),
+            "seconds": round(time.perf_counter() - begin, 3),
+        }
+    ]
 
 
-def _summary(result: dict[str, Any], source: "Source", target: Path) -> str:
+def _describe(job: Job, facts: Facts) -> list[str]:
     """img.npz -> img.truncated.npz  96x64x2, 2.1 kB, 0.12 bpp, 2 of 8 levels, coded, 0.01 s"""
-    grid, size = "x".join(map(str, result["grid"])), rate.shown(result["bytes"], result["bpp"])
+    grid, size = "x".join(map(str, facts["grid"])), rate.shown(facts["bytes"], facts["bpp"])
     part = (
-        f"{result['levels']} of {result['source_levels']} levels, "
-        if result["levels"] < result["source_levels"]
+        f"{facts['levels']} of {facts['source_levels']} levels, "
+        if facts["levels"] < facts["source_levels"]
         else ""
     )
-    form = "" if result["form"] == "plain" else f"{result['form']}, "
-    return (
-        f"{source} -> {output.display_name(target)}  {grid}, {size}, "
-        f"{part}{form}{result['seconds']:.2f} s"
-    )
+    form = "" if facts["form"] == "plain" else f"{facts['form']}, "
+    return [
+        f"{job.source} -> {output.display_name(job.target)}  {grid}, {size}, "
+        f"{part}{form}{facts['seconds']:.2f} s"
+    ]

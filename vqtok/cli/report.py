@@ -12,7 +12,7 @@ import typer
 from vqtok.cli import options as o
 from vqtok.cli import output
 from vqtok.cli.progress import bar
-from vqtok.cli.start import load_model, load_model_with
+from vqtok.cli.start import ModelOptions
 from vqtok.errors import ModelError, UsageError, VqtokError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _of_run(folder: Path, samples: int, device: str | None, quiet: bool, verbose
     )
     if os.path.isfile(folder / "tokenizer.safetensors"):
         # The whole path: by a bare name a bundled model would be found first.
-        codec = load_model(str(folder.resolve()), device, "fp32", verbose)
+        codec = ModelOptions(str(folder.resolve()), device, verbose=verbose).load()
         extra = _inside_run(codec, run, samples, quiet)
     return run_page.page(run, extra)
 
@@ -182,7 +182,7 @@ def _of_model(
     source = own if figures is None and os.path.isfile(own) else figures
     measured = None if source is None else plots.read_figures(source)
     origin = plots.FIGURES_FILE if figures is None else output.display_name(figures)
-    codec = load_model(what, device, "fp32", verbose)
+    codec = ModelOptions(what, device, verbose=verbose).load()
     sheets, codes, notes = _samples(codec, samples, quiet)
     book = (
         inspect_model.codebook_map(
@@ -244,7 +244,7 @@ def _facts(codec: "Model", human: Any) -> list[tuple[str, Any]]:
 
 
 def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -> bytes:
-    from vqtok import codes, files, model_registry
+    from vqtok import codes, files
     from vqtok.evaluate import TITLES, inspect_model
     from vqtok.evaluate.baseline_coders import grid_bytes
     from vqtok.pages import codes as codes_page
@@ -258,17 +258,9 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
     try:
         with codes.name_in_errors(name):
             found = codes.read_any_codes(data)
-        codec = (
-            load_model(model, device, "fp32", verbose)
-            if model
-            else load_model_with(
-                lambda: model_registry.read_by_fingerprint(found.model, found.fingerprint),
-                device,
-                "fp32",
-                verbose,
-            )
-        )
-        plain = codec.unpack(found) if isinstance(found, codes.Compact) else found
+        chosen = ModelOptions(model, device, verbose=verbose)
+        codec = chosen.load() if model else chosen.load_for(found)
+        plain = codec.unpack(found)
         images = codec.decode_all(plain)
     except ModelError as error:
         raise ModelError(f"{name}: {error}", error.fix) from None

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output, rate
+from vqtok.cli import output
 from vqtok.cli.progress import bar
-from vqtok.cli.start import load_model
+from vqtok.cli.start import ModelOptions
 from vqtok.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,8 +108,9 @@ def sample(
     _check_together(size, complete, keep)
     wanted = _parse_size(size)
     target = _target(out, n, json, force)
-    rate.check_levels(levels, model)
-    codec = load_model(model, device, "fp32", verbose)
+    chosen = ModelOptions(model, device, verbose=verbose)
+    chosen.check_levels(levels)
+    codec = chosen.load()
     begin = time.perf_counter()
     options = {
         "label": label,

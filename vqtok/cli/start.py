@@ -1,55 +1,91 @@
-"""A quick start: torch is imported while a thread reads the model, and
-without the garbage collector.
-"""
+"""Finds and loads the model that a command's options name."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vqtok.cli import output
-from vqtok.prefetch import run_in_thread
+from vqtok.errors import UsageError
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
-    from vqtok.model_registry import StoredTokenizer
+    from vqtok.codes import Codes, Compact
+    from vqtok.config import TokenizerConfig
+    from vqtok.model_registry import ModelFolder
 
 
-def load_model(
-    model: str | None, device: str | None, precision: str, verbose: bool = False
-) -> "Model":
-    """The model that the options ask for."""
-    from vqtok import model_registry
+class ModelOptions:
+    """The options --model, --device and --precision.
 
-    # torch takes seconds to import: a wrong name is told before
-    folder = model_registry.find_model(model)
-    return load_model_with(
-        lambda: model_registry.read_tokenizer(folder), device, precision, verbose
-    )
-
-
-def load_model_with(
-    read: "Callable[[], StoredTokenizer]", device: str | None, precision: str, verbose: bool = False
-) -> "Model":
-    """The model of the tokenizer that `read` gives:
-    its file is read and hashed beside the import of torch. Errors as `codec.load`.
+    The model is searched for once, and its header is read once, when first asked for.
     """
-    reading = run_in_thread(read, leave=True)
-    with _without_collector():
-        from vqtok import codec
-    loaded = codec.Model(reading.result(), codec.pick_device(device), precision)
-    if verbose:
-        output.say(
-            f"model {loaded.name} ({loaded.fingerprint}) from {loaded.folder.path}, "
-            f"{loaded.device.type}, {precision}"
+
+    def __init__(
+        self, name: str | None, device: str | None, precision: str = "fp32", verbose: bool = False
+    ) -> None:
+        self.name, self.device, self.precision, self.verbose = name, device, precision, verbose
+
+    @cached_property
+    def folder(self) -> "ModelFolder":
+        """The model's folder; ModelError where there is none."""
+        from vqtok import model_registry
+
+        return model_registry.find_model(self.name)
+
+    @cached_property
+    def config(self) -> "TokenizerConfig":
+        """The tokenizer's settings, from the file's header; FormatError where it is damaged."""
+        from vqtok import weights
+
+        return weights.tokenizer_config(self.folder.tokenizer)
+
+    def check_levels(self, levels: int | None) -> None:
+        """Raises UsageError where the model has fewer levels, before torch is imported."""
+        if levels is None or levels <= self.config.levels:
+            return
+        from vqtok import codes
+
+        raise UsageError(
+            f"the model {self.folder.name} has {codes.count_levels(self.config.levels)}, "
+            f"not {levels}",
+            codes.levels_fix(self.config.levels),
         )
-    return loaded
+
+    def load(self) -> "Model":
+        """Loads the model that --model names. Errors as `codec.load`."""
+        from vqtok import codec
+
+        folder = self.folder
+        with _without_collector():
+            model = codec.load(folder, self.device, self.precision)
+        self._say(model)
+        return model
+
+    def load_for(self, codes: "Codes | Compact") -> "Model":
+        """Loads the model that made these codes, whatever --model says."""
+        from vqtok import codec
+
+        with _without_collector():
+            model = codec.load_for(codes, self.device, self.precision)
+        self._say(model)
+        return model
+
+    def _say(self, model: "Model") -> None:
+        if self.verbose:
+            output.say(
+                f"model {model.name} ({model.fingerprint}) from {model.folder.path}, "
+                f"{model.device.type}, {self.precision}"
+            )
 
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Imports make objects that stay: looking for garbage among them takes 0.1 s of
-    the 0.9 s that torch takes.
+    """Stops the garbage collector while torch is imported, and never looks at those objects again.
+
+    Imports make objects that stay: looking for garbage among them takes 0.1 s of the 0.9 s that
+    torch takes. For the command only: a library must not freeze its user's objects.
     """
     collecting = gc.isenabled()
     gc.disable()

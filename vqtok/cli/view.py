@@ -10,7 +10,7 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output, rate
-from vqtok.cli.start import load_model, load_model_with
+from vqtok.cli.start import ModelOptions
 from vqtok.errors import ModelError, UsageError, VqtokError
 
 if TYPE_CHECKING:
@@ -97,13 +97,12 @@ def _of_codes(
         )
     try:
         codec = _model(found, grid, model, device)
-        if isinstance(found, codes_format.Compact):
-            found = codec.unpack(found) if codec is not None else found.unpacked()
-        found = found if levels is None else rate.first_levels(found, levels, file)
+        plain = codes_format.unpack(found) if codec is None else codec.unpack(found)
+        plain = rate.first_levels(plain, levels, file)
         one = replace(
-            found,
-            indices=found.indices[number - 1 : number],
-            sizes=found.sizes[number - 1 : number],
+            plain,
+            indices=plain.indices[number - 1 : number],
+            sizes=plain.sizes[number - 1 : number],
         )
         if grid:
             _, L, h, w = one.indices.shape
@@ -127,17 +126,13 @@ def _model(
     found: "Codes | Compact", grid: bool, model: str | None, device: str | None
 ) -> "Model | None":
     """The model of the codes; None where it is not here, and a grid can be shown without."""
-    from vqtok import model_registry
     from vqtok.codes import Codes
 
+    chosen = ModelOptions(model, device)
     if model is not None:
-        return load_model(model, device, "fp32")
+        return chosen.load()
     try:
-        return load_model_with(
-            lambda: model_registry.read_by_fingerprint(found.model, found.fingerprint),
-            device,
-            "fp32",
-        )
+        return chosen.load_for(found)
     except VqtokError:
         if grid and (isinstance(found, Codes) or found.prior is None):
             return None

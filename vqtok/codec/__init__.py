@@ -5,28 +5,105 @@ The one place where file, array, tensor and network meet.
 >>> model = load("photo")
 >>> codes = model.encode("photo.jpg")       # Codes: a grid of indices
 >>> image = model.decode(codes)             # uint8 (H, W, C), of the original's size
+
+Names are imported on first use, so that `load` reads the model's file while torch is imported.
 """
 
-from vqtok.codec.entropy_coder import EntropyCoder, unpack, without_prior
-from vqtok.codec.loading import (
-    build_tokenizer,
-    load_tokenizer,
-    pick_device,
-    to_device,
-    tokenizer_from_weights,
-)
-from vqtok.codec.model import Model, load, parse_keep
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vqtok import model_registry
+from vqtok.model_registry import ModelFolder, StoredTokenizer
+from vqtok.prefetch import run_in_thread
+
+if TYPE_CHECKING:
+    from vqtok.codec.entropy_coder import EntropyCoder, find_coder
+    from vqtok.codec.loading import (
+        build_tokenizer,
+        load_tokenizer,
+        pick_device,
+        to_device,
+        tokenizer_from_weights,
+    )
+    from vqtok.codec.model import Model, parse_keep
+    from vqtok.codes import Codes, Compact
 
 __all__ = [
     "EntropyCoder",
     "Model",
     "build_tokenizer",
+    "find_coder",
     "load",
+    "load_for",
     "load_tokenizer",
     "parse_keep",
     "pick_device",
     "to_device",
     "tokenizer_from_weights",
-    "unpack",
-    "without_prior",
 ]
+
+_HOMES = {
+    "EntropyCoder": "vqtok.codec.entropy_coder",
+    "Model": "vqtok.codec.model",
+    "build_tokenizer": "vqtok.codec.loading",
+    "find_coder": "vqtok.codec.entropy_coder",
+    "load_tokenizer": "vqtok.codec.loading",
+    "parse_keep": "vqtok.codec.model",
+    "pick_device": "vqtok.codec.loading",
+    "to_device": "vqtok.codec.loading",
+    "tokenizer_from_weights": "vqtok.codec.loading",
+}
+
+
+def load(
+    model: "str | os.PathLike[str] | ModelFolder | None" = None,
+    device: str | None = None,
+    precision: str = "fp32",
+) -> "Model":
+    """Loads a model by name ("photo", "cifar10"), folder or tokenizer file.
+
+    None takes VQTOK_MODEL, else photo. device is auto, cpu, cuda or mps (None: VQTOK_DEVICE, else
+    auto, which takes the fastest there is). precision is fp32 or bf16.
+    Raises ModelError, InputError, FormatError, UsageError.
+    """
+    # found first: torch takes seconds to import, and a wrong name is reported before
+    folder = (
+        model
+        if isinstance(model, ModelFolder)
+        else model_registry.find_model(None if model is None else os.fspath(model))
+    )
+    return _load(lambda: model_registry.read_tokenizer(folder), device, precision)
+
+
+def load_for(
+    codes: "Codes | Compact", device: str | None = None, precision: str = "fp32"
+) -> "Model":
+    """Loads the model that made these codes, wherever the search path has it; else as `load`."""
+    return _load(
+        lambda: model_registry.read_by_fingerprint(codes.model, codes.fingerprint),
+        device,
+        precision,
+    )
+
+
+def _load(read: Callable[[], StoredTokenizer], device: str | None, precision: str) -> "Model":
+    """Reads and hashes the tokenizer on a thread, beside the import of torch."""
+    reading = run_in_thread(read, leave=True)
+    from vqtok.codec.loading import pick_device
+    from vqtok.codec.model import Model
+
+    return Model(reading.result(), pick_device(device), precision)
+
+
+if not TYPE_CHECKING:  # type checkers would take every name for one that is here
+
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
+
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
+
+    def __dir__() -> list[str]:
+        return sorted(__all__)

@@ -46,12 +46,10 @@ class EntropyCoder:
         return to_compact(codes, self.fingerprint, self.prior.encode(codes.indices))
 
     def unpack(self, packed: Compact) -> Codes:
-        """The codes in the compact form.
+        """Decodes codes that this prior coded.
 
-        ModelError where another prior made it, FormatError where it is damaged.
+        ModelError: another prior coded them. FormatError: damaged.
         """
-        if packed.prior is None:
-            return packed.unpacked()
         if packed.prior != self.fingerprint:
             raise ModelError(
                 f"the codes need the entropy prior {packed.prior} of model {packed.model}, "
@@ -76,25 +74,13 @@ class EntropyCoder:
             )
 
 
-def without_prior(packed: Compact) -> ModelError:
-    """The error of coded codes whose model is here, but has no entropy prior."""
-    return ModelError(
-        f"the codes need the entropy prior {packed.prior} of model {packed.model}, "
-        "and the model here has none",
-        "copy its entropy.safetensors into the model's folder",
-    )
-
-
-def unpack(packed: Compact, model: str | None = None) -> Codes:
-    """The codes that a prior coded, by the model that they name, or the one given by name or path.
-
-    Raises ModelError, FormatError.
+def find_coder(packed: Compact, model: str | None = None) -> EntropyCoder | None:
+    """Loads the entropy coder of the model that the codes name, or of the one given by name or
+    path; None where that model has no entropy prior. Raises ModelError, FormatError.
     """
     folder = (
         model_registry.find_model(model)
         if model
         else model_registry.find_by_fingerprint(packed.model, packed.fingerprint)
     )
-    if folder.entropy is None:
-        raise without_prior(packed)
-    return EntropyCoder(folder).unpack(packed)
+    return None if folder.entropy is None else EntropyCoder(folder)

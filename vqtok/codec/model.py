@@ -1,6 +1,5 @@
 """A model ready to use: images to codes and back, and codes that never were."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vqtok import images, losses, model_registry
-from vqtok.codec.entropy_coder import EntropyCoder, without_prior
-from vqtok.codec.loading import build_tokenizer, fill, load_prior, pick_device, to_device
-from vqtok.codes import Codes, Compact, count_levels, index_dtype, levels_fix, to_compact
+from vqtok.codec.entropy_coder import EntropyCoder
+from vqtok.codec.loading import build_tokenizer, fill, load_prior, to_device
+from vqtok.codes import Codes, Compact, count_levels, index_dtype, levels_fix, to_compact, unpack
 from vqtok.config import TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.losses import Likelihood
@@ -29,21 +28,6 @@ from vqtok.sampling import sample_grids
 PIXELS_AT_ONCE = 2**19
 GPU_PIXELS_AT_ONCE = 2**22
 SIDES = ("top", "bottom", "left", "right")
-
-
-def load(
-    model: str | os.PathLike[str] | None = None, device: str | None = None, precision: str = "fp32"
-) -> "Model":
-    """Loads a model by name ("photo", "cifar10"), folder or tokenizer file;
-    None takes VQTOK_MODEL, else photo.
-    """
-    return Model(
-        model_registry.read_tokenizer(
-            model_registry.find_model(None if model is None else os.fspath(model))
-        ),
-        pick_device(device),
-        precision,
-    )
 
 
 class Model:
@@ -69,6 +53,13 @@ class Model:
         self.config: TokenizerConfig = self._network.config
         self._waiting = dict(tokenizer.stored.tensors)  # of parts not used yet
         self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        """One line: name, fingerprint, grid, device and precision."""
+        return (
+            f"<Model {self.name} ({self.fingerprint}): {self.config.grid}, "
+            f"{self.device.type}, {self.precision}>"
+        )
 
     def _part(self, name: str) -> Any:
         """A part of the network, with its values and on the device."""
@@ -123,14 +114,11 @@ class Model:
         self._check(codes)
         return to_compact(codes) if self.entropy_coder is None else self.entropy_coder.pack(codes)
 
-    def unpack(self, packed: Compact) -> Codes:
-        """The codes in the compact form. Raises ModelError, FormatError."""
-        self._check(packed)
-        if packed.prior is None:
-            return packed.unpacked()
-        if self.entropy_coder is None:
-            raise without_prior(packed)
-        return self.entropy_coder.unpack(packed)
+    def unpack(self, codes: Codes | Compact) -> Codes:
+        """Gives codes of either form in the plain one. Raises ModelError, FormatError."""
+        if isinstance(codes, Compact):
+            self._check(codes)
+        return unpack(codes, lambda _: self.entropy_coder)
 
     @property
     def prior(self) -> Prior:

@@ -20,22 +20,23 @@ in all but its last byte.
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from vqtok import entropy
 from vqtok.codes.checks import COPY_AGAIN, require
 from vqtok.codes.grids import Codes, GridDescription, check_sizes, index_dtype
-from vqtok.errors import FormatError
+from vqtok.errors import FormatError, ModelError
 
 VERSION = 1
 _CODED, _GRAY, _ONE_SIZE = 1, 2, 4
 _IMAGES_MAX = 1 << 24
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Compact(GridDescription):
     """A codes file in compact form; FormatError where the parts disagree.
 
@@ -112,11 +113,36 @@ class Compact(GridDescription):
             self.sizes,
         )
 
-    def unpacked(self) -> Codes:
-        """The codes in a bit-packed file."""
-        assert self.prior is None
-        values = entropy.unpack_bits(b"".join(self.streams), math.prod(self.shape), self.width)
-        return self.with_indices(values.astype(index_dtype(self.codebook_size)).reshape(self.shape))
+
+class Coder(Protocol):
+    """What decodes the streams of a prior: `codec.EntropyCoder`."""
+
+    def unpack(self, packed: Compact) -> Codes: ...
+
+
+def unpack(
+    codes: Codes | Compact, find_coder: Callable[[Compact], Coder | None] | None = None
+) -> Codes:
+    """Gives the codes of either form in the plain one.
+
+    `find_coder` is called where a prior coded them, and must be given for those.
+    FormatError: damaged. ModelError: `find_coder` has returned None, or its coder does not fit.
+    """
+    if isinstance(codes, Codes):
+        return codes
+    if codes.prior is None:
+        values = entropy.unpack_bits(b"".join(codes.streams), math.prod(codes.shape), codes.width)
+        indices = values.astype(index_dtype(codes.codebook_size)).reshape(codes.shape)
+        return codes.with_indices(indices)
+    assert find_coder is not None, "codes that a prior coded need its coder"
+    coder = find_coder(codes)
+    if coder is None:
+        raise ModelError(
+            f"the codes need the entropy prior {codes.prior} of model {codes.model}, "
+            "and the model here has none",
+            "copy its entropy.safetensors into the model's folder",
+        )
+    return coder.unpack(codes)
 
 
 def checksum(indices: np.ndarray, sizes: Sequence[tuple[int, int]]) -> int:

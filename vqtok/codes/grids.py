@@ -31,6 +31,17 @@ class GridDescription:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __repr__(self) -> str:
+        """One line: the model, sizes, grid and levels; no indices."""
+        _, L, h, w = self.shape
+        sizes = dict.fromkeys(f"{W}x{H}" for H, W in self.sizes)
+        shown = ", ".join([*sizes][:3]) + (", ..." if len(sizes) > 3 else "")
+        images = "1 image" if len(self) == 1 else f"{len(self)} images"
+        return (
+            f"<{type(self).__name__} of {self.model} ({self.fingerprint}): {images} of {shown}, "
+            f"grid {w}x{h}, {count_levels(L)} of {self.codebook_size} codes>"
+        )
+
     @property
     def levels(self) -> int:
         """How many levels are here: the model's first ones, or all of them."""
@@ -64,7 +75,7 @@ class GridDescription:
         require(marked, "the fingerprint is not eight hex digits")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Codes(GridDescription):
     """Index grids of n images that share a grid size, and what decoding needs;
     FormatError where the parts disagree.

@@ -8,7 +8,6 @@ from vqtok.losses.likelihood import (
     output_channels,
 )
 from vqtok.losses.lpips import LPIPS
-from vqtok.losses.ms_ssim import ms_ssim
 
 __all__ = [
     "LPIPS",
@@ -16,6 +15,5 @@ __all__ = [
     "Likelihood",
     "build_likelihood",
     "discretized_logistic",
-    "ms_ssim",
     "output_channels",
 ]
