@@ -70,10 +70,10 @@ def frequencies(logits: Tensor, **options: float | int | None) -> Tensor:
     return torch.bincount(drawn, minlength=logits.shape[-1]) / count
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3])
-@pytest.mark.parametrize(("h", "w"), GRIDS)
-def test_cached_logits_equal_full_pass(h: int, w: int, levels: int) -> None:
-    prior = tiny(levels, kernel=5)
+@pytest.mark.parametrize(("h", "w"), [(5, 7), (1, 1)])
+def test_cached_logits_equal_full_pass_with_a_wide_kernel(h: int, w: int) -> None:
+    """Kernel 3 is tested with every architecture."""
+    levels, prior = 3, tiny(3, kernel=5)
     indices = torch.randint(11, (4, levels, h, w))
     for labels in (None, torch.tensor([0, 2, -1, 1])):
         with torch.no_grad():
