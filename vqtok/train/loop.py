@@ -496,7 +496,8 @@ class _Trainer:
 
 def _mix(seed: int, step: int) -> int:
     """One seed for torch from the run's seed and the step."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+    # shifted as a Python int: NumPy 1.26 shifts no uint64 by one
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _append(path: Path, text: str) -> None:
