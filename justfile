@@ -12,6 +12,10 @@ test *ARGS:
 fast *ARGS:
     python -m pytest -n auto --dist loadfile -m "not slow" {{ARGS}}
 
+# The quick tests at the lowest versions that pyproject.toml allows
+lowest *ARGS:
+    .ci/lowest {{ARGS}}
+
 # Rules, format and types
 lint:
     ruff check .

@@ -1,6 +1,7 @@
 """What the tests of the commands share: running one as typed, and what must hold when it fails."""
 
 import io
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,14 @@ from vqtok import weights
 from vqtok.cli import app
 
 
+def runner() -> CliRunner:
+    """Keeps stderr apart from stdout: an option up to Click 8.1, always so after."""
+    options = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
+    return CliRunner(**options)
+
+
 def run(*words: object, stdin: bytes | None = None) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+    return runner().invoke(app, [str(word) for word in words], input=stdin)
 
 
 def ok(*words: object, stdin: bytes | None = None) -> Result:
@@ -81,7 +88,7 @@ def spoil(path: Path, how: str) -> None:
 
 
 def train(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["train", *map(str, arguments)])
+    return runner().invoke(app, ["train", *map(str, arguments)])
 
 
 def small(*arguments: object) -> Result:

@@ -2,6 +2,7 @@
 small models made on the spot.
 """
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,18 @@ steps = 2
 batch = 4
 validate_every = 2
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_arrive() -> Iterator[None]:
+    """SIGINT and SIGTERM do what they do at a terminal, here and in the processes that tests start:
+    a script ignores SIGINT in what it starts in the background.
+    """
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 import interop_helpers
+from cli_helpers import runner
 from conftest import image
-from typer.testing import CliRunner
 
 from vqtok import images
 from vqtok.cli import app
@@ -69,7 +69,7 @@ def run_line(line: str) -> None:
 
 
 def _vqtok(words: list[str], given: bytes) -> bytes:
-    result = CliRunner().invoke(app, [*words, *_short(words)], input=given)
+    result = runner().invoke(app, [*words, *_short(words)], input=given)
     assert result.exit_code == 0, (words, result.output)
     return result.stdout_bytes
 

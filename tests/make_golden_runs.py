@@ -2,7 +2,7 @@
 
 They are kept for ever, and were written by the first build of format 1 (commit e43cba2): run this
 only to add files for a new format number. `python tests/make_golden_runs.py FOLDER` makes the
-folder, which must not exist. It works through the command line and the public names, but for `stop`.
+folder, which must not exist. It uses the command line and the public names, except in `stop`.
 """
 
 import io
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from cli_helpers import ok, run
-from conftest import picture
+from conftest import image
 from PIL import Image
 from train_helpers import Interrupt, go
 
@@ -104,15 +104,15 @@ def train(out: str, *words: object, data: str = "data.npz") -> None:
 
 
 def make_data() -> None:
-    pixels = np.stack([picture(16, 16, seed=i) for i in range(16)])
+    pixels = np.stack([image(16, 16, seed=i) for i in range(16)])
     np.savez_compressed("data.npz", x_train=pixels, y_train=np.arange(16) % 2)
 
 
 def stop(folder: str, stage: str, step: int) -> None:
     """Goes on with a run up to a step between two validations."""
-    begun, dataset = training.resumed(Path(folder), training.Wanted(data="data.npz"))
+    spec, dataset = training.resume_run(Path(folder), training.TrainRequest(data="data.npz"))
     halt = Interrupt(stage, step)
-    assert not go(Path(folder), begun.recipe, dataset, halt, resume=True, stage=stage)
+    assert not go(Path(folder), spec.recipe, dataset, halt, resume=True, stage=stage)
 
 
 def make_runs() -> None:
@@ -169,10 +169,10 @@ def make_codes() -> None:
     Path("codes").mkdir()
     coded, plain = vqtok.load("run", "cpu"), vqtok.load("stopped", "cpu")
     whole = {
-        "two-sizes": coded.encode_batch([picture(47, 61, seed=1), picture(45, 64, seed=2)]),
-        "one-size": coded.encode_batch([picture(32, 32, seed=i) for i in range(12)]),
-        "first-level": coded.encode(picture(70, 50, seed=3), levels=1),
-        "bit-packed": plain.encode_batch([picture(21, 22, seed=4), picture(21, 22, seed=5)]),
+        "two-sizes": coded.encode_batch([image(47, 61, seed=1), image(45, 64, seed=2)]),
+        "one-size": coded.encode_batch([image(32, 32, seed=i) for i in range(12)]),
+        "first-level": coded.encode(image(70, 50, seed=3), levels=1),
+        "bit-packed": plain.encode_batch([image(21, 22, seed=4), image(21, 22, seed=5)]),
     }
     for name, found in whole.items():
         model = plain if name == "bit-packed" else coded
@@ -182,7 +182,7 @@ def make_codes() -> None:
         vqtok.write_codes(Path(f"codes/{name}.plain.npz"), found)
     for name in ("run", "stopped", *TOKENIZERS, "pixels"):
         model = vqtok.load(name, "cpu")
-        found = model.encode(picture(23, 30, seed=6))
+        found = model.encode(image(23, 30, seed=6))
         indices, decoded = found.indices, model.decode(found)
         write_arrays(f"codes/decoded.{name}.npz", indices=indices, decoded=decoded)
     for name in ("run", *PRIORS):
@@ -203,8 +203,8 @@ def make_shards() -> None:
     """Shards of a tar of one size, of one of several sizes with a damaged file, and of a folder."""
     sizes = ((16, 16), (20, 27), (16, 16), (9, 30))
     members = {
-        "even.tar": {f"{i}.png": png(picture(16, 16, seed=i)) for i in range(5)},
-        "mixed.tar": {f"{i}.png": png(picture(*sizes[i % 4], seed=i)) for i in range(5)},
+        "even.tar": {f"{i}.png": png(image(16, 16, seed=i)) for i in range(5)},
+        "mixed.tar": {f"{i}.png": png(image(*sizes[i % 4], seed=i)) for i in range(5)},
     }
     members["mixed.tar"]["damaged.png"] = b"\x89PNG and no more"
     for name, files in members.items():
@@ -215,7 +215,7 @@ def make_shards() -> None:
                 archive.addfile(info, io.BytesIO(content))
     for i in range(3):
         Path(f"loose/{'ab'[i % 2]}").mkdir(parents=True, exist_ok=True)
-        Path(f"loose/{'ab'[i % 2]}/{i}.png").write_bytes(png(picture(16, 16, seed=10 + i)))
+        Path(f"loose/{'ab'[i % 2]}/{i}.png").write_bytes(png(image(16, 16, seed=10 + i)))
     for name, more in (("shards", ()), ("shards-compact", ("--compact",))):
         words = ("--bulk", "-o", name, "-m", "run", "--shard-size", "3", "--workers", "0", "-q")
         done = run("encode", "even.tar", "mixed.tar", "loose", *words, *more)

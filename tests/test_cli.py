@@ -191,9 +191,9 @@ def outcome(case: Case, words: Sequence[str], monkeypatch: pytest.MonkeyPatch, f
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_bytes(b"old")
     result = run(case.command, *words)
-    text = re.sub(r"\d+\.\d+ s|\d+ a second|\"seconds\": [0-9.]+", "TIME", result.output).replace(
-        str(folder.parent), ""
-    )
+    text = re.sub(
+        r"\d+\.\d+ s|\d+ a second|\"seconds\": [0-9.]+", "TIME", result.stdout + result.stderr
+    ).replace(str(folder.parent), "")
     return result.exit_code, text, snapshot()
 
 

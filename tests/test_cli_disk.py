@@ -60,15 +60,15 @@ def spoil(monkeypatch: pytest.MonkeyPatch, where: str, number: int) -> None:
         )
 
 
-@pytest.mark.parametrize("name", Calls)
 @pytest.mark.parametrize(
-    ("where", "number", "said"),
+    ("name", "where", "number", "said"),
     [
-        ("write", errno.ENOSPC, "the disk is full"),
-        ("fsync", errno.EDQUOT, "the disk quota is used up"),
-        ("fsync", errno.EIO, "Input/output error"),
-        ("open", errno.EROFS, "the file system is read-only"),
-        ("open", errno.EACCES, "permission denied"),
+        ("encode", "write", errno.ENOSPC, "the disk is full"),
+        ("encode", "fsync", errno.EIO, "Input/output error"),
+        ("encode", "open", errno.EROFS, "the file system is read-only"),
+        ("encode", "open", errno.EACCES, "permission denied"),
+        # the content is there already, under its temporary name
+        *((name, "fsync", errno.EDQUOT, "the disk quota is used up") for name in Calls),
     ],
 )
 def test_what_cannot_be_written_is_told_and_leaves_nothing(
@@ -82,7 +82,7 @@ def test_what_cannot_be_written_is_told_and_leaves_nothing(
 
 
 @pytest.mark.usefixtures("few_vectors")
-@pytest.mark.parametrize("full_at", [3, 4, 6, 8, 11, 13, 15, 17])
+@pytest.mark.parametrize("full_at", [3, 6, 11, 17])
 def test_training_on_a_full_disk_goes_on_to_the_same_model(
     data: Path, monkeypatch: pytest.MonkeyPatch, full_at: int
 ) -> None:

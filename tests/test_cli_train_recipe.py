@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import safetensors.numpy
-from cli_helpers import fingerprints, small, train
+from cli_helpers import fingerprints, runner, small, train
 from test_criterion import lpips_tensors
-from typer.testing import CliRunner
 
 from vqtok import train as training
 from vqtok.cli import app
@@ -107,7 +106,7 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 def test_every_flag_of_the_recipe_is_in_the_table() -> None:
     help_text = (
-        CliRunner()
+        runner()
         .invoke(app, ["train", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
         .stdout
     )

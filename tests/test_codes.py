@@ -398,7 +398,7 @@ def peak(data: bytes) -> int:
 
 
 def test_memory_is_bounded_by_what_the_file_can_hold() -> None:
-    zeros = bytes(64 << 20)
+    zeros = bytes(16 << 20)
     shape = f"(1, 1, 1, {len(zeros)})"
     assert peak(npz(npy("|u1", "(1, 1, 1048576, 1048576)", b""))) < 1 << 20
     for method, packed in ((zipfile.ZIP_DEFLATED, None), (zipfile.ZIP_STORED, 128 + len(zeros))):
@@ -406,7 +406,7 @@ def test_memory_is_bounded_by_what_the_file_can_hold() -> None:
             peak(forge(npz(npy("|u1", shape, b""), method=method), 128 + len(zeros), packed))
             < 1 << 20
         )
-    # 64 MiB of meta for one image, in a file of 64 kB
+    # 16 MiB of meta for one image, in a file of 16 kB
     meta = npy(f"<U{len(zeros) // 4}", "()", zeros)
     assert peak(npz(meta=meta)) < 1 << 20
     # more images allow more meta, but these cannot be in the file

@@ -148,7 +148,7 @@ def test_priors_of_all_kinds_draw_what_they_always_drew(name: str, tmp_path: Pat
     ("name", "stage"), [("stopped", "tokenizer"), ("run", "prior"), ("run", "entropy")]
 )
 def test_a_state_is_taken_up_whole(name: str, stage: str, golden: Path):
-    """Going on for no time at all writes the same state again: weights, moments, averages, counts."""
+    """A resumed run that stops at once writes the same weights, moments, averages and counts."""
     path = golden / name / f"{stage}.state.safetensors"
     before = path.stat().st_ino
     words = (
@@ -175,7 +175,7 @@ def test_a_state_is_taken_up_whole(name: str, stage: str, golden: Path):
 
 @pytest.mark.parametrize(("name", "stage"), [("stopped", "tokenizer"), ("run", "all")])
 def test_a_run_goes_on_to_its_end(name: str, stage: str, golden: Path):
-    """With losses like those that it had where it was made; moments that are lost change them by 1 in 100."""
+    """The losses are those of the machine that made the run, within 0.1 %."""
     folder = golden / name
     words = ("--resume", "--stage", stage, "-o", folder, "--device", "cpu")
     grids = folder / "indices.state.safetensors"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, study.Study]:
         shrink(monkeypatch)
         folder = tmp_path_factory.mktemp("study")
         return folder, go(plan(folder))
+
+
+@pytest.fixture
+def first(done: tuple[Path, study.Study], tmp_path: Path) -> study.Study:
+    """That study, copied to tmp_path: what a second session finds."""
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
+    return done[1]
 
 
 def test_every_bit_of_a_vqvae_is_counted(done: tuple[Path, study.Study]):
@@ -210,8 +218,7 @@ def test_each_system_is_an_ordinary_run(done: tuple[Path, study.Study]):
 
 
 @pytest.mark.slow
-def test_what_is_finished_stays(tmp_path: Path):
-    first = go(plan(tmp_path))
+def test_what_is_finished_stays(first: study.Study, tmp_path: Path):
     weights = tmp_path / "out" / "vq-pixelcnn" / "prior.safetensors"
     before = weights.stat().st_mtime_ns
     listener = Interrupt()
@@ -221,8 +228,8 @@ def test_what_is_finished_stays(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("first")
 def test_what_was_finished_before_stays_in_the_table(tmp_path: Path):
-    go(plan(tmp_path))
     both = go(plan(tmp_path, systems=study.select_systems("vq-fvsbn")), True).results
     assert [result.system for result in both] == ["vq-fvsbn", "vq-pixelcnn"]
     assert both[0].bits_pixels == both[1].bits_pixels  # one tokenizer, trained once
@@ -242,16 +249,15 @@ def test_a_study_outlives_new_settings():
 
 
 @pytest.mark.slow
-def test_other_settings_train_anew(tmp_path: Path):
-    first = go(plan(tmp_path)).results[0]
-    again = go(plan(tmp_path, seed=1), True).results[0]
-    assert again.settings != first.settings
-    assert again.bits != first.bits
+def test_other_settings_train_anew(first: study.Study, tmp_path: Path):
+    before, again = first.results[0], go(plan(tmp_path, seed=1), True).results[0]
+    assert again.settings != before.settings
+    assert again.bits != before.bits
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("first")
 def test_other_measurements_keep_the_weights(tmp_path: Path):
-    go(plan(tmp_path))
     listener = Interrupt()
     assert go(plan(tmp_path, samples=2), True, listener).results[0].samples == 2
     assert listener.statuses == []
@@ -278,11 +284,10 @@ def test_an_interrupted_study_ends_as_if_it_had_not_been(tmp_path: Path, stage: 
     assert (after.bits, after.steps, after.tokenizer_steps) == (whole.bits, 4, 4)
 
 
-def test_a_study_is_not_replaced_unasked(tmp_path: Path):
-    go(plan(tmp_path))
+def test_a_study_is_not_replaced_unasked(done: tuple[Path, study.Study]):
     with pytest.raises(OutputError, match="holds a study already"):
-        study.check_free(tmp_path / "out", False)
-    study.check_free(tmp_path / "out", True)
+        study.check_free(done[0] / "out", False)
+    study.check_free(done[0] / "out", True)
 
 
 # The budget

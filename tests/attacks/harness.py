@@ -2,6 +2,7 @@
 a crash, a hang or a full memory is a finding, not the end of the run.
 """
 
+import ctypes
 import faulthandler
 import json
 import mmap
@@ -220,6 +221,7 @@ def _work(kind: Kind, seed: int, first: int, end: int, at: mmap.mmap, write: int
         )
         warnings.simplefilter("error")
         kind.warm()
+        _give_memory_back()
         sys.addaudithook(_audit)
         for number in range(first, end):
             at[:] = _AT.pack(number, 0.0)
@@ -232,6 +234,19 @@ def _work(kind: Kind, seed: int, first: int, end: int, at: mmap.mmap, write: int
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _give_memory_back() -> None:
+    """Undoes what training may have asked of malloc in this process: to keep freed memory.
+
+    A block out of kept memory does not let the process grow, so the watchdog would not see it.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc
+        libc.mallopt(-4, 65536)  # M_MMAP_MAX, its default: large blocks come from the system
+        libc.mallopt(-3, 128 << 10)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 128 << 10)  # M_TRIM_THRESHOLD
+        libc.malloc_trim(0)
 
 
 def _one(kind: Kind, case: Case) -> tuple[str, float, int, str | None]:

@@ -2,6 +2,7 @@
 and of the harness itself.
 """
 
+import ctypes
 import os
 import random
 import sys
@@ -40,7 +41,7 @@ def check(name: str, folder: Path, count: int, seed: int) -> harness.Report:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("codes", 500), ("weights", 100), ("pictures", 50), ("archives", 40)]
+    ("name", "count"), [("codes", 250), ("weights", 50), ("pictures", 25), ("archives", 20)]
 )
 def test_a_few_hostile_files(name: str, count: int, tmp_path: Path) -> None:
     check(name, tmp_path, count, seed=1)
@@ -49,7 +50,7 @@ def test_a_few_hostile_files(name: str, count: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("codes", 5000), ("bombs", 10), ("weights", 1000), ("pictures", 500), ("archives", 300)],
+    [("codes", 2000), ("bombs", 10), ("weights", 400), ("pictures", 250), ("archives", 120)],
 )
 def test_many_hostile_files(name: str, count: int, tmp_path: Path) -> None:
     check(name, tmp_path, count, seed=2)
@@ -59,8 +60,8 @@ def test_a_case_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
     for make in KINDS.values():
         if make is not KINDS["bombs"]:
             kind, again = make(tmp_path), make(tmp_path)
-            assert [harness.make(kind, 5, i).data for i in range(20)] == [
-                harness.make(again, 5, i).data for i in range(20)
+            assert [harness.make(kind, 5, i).data for i in range(8)] == [
+                harness.make(again, 5, i).data for i in range(8)
             ]
             assert harness.make(kind, 5, 0) != harness.make(kind, 6, 0)
 
@@ -120,8 +121,10 @@ def test_what_must_not_happen_is_found_and_the_run_goes_on(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act, told = ACTS[name]
-    monkeypatch.setattr(harness, "SECONDS", 0.3)
-    monkeypatch.setattr(harness, "GRACE", 0.1)
+    if name == "hang":
+        # the others are quick, but on a busy machine 64 MiB may take longer than this
+        monkeypatch.setattr(harness, "SECONDS", 0.3)
+        monkeypatch.setattr(harness, "GRACE", 0.1)
     report = harness.fuzz(Bad(act), 5, 0)
     assert report.total == 5
     assert report.outcomes["read"] >= 3
@@ -129,3 +132,21 @@ def test_what_must_not_happen_is_found_and_the_run_goes_on(
     assert number == 2
     assert told in what
     assert not os.path.exists("x")
+
+
+class Hoarder(Bad):
+    """A process that has trained before: malloc keeps what is freed, here 128 MiB."""
+
+    def warm(self) -> None:
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # glibc
+            libc.mallopt(-4, 0)
+            libc.mallopt(-1, 2**31 - 1)
+        len(b"x" * (128 << 20))
+
+
+def test_memory_that_malloc_has_kept_counts_too() -> None:
+    act, told = ACTS["memory"]
+    ((number, what),) = harness.fuzz(Hoarder(act), 3, 0).findings
+    assert number == 2
+    assert told in what

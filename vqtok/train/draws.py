@@ -31,4 +31,5 @@ def draw(quantizer: Quantizer, seed: int, step: int, images: int, vectors: int) 
 def mixed_seed(seed: int, number: int) -> int:
     """One seed for torch from the run's seed and a number: 0 before the first step, step + 1 in a
     step."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
+    # shifted as a Python int: NumPy 1.26 shifts no uint64 by one
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]) >> 1
