@@ -17,7 +17,9 @@ from vqtok.cli import app
 
 def runner() -> CliRunner:
     """Keeps stderr apart from stdout: an option up to Click 8.1, always so after."""
-    options = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
+    options: dict[str, Any] = (
+        {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
+    )
     return CliRunner(**options)
 
 

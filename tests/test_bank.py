@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 class Images:
     """Images of any sizes in memory."""
 
-    name, labels, summary, skipped = "pictures", (), "", 0
+    name, labels, description, skipped = "images", (), "", 0
 
     def __init__(self, images: list[np.ndarray]) -> None:
         self.all, self.channels = images, images[0].shape[2]

@@ -98,3 +98,16 @@ def test_readme_figures_are_those_of_the_cards() -> None:
             digits = len(number.split(".")[1])
             known = {f"{float(n):.{digits}f}" for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", card)}
             assert number in known, (name, number)
+
+
+@pytest.mark.parametrize("name", ["gpu.toml", "cpu.toml"])
+def test_recipes_for_the_photo_tokenizer_are_runs_of_its_network(name: str, alex: Path) -> None:
+    """What the card's commands would begin: the bundled network, with the perceptual loss."""
+    values = config.read_recipe(MODELS / "photo" / name)
+    request = training.TrainRequest(preset="photo", values=values, perceptual=str(alex))
+    spec, _ = training.new_run(request)
+    stored = weights.tokenizer_config(MODELS / "photo" / "tokenizer.safetensors")
+    assert spec.recipe.tokenizer == stored
+    assert spec.recipe.losses.perceptual == 3.0
+    batch = spec.recipe.tokenizer_training.batch * spec.recipe.data.size**2
+    assert batch == {"gpu.toml": 128 * 192**2, "cpu.toml": 16 * 128**2}[name]

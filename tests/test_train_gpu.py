@@ -231,9 +231,12 @@ def test_levels_updated_together_are_those_updated_one_by_one(kind: str) -> None
         rows = quantizer.draw_rows(192, torch.Generator().manual_seed(2))
         assert rows.shape == (3, 32)
         count = (
-            quantizer.learn(rows)
+            quantizer.update_codebook(rows)
             if together
-            else sum(level.learn(rows[i : i + 1]) for i, level in enumerate(quantizer.quantizers))
+            else sum(
+                level.update_codebook(rows[i : i + 1])
+                for i, level in enumerate(quantizer.quantizers)
+            )
         )
         quantizers.append((count, quantizer.state_dict()))
     assert int(quantizers[0][0]) == int(quantizers[1][0]) > 0
@@ -253,7 +256,7 @@ def test_dead_codes_move_to_the_rows_drawn_for_them_and_to_no_more_than_a_quarte
     quantizer.train()(z)
     rows = quantizer.draw_rows(20)
     assert rows.shape == (1, 5)
-    assert int(quantizer.learn(rows)) == 5
+    assert int(quantizer.update_codebook(rows)) == 5
     vectors = z.permute(0, 2, 3, 1).reshape(-1, 6)
     dead = torch.isin(quantizer.average.counts, torch.tensor(1.0)).nonzero()[:, 0]
     for code, row in zip(dead[:5], rows[0], strict=True):
@@ -267,7 +270,7 @@ def test_learn_that_is_not_ok_changes_nothing() -> None:
     quantizer.initialize(torch.randn(500, 6))
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantizer.train()(torch.full((1, 6, 4, 4), torch.nan))
-    assert int(quantizer.learn(ok=torch.tensor(False))) == 0
+    assert int(quantizer.update_codebook(ok=torch.tensor(False))) == 0
     assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
 
@@ -334,7 +337,7 @@ def test_spoiled_steps_change_nothing_and_are_counted(
         kept.append(
             {
                 name: value.clone()
-                for name, value in states.tensors_of(self.learners, self._extra()).items()
+                for name, value in states.tensors_of(self.learners, self._extra_tensors()).items()
             }
         )
 

@@ -267,3 +267,31 @@ def test_settings_that_only_fit_together_do_not_fail_one_by_one() -> None:
         )
     )
     assert spec.recipe.data.size == 30
+
+
+# The photo preset's decoder
+
+
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        ({}, True),
+        ({"levels": 4, "code_dim": 16}, True),
+        ({"downsample": 8}, False),
+        ({"width": 32}, False),
+        ({"decoder_blocks": 2}, False),
+    ],
+)
+def test_another_network_than_the_preset_has_a_decoder_like_its_encoder(
+    values: dict[str, Any], kept: bool
+) -> None:
+    request = training.TrainRequest(preset="photo", values={"tokenizer": values})
+    spec, _ = training.new_run(request)
+    assert (spec.recipe.tokenizer.decoder_widths == (48, 96, 192, 256)) is kept
+
+
+def test_a_decoder_that_is_asked_for_stays() -> None:
+    shape = {"decoder_widths": [8, 16], "decoder_depths": [1, 1]}
+    values = {"tokenizer": {"downsample": 8, **shape}}
+    spec, _ = training.new_run(training.TrainRequest(preset="photo", values=values))
+    assert spec.recipe.tokenizer.decoder_stages == [(8, 1), (16, 1)]

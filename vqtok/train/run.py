@@ -231,7 +231,8 @@ def new_run(request: TrainRequest) -> tuple[RunSpec, Dataset]:
     dataset = _open(request.data)
     refuse_codes(dataset)
     recipe = preset_for(dataset, request.preset)
-    recipe = replace(recipe, tokenizer=_for_channels(recipe.tokenizer, dataset.channels))
+    tokenizer = _for_values(recipe.tokenizer, request.values.get("tokenizer", {}))
+    recipe = replace(recipe, tokenizer=_for_channels(tokenizer, dataset.channels))
     before = _init_tokenizer(request.init)
     if before is not None:
         recipe = replace(recipe, tokenizer=before)
@@ -251,6 +252,18 @@ def new_run(request: TrainRequest) -> tuple[RunSpec, Dataset]:
         recipe.losses, Path(request.perceptual) if request.perceptual else None, recipe.data.size
     )
     return _make_spec(recipe, dataset, request), dataset
+
+
+def _for_values(tokenizer: TokenizerConfig, values: Mapping[str, Any]) -> TokenizerConfig:
+    """Drops a preset's own shape of the decoder where the values ask for another network.
+
+    The decoder then mirrors the encoder, as in presets without such a shape.
+    """
+    given = {"decoder_widths", "decoder_depths"} & values.keys()
+    other = {"downsample", "width", "decoder_blocks", "shortcut", "network"} & values.keys()
+    if given or not other:
+        return tokenizer
+    return replace(tokenizer, decoder_widths=(), decoder_depths=())
 
 
 def _init_tokenizer(model: str | None) -> TokenizerConfig | None:
