@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import image
+from test_criterion import alex  # noqa: F401
 
 import vqtok
 from vqtok import config, model_registry, plots, weights
+from vqtok import train as training
 from vqtok.config import Recipe, TokenizerConfig
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -101,7 +103,7 @@ def test_readme_figures_are_those_of_the_cards() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu.toml", "cpu.toml"])
-def test_recipes_for_the_photo_tokenizer_are_runs_of_its_network(name: str, alex: Path) -> None:
+def test_recipes_for_the_photo_tokenizer_are_runs_of_its_network(name: str, alex: Path) -> None:  # noqa: F811
     """What the card's commands would begin: the bundled network, with the perceptual loss."""
     values = config.read_recipe(MODELS / "photo" / name)
     request = training.TrainRequest(preset="photo", values=values, perceptual=str(alex))
