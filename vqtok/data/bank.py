@@ -120,12 +120,12 @@ class BankBatches:
         A pure function of the step, made on the host.
         """
         positions = self.batches.positions(step)
-        positions = self.batches.places(positions, self.bank.readable)
-        H, W = self.bank.host_sizes[positions].T
+        images = self.batches.places(positions, self.bank.readable)
+        H, W = self.bank.host_sizes[images].T
         factors, down, across = self.batches.draws(positions)
         top, left, side = self.batches.boxes(factors, down, across, H, W)
         mirrored = self.batches.mirrored(positions)
-        return torch.from_numpy(np.stack([positions, top, left, side, mirrored]).astype(np.float64))
+        return torch.from_numpy(np.stack([images, top, left, side, mirrored]).astype(np.float64))
 
     def crops(self, plan: Tensor) -> Tensor:
         """Float (B, C, size, size) of whole gray levels, 0 to 255, for a plan (5, B) on the bank's
