@@ -120,7 +120,7 @@ class BankBatches:
         A pure function of the step, made on the host.
         """
         positions = self.batches.positions(step)
-        images = self.batches.places(positions, self.bank.readable)
+        images = self.batches.images(positions, self.bank.readable)
         H, W = self.bank.host_sizes[images].T
         factors, down, across = self.batches.draws(positions)
         top, left, side = self.batches.boxes(factors, down, across, H, W)

@@ -177,16 +177,16 @@ class Batches:
         left = np.where(copied, np.floor(across * (W - side + 1)), across * (W - side))
         return top, left, side
 
-    def places(self, positions: np.ndarray, readable: np.ndarray) -> np.ndarray:
+    def images(self, positions: np.ndarray, readable: np.ndarray) -> np.ndarray:
         """The place in `indices` of the image at each position;
         `readable` (N,) says whose file can be read, others are replaced.
         """
-        positions = self._choose(positions)
-        for number in np.flatnonzero(~readable[positions]):
+        chosen = self._choose(positions)
+        for number in np.flatnonzero(~readable[chosen]):
             position, attempt = int(positions[number]), 0
-            while not readable[positions[number]]:
-                positions[number], attempt = self._replacement(position, attempt), attempt + 1
-        return positions
+            while not readable[chosen[number]]:
+                chosen[number], attempt = self._replacement(position, attempt), attempt + 1
+        return chosen
 
     def _choose(self, positions: np.ndarray) -> np.ndarray:
         """The place in `indices` of the image at each position; a batch may span epochs."""
