@@ -91,7 +91,7 @@ def section(book: CodebookMap) -> str:
         ]
     )
     return html.section(
-        "CodebookMap",
+        "Codebook",
         _sentence(book),
         f'<div class="explorer">{maps}{_explorer(book, order, columns)}</div>',
         _ranks(book),
