@@ -78,6 +78,7 @@ PRESETS: dict[str, Recipe] = {
             downsample=16,
             width=64,
             encoder_blocks=2,
+            decoder_blocks=3,
             decoder_widths=(48, 96, 192, 256),
             decoder_depths=(2, 4, 3, 2),
             codebook_size=1024,
