@@ -66,3 +66,10 @@ def test_a_damaged_file_is_a_format_error(broken: str, tmp_path: Path) -> None:
         tensors["a"] = numbers.astype(np.float16)
     with pytest.raises(FormatError):
         int8.unpack(tensors, ["b"] if broken == "names" else names, "file")
+
+
+@pytest.mark.parametrize("step", [np.inf, np.nan, 60000])
+def test_a_step_that_is_no_size_gives_no_warning(step: float) -> None:
+    numbers, steps = int8.split(int8.round_to_int8(weight((4, 8, 3, 3))))
+    steps[1] = step
+    assert not np.isfinite(int8.join(numbers, steps)).all()

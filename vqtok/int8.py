@@ -61,7 +61,9 @@ def _step(channel: np.ndarray) -> float:
 
 def join(numbers: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """What `split` took apart, float16."""
-    return (numbers.astype(np.float32) * steps.astype(np.float32)).astype(np.float16)
+    # A damaged step may be infinite: whoever takes the tensors checks that they are finite.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (numbers.astype(np.float32) * steps.astype(np.float32)).astype(np.float16)
 
 
 def pack(tensors: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
