@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vqtok.cli import bulk, output, rate
+from vqtok.cli import bulk, output, quality, rate
 from vqtok.cli import options as o
 from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, plan
 from vqtok.cli.start import ModelOptions
@@ -34,6 +34,10 @@ def encode(
     levels: o.Levels = None,
     bpp: o.Bpp = None,
     max_bytes: o.MaxBytes = None,
+    target: quality.Target = None,
+    lpips: quality.Lpips = None,
+    effort: quality.Effort = 0,
+    goal: quality.Goal = "looks",
     compact: o.Compact = False,
     verify: Annotated[
         bool,
@@ -66,6 +70,8 @@ def encode(
             {
                 "--bpp": bpp,
                 "--max-bytes": max_bytes,
+                "--target": target,
+                "--effort": effort,
                 "--verify": verify,
                 "--skip-existing": skip_existing,
             }
@@ -74,11 +80,12 @@ def encode(
         return bulk.encode(inputs, chosen, options, sharding, levels, compact, background)
     from vqtok import images
 
-    color, target = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
+    color, wanted = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
+    search = quality.parse(effort, goal, target, lpips, wanted)
     chosen.check_levels(levels)
     batch = Batch(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), options)
     if batch.jobs:
-        encoder = _Encoder(target, compact, verify, force)
+        encoder = _Encoder(wanted, search, compact, verify, force)
         batch.report(encoder.run(batch.jobs, chosen, color), encoder.describe)
     batch.finish()
 
@@ -88,6 +95,7 @@ class _Encoder:
     """Makes and writes the codes files of a batch."""
 
     target: "RateTarget"
+    quality: "quality.Quality"
     compact: bool
     verify: bool
     force: bool
@@ -116,10 +124,13 @@ class _Encoder:
         """Encodes one image, and begins to write its codes: the future ends when they are."""
         begin, image = time.perf_counter(), read.result()
         try:
-            codes = model.encode_batch([image.pixels])
+            codes = self.quality.encode(model, image.pixels, self.target)
         except InputError as error:
             raise InputError(f"{job.source}: {error}", error.fix) from None
         encoded = self._make_file(model, codes, job)
+        if self.quality.effort and encoded.codes.levels < codes.levels:
+            codes = self.quality.again(model, image.pixels, encoded.codes)
+            encoded = self._make_file(model, codes, job)
         height, width = codes.sizes[0]
         image_bytes, notes = image.source_bytes, list(image.notes)  # `write` holds no pixels
 
@@ -135,6 +146,7 @@ class _Encoder:
                 **rate.facts(encoded.codes, encoded.form, len(encoded.data)),
                 "seconds": round(time.perf_counter() - begin, 3),
                 "notes": notes,
+                **({"effort": self.quality.effort} if self.quality.effort else {}),
             }
             return [{**facts, "verified": True} if self.verify else facts]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vqtok import images, losses, model_registry
+from vqtok.codec.effort import EFFORTS, GOALS, CodeSearch
 from vqtok.codec.entropy_coder import EntropyCoder
 from vqtok.codec.loading import build_tokenizer, fill, load_prior, to_device
 from vqtok.codes import Codes, Compact, count_levels, index_dtype, levels_fix, to_compact, unpack
@@ -148,21 +149,42 @@ class Model:
         return grid[0] * self.config.downsample, grid[1] * self.config.downsample
 
     def encode(
-        self, image: Any, background: images.Color = images.WHITE, levels: int | None = None
+        self,
+        image: Any,
+        background: images.Color = images.WHITE,
+        levels: int | None = None,
+        effort: int = 0,
+        goal: str = "looks",
     ) -> Codes:
         """The codes of one image: a path, bytes, a PIL image, or uint8 (H, W), (H, W,
         1), (H, W, 3) or (H, W, 4).
 
         Any size from 1x1; transparency is laid over `background`;
-        `levels` keeps the first few only. Raises InputError, UsageError.
+        `levels` keeps the first few only. `effort` and `goal` are as in `encode_batch`.
+        Raises InputError, UsageError.
         """
         pixels = images.from_any(image, self.config.channels, background).pixels
-        return self.encode_batch([pixels], levels)
+        return self.encode_batch([pixels], levels, effort, goal)
 
-    def encode_batch(self, images: list[np.ndarray], levels: int | None = None) -> Codes:
+    def encode_batch(
+        self,
+        images: list[np.ndarray],
+        levels: int | None = None,
+        effort: int = 0,
+        goal: str = "looks",
+    ) -> Codes:
         """The codes of images uint8 (H, W, C), with the model's C, whose sizes fill the same
         grid; UsageError where they do not.
+
+        With an `effort` of 1 to 9, the codes are searched for, so that these levels together decode
+        to a nearer image: from 4 on through the decoder, which takes many times as long (see
+        `codec.effort`). The search follows the squared error and the error of local contrast
+        (`goal` looks), or the squared error alone (psnr).
         """
+        if goal not in GOALS:
+            raise UsageError(f"goal is {goal!r}", f"choose {' or '.join(GOALS)}")
+        if effort not in range(len(EFFORTS)):
+            raise UsageError(f"effort is {effort}", f"choose 0 to {len(EFFORTS) - 1}")
         f, count = self.config.downsample, self._count(levels)
         if len({(-(-p.shape[0] // f), -(-p.shape[1] // f)) for p in images}) != 1:
             raise UsageError(
@@ -173,7 +195,11 @@ class Model:
         indices = torch.empty(len(images), count, h, w, dtype=torch.int64)
         group = max(1, self.pixels_at_once // (h * w * f * f))
         for i in range(0, len(images), group):
-            self._encode(images[i : i + group], indices[i : i + group])
+            if effort and not self.config.is_pixels:
+                search = CodeSearch(self.quantizer, count, EFFORTS[effort], goal)
+                self._search(images[i : i + group], indices[i : i + group], search)
+            else:
+                self._encode(images[i : i + group], indices[i : i + group])
         return self.codes(indices, tuple((p.shape[0], p.shape[1]) for p in images))
 
     def codes(
@@ -228,18 +254,36 @@ class Model:
         """Writes the indices (n, L, h, w) of n images that share a grid, or
         those of the first few levels.
         """
-        f, (count, h, w) = self.config.downsample, indices.shape[1:]
-        tiling = self._tiling(h, w, len(images))
-        position = 0
+        count, h, w = indices.shape[1:]
+        axis, position = self._tiling(h, w, len(images)).axis, 0
         with self._inference():
-            parts = (
-                self._floats([p[tiling.slices(part, f)] for p in images]) for part in tiling.tiles
-            )
-            # (n, D, rows, w) or (n, D, h, columns)
-            for vectors in stream(self.encoder, parts, tiling.axis, tiling.max_length * f):
+            for vectors in self._encoded(images, h, w):
                 found = self.quantizer(vectors).indices[:, :count]
-                indices.narrow(tiling.axis, position, found.shape[tiling.axis]).copy_(found)
-                position += found.shape[tiling.axis]
+                indices.narrow(axis, position, found.shape[axis]).copy_(found)
+                position += found.shape[axis]
+
+    def _encoded(self, images: list[np.ndarray], h: int, w: int) -> Iterator[Tensor]:
+        """The encoder's vectors, part by part: (n, D, rows, w) or (n, D, h, columns)."""
+        tiling, f = self._tiling(h, w, len(images)), self.config.downsample
+        parts = (self._floats([p[tiling.slices(part, f)] for p in images]) for part in tiling.tiles)
+        return stream(self.encoder, parts, tiling.axis, tiling.max_length * f)
+
+    def _search(self, images: list[np.ndarray], indices: Tensor, search: CodeSearch) -> None:
+        """As `_encode`, by a search."""
+        h, w = indices.shape[2:]
+        decoder, likelihood = self.decoder, self.likelihood
+        for i, image in enumerate(images):
+            with self._inference():
+                parts = list(self._encoded([image], h, w))
+                z = torch.cat(parts, self._tiling(h, w).axis).float()
+            height, width = image.shape[:2]
+            shown = self._floats([image])[:, :, :height, :width]
+            indices[i : i + 1] = search.improve(
+                z.clone(),
+                shown,
+                lambda vectors: likelihood.mean(decoder(vectors).float()),
+                whole=self.config.network == "classic",
+            )
 
     def _floats(self, batch: list[np.ndarray]) -> Tensor:
         """(n, C, h*f, w*f) in [-1, 1], channels last, of uint8 (H, W, C)."""
