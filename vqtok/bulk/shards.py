@@ -102,6 +102,21 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(**known, inputs=pairs)
 
 
+def read_labels(folder: Path) -> tuple[str, ...]:
+    """The names of the classes by number, () where the manifest lists none.
+
+    Errors as `read_manifest`.
+    """
+    path = folder / MANIFEST
+    with codes.name_in_errors(path):
+        labels = _parse(files.read_bytes(path, LINES_LIMIT)).get("labels", [])
+        require(
+            isinstance(labels, list) and all(isinstance(label, str) for label in labels),
+            "the manifest is damaged",
+        )
+        return tuple(labels)
+
+
 @dataclass(frozen=True)
 class GridBatch:
     """The codes of the images of one grid size in a shard:
@@ -192,6 +207,9 @@ class ShardRecord:
     row: int = 0
     error: str | None = None
     notes: tuple[str, ...] = ()
+    label: int | str | None = None  # the number of its class, or the class's name
+    caption: str | None = None
+    split: str | None = None
 
     def to_json(self) -> str:
         position = (
@@ -199,10 +217,9 @@ class ShardRecord:
             if self.error is not None
             else {"size": self.size, "grid": self.grid, "row": self.row}
         )
-        return json.dumps(
-            {"name": self.name, **position, **({"notes": self.notes} if self.notes else {})},
-            separators=(",", ":"),
-        )
+        more = {name: getattr(self, name) for name in ("notes", "label", "caption", "split")}
+        present = {name: value for name, value in more.items() if value not in (None, ())}
+        return json.dumps({"name": self.name, **position, **present}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: bytes) -> "ShardRecord":
@@ -222,7 +239,20 @@ class ShardRecord:
             for pair in (size, grid)
         )
         require(pairs and is_int(row, 0, 1 << 32), "a line is damaged")
-        return cls(name, tuple(size), tuple(grid), row, notes=tuple(map(str, notes or [])))
+        label, caption, split = (value.get(key) for key in ("label", "caption", "split"))
+        texts = all(text is None or isinstance(text, str) for text in (caption, split))
+        labelled = label is None or isinstance(label, str) or is_int(label, 0, 1 << 31)
+        require(texts and labelled, "a line is damaged")
+        return cls(
+            name,
+            tuple(size),
+            tuple(grid),
+            row,
+            notes=tuple(map(str, notes or [])),
+            label=label,
+            caption=caption,
+            split=split,
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from vqtok.config.recipe import (
     Recipe,
     StageConfig,
 )
-from vqtok.config.registry import EXPORT_FORMATS
+from vqtok.config.registry import EXPORT_FORMATS, TOKEN_FORMATS
 from vqtok.config.tokenizer import (
     GRAY_LEVELS,
     LEARNED,
@@ -43,6 +43,7 @@ __all__ = [
     "OUTPUTS",
     "PRESETS",
     "QUANTIZERS",
+    "TOKEN_FORMATS",
     "DataConfig",
     "EntropyConfig",
     "LossConfig",
