@@ -297,7 +297,7 @@ def staging(folder: Path) -> Iterator[Path]:
     """
     stage = folder / f".vqtok-{secrets.token_hex(6)}"
     try:
-        existed = folder.is_dir()
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
             if is_temporary(path.name) and path.is_dir() and _age(path) > 3600:
@@ -307,9 +307,9 @@ def staging(folder: Path) -> Iterator[Path]:
             yield stage
         finally:
             shutil.rmtree(stage, ignore_errors=True)
-            if not existed:
-                with suppress(OSError):  # it holds the result
-                    folder.rmdir()
+            with suppress(OSError):  # one holds the result
+                for path in new:
+                    path.rmdir()
     except OSError as error:
         what, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
         raise OutputError(f"cannot write {folder}: {what}", fix) from None

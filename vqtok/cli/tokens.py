@@ -69,7 +69,7 @@ def import_tokens(
     found = tokens.read_meta(meta or _beside(source))
     wanted = tokens.check_grid(grid) if grid is not None else None
     output.check_target(out, force) if out.suffix == ".npz" else None
-    restored = tokens.restore(read_sequences(source, found), found, wanted)
+    restored = tokens.restore(read_sequences(source, found), found, wanted, source)
     for target, each in zip(_targets(out, restored), restored, strict=True):
         codes.write_codes(target, each, force)
         _, levels, h, w = each.shape

@@ -66,7 +66,7 @@ def export_tokens(
     """
     kind = _writer(request)
     folder, name = _place(out, kind, sequences.split)
-    old = _read_old(folder, sequences, request, kind)
+    old = _read_old(folder, name, sequences, request, kind)
     for suffix in kind.suffixes if kind.single else ():
         files.check_free(folder / f"{name}{suffix}", request.force)
     with files.staging(folder) as stage:
@@ -122,11 +122,12 @@ def _place(out: Path, kind: type[Writer], split: str | None) -> tuple[Path, str]
 
 
 def _read_old(
-    folder: Path, sequences: Sequences, request: ExportRequest, kind: type[Writer]
+    folder: Path, name: str, sequences: Sequences, request: ExportRequest, kind: type[Writer]
 ) -> dict[str, Any]:
     """The meta.json of earlier exports into a folder, {} for none.
 
-    OutputError where it is not ours, or tells of other sequences, unless `force`.
+    OutputError where it is not ours, or is of other sequences, unless `force`; with it, too, where
+    it is of further files that would stay.
     """
     path = folder / META
     if not os.path.lexists(path):
@@ -144,10 +145,20 @@ def _read_old(
     )
     if kind.single and same:
         return old
-    if request.force:
+    staying = [
+        file for key, each in old["exports"].items() if key != name for file in each["files"]
+    ]
+    if request.force and not (kind.single and staying):
         return old | {"exports": {}, "old": old["exports"]}
-    what = "tells of other sequences" if kind.single else "is of an export that is there already"
-    raise OutputError(f"{path} {what}", "use -f/--force to replace them, or another folder with -o")
+    if request.force:
+        raise OutputError(
+            f"{path} is also of {staying[0]}, whose sequences are others",
+            "remove it, or choose another folder with -o",
+        )
+    what = "tells of other sequences" if kind.single else "is of an earlier export"
+    raise OutputError(
+        f"{path} exists, and {what}", "use -f/--force to replace it, or another folder with -o"
+    )
 
 
 def _common(sequences: Sequences) -> dict[str, Any]:

@@ -66,11 +66,15 @@ def read_meta(path: Path) -> TokenMeta:
 
 
 def restore(
-    sequences: Iterable[np.ndarray], meta: TokenMeta, grid: Grid | None = None
+    sequences: Iterable[np.ndarray],
+    meta: TokenMeta,
+    grid: Grid | None = None,
+    origin: object = "sequences",
 ) -> list[Codes]:
     """The codes of sequences (T,), in their order, those of one grid size together.
 
-    `grid` is (h, w), by default what meta.json tells. FormatError where an id does not belong where
+    `grid` is (h, w), by default what meta.json tells; `origin` stands first in errors. FormatError
+    where an id does not belong where
     it stands: it names the sequence, the place and the id.
     """
     found: dict[Grid, list[np.ndarray]] = {}
@@ -80,9 +84,9 @@ def restore(
         try:
             indices, _ = meta.layout.decode(sequence, grid or meta.grid)
         except FormatError as error:
-            raise FormatError(f"sequence {number}: {error}", error.fix) from None
+            raise FormatError(f"{origin}: sequence {number}: {error}", error.fix) from None
         found.setdefault((indices.shape[1], indices.shape[2]), []).append(indices.astype(dtype))
-    require(number >= 0, "there is no sequence", GIVE)
+    require(number >= 0, f"{origin}: there is no sequence", GIVE)
     return [_codes(np.stack(grids), meta) for grids in found.values()]
 
 
