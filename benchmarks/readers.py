@@ -9,8 +9,8 @@ their reading is written out here from their published layouts.
 """
 
 import argparse
+import importlib.machinery
 import importlib.metadata
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -64,7 +64,9 @@ def make_shards(folder: Path, images: int, each: int = 500) -> np.ndarray:
 
 
 def expected(indices: np.ndarray) -> np.ndarray:
-    """The tokens (n, T), written without vqtok: levels of a place side by side, level l from l K."""
+    """The tokens (n, T), written without vqtok: the levels of a place side by side, level l's from
+    l K on.
+    """
     ids = indices.astype(np.int64) + (np.arange(LEVELS) * K)[:, None, None]
     return ids.transpose(0, 2, 3, 1).reshape(len(ids), -1)
 
@@ -92,7 +94,7 @@ def read_llmc(folder: Path) -> Iterator[Row]:
 
 
 def read_webdataset(folder: Path) -> Iterator[Row]:
-    import webdataset as wds
+    import webdataset as wds  # type: ignore[import-not-found]
 
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
     data = wds.WebDataset(urls, shardshuffle=False).decode()
@@ -100,7 +102,7 @@ def read_webdataset(folder: Path) -> Iterator[Row]:
 
 
 def read_hf_webdataset(folder: Path) -> Iterator[Row]:
-    from datasets import load_dataset
+    from datasets import load_dataset  # type: ignore[import-not-found]
 
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
     data = load_dataset(
@@ -122,7 +124,7 @@ def read_jsonl(folder: Path) -> Iterator[Row]:
 
 
 def read_hf_jsonl(folder: Path) -> Iterator[Row]:
-    from datasets import load_dataset
+    from datasets import load_dataset  # type: ignore[import-not-found]
 
     data = load_dataset(
         "json",
@@ -161,7 +163,7 @@ def read_megatron(folder: Path) -> Iterator[Row]:
 
 
 def read_litdata(folder: Path) -> Iterator[Row]:
-    from litdata import StreamingDataset, TokensLoader
+    from litdata import StreamingDataset, TokensLoader  # type: ignore[import-not-found]
 
     loader = TokensLoader(block_size=LEVELS * SIDE * SIDE)
     data = StreamingDataset(input_dir=str(folder), item_loader=loader, shuffle=False)
@@ -170,7 +172,7 @@ def read_litdata(folder: Path) -> Iterator[Row]:
 
 def read_mds(folder: Path) -> Iterator[Row]:
     _stand_in_for_torchvision()
-    from streaming import StreamingDataset
+    from streaming import StreamingDataset  # type: ignore[import-not-found]
 
     data = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
     yield from ((data[i]["tokens"], data[i]["label"]) for i in range(len(data)))
@@ -181,7 +183,7 @@ def _stand_in_for_torchvision() -> None:
     CPU build of torch.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision  # type: ignore[import-not-found]  # noqa: F401
 
         return
     except (ImportError, RuntimeError):
@@ -201,7 +203,7 @@ def _stand_in_for_torchvision() -> None:
 
 
 def read_hf_parquet(folder: Path) -> Iterator[Row]:
-    from datasets import load_dataset
+    from datasets import load_dataset  # type: ignore[import-not-found]
 
     data = load_dataset(
         "parquet",
@@ -214,7 +216,7 @@ def read_hf_parquet(folder: Path) -> Iterator[Row]:
 
 
 def read_pyarrow(folder: Path) -> Iterator[Row]:
-    from pyarrow import parquet
+    from pyarrow import parquet  # type: ignore[import-not-found]
 
     table = parquet.read_table(folder / "tokens.parquet")
     labels = table["label"].to_pylist()

@@ -6,18 +6,19 @@ import io
 import json
 import struct
 import tarfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cli_helpers import fails, ok
-from token_helpers import make_shards, written_out
+from token_helpers import flatten, make_shards, written_out
 
 from vqtok import codes
 from vqtok.codes import read_plain_codes
 from vqtok.config import TOKEN_FORMATS
-from vqtok.tokens import sequences as token_sequences
+from vqtok.tokens import reader
 from vqtok.tokens.formats import litdata, mds, webdataset
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -146,7 +147,7 @@ def test_megatron_index(K: int, code: int, dtype: str):
     assert borders.tolist() == [0, 1, 2, 3]
     assert len(index) == 102
     data = np.fromfile("out/tokens.bin", dtype)
-    assert data.tolist() == sum((written_out(grid, "raster", K, True) for grid in made), [])
+    assert data.tolist() == flatten(written_out(grid, "raster", K, True) for grid in made)
 
 
 def read_litdata(folder: Path, block: int) -> list[list[int]]:
@@ -179,10 +180,10 @@ def test_litdata_fills_the_last_block(monkeypatch: pytest.MonkeyPatch):
     words = ("--to", "litdata", "--block", 7)
     assert "add --eos" in fails("export", "codes", "-o", "o", *words, code=2)
     meta = export("litdata", "--block", 7, "--eos")
-    flat = sum(([*row, 32] for row in tokens_of(made)), [])
+    flat = flatten([*row, 32] for row in tokens_of(made))
     assert meta["exports"]["tokens"]["filled"] == -len(flat) % 7
     flat += [32] * (-len(flat) % 7)
-    assert sum(read_litdata(Path("out"), 7), []) == flat
+    assert flatten(read_litdata(Path("out"), 7)) == flat
 
 
 def read_mds(folder: Path) -> list[dict[str, Any]]:
@@ -193,7 +194,7 @@ def read_mds(folder: Path) -> list[dict[str, Any]]:
         (count,) = struct.unpack_from("<I", data)
         assert count == shard["samples"]
         offsets = np.frombuffer(data, "<u4", count + 1, 4).tolist()
-        for start, stop in zip(offsets, offsets[1:], strict=False):
+        for start, stop in pairwise(offsets):
             samples.append(_mds_sample(data[start:stop], shard))
     return samples
 
@@ -318,8 +319,8 @@ def test_shuffle_keeps_every_sequence_and_its_label(made: list[np.ndarray]):
 def test_shuffle_of_many_pools_and_small_batches(
     made: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(token_sequences, "POOL", 40)
-    monkeypatch.setattr(token_sequences, "BATCH", 70)
+    monkeypatch.setattr(reader, "POOL", 40)
+    monkeypatch.setattr(reader, "BATCH", 70)
     export("jsonl", "--shuffle", 7)
     lines = [json.loads(line) for line in Path("out/tokens.jsonl").read_text().splitlines()]
     assert sorted(line["tokens"] for line in lines) == sorted(tokens_of(made))
@@ -349,10 +350,10 @@ def test_what_exists_stays_without_force(made: list[np.ndarray], monkeypatch: py
     for to in HERMETIC:
         ok("export", "codes", "-o", to, "--to", to)
         assert "exists" in fails("export", "codes", "-o", to, "--to", to)
-    monkeypatch.setattr(webdataset, "SHARD_BYTES", 20_000)
-    ok("export", "codes", "-o", "w", "--to", "webdataset")
+    with monkeypatch.context() as small:
+        small.setattr(webdataset, "SHARD_BYTES", 20_000)
+        ok("export", "codes", "-o", "w", "--to", "webdataset")
     assert len(list(Path("w").glob("*.tar"))) > 1
-    monkeypatch.undo()
     Path("w/mine.txt").write_text("mine")
     ok("export", "codes", "-o", "w", "--to", "webdataset", "-f")
     assert sorted(path.name for path in Path("w").iterdir()) == [

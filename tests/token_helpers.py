@@ -1,6 +1,7 @@
 """What the tests of token sequences share: folders of codes shards with labels, made in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,8 @@ def written_out(grid: np.ndarray, order: str, K: int, offset: bool) -> list[int]
         else [(level, y, x) for level in range(L) for y, x in places]
     )
     return [int(grid[level, y, x]) + (level * K if offset else 0) for level, y, x in walk]
+
+
+def flatten(lists: Iterable[list[int]]) -> list[int]:
+    """One list of all."""
+    return list(chain.from_iterable(lists))

@@ -72,6 +72,8 @@ class CodesDataset:
             )
         self._ends = list(accumulate(shard.head.pictures for shard in self.shards))
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        # as `tokens` reads them
+        self.chunks = [ShardChunk(self, shard) for shard in self.shards if shard.head.pictures]
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -130,11 +132,6 @@ class CodesDataset:
         from vqtok.tokens import Sequences
 
         return Sequences(self, order, offset, bos, eol, eos, class_tokens, window, split)
-
-    @cached_property
-    def chunks(self) -> list["ShardChunk"]:
-        """The shards, as `tokens` reads them."""
-        return [ShardChunk(self, shard) for shard in self.shards if shard.head.pictures]
 
     @property
     def origin(self) -> Origin:

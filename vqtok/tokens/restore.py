@@ -6,6 +6,7 @@ import math
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +265,7 @@ def _read_tar(path: Path, _meta: TokenMeta) -> Iterator[np.ndarray]:
 
 def _read_parquet(path: Path, _meta: TokenMeta) -> Iterator[np.ndarray]:
     try:
-        from pyarrow import ArrowException, parquet
+        pa, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
         raise UsageError(
             "Parquet is read by pyarrow, which is not installed", "pip install 'vqtok[parquet]'"
@@ -272,7 +273,7 @@ def _read_parquet(path: Path, _meta: TokenMeta) -> Iterator[np.ndarray]:
     try:
         for batch in parquet.ParquetFile(path).iter_batches(1024, columns=["tokens"]):
             yield from (row.values.to_numpy() for row in batch.column(0))
-    except (ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(f"cannot read {path}: {error}", "copy the file again") from None
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vqtok.errors import UsageError
-from vqtok.tokens.sequences import Sequences
+from vqtok.tokens.reader import SequenceReader
 
 
 class TokenStream(IterableDataset[dict[str, Any]]):
@@ -35,7 +35,7 @@ class TokenStream(IterableDataset[dict[str, Any]]):
 
     def __init__(
         self,
-        sequences: Sequences,
+        sequences: SequenceReader,
         batch_size: int | None = None,
         shuffle: bool = True,
         seed: int = 0,

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vqtok.tokens.sequences import Batch, Sequences
+from vqtok.tokens.reader import Batch
+from vqtok.tokens.sequences import Sequences
 
 SHARD_BYTES = 1 << 26  # of the formats that have shards, as their own writers have it
 

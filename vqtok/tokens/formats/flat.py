@@ -6,7 +6,7 @@ import numpy as np
 
 from vqtok.errors import UsageError
 from vqtok.tokens.formats.base import Job, Writer
-from vqtok.tokens.sequences import Batch
+from vqtok.tokens.reader import Batch
 
 HEADER_WORDS = 256
 # llm.c's first words: (magic, version) of uint16 and of uint32 tokens

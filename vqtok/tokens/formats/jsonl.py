@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from vqtok.tokens.formats.base import Job, Writer
-from vqtok.tokens.sequences import Batch
+from vqtok.tokens.reader import Batch
 
 
 class JsonLinesWriter(Writer):

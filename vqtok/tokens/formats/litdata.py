@@ -12,7 +12,7 @@ import numpy as np
 
 from vqtok.errors import UsageError
 from vqtok.tokens.formats.base import SHARD_BYTES, Job, Writer
-from vqtok.tokens.sequences import Batch
+from vqtok.tokens.reader import Batch
 
 _CODES = {2: 5, 4: 2}  # litdata's numbers of NumPy's uint16 and int32
 # a sample is one array, in the words of torch's pytrees

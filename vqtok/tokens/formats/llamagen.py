@@ -6,7 +6,7 @@ import numpy as np
 
 from vqtok.errors import UsageError
 from vqtok.tokens.formats.base import Job, Record, Writer
-from vqtok.tokens.sequences import Batch
+from vqtok.tokens.reader import Batch
 
 
 class LlamaGenWriter(Writer):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vqtok.tokens.formats.base import SHARD_BYTES, Job, Record, Writer
-from vqtok.tokens.sequences import Batch
+from vqtok.tokens.reader import Batch
 
 _SIZES = {"int32": 4, "int64": 8}  # other encodings have a size for each sample
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vqtok.tokens.formats.base import Job, Writer
-from vqtok.tokens.sequences import Batch
+from vqtok.tokens.reader import Batch
 
 MAGIC = b"MMIDIDX\x00\x00"
 DTYPES = {8: np.dtype("<u2"), 4: np.dtype("<i4")}  # by code; there is none for uint32

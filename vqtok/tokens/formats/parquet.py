@@ -1,12 +1,13 @@
 """`parquet`: a row an image, by pyarrow."""
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from vqtok.errors import UsageError
 from vqtok.tokens.formats.base import Job, Writer
-from vqtok.tokens.sequences import Batch
+from vqtok.tokens.reader import Batch
 
 
 class ParquetWriter(Writer):
@@ -20,8 +21,7 @@ class ParquetWriter(Writer):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         try:
-            import pyarrow as pa
-            from pyarrow import parquet
+            pa, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
         except ImportError:
             raise UsageError(
                 "Parquet is written by pyarrow, which is not installed",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vqtok.tokens.formats.base import SHARD_BYTES, Job, Record, Writer
-from vqtok.tokens.sequences import Batch
+from vqtok.tokens.reader import Batch
 
 
 class WebDatasetWriter(Writer):
@@ -83,7 +83,7 @@ class WebDatasetWriter(Writer):
         path = self.job.folder / f"{self.job.name}-{self.shards:06}.tar"
         self.archive = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         # each member would stay in a list
-        self.archive.members = _Nothing()
+        self.archive.members = _Nothing()  # type: ignore[attr-defined]
         self.shards += 1
         self.of_shard.append(0)
 
