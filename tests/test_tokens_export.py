@@ -560,7 +560,10 @@ def test_webdataset_reads_it(made: list[np.ndarray]):
 
 
 def test_streaming_reads_it(made: list[np.ndarray]):
-    streaming = pytest.importorskip("streaming")
+    try:
+        streaming = pytest.importorskip("streaming")
+    except RuntimeError as error:  # its torchvision does not load beside a CPU build of torch
+        pytest.skip(str(error))
     export("mds")
     data = streaming.StreamingDataset(local="out", shuffle=False, batch_size=1)
     assert [data[i]["tokens"].tolist() for i in range(len(data))] == tokens_of(made)
