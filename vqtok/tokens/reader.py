@@ -14,7 +14,16 @@ from vqtok import codes
 from vqtok.data import counter_rng
 from vqtok.errors import UsageError
 from vqtok.tokens.layout import Layout, Order, Vocabulary
-from vqtok.tokens.sources import Chunk, Fields, Grid, GridSource, Item, Loaded, read_fields
+from vqtok.tokens.sources import (
+    Chunk,
+    Fields,
+    Grid,
+    GridSource,
+    Item,
+    Loaded,
+    read_fields,
+    split_of,
+)
 
 OPEN_CHUNKS = 64  # that reading by number keeps: each takes a file handle
 POOL = 1 << 25  # indices that are shuffled together: 64 MB as uint16
@@ -131,7 +140,7 @@ class SequenceReader:
     def _select(self, chunk: Chunk) -> "np.ndarray | range":
         keep = np.ones(chunk.images, bool)
         if self.split is not None:
-            keep &= [self.fields.split(item) == self.split for item in chunk.items()]
+            keep &= [split_of(item) == self.split for item in chunk.items()]
         if self.window is not None and not all(self._fits(grid) for grid in chunk.grids):
             loaded = chunk.load()
             fitting = np.array([self._fits(stack.shape[2:]) for stack in loaded.stacks])
@@ -273,13 +282,11 @@ class SequenceReader:
             return self.layout.encode(self._window(grids, (0.5, 0.5)), classes)
 
     def _classes(self, chunk: int, images: np.ndarray) -> np.ndarray:
-        items, found = self._items_of(chunk), []
-        for image in images.tolist():
-            label = self.fields.label(items[image])
-            if label is None:
-                raise UsageError(f"{items[image].name} has no class", "leave the class tokens out")
-            found.append(label)
-        return np.array(found, np.int64)
+        found = self.fields.classes[chunk][images]
+        if found.min() < 0:
+            name = self.item(chunk, int(images[found.argmin()])).name
+            raise UsageError(f"{name} has no class", "leave the class tokens out")
+        return found
 
     def _window(self, grids: np.ndarray, place: tuple[float, float]) -> np.ndarray:
         """The window of grids (..., h, w) at a place from 0 to 1 along each axis."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from vqtok.errors import UsageError
 from vqtok.tokens.reader import SequenceReader
-from vqtok.tokens.sources import Grid, Item
+from vqtok.tokens.sources import Grid, Item, split_of
 
 if TYPE_CHECKING:
     from vqtok.tokens.stream import TokenStream
@@ -31,8 +31,9 @@ class Sequences(SequenceReader):
     @cached_property
     def labels(self) -> np.ndarray:
         """The class of each image, int64 (N,); -1 where it has none."""
-        found = (self.fields.label(item) for item in self._items())
-        return np.array([-1 if label is None else label for label in found], np.int64)
+        found = enumerate(self.fields.classes)
+        kept = [classes[np.asarray(self.kept(chunk), np.int64)] for chunk, classes in found]
+        return np.concatenate(kept).astype(np.int64)
 
     @cached_property
     def captions(self) -> list[str | None]:
@@ -42,7 +43,7 @@ class Sequences(SequenceReader):
     @cached_property
     def splits(self) -> list[str | None]:
         """The split of each image."""
-        return [self.fields.split(item) for item in self._items()]
+        return [split_of(item) for item in self._items()]
 
     @cached_property
     def names(self) -> list[str]:

@@ -5,9 +5,10 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _SPLITS = {"training": "train", "valid": "val", "validation": "val"} | {
     name: name for name in ("train", "val", "test")
 }
+
+_CLASSES_MAX = 1 << 24  # each has a place in a list
 
 Grid = tuple[int, int]  # (h, w)
 
@@ -102,22 +105,19 @@ class GridSource(Protocol):
 class Fields:
     """Which labels, captions and splits the images of a source have."""
 
-    labels: tuple[str, ...] = ()  # names by number; "" for one without a name
-    captions: bool = False
-    splits: tuple[str, ...] = ()  # those there are, sorted
-    stored: bool = False  # labels are the images' own, not folders
-    by_folder: dict[str, int] = field(default_factory=dict)
-    by_name: dict[str, int] = field(default_factory=dict)
+    labels: tuple[str, ...]  # names by number; "" for one without a name
+    classes: list[np.ndarray]  # int32 (n,) for each chunk: the class of each image, -1 for none
+    captions: bool  # whether there are any
+    splits: tuple[str, ...]  # those there are, sorted
 
-    def label(self, item: Item) -> int | None:
-        """The number of an image's class; None where it has none."""
-        if not self.stored:
-            return self.by_folder.get(_folder(item.inner))
-        return self.by_name[item.label] if isinstance(item.label, str) else item.label
 
-    def split(self, item: Item) -> str | None:
-        """The split of an image; None where it has none."""
-        return item.split or _split_of(item.name)
+def split_of(item: Item) -> str | None:
+    """The split of an image; None where it has none."""
+    return item.split or _split_of(item.name)
+
+
+# a label as an image has it, or else its folder
+_Key = tuple[Literal["name", "number", "folder"], str | int]
 
 
 def read_fields(source: GridSource) -> Fields:
@@ -128,33 +128,44 @@ def read_fields(source: GridSource) -> Fields:
     training. Splits are those that the images carry, or else a first folder or tar called train,
     val or test. Raises FormatError.
     """
-    names, numbers, folders, splits = set[str](), set[int](), set[str](), set[str | None]()
-    captions = stored = False
+    keys, splits, captions = dict[_Key, int](), set[str | None](), False
+    chunks = list[np.ndarray]()  # the number of the key of each image: 4 bytes an image
     for chunk in source.chunks:
+        found = list[int]()
         for item in chunk.items():
-            if isinstance(item.label, str):
-                names.add(item.label)
-            elif item.label is not None:
-                numbers.add(item.label)
-            else:
-                folders.add(_folder(item.inner))
+            found.append(keys.setdefault(_key(item), len(keys)))
             captions |= item.caption is not None
-            splits.add(item.split or _split_of(item.name))
-    stored = bool(names or numbers)
+            splits.add(split_of(item))
+        chunks.append(np.array(found, np.int32))
+    labels, numbers = _number(list(keys), source.label_names)
+    classes = [np.array(numbers, np.int32)[each] for each in chunks]
+    return Fields(labels, classes, captions, tuple(sorted(filter(None, splits))))
+
+
+def _key(item: Item) -> _Key:
+    if item.label is None:
+        return "folder", item.inner.rpartition("/")[0]
+    return ("name" if isinstance(item.label, str) else "number"), item.label
+
+
+def _number(keys: list[_Key], listed: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
+    """The names of the classes, and the class of each key, -1 for none."""
+    names = {str(value) for kind, value in keys if kind == "name"}
+    numbers = [int(value) for kind, value in keys if kind == "number"]
     require(not (names and numbers), "some labels are names, and some are numbers", "encode again")
-    known = sorted(filter(None, splits))
-    if not stored:
-        labels, by_folder = _number_folders(folders)
-        return Fields(labels, captions, tuple(known), False, by_folder)
-    listed = source.label_names
-    if names:
-        unknown = sorted(names - set(listed)) if listed else []
-        require(not unknown, f"the label {unknown[:1]} is not in the list of labels")
-        labels = listed or tuple(sorted(names))
-    else:
-        labels = listed + ("",) * (max(numbers) + 1 - len(listed))
+    if not names and not numbers:
+        labels, by_folder = _number_folders({str(value) for _, value in keys})
+        return labels, [by_folder.get(str(value), -1) for _, value in keys]
+    if numbers:
+        highest = max(numbers)
+        require(highest < _CLASSES_MAX, f"the label {highest} is no class", "encode again")
+        labels = listed + ("",) * (highest + 1 - len(listed))
+        return labels, [int(value) if kind == "number" else -1 for kind, value in keys]
+    unknown = sorted(names - set(listed)) if listed else []
+    require(not unknown, f"the label {unknown[:1]} is not in the list of labels", "encode again")
+    labels = listed or tuple(sorted(names))
     by_name = {name: number for number, name in enumerate(labels)}
-    return Fields(labels, captions, tuple(known), True, {}, by_name)
+    return labels, [by_name[str(value)] if kind == "name" else -1 for kind, value in keys]
 
 
 def _number_folders(folders: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:
@@ -168,13 +179,14 @@ def _number_folders(folders: set[str]) -> tuple[tuple[str, ...], dict[str, int]]
     return labels, dict(zip(parts, targets, strict=True)) if labels else {}
 
 
-def _folder(name: str) -> str:
-    return name.rpartition("/")[0]
-
-
 def _split_of(name: str) -> str | None:
     first, slash, _ = name.partition("/")
-    return _SPLITS.get(re.split(r"[-_.\d]", first.lower())[0]) if slash else None
+    return _split_named(first) if slash else None
+
+
+@lru_cache(1024)
+def _split_named(folder: str) -> str | None:
+    return _SPLITS.get(re.split(r"[-_.\d]", folder.lower())[0])
 
 
 class CodesFiles:

@@ -156,8 +156,7 @@ class TokenStream(IterableDataset[dict[str, Any]]):
             "image": self.sequences.number(chunk, image),
         }
         if self._fields.labels:
-            label = self._fields.label(self.sequences.item(chunk, image))
-            sample["label"] = -1 if label is None else label
+            sample["label"] = int(self._fields.classes[chunk][image])
         if self._fields.captions:
             sample["caption"] = self.sequences.item(chunk, image).caption or ""
         return sample

@@ -9,6 +9,7 @@ import numpy as np
 
 from vqtok.tokens.reader import Batch
 from vqtok.tokens.sequences import Sequences
+from vqtok.tokens.sources import split_of
 
 SHARD_BYTES = 1 << 26  # of the formats that have shards, as their own writers have it
 
@@ -75,15 +76,9 @@ class Writer:
         for tokens, (h, w), (chunk, image) in rows:
             item = self.sequences.item(chunk, image)
             self._note_size(item.size)
-            yield Record(
-                tokens,
-                (h, w),
-                item.size,
-                item.name,
-                fields.label(item),
-                item.caption,
-                fields.split(item),
-            )
+            label = int(fields.classes[chunk][image])
+            known = label if label >= 0 else None
+            yield Record(tokens, (h, w), item.size, item.name, known, item.caption, split_of(item))
 
     def _note_size(self, size: tuple[int, int]) -> None:
         if self.size is None and not self.sizes_differ:
