@@ -16,6 +16,7 @@ from vqtok.config.recipe import (
     PriorConfig,
     Recipe,
     StageConfig,
+    TokenizerStageConfig,
 )
 from vqtok.config.registry import EXPORT_FORMATS, TOKEN_FORMATS
 from vqtok.config.tokenizer import (
@@ -51,6 +52,7 @@ __all__ = [
     "Recipe",
     "StageConfig",
     "TokenizerConfig",
+    "TokenizerStageConfig",
     "from_dict",
     "parse_duration",
     "parse_setting",
