@@ -52,6 +52,8 @@ def test_special_tokens_stand_where_they_belong(order: str):
     assert (data.inverse(data[0]) == made[0]).all()
     assert (data.inverse(torch.from_numpy(data[0])[2:]) == made[0]).all()  # without the prompt
     assert data.layout.decode(data[0])[1] == 1
+    assert (data.inverse(np.stack([data[0]] * 3)) == made[0]).all()
+    assert data.inverse(data[0][None]).shape == (1, 2, 2, 3)
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
@@ -161,6 +163,17 @@ def test_a_manifest_may_list_the_labels():
     make_shards("c", [(2, 2)] * 2, label=["dog", 0])
     with pytest.raises(FormatError, match="some are numbers"):
         _ = CodesDataset("c").sequences().labels
+
+
+@pytest.mark.parametrize(
+    "wrong", ['"label":1.5', '"label":-1', '"label":[]', '"caption":3', '"split":{}']
+)
+def test_damaged_facts_are_told(wrong: str):
+    make_shards("codes", [(2, 2)] * 2)
+    path = Path("codes/00000-00000.jsonl")
+    path.write_text(path.read_text().replace('"row":1', f'"row":1,{wrong}'))
+    with pytest.raises(FormatError, match="a line is damaged"):
+        _ = CodesDataset("codes").sequences().labels
 
 
 def test_folders_are_labels_and_splits_where_none_are_stored():

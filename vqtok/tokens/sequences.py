@@ -56,12 +56,15 @@ class Sequences(SequenceReader):
         return sum(chunk.images for chunk in self.source.chunks) - len(self)
 
     def inverse(self, sequence: Any, grid: Grid | None = None) -> np.ndarray:
-        """The grid (L, h, w), int64, of a sequence (T,): what `Model.codes` takes, in a stack.
+        """The grid (L, h, w), int64, of a sequence (T,), or the grids (n, L, h, w) of sequences of
+        one grid (n, T): these are what `Model.codes` takes.
 
         `grid` is (h, w); by default that of the window, or that of all images where they share one.
         FormatError where an id does not belong where it stands.
         """
         tokens = np.asarray(sequence.detach().cpu() if hasattr(sequence, "detach") else sequence)
+        if tokens.ndim == 2:
+            return np.stack([self.inverse(row, grid) for row in tokens])
         return self.layout.decode(tokens, grid or self.only_grid)[0]
 
     def stream(
