@@ -33,7 +33,7 @@ if __name__ == "__main__":
     print(f"42 tokens written, {len(read)} read")
     print("lost", sorted(set(range(42)) - set(read)))
 PY
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check "litdata==0.2.76" "numpy==2.4.6" "torch==2.13.0"
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check "litdata==0.2.76" "numpy==2.1.3" "torch==2.13.0"
 "$folder/venv/bin/python" "$folder/show.py" "$folder/data" 2> "$folder/log" | grep -E "^(42|lost)" | tee "$folder/seen"
 diff "$folder/seen" - <<'SEEN'
 42 tokens written, 30 read

@@ -31,7 +31,7 @@ if __name__ == "__main__":
     print("written", [row(i).tolist() for i in range(2)])
     print("read   ", [data[i].tolist() for i in range(2)])
 PY
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check "litdata==0.2.76" "numpy==2.4.6" "torch==2.13.0"
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check "litdata==0.2.76" "numpy==2.1.3" "torch==2.13.0"
 "$folder/venv/bin/python" "$folder/show.py" "$folder/data" 2> "$folder/log" | grep -E "^(written|read)" | tee "$folder/seen"
 diff "$folder/seen" - <<'SEEN'
 written [[0, 1, 2, 3], [1000, 1001, 1002, 1003]]

@@ -41,7 +41,7 @@ data = streaming.StreamingDataset(local=sys.argv[1], shuffle=False, batch_size=1
 print("written", array.tolist())
 print("read   ", data[0]["a"].tolist())
 PY
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check "mosaicml-streaming==0.13.0" "numpy==2.4.6" "torch==2.13.0"
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check "mosaicml-streaming==0.13.0" "numpy==2.1.3" "torch==2.13.0"
 "$folder/venv/bin/python" "$folder/show.py" "$folder/data" 2> "$folder/log" | tee "$folder/seen"
 diff "$folder/seen" - <<'SEEN'
 written [1, 2, 300]
