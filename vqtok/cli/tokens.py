@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from vqtok.cli import options as o
 from vqtok.cli import output
 from vqtok.errors import InputError, UsageError
 from vqtok.files import human_count
+
+if TYPE_CHECKING:
+    from vqtok.codes import Codes
 
 
 @output.handle_errors
@@ -68,7 +71,8 @@ def import_tokens(
         raise UsageError("codes of several grids may come of it", "give a file or folder: -o PATH")
     found = tokens.read_meta(meta or _beside(source))
     wanted = tokens.check_grid(grid) if grid is not None else None
-    output.check_target(out, force) if out.suffix == ".npz" else None
+    if out.suffix == ".npz":
+        output.check_target(out, force)
     restored = tokens.restore(read_sequences(source, found), found, wanted, source)
     for target, each in zip(_targets(out, restored), restored, strict=True):
         codes.write_codes(target, each, force)
@@ -104,7 +108,7 @@ def _beside(source: Path) -> Path:
     return path
 
 
-def _targets(out: Path, restored: list) -> list[Path]:  # type: ignore[type-arg]
+def _targets(out: Path, restored: "list[Codes]") -> list[Path]:
     """The files that the codes go to."""
     if out.suffix == ".npz" and not out.is_dir():
         if len(restored) > 1:
