@@ -22,10 +22,13 @@ from vqtok.bulk import shards
 from vqtok.bulk.inputs import LOOSE
 from vqtok.codes.checks import require
 from vqtok.errors import FormatError
+from vqtok.tokens.sources import Item, Loaded, Origin
 
 if TYPE_CHECKING:
     from vqtok.codec import EntropyCoder
     from vqtok.codes import Compact
+    from vqtok.tokens import Sequences
+    from vqtok.tokens.layout import Order
 
 # kept open: each takes a file handle, of which a process has 1024 as a rule, and its names, 0.1 MB
 OPEN_SHARDS = 128
@@ -49,6 +52,8 @@ class CodesDataset:
     missing, unless `partial`.
     """
 
+    pool_chunks = 2 * OPEN_SHARDS  # that a shuffled stream may have open
+
     def __init__(
         self, folder: str | os.PathLike[str], partial: bool = False, model: str | None = None
     ) -> None:
@@ -67,6 +72,8 @@ class CodesDataset:
             )
         self._ends = list(accumulate(shard.head.pictures for shard in self.shards))
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        # as `tokens` reads them
+        self.chunks = [ShardChunk(self, shard) for shard in self.shards if shard.head.pictures]
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -109,6 +116,33 @@ class CodesDataset:
             yield from (
                 (_name(shard, line), line) for line in shard.records() if line.error is None
             )
+
+    def sequences(
+        self,
+        order: "Order" = "raster",
+        offset: bool = False,
+        bos: bool = False,
+        eol: bool = False,
+        eos: bool = False,
+        class_tokens: bool = False,
+        window: int | tuple[int, int] | None = None,
+        split: str | None = None,
+    ) -> "Sequences":
+        """The images as token sequences: see `vqtok.tokens.Sequences`."""
+        from vqtok.tokens import Sequences
+
+        return Sequences(self, order, offset, bos, eol, eos, class_tokens, window, split)
+
+    @property
+    def origin(self) -> Origin:
+        """The model that made the codes."""
+        m = self.manifest
+        return Origin(m.model, m.fingerprint, m.codebook_size, m.downsample, m.channels, m.levels)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes by number, where the manifest lists them."""
+        return shards.read_labels(self.folder)
 
     def verify(self) -> None:
         """Reads all shards, and compares their checksums. Raises FormatError, InputError."""
@@ -172,6 +206,58 @@ class CodesDataset:
         from vqtok.codec import find_coder  # torch, for codes that a prior coded alone
 
         return find_coder(packed, self.model)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardChunk:
+    """The images of a shard, read together."""
+
+    data: CodesDataset
+    shard: shards.Shard
+
+    @property
+    def origin(self) -> Path:
+        return self.shard.path
+
+    @property
+    def images(self) -> int:
+        return self.shard.head.pictures
+
+    @property
+    def grids(self) -> dict[tuple[int, int], int]:
+        return {(s.grid[1], s.grid[0]): s.pictures for s in self.shard.head.stacks}
+
+    def load(self) -> Loaded:
+        """The grids; the shard's manifest is read only where it tells which image has which."""
+        stacks = self.shard.head.stacks
+        loaded = [self.data._stack(self.shard, stack) for stack in stacks]
+        if len(stacks) == 1:
+            return Loaded(loaded, np.zeros(self.images, np.int64), np.arange(self.images))
+        number = {stack.grid: i for i, stack in enumerate(stacks)}
+        lines = [line for line in self.shard.records() if line.error is None]
+        with codes.name_in_errors(self.shard.records_path):
+            for line in lines:
+                require(
+                    line.grid in number and line.row < len(loaded[number[line.grid]]),
+                    f"the place of {line.name!r} is not in the shard",
+                )
+        which = np.array([number[line.grid] for line in lines], np.int64)
+        return Loaded(loaded, which, np.array([line.row for line in lines], np.int64))
+
+    def items(self) -> list[Item]:
+        """What the shard's manifest tells of each image."""
+        return [
+            Item(
+                _name(self.shard, line),
+                line.name,
+                (line.size[1], line.size[0]),
+                line.label,
+                line.caption,
+                line.split,
+            )
+            for line in self.shard.records()
+            if line.error is None
+        ]
 
 
 def _name(shard: shards.Shard, line: shards.ShardRecord) -> str:

@@ -18,7 +18,7 @@ from vqtok.config.recipe import (
     StageConfig,
     TokenizerStageConfig,
 )
-from vqtok.config.registry import EXPORT_FORMATS
+from vqtok.config.registry import EXPORT_FORMATS, TOKEN_FORMATS
 from vqtok.config.tokenizer import (
     GRAY_LEVELS,
     LEARNED,
@@ -44,6 +44,7 @@ __all__ = [
     "OUTPUTS",
     "PRESETS",
     "QUANTIZERS",
+    "TOKEN_FORMATS",
     "DataConfig",
     "EntropyConfig",
     "LossConfig",
