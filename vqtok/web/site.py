@@ -70,7 +70,7 @@ def make_site(folder: model_registry.ModelFolder) -> Site:
 
 
 def bundle(names: tuple[str, ...]) -> str:
-    """Joins modules to one script without imports and exports: top-level names are all different."""
+    """Joins modules to one script; their top-level names are all different."""
     parts = []
     for name in names:
         text = (_FOLDER / f"{name}.mjs").read_text("utf-8")
@@ -90,11 +90,7 @@ def decoder_weights(folder: model_registry.ModelFolder) -> bytes:
             f"use vqtok decode, or export it: vqtok export {folder.name} --to onnx -o DIR",
         )
     network = codec.load_tokenizer(folder.tokenizer)
-    tensors = {
-        name: value
-        for name, value in stored.tensors.items()
-        if name.startswith("decoder.")
-    }
+    tensors = {name: value for name, value in stored.tensors.items() if name.startswith("decoder.")}
     for name in [name for name in tensors if name.endswith(".weight")]:
         try:
             tensors = int8.pack(tensors, [name])
