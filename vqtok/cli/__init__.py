@@ -24,6 +24,7 @@ from vqtok.cli import (
     study,
     train,
     view,
+    web,
 )
 from vqtok.errors import UsageError
 
@@ -108,6 +109,7 @@ for name, command in (
     ("export", interop.export),
     ("report", report.report),
     ("view", view.view),
+    ("web", web.web),
     ("study", study.run_study),
 ):
     app.command(name)(command)

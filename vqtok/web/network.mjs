@@ -1,7 +1,7 @@
 // The folded decoder (vqtok/networks/vqvae.py) in strips of rows: indices to pixels. Each layer
 // computes the rows that the next ones need, so that a strip is equal to that part of the whole.
 
-import { CodesError, require } from "./codes.mjs";
+import { require } from "./codes.mjs";
 import { floats } from "./weights.mjs";
 
 const POINTS = 36; // of kernels.c
@@ -239,5 +239,3 @@ export class Decoder {
     return { rows: end - first, width: w, data };
   }
 }
-
-export { CodesError };

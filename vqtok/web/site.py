@@ -6,6 +6,7 @@ the page works where it lies. `*.mjs` are modules for Node as they are; the page
 """
 
 import base64
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ CHUNK = 768 * 1024  # bytes of the model in a script: a step of its progress
 _FOLDER = Path(__file__).parent
 _IMPORT = re.compile(r"^import .*?;\n", re.MULTILINE | re.DOTALL)
 _EXPORT = re.compile(r"^export (?=async |function |class |const |let )", re.MULTILINE)
-_REEXPORT = re.compile(r"^export \{.*?\};\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,22 @@ def make_site(folder: model_registry.ModelFolder) -> Site:
         "SCRIPTS": json.dumps(dict(zip(contents, sizes, strict=True))),
     }.items():
         page = page.replace(f"/*{mark}*/", value)
-    return Site(folder.name, {"index.html": page.encode(), **contents})
+    contents = {"index.html": page.encode(), **contents}
+    return Site(folder.name, {**contents, "offline.js": _offline(contents)})
+
+
+def _offline(contents: dict[str, bytes]) -> bytes:
+    """The service worker that keeps these files; its cache is named after what they hold."""
+    total = hashlib.sha256(b"".join(contents.values())).hexdigest()[:16]
+    text = (_FOLDER / "offline.js").read_text("utf-8")
+    text = text.replace("/*NAME*/", f"vqtok-{total}").replace("/*FILES*/", json.dumps([*contents]))
+    return text.encode()
 
 
 def bundle(names: tuple[str, ...]) -> str:
     """Joins modules to one script; their top-level names are all different."""
-    parts = []
-    for name in names:
-        text = (_FOLDER / f"{name}.mjs").read_text("utf-8")
-        parts.append(_REEXPORT.sub("", _EXPORT.sub("", _IMPORT.sub("", text))))
-    return "\n".join(parts)
+    texts = ((_FOLDER / f"{name}.mjs").read_text("utf-8") for name in names)
+    return "\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts)
 
 
 def decoder_weights(folder: model_registry.ModelFolder) -> bytes:
