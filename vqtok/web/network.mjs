@@ -8,7 +8,7 @@ const POINTS = 36; // of kernels.c
 const TILES_AT_ONCE = 48;
 const FLOATS_AT_ONCE = 2 ** 23; // of the finest layer: 32 MiB
 
-const pad = (channels) => Math.ceil(channels / 8) * 8;
+const padded = (channels) => Math.ceil(channels / 8) * 8;
 
 /** Channels and residual blocks of the decoder's stages, finest first. */
 function stagesOf(config) {
@@ -37,7 +37,7 @@ export class Decoder {
   _build(tensors) {
     const stages = stagesOf(this.config);
     let index = 0;
-    const convolution = (name, inputs, outputs, place = (o) => o, wide = pad(outputs)) =>
+    const convolution = (name, inputs, outputs, place = (o) => o, wide = padded(outputs)) =>
       this._convolution(tensors, `decoder.${name}`, inputs, outputs, place, wide);
     const D = this.config.code_dim;
     this.layers = [{ kind: "convolution", ...convolution(index++, D, stages.at(-1)[0]) }];
@@ -64,7 +64,7 @@ export class Decoder {
 
   /** Its outputs in the order (2 rows, 2 columns, channels), as kernels.c takes them. */
   _upsample(convolution, index, width, finer) {
-    const part = pad(finer);
+    const part = padded(finer);
     const place = (o) => (o % 4) * part + Math.floor(o / 4);
     const layer = { kind: "upsample", part, ...convolution(index, width, 4 * finer, place, 4 * part) };
     if (this.config.shortcut) {
@@ -80,7 +80,7 @@ export class Decoder {
     require(weight.length === outputs * inputs * 9, `the weights are damaged: ${name}`);
     const bias = floats(tensors, `${name}.bias`);
     const { kernels } = this;
-    const narrow = pad(inputs);
+    const narrow = padded(inputs);
     kernels.reserve(4 * (POINTS * narrow * wide + wide + weight.length + outputs) + 4096);
     const transformed = kernels.numbers(Float32Array, POINTS * narrow * wide);
     const offset = kernels.numbers(Float32Array, wide).fill(0);
@@ -101,7 +101,7 @@ export class Decoder {
   /** Strips of grid rows, [first, end], of an h x w grid: at least `parts` where there are rows. */
   strips(h, w, parts = 1) {
     const each = this.pixels ? w : this.scale ** 2 * w * Math.max(...stagesOf(this.config)
-      .map(([width], i) => pad(width) / 4 ** i));
+      .map(([width], i) => padded(width) / 4 ** i));
     const count = Math.min(h, Math.max(parts, Math.ceil(h / Math.max(1, Math.floor(FLOATS_AT_ONCE / each)))));
     return Array.from({ length: count }, (_, i) =>
       [Math.floor((i * h) / count), Math.floor(((i + 1) * h) / count)]);
@@ -194,7 +194,7 @@ export class Decoder {
   _lookup(indices, h, w, levels, [first, end], to) {
     const { codebooks, depth } = this;
     const { codebook_size: K, code_dim: D } = this.config;
-    const wide = pad(D);
+    const wide = padded(D);
     to.fill(0, 0, (end - first) * w * wide);
     for (let place = 0; place < (end - first) * w; place++) {
       const at = place * wide;
