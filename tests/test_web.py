@@ -200,7 +200,7 @@ def python_reads(path: Path) -> Codes | None:
         (b"", "empty"),
         (b"hello", "not a codes file"),
         (b"PK\5\6" + bytes(18), "the member indices is missing"),
-        (b"PK\5\6" + b"\xff" * 18, "more members"),
+        (b"PK\5\6" + b"\xff" * 18, "damaged"),
     ],
 )
 def test_other_files_get_a_clear_message(data: bytes, said: str, tmp_path: Path):

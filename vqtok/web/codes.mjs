@@ -56,28 +56,34 @@ function members(bytes) {
   for (; end >= 0 && end > bytes.length - 22 - 65536; end--)
     if (view.getUint32(end, true) === 0x06054b50) break;
   require(end >= 0 && view.getUint32(end, true) === 0x06054b50, "damaged or truncated");
-  const count = view.getUint16(end + 10, true);
-  require(count <= 1024, "more members than a codes file has");
+  const start = end - view.getUint32(end + 12, true); // of the directory, which ends here
+  const shift = start - view.getUint32(end + 16, true); // bytes before the archive
+  require(start >= 0 && shift >= 0, "damaged or truncated");
+  const text = (at, length) => {
+    require(at + length <= bytes.length, "damaged or truncated");
+    return new TextDecoder().decode(bytes.subarray(at, at + length));
+  };
   const found = [];
   try {
-    let at = view.getUint32(end + 16, true);
-    for (let i = 0; i < count; i++) {
+    for (let at = start; at < end; ) {
       require(view.getUint32(at, true) === 0x02014b50, "damaged or truncated");
-      const length = view.getUint16(at + 28, true);
-      const local = view.getUint32(at + 42, true);
-      const start = local + 30 + view.getUint16(local + 26, true) + view.getUint16(local + 28, true);
+      require(found.length < 1024, "more members than a codes file has");
+      const name = text(at + 46, view.getUint16(at + 28, true));
+      const local = view.getUint32(at + 42, true) + shift;
+      const named = view.getUint16(local + 26, true);
+      const data = local + 30 + named + view.getUint16(local + 28, true);
       const packed = view.getUint32(at + 20, true);
-      require(view.getUint32(local, true) === 0x04034b50 && start + packed <= bytes.length,
-        "damaged or truncated");
+      require(view.getUint32(local, true) === 0x04034b50 && text(local + 30, named) === name
+        && bytes[at + 6] <= 63 && data + packed <= bytes.length, "damaged or truncated");
       found.push({
-        name: new TextDecoder().decode(bytes.subarray(at + 46, at + 46 + length)),
+        name,
         flags: view.getUint16(at + 8, true),
         method: view.getUint16(at + 10, true),
         crc: view.getUint32(at + 16, true),
         size: view.getUint32(at + 24, true),
-        data: bytes.subarray(start, start + packed),
+        data: bytes.subarray(data, data + packed),
       });
-      at += 46 + length + view.getUint16(at + 30, true) + view.getUint16(at + 32, true);
+      at += 46 + view.getUint16(at + 28, true) + view.getUint16(at + 30, true) + view.getUint16(at + 32, true);
     }
   } catch (error) {
     if (error instanceof RangeError) throw new CodesError("damaged or truncated");
@@ -90,7 +96,7 @@ function members(bytes) {
 async function unpack(member, name) {
   require(member.method === 0 || member.method === 8,
     `the member ${name} is packed in a way that this page does not read`);
-  require(!(member.flags & 1), "damaged or truncated");
+  require(!(member.flags & 0x61), "damaged or truncated");
   const most = member.data.length * (member.method ? DEFLATE_RATIO : 1);
   require(member.size <= most,
     `the member ${name} claims ${member.size} bytes, which the file cannot hold`);
