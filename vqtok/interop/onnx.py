@@ -8,7 +8,7 @@ loses nothing, and are cast once, when a program loads them: all is computed in 
 
 import json
 from collections.abc import Callable
-from types import ModuleType
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -58,21 +58,20 @@ def to_onnx(stored: Weights, settings: TokenizerConfig, folder: ModelFolder) -> 
 
 def _import_onnx() -> Any:
     try:
-        import onnx
-        import onnx.helper
-        import onnx.numpy_helper
+        for part in ("onnx.helper", "onnx.numpy_helper"):
+            import_module(part)
     except ImportError:
         raise InputError(
             "the package onnx is not installed, which writes these files",
             "pip install 'vqtok[onnx]'",
         ) from None
-    return onnx
+    return import_module("onnx")
 
 
 class _Graph:
     """Nodes one after another; values go by name."""
 
-    def __init__(self, onnx: ModuleType | Any, inputs: list[Any]) -> None:
+    def __init__(self, onnx: Any, inputs: list[Any]) -> None:
         self.onnx, self.inputs, self.outputs = onnx, inputs, []
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
