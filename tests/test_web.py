@@ -345,7 +345,7 @@ def choose(page: Any, path: Path) -> None:
 
 def wait(page: Any, status: str) -> str:
     """Waits for a status or an error, and returns the error."""
-    end = time.monotonic() + 60
+    end, said = time.monotonic() + 60, ""
     while time.monotonic() < end:
         said, error = (
             page.run(f"document.getElementById('{name}').textContent")

@@ -58,7 +58,7 @@ def to_onnx(stored: Weights, settings: TokenizerConfig, folder: ModelFolder) -> 
 
 def _import_onnx() -> Any:
     try:
-        for part in ("onnx.helper", "onnx.numpy_helper"):
+        for part in ("onnx", "onnx.helper", "onnx.numpy_helper"):
             import_module(part)
     except ImportError:
         raise InputError(
