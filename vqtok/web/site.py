@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def decoder_weights(folder: model_registry.ModelFolder) -> bytes:
         raise ModelError(
             f"the page decodes the folded network, and {folder.name} has the "
             f"{stored.config['network']} one",
-            f"use vqtok decode, or export it: vqtok export {folder.name} --to onnx -o DIR",
+            f"use vqtok decode, or: vqtok export {shlex.quote(str(folder.path))} --to onnx -o onnx",
         )
     network = codec.load_tokenizer(folder.tokenizer)
     tensors = {name: value for name, value in stored.tensors.items() if name.startswith("decoder.")}
@@ -104,13 +105,13 @@ def decoder_weights(folder: model_registry.ModelFolder) -> bytes:
             continue
     with torch.inference_mode():
         tensors |= _codebooks(network.quantizer)
-    prior = None
-    if folder.entropy:
-        prior = weights.fingerprint(weights.load_weights(folder.entropy, "entropy").tensors)
+    fingerprint = weights.codes_fingerprint(stored)
+    # checked, too: that it is this tokenizer's
+    prior = codec.EntropyCoder(folder, fingerprint).fingerprint if folder.entropy else None
     record = {
         "config": stored.config,
         "name": folder.name,
-        "fingerprint": weights.codes_fingerprint(stored),
+        "fingerprint": fingerprint,
         "prior": prior,
     }
     meta = {"vqtok": json.dumps(record, sort_keys=True)}
