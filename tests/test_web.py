@@ -21,6 +21,7 @@ from vqtok import model_registry, weights
 from vqtok.codes import Codes, Compact, index_dtype, read_any_codes, to_compact, write_codes
 from vqtok.codes.compact import checksum
 from vqtok.codes.io import to_bytes
+from vqtok.codes.npz import data_offset
 from vqtok.config import EntropyConfig
 from vqtok.errors import FormatError
 from vqtok.priors import IntegerInference
@@ -174,6 +175,18 @@ def test_damaged_files_are_refused_or_read_as_python_does(tmp_path: Path):
         else:  # a browser's inflate refuses what stands after its end, and zlib does not
             assert found["error"] == "damaged or truncated"
     assert 100 < refused < len(jobs)
+
+
+@needs_node
+def test_a_changed_index_of_a_stored_member_is_found(tmp_path: Path):
+    """Nothing but the zip's CRC-32 tells."""
+    data = bytearray(to_bytes(vqtok.read_codes(GOLDEN / "large.npz"), deflate=False))
+    at = data_offset(bytes(data), "indices")
+    before = write(tmp_path / "a.npz", bytes(data))
+    data[at] ^= 1
+    whole, changed = node([{"file": before}, {"file": write(tmp_path / "b.npz", bytes(data))}])
+    assert "error" not in whole
+    assert changed["error"] == "damaged or truncated"
 
 
 def python_reads(path: Path) -> Codes | None:
