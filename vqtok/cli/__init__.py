@@ -26,6 +26,7 @@ from vqtok.cli import (
     tokens,
     train,
     view,
+    web,
 )
 from vqtok.errors import UsageError
 
@@ -111,6 +112,7 @@ for name, command in (
     ("import-tokens", tokens.import_tokens),
     ("report", report.report),
     ("view", view.view),
+    ("web", web.web),
     ("study", study.run_study),
 ):
     app.command(name)(command)

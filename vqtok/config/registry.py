@@ -49,6 +49,7 @@ SAMPLERS = {
 # What `vqtok export --to` writes; each function is called as `interop.export.Exporter` says.
 EXPORT_FORMATS = {
     "diffusers": "vqtok.interop.diffusers:to_vqmodel",
+    "onnx": "vqtok.interop.onnx:to_onnx",
 }
 
 # What `vqtok export --to` writes of codes; each class is a `tokens.formats.base.Writer`.
