@@ -24,6 +24,7 @@ class Job:
 
     source: "Source"
     target: Path
+    notes: tuple[str, ...] = ()  # what is said of it, beside what the work itself says
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,55 @@ class Failures:
 def plan(
     inputs: Sequence[str], suffixes: frozenset[str], ending: str, out: Path | None
 ) -> list[Job]:
-    """Expands the inputs and names their results: beside each, with that ending, or as -o says."""
+    """Expands the inputs and names their results: beside each, with that ending, or as -o says.
+
+    Of photo.jpg and photo.png the second becomes photo.png.npz.
+    """
     from vqtok import files
 
     sources = files.expand(inputs, suffixes)
-    return [
+    jobs = [
         Job(source, files.output_path(source, ending, out, len(sources) > 1)) for source in sources
     ]
+    return _keep_suffixes(jobs, ending)
+
+
+def _keep_suffixes(jobs: list[Job], ending: str) -> list[Job]:
+    """Where two inputs would write one file, names the results of all but the first by the whole
+    name of the input, and says so.
+    """
+    first: dict[str, Job] = {}
+    for job in jobs:
+        first.setdefault(os.path.abspath(job.target), job)
+    taken, named = set(first), list[Job]()
+    for job in jobs:
+        owner = first[os.path.abspath(job.target)]
+        other = job.target.with_name(job.source.relative.name + ending)
+        same_name = owner.source.relative.name == job.source.relative.name
+        if owner is job or same_name or os.path.abspath(other) in taken:
+            named.append(job)  # `_check_distinct` refuses what is still double
+            continue
+        taken.add(os.path.abspath(other))
+        note = f"{owner.source} becomes {job.target}, so this becomes {other.name}"
+        named.append(Job(job.source, other, (note,)))
+    return named
+
+
+def check_codes_targets(jobs: Sequence[Job], out: Path | None) -> None:
+    """UsageError where -o names an image, or anything else that no codes file is called by:
+    `vqtok decode` and all other readers look for .npz.
+    """
+    from vqtok import images
+    from vqtok.files import STDIO
+
+    if out is None or os.path.isdir(out):
+        return
+    one_file = any(job.target == out for job in jobs) and out != STDIO
+    if (one_file and out.suffix.lower() != ".npz") or out.suffix.lower() in images.IMAGE_SUFFIXES:
+        raise UsageError(
+            f"cannot write codes to {out}: a codes file is a .npz",
+            f"name it {out.with_suffix('.npz')}, or name a folder: -o DIR",
+        )
 
 
 class Batch:
@@ -116,7 +159,9 @@ class Batch:
             except VqtokError as error:
                 self.failures.add(error)
                 continue
-            for facts in found:
+            for number, facts in enumerate(found):
+                if job.notes and number == 0:
+                    facts = {**facts, "notes": [*job.notes, *facts.get("notes", ())]}
                 for note in facts.get("notes", ()):
                     self._say(f"{job.source}: {note}")
                 if self.options.json:

@@ -42,6 +42,8 @@ def decode(
     for job in jobs[:1]:  # all have the suffix of the first
         if job.target != files.STDIO:
             images.check_suffix(job.target)
+    if out is not None and out.suffix.lower() == ".npz" and not os.path.isdir(out):
+        images.check_suffix(out)  # of several results it would be a folder
     batch = Batch(jobs, BatchOptions(out, force, skip_existing, json, quiet))
     models = _Models(ModelOptions(model, device, precision, verbose))
     if batch.jobs:

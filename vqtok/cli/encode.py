@@ -10,7 +10,7 @@ import typer
 
 from vqtok.cli import bulk, output, rate
 from vqtok.cli import options as o
-from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, plan
+from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, check_codes_targets, plan
 from vqtok.cli.start import ModelOptions
 from vqtok.errors import InputError, VqtokError
 from vqtok.prefetch import read_ahead, run_in_thread, write_behind
@@ -76,7 +76,9 @@ def encode(
 
     color, target = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
     chosen.check_levels(levels)
-    batch = Batch(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), options)
+    jobs = plan(inputs, images.IMAGE_SUFFIXES, ".npz", out)
+    check_codes_targets(jobs, out)
+    batch = Batch(jobs, options)
     if batch.jobs:
         encoder = _Encoder(target, compact, verify, force)
         batch.report(encoder.run(batch.jobs, chosen, color), encoder.describe)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vqtok.cli import options as o
 from vqtok.cli import output, rate
-from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, plan
+from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, check_codes_targets, plan
 from vqtok.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -162,6 +162,7 @@ def _rewrite(
 ) -> None:
     """Changes each codes file into another one."""
     jobs = _without_results(plan(inputs, frozenset({".npz"}), ending, options.out), options.quiet)
+    check_codes_targets(jobs, options.out)
     batch = Batch(jobs, options)
     batch.run(partial(_rewrite_one, EntropyCoders(model), change, options.force), _describe)
     batch.finish()

@@ -77,6 +77,8 @@ def report(
         )
     if figures is not None and kind != "model":
         raise UsageError("--figures are those of a model, and this is none", "leave --figures out")
+    if out.suffix.lower() not in ("", ".html", ".htm"):
+        raise UsageError(f"cannot write the page to {out}: it is HTML", "name a .html file")
     output.check_target(out, force)
     begin = time.perf_counter()
     if kind == "codes":
