@@ -40,12 +40,15 @@ def add_entropy(model: Path, seed: int = 0, bias: int = 0) -> None:
 @pytest.fixture
 def coding(toy: Path) -> Path:
     """The toy model with an entropy prior, and an image whose codes it likes:
-    one index everywhere.
+    one index in all places but 24, which keep zip from packing it as small.
     """
     add_entropy(toy, bias=100_000)
+    indices = np.full((1, 1, 20, 30), 3, np.uint8)
+    draw = np.random.default_rng(0)
+    indices.reshape(-1)[draw.choice(600, 24, replace=False)] = draw.integers(0, 16, 24)
     fingerprint = weights.tokenizer_fingerprint(toy / "tokenizer.safetensors")
     one = codes.Codes(
-        np.full((1, 1, 20, 30), 3, np.uint8),
+        indices,
         "toy",
         fingerprint,
         16,
@@ -119,6 +122,52 @@ def test_bit_packed_without_a_prior_and_where_it_is_smaller(toy: Path):
     add_entropy(toy, bias=100_000)
     ok("pack", "img.npz")
     assert form("img.compact.npz") == "packed"  # this prior expects another index everywhere
+
+
+def grids() -> dict[str, np.ndarray]:
+    """Index grids (1, 1, 20, 30) of many kinds: of one color, stripes, a gradient, noise."""
+    rows, columns = np.mgrid[:20, :30]
+    draw = np.random.default_rng(0)
+    found = {
+        "liked": np.full((20, 30), 3),
+        "flat": np.full((20, 30), 9),
+        "stripes": columns % 5,
+        "halves": np.where(rows < 10, 1, 14),
+        "gradient": (rows + columns) // 4,
+        "noise": draw.integers(0, 16, (20, 30)),
+        "few": np.where(draw.random((20, 30)) < 0.03, 5, 9),
+    }
+    return {name: grid[None, None].astype(np.uint8) for name, grid in found.items()}
+
+
+@pytest.mark.parametrize("prior", [True, False])
+@pytest.mark.parametrize("name", grids())
+def test_compact_is_never_larger(toy: Path, prior: bool, name: str):
+    if prior:
+        add_entropy(toy, bias=100_000)
+    fingerprint = weights.tokenizer_fingerprint(toy / "tokenizer.safetensors")
+    for size in ((80, 120), (4, 4)):
+        grid = grids()[name][:, :, : size[0] // 4, : size[1] // 4]
+        one = codes.Codes(grid, "toy", fingerprint, 16, TOKENIZER.downsample, 3, (size,))
+        codes.write_codes("one.npz", one, force=True)
+        ok("pack", "one.npz", "-f")
+        assert os.path.getsize("one.compact.npz") <= os.path.getsize("one.npz")
+        assert vqtok.read_codes("one.compact.npz") == one
+        ok("unpack", "one.compact.npz", "-f", "-o", "back.npz")
+        assert Path("back.npz").read_bytes() == Path("one.npz").read_bytes()
+
+
+@pytest.mark.parametrize("color", [0, 130, 255])
+def test_encode_compact_of_one_color_is_never_larger(coding: Path, color: int):
+    images.write_image(Path("flat.png"), np.full((480, 640, 3), color, np.uint8))
+    ok("encode", "flat.png")
+    ok("encode", "flat.png", "--compact", "--verify", "-o", "small.npz")
+    assert os.path.getsize("small.npz") <= os.path.getsize("flat.npz")
+    # a limit that the form written keeps is no error
+    size = os.path.getsize("small.npz")
+    ok("encode", "flat.png", "--compact", "--max-bytes", size, "-o", "limited.npz")
+    assert Path("limited.npz").read_bytes() == Path("small.npz").read_bytes()
+    fails("encode", "flat.png", "--compact", "--max-bytes", size - 1, "-o", "less.npz")
 
 
 def test_truncate_keeps_the_form(coding: Path):

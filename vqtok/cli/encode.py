@@ -145,7 +145,7 @@ class _Encoder:
     def _make_file(self, model: "Model", codes: "Codes", job: Job) -> "Encoded":
         from vqtok.codes import read_any_codes
 
-        encoded = rate.encode(codes, self.target, job.source, model.pack if self.compact else None)
+        encoded = rate.encode(codes, self.target, job.source, model if self.compact else None)
         if self.verify and model.unpack(read_any_codes(encoded.data)) != encoded.codes:
             raise VqtokError(
                 f"{job.source}: the file would not decode to the same codes",

@@ -126,6 +126,15 @@ class EntropyCoders:
         coder = self.find(plain)
         return codes.to_compact(plain) if coder is None else coder.pack(plain)
 
+    def pack_levels(self, plain: "Codes") -> "Callable[[int], Compact]":
+        """Codes the levels once; the result gives the compact form of any number of the first."""
+        from vqtok import codes
+
+        coder = self.find(plain)
+        if coder is None:
+            return lambda count: codes.to_compact(plain.first_levels(count))
+        return coder.pack_levels(plain)
+
     def unpack(self, found: "Codes | Compact") -> "Codes":
         """Gives the plain form. Raises ModelError, FormatError."""
         from vqtok import codes
@@ -139,7 +148,8 @@ Change = Callable[[EntropyCoders, "Codes | Compact", object], "Encoded"]
 def _packed(coders: EntropyCoders, found: "Codes | Compact", name: object) -> "Encoded":
     from vqtok.codes import Encoded
 
-    return Encoded.of(coders.unpack(found), coders.pack)
+    plain = coders.unpack(found)
+    return Encoded.of(plain, coders.pack(plain))
 
 
 def _unpacked(coders: EntropyCoders, found: "Codes | Compact", name: object) -> "Encoded":
@@ -153,8 +163,8 @@ def _truncated(
 ) -> "Encoded":
     from vqtok.codes import Codes
 
-    form = None if isinstance(found, Codes) else coders.pack  # the file keeps its form
-    return rate.encode(coders.unpack(found), target, name, form)
+    packer = None if isinstance(found, Codes) else coders  # the file keeps its form
+    return rate.encode(coders.unpack(found), target, name, packer)
 
 
 def _rewrite(

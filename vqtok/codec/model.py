@@ -114,6 +114,13 @@ class Model:
         self._check(codes)
         return to_compact(codes) if self.entropy_coder is None else self.entropy_coder.pack(codes)
 
+    def pack_levels(self, codes: Codes) -> Callable[[int], Compact]:
+        """Codes the levels once; the result gives the compact form of any number of the first."""
+        self._check(codes)
+        if self.entropy_coder is None:
+            return lambda count: to_compact(codes.first_levels(count))
+        return self.entropy_coder.pack_levels(codes)
+
     def unpack(self, codes: Codes | Compact) -> Codes:
         """Gives codes of either form in the plain one. Raises ModelError, FormatError."""
         if isinstance(codes, Compact):

@@ -9,7 +9,7 @@ import numpy as np
 
 from vqtok import metrics
 from vqtok.evaluate.baseline_coders import TITLES, zero_order_bits
-from vqtok.evaluate.comparator import Quality, mean_quality
+from vqtok.evaluate.comparator import Quality, count_exact, mean_quality
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class LevelRow:
     bpp_compact: float | None = None
     # bpp of the same grids by coder: see `baseline_coders.TITLES`
     coders: dict[str, float] = field(default_factory=dict)
+    exact: int = 0  # images that equal their originals: `psnr` leaves them out
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class CodecRow:
     ms_ssim: float
     lpips: float | None
     over: int  # images whose smallest file is larger still, and was taken
+    exact: int = 0  # as in LevelRow
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Evaluation:
     """Figures over a set of images, for all levels together, and by level.
 
     Means over images, but for `normalized_error`, `bits_per_dim` and the bits per
-    pixel, which weigh pixels.
+    pixel, which weigh pixels. `psnr` leaves out images that equal their originals.
     """
 
     pictures: int  # that were measured
@@ -186,6 +188,7 @@ class RunningTotals:
             },
             bpp_compact=coders.get("compact"),
             coders={name: coders[name] for name in TITLES if name in coders},
+            exact=count_exact(totals.qualities),
         )
 
     @staticmethod
@@ -201,6 +204,7 @@ class RunningTotals:
             quality.ms_ssim,
             quality.lpips,
             totals.over,
+            count_exact(totals.qualities),
         )
 
 
