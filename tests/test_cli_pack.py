@@ -4,7 +4,7 @@ and what is said where a prior is missing.
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,11 @@ from vqtok.priors import IntegerPrior
 SETTINGS = EntropyConfig(codebook_size=16, levels=1, embedding=4, width=8, blocks=1, rank=4)
 
 
-def add_entropy(model: Path, seed: int = 0, bias: int = 0) -> None:
+def add_entropy(model: Path, seed: int = 0, bias: int = 0, levels: int = 1) -> None:
     """An entropy prior for a toy model, which likes one index best where `bias` says so."""
     torch.manual_seed(seed)
-    tensors = IntegerPrior(SETTINGS).integers()
+    settings = replace(SETTINGS, levels=levels)
+    tensors = IntegerPrior(settings).integers()
     tensors["readout.bias"][0, 3] += bias
     record = {
         "tokenizer": weights.tokenizer_fingerprint(model / "tokenizer.safetensors"),
@@ -33,7 +34,7 @@ def add_entropy(model: Path, seed: int = 0, bias: int = 0) -> None:
     }
     weights.save_weights(
         model / "entropy.safetensors",
-        weights.Weights(tensors, {"kind": "entropy", "config": asdict(SETTINGS), "record": record}),
+        weights.Weights(tensors, {"kind": "entropy", "config": asdict(settings), "record": record}),
     )
 
 

@@ -1,6 +1,7 @@
 """Files in, files out: the loop of encode, decode, pack, unpack and truncate."""
 
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vqtok.cli import output
-from vqtok.errors import UsageError, VqtokError
+from vqtok.cli import output, progress
+from vqtok.errors import InputError, UsageError, VqtokError
 
 if TYPE_CHECKING:
+    from vqtok.codes import Codes, Compact
     from vqtok.files import Source
 
 Facts = dict[str, Any]  # of one result: the object that --json prints
@@ -54,6 +56,10 @@ class Failures:
             raise error
         self.failed += 1
         output.show_error(error)
+
+    def merge(self, other: "Failures") -> None:
+        """Counts what has failed elsewhere in the command, too."""
+        self.total, self.failed = self.total + other.total, self.failed + other.failed
 
     def finish(self) -> None:
         if self.failed:
@@ -98,6 +104,19 @@ def _keep_suffixes(jobs: list[Job], ending: str) -> list[Job]:
     return named
 
 
+def read_codes(source: "Source") -> "Codes | Compact":
+    """The codes in a file of either form. Raises InputError, FormatError."""
+    from vqtok import codes, files
+
+    path = source.path
+    if path is not None and path.suffix.lower() == ".tar" and os.path.isfile(path):
+        raise InputError(
+            f"{path} is a tar, and a codes file is a .npz",
+            f"give the folder where it is one of codes shards: {path.parent}",
+        )
+    return codes.read_any_codes(path or files.read_stdin(codes.FILE_LIMIT))
+
+
 def check_codes_targets(jobs: Sequence[Job], out: Path | None) -> None:
     """UsageError where -o names an image, or anything else that no codes file is called by:
     `vqtok decode` and all other readers look for .npz.
@@ -138,37 +157,57 @@ class Batch:
                 self.failures.add(error)
 
     def run(
-        self, work: Callable[[Job], list[Facts]], describe: Callable[[Job, Facts], list[str]]
+        self,
+        verb: str,
+        work: Callable[[Job], list[Facts]],
+        describe: Callable[[Job, Facts], list[str]],
     ) -> None:
         """Does one job after another, and reports on each; arguments as in `report`."""
-        self.report(((job, partial(work, job)) for job in self.jobs), describe)
+        self.report(verb, ((job, partial(work, job)) for job in self.jobs), describe)
 
     def report(
         self,
+        verb: str,
         outcomes: Iterable[tuple[Job, Callable[[], list[Facts]]]],
         describe: Callable[[Job, Facts], list[str]],
     ) -> None:
-        """Reports each job's results, as JSON or in the lines that `describe` makes of one.
+        """Reports each job's results, as JSON or in the lines that `describe` makes of one; of
+        several jobs a last line sums up. `verb` is what the progress line is called.
 
         A call gives a job's results or raises VqtokError, which is reported: the rest goes on.
         """
-        for job, results in outcomes:
-            try:
-                with output.memory_errors(job.source):
-                    found = results()
-            except VqtokError as error:
-                self.failures.add(error)
+        begin, done = time.perf_counter(), list[Facts]()
+        hidden = self.options.quiet or self.options.json
+        with progress.jobs(verb, len(self.jobs), hidden) as advance:
+            for number, (job, results) in enumerate(outcomes, 1):
+                try:
+                    with output.memory_errors(job.source):
+                        found = results()
+                except VqtokError as error:
+                    self.failures.add(error)
+                else:
+                    self._report_one(job, found, describe)
+                    done += [{"bytes": facts.get("bytes", 0)} for facts in found]
+                advance(number)
+        if len(self.jobs) > 1 and done and not hidden:
+            where = f" -> {self.options.out}" if self.options.out is not None else ""
+            size = sum(facts["bytes"] for facts in done)
+            seconds = time.perf_counter() - begin
+            self._say(f"{verb}{where}  {output.total(len(done), size, seconds)}")
+
+    def _report_one(
+        self, job: Job, found: list[Facts], describe: Callable[[Job, Facts], list[str]]
+    ) -> None:
+        for number, facts in enumerate(found):
+            if job.notes and number == 0:
+                facts = {**facts, "notes": [*job.notes, *facts.get("notes", ())]}
+            for note in facts.get("notes", ()):
+                self._say(f"{job.source}: {note}")
+            if self.options.json:
+                output.print_json(facts)
                 continue
-            for number, facts in enumerate(found):
-                if job.notes and number == 0:
-                    facts = {**facts, "notes": [*job.notes, *facts.get("notes", ())]}
-                for note in facts.get("notes", ()):
-                    self._say(f"{job.source}: {note}")
-                if self.options.json:
-                    output.print_json(facts)
-                    continue
-                for line in describe(job, facts):
-                    self._say(line)
+            for line in describe(job, facts):
+                self._say(line)
 
     def finish(self) -> None:
         self.failures.finish()

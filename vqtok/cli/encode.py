@@ -81,7 +81,7 @@ def encode(
     batch = Batch(jobs, options)
     if batch.jobs:
         encoder = _Encoder(target, compact, verify, force)
-        batch.report(encoder.run(batch.jobs, chosen, color), encoder.describe)
+        batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
     batch.finish()
 
 

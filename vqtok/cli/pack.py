@@ -5,15 +5,25 @@ They need no image and no network of an image.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from vqtok.cli import options as o
-from vqtok.cli import output, rate
-from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, check_codes_targets, plan
+from vqtok.cli import output, rate, shards
+from vqtok.cli.batch import (
+    Batch,
+    BatchOptions,
+    Facts,
+    Job,
+    check_codes_targets,
+    plan,
+    read_codes,
+)
 from vqtok.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    from vqtok.bulk.shards import Manifest
     from vqtok.codec import EntropyCoder
     from vqtok.codes import Codes, Compact, Encoded, RateTarget
     from vqtok.model_registry import ModelFolder
@@ -31,7 +41,7 @@ def pack(
 ) -> None:
     """Make codes files small: img.npz -> img.compact.npz."""
     options = BatchOptions(out, force, skip_existing, json, quiet)
-    _rewrite(inputs, ".compact.npz", options, model, _packed)
+    _rewrite(inputs, options, model, _Command("pack", ".compact", _packed, compact=True))
 
 
 @output.handle_errors
@@ -46,7 +56,7 @@ def unpack(
 ) -> None:
     """Make compact codes files plain again: img.npz -> img.plain.npz."""
     options = BatchOptions(out, force, skip_existing, json, quiet)
-    _rewrite(inputs, ".plain.npz", options, model, _unpacked)
+    _rewrite(inputs, options, model, _Command("unpack", ".plain", _unpacked, compact=False))
 
 
 @output.handle_errors
@@ -69,7 +79,9 @@ def truncate(
             "nothing says how much to keep", "give --levels N, --bpp X or --max-bytes SIZE"
         )
     options = BatchOptions(out, force, skip_existing, json, quiet)
-    _rewrite(inputs, ".truncated.npz", options, model, partial(_truncated, target))
+    shards.refuse_rates(target, shards.split(inputs)[0])
+    change = partial(_truncated, target)
+    _rewrite(inputs, options, model, _Command("truncate", ".truncated", change, levels=levels))
 
 
 class EntropyCoders:
@@ -87,7 +99,7 @@ class EntropyCoders:
         folder = model_registry.find_model(self.model)
         return folder, weights.tokenizer_fingerprint(folder.tokenizer)
 
-    def check_model(self, found: "Codes | Compact") -> None:
+    def check_model(self, found: "Codes | Compact | Manifest") -> None:
         """Raises ModelError where --model names another model than the one of these codes."""
         if self.model is None:
             return
@@ -145,6 +157,27 @@ class EntropyCoders:
 Change = Callable[[EntropyCoders, "Codes | Compact", object], "Encoded"]
 
 
+@dataclass(frozen=True)
+class _Command:
+    """What one of the three commands does to a codes file, and to the shards of a folder."""
+
+    verb: str
+    ending: str  # of the new name: .compact for img.compact.npz
+    change: Change
+    levels: int | None = None  # of shards; None: as they are
+    compact: bool | None = None
+
+    def change_stack(self, coders: EntropyCoders, found: "Codes | Compact") -> "Codes | Compact":
+        """Gives the codes of one grid of a shard in the form that the new manifest tells."""
+        from vqtok.codes import Codes
+
+        plain = coders.unpack(found)
+        if self.levels is not None:
+            plain = plain.first_levels(self.levels)
+        compact = not isinstance(found, Codes) if self.compact is None else self.compact
+        return coders.pack(plain) if compact else plain
+
+
 def _packed(coders: EntropyCoders, found: "Codes | Compact", name: object) -> "Encoded":
     from vqtok.codes import Encoded
 
@@ -168,13 +201,29 @@ def _truncated(
 
 
 def _rewrite(
-    inputs: list[str], ending: str, options: BatchOptions, model: str | None, change: Change
+    inputs: list[str], options: BatchOptions, model: str | None, command: _Command
 ) -> None:
-    """Changes each codes file into another one."""
-    jobs = _without_results(plan(inputs, frozenset({".npz"}), ending, options.out), options.quiet)
+    """Changes each codes file into another one, and each folder of codes shards."""
+    folders, words = shards.split(inputs)
+    found = (
+        plan(words, frozenset({".npz"}), f"{command.ending}.npz", options.out)
+        if words or not folders
+        else []
+    )
+    jobs = _without_results(found, options.quiet)
     check_codes_targets(jobs, options.out)
-    batch = Batch(jobs, options)
-    batch.run(partial(_rewrite_one, EntropyCoders(model), change, options.force), _describe)
+    batch, coders = Batch(jobs, options), EntropyCoders(model)
+    rewriting = shards.Rewriting(
+        command.verb,
+        options,
+        command.ending,
+        partial(command.change_stack, coders),
+        coders.check_model,
+        command.levels,
+        command.compact,
+    )
+    batch.failures.merge(shards.run_folders(folders, len(words), options, rewriting.run))
+    batch.run(command.verb, partial(_rewrite_one, coders, command.change, options.force), _describe)
     batch.finish()
 
 
@@ -191,10 +240,7 @@ def _without_results(jobs: list[Job], quiet: bool) -> list[Job]:
 
 def _rewrite_one(coders: EntropyCoders, change: Change, force: bool, job: Job) -> list[Facts]:
     """Writes the changed codes of one file, and returns the facts of the new one."""
-    from vqtok import codes, files
-
-    begin = time.perf_counter()
-    found = codes.read_any_codes(job.source.path or files.read_stdin(codes.FILE_LIMIT))
+    begin, found = time.perf_counter(), read_codes(job.source)
     try:
         coders.check_model(found)
         encoded = change(coders, found, job.source)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import images, losses, model_registry
+from vqtok import images, losses, model_registry, ticks
 from vqtok.codec.entropy_coder import EntropyCoder
 from vqtok.codec.loading import build_tokenizer, fill, load_prior, to_device
 from vqtok.codes import Codes, Compact, count_levels, index_dtype, levels_fix, to_compact, unpack
@@ -247,6 +247,7 @@ class Model:
                 found = self.quantizer(vectors).indices[:, :count]
                 indices.narrow(tiling.axis, position, found.shape[tiling.axis]).copy_(found)
                 position += found.shape[tiling.axis]
+                ticks.tell(position, indices.shape[tiling.axis])
 
     def _floats(self, batch: list[np.ndarray]) -> Tensor:
         """(n, C, h*f, w*f) in [-1, 1], channels last, of uint8 (H, W, C)."""
@@ -310,6 +311,7 @@ class Model:
             end = position + output.shape[tiling.axis]
             yield tiling.slices(slice(position, end)), output.float()
             position = end
+            ticks.tell(position, indices.shape[tiling.axis] * self.config.downsample)
 
     def _tiling(self, h: int, w: int, n: int = 1) -> Tiling:
         """How n grids are worked on: in parts of `pixels_at_once`, or in one where the

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vqtok import metrics
+from vqtok.bulk import CodesDataset
 from vqtok.codec import Model
 from vqtok.codes import Codes, Compact, Encoded, count_levels, levels_fix, to_bytes
 from vqtok.data import Dataset, read_whole
@@ -99,6 +100,51 @@ def evaluate(
             "check that the files are whole and are images",
         )
     return sums.result(_notes(sums, plan, lpips))
+
+
+def evaluate_codes(
+    model: Model,
+    data: CodesDataset,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    levels: Sequence[int] | None = None,
+) -> Evaluation:
+    """Measures the first `limit` images of codes shards, whose originals are not there: use of the
+    codes, and bits of the grids by coder. What compares with an original is None.
+
+    `levels` and `progress` as in `evaluate`. Raises UsageError where the shards hold fewer levels,
+    and InputError where they hold no image.
+    """
+    held = data.manifest.levels
+    for n in levels or ():
+        if not 1 <= n <= held:
+            raise UsageError(
+                f"{data.folder} holds {count_levels(held)}, there is nothing to measure at {n}",
+                levels_fix(held),
+            )
+    chosen = sorted({*levels, held}) if levels else range(1, held + 1)
+    prior = model.prior if model.folder.prior is not None else None
+    sums = RunningTotals(model.config.codebook_size, tuple(chosen), prior is not None)
+    total = len(data) if limit is None else min(limit, len(data))
+    data.use_coder(model.entropy_coder)
+    for shard in data.shards:
+        for _, one in data.images(shard):
+            if sums.images == total:
+                break
+            _add_grids(sums, prior, one, [-1])
+            packed = None if model.entropy_coder is None else model.pack_levels(one)
+            for n, totals in sums.levels.items():
+                part = one.first_levels(n)
+                totals.add(None, len(to_bytes(part)), one.pixels)
+                totals.add_coded(_coded(part, None if packed is None else packed(n)))
+            if progress is not None:
+                progress(sums.images, total)
+    if not sums.images:
+        raise InputError(f"{data.folder} holds no encoded image", "its .jsonl files say why")
+    sums.skipped = data.failed
+    note = "codes shards hold no originals: quality is not measured (give the images for that)"
+    return sums.result((note,))
 
 
 def _plan(model: Model, levels: Sequence[int] | None, codecs: Sequence[str] | None) -> _MeasurePlan:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqtok import entropy
+from vqtok import entropy, ticks
 from vqtok.config import EntropyConfig
 from vqtok.errors import FormatError
 from vqtok.meta_init import init_empty_weights
@@ -318,6 +318,8 @@ class IntegerInference:
         with _coding(self.device):
             for b in range(B):
                 found[b] = self.intervals(indices[b : b + 1], order)[0]
+                if B > 1:
+                    ticks.tell(b + 1, B)
         return CodedGrids(found.reshape(B, levels, h, w, 2))
 
     def bits(self, indices: np.ndarray) -> np.ndarray:
@@ -345,6 +347,7 @@ class IntegerInference:
         by_level = np.argsort(order[0], kind="stable")
         size = max(1, PLACES_AT_ONCE // B)
         for start in range(0, len(by_level), size):
+            ticks.tell(start, len(by_level))
             which = by_level[start : start + size]
             positions = Positions.of(*order[:, which]).to(self.device)
             done = 0
@@ -391,7 +394,9 @@ class IntegerInference:
     def _decode(self, streams: Sequence[bytes], levels: int, h: int, w: int) -> np.ndarray:
         decoder = entropy.Decoder(streams)
         sums = ContextSums(self, len(streams), levels, h, w)
-        for step in steps(levels, h, w):
+        last = 2 * (h - 1) + w + LAG * (levels - 1)
+        for number, step in enumerate(steps(levels, h, w)):
+            ticks.tell(number, last)
             positions = Positions.of(*step).to(self.device)
             found = []
             for (_, size), logits in zip(
