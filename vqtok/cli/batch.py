@@ -189,7 +189,8 @@ class Batch:
                     self._report_one(job, found, describe)
                     done += [{"bytes": facts.get("bytes", 0)} for facts in found]
                 advance(number)
-        if len(self.jobs) > 1 and done and not hidden:
+        # where some have failed `finish` has the last word
+        if len(self.jobs) > 1 and done and not self.failures.failed and not hidden:
             where = f" -> {self.options.out}" if self.options.out is not None else ""
             size = sum(facts["bytes"] for facts in done)
             seconds = time.perf_counter() - begin
