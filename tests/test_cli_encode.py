@@ -20,7 +20,8 @@ def test_encode_and_decode_write_beside_the_input():
     done = ok("encode", "a.png")
     assert done.stdout == ""
     assert re.fullmatch(
-        r"a\.png -> a\.npz  8x5x1, \d+ B, \d\.\d\d bpp, [\d.]+x smaller than PNG, \d+\.\d\d s\n",
+        r"a\.png -> a\.npz  8x5x1, \d+ B, \d\.\d\d bpp, [\d.]+x fewer bytes than a\.png, "
+        r"\d+\.\d\d s\n",
         done.stderr,
     )
     done = ok("decode", "a.npz")
@@ -98,7 +99,7 @@ def test_dash_is_standard_input_and_output():
     made = ok("encode", "-", stdin=content)
     assert codes.read_plain_codes(made.stdout_bytes) == codec.load("toy").encode("a.png")
     assert re.match(
-        "standard input -> standard output  8x5x1, .* smaller than the source", made.stderr
+        "standard input -> standard output  8x5x1, .* fewer bytes than the source", made.stderr
     )
     back = ok("decode", "-", stdin=made.stdout_bytes)
     assert size_of(back.stdout_bytes) == (30, 20)
@@ -179,7 +180,12 @@ def test_results_that_exist_are_told_before_the_model_is_loaded(monkeypatch: pyt
 def test_several_images_in_one_file_are_numbered():
     ok("sample", "-n", "3", "-o", "s.npz")
     done = ok("decode", "s.npz")
-    assert done.stderr.count("s.npz -> s.decoded-000") == 3
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"s\.npz -> s\.decoded-0001\.png \.\.\. s\.decoded-0003\.png  3 images, \d+\.\d\d s", line
+    )
+    facts = [json.loads(x) for x in ok("decode", "s.npz", "-f", "--json").stdout.splitlines()]
+    assert [(row["image"], row["images"]) for row in facts] == [(1, 3), (2, 3), (3, 3)]
     assert sorted(p.name for p in Path().glob("*.png")) == [
         f"s.decoded-000{i}.png" for i in (1, 2, 3)
     ]

@@ -103,6 +103,49 @@ def test_encode_tells_of_compact_files_where_the_model_codes_them(coding: Path):
     assert "smaller still" not in ok("encode", "img.png", "-o", "e.npz").stderr
 
 
+def test_hints_are_quoted_and_not_given_where_the_file_grew(coding: Path):
+    done = ok("encode", "img.png", "-o", "it's a name.npz")
+    assert done.stderr.splitlines()[-1] == (
+        "smaller still: --compact, or vqtok pack 'it'\"'\"'s a name.npz'"
+    )
+    images.write_image(Path("tiny.png"), np.zeros((4, 4, 3), np.uint8))
+    done = ok("encode", "tiny.png")
+    assert "x more bytes than tiny.png, " in done.stderr
+    assert "smaller still" not in done.stderr
+
+
+def test_what_can_only_be_bit_packed_is_said(toy: Path):
+    said = "the model toy has no entropy prior: bits are packed, not coded "
+    for i in range(2):
+        images.write_image(Path(f"in/{i}.png"), image(80, 120, seed=i))
+    for words in (
+        ["encode", "in", "--compact", "-o", "compact"],
+        ["encode", "in", "--compact", "--bulk", "-o", "shards"],
+        ["pack", "compact", "-o", "packed"],
+        ["pack", "shards"],
+    ):
+        assert ok(*words).stderr.count(said) == 1, words
+    assert said not in ok("pack", "compact", "-f", "-q", "-o", "packed").stderr
+    assert said not in ok("unpack", "compact", "-o", "plain").stderr
+    add_entropy(toy, bias=100_000)
+    for words in (["encode", "in", "--compact", "-o", "new"], ["pack", "compact", "-o", "new2"]):
+        assert said not in ok(*words).stderr
+
+
+def test_info_and_models_show_the_entropy_prior(toy: Path):
+    assert json.loads(ok("info", "toy", "--json").stdout)["entropy_prior"] is None
+    assert json.loads(ok("models", "--json").stdout)["entropy_prior"] is False
+    size = json.loads(ok("models", "--json").stdout)["bytes"]
+    add_entropy(toy)
+    facts = json.loads(ok("info", "toy", "--json").stdout)
+    assert facts["entropy_prior"]["record"]["metrics"] == {"bits": 4.0}
+    listed = json.loads(ok("models", "--json").stdout)
+    assert listed["entropy_prior"] is True
+    assert listed["bytes"] == size + (toy / "entropy.safetensors").stat().st_size == facts["bytes"]
+    assert "entropy prior" in ok("info", "toy").stdout
+    assert "validation crops" in ok("models").stderr
+
+
 def test_verify_refuses_what_would_not_come_back(coding: Path, monkeypatch: pytest.MonkeyPatch):
     broken = codec.Model.pack
     monkeypatch.setattr(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtok.cli import output
+from vqtok.cli import output, rate
 from vqtok.cli.batch import BatchOptions
 from vqtok.cli.progress import bar
 from vqtok.cli.start import ModelOptions
@@ -109,6 +109,8 @@ def encode(
     chosen.check_levels(levels)
     work_slice, found = WorkSlice.parse(sharding.shard), Inputs(inputs)
     model, reporter = chosen.load(), Reporter(options.json, options.quiet)
+    if compact and model.folder.entropy is None:
+        output.say(rate.only_packed(model.name), options.quiet)
     from vqtok.bulk import encode as bulk_encode
 
     settings = bulk_encode.BulkSettings(levels, compact, background, sharding.shard_size or 1000)

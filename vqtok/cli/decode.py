@@ -111,9 +111,11 @@ def _decode(models: _Models, options: BatchOptions, levels: int | None, job: Job
             "size": [image.shape[1], image.shape[0]],
             "levels": plain.levels,
             "model_levels": model.config.levels,
+            "image": number,
+            "images": len(targets),
             "seconds": seconds,
         }
-        for path, image in zip(targets, decoded, strict=True)
+        for number, (path, image) in enumerate(zip(targets, decoded, strict=True), 1)
     ]
 
 
@@ -147,10 +149,15 @@ def _targets(target: Path, n: int) -> list[Path]:
 
 
 def _describe(job: Job, facts: Facts) -> list[str]:
-    """img.npz -> img.decoded.png  96x64, 2 of 8 levels, 0.42 s"""
-    size, n, L = "x".join(map(str, facts["size"])), facts["levels"], facts["model_levels"]
+    """img.npz -> img.decoded.png  96x64, 2 of 8 levels, 0.42 s
+
+    Of several images in a file one line, with the first name and the last.
+    """
+    n, L, count = facts["levels"], facts["model_levels"], facts["images"]
+    if facts["image"] < count:
+        return []
     part = f"{n} of {L} levels, " if n < L else ""
-    return [
-        f"{job.source} -> {output.display_name(facts['output'])}  {size}, "
-        f"{part}{facts['seconds']:.2f} s"
-    ]
+    shown, what = output.display_name(facts["output"]), "x".join(map(str, facts["size"]))
+    if count > 1:
+        shown, what = f"{_targets(job.target, count)[0]} ... {shown}", f"{count} images"
+    return [f"{job.source} -> {shown}  {what}, {part}{facts['seconds']:.2f} s"]

@@ -1,5 +1,6 @@
 """`vqtok encode`: images to codes files."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -80,7 +81,9 @@ def encode(
     check_codes_targets(jobs, out)
     batch = Batch(jobs, options)
     if batch.jobs:
-        encoder = _Encoder(target, compact, verify, force)
+        encoder = _Encoder(
+            target, compact, verify, force, lambda text: output.say(text, options.quiet)
+        )
         batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
     batch.finish()
 
@@ -93,6 +96,7 @@ class _Encoder:
     compact: bool
     verify: bool
     force: bool
+    say: Callable[[str], None]
     hint: bool = False  # whether to say that the file can be made smaller
 
     def run(
@@ -105,6 +109,8 @@ class _Encoder:
         channels = chosen.config.channels
         read = read_ahead(lambda job: _read(job, channels, background), jobs)
         model = chosen.load()
+        if self.compact and model.folder.entropy is None:
+            self.say(rate.only_packed(model.name))
         self.hint = len(jobs) == 1 and not self.compact and model.folder.entropy is not None
         written = write_behind(
             lambda job, image: self._encode(model, job, image), zip(jobs, read, strict=True)
@@ -156,9 +162,14 @@ class _Encoder:
     def describe(self, job: Job, facts: Facts) -> list[str]:
         from vqtok.files import STDIO
 
+        summary = _summary(job, facts)
+        if not self.hint or job.target == STDIO or facts["bytes"] > facts["source_bytes"]:
+            return [summary]
         # By how much is not said: to code one image's indices takes longer than all else here.
-        smaller = f"smaller still: --compact, or vqtok pack {job.target}"
-        return [_summary(job, facts), *([smaller] if self.hint and job.target != STDIO else [])]
+        return [
+            summary,
+            f"smaller still: --compact, or vqtok pack {shlex.quote(str(job.target))}",
+        ]
 
 
 def _read(job: Job, channels: int, background: "Color") -> "DecodedImage":
@@ -169,19 +180,14 @@ def _read(job: Job, channels: int, background: "Color") -> "DecodedImage":
 
 
 def _summary(job: Job, facts: Facts) -> str:
-    """img.png -> img.npz  96x64x1, 9.1 kB, 0.19 bpp, 41x smaller than PNG, 0.42 s"""
+    """img.png -> img.npz  96x64x1, 9.1 kB, 0.19 bpp, 41x fewer bytes than img.png, 0.42 s"""
     grid = "x".join(map(str, facts["grid"]))
     ratio = facts["source_bytes"] / facts["bytes"]
-    kind = job.source.path.suffix.lstrip(".").upper() if job.source.path else ""
-    kind = {"JPG": "JPEG", "TIF": "TIFF", "": "the source"}.get(kind, kind)
-    compared = (
-        f"{ratio:.3g}x smaller than {kind}"
-        if ratio >= 1
-        else f"{1 / ratio:.3g}x larger than {kind}"
-    )
+    source = "the source" if job.source.path is None else job.source.path.name
+    compared = f"{ratio:.3g}x fewer" if ratio >= 1 else f"{1 / ratio:.3g}x more"
     size = rate.shown(facts["bytes"], facts["bpp"])
     verified = "verified, " if facts.get("verified") else ""
     return (
-        f"{job.source} -> {output.display_name(job.target)}  {grid}, {size}, {compared}, "
-        f"{verified}{facts['seconds']:.2f} s"
+        f"{job.source} -> {output.display_name(job.target)}  {grid}, {size}, "
+        f"{compared} bytes than {source}, {verified}{facts['seconds']:.2f} s"
     )

@@ -144,7 +144,7 @@ def evaluate(
                 "model": codec.name,
                 "fingerprint": codec.fingerprint,
                 "data": dataset.name,
-                **asdict(result),
+                **result.to_json(),
             }
         )
     else:
@@ -192,7 +192,7 @@ def _evaluate_shards(
         output.say(note, quiet)
     if json:
         facts = {"model": codec.name, "fingerprint": codec.fingerprint, "data": str(data)}
-        output.print_json({**facts, **asdict(result)})
+        output.print_json({**facts, **result.to_json()})
     else:
         _print_tables(result, codec.name, f"the codes in {data}")
 
@@ -313,14 +313,14 @@ _NAMES = {
     "usage": ("codes used", ".1%"),
     "perplexity": ("perplexity", ".1f"),
     "bpp": ("bits per pixel, raw", ".4f"),
-    "bpp_packed": ("bits per pixel, files", ".4f"),
+    "bpp_plain": ("bits per pixel, files", ".4f"),
     "bpp_coded": ("bits per pixel, by the prior", ".4f"),
     "bits_per_dim": ("bits per dimension", ".3f"),
 }
 _LEVEL_COLUMNS = {
     "levels": ("levels", "d"),
     "bpp": ("bpp raw", ".4f"),
-    "bpp_packed": ("files", ".4f"),
+    "bpp_plain": ("files", ".4f"),
     "bpp_coded": ("by prior", ".4f"),
     "bpp_compact": ("compact", ".4f"),
     "psnr": ("PSNR", ".2f"),
@@ -405,7 +405,7 @@ def _codec_table(figures: Facts, model: str, measure: str) -> "Table":
             if row["levels"] == ours["levels"] and row["times"] == 1
         ]
         if others:
-            cells = _cells(ours | {"bpp": ours["bpp_packed"]}, columns)
+            cells = _cells(ours | {"bpp": ours["bpp_plain"]}, columns)
             lines.append([f"{model}, {ours['levels']}", *cells, None])
         for row in others:
             needs = ours["needs"][row["codec"]]

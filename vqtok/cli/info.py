@@ -125,7 +125,8 @@ def _model_facts(model: "ModelFolder") -> dict[str, Any]:
 
     tokenizer = weights.read_meta(model.tokenizer, "tokenizer")
     prior = weights.read_meta(model.prior, "prior") if model.prior else None
-    parts = [model.tokenizer] + ([model.prior] if model.prior else [])
+    entropy = weights.read_meta(model.entropy, "entropy") if model.entropy else None
+    parts = [part for part in (model.tokenizer, model.prior, model.entropy) if part]
     return {
         "kind": "model",
         "name": model.name,
@@ -135,6 +136,9 @@ def _model_facts(model: "ModelFolder") -> dict[str, Any]:
         "bpp": _raw_bpp(tokenizer["config"], model.tokenizer),
         "tokenizer": {"config": tokenizer["config"], "record": tokenizer["record"]},
         "prior": {"config": prior["config"], "record": prior["record"]} if prior else None,
+        "entropy_prior": (
+            {"config": entropy["config"], "record": entropy["record"]} if entropy else None
+        ),
     }
 
 
@@ -220,13 +224,15 @@ def models(json: o.Json = False) -> None:
             "PSNR, dB",
             "labels",
             "prior",
+            "entropy prior",
             "size",
             "fingerprint",
         ]
         output.print_table(rich_table(headers, [_row(m) for m in found]))
         output.say(
             "f: pixels a code along each axis. K: codes at each level. bpp: bits per pixel. PSNR: "
-            "of validation images."
+            "of validation crops while training; vqtok eval measures whole images. "
+            "Entropy prior: codes compact files."
         )
     failures.finish()
 
@@ -248,6 +254,7 @@ def _listed(model: "ModelFolder") -> dict[str, Any]:
         "validation": metrics if isinstance(metrics, dict) else {},
         "labels": labels if isinstance(labels, list) else [],
         "prior": prior is not None,
+        "entropy_prior": facts["entropy_prior"] is not None,
     }
 
 
@@ -264,6 +271,7 @@ def _row(m: dict[str, Any]) -> list[Any]:
         f"{psnr:.2f}" if isinstance(psnr, float) else "",
         len(m["labels"]) or "none",
         "yes" if m["prior"] else "no",
+        "yes" if m["entropy_prior"] else "no",
         human_bytes(m["bytes"]),
         m["fingerprint"],
     ]

@@ -3,6 +3,7 @@
 They need no image and no network of an image.
 """
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,8 +88,8 @@ def truncate(
 class EntropyCoders:
     """The entropy coders of a batch, each loaded once; torch is imported with the first."""
 
-    def __init__(self, model: str | None) -> None:
-        self.model = model
+    def __init__(self, model: str | None, quiet: bool = True) -> None:
+        self.model, self.quiet = model, quiet
         self.loaded: dict[str, EntropyCoder | None] = {}  # by the tokenizer's fingerprint
 
     @cached_property
@@ -108,7 +109,7 @@ class EntropyCoders:
             raise ModelError(
                 f"written with model {found.model} ({found.fingerprint}), "
                 f"but --model is {folder.name} ({mine})",
-                f"leave --model out, or give --model {found.model}",
+                f"leave --model out, or give --model {shlex.quote(found.model)}",
             )
 
     def find(self, codes: "Codes | Compact") -> "EntropyCoder | None":
@@ -116,6 +117,14 @@ class EntropyCoders:
         if codes.fingerprint not in self.loaded:
             self.loaded[codes.fingerprint] = self._load(codes)
         return self.loaded[codes.fingerprint]
+
+    def _find_or_say(self, plain: "Codes") -> "EntropyCoder | None":
+        """As `find`; says once of a model that its codes can only be bit-packed."""
+        first = plain.fingerprint not in self.loaded
+        coder = self.find(plain)
+        if first and coder is None:
+            output.say(rate.only_packed(plain.model), self.quiet)
+        return coder
 
     def _load(self, codes: "Codes | Compact") -> "EntropyCoder | None":
         from vqtok import model_registry
@@ -135,14 +144,14 @@ class EntropyCoders:
         """Gives the compact form, bit-packed where the model has no entropy prior."""
         from vqtok import codes
 
-        coder = self.find(plain)
+        coder = self._find_or_say(plain)
         return codes.to_compact(plain) if coder is None else coder.pack(plain)
 
     def pack_levels(self, plain: "Codes") -> "Callable[[int], Compact]":
         """Codes the levels once; the result gives the compact form of any number of the first."""
         from vqtok import codes
 
-        coder = self.find(plain)
+        coder = self._find_or_say(plain)
         if coder is None:
             return lambda count: codes.to_compact(plain.first_levels(count))
         return coder.pack_levels(plain)
@@ -212,7 +221,7 @@ def _rewrite(
     )
     jobs = _without_results(found, options.quiet)
     check_codes_targets(jobs, options.out)
-    batch, coders = Batch(jobs, options), EntropyCoders(model)
+    batch, coders = Batch(jobs, options), EntropyCoders(model, options.quiet)
     rewriting = shards.Rewriting(
         command.verb,
         options,

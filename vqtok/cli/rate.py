@@ -85,6 +85,14 @@ def _rounded_up(value: float) -> str:
     return f"{math.ceil(value / step - 1e-9) * step:.10g}"
 
 
+def only_packed(model: str) -> str:
+    """What is said where compact codes are asked for of a model that cannot code them."""
+    return (
+        f"the model {model} has no entropy prior: bits are packed, not coded "
+        "(vqtok train --stage entropy makes one)"
+    )
+
+
 def facts(codes: "Codes | Compact", form: str, size: int) -> dict[str, Any]:
     """Describes a codes file of `size` bytes, for JSON."""
     _, L, h, w = codes.shape

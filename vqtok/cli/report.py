@@ -245,7 +245,7 @@ def _facts(codec: "Model", human: Any) -> list[tuple[str, Any]]:
         ("labels", labels or "none"),
     ]
     return rows + (
-        [("PSNR of validation images, dB", float(psnr))] if isinstance(psnr, int | float) else []
+        [("PSNR of validation crops, dB", float(psnr))] if isinstance(psnr, int | float) else []
     )
 
 

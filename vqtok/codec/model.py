@@ -1,5 +1,6 @@
 """A model ready to use: images to codes and back, and codes that never were."""
 
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -440,7 +441,7 @@ class Model:
             again = (
                 "the model was trained again since"
                 if codes.model == self.name
-                else f"or give --model {codes.model}"
+                else f"or give --model {shlex.quote(codes.model)}"
             )
             raise ModelError(
                 f"the codes were made with model {codes.model} ({codes.fingerprint}), "

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class LevelRow:
 
     levels: int  # n
     bpp: float  # raw indices: log2 K each
-    bpp_packed: float  # codes files as written, one an image
+    bpp_plain: float  # plain codes files as written, one an image
     bpp_coded: float | None  # what the prior's cross-entropy allows; None without a prior
     psnr: float | None  # dB; this and the following: None where only codes are measured
     ssim: float | None
@@ -36,6 +37,11 @@ class LevelRow:
     # bpp of the same grids by coder: see `baseline_coders.TITLES`
     coders: dict[str, float] = field(default_factory=dict)
     exact: int = 0  # images that equal their originals: `psnr` leaves them out
+
+    @property
+    def bpp_packed(self) -> float:
+        """The old name of `bpp_plain`: nothing is packed in plain files."""
+        return self.bpp_plain
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,24 @@ class Evaluation:
     usage: float  # part of the codes of all levels used at all
     perplexity: float  # of several levels: the geometric mean
     bpp: float  # raw indices: log2 K each
-    bpp_packed: float  # codes files as written, one an image
+    bpp_plain: float  # plain codes files as written, one an image
     bpp_coded: float | None  # what the prior's cross-entropy allows; None without a prior
     # -log2 p(x, z) over all values: the prior's bits and the likelihood's
     bits_per_dim: float | None
     levels: tuple[LevelRow, ...]
     codecs: tuple[CodecRow, ...]
     notes: tuple[str, ...]  # what a reader of the figures should know: what was left out, and why
+
+    @property
+    def bpp_packed(self) -> float:
+        """The old name of `bpp_plain`: nothing is packed in plain files."""
+        return self.bpp_plain
+
+    def to_json(self) -> dict[str, Any]:
+        """What `vqtok eval --json` prints; programs that read it know `bpp_plain` as bpp_packed."""
+        values = asdict(self)
+        values["levels"] = [row | {"bpp_packed": row["bpp_plain"]} for row in values["levels"]]
+        return values | {"bpp_packed": self.bpp_plain}
 
 
 @dataclass
@@ -153,7 +170,7 @@ class RunningTotals:
             usage=float((self.counts > 0).mean()),
             perplexity=float(np.exp(np.log(each).mean())),
             bpp=last.bpp,
-            bpp_packed=last.bpp_packed,
+            bpp_plain=last.bpp_plain,
             bpp_coded=last.bpp_coded,
             bits_per_dim=bits / self.values if self.has_prior and self.values else None,
             levels=rows,
@@ -178,7 +195,7 @@ class RunningTotals:
         return LevelRow(
             levels=n,
             bpp=metrics.bits_per_pixel(raw, totals.pixels),
-            bpp_packed=totals.bpp,
+            bpp_plain=totals.bpp,
             bpp_coded=metrics.bits_per_pixel(float(self.coded[:n].sum()), totals.pixels)
             if self.has_prior
             else None,
