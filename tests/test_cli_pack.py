@@ -146,6 +146,21 @@ def test_info_and_models_show_the_entropy_prior(toy: Path):
     assert "validation crops" in ok("models").stderr
 
 
+def test_indices_alone_for_readers_without_strings(coding: Path):
+    ok("pack", "one.npz")
+    for source in ("one.npz", "one.compact.npz"):
+        ok("unpack", source, "--indices-only", "-f")
+        name = source.replace(".npz", ".indices.npz")
+        with np.load(name, allow_pickle=False) as file:
+            assert file.files == ["indices"]  # no string in it
+            np.testing.assert_array_equal(
+                file["indices"], codes.read_plain_codes("one.npz").indices
+            )
+        assert "the member meta is missing" in fails("decode", name)
+    ok("encode", "img.png", "--bulk", "--workers", 0, "-o", "shards")
+    assert "does not go with codes shards" in fails("unpack", "shards", "--indices-only", code=2)
+
+
 def test_verify_refuses_what_would_not_come_back(coding: Path, monkeypatch: pytest.MonkeyPatch):
     broken = codec.Model.pack
     monkeypatch.setattr(

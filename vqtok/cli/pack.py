@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output, rate, shards
@@ -52,11 +54,28 @@ def unpack(
     model: o.FileModel = None,
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
+    indices_only: Annotated[
+        bool,
+        typer.Option(
+            "--indices-only",
+            help="Write the member indices alone, for readers that fail at a string (MLX); "
+            "vqtok cannot decode such a file.",
+        ),
+    ] = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Make compact codes files plain again: img.npz -> img.plain.npz."""
     options = BatchOptions(out, force, skip_existing, json, quiet)
+    if indices_only:
+        folders, _ = shards.split(inputs)
+        if folders:
+            raise UsageError(
+                f"--indices-only does not go with codes shards ({folders[0]})",
+                "read them with vqtok.CodesDataset, or give codes files",
+            )
+        command = _Command("unpack", ".indices", _indices_alone, compact=False)
+        return _rewrite(inputs, options, model, command)
     _rewrite(inputs, options, model, _Command("unpack", ".plain", _unpacked, compact=False))
 
 
@@ -198,6 +217,13 @@ def _unpacked(coders: EntropyCoders, found: "Codes | Compact", name: object) -> 
     from vqtok.codes import Encoded
 
     return Encoded.of(coders.unpack(found))
+
+
+def _indices_alone(coders: EntropyCoders, found: "Codes | Compact", name: object) -> "Encoded":
+    from vqtok.codes import Encoded, indices_to_bytes
+
+    plain = coders.unpack(found)
+    return Encoded(plain, "indices", indices_to_bytes(plain))
 
 
 def _truncated(
