@@ -127,9 +127,9 @@ def training_table(folder: Path) -> str:
 
 
 def round_decoder(folder: Path) -> None:
-    """Rounds a tokenizer's decoder to int8, half the bytes; its priors follow, as the indices stay.
+    """Rounds a tokenizer's decoder to int8, half the bytes.
 
-    Nothing of the encoder and the codebooks changes.
+    Nothing of the encoder and the codebooks changes: the codes stay, and what is made for them.
     """
     path = folder / "tokenizer.safetensors"
     given = weights.load_weights(path, "tokenizer")
@@ -139,16 +139,8 @@ def round_decoder(folder: Path) -> None:
         if name.startswith("decoder.") and tensor.ndim == 4
     ]
     tensors = given.tensors | {name: int8.round_to_int8(given.tensors[name]) for name in names}
-    before, after = (weights.fingerprint(t) for t in (given.tensors, tensors))
-    meta = given.meta | {"record": given.record | {"fingerprint": after}, "int8": names}
+    meta = given.meta | {"codes": weights.kept_codes(given), "int8": names}
     weights.save_weights(path, weights.Weights(tensors, meta))
-    for kind in ("prior", "entropy"):
-        path = folder / f"{kind}.safetensors"
-        if path.exists():
-            prior = weights.load_weights(path, kind)
-            assert prior.record["tokenizer"] == before, (path, prior.record["tokenizer"], before)
-            meta = prior.meta | {"record": prior.record | {"tokenizer": after}}
-            weights.save_weights(path, weights.Weights(prior.tensors, meta))
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ a tokenizer to start from, and the network of the perceptual distance.
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.numpy
 import torch
@@ -82,6 +83,57 @@ def test_weights_that_do_not_fit_are_a_usage_error(tmp_path: Path) -> None:
         assert words in result.stderr, result.stderr
         assert result.stderr.count("\n") == 2
     assert not (tmp_path / "second").exists()
+
+
+FROZEN = ("--set", "tokenizer_training.freeze_encoder=true", "--set", "losses.adversarial=1")
+
+
+def test_a_frozen_encoder_keeps_its_codes(tmp_path: Path) -> None:
+    assert small("-o", "first", *LEVELS).exit_code == 0
+    frozen = (*LEVELS, "--init", "./first", *FROZEN)
+    assert small("-o", "second", *frozen).exit_code == 0
+    assert small("-o", "parts", *frozen, "--steps", "5").exit_code == 0
+    steps = json.loads((tmp_path / "second" / "log.jsonl").read_text().splitlines()[-1])["step"]
+    assert train("data", "-o", "parts", "--resume", "--steps", str(steps)).exit_code == 0
+    first, second, parts = (
+        weights.load_weights(tmp_path / name / "tokenizer.safetensors", "tokenizer")
+        for name in ("first", "second", "parts")
+    )
+    for name, tensor in first.tensors.items():
+        same = np.array_equal(tensor, second.tensors[name])
+        assert same or name.startswith("decoder."), name
+    assert weights.fingerprint(first.tensors) != weights.fingerprint(second.tensors)
+    # the codes of one are those of the other, in files too
+    for stored in (second, parts):
+        assert weights.codes_fingerprint(stored) == weights.fingerprint(first.tensors)
+    model, other = codec.load("./first"), codec.load("./second")
+    image = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    codes = other.encode(image)
+    assert codes.fingerprint == model.fingerprint == second.record["fingerprint"]
+    assert np.array_equal(codes.indices, model.encode(image).indices)
+    assert not np.array_equal(other.decode(codes), model.decode(codes))
+
+
+def test_codes_are_kept_only_while_the_encoder_is_the_same(tmp_path: Path) -> None:
+    assert small("-o", "first", *LEVELS).exit_code == 0
+    stored = weights.load_weights(tmp_path / "first" / "tokenizer.safetensors", "tokenizer")
+    own = weights.fingerprint(stored.tensors)
+    kept = weights.kept_codes(stored) | {"fingerprint": "0123abcd"}
+    for value, expected in [
+        (kept, "0123abcd"),
+        (kept | {"encoder": "00000000"}, own),
+        (kept | {"fingerprint": "../../x"}, own),
+        ("0123abcd", own),
+    ]:
+        claims = weights.Weights(stored.tensors, stored.meta | {"codes": value})
+        assert weights.codes_fingerprint(claims) == expected
+
+
+def test_freezing_needs_a_model_to_start_from(tmp_path: Path) -> None:
+    result = small("-o", "m", *LEVELS, *FROZEN)
+    assert result.exit_code == 2
+    assert "--init MODEL" in result.stderr
+    assert not (tmp_path / "m").exists()
 
 
 # The perceptual distance

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqtok.errors import ModelError, VqtokError
-from vqtok.weights import SUFFIX, Weights, fingerprint, load_weights
+from vqtok.weights import SUFFIX, Weights, codes_fingerprint, load_weights
 
 DEFAULT_MODEL = "photo"
 
@@ -97,7 +97,7 @@ class StoredTokenizer:
 def read_tokenizer(folder: ModelFolder) -> StoredTokenizer:
     """The tokenizer of a model. Errors as `load_weights`."""
     stored = load_weights(folder.tokenizer, "tokenizer")
-    return StoredTokenizer(folder, stored, fingerprint(stored.tensors))
+    return StoredTokenizer(folder, stored, codes_fingerprint(stored))
 
 
 def find_by_fingerprint(name: str, fingerprint: str) -> ModelFolder:

@@ -3,14 +3,16 @@
 A weights file is a safetensors file whose metadata has the one key "vqtok": one JSON object in
 ASCII, keys sorted: "format" (1), "kind" ("tokenizer", "prior", "entropy", "vae" or "state"),
 "config" (it rebuilds the network), "record" (data, steps, seed, figures, version) and, where there
-are any, "int8" (names of tensors held in one byte a number, see int8.py). One key only, because
-safetensors shuffles several, and equal models would get different bytes.
+are any, "int8" (names of tensors held in one byte a number, see int8.py) and "codes" (whose codes
+a tokenizer makes, see `codes_fingerprint`). One key only, because safetensors shuffles several, and
+equal models would get different bytes.
 """
 
 import hashlib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from vqtok.errors import FormatError, InputError
 FORMAT = 1
 KINDS = ("tokenizer", "prior", "entropy", "vae", "state")
 SUFFIX = ".safetensors"
+DECODER = ("decoder.", "likelihood.")  # how names of tensors begin that make no codes
 HEADER_LIMIT = 16 << 20  # bytes of JSON: some 150,000 tensors
 FILE_LIMIT = 64 << 30  # bytes, all of which are held in memory
 _META_KEY = "vqtok"
@@ -172,12 +175,43 @@ def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()[:8]
 
 
+def codes_fingerprint(tokenizer: Weights) -> str:
+    """The fingerprint that codes of a tokenizer bear.
+
+    It is that of its tensors; but a tokenizer whose decoder alone was trained further makes the
+    codes of the one it comes from, and bears its fingerprint. Its file says so in `codes`, and
+    that counts only while the tensors that make the codes are still the same.
+    """
+    kept = tokenizer.meta.get("codes")
+    if (
+        isinstance(kept, dict)
+        and isinstance(kept.get("fingerprint"), str)
+        and re.fullmatch("[0-9a-f]{8}", kept["fingerprint"])
+        and kept.get("encoder") == encoder_fingerprint(tokenizer.tensors)
+    ):
+        return kept["fingerprint"]
+    return fingerprint(tokenizer.tensors)
+
+
+def encoder_fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
+    """As `fingerprint`, of all that makes a tokenizer's codes: of all but its decoder."""
+    return fingerprint({n: t for n, t in tensors.items() if not n.startswith(DECODER)})
+
+
+def kept_codes(tokenizer: Weights) -> dict[str, str]:
+    """What `codes` says in the file of a tokenizer with this one's encoder and codebook."""
+    return {
+        "fingerprint": codes_fingerprint(tokenizer),
+        "encoder": encoder_fingerprint(tokenizer.tensors),
+    }
+
+
 def tokenizer_fingerprint(path: Path) -> str:
-    """Fingerprint of a tokenizer file; reads all of it, 0.1 s for 32 MB.
+    """`codes_fingerprint` of a tokenizer file; reads all of it, 0.1 s for 32 MB.
 
     Errors as `load_weights`.
     """
-    return fingerprint(load_weights(path, "tokenizer").tensors)
+    return codes_fingerprint(load_weights(path, "tokenizer"))
 
 
 def check_tensors(

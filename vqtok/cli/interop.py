@@ -91,7 +91,7 @@ def _facts(checkpoint: Path, out: Path, tokenizer: "Weights") -> dict[str, Any]:
         "output": str(out),
         "source": tokenizer.record["imported"]["program"],
         "grid": settings.grid,
-        "fingerprint": weights.fingerprint(tokenizer.tensors),
+        "fingerprint": weights.codes_fingerprint(tokenizer),
         "parameters": sum(tensor.size for tensor in tokenizer.tensors.values()),
     }
 

@@ -314,6 +314,7 @@ def _train(job: _TrainOptions, request: "TrainRequest") -> None:
             job.stop,
             listener,
             *given,
+            codes=spec.codes,
         )
         finished = training.train(spec.recipe, dataset, run, job.stage, resume, spec.compiled)
         stopped = not finished and job.stop.due  # by whom, all are to know

@@ -16,6 +16,7 @@ from vqtok.config.recipe import (
     PriorConfig,
     Recipe,
     StageConfig,
+    TokenizerStageConfig,
 )
 from vqtok.config.registry import EXPORT_FORMATS
 from vqtok.config.tokenizer import (
@@ -50,6 +51,7 @@ __all__ = [
     "Recipe",
     "StageConfig",
     "TokenizerConfig",
+    "TokenizerStageConfig",
     "from_dict",
     "parse_duration",
     "parse_setting",

@@ -7,6 +7,7 @@ from vqtok.config.recipe import (
     PriorConfig,
     Recipe,
     StageConfig,
+    TokenizerStageConfig,
 )
 from vqtok.config.tokenizer import TokenizerConfig
 
@@ -23,7 +24,7 @@ PRESETS: dict[str, Recipe] = {
         ),
         prior=PriorConfig(codebook_size=128, width=64, layers=6, dropout=0.0),
         data=DataConfig(size=32, prior_size=32),
-        tokenizer_training=StageConfig(steps=1200, batch=64, validate_every=200),
+        tokenizer_training=TokenizerStageConfig(steps=1200, batch=64, validate_every=200),
         prior_training=StageConfig(steps=8000, batch=16, learning_rate=2e-3, validate_every=1000),
         entropy=EntropyConfig(codebook_size=128, width=96, blocks=1),
         entropy_training=StageConfig(steps=1000, batch=16, learning_rate=5e-3, validate_every=500),
@@ -43,7 +44,9 @@ PRESETS: dict[str, Recipe] = {
         ),
         prior=PriorConfig(codebook_size=512, layers=8, dropout=0.2),
         data=DataConfig(size=32, prior_size=32),
-        tokenizer_training=StageConfig(steps=7000, batch=64, warmup=200, validate_every=500),
+        tokenizer_training=TokenizerStageConfig(
+            steps=7000, batch=64, warmup=200, validate_every=500
+        ),
         prior_training=StageConfig(steps=4000, batch=64, validate_every=500),
         entropy=EntropyConfig(codebook_size=512),
         entropy_training=StageConfig(steps=2000, batch=64, learning_rate=5e-3, validate_every=250),
@@ -91,7 +94,7 @@ PRESETS: dict[str, Recipe] = {
         prior=PriorConfig(codebook_size=1024, levels=8, width=96, layers=6),
         data=DataConfig(size=128, min_scale=0.5),
         losses=LossConfig(ms_ssim=0.5),
-        tokenizer_training=StageConfig(
+        tokenizer_training=TokenizerStageConfig(
             steps=20000,
             batch=16,
             optimizer="muon",

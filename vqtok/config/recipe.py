@@ -163,6 +163,15 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class TokenizerStageConfig(StageConfig):
+    """How a tokenizer is trained."""
+
+    # Only the decoder learns; the encoder and the codebook are those of --init, and so the codes
+    # of the two models are the same, and files and priors of one serve the other.
+    freeze_encoder: bool = False
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """How images become batches."""
 
@@ -193,7 +202,7 @@ class Recipe:
     prior: PriorConfig = field(default_factory=PriorConfig)
     data: DataConfig = field(default_factory=DataConfig)
     losses: LossConfig = field(default_factory=LossConfig)
-    tokenizer_training: StageConfig = field(default_factory=StageConfig)
+    tokenizer_training: TokenizerStageConfig = field(default_factory=TokenizerStageConfig)
     prior_training: StageConfig = field(default_factory=StageConfig)
     seed: int = 0
     precision: str = "fp32"

@@ -7,6 +7,7 @@ same result. The other network is in `vqgan`.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -179,6 +180,23 @@ class VQVAE(nn.Module):
         self.quantizer = quantizers.build_quantizer(config)
         self.decoder: AnyDecoder = vqgan.Decoder(config) if classical else Decoder(config)
         self.likelihood = losses.build_likelihood(config)
+        self.encoder_frozen = False
+
+    def freeze_encoder(self) -> None:
+        """Leaves only the decoder to learn: encoder and codebook stay as they are, in training too.
+
+        After it, a step's codebook update is not to be called.
+        """
+        self.encoder_frozen = True
+        for part in (self.encoder, self.quantizer):
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.encoder_frozen:
+            self.quantizer.eval()  # in training mode it counts what it sees
+        return self
 
     def forward(self, images: Tensor, depths: Tensor | None = None) -> VQVAEOutput:
         """images (B, C, H, W) in [-1, 1], H and W multiples of f;

@@ -237,5 +237,5 @@ def _released_tokenizer(run: RunContext) -> tuple[VQVAE, str]:
     )
     if stored is None:
         raise TrainingError(f"{run.folder} holds no tokenizer", "train one first: --stage all")
-    fingerprint = weights.fingerprint(stored.tensors)  # first: the network takes the tensors away
+    fingerprint = weights.codes_fingerprint(stored)  # first: the network takes the tensors away
     return to_device(tokenizer_from_weights(stored, path), run.device), fingerprint

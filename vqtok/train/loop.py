@@ -206,6 +206,8 @@ class RunContext:
     listener: Listener = field(default_factory=Silent)
     perceptual: Path | None = None  # weights of the perceptual loss
     init: Path | None = None  # tokenizer file to start from in place of random weights
+    # whose codes it makes, as `weights.kept_codes`, where only its decoder is to learn
+    codes: dict[str, str] = field(default_factory=dict)
 
 
 def learning_rate(config: StageConfig, step: int) -> float:

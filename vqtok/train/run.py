@@ -55,6 +55,8 @@ class RunSpec:
     compiled: bool = False
     perceptual: str = ""  # an absolute path; "" for none
     init: str = ""  # likewise
+    # whose codes it makes, as `weights.kept_codes`, where the encoder stays as it is
+    codes: dict[str, str] = field(default_factory=dict)
     job: str = ""  # the torchrun that last went on with it; "" for none
 
 
@@ -112,6 +114,7 @@ def save_run(folder: Path, spec: RunSpec) -> None:
         "compiled": spec.compiled,
         "perceptual": spec.perceptual,
         "init": spec.init,
+        "codes": spec.codes,
         "job": spec.job,
     }
     files.write_bytes(folder / RECIPE_FILE, config.to_toml(spec.recipe).encode(), force=True)
@@ -172,6 +175,7 @@ def load_run(folder: Path) -> RunSpec:
         data, images = str(run["data"]), int(run["pictures"])
         command, compiled = str(run.get("command", "")), bool(run.get("compiled", False))
         perceptual, init, job = (str(run.get(name, "")) for name in ("perceptual", "init", "job"))
+        codes = {str(key): str(value) for key, value in run.get("codes", {}).items()}
     except (FileNotFoundError, NotADirectoryError):
         raise TrainingError(
             f"{folder} holds no run to resume", "leave --resume out to start one"
@@ -185,7 +189,7 @@ def load_run(folder: Path) -> RunSpec:
     if newer:
         raise TrainingError(f"the run in {folder} was started by a newer vqtok", "upgrade vqtok")
     return RunSpec(
-        _recipe(folder / RECIPE_FILE), data, images, command, compiled, perceptual, init, job
+        _recipe(folder / RECIPE_FILE), data, images, command, compiled, perceptual, init, codes, job
     )
 
 
@@ -246,6 +250,11 @@ def new_run(request: TrainRequest) -> tuple[RunSpec, Dataset]:
     ):
         # who gives the file wants its loss
         recipe = replace(recipe, losses=replace(recipe.losses, perceptual=1.0))
+    if recipe.tokenizer_training.freeze_encoder and before is None:
+        raise UsageError(
+            "freeze_encoder keeps an encoder and a codebook, and there are none yet",
+            "name the model that has them: --init MODEL",
+        )
     # here, before `create_run` clears the folder, and so is the next
     quantizers.check_quantizer(recipe.tokenizer)
     losses.Criterion(
@@ -338,6 +347,7 @@ def resume_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
         compiled,
         perceptual,
         before.init,
+        before.codes,
         distributed.torchrun_job(),
     )
     return again, dataset
@@ -512,6 +522,8 @@ def check_settable(values: Mapping[str, Any]) -> None:
 def _make_spec(recipe: Recipe, dataset: Dataset, request: TrainRequest) -> RunSpec:
     init = str(model_registry.find_model(request.init).tokenizer.absolute()) if request.init else ""
     perceptual = _absolute(request.perceptual)
+    frozen = recipe.tokenizer_training.freeze_encoder
+    codes = weights.kept_codes(weights.load_weights(Path(init), "tokenizer")) if frozen else {}
     return RunSpec(
         recipe,
         _absolute(request.data),
@@ -520,6 +532,7 @@ def _make_spec(recipe: Recipe, dataset: Dataset, request: TrainRequest) -> RunSp
         request.compiled,
         perceptual,
         init,
+        codes,
         distributed.torchrun_job(),
     )
 

@@ -30,7 +30,7 @@ from vqtok.train.draws import draw
 from vqtok.train.loop import RunContext, Step, Task, Validation
 from vqtok.train.state import Learner
 from vqtok.train.window import stacked
-from vqtok.weights import Weights, fingerprint, save_weights
+from vqtok.weights import Weights, codes_fingerprint, save_weights
 
 INITIAL_VECTORS = 20_000  # k-means on fewer leaves codes dead from the start (DESIGN.md, leads)
 SHEET_IMAGES = 16
@@ -63,6 +63,9 @@ class TokenizerTask(Task):
         torch.manual_seed(recipe.seed)
         self.vqvae = to_device(VQVAE(recipe.tokenizer), run.device)
         self.network = self.vqvae
+        self._learns_codes = not recipe.tokenizer_training.freeze_encoder
+        if not self._learns_codes:
+            self.vqvae.freeze_encoder()
         self.codes = recipe.tokenizer.codebook_size * recipe.tokenizer.levels
         self.criterion = to_device(
             losses.Criterion(recipe.losses, run.perceptual, recipe.data.size), run.device
@@ -121,8 +124,9 @@ class TokenizerTask(Task):
         if self.run.init is not None:
             # it has no training state
             self.vqvae.load_state_dict(load_tokenizer(self.run.init).state_dict(), strict=False)
-            quantizer.adopt_codebook()
-        if quantizer.needs_init():
+            if self._learns_codes:
+                quantizer.adopt_codebook()
+        if self._learns_codes and quantizer.needs_init():
             quantizer.initialize(self._vectors(max(INITIAL_VECTORS, 4 * quantizer.codebook_size)))
 
     @torch.no_grad()
@@ -219,7 +223,9 @@ class TokenizerTask(Task):
 
     def after_step(self, ok: Tensor | None = None) -> dict[str, Tensor]:
         figures = self.adversary.update(ok) if self.adversary is not None else {}
-        return {"restarts": self.vqvae.quantizer.update_codebook(self._rows, ok), **figures}
+        if self._learns_codes:
+            figures |= {"restarts": self.vqvae.quantizer.update_codebook(self._rows, ok)}
+        return figures
 
     def window_summary(
         self, window: dict[str, float], counts: Tensor
@@ -326,14 +332,15 @@ class TokenizerTask(Task):
             "seed": self.recipe.seed,
             "version": __version__,
             "size": self.recipe.data.size,
-            "fingerprint": fingerprint(tensors),
         }
         meta = {
             "format": 1,
             "kind": "tokenizer",
             "config": self.recipe.to_dict()["tokenizer"],
             "record": record,
+            **({"codes": self.run.codes} if self.run.codes else {}),
         }
+        record["fingerprint"] = codes_fingerprint(Weights(tensors, meta))
         return Weights(tensors, meta)
 
 
