@@ -46,7 +46,7 @@ def test_many_images_are_counted_on_one_line(terminal: io.StringIO):
         save(f"in/{i}.png", image(20, 30, seed=i))
     ok("encode", "in", "-o", "codes")
     text = shown(terminal)
-    assert re.search(r"encode \d of 3 ", text)
+    assert re.search(r"encode \d/3 ", text)
     assert "in/2.png -> codes/2.npz" in text  # messages stand above the line
     assert re.search(r"^encode -> codes  3 images, [\d.]+ k?B, [\d.]+ s, \d+ a second", text, re.M)
     for command, words in (
@@ -57,7 +57,7 @@ def test_many_images_are_counted_on_one_line(terminal: io.StringIO):
     ):
         terminal.truncate(0)
         ok(command, *words)
-        assert re.search(rf"{command} 3 of 3 ", shown(terminal)), command
+        assert re.search(rf"{command} 3/3 ", shown(terminal)), command
         assert f"{command} -> {words[-1]}  3 images, " in shown(terminal)
         terminal.truncate(0)
         ok(command, *words, "-f", "-q")
@@ -80,14 +80,14 @@ def test_shards_are_counted(terminal: io.StringIO):
     make_tar("a.tar", image_files(5))
     save("loose/x.png")
     ok("encode", "a.tar", "loose", "--shard-size", 2, "--workers", 0, "-o", "codes")
-    assert re.search(r"encode 6 of 6 ", shown(terminal))
+    assert re.search(r"encode 6/6 ", shown(terminal))
     assert "6 images in 4 shards -> codes  " in shown(terminal)
     terminal.truncate(0)
     ok("decode", "codes", "-o", "back")
-    assert re.search(r"decode codes 6 of 6 ", shown(terminal))
+    assert re.search(r"decode codes 6/6 ", shown(terminal))
     terminal.truncate(0)
     ok("pack", "codes", "-o", "small")
-    assert re.search(r"pack 6 of 6 ", shown(terminal))
+    assert re.search(r"pack 6/6 ", shown(terminal))
 
 
 def test_one_large_image_tells_its_parts(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch):
@@ -102,11 +102,11 @@ def test_one_large_image_tells_its_parts(terminal: io.StringIO, monkeypatch: pyt
     monkeypatch.setattr(progress.Progress, "update", drawn)
     save("large.png", image(300, 40))
     ok("encode", "large.png")
-    parts = {int(n) for n in re.findall(r"encode +(\d+) of 75 ", shown(terminal))}
+    parts = {int(n) for n in re.findall(r"encode +(\d+)/75 ", shown(terminal))}
     assert 75 in parts
     terminal.truncate(0)
     ok("decode", "large.npz")
-    assert re.search(r"decode 300 of 300 ", shown(terminal))
+    assert re.search(r"decode 300/300 ", shown(terminal))
 
 
 def test_ticks_reach_the_listener_alone():
@@ -127,7 +127,7 @@ def test_training_shows_step_total_and_time_left_first_at_80_columns(terminal: i
         line.update(task, completed=12_345, text=f"123 images/s  {figures}")
         line.refresh()
     last = [row for row in shown(terminal).split("\n") if "12345" in row][-1]
-    assert re.match(r"tokenizer *12345 of 120000 [\d:-]+ ", last)
+    assert re.match(r"tokenizer *12345/120000 [\d:-]+ ", last)
     assert len(last.rstrip()) <= 80
     assert "123 images/s" in last
 
@@ -136,6 +136,6 @@ def test_numbers_are_those_of_the_work(terminal: io.StringIO):
     with progress.bar("eval toys", quiet=False) as tell:
         assert tell is not None
         tell(3, 40)
-    assert re.search("eval toys +3 of 40 ", shown(terminal))
+    assert re.search("eval toys +3/40 ", shown(terminal))
     with progress.bar("eval toys", quiet=True) as tell:
         assert tell is None

@@ -127,7 +127,9 @@ def check_codes_targets(jobs: Sequence[Job], out: Path | None) -> None:
     if out is None or os.path.isdir(out):
         return
     one_file = any(job.target == out for job in jobs) and out != STDIO
-    if (one_file and out.suffix.lower() != ".npz") or out.suffix.lower() in images.IMAGE_SUFFIXES:
+    if (
+        one_file and out.suffix.lower() not in ("", ".npz")
+    ) or out.suffix.lower() in images.IMAGE_SUFFIXES:
         raise UsageError(
             f"cannot write codes to {out}: a codes file is a .npz",
             f"name it {out.with_suffix('.npz')}, or name a folder: -o DIR",

@@ -49,7 +49,7 @@ def lines(*columns: str) -> Progress:
     target = output.console()
     return Progress(
         TextColumn("{task.description}", markup=False),
-        MofNCompleteColumn(separator=" of "),
+        MofNCompleteColumn(),
         TimeRemainingColumn(),
         *([] if columns else [_Pace()]),
         BarColumn(16),
