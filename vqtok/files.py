@@ -222,10 +222,10 @@ def output_path(source: Source, suffix: str, out: Path | None, many: bool) -> Pa
             raise UsageError(
                 f"several results do not go into one file ({out})", "give a folder: -o DIR"
             )
-    return out / _inside(source.relative.with_suffix(suffix))
+    return out / inside(source.relative.with_suffix(suffix))
 
 
-def _inside(path: Path) -> Path:
+def inside(path: Path) -> Path:
     """The path without what leads up or away, as in `*/../../x.png`: results stay below -o."""
     return Path(*(part for part in path.parts if part not in ("..", path.anchor)))
 

@@ -20,6 +20,7 @@ import numpy as np
 from vqtok import codes
 from vqtok.bulk import shards
 from vqtok.bulk.inputs import LOOSE
+from vqtok.codes import Codes
 from vqtok.codes.checks import require
 from vqtok.errors import FormatError
 from vqtok.tokens.sources import Item, Loaded, Origin
@@ -74,6 +75,7 @@ class CodesDataset:
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         # as `tokens` reads them
         self.chunks = [ShardChunk(self, shard) for shard in self.shards if shard.head.pictures]
+        self._coder: EntropyCoder | None = None
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -93,14 +95,18 @@ class CodesDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is open: a worker of a DataLoader opens its own."""
-        return self.__dict__ | {"_open": OrderedDict()}
+        return self.__dict__ | {"_open": OrderedDict(), "_coder": None}
 
-    def codes(self, number: int) -> codes.Codes:
+    def codes(self, number: int) -> Codes:
         """The same image as Codes: what `Model.decode` takes."""
         _, line, stack = self._at(number)
+        return self._codes(stack[line.row], line)
+
+    def _codes(self, grid: np.ndarray, line: shards.ShardRecord) -> Codes:
+        """One image as Codes, from its grid (L, h, w)."""
         m, (W, H) = self.manifest, line.size
-        indices = np.array(stack[line.row][None], codes.index_dtype(m.codebook_size))
-        return codes.Codes(
+        indices = np.array(grid[None], codes.index_dtype(m.codebook_size))
+        return Codes(
             indices, m.model, m.fingerprint, m.codebook_size, m.downsample, m.channels, ((H, W),)
         )
 
@@ -144,6 +150,26 @@ class CodesDataset:
         """Names of the classes by number, where the manifest lists them."""
         return shards.read_labels(self.folder)
 
+    def images(self, shard: shards.Shard) -> Iterator[tuple[str, Codes]]:
+        """Name and codes of each image of one shard, in order. The shard is not kept open.
+
+        FormatError, InputError: before the first image.
+        """
+        opened = self._read(shard)
+        return (
+            (_name(shard, line), self._codes(self._row(shard, opened, line), line))
+            for line in opened.lines
+        )
+
+    def use_coder(self, coder: "EntropyCoder | None") -> None:
+        """Compact shards are decoded with this one, of a model that is loaded already."""
+        self._coder = coder
+
+    def name(self, number: int) -> str:
+        """The name of an image, as in `data[number]`."""
+        shard, line, _ = self._at(number)
+        return _name(shard, line)
+
     def verify(self) -> None:
         """Reads all shards, and compares their checksums. Raises FormatError, InputError."""
         for shard in self.shards:
@@ -162,33 +188,44 @@ class CodesDataset:
         where = bisect_right(self._ends, number)
         opened = self._opened(where)
         line = opened.lines[number - self._ends[where]]  # counted from the end
+        self._row(self.shards[where], opened, line)
+        return self.shards[where], line, opened.stacks[line.grid]
+
+    @staticmethod
+    def _row(shard: shards.Shard, opened: _OpenShard, line: shards.ShardRecord) -> np.ndarray:
+        """The grid (L, h, w) of an image; FormatError where the shard does not hold it."""
         stack = opened.stacks.get(line.grid)
-        with codes.name_in_errors(self.shards[where].records_path):
+        with codes.name_in_errors(shard.records_path):
             if stack is None or line.row >= len(stack):
                 raise FormatError(
                     f"the place of {line.name!r} is not in the shard",
                     "copy or download the file again",
                 )
-        return self.shards[where], line, stack
+        return stack[line.row]
 
     def _opened(self, where: int) -> _OpenShard:
         if where in self._open:
             self._open.move_to_end(where)
             return self._open[where]
-        shard = self.shards[where]
-        lines = [line for line in shard.records() if line.error is None]
-        opened = _OpenShard(
-            lines, {stack.grid: self._stack(shard, stack) for stack in shard.head.stacks}
-        )
-        self._open[where] = opened
+        self._open[where] = opened = self._read(self.shards[where])
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)
         return opened
 
+    def _read(self, shard: shards.Shard) -> _OpenShard:
+        lines = [line for line in shard.records() if line.error is None]
+        return _OpenShard(
+            lines, {stack.grid: self._stack(shard, stack) for stack in shard.head.stacks}
+        )
+
     def _stack(self, shard: shards.Shard, stack: shards.GridBatch) -> np.ndarray:
         if stack.indices is not None:
             return shards.map_indices(shard, stack, self.manifest)
-        found = codes.unpack(shards.read_stack(shard, stack), self._find_coder)
+        return codes.unpack(self.stack(shard, stack), self._find_coder).indices
+
+    def stack(self, shard: shards.Shard, stack: shards.GridBatch) -> "Codes | Compact":
+        """The codes file of a stack as it is. FormatError where it is not as the manifests tell."""
+        found = shards.read_stack(shard, stack)
         with codes.name_in_errors(shard.path):
             w, h = stack.grid
             require(
@@ -200,12 +237,14 @@ class CodesDataset:
                 == (self.manifest.model, self.manifest.fingerprint),
                 "the codes are of another model",
             )
-        return found.indices
+        return found
 
     def _find_coder(self, packed: "Compact") -> "EntropyCoder | None":
         from vqtok.codec import find_coder  # torch, for codes that a prior coded alone
 
-        return find_coder(packed, self.model)
+        if self._coder is None:  # all shards are of one model
+            self._coder = find_coder(packed, self.model)
+        return self._coder
 
 
 @dataclass(frozen=True, eq=False)

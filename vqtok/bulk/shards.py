@@ -74,6 +74,19 @@ class Manifest:
         ).encode()
 
 
+def is_shards(folder: Path) -> bool:
+    """Whether a folder holds codes shards: by the kind in its manifest, or, where that is damaged,
+    by the names of the files beside it.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    try:
+        return json.loads(path.read_bytes())["kind"] == KIND
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return any(p.suffix == ".jsonl" and STEM.fullmatch(p.stem) for p in folder.iterdir())
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Raises InputError where there is none, FormatError where it is damaged or newer."""
     path = folder / MANIFEST

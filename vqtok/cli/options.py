@@ -38,7 +38,8 @@ def complete_choice(*words: str) -> Callable[[str], list[str]]:
 CodesFiles = Annotated[
     list[str],
     typer.Argument(
-        help="Codes files (.npz), folders, globs, or - for standard input.", metavar="IN"
+        help="Codes files (.npz), codes shards, folders, globs, or - for standard input.",
+        metavar="IN",
     ),
 ]
 ModelName = Annotated[
