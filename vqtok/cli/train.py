@@ -15,6 +15,7 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output, progress
+from vqtok.config import registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +104,7 @@ def train(
         str | None,
         typer.Option(
             "--optimizer",
-            help="adamw, or muon for the convolutions.",
+            help=f"{registry.one_of(registry.OPTIMIZERS)}.",
             autocompletion=o.complete_setting("OPTIMIZERS"),
         ),
     ] = None,
@@ -114,7 +115,7 @@ def train(
         str | None,
         typer.Option(
             "--quantizer",
-            help="ema, vq, simvq, fsq, lfq, or pixels (by its preset).",
+            help=f"{registry.one_of(registry.QUANTIZERS)}.",
             autocompletion=o.complete_setting("QUANTIZERS"),
         ),
     ] = None,
@@ -147,7 +148,7 @@ def train(
         str | None,
         typer.Option(
             "--likelihood",
-            help="mse, l1, charbonnier, bce, logistic or heteroscedastic.",
+            help=f"{registry.one_of(registry.LIKELIHOODS)}.",
             autocompletion=o.complete_setting("LIKELIHOODS"),
         ),
     ] = None,
@@ -173,8 +174,8 @@ def train(
         str | None,
         typer.Option(
             "--prior",
-            help="pixelcnn, pixelrnn, transformer or fvsbn.",
-            autocompletion=o.complete_setting("ARCHITECTURES"),
+            help=f"{registry.one_of(registry.PRIORS)}.",
+            autocompletion=o.complete_setting("PRIORS"),
         ),
     ] = None,
     ema: Annotated[

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from vqtok import distributed, files, images
-from vqtok.config import StageConfig
+from vqtok.config import OPTIMIZERS, StageConfig
 from vqtok.errors import OutputError, TrainingError
 from vqtok.train import state
 from vqtok.train.draws import mixed_seed
 from vqtok.train.ema import WeightAverage
 from vqtok.train.graph import GraphedStep, to_device
-from vqtok.train.muon import Muon
 from vqtok.train.runtime import READ_EVERY, DeviceScalar, fused, set_rate, step_if, sync_free
 from vqtok.train.saver import Saver
 from vqtok.train.state import LOG_FILE
@@ -249,9 +248,8 @@ class _Trainer:
         parameters = [p for p in task.network.parameters() if p.requires_grad]
         self.parameters = parameters
         self.average = WeightAverage(task.network, config.ema) if config.ema else None
-        kind: Any = {"adamw": torch.optim.AdamW, "muon": Muon}[config.optimizer]
         self.rate = DeviceScalar(run.device, config.learning_rate)
-        self.optimizer: torch.optim.Optimizer = kind(
+        self.optimizer: torch.optim.Optimizer = OPTIMIZERS[config.optimizer].load()(
             parameters, self.rate.value, betas=(0.9, 0.99), weight_decay=0.0, **fused(run.device)
         )
         self.free = sync_free(run.device)
@@ -392,10 +390,7 @@ class _Trainer:
 
     def _update(self, result: Step, ok: Tensor | None) -> dict[str, Tensor]:
         """Changes weights and all that follows them, unless `ok` is false; further figures."""
-        if isinstance(self.optimizer, Muon):
-            self.optimizer.step(ok=ok)
-        else:
-            step_if(self.optimizer, ok)
+        step_if(self.optimizer, ok)
         self.optimizer.zero_grad(set_to_none=True)
         figures = self.task.after_step(ok)
         if self.average is not None:

@@ -38,8 +38,14 @@ def where(ok: torch.Tensor | None, new: torch.Tensor, old: torch.Tensor) -> torc
 
 
 def step_if(optimizer: torch.optim.Optimizer, ok: torch.Tensor | None) -> None:
-    """A step of a fused Adam or AdamW, which changes nothing, not even its count of steps, where
-    `ok` is false."""
+    """Takes a step, which changes nothing, not even the count of steps, where `ok` is false.
+
+    Fused Adam and AdamW look at an attribute for that, and so may others; the `step` of an
+    optimizer with `takes_ok` is called with it.
+    """
+    if getattr(optimizer, "takes_ok", False):
+        optimizer.step(ok=ok)  # type: ignore[call-arg]
+        return
     if ok is not None:
         optimizer.found_inf = 1.0 - ok.float()  # type: ignore[attr-defined]
         # torch warns of steps outside of a graph by an optimizer made for one: here the first few.
