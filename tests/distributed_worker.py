@@ -110,7 +110,7 @@ def _checks(folder: Path) -> dict[str, Any]:
         "rows": distributed.gather_rows(mine[:2], torch.tensor([3, 0, 2]), 2).flatten().tolist(),
         "bytes": [len(part) for part in distributed.all_gather_bytes(b"x" * (3 * rank))],
         "error": error,
-        "stops": [late.due, late.signal],
+        "stops": [late.agree(), late.signal],
         "fingerprint": weights.fingerprint(stored.tensors),
         "own": distributed.local_count(5),
     }

@@ -182,12 +182,10 @@ class Stop:
         """Whether this process has been told to stop."""
         return bool(self.signal) or time.monotonic() >= self.deadline
 
-    @property
-    def due(self) -> bool:
-        """Whether to stop.
+    def agree(self) -> bool:
+        """Asks all processes of a run whether to stop: any of them may have been told to.
 
-        All processes of a run ask at the same moment and hear the same:
-        any of them may have been told to.
+        They call this at the same moment, and each gets the same answer and the same signal.
         """
         self.signal, stops = distributed.all_reduce_max(self.signal, self.requested)
         return bool(stops)
@@ -299,7 +297,7 @@ class _Trainer:
         self.task.network.train()
         with closing(self.task.batches(first, config.steps)) as batches:
             for batch in batches:
-                if self.run.stop.due:
+                if self.run.stop.agree():
                     self._look()
                     self._save()
                     return
