@@ -18,7 +18,7 @@ from vqtok import distributed, weights
 from vqtok import train as training
 from vqtok.config import Recipe
 from vqtok.data import Dataset, Shapes
-from vqtok.train.loop import Silent
+from vqtok.train.context import Silent
 
 CASES: dict[str, dict[str, Any]] = {
     # codes die, and are drawn anew, at nearly each step

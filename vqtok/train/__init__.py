@@ -16,8 +16,8 @@ from vqtok.data import Dataset, split_indices
 from vqtok.errors import InputError, TrainingError
 from vqtok.networks.vqvae import VQVAE
 from vqtok.train import loop
+from vqtok.train.context import Listener, RunContext, Status, Stop
 from vqtok.train.grids import Grids, encode_dataset, load_grids, save_grids
-from vqtok.train.loop import Listener, RunContext, Status, Stop
 from vqtok.train.plan import plan
 from vqtok.train.prior import EntropyTask, PriorTask
 from vqtok.train.run import (
