@@ -307,7 +307,7 @@ class Clock:
 
     def train(self, recipe: Recipe) -> bool:
         steps = recipe.prior_training.steps
-        while self.done.steps < steps and not self.run.stop.due:
+        while self.done.steps < steps and not self.run.stop.agree():
             self.rates.append(train.loop.learning_rate(recipe.prior_training, self.done.steps))
             self.now += self.seconds
             self.done = Elapsed(self.done.steps + 1, self.done.seconds + self.seconds)

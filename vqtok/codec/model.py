@@ -15,10 +15,9 @@ from vqtok import images, losses, model_registry, ticks
 from vqtok.codec.entropy_coder import EntropyCoder
 from vqtok.codec.loading import build_tokenizer, fill, load_prior, to_device
 from vqtok.codes import Codes, Compact, count_levels, index_dtype, levels_fix, to_compact, unpack
-from vqtok.config import TokenizerConfig
+from vqtok.config import NETWORKS, TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.losses import Likelihood
-from vqtok.networks import vqgan
 from vqtok.networks.streaming import Tiling, stream
 from vqtok.networks.vqvae import VQVAE, AnyDecoder, AnyEncoder, to_float, to_uint8
 from vqtok.priors import Prior
@@ -52,6 +51,7 @@ class Model:
         self.record: dict[str, Any] = tokenizer.stored.meta["record"]
         self._network = build_tokenizer(tokenizer.stored, self.folder.tokenizer)
         self.config: TokenizerConfig = self._network.config
+        self._family = NETWORKS[self.config.network].load()
         self._waiting = dict(tokenizer.stored.tensors)  # of parts not used yet
         self._lock = threading.Lock()
 
@@ -228,9 +228,9 @@ class Model:
         """Raises InputError where an image is too large for the network:
         one that sees it whole keeps all of it in memory.
         """
-        if self.config.network == "classic":
+        if not self._family.STREAMABLE:
             f = self.config.downsample
-            vqgan.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
+            self._family.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
 
     def _encode(self, images: list[np.ndarray], indices: Tensor) -> None:
         """Writes the indices (n, L, h, w) of n images that share a grid, or
@@ -318,7 +318,7 @@ class Model:
         """How n grids are worked on: in parts of `pixels_at_once`, or in one where the
         network sees the whole image.
         """
-        f, whole = self.config.downsample, self.config.network == "classic"
+        f, whole = self.config.downsample, not self._family.STREAMABLE
         return Tiling.of(h, w, f, n * h * w * f * f if whole else self.pixels_at_once, n)
 
     def _vectors(self, indices: np.ndarray) -> Tensor:
