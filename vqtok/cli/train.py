@@ -40,6 +40,9 @@ def train(
     out: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the new model.")
     ] = DEFAULT_OUTPUT,
+    split: o.SplitPatterns = None,
+    labels: o.LabelSource = None,
+    member: o.Member = None,
     stage: Annotated[
         str,
         typer.Option(
@@ -258,6 +261,7 @@ def train(
     request = replace(
         request, compiled=compiled, perceptual=str(perceptual) if perceptual else None, init=init
     )
+    request = replace(request, options=o.data_options(split, labels, member))
     if dry_run:
         if distributed.rank_from_env()[0] == 0:
             _print_plan(*_make_spec(out, stage, resume, request), out, stage, target, json)
@@ -304,6 +308,8 @@ def _train(job: _TrainOptions, request: "TrainRequest") -> None:
         stop_on_signals(job.stop, together=distributed.world_size() > 1),
         training.resumable(),
     ):
+        for note in dataset.notes:
+            listener.note(note)
         listener.note(f"{dataset.description} -> {job.out}")
         given = (Path(path) if path else None for path in (spec.perceptual, spec.init))
         run = training.RunContext(
@@ -435,11 +441,13 @@ def _make_spec(
 
     if resume:
         return training.resume_run(out, request)
-    return (
+    spec, dataset = (
         training.new_prior_run(out, request)
         if stage in ("prior", "entropy")
         else training.new_run(request)
     )
+    training.check_outside(out, spec.data, dataset)
+    return spec, dataset
 
 
 def _print_plan(
@@ -454,10 +462,12 @@ def _print_plan(
         recipe, dataset, stage, device, Path(spec.perceptual) if spec.perceptual else None
     )
     if json:
-        output.print_json({"output": str(out), "recipe": recipe.to_dict(), **facts})
+        told = {"output": str(out), "notes": list(dataset.notes)}
+        output.print_json({**told, "recipe": recipe.to_dict(), **facts})
         return
     rows: list[list[Any]] = [
         ["data", dataset.description],
+        *(["", note] for note in dataset.notes),
         ["model folder", out],
         ["device", f"{device.type}, {recipe.precision}"],
     ]
@@ -521,6 +531,7 @@ def _summary(out: Path, stage: str, dataset: "Dataset") -> dict[str, Any]:
         "output": str(out),
         "fingerprints": fingerprints,
         "unreadable": dataset.skipped,
+        "notes": list(dataset.notes),
     }
 
 
