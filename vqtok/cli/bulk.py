@@ -65,14 +65,21 @@ class ShardOptions:
 
 
 def is_bulk(inputs: Sequence[str], *options: object) -> bool:
-    """Whether codes shards are asked for: by one of the options, or by a tar.
+    """Whether codes shards are asked for: by one of the options, a tar, or folders of tars alone.
 
     Torch is not needed to see that.
     """
     # `in (None, False)` would find 0 workers
     if any(option is not None and option is not False for option in options):
         return True
-    return any(word.lower().endswith(".tar") and not os.path.isdir(word) for word in inputs)
+    if any(word.lower().endswith(".tar") and not os.path.isdir(word) for word in inputs):
+        return True
+    folders = [word for word in inputs if os.path.isdir(word)]
+    if len(folders) < len(inputs):
+        return False
+    from vqtok.bulk.inputs import is_folder_of_tars
+
+    return all(is_folder_of_tars(folder) for folder in folders)
 
 
 def check_free(options: Mapping[str, object]) -> None:
@@ -93,6 +100,7 @@ def encode(
     levels: int | None,
     compact: bool,
     background: str,
+    member: str | None = None,
 ) -> None:
     """Encodes all inputs, or one part of them, and reports each shard."""
     from vqtok import images
@@ -105,7 +113,7 @@ def encode(
         )
     images.parse_color(background)
     chosen.check_levels(levels)
-    work_slice, found = WorkSlice.parse(sharding.shard), Inputs(inputs)
+    work_slice, found = WorkSlice.parse(sharding.shard), Inputs(inputs, member or "")
     model, reporter = chosen.load(), _Reporter(options.json, options.quiet)
     from vqtok.bulk import encode as bulk_encode
 
@@ -117,6 +125,8 @@ def encode(
     with closing(reports):
         for report in reports:
             reporter.add(report)
+    if found.left_out:
+        output.say(found.note(), options.quiet or options.json)
     reporter.finish(out)
 
 

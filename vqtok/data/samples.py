@@ -5,11 +5,15 @@ follows is the field: `jpg` is plain, `seg.png` is not.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from vqtok.data.splits import words
 from vqtok.errors import InputError
+
+T = TypeVar("T")
+_SAMPLE_MAX = 10_000  # members of one key that are held
 
 # fields that hold the image itself where no member is plain
 _PREFERRED = ("rgb", "image", "img", "color", "photo", "input", "original", "hr")
@@ -67,6 +71,16 @@ class Choice(NamedTuple):
         return f"one image a sample: left out {what}{fix}."
 
 
+def is_field(name: str, wanted: str) -> bool:
+    """Whether a name has that field, with or without its suffix."""
+    return _is_field(take_apart(name), wanted)
+
+
+def count_fields(names: Iterable[str]) -> dict[str, int]:
+    """How many names have each field."""
+    return _count(take_apart(name).field for name in names)
+
+
 def choose(names: Sequence[str], member: str = "", is_tar: bool = False) -> Choice:
     """One image of each sample, or, with `member`, those of that field alone.
 
@@ -95,35 +109,23 @@ def choose(names: Sequence[str], member: str = "", is_tar: bool = False) -> Choi
     return Choice([i for i in range(len(names)) if i not in dropped], _count(dropped.values()))
 
 
-def one_by_one(
-    names: Iterable[tuple[str, object]], member: str, counts: dict[str, int]
-) -> Iterator[object]:
+def one_by_one(named: Iterable[tuple[str, T]], member: str, counts: dict[str, int]) -> Iterator[T]:
     """As `choose` in a tar, for members that come one after another: only those of one sample
     are held. Yields the second of each pair that is kept, and adds to `counts` what is left out.
     """
-    waiting: list[tuple[Member, object]] = []
-    for name, thing in names:
-        found = take_apart(name)
-        if member:
-            if _is_field(found, member):
-                yield thing
-            else:
+    for _, group in groupby(named, lambda pair: take_apart(pair[0]).key):
+        pairs = list(islice(group, _SAMPLE_MAX))
+        members = [take_apart(name) for name, _ in pairs]
+        kept = (
+            {i for i, found in enumerate(members) if _is_field(found, member)}
+            if member
+            else _kept(members, True, True)
+        )
+        yield from (thing for i, (_, thing) in enumerate(pairs) if i in kept)
+        for i, found in enumerate(members):
+            if i not in kept:
                 counts[found.field] = counts.get(found.field, 0) + 1
-            continue
-        if waiting and waiting[0][0].key != found.key:
-            yield from _flush(waiting, counts)
-            waiting = []
-        waiting.append((found, thing))
-    yield from _flush(waiting, counts)
-
-
-def _flush(waiting: list[tuple[Member, object]], counts: dict[str, int]) -> Iterator[object]:
-    keep = _kept([member for member, _ in waiting], True, True)
-    for i, (member, thing) in enumerate(waiting):
-        if i in keep:
-            yield thing
-        else:
-            counts[member.field] = counts.get(member.field, 0) + 1
+        yield from (thing for _, thing in group)  # a million of one key are no sample
 
 
 def _kept(members: Sequence[Member], are_fields: bool, is_tar: bool) -> set[int]:
