@@ -148,10 +148,15 @@ def open_npz(path: Path, split: Split) -> ArrayData:
                 for m in archive.infolist()
                 if m.filename.endswith(".npy")
             }
+            if "meta" in members and ("indices" in members or "stream" in members):
+                raise InputError(f"{path} holds codes, not images", "decode it: vqtok decode")
             own, images = _pick(members, _IMAGES, split)
             images = images or _first_images(archive, members, path)
             if images is None:
-                raise _no_images(path, members)
+                raise InputError(
+                    f"{path} holds no array of images",
+                    "name it images: uint8 (N, H, W) or (N, H, W, C)",
+                )
             pixels, dtype = _read_member(archive, members[images], path, images=True)
             labels = _pick(members, _LABELS, split)[1]
             targets = (
@@ -165,14 +170,6 @@ def open_npz(path: Path, split: Split) -> ArrayData:
         targets = _lone_array(beside)
     pixels, notes = _stretched(pixels if pixels.ndim == 4 else pixels[..., None], dtype)
     return with_targets(path.name, path, pixels, notes, targets, split if own else None)
-
-
-def _no_images(path: Path, members: dict[str, zipfile.ZipInfo]) -> InputError:
-    if "indices" in members or "stream" in members:
-        return InputError(f"{path} holds codes, not images", "decode it: vqtok decode")
-    return InputError(
-        f"{path} holds no array of images", "name it images: uint8 (N, H, W) or (N, H, W, C)"
-    )
 
 
 def _lone_array(path: Path) -> np.ndarray:
