@@ -5,8 +5,10 @@ import io
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from vqtok.errors import InputError, OutputError, UsageError
 STDIO = Path("-")
 _CHUNK = 1 << 20
 _TEMPORARY = re.compile(r"\.vqtok-[0-9a-f]{12}(\..{1,15})?")
+_BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
+_BRACES_MAX = 1_000_000
 _ELSEWHERE = "choose another place with -o"
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space, or choose another disk with -o"),
@@ -85,6 +89,8 @@ def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
         ]
     if os.path.exists(name):
         return [Source(path, Path(path.name))]
+    if (words := expand_braces(name)) != [name]:
+        return [source for word in words for source in _expand_one(word, suffixes, several)]
     magic = next((i for i, part in enumerate(path.parts) if _is_magic(part)), None)
     if magic is None:
         return []
@@ -95,6 +101,31 @@ def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
         for p in matches
         if not name.endswith("*") or _is_wanted(p, suffixes)
     ]
+
+
+def expand_braces(name: str) -> list[str]:
+    """`{000..002}` and `{a,b}` written out, as a shell does it and webdataset's users write it.
+
+    A range keeps its zeros in front; the name itself where it has none, or stands for more than
+    a million.
+    """
+    found = _BRACES.search(name)
+    if found is None:
+        return [name]
+    low, high, words = found.groups()
+    if low is None:
+        inner = words.split(",")
+    else:
+        first, last = int(low), int(high)
+        if abs(last - first) >= _BRACES_MAX:
+            return [name]
+        width = max(len(low), len(high)) if low[0] == "0" or high[0] == "0" else 0
+        step = 1 if last >= first else -1
+        inner = [f"{n:0{width}}" for n in range(first, last + step, step)]
+    start, end = name[: found.start()], expand_braces(name[found.end() :])
+    if len(inner) * len(end) > _BRACES_MAX:
+        return [name]
+    return [start + word + rest for word in inner for rest in end]
 
 
 def _nothing(lost: Sequence[str]) -> InputError:
@@ -220,10 +251,10 @@ def output_path(source: Source, suffix: str, out: Path | None, many: bool) -> Pa
             raise UsageError(
                 f"several results do not go into one file ({out})", "give a folder: -o DIR"
             )
-    return out / _inside(source.relative.with_suffix(suffix))
+    return out / inside(source.relative.with_suffix(suffix))
 
 
-def _inside(path: Path) -> Path:
+def inside(path: Path) -> Path:
     """The path without what leads up or away, as in `*/../../x.png`: results stay below -o."""
     return Path(*(part for part in path.parts if part not in ("..", path.anchor)))
 
@@ -284,6 +315,46 @@ def atomic(path: Path, force: bool = False) -> Iterator[Path]:
     except OSError as error:
         what, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
         raise OutputError(f"cannot write {path}: {what}", fix) from None
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """Gives a new hidden folder inside `folder`, for files that are moved into place when all are
+    whole; what is left in it when the block ends is removed.
+
+    Every OSError becomes an OutputError. Those that killed writers left an hour ago are removed.
+    """
+    stage = folder / f".vqtok-{secrets.token_hex(6)}"
+    try:
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if is_temporary(path.name) and path.is_dir() and _age(path) > 3600:
+                shutil.rmtree(path, ignore_errors=True)
+        try:
+            stage.mkdir()
+            yield stage
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+            with suppress(OSError):  # one holds the result
+                for path in new:
+                    path.rmdir()
+    except OSError as error:
+        what, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
+        raise OutputError(f"cannot write {folder}: {what}", fix) from None
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file or folder was changed; 0 where it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def sync(path: Path) -> None:
+    """Waits until a file is on the disk."""
+    _sync(path, os.O_RDWR)
 
 
 def is_temporary(name: str) -> bool:

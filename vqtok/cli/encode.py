@@ -1,5 +1,6 @@
 """`vqtok encode`: images to codes files."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -10,7 +11,7 @@ import typer
 
 from vqtok.cli import bulk, output, quality, rate
 from vqtok.cli import options as o
-from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, plan
+from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, check_codes_targets, plan
 from vqtok.cli.start import ModelOptions
 from vqtok.errors import InputError, VqtokError
 from vqtok.prefetch import read_ahead, run_in_thread, write_behind
@@ -58,6 +59,7 @@ def encode(
     resume: bulk.Resume = False,
     shard: bulk.Shard = None,
     workers: bulk.Workers = None,
+    member: o.Member = None,
 ) -> None:
     """Turn images into codes: img.png -> img.npz.
 
@@ -77,17 +79,38 @@ def encode(
             }
         )
         sharding = bulk.ShardOptions(shard_size, resume, shard, workers)
-        return bulk.encode(inputs, chosen, options, sharding, levels, compact, background)
+        return bulk.encode(inputs, chosen, options, sharding, levels, compact, background, member)
     from vqtok import images
 
     color, wanted = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
     search = quality.parse(effort, goal, target, lpips, wanted)
     chosen.check_levels(levels)
-    batch = Batch(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), options)
+    jobs, note = _one_a_sample(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), inputs, member)
+    check_codes_targets(jobs, out)
+    if note:
+        output.say(note, quiet or json)
+    batch = Batch(jobs, options)
     if batch.jobs:
-        encoder = _Encoder(wanted, search, compact, verify, force)
-        batch.report(encoder.run(batch.jobs, chosen, color), encoder.describe)
+        encoder = _Encoder(
+            wanted, search, compact, verify, force, lambda text: output.say(text, options.quiet)
+        )
+        batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
     batch.finish()
+
+
+def _one_a_sample(jobs: list[Job], inputs: list[str], member: str | None) -> tuple[list[Job], str]:
+    """The jobs without further images of a sample (s0.seg.png beside s0.jpg), and what to say of
+    them; what is named itself stays.
+    """
+    found = [i for i, job in enumerate(jobs) if job.source.path is not None]
+    listed = [i for i in found if str(jobs[i].source.path) not in inputs]
+    if len(listed) < (1 if member else 2):
+        return jobs, ""
+    from vqtok.data import samples
+
+    choice = samples.choose([str(jobs[i].source.path) for i in listed], member or "")
+    gone = set(listed) - {listed[i] for i in choice.kept}
+    return [job for i, job in enumerate(jobs) if i not in gone], choice.note()
 
 
 @dataclass
@@ -99,6 +122,7 @@ class _Encoder:
     compact: bool
     verify: bool
     force: bool
+    say: Callable[[str], None]
     hint: bool = False  # whether to say that the file can be made smaller
 
     def run(
@@ -111,6 +135,8 @@ class _Encoder:
         channels = chosen.config.channels
         read = read_ahead(lambda job: _read(job, channels, background), jobs)
         model = chosen.load()
+        if self.compact and model.folder.entropy is None:
+            self.say(rate.only_packed(model.name))
         self.hint = len(jobs) == 1 and not self.compact and model.folder.entropy is not None
         written = write_behind(
             lambda job, image: self._encode(model, job, image), zip(jobs, read, strict=True)
@@ -128,7 +154,7 @@ class _Encoder:
         except InputError as error:
             raise InputError(f"{job.source}: {error}", error.fix) from None
         encoded = self._make_file(model, codes, job)
-        if self.quality.effort and encoded.codes.levels < codes.levels:
+        if self.quality.effort and self.target.byte_limit(codes.pixels) is not None:
             codes = self.quality.again(model, image.pixels, encoded.codes)
             encoded = self._make_file(model, codes, job)
         height, width = codes.sizes[0]
@@ -155,7 +181,7 @@ class _Encoder:
     def _make_file(self, model: "Model", codes: "Codes", job: Job) -> "Encoded":
         from vqtok.codes import read_any_codes
 
-        encoded = rate.encode(codes, self.target, job.source, model.pack if self.compact else None)
+        encoded = rate.encode(codes, self.target, job.source, model if self.compact else None)
         if self.verify and model.unpack(read_any_codes(encoded.data)) != encoded.codes:
             raise VqtokError(
                 f"{job.source}: the file would not decode to the same codes",
@@ -166,9 +192,14 @@ class _Encoder:
     def describe(self, job: Job, facts: Facts) -> list[str]:
         from vqtok.files import STDIO
 
+        summary = _summary(job, facts)
+        if not self.hint or job.target == STDIO or facts["bytes"] > facts["source_bytes"]:
+            return [summary]
         # By how much is not said: to code one image's indices takes longer than all else here.
-        smaller = f"smaller still: --compact, or vqtok pack {job.target}"
-        return [_summary(job, facts), *([smaller] if self.hint and job.target != STDIO else [])]
+        return [
+            summary,
+            f"smaller still: --compact, or vqtok pack {shlex.quote(str(job.target))}",
+        ]
 
 
 def _read(job: Job, channels: int, background: "Color") -> "DecodedImage":
@@ -179,19 +210,14 @@ def _read(job: Job, channels: int, background: "Color") -> "DecodedImage":
 
 
 def _summary(job: Job, facts: Facts) -> str:
-    """img.png -> img.npz  96x64x1, 9.1 kB, 0.19 bpp, 41x smaller than PNG, 0.42 s"""
+    """img.png -> img.npz  96x64x1, 9.1 kB, 0.19 bpp, 41x fewer bytes than img.png, 0.42 s"""
     grid = "x".join(map(str, facts["grid"]))
     ratio = facts["source_bytes"] / facts["bytes"]
-    kind = job.source.path.suffix.lstrip(".").upper() if job.source.path else ""
-    kind = {"JPG": "JPEG", "TIF": "TIFF", "": "the source"}.get(kind, kind)
-    compared = (
-        f"{ratio:.3g}x smaller than {kind}"
-        if ratio >= 1
-        else f"{1 / ratio:.3g}x larger than {kind}"
-    )
+    source = "the source" if job.source.path is None else job.source.path.name
+    compared = f"{ratio:.3g}x fewer" if ratio >= 1 else f"{1 / ratio:.3g}x more"
     size = rate.shown(facts["bytes"], facts["bpp"])
     verified = "verified, " if facts.get("verified") else ""
     return (
-        f"{job.source} -> {output.display_name(job.target)}  {grid}, {size}, {compared}, "
-        f"{verified}{facts['seconds']:.2f} s"
+        f"{job.source} -> {output.display_name(job.target)}  {grid}, {size}, "
+        f"{compared} bytes than {source}, {verified}{facts['seconds']:.2f} s"
     )

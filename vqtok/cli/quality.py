@@ -54,8 +54,12 @@ class Quality:
     least: float = 0.0  # of the measure; negative for LPIPS, of which less is better
 
     def encode(self, model: "Model", image: "np.ndarray", target: "RateTarget") -> "Codes":
-        """The codes of an image, at the levels that the quality asks for; of all levels where
-        a rate decides them, and where no level suffices."""
+        """The codes of an image at the levels that the quality asks for; all where none suffices.
+
+        Where a rate is to decide the levels, all of them, without a search: see `again`.
+        """
+        if target.bpp is not None or target.max_bytes is not None:
+            return model.encode_batch([image])
         if self.measure is None:
             levels = target.levels if self.effort else None
             return model.encode_batch([image], levels, self.effort, self.goal)
@@ -68,7 +72,7 @@ class Quality:
         return codes
 
     def again(self, model: "Model", image: "np.ndarray", codes: "Codes") -> "Codes":
-        """Searches once more, for just the levels that a rate has left."""
+        """Searches for codes of just the levels that a rate has left."""
         return model.encode_batch([image], codes.levels, self.effort, self.goal)
 
     def _reached(self, model: "Model", image: "np.ndarray", codes: "Codes") -> bool:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqtok import ticks
 from vqtok.quantizers import Quantizer
 
 ROWS = 4096  # vectors that a beam is searched for at once
@@ -130,8 +131,10 @@ class CodeSearch:
             return indices
         scale = float(z.std()) or 1.0
         side = max(z.shape[2:]) if whole else WINDOW
-        for window in _windows(z.shape[2], z.shape[3], side):
+        windows = list(_windows(z.shape[2], z.shape[3], side))
+        for done, window in enumerate(windows, 1):
             self._improve(window, indices, z, images, decode, scale)
+            ticks.tell(done, len(windows))
         return indices
 
     def _improve(
