@@ -73,7 +73,7 @@ def encode(
                 "--bpp": bpp,
                 "--max-bytes": max_bytes,
                 "--target": target,
-                "--effort": effort,
+                "--effort": effort or None,
                 "--verify": verify,
                 "--skip-existing": skip_existing,
             }
@@ -150,7 +150,7 @@ class _Encoder:
         """Encodes one image, and begins to write its codes: the future ends when they are."""
         begin, image = time.perf_counter(), read.result()
         try:
-            codes = self.quality.encode(model, image.pixels, self.target)
+            codes, missed = self.quality.encode(model, image.pixels, self.target)
         except InputError as error:
             raise InputError(f"{job.source}: {error}", error.fix) from None
         encoded = self._make_file(model, codes, job)
@@ -158,7 +158,10 @@ class _Encoder:
             codes = self.quality.again(model, image.pixels, encoded.codes)
             encoded = self._make_file(model, codes, job)
         height, width = codes.sizes[0]
-        image_bytes, notes = image.source_bytes, list(image.notes)  # `write` holds no pixels
+        image_bytes, notes = (
+            image.source_bytes,
+            [*image.notes, *filter(None, [missed])],
+        )  # `write` holds no pixels
 
         def write() -> list[Facts]:
             output.write(job.target, encoded.data, self.force)

@@ -52,24 +52,28 @@ class Quality:
     goal: str = "looks"
     measure: "Callable[[np.ndarray, np.ndarray], float] | None" = None
     least: float = 0.0  # of the measure; negative for LPIPS, of which less is better
+    target: str = ""  # as typed
 
-    def encode(self, model: "Model", image: "np.ndarray", target: "RateTarget") -> "Codes":
-        """The codes of an image at the levels that the quality asks for; all where none suffices.
+    def encode(
+        self, model: "Model", image: "np.ndarray", target: "RateTarget"
+    ) -> "tuple[Codes, str]":
+        """The codes of an image at the levels that the quality asks for; and where no level
+        suffices, all of them and what to say.
 
         Where a rate is to decide the levels, all of them, without a search: see `again`.
         """
         if target.bpp is not None or target.max_bytes is not None:
-            return model.encode_batch([image])
+            return model.encode_batch([image]), ""
         if self.measure is None:
             levels = target.levels if self.effort else None
-            return model.encode_batch([image], levels, self.effort, self.goal)
+            return model.encode_batch([image], levels, self.effort, self.goal), ""
         codes = model.encode_batch([image])
         for count in range(1, model.config.levels + 1):
             if self.effort:
                 codes = model.encode_batch([image], count, self.effort, self.goal)
             if self._reached(model, image, codes.first_levels(count)):
-                return codes.first_levels(count)
-        return codes
+                return codes.first_levels(count), ""
+        return codes, f"all {model.config.levels} levels do not reach {self.target}"
 
     def again(self, model: "Model", image: "np.ndarray", codes: "Codes") -> "Codes":
         """Searches for codes of just the levels that a rate has left."""
@@ -107,7 +111,8 @@ def parse(
         )
     if (name == "lpips") != (lpips is not None):
         raise UsageError("--target lpips:X and --lpips FILE go together", "give both")
-    return Quality(effort, goal, _measure(name, lpips), -value if name == "lpips" else value)
+    least = -value if name == "lpips" else value
+    return Quality(effort, goal, _measure(name, lpips), least, target)
 
 
 def _measure(name: str, lpips: Path | None) -> "Callable[[np.ndarray, np.ndarray], float]":
