@@ -43,7 +43,7 @@ def show_error(error: VqtokError) -> None:
     """The two lines of an error."""
     target = console()
     target.print(Text.assemble(("vqtok: error:", "bold red"), " ", printable(str(error))))
-    target.print(Text.assemble(("  fix:", "green"), " ", printable(error.fix)))
+    target.print(Text.assemble(("  fix:", "green"), " ", printable(error.command_fix)))
 
 
 def printable(text: str) -> str:

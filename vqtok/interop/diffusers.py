@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from vqtok import files
 from vqtok.codec import build_tokenizer
@@ -20,7 +19,7 @@ from vqtok.interop.export import Exported
 from vqtok.interop.layout import CODEBOOK, SHARED, Layout
 from vqtok.losses.likelihood import Likelihood, build_likelihood
 from vqtok.model_registry import ModelFolder
-from vqtok.weights import Weights
+from vqtok.weights import Weights, to_safetensors
 
 CONFIG, STEM = "config.json", "diffusion_pytorch_model"
 CONFIG_LIMIT = 1 << 20  # bytes; one of theirs has some 700
@@ -138,7 +137,7 @@ def to_vqmodel(stored: Weights, settings: TokenizerConfig, folder: ModelFolder) 
         tensors[codebook] = _unit(tensors[codebook])
     text = json.dumps(_config_of(settings), indent=2) + "\n"
     contents = {
-        f"{STEM}.safetensors": safetensors.numpy.save(tensors, {"format": "pt"}),
+        f"{STEM}.safetensors": to_safetensors(tensors, {"format": "pt"}),
         CONFIG: text.encode(),
     }
     return Exported("VQModel", contents, len(tensors))
