@@ -59,9 +59,20 @@ def local_world_size() -> int:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process: of several GPUs in a machine, the one with its number."""
-    if device.type != "cuda" or world_size_from_env() == 1:
+    """The device of this process: of several GPUs in a machine, the one with its number.
+
+    UsageError where several processes are asked to share one GPU.
+    """
+    if device.type != "cuda":
         return device
+    if world_size_from_env() == 1:
+        if device.index is not None:
+            torch.cuda.set_device(device)  # streams and graphs are made on the current one
+        return device
+    if device.index is not None:
+        raise UsageError(
+            f"several processes cannot share {device}", "choose cuda: each takes a GPU of its own"
+        )
     device = torch.device("cuda", rank_from_env()[1])
     torch.cuda.set_device(device)
     return device
