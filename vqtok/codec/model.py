@@ -354,6 +354,11 @@ class Model:
         if isinstance(given, Codes | Compact):
             return self.unpack(given)
         if isinstance(given, np.ndarray | Tensor):
+            if given.ndim == 3 and given.shape[2] in (1, 3, 4) and len(given) > self.config.levels:
+                raise UsageError(
+                    f"an array {tuple(given.shape)} is an image, not codes",
+                    "encode it first: model.encode(image)",
+                )
             return self.codes(given[None] if given.ndim == 3 else given)
         pair = isinstance(given, tuple) and len(given) == 2
         raise UsageError(

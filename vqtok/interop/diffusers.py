@@ -16,12 +16,13 @@ from vqtok.codec import build_tokenizer
 from vqtok.config import TokenizerConfig
 from vqtok.errors import FormatError, InputError, ModelError
 from vqtok.interop.export import Exported
+from vqtok.interop.folders import STEM
 from vqtok.interop.layout import CODEBOOK, SHARED, Layout
 from vqtok.losses.likelihood import Likelihood, build_likelihood
 from vqtok.model_registry import ModelFolder
 from vqtok.weights import Weights, to_safetensors
 
-CONFIG, STEM = "config.json", "diffusion_pytorch_model"
+CONFIG = "config.json"
 CONFIG_LIMIT = 1 << 20  # bytes; one of theirs has some 700
 # before its release 0.15
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
