@@ -1,6 +1,7 @@
 """A model ready to use: images to codes and back, and codes that never were."""
 
 import os
+import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import images, losses, model_registry
+from vqtok import images, losses, model_registry, ticks
 from vqtok.codec import inputs
 from vqtok.codec.entropy_coder import EntropyCoder
 from vqtok.codec.loading import build_tokenizer, fill, load_prior, to_device
@@ -25,10 +26,9 @@ from vqtok.codes import (
     to_compact,
     unpack,
 )
-from vqtok.config import TokenizerConfig
+from vqtok.config import NETWORKS, TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.losses import Likelihood
-from vqtok.networks import vqgan
 from vqtok.networks.streaming import Tiling, stream
 from vqtok.networks.vqvae import VQVAE, AnyDecoder, AnyEncoder, to_uint8
 from vqtok.priors import Prior
@@ -76,6 +76,11 @@ class Model:
             f"<Model {self.name} ({self.fingerprint}): {self.config.grid}, "
             f"{self.device.type}, {self.precision}>"
         )
+
+    @property
+    def _family(self) -> Any:
+        """The network's class or module; no attribute, as a module cannot be pickled."""
+        return NETWORKS[self.config.network].load()
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -140,6 +145,13 @@ class Model:
         """
         self._check(codes)
         return to_compact(codes) if self.entropy_coder is None else self.entropy_coder.pack(codes)
+
+    def pack_levels(self, codes: Codes) -> Callable[[int], Compact]:
+        """Codes the levels once; the result gives the compact form of any number of the first."""
+        self._check(codes)
+        if self.entropy_coder is None:
+            return lambda count: to_compact(codes.first_levels(count))
+        return self.entropy_coder.pack_levels(codes)
 
     def unpack(self, codes: Codes | Compact) -> Codes:
         """Gives codes of either form in the plain one. Raises ModelError, FormatError."""
@@ -280,9 +292,9 @@ class Model:
         """Raises InputError where an image is too large for the network:
         one that sees it whole keeps all of it in memory.
         """
-        if self.config.network == "classic":
+        if not self._family.STREAMABLE:
             f = self.config.downsample
-            vqgan.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
+            self._family.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
 
     def _encode(self, batch: inputs.Batch, indices: Tensor) -> None:
         """Writes the indices (n, L, h, w) of n images that share a grid, or
@@ -301,6 +313,7 @@ class Model:
                 found = self.quantizer(vectors).indices[:, :count]
                 indices.narrow(tiling.axis, position, found.shape[tiling.axis]).copy_(found)
                 position += found.shape[tiling.axis]
+                ticks.tell(position, indices.shape[tiling.axis])
 
     @overload
     def decode(  # pyright: ignore[reportOverlappingOverload]
@@ -489,12 +502,13 @@ class Model:
             end = position + output.shape[tiling.axis]
             yield tiling.slices(slice(position, end)), output.float()
             position = end
+            ticks.tell(position, indices.shape[tiling.axis] * self.config.downsample)
 
     def _tiling(self, h: int, w: int, n: int = 1) -> Tiling:
         """How n grids are worked on: in parts of `pixels_at_once`, or in one where the
         network sees the whole image.
         """
-        f, whole = self.config.downsample, self.config.network == "classic"
+        f, whole = self.config.downsample, not self._family.STREAMABLE
         return Tiling.of(h, w, f, n * h * w * f * f if whole else self.pixels_at_once, n)
 
     def _vectors(self, indices: np.ndarray | Tensor) -> Tensor:
@@ -630,7 +644,7 @@ class Model:
                 if same
                 else f"decode them with vqtok.load({codes.model!r})",
                 "leave --model out to look for it; "
-                + (again if same else f"or give --model {codes.model}"),
+                + (again if same else f"or give --model {shlex.quote(codes.model)}"),
             )
         mine = (self.config.codebook_size, self.config.downsample, self.config.channels)
         theirs = (codes.codebook_size, codes.downsample, codes.channels)
