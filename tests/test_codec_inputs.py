@@ -1,7 +1,9 @@
 """What a caller may give a model: tensors, arrays, files, sizes, devices; and copies of models."""
 
+import ast
 import copy
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from vqtok import codec, model_registry
 from vqtok.codec import inputs
 from vqtok.codec.loading import Device
 from vqtok.codes import to_bytes
-from vqtok.errors import InputError, ModelError, UsageError, VqtokError
+from vqtok.errors import FormatError, InputError, ModelError, UsageError, VqtokError
 from vqtok.quantizers import ResidualQuantizer
 
 LEVELS = replace(TOKENIZER, levels=3, normalize=False)
@@ -563,3 +565,69 @@ def test_errors_of_the_library_speak_of_arguments(toy: codec.Model, tmp_path: Pa
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.fix) == (str(caught.value), caught.value.fix)
     assert again.command_fix == caught.value.command_fix != again.fix
+
+
+LIBRARY = ("codec", "codes", "images", "model_registry.py", "weights.py", "bulk/dataset.py")
+
+
+def raised_in_the_library() -> Iterator[tuple[str, ast.Call]]:
+    """Errors that a call of the library may raise, by file and line."""
+    package = Path(vqtok.__file__).parent
+    paths = [path for name in LIBRARY for path in (package / name).rglob("*.py")]
+    paths += [package / name for name in LIBRARY if name.endswith(".py")]
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error"):
+                yield f"{path.relative_to(package)}:{node.lineno}", node
+
+
+def test_no_advice_to_callers_names_an_option_of_the_command():
+    """Whole commands may be named; options alone stand in the third argument, for the command."""
+    found = []
+    for where, call in raised_in_the_library():
+        if len(call.args) != 2:
+            continue
+        texts = [n.value for n in ast.walk(call.args[1]) if isinstance(n, ast.Constant)]
+        text = "".join(text for text in texts if isinstance(text, str))
+        if re.search(r"(^|\s)--?[a-z]", text) and "vqtok " not in text:
+            found.append((where, text))
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        (np.zeros((1, 1, 5, 8), np.int64), "of type '<i8'"),
+        (np.zeros((1, 1, 5, 8), np.float32), "of type '<f4'"),
+        (np.zeros((1, 1, 5, 8), ">u2"), "of type '>u2'"),
+        (np.asfortranarray(np.zeros((2, 1, 5, 8), np.uint8)), "in Fortran order"),
+    ],
+)
+def test_files_that_numpy_wrote_say_how_to_write_them(
+    toy: codec.Model, indices: np.ndarray, message: str
+):
+    """Their indices are whole: to download them again would give the same."""
+    vqtok.write_codes("a.npz", toy.encode(image(20, 30)))
+    np.savez("b.npz", indices=indices, meta=np.load("a.npz")["meta"])
+    with pytest.raises(FormatError, match=message) as caught:
+        toy.decode("b.npz")
+    assert "model.codes(indices, sizes)" in caught.value.fix
+    assert "download" not in caught.value.fix
+    codes = toy.codes(indices.astype(np.int64))
+    for given in (indices.astype(np.int64), indices.astype(np.float64)):
+        with pytest.raises(FormatError) as caught:
+            replace(codes, indices=given)
+        assert "astype('uint8')" in caught.value.fix
+
+
+def test_the_tensors_of_the_docs(toy: codec.Model, monkeypatch: pytest.MonkeyPatch):
+    text = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
+    block = re.search(r"```python\n(import torch, vqtok\n.*?)```", text, re.DOTALL)
+    assert block is not None
+    monkeypatch.setattr(vqtok, "load", lambda *_, **__: toy, raising=False)
+    names: dict[str, Any] = {}
+    exec(block[1].replace("250", "30").replace("levels=4", "levels=1"), names)
+    assert names["x"].grad is not None
+    assert names["codes"] == toy.encode_batch(names["x"].detach())
+    assert names["y"].shape == (8, 3, 32, 32)
+    assert names["z"].shape[0] == 8
