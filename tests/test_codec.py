@@ -408,6 +408,18 @@ def test_labels_by_name_and_number_and_in_turn(toy: codec.Model):
         assert "cat, dog, eel" in caught.value.fix
 
 
+def test_where_names_are_numbers_a_number_is_a_name(tmp_path: Path):
+    names = tuple(sorted(str(n) for n in range(1, 13)))  # as folders are: 1, 10, 11, 12, 2, ...
+    make_model(tmp_path / "months", prior=replace(PRIOR, labels=names))
+    model = codec.load(tmp_path / "months")
+    assert model._labels("2", 1).tolist() == [names.index("2")]  # type: ignore
+    assert model._labels(12, 1).tolist() == [names.index("12")]  # type: ignore
+    assert model._labels("02", 1).tolist() == [names.index("2")]  # type: ignore
+    for none in (0, "0", 13):
+        with pytest.raises(UsageError, match="there is no label"):
+            model.sample_codes(1, label=none)
+
+
 def test_labels_of_an_unconditional_prior(tmp_path: Path):
     make_model(tmp_path / "models" / "plain", prior=replace(PRIOR, labels=()))
     plain = codec.load("plain")

@@ -55,6 +55,7 @@ def encode(
     resume: bulk.Resume = False,
     shard: bulk.Shard = None,
     workers: bulk.Workers = None,
+    member: o.Member = None,
 ) -> None:
     """Turn images into codes: img.png -> img.npz.
 
@@ -72,13 +73,15 @@ def encode(
             }
         )
         sharding = bulk.ShardOptions(shard_size, resume, shard, workers)
-        return bulk.encode(inputs, chosen, options, sharding, levels, compact, background)
+        return bulk.encode(inputs, chosen, options, sharding, levels, compact, background, member)
     from vqtok import images
 
     color, target = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
     chosen.check_levels(levels)
-    jobs = plan(inputs, images.IMAGE_SUFFIXES, ".npz", out)
+    jobs, note = _one_a_sample(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), inputs, member)
     check_codes_targets(jobs, out)
+    if note:
+        output.say(note, quiet or json)
     batch = Batch(jobs, options)
     if batch.jobs:
         encoder = _Encoder(
@@ -86,6 +89,21 @@ def encode(
         )
         batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
     batch.finish()
+
+
+def _one_a_sample(jobs: list[Job], inputs: list[str], member: str | None) -> tuple[list[Job], str]:
+    """The jobs without further images of a sample (s0.seg.png beside s0.jpg), and what to say of
+    them; what is named itself stays.
+    """
+    found = [i for i, job in enumerate(jobs) if job.source.path is not None]
+    listed = [i for i in found if str(jobs[i].source.path) not in inputs]
+    if len(listed) < (1 if member else 2):
+        return jobs, ""
+    from vqtok.data import samples
+
+    choice = samples.choose([str(jobs[i].source.path) for i in listed], member or "")
+    gone = set(listed) - {listed[i] for i in choice.kept}
+    return [job for i, job in enumerate(jobs) if i not in gone], choice.note()
 
 
 @dataclass

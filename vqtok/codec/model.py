@@ -3,7 +3,7 @@
 import os
 import shlex
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, overload
@@ -608,16 +608,11 @@ class Model:
         if label is None:
             return torch.arange(n) % len(self.labels) if self.labels else None
         text = str(label)
-        number = (
-            self.labels.index(text)
-            if text in self.labels
-            else int(text)
-            if text.isdecimal()
-            else -1
-        )
+        number = _label_number(text, self.labels)
         if not 0 <= number < len(self.labels):
             none = f"the model {self.name} has no labels: leave it out"
-            known = f"choose one of {', '.join(self.labels)}" if self.labels else none
+            more = ", ..." if len(self.labels) > 40 else ""
+            known = f"choose one of {', '.join(self.labels[:40])}{more}" if self.labels else none
             raise UsageError(f"there is no label {text!r}", known)
         return torch.full((n,), number)
 
@@ -666,3 +661,17 @@ class Model:
     def _inference(self) -> Iterator[None]:
         with torch.inference_mode(), self._autocast():
             yield
+
+
+def _label_number(text: str, labels: Sequence[str]) -> int:
+    """The number of the class called `text`, or that number itself; -1 for neither.
+
+    Where all names are numbers, a number is a name: of the classes 1 to 12, 0 is none.
+    """
+    if text in labels:
+        return labels.index(text)
+    if not text.isdecimal():
+        return -1
+    if labels and all(name.isdecimal() for name in labels):
+        return next((i for i, name in enumerate(labels) if int(name) == int(text)), -1)
+    return int(text)
