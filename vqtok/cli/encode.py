@@ -152,7 +152,7 @@ class _Encoder:
         try:
             codes, missed = self.quality.encode(model, image.pixels, self.target)
         except InputError as error:
-            raise InputError(f"{job.source}: {error}", error.fix) from None
+            raise error.about(job.source) from None
         encoded = self._make_file(model, codes, job)
         if self.quality.effort and self.target.byte_limit(codes.pixels) is not None:
             codes = self.quality.again(model, image.pixels, encoded.codes)

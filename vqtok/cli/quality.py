@@ -66,18 +66,18 @@ class Quality:
             return model.encode_batch([image]), ""
         if self.measure is None:
             levels = target.levels if self.effort else None
-            return model.encode_batch([image], levels, self.effort, self.goal), ""
+            return model.encode_batch([image], levels, effort=self.effort, goal=self.goal), ""
         codes = model.encode_batch([image])
         for count in range(1, model.config.levels + 1):
             if self.effort:
-                codes = model.encode_batch([image], count, self.effort, self.goal)
+                codes = model.encode_batch([image], count, effort=self.effort, goal=self.goal)
             if self._reached(model, image, codes.first_levels(count)):
                 return codes.first_levels(count), ""
         return codes, f"all {model.config.levels} levels do not reach {self.target}"
 
     def again(self, model: "Model", image: "np.ndarray", codes: "Codes") -> "Codes":
         """Searches for codes of just the levels that a rate has left."""
-        return model.encode_batch([image], codes.levels, self.effort, self.goal)
+        return model.encode_batch([image], codes.levels, effort=self.effort, goal=self.goal)
 
     def _reached(self, model: "Model", image: "np.ndarray", codes: "Codes") -> bool:
         assert self.measure is not None

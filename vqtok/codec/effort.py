@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqtok import ticks
+from vqtok.errors import UsageError
 from vqtok.quantizers import Quantizer
 
 ROWS = 4096  # vectors that a beam is searched for at once
@@ -51,6 +52,15 @@ EFFORTS = (
     Effort(4, 24),
     Effort(4, 40),
 )
+
+
+def parse_effort(effort: int, goal: str) -> Effort | None:
+    """Looks up an effort from 0 to 9; None for 0. UsageError for others, and unknown goals."""
+    if goal not in GOALS:
+        raise UsageError(f"goal is {goal!r}", f"choose {' or '.join(GOALS)}")
+    if not isinstance(effort, int) or effort not in range(len(EFFORTS)):
+        raise UsageError(f"effort is {effort!r}", f"choose 0 to {len(EFFORTS) - 1}")
+    return EFFORTS[effort] if effort else None
 
 
 def beam_search(codebooks: Tensor, z: Tensor, width: int) -> Tensor:
