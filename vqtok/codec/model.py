@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -60,6 +61,11 @@ class Model:
             f"<Model {self.name} ({self.fingerprint}): {self.config.grid}, "
             f"{self.device.type}, {self.precision}>"
         )
+
+    @property
+    def range(self) -> images.Range | None:
+        """The values of deep images that it was trained with as 0 and 255; None: not told."""
+        return images.range_of_record(self.record)
 
     def _part(self, name: str) -> Any:
         """A part of the network, with its values and on the device."""
@@ -148,16 +154,22 @@ class Model:
         return grid[0] * self.config.downsample, grid[1] * self.config.downsample
 
     def encode(
-        self, image: Any, background: images.Color = images.WHITE, levels: int | None = None
+        self,
+        image: Any,
+        background: images.Color = images.WHITE,
+        levels: int | None = None,
+        value_range: images.Range | None = None,
     ) -> Codes:
         """The codes of one image: a path, bytes, a PIL image, or uint8 (H, W), (H, W,
         1), (H, W, 3) or (H, W, 4).
 
         Any size from 1x1; transparency is laid over `background`;
-        `levels` keeps the first few only. Raises InputError, UsageError.
+        `levels` keeps the first few only. Of images deeper than 8 bits `value_range` becomes 0 to
+        255: by default the model's own `range`, else what `images.to_8_bits` chooses.
+        Raises InputError, UsageError.
         """
-        pixels = images.from_any(image, self.config.channels, background).pixels
-        return self.encode_batch([pixels], levels)
+        found = images.from_any(image, self.config.channels, background, value_range or self.range)
+        return replace(self.encode_batch([found.pixels], levels), range=found.range)
 
     def encode_batch(self, images: list[np.ndarray], levels: int | None = None) -> Codes:
         """The codes of images uint8 (H, W, C), with the model's C, whose sizes fill the same

@@ -1,6 +1,7 @@
 """Image file <-> uint8 array (H, W, C)."""
 
 from vqtok.images.color import WHITE, Color, parse_color
+from vqtok.images.depth import Range, parse_range, range_of_record, show_range, suggest, to_8_bits
 from vqtok.images.read import (
     IMAGE_SUFFIXES,
     MAX_BYTES,
@@ -20,6 +21,7 @@ __all__ = [
     "WHITE",
     "Color",
     "DecodedImage",
+    "Range",
     "check_suffix",
     "crop",
     "encode_png",
@@ -27,7 +29,12 @@ __all__ = [
     "may_be_image",
     "pad",
     "parse_color",
+    "parse_range",
+    "range_of_record",
     "read_image",
     "resize_to",
+    "show_range",
+    "suggest",
+    "to_8_bits",
     "write_image",
 ]
