@@ -61,12 +61,16 @@ class Failures:
 
 
 def plan(
-    inputs: Sequence[str], suffixes: frozenset[str], ending: str, out: Path | None
+    inputs: Sequence[str],
+    suffixes: frozenset[str],
+    ending: str,
+    out: Path | None,
+    is_other: Callable[[Path], bool] | None = None,
 ) -> list[Job]:
     """Expands the inputs and names their results: beside each, with that ending, or as -o says."""
     from vqtok import files
 
-    sources = files.expand(inputs, suffixes)
+    sources = files.expand(inputs, suffixes, is_other)
     return [
         Job(source, files.output_path(source, ending, out, len(sources) > 1)) for source in sources
     ]

@@ -101,6 +101,7 @@ def encode(
     compact: bool,
     background: str,
     member: str | None = None,
+    values: str | None = None,
 ) -> None:
     """Encodes all inputs, or one part of them, and reports each shard."""
     from vqtok import images
@@ -117,7 +118,10 @@ def encode(
     model, reporter = chosen.load(), _Reporter(options.json, options.quiet)
     from vqtok.bulk import encode as bulk_encode
 
-    settings = bulk_encode.BulkSettings(levels, compact, background, sharding.shard_size or 1000)
+    value_range = chosen.value_range(values)
+    settings = bulk_encode.BulkSettings(
+        levels, compact, background, sharding.shard_size or 1000, value_range
+    )
     workers = bulk_encode.default_workers() if sharding.workers is None else sharding.workers
     reports = bulk_encode.encode(
         model, found, out, settings, work_slice, workers, sharding.resume, options.force
@@ -125,6 +129,12 @@ def encode(
     with closing(reports):
         for report in reports:
             reporter.add(report)
+    if reporter.narrow:
+        wanted = images.show_range(images.suggest(reporter.narrow))
+        note = f"{reporter.narrow_images:,} images use little of their range: --range {wanted} fits"
+        output.say(note, options.quiet)
+    if found.recognizer.passed:
+        output.say(found.recognizer.note(), options.quiet)
     if found.left_out:
         output.say(found.note(), options.quiet or options.json)
     reporter.finish(out)
@@ -143,6 +153,7 @@ class _Reporter:
 
     def __init__(self, json: bool, quiet: bool) -> None:
         self.json, self.quiet = json, quiet
+        self.narrow, self.narrow_images = list[tuple[float, float]](), 0
         self.images = self.failed = self.shards = self.old = 0
 
     def add(self, report: "ShardReport") -> None:
@@ -153,6 +164,8 @@ class _Reporter:
             self.shards + 1,
         )
         self.old += not report.new
+        self.narrow_images += report.narrow_images
+        self.narrow += [] if report.narrow is None else [report.narrow]
         for line in report.failed:
             output.show_error(
                 VqtokError(
@@ -178,6 +191,8 @@ class _Reporter:
 def _facts(report: "ShardReport") -> dict[str, Any]:
     head = report.shard.head
     return {
+        "range_used": None if report.narrow is None else list(report.narrow),
+        "range_narrow": report.narrow_images,
         "output": str(report.shard.path) if head.bytes else None,
         "manifest": str(report.shard.records_path),
         "input": head.input,

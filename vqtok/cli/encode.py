@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,7 +18,7 @@ from vqtok.prefetch import read_ahead, run_in_thread, write_behind
 if TYPE_CHECKING:
     from vqtok.codec import Model
     from vqtok.codes import Codes, Encoded, RateTarget
-    from vqtok.images import Color, DecodedImage
+    from vqtok.images import Color, DecodedImage, Range
 
 Images = Annotated[
     list[str],
@@ -44,6 +44,7 @@ def encode(
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
     background: o.Background = "white",
+    values: o.ValueRange = None,
     device: o.Device = None,
     precision: o.Precision = "fp32",
     json: o.Json = False,
@@ -72,18 +73,31 @@ def encode(
             }
         )
         sharding = bulk.ShardOptions(shard_size, resume, shard, workers)
-        return bulk.encode(inputs, chosen, options, sharding, levels, compact, background, member)
+        return bulk.encode(
+            inputs, chosen, options, sharding, levels, compact, background, member, values
+        )
     from vqtok import images
 
     color, target = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
     chosen.check_levels(levels)
-    jobs, note = _one_a_sample(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), inputs, member)
+    recognizer = images.Recognizer()
+    try:
+        planned = plan(inputs, images.IMAGE_SUFFIXES, ".npz", out, recognizer.is_image_file)
+    except InputError as error:
+        if recognizer.passed:
+            output.say(recognizer.note(), quiet)
+        raise error from None
+    if recognizer.passed:
+        output.say(recognizer.note(), quiet)
+    jobs, note = _one_a_sample(planned, inputs, member)
     if note:
         output.say(note, quiet or json)
     batch = Batch(jobs, options)
     if batch.jobs:
-        encoder = _Encoder(target, compact, verify, force)
+        encoder = _Encoder(target, compact, verify, force, chosen.value_range(values))
         batch.report(encoder.run(batch.jobs, chosen, color), encoder.describe)
+        if note := encoder.range_note():
+            output.say(note, quiet)
     batch.finish()
 
 
@@ -110,6 +124,8 @@ class _Encoder:
     compact: bool
     verify: bool
     force: bool
+    range: "Range | None" = None  # of deep images; None: by the type of each
+    narrow: "list[Range]" = field(default_factory=list)  # of images that use little of theirs
     hint: bool = False  # whether to say that the file can be made smaller
 
     def run(
@@ -120,7 +136,7 @@ class _Encoder:
         The first image is read while the model is loaded.
         """
         channels = chosen.config.channels
-        read = read_ahead(lambda job: _read(job, channels, background), jobs)
+        read = read_ahead(lambda job: _read(job, channels, background, self.range), jobs)
         model = chosen.load()
         self.hint = len(jobs) == 1 and not self.compact and model.folder.entropy is not None
         written = write_behind(
@@ -135,11 +151,13 @@ class _Encoder:
         """Encodes one image, and begins to write its codes: the future ends when they are."""
         begin, image = time.perf_counter(), read.result()
         try:
-            codes = model.encode_batch([image.pixels])
+            codes = replace(model.encode_batch([image.pixels]), range=image.range)
         except InputError as error:
             raise InputError(f"{job.source}: {error}", error.fix) from None
         encoded = self._make_file(model, codes, job)
         height, width = codes.sizes[0]
+        if image.narrow is not None:
+            self.narrow.append(image.narrow)
         image_bytes, notes = image.source_bytes, list(image.notes)  # `write` holds no pixels
 
         def write() -> list[Facts]:
@@ -153,6 +171,7 @@ class _Encoder:
                 "source_bytes": image_bytes,
                 **rate.facts(encoded.codes, encoded.form, len(encoded.data)),
                 "seconds": round(time.perf_counter() - begin, 3),
+                "range": None if codes.range is None else list(codes.range),
                 "notes": notes,
             }
             return [{**facts, "verified": True} if self.verify else facts]
@@ -170,6 +189,15 @@ class _Encoder:
             )
         return encoded
 
+    def range_note(self) -> str:
+        """One range for all of several images that use little of theirs; else nothing."""
+        from vqtok import images
+
+        if len(self.narrow) < 2:
+            return ""
+        wanted = images.show_range(images.suggest(self.narrow))
+        return f"{len(self.narrow)} images use little of their range: --range {wanted} fits all"
+
     def describe(self, job: Job, facts: Facts) -> list[str]:
         from vqtok.files import STDIO
 
@@ -178,11 +206,13 @@ class _Encoder:
         return [_summary(job, facts), *([smaller] if self.hint and job.target != STDIO else [])]
 
 
-def _read(job: Job, channels: int, background: "Color") -> "DecodedImage":
+def _read(
+    job: Job, channels: int, background: "Color", value_range: "Range | None"
+) -> "DecodedImage":
     from vqtok import files, images
 
     source = job.source.path or files.read_stdin(images.MAX_BYTES)
-    return images.read_image(source, channels, background)
+    return images.read_image(source, channels, background, value_range=value_range)
 
 
 def _summary(job: Job, facts: Facts) -> str:

@@ -1,7 +1,7 @@
 """`vqtok eval`: measures a model on images."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +49,7 @@ def evaluate(
     ] = None,
     labels: o.LabelSource = None,
     member: o.Member = None,
+    values: o.ValueRange = None,
     limit: Annotated[
         int | None,
         typer.Option("--limit", help="Take only so many images, the first.", metavar="N", min=1),
@@ -103,16 +104,19 @@ def evaluate(
     verbose: o.Verbose = False,
 ) -> None:
     """Measure a model: PSNR, SSIM, MS-SSIM, LPIPS, codebook use, bits."""
+    from vqtok import images
     from vqtok.data import open_data
     from vqtok.errors import InputError, UsageError
 
     parts = [word for word in split or () if "=" not in word] or ["test"]
     if len(parts) > 1 or parts[0] not in ("test", "train"):
         raise UsageError(f"there is no split {' '.join(parts)!r}", "choose test or train")
-    chosen = o.data_options([word for word in split or () if "=" in word], labels, member)
+    chosen = o.data_options([word for word in split or () if "=" in word], labels, member, values)
     _check_targets(sheet, plot, force)
     asked: dict[str, Any] = {"levels": _numbers(levels), "codecs": _names(codecs)}
     codec = ModelOptions(model, device, precision, verbose).load()
+    if values is None and codec.range is not None:
+        chosen = replace(chosen, range=images.show_range(codec.range))
     network = _load_lpips(lpips)
     from vqtok.evaluate import evaluate as measure
 
@@ -144,6 +148,7 @@ def evaluate(
                 "model": codec.name,
                 "fingerprint": codec.fingerprint,
                 "data": dataset.name,
+                "range": list(dataset.range) if dataset.range else None,
                 **asdict(result),
                 "notes": [*dataset.notes, *result.notes],
             }

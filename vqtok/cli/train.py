@@ -43,6 +43,7 @@ def train(
     split: o.SplitPatterns = None,
     labels: o.LabelSource = None,
     member: o.Member = None,
+    values: o.ValueRange = None,
     stage: Annotated[
         str,
         typer.Option(
@@ -261,7 +262,7 @@ def train(
     request = replace(
         request, compiled=compiled, perceptual=str(perceptual) if perceptual else None, init=init
     )
-    request = replace(request, options=o.data_options(split, labels, member))
+    request = replace(request, options=o.data_options(split, labels, member, values))
     if dry_run:
         if distributed.rank_from_env()[0] == 0:
             _print_plan(*_make_spec(out, stage, resume, request), out, stage, target, json)

@@ -60,7 +60,7 @@ def range_of_record(record: Mapping[str, Any]) -> Range | None:
 
 def show_range(values: Range) -> str:
     """0:4095, as `parse_range` reads it."""
-    return ":".join(f"{value:.10g}" for value in values)
+    return ":".join(f"{value:.15g}" for value in values)
 
 
 def to_8_bits(
@@ -68,6 +68,7 @@ def to_8_bits(
     given: Range | None = None,
     bits: int | None = None,
     nodata: float | None = None,
+    check: bool = True,
 ) -> Scaled:
     """Values of any integer or float type as uint8 of the same shape.
 
@@ -75,9 +76,13 @@ def to_8_bits(
     up to 16 bits their type's range (`bits`: of unsigned ones, where the file says fewer), of
     larger ones 0 to 65535 where that holds them; of floats 0 to 1 with some overshoot, or 0 to 255;
     else from the lowest to the highest value. Values that are not finite, or are `nodata`, never
-    count, and become 0; +inf becomes 255. Raises InputError where no value counts.
+    count, and become 0; +inf becomes 255. Without `check`
+    nothing is said, and `given` is needed. Raises InputError where no value counts.
     """
     assert values.dtype.kind in "iuf", values.dtype
+    if not check:  # of a part of a set, whose range is known
+        assert given is not None
+        return Scaled(_scale(values, given, nodata), given, None, ())
     used, gap = _used(values, nodata)
     if given is not None:
         chosen, notes, made = given, _cut(values, given, nodata), False
@@ -104,6 +109,11 @@ def _narrow_note(share: float, chosen: Range, used: Range) -> str:
     )
 
 
+def used_range(values: np.ndarray) -> Range:
+    """The lowest and highest value that counts. Raises InputError where there is none."""
+    return _used(values, None)[0]
+
+
 def suggest(used: list[Range]) -> Range:
     """One range for images that use these: of whole numbers up to a power of two, else from the
     lowest to the highest.
@@ -124,16 +134,16 @@ def _used(values: np.ndarray, nodata: float | None) -> tuple[Range, str]:
         part = flat[i : i + _STRIP]
         if part.dtype.kind == "f":
             part = part[np.isfinite(part)]
-            part = part[np.abs(part) < _HUGE]
+            part = part[np.abs(part) < _HUGE] if part.dtype.itemsize > 2 else part
         if nodata is not None:
             part = part[part != nodata]
         if not part.size:
             continue
-        low, high = min(low, float(part.min())), max(high, float(part.max()))
+        low, high = min(low, _decimal(part.min())), max(high, _decimal(part.max()))
         rest = part[~np.isin(part, np.array(_MARKERS).astype(np.float64))]
         if rest.size:
-            second_low = min(second_low, float(rest.min()))
-            second_high = max(second_high, float(rest.max()))
+            second_low = min(second_low, _decimal(rest.min()))
+            second_high = max(second_high, _decimal(rest.max()))
     if low > high:
         raise InputError("no value of the image is a finite number", "give an image that has some")
     width = max(second_high - second_low, 1.0)
@@ -145,6 +155,11 @@ def _used(values: np.ndarray, nodata: float | None) -> tuple[Range, str]:
             high, marker = second_high, high
     note = "" if marker is None else f"the value {marker:.10g} counts as no data"
     return (low, high), note
+
+
+def _decimal(value: np.generic) -> float:
+    """A number by the shortest text that means it: 1.3 of float32 is 1.3, not 1.2999999523."""
+    return float(str(value))
 
 
 def _choose(

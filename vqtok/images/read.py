@@ -15,9 +15,19 @@ from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from vqtok.errors import InputError
 from vqtok.files import read_bytes
-from vqtok.images import depth, tiff
 from vqtok.images.color import WHITE, Color, lay_over, split_alpha, to_srgb
-from vqtok.images.depth import Range
+from vqtok.images.depth import Range, Scaled, narrow_of_bytes, parse_nodata, to_8_bits, words_note
+from vqtok.images.tiff import (
+    check_layout,
+    describe_tiff,
+    is_inverted,
+    is_whole_tiff,
+    layout_refusal,
+    nodata_text,
+    read_tags,
+    sample_bits,
+    sample_kind,
+)
 
 # 600 MB as an array; a header that asks for more is refused before decoding
 MAX_PIXELS = 200_000_000
@@ -74,6 +84,8 @@ _STARTS = re.compile(
     rb"|\0\0\0\x0cjP|qoif|[^\0]\0\0\0",
     re.DOTALL,
 )
+# formats that hold values of more than 8 bits which Pillow gives as they are
+_DEEP = re.compile(rb"\x89PNG|II[*+]\0|MM\0[*+]|P[2-6fy]\s|\0\0\0\x0cjP |\xff\x4f\xff\x51")
 _ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF tag 0x0112
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -127,6 +139,30 @@ def read_image(
     return replace(found, notes=frames + found.notes, source_bytes=len(data), reduced=reduced)
 
 
+def is_deep(source: Path | bytes) -> bool:
+    """Whether an image file has more than 8 bits a value, by its header alone; no, where it
+    cannot be read.
+    """
+    start = source[:64] if isinstance(source, bytes) else _first_bytes(source, 64)
+    if not _DEEP.match(start):
+        return False
+    try:
+        with (
+            pillow_limits,
+            Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS
+            ) as image,
+        ):
+            return image.mode.startswith(("I", "F")) or _words_mode(image) != ""
+    except Exception:  # damaged ones raise about anything
+        return False
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
+
+
 def may_be_image(start: bytes) -> bool:
     """Whether a file that begins with these bytes, some 16 or more, can be an image:
     not, where `read_image` would refuse it as none.
@@ -176,9 +212,7 @@ def from_any(
     return replace(found, notes=notes + found.notes, source_bytes=size)
 
 
-def _scaled_array(
-    array: np.ndarray, value_range: Range | None
-) -> tuple[depth.Scaled | None, np.ndarray]:
+def _scaled_array(array: np.ndarray, value_range: Range | None) -> tuple[Scaled | None, np.ndarray]:
     """The array as uint8, and what was done to it where it was none; an alpha channel keeps the
     range of its type.
     """
@@ -188,13 +222,13 @@ def _scaled_array(
     if array.dtype == np.uint8 or array.dtype.kind not in "iuf" or not shaped:
         return None, array
     colors = array[..., :3] if array.shape[2:] == (4,) else array
-    scaled = depth.to_8_bits(colors, value_range)
+    scaled = to_8_bits(colors, value_range)
     if array.shape[2:] != (4,):
         return scaled, scaled.pixels
     alpha = array[..., 3:]
     full = (0.0, 1.0) if array.dtype.kind == "f" else (0.0, float(np.iinfo(array.dtype).max))
     top = full if array.dtype.kind != "f" or float(alpha.max()) <= 1 else (0.0, 255.0)
-    return scaled, np.concatenate([scaled.pixels, depth.to_8_bits(alpha, top).pixels], axis=2)
+    return scaled, np.concatenate([scaled.pixels, to_8_bits(alpha, top).pixels], axis=2)
 
 
 def checked(array: np.ndarray) -> np.ndarray:
@@ -263,7 +297,7 @@ def _guard(name: str, data: bytes | None = None) -> Iterator[None]:
                 f"{name} is {kind}, which vqtok does not read", "convert it to PNG or JPEG"
             ) from None
         if data is not None and (tags := _whole_tiff(data)):
-            raise tiff.refusal(name, tags) from None
+            raise layout_refusal(name, tags) from None
         if data is not None and _SIGNATURES.match(data):
             raise InputError(
                 f"{name} is damaged or cut off: its header cannot be read", "get the file again"
@@ -277,7 +311,7 @@ def _guard(name: str, data: bytes | None = None) -> Iterator[None]:
         reason = str(error) or type(error).__name__
         if data is not None and (tags := _whole_tiff(data)):
             raise InputError(
-                f"{name} cannot be decoded ({reason}): a TIFF of {tiff.describe(tags)}",
+                f"{name} cannot be decoded ({reason}): a TIFF of {describe_tiff(tags)}",
                 "save it as PNG, or as TIFF without compression",
             ) from None
         raise InputError(
@@ -289,8 +323,8 @@ def _whole_tiff(data: bytes) -> dict[int, Any] | None:
     """The tags of a TIFF whose pixels are all there; None for what is none, or is cut off."""
     if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return None
-    tags = tiff.read_tags(data)
-    return tags if tags and tiff.is_whole(tags, len(data)) else None
+    tags = read_tags(data)
+    return tags if tags and is_whole_tiff(tags, len(data)) else None
 
 
 def _too_large(name: str) -> InputError:
@@ -399,14 +433,14 @@ def _decode(
         raise InputError(f"{name} has no pixels", "give an image of at least 1x1")
     tags = dict(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     if tags:
-        tiff.check_layout(name, tags)
+        check_layout(name, tags)
     deep_mode = _words_mode(image)
     image.load()
     # after load: for some formats PIL applies it then, and drops the tag
     orientation = _orientation(image)
     profile = image.info.get("icc_profile")
     notes: list[str] = []
-    scaled: depth.Scaled | None = None
+    scaled: Scaled | None = None
     if image.mode.startswith(("I", "F")):
         scaled, image = _gray_to_8_bits(image, name, tags, value_range)
     elif deep_mode:
@@ -427,25 +461,25 @@ def _decode(
 
 def _gray_to_8_bits(
     image: Image.Image, name: str, tags: dict[int, Any], value_range: Range | None
-) -> tuple[depth.Scaled, Image.Image]:
+) -> tuple[Scaled, Image.Image]:
     """Gray modes of 16 or 32 bits or float as mode L, or LA where a gray level is transparent;
     PIL's own conversion would clip them at 255.
     """
     values, bits = np.asarray(image), None  # (H, W) of uint16, int32 or float32
     if tags and values.dtype.kind == "i":
         # PIL has one mode for all of these
-        unsigned = tiff.sample_kind(tags) == 1 and tiff.sample_bits(tags) == 32
-        signed = tiff.sample_kind(tags) == 2 and tiff.sample_bits(tags) == 16
+        unsigned = sample_kind(tags) == 1 and sample_bits(tags) == 32
+        signed = sample_kind(tags) == 2 and sample_bits(tags) == 16
         values = values.view(np.uint32) if unsigned else values
         values = values.astype(np.int16) if signed else values
-    if tags and values.dtype == np.uint16 and tiff.sample_bits(tags) < 16:
-        bits = tiff.sample_bits(tags)
-    nodata = depth.parse_nodata(tiff.nodata_text(tags)) if tags else None
+    if tags and values.dtype == np.uint16 and sample_bits(tags) < 16:
+        bits = sample_bits(tags)
+    nodata = parse_nodata(nodata_text(tags)) if tags else None
     try:
-        scaled = depth.to_8_bits(values, value_range, bits, nodata)
+        scaled = to_8_bits(values, value_range, bits, nodata)
     except InputError as error:
         raise InputError(str(error).replace("the image", name), error.fix) from None
-    pixels = 255 - scaled.pixels if tags and tiff.is_inverted(tags) else scaled.pixels
+    pixels = 255 - scaled.pixels if tags and is_inverted(tags) else scaled.pixels
     gray, key = Image.fromarray(pixels), image.info.get("transparency")
     if isinstance(key, int):  # of a PNG
         alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
@@ -461,20 +495,20 @@ def _words_mode(image: Image.Image) -> str:
     args = tiles[0].args if len(tiles) > 0 else ""
     raw = args[0] if isinstance(args, tuple) and args else args
     found = isinstance(raw, str) and re.fullmatch(r"(RGB|RGBA|RGBX|RGBa|LA);16[LBN]", raw)
-    return raw if found and image.format in ("PNG", "TIFF") else ""
+    return str(raw) if found and image.format in ("PNG", "TIFF") else ""
 
 
 def _colors_to_8_bits(
     image: Image.Image, raw: str, name: str, value_range: Range | None, data: bytes | None
-) -> tuple[depth.Scaled, Image.Image]:
+) -> tuple[Scaled, Image.Image]:
     """Colors of 16 bits, loaded as the high bytes: these, or the range of the whole values."""
     high = np.asarray(image)  # (H, W, 3|4)
     if value_range is None or value_range == (0.0, 65535.0) or data is None:
-        used = depth.narrow_of_bytes(high[..., :3])
-        notes = () if used is None else (depth.words_note(used),)
-        return depth.Scaled(high, (0.0, 65535.0), used, notes), image
+        used = narrow_of_bytes(high[..., :3])
+        notes = () if used is None else (words_note(used),)
+        return Scaled(high, (0.0, 65535.0), used, notes), image
     values = _words(data, image.mode, raw, name, high)
-    scaled = depth.to_8_bits(values, value_range)
+    scaled = to_8_bits(values, value_range)
     pixels = np.concatenate([scaled.pixels, high[..., 3:]], axis=2)  # transparency as it is
     changed = Image.fromarray(pixels, image.mode)
     changed.info = {k: v for k, v in image.info.items() if k != "transparency"}

@@ -80,7 +80,7 @@ def _pillow_inverts() -> bool:
         return False
 
 
-def describe(tags: dict[int, Any]) -> str:
+def describe_tiff(tags: dict[int, Any]) -> str:
     """'5 bands of 16-bit unsigned integers in separate planes, compression LZW'."""
     bands, bits = _tuple(tags.get(_BANDS, 1))[0], sample_bits(tags)
     kind = _KINDS.get(sample_kind(tags), "values of an unknown kind")
@@ -93,7 +93,7 @@ def describe(tags: dict[int, Any]) -> str:
     return text if method == 1 else f"{text}, compression {_METHODS.get(method, method)}"
 
 
-def is_whole(tags: dict[int, Any], size: int) -> bool:
+def is_whole_tiff(tags: dict[int, Any], size: int) -> bool:
     """Whether all strips or tiles that the tags name lie within `size` bytes."""
     for at, lengths in ((_OFFSETS, _COUNTS), (_TILES, _TILE_COUNTS)):
         if at in tags and lengths in tags:
@@ -104,10 +104,10 @@ def is_whole(tags: dict[int, Any], size: int) -> bool:
     return False
 
 
-def refusal(name: str, tags: dict[int, Any]) -> InputError:
+def layout_refusal(name: str, tags: dict[int, Any]) -> InputError:
     """Says which layout it is that is not read."""
     return InputError(
-        f"{name} is a TIFF of {describe(tags)}, which vqtok does not read",
+        f"{name} is a TIFF of {describe_tiff(tags)}, which vqtok does not read",
         "save it as gray or RGB of 8 or 16 bits, values side by side",
     )
 
@@ -118,4 +118,4 @@ def check_layout(name: str, tags: dict[int, Any]) -> None:
     """
     bands = _tuple(tags.get(_BANDS, 1))[0]
     if bands != 1 and tags.get(_PLANAR) == 2 and sample_bits(tags) != 8:
-        raise refusal(name, tags)
+        raise layout_refusal(name, tags)
