@@ -232,6 +232,16 @@ def test_folders_of_tars_are_bulk_without_the_option():
     ]
 
 
+def test_a_folder_of_compressed_tars_is_refused_by_name():
+    from vqtok.cli.bulk import is_bulk
+
+    Path("z").mkdir()
+    Path("z/a.tar.gz").write_bytes(b"\x1f\x8bx")
+    assert is_bulk(["z"])
+    with pytest.raises(InputError, match=r"1 compressed tars, such as a\.tar\.gz"):
+        Inputs(["z"])
+
+
 def test_an_empty_tar_has_no_images_and_no_damage():
     Path("000.tar").write_bytes(bytes(10240))
     inputs = Inputs(["000.tar"])

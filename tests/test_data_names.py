@@ -172,6 +172,8 @@ def test_images_beside_annotations_are_no_classes(tmp_path: Path) -> None:
     data = open_data(tmp_path)
     assert (red(data), data.labels) == ([1, 2], ())
     assert any("left out 1 in annotations" in note for note in data.notes)
+    write_tree(tmp_path / "c", {"train/1.png": 1, "train_masks/1_mask.png": 8})
+    assert red(open_data(tmp_path / "c")) == [1]
     write_tree(tmp_path / "b", {"images/a.png": 1, "masks/z.png": 8})
     assert open_data(tmp_path / "b").labels == ()
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vqtok import quantizers
 from vqtok.config import TokenizerConfig
-from vqtok.quantizers import SimVQuantizer
+from vqtok.quantizers.simvq import SimVQuantizer
 
 
 def make(size: int = 8, dim: int = 2, normalize: bool = False, beta: float = 0.25) -> SimVQuantizer:

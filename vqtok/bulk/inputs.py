@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 
 from vqtok import files
 from vqtok.data import samples
+from vqtok.data.foreign import COMPRESSED, refuse_compressed
 from vqtok.data.tar import tar_images
 from vqtok.errors import InputError, UsageError
 from vqtok.images import IMAGE_SUFFIXES, Recognizer
@@ -95,6 +96,9 @@ class Inputs:
         self.tars = len(found)
         self.all = (*found, *([Input(len(found), LOOSE, None, None)] if self._loose else []))
         if not self.all:
+            for word in words:
+                if packed := _compressed(word):
+                    raise refuse_compressed(Path(word), packed)
             passed = self.recognizer.note().partition(":")[0]
             raise InputError(
                 f"no images and no tars are in {', '.join(words)}{passed and f'; {passed}'}",
@@ -167,13 +171,25 @@ class Inputs:
 
 
 def is_folder_of_tars(word: str) -> bool:
-    """Whether a folder holds tars, at any depth, and no images: looks no further than the first."""
-    tars = False
+    """Whether a folder holds tars, at any depth, and no images: looks no further than the first.
+
+    So do compressed ones, which `Inputs` then refuses by name.
+    """
+    tars = bool(_compressed(word))
     for entry in _walk(word, "", Recognizer()) if os.path.isdir(word) else ():
         if entry.error is None and not _is_tar(entry):
             return False
         tars = tars or _is_tar(entry)
     return tars
+
+
+def _compressed(word: str) -> list[str]:
+    """The compressed tars that lie in a folder."""
+    try:
+        names = sorted(os.listdir(word)) if os.path.isdir(word) else []
+    except OSError:
+        return []
+    return [name for name in names if name.lower().endswith(COMPRESSED)]
 
 
 def _check_word(word: str) -> None:

@@ -1,5 +1,6 @@
 """A model ready to use: images to codes and back, and codes that never were."""
 
+import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import images, losses, model_registry
+from vqtok import images, losses, model_registry, ticks
 from vqtok.codec.entropy_coder import EntropyCoder
 from vqtok.codec.loading import build_tokenizer, fill, load_prior, to_device
 from vqtok.codes import Codes, Compact, count_levels, index_dtype, levels_fix, to_compact, unpack
-from vqtok.config import TokenizerConfig
+from vqtok.config import NETWORKS, TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.losses import Likelihood
-from vqtok.networks import vqgan
 from vqtok.networks.streaming import Tiling, stream
 from vqtok.networks.vqvae import VQVAE, AnyDecoder, AnyEncoder, to_float, to_uint8
 from vqtok.priors import Prior
@@ -52,6 +52,7 @@ class Model:
         self.record: dict[str, Any] = tokenizer.stored.meta["record"]
         self._network = build_tokenizer(tokenizer.stored, self.folder.tokenizer)
         self.config: TokenizerConfig = self._network.config
+        self._family = NETWORKS[self.config.network].load()
         self._waiting = dict(tokenizer.stored.tensors)  # of parts not used yet
         self._lock = threading.Lock()
 
@@ -119,6 +120,13 @@ class Model:
         """
         self._check(codes)
         return to_compact(codes) if self.entropy_coder is None else self.entropy_coder.pack(codes)
+
+    def pack_levels(self, codes: Codes) -> Callable[[int], Compact]:
+        """Codes the levels once; the result gives the compact form of any number of the first."""
+        self._check(codes)
+        if self.entropy_coder is None:
+            return lambda count: to_compact(codes.first_levels(count))
+        return self.entropy_coder.pack_levels(codes)
 
     def unpack(self, codes: Codes | Compact) -> Codes:
         """Gives codes of either form in the plain one. Raises ModelError, FormatError."""
@@ -232,9 +240,9 @@ class Model:
         """Raises InputError where an image is too large for the network:
         one that sees it whole keeps all of it in memory.
         """
-        if self.config.network == "classic":
+        if not self._family.STREAMABLE:
             f = self.config.downsample
-            vqgan.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
+            self._family.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
 
     def _encode(self, images: list[np.ndarray], indices: Tensor) -> None:
         """Writes the indices (n, L, h, w) of n images that share a grid, or
@@ -252,6 +260,7 @@ class Model:
                 found = self.quantizer(vectors).indices[:, :count]
                 indices.narrow(tiling.axis, position, found.shape[tiling.axis]).copy_(found)
                 position += found.shape[tiling.axis]
+                ticks.tell(position, indices.shape[tiling.axis])
 
     def _floats(self, batch: list[np.ndarray]) -> Tensor:
         """(n, C, h*f, w*f) in [-1, 1], channels last, of uint8 (H, W, C)."""
@@ -315,12 +324,13 @@ class Model:
             end = position + output.shape[tiling.axis]
             yield tiling.slices(slice(position, end)), output.float()
             position = end
+            ticks.tell(position, indices.shape[tiling.axis] * self.config.downsample)
 
     def _tiling(self, h: int, w: int, n: int = 1) -> Tiling:
         """How n grids are worked on: in parts of `pixels_at_once`, or in one where the
         network sees the whole image.
         """
-        f, whole = self.config.downsample, self.config.network == "classic"
+        f, whole = self.config.downsample, not self._family.STREAMABLE
         return Tiling.of(h, w, f, n * h * w * f * f if whole else self.pixels_at_once, n)
 
     def _vectors(self, indices: np.ndarray) -> Tensor:
@@ -438,7 +448,7 @@ class Model:
             again = (
                 "the model was trained again since"
                 if codes.model == self.name
-                else f"or give --model {codes.model}"
+                else f"or give --model {shlex.quote(codes.model)}"
             )
             raise ModelError(
                 f"the codes were made with model {codes.model} ({codes.fingerprint}), "

@@ -6,10 +6,7 @@ Each class checks its own values.
 from vqtok.config.coerce import OLD_DEFAULTS, from_dict
 from vqtok.config.presets import PRESETS
 from vqtok.config.recipe import (
-    ARCHITECTURES,
     ENTROPY_CODES_MAX,
-    OPTIMIZERS,
-    OUTPUTS,
     DataConfig,
     EntropyConfig,
     LossConfig,
@@ -18,32 +15,41 @@ from vqtok.config.recipe import (
     StageConfig,
     TokenizerStageConfig,
 )
-from vqtok.config.registry import EXPORT_FORMATS
+from vqtok.config.registry import (
+    EXPORT_FORMATS,
+    LIKELIHOODS,
+    LOSSES,
+    NETWORKS,
+    OPTIMIZERS,
+    OUTPUTS,
+    PRIORS,
+    QUANTIZERS,
+    TOKEN_FORMATS,
+)
 from vqtok.config.tokenizer import (
     GRAY_LEVELS,
     LEARNED,
     LEVELS_MAX,
-    LIKELIHOODS,
-    NETWORKS,
-    QUANTIZERS,
     TokenizerConfig,
 )
 from vqtok.config.toml import parse_duration, parse_setting, read_recipe, to_toml
 
 __all__ = [
-    "ARCHITECTURES",
     "ENTROPY_CODES_MAX",
     "EXPORT_FORMATS",
     "GRAY_LEVELS",
     "LEARNED",
     "LEVELS_MAX",
     "LIKELIHOODS",
+    "LOSSES",
     "NETWORKS",
     "OLD_DEFAULTS",
     "OPTIMIZERS",
     "OUTPUTS",
     "PRESETS",
+    "PRIORS",
     "QUANTIZERS",
+    "TOKEN_FORMATS",
     "DataConfig",
     "EntropyConfig",
     "LossConfig",

@@ -2,10 +2,11 @@
 
 import difflib
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from vqtok.config import registry
 from vqtok.errors import FormatError, UsageError
 
 TYPES = {
@@ -33,6 +34,7 @@ OLD_DEFAULTS = {
     "z_channels": 0,
     "decoder_widths": (),
     "decoder_depths": (),
+    **{name: setting.default for name, setting in registry.ADDED.items()},
 }
 T = TypeVar("T")
 
@@ -50,7 +52,14 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     )
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_added(config: Any) -> None:
+    """Raises UsageError where a setting that an entry of the registry added is out of its range."""
+    for name in registry.ADDED.keys() & vars(config).keys():
+        setting = registry.ADDED[name]
+        check_range(name.replace("_", " "), getattr(config, name), setting.low, setting.high)
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     require(
         value in choices,
         f"{name} {reprlib.repr(value)} is not known",

@@ -5,18 +5,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
-from vqtok.config.coerce import check_choice, check_range, override, require
-from vqtok.config.registry import PRIORS
+from vqtok.config.coerce import check_added, check_choice, check_range, override, require
+from vqtok.config.registry import LOSSES, OPTIMIZERS, OUTPUTS, PRIORS, with_settings
 from vqtok.config.tokenizer import LEVELS_MAX, TokenizerConfig
 
 ENTROPY_CODES_MAX = 4096  # K up to which a table of 65,536 leaves each code enough to choose from
-OPTIMIZERS = ("adamw", "muon")
-ARCHITECTURES = tuple(PRIORS)
-OUTPUTS = ("softmax", "logistic")
 SCHEDULES = ("cosine", "constant")
 
 
 @dataclass(frozen=True)
+@with_settings(PRIORS, OUTPUTS)
 class PriorConfig:
     """The network that knows which index grids are likely."""
 
@@ -46,8 +44,9 @@ class PriorConfig:
             self.kernel in (3, 5, 7, 9), f"prior kernel is {self.kernel}", "choose 3, 5, 7 or 9"
         )
         check_range("prior dropout", self.dropout, 0.0, 0.9)
-        check_choice("prior", self.architecture, ARCHITECTURES)
+        check_choice("prior", self.architecture, PRIORS)
         check_choice("prior output", self.output, OUTPUTS)
+        check_added(self)
         check_range("mixtures", self.mixtures, 1, 100)
         check_range("heads", self.heads, 1, 64)
         require(
@@ -100,6 +99,7 @@ class EntropyConfig:
 
 
 @dataclass(frozen=True)
+@with_settings(LOSSES)
 class LossConfig:
     """What the tokenizer learns from besides its likelihood;
     each weight is relative to that, 0 leaves the term out.
@@ -117,8 +117,9 @@ class LossConfig:
     lecam: float = 0.01  # weight of the regularization of its scores
 
     def __post_init__(self) -> None:
-        for name in ("ms_ssim", "perceptual", "adversarial", "feature_matching", "lecam"):
+        for name in (*LOSSES, "adversarial", "feature_matching", "lecam"):
             check_range(name.replace("_", " "), getattr(self, name), 0.0, 100.0)
+        check_added(self)
         check_range("adversarial start", self.adversarial_start, 0.0, 1.0)
         check_range("perceptual start", self.perceptual_start, 0.0, 1.0)
         require(
@@ -129,6 +130,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+@with_settings(OPTIMIZERS)
 class StageConfig:
     """How one network is trained; the tokenizer and the prior each have one."""
 
@@ -156,6 +158,7 @@ class StageConfig:
         check_range("warmup", self.warmup, 0, 10**9)
         require(self.clip > 0, f"clip is {self.clip}", "choose a value above 0")
         check_range("ema", self.ema, 0.0, 0.99999)
+        check_added(self)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         require(0 < self.cooldown <= 1, f"cooldown is {self.cooldown}", "choose a value in (0, 1]")

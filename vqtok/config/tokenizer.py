@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vqtok.config.coerce import check_choice, check_range, require
+from vqtok.config.coerce import check_added, check_choice, check_range, require
+from vqtok.config.registry import LIKELIHOODS, NETWORKS, QUANTIZERS, with_settings
 
-LIKELIHOODS = ("mse", "l1", "charbonnier", "bce", "logistic", "heteroscedastic")
-LEARNED = ("ema", "vq", "simvq", "fsq", "lfq")  # quantizers of what an encoder gives
-NETWORKS = ("folded", "classic")
-QUANTIZERS = (*LEARNED, "pixels")  # and of the pixels themselves: no encoder, nothing to learn
+# Quantizers of what an encoder gives; `pixels` are the image's own, and nothing is learned.
+LEARNED = tuple(name for name in QUANTIZERS if name != "pixels")
 GRAY_LEVELS = 256
 LEVELS_MAX = 32
 
 
 @dataclass(frozen=True)
+@with_settings(QUANTIZERS, LIKELIHOODS, NETWORKS)
 class TokenizerConfig:
     """The network that turns images into indices and back;
     with the tensors, all that decoding needs.
@@ -90,6 +90,7 @@ class TokenizerConfig:
             "code dimension 1 leaves two points on the unit sphere",
             "use a code dimension of 2 or more, or --no-normalize",
         )
+        check_added(self)
         check_choice("quantizer", self.quantizer, QUANTIZERS)
         check_choice("likelihood", self.likelihood, LIKELIHOODS)
         check_choice("network", self.network, NETWORKS)

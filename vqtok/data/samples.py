@@ -9,7 +9,7 @@ from itertools import groupby, islice
 from pathlib import PurePosixPath
 from typing import NamedTuple, TypeVar
 
-from vqtok.data.splits import words
+from vqtok.data.splits import split_word, words
 from vqtok.errors import InputError
 
 T = TypeVar("T")
@@ -191,7 +191,11 @@ def without_annotations(names: Sequence[str]) -> tuple[list[int], list[str]]:
 
 
 def _kind(folder: str) -> str:
-    text = "".join(c for c in folder.lower() if c.isalpha())
+    mark = split_word(folder)
+    if mark is not None:  # train_masks beside train
+        text = "".join(mark[1]).replace("\0", "") or "images"
+    else:
+        text = "".join(c for c in folder.lower() if c.isalpha())
     return "image" if text in _IMAGES else "annotation" if text in _ANNOTATIONS else ""
 
 

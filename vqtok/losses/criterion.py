@@ -1,19 +1,15 @@
-"""What a recipe wants of a reconstruction besides its likelihood."""
+"""The loss terms that a recipe asks for beside the likelihood."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vqtok import distributed
-from vqtok.config import LossConfig
-from vqtok.errors import UsageError
-from vqtok.losses import lpips as losses_lpips
-from vqtok.losses.ms_ssim import WINDOW, ms_ssim
+from vqtok.config import LOSSES, LossConfig
 
 
 class Criterion(nn.Module):
-    """The terms that a LossConfig gives a weight. It learns nothing."""
+    """Adds up the terms that a LossConfig gives a weight. It learns nothing."""
 
     def __init__(self, config: LossConfig, file: Path | None, size: int) -> None:
         """`file` holds the perceptual weights, needed where config asks for them;
@@ -22,29 +18,15 @@ class Criterion(nn.Module):
         UsageError where both do not go with the config; errors as `lpips.load_lpips`.
         """
         super().__init__()
-        self.config = config
-        if config.perceptual and file is None:
-            fix = (
-                "give --perceptual FILE (LPIPS weights as safetensors), or leave it out: "
-                "--set losses.perceptual=0"
-            )
-            raise UsageError(
-                "the recipe wants the perceptual distance, which needs the weights of its network",
-                fix,
-            )
-        if config.ms_ssim and size < WINDOW:
-            raise UsageError(
-                f"MS-SSIM needs images of {WINDOW} pixels, these have {size}",
-                "choose a larger --size",
-            )
-        self.lpips = (
-            losses_lpips.load_lpips(file) if config.perceptual and file is not None else None
+        self.weights = {name: getattr(config, name) for name in LOSSES if getattr(config, name)}
+        self.terms = nn.ModuleDict(
+            {name: LOSSES[name].load()(config, file, size) for name in self.weights}
         )
 
     def keep_cast(self, dtype: torch.dtype) -> None:
-        """As LPIPS.keep_cast, where that is among the terms. Once the network is on its device."""
-        if self.lpips is not None:
-            self.lpips.keep_cast(dtype)
+        """Prepares the terms for autocast to `dtype`, once they are on their device."""
+        for term in self.terms.values():
+            term.keep_cast(dtype)  # type: ignore[operator]
 
     def forward(
         self,
@@ -58,30 +40,8 @@ class Criterion(nn.Module):
         `shared`: they are this process's part of a batch, for which the means of the terms over all
         processes hold. Without `perceptual`, the perceptual distance is left out.
         """
-        terms = {}
-        if self.config.ms_ssim:
-            terms["ms_ssim"] = self.config.ms_ssim * (1 - ms_ssim(reconstruction, images))
-        if self.lpips is not None and perceptual:
-            terms["perceptual"] = self.config.perceptual * self._distance(
-                self.lpips, reconstruction, images, shared
-            )
-        return terms
-
-    def _distance(
-        self, lpips: nn.Module, reconstruction: Tensor, images: Tensor, shared: bool
-    ) -> Tensor:
-        """The mean LPIPS of the first part of the images;
-        of a shared batch, this process's share of that mean times their number.
-        """
-        processes = distributed.world_size() if shared else 1
-        count = max(1, round(self.config.perceptual_part * processes * len(images)))
-        mine = distributed.local_count(count) if shared else count
-        if not mine:
-            return reconstruction.new_zeros(())
-        x, y = (_color(part[:mine]) for part in (reconstruction, images))
-        return lpips(x, y).mean() * (mine * processes / count)
-
-
-def _color(images: Tensor) -> Tensor:
-    """(B, 3, H, W) also of gray images."""
-    return images.expand(-1, 3, -1, -1)
+        return {
+            name: self.weights[name] * term(reconstruction, images, shared)
+            for name, term in self.terms.items()
+            if perceptual or name != "perceptual"
+        }

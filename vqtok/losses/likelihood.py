@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok.config import GRAY_LEVELS, TokenizerConfig
+from vqtok.config import GRAY_LEVELS, LIKELIHOODS, TokenizerConfig
 
 # Variance of CIFAR-10's training pixels in [0, 1] (van den Oord's notebook divides by it too), and
 # the mean distance of the same pixels from their median: with them a loss of 1 means "no better
@@ -176,24 +176,14 @@ class Heteroscedastic(Logistic):
         return mean, (log_scale + self.log_scale[:, None, None]).clamp(*PIXEL_LOG_SCALES)
 
 
-_CLASSES: dict[str, type[Likelihood]] = {
-    "mse": MeanSquared,
-    "l1": MeanAbsolute,
-    "charbonnier": Charbonnier,
-    "bce": Bernoulli,
-    "logistic": Logistic,
-    "heteroscedastic": Heteroscedastic,
-}
-
-
 def output_channels(config: TokenizerConfig) -> int:
     """Channels of what the decoder gives."""
-    return config.channels * _CLASSES[config.likelihood].outputs
+    return config.channels * LIKELIHOODS[config.likelihood].load().outputs
 
 
 def build_likelihood(config: TokenizerConfig) -> Likelihood:
     """The likelihood that a tokenizer's config names."""
-    likelihood = _CLASSES[config.likelihood](config.channels)
+    likelihood: Likelihood = LIKELIHOODS[config.likelihood].load()(config.channels)
     if config.is_pixels:
         nn.init.constant_(likelihood.log_scale, _rounding_log_scale(config.codebook_size))
     return likelihood

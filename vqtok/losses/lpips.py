@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok import weights
+from vqtok import distributed, weights
+from vqtok.config import LossConfig
+from vqtok.errors import UsageError
+from vqtok.losses.base import LossTerm
 
 SHIFT = (-0.030, -0.088, -0.188)  # ImageNet's mean and deviation, for images in [-1, 1]
 SCALE = (0.458, 0.448, 0.450)
@@ -206,6 +209,34 @@ class LPIPS(nn.Module):
             for a, b, head in zip(x, y, self.heads, strict=True)
         ]
         return torch.stack([part.float().mean((1, 2, 3)) for part in weighed]).sum(0)
+
+
+class PerceptualTerm(LossTerm):
+    """The mean LPIPS of the first `perceptual_part` of the images."""
+
+    def __init__(self, config: LossConfig, file: Path | None, size: int) -> None:
+        super().__init__(config, file, size)
+        if file is None:
+            raise UsageError(
+                "the recipe wants the perceptual distance, which needs the weights of its network",
+                "give --perceptual FILE (LPIPS weights as safetensors), or leave it out: "
+                "--set losses.perceptual=0",
+            )
+        self.part, self.lpips = config.perceptual_part, load_lpips(file)
+
+    def keep_cast(self, dtype: torch.dtype) -> None:
+        self.lpips.keep_cast(dtype)
+
+    def forward(self, reconstruction: Tensor, images: Tensor, shared: bool) -> Tensor:
+        """Of a shared batch, this process's share of the mean times the number of processes."""
+        processes = distributed.world_size() if shared else 1
+        count = max(1, round(self.part * processes * len(images)))
+        mine = distributed.local_count(count) if shared else count
+        if not mine:
+            return reconstruction.new_zeros(())
+        # gray images have one channel, the network three
+        x, y = (images[:mine].expand(-1, 3, -1, -1) for images in (reconstruction, images))
+        return self.lpips(x, y).mean() * (mine * processes / count)
 
 
 def load_lpips(path: Path) -> LPIPS:

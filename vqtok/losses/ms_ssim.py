@@ -1,8 +1,14 @@
 """Structural similarity as a loss: differentiable, of float images."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vqtok.config import LossConfig
+from vqtok.errors import UsageError
+from vqtok.losses.base import LossTerm
 
 # of the scales, finest first (Wang et al. 2003, section 3.2)
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -10,6 +16,21 @@ WINDOW, SIGMA = 11, 1.5
 LONGEST_KEPT = 512  # of the bands that stay in memory: 1 MiB
 C1, C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # for values in [-1, 1], a range of 2
 _kept_bands: dict[tuple[int, str, int | None], Tensor] = {}
+
+
+class StructureTerm(LossTerm):
+    """1 - MS-SSIM."""
+
+    def __init__(self, config: LossConfig, file: Path | None, size: int) -> None:
+        super().__init__(config, file, size)
+        if size < WINDOW:
+            raise UsageError(
+                f"MS-SSIM needs images of {WINDOW} pixels, these have {size}",
+                "choose a larger --size",
+            )
+
+    def forward(self, reconstruction: Tensor, images: Tensor, shared: bool) -> Tensor:
+        return 1 - ms_ssim(reconstruction, images)
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from vqtok import files
 from vqtok.config import TokenizerConfig
 from vqtok.errors import InputError
 
+STREAMABLE = False  # one part of an image at a time is not enough
 EPSILON = 1e-6  # of the normalization, in all three programs whose models `interop` reads
 TENSORS = 5  # of the finest stage's size that are alive at once
 MEMORY_LIMIT = 8 << 30  # bytes that one image may take

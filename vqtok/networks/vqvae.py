@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok import losses, quantizers
-from vqtok.config import TokenizerConfig
+from vqtok.config import NETWORKS, TokenizerConfig
 from vqtok.networks import vqgan
 from vqtok.quantizers import Quantized
+
+STREAMABLE = True  # layer by layer, in parts of the image: `streaming`
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class Decoder(nn.Sequential):
         super().__init__(*layers, nn.SiLU(), last, nn.PixelShuffle(fold))
 
 
-AnyEncoder = Encoder | vqgan.Encoder
+AnyEncoder = Encoder | vqgan.Encoder  # and those of any other network in the registry
 AnyDecoder = Decoder | vqgan.Decoder
 
 
@@ -175,10 +177,10 @@ class VQVAE(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        classical = config.network == "classic"
-        self.encoder: AnyEncoder = vqgan.Encoder(config) if classical else Encoder(config)
+        network = NETWORKS[config.network].load()
+        self.encoder: AnyEncoder = network.Encoder(config)
         self.quantizer = quantizers.build_quantizer(config)
-        self.decoder: AnyDecoder = vqgan.Decoder(config) if classical else Decoder(config)
+        self.decoder: AnyDecoder = network.Decoder(config)
         self.likelihood = losses.build_likelihood(config)
         self.encoder_frozen = False
 

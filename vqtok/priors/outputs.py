@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok.config import PriorConfig
+from vqtok.config import OUTPUTS, PriorConfig
 from vqtok.losses.likelihood import log_bin_probability
 
 # narrower than e^-9 a bin holds all there is, wider than e^9 none; float32 knows the edges of both
@@ -109,9 +109,6 @@ class LogisticMixture(OutputLayer):
         return torch.logsumexp(weights.log_softmax(-1) + each, dim=-1)
 
 
-_CLASSES = {"softmax": Softmax, "logistic": LogisticMixture}
-
-
 def build_output(config: PriorConfig, features: int) -> OutputLayer:
     """The output that a prior's config names."""
-    return _CLASSES[config.output](config, features)
+    return OUTPUTS[config.output].load()(config, features)

@@ -4,44 +4,18 @@ the protocol `Quantizer`.
 
 from dataclasses import replace
 
-from vqtok.config import TokenizerConfig
+from vqtok.config import QUANTIZERS, TokenizerConfig
 from vqtok.meta_init import init_empty_weights
 from vqtok.quantizers.base import Quantized, Quantizer
-from vqtok.quantizers.codebook import EMAQuantizer, VectorQuantizer
-from vqtok.quantizers.finite import FSQuantizer, LFQuantizer
-from vqtok.quantizers.pixels import PixelQuantizer
 from vqtok.quantizers.residual import ResidualQuantizer
-from vqtok.quantizers.simvq import SimVQuantizer
 
-__all__ = [
-    "EMAQuantizer",
-    "FSQuantizer",
-    "LFQuantizer",
-    "PixelQuantizer",
-    "Quantized",
-    "Quantizer",
-    "ResidualQuantizer",
-    "SimVQuantizer",
-    "VectorQuantizer",
-    "build_quantizer",
-    "check_quantizer",
-]
-
-_CLASSES = {
-    "ema": EMAQuantizer,
-    "vq": VectorQuantizer,
-    "simvq": SimVQuantizer,
-    "fsq": FSQuantizer,
-    "lfq": LFQuantizer,
-}
+__all__ = ["Quantized", "Quantizer", "ResidualQuantizer", "build_quantizer", "check_quantizer"]
 
 
 def build_quantizer(config: TokenizerConfig) -> Quantizer:
     """The quantizer that a tokenizer's config names; with several levels, one for each of them."""
-    if config.is_pixels:
-        return PixelQuantizer(config)
-    if config.levels == 1:
-        return _CLASSES[config.quantizer](config)
+    if config.is_pixels or config.levels == 1:
+        return QUANTIZERS[config.quantizer].load()(config)
     single = replace(config, levels=1)
     return ResidualQuantizer(config, [build_quantizer(single) for _ in range(config.levels)])
 

@@ -31,6 +31,8 @@ class Muon(torch.optim.Optimizer):
     both have the same learning rate.
     """
 
+    takes_ok = True  # `runtime.step_if`
+
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float | Tensor, **adamw: Any
     ) -> None:

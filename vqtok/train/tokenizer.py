@@ -15,7 +15,7 @@ from torch import Tensor
 from vqtok import distributed, losses, plots
 from vqtok._version import __version__
 from vqtok.codec import load_tokenizer, to_device
-from vqtok.config import Recipe
+from vqtok.config import LOSSES, Recipe
 from vqtok.data import Batches, Dataset, read_whole
 from vqtok.data.bank import BankBatches, load_bank
 from vqtok.data.decoded_cache import cache_budget
@@ -26,9 +26,10 @@ from vqtok.metrics import usage_perplexity
 from vqtok.networks.vqvae import VQVAE, VQVAEOutput, to_float, to_uint8
 from vqtok.quantizers.codebook import in_chunks
 from vqtok.train.adversary import Adversary
+from vqtok.train.context import RunContext
 from vqtok.train.draws import draw
-from vqtok.train.loop import RunContext, Step, Task, Validation
 from vqtok.train.state import Learner
+from vqtok.train.task import Step, Task, Validation
 from vqtok.train.window import stacked
 from vqtok.weights import Weights, codes_fingerprint, save_weights
 
@@ -301,7 +302,7 @@ class TokenizerTask(Task):
         """What the best weights have the least of:
         the mean over the depths of the error and the criterion's terms.
         """
-        wanted = ("mse", "ms_ssim", "perceptual")
+        wanted = ("mse", *LOSSES)
         parts = [
             value / PIXEL_VARIANCE if name.startswith("mse") else value
             for name, value in metrics.items()
