@@ -185,6 +185,22 @@ def test_an_image_of_nothing_finite_is_refused() -> None:
         read_image(tiff(np.full((4, 4), np.nan, np.float32)))
 
 
+def test_signed_bytes_do_not_wrap() -> None:
+    values = np.array([[-128, -100, 0, 127]], np.int8)
+    for source in (tiff(values), values):
+        assert from_any(source, 1).pixels[0, :, 0].tolist() == [0, 28, 128, 255]
+
+
+def test_a_marker_in_sixteen_bits_does_not_hide_that_little_is_used() -> None:
+    values = RAMP.copy()
+    values[0, 0] = 65535
+    image = read_image(tiff(values), 1)
+    assert "the value 65535 counts as no data" in said(image)
+    assert "--range 0:4095" in said(image)
+    mask = read_image(tiff(np.array([[0, 65535]], np.uint16)), 1)
+    assert mask.notes == ("16-bit values reduced to 8 bits",)
+
+
 def test_uint32_above_two_to_the_31_does_not_wrap() -> None:
     values = np.array([[0, 2**31, 2**32 - 1]], np.uint32)
     assert read_image(tiff(values), 1).pixels[0, :, 0].tolist() == [0, 128, 255]

@@ -151,7 +151,9 @@ def _used(values: np.ndarray, nodata: float | None) -> tuple[Range, str]:
     if second_low < math.inf:
         if low in _MARKERS and second_low - low > width:
             low, marker = second_low, low
-        if high in _MARKERS and high - second_high > width and values.dtype.kind != "u":
+        # 0 and 65535 alone are a mask
+        several = values.dtype.kind != "u" or second_high > second_low
+        if high in _MARKERS and high - second_high > width and several:
             high, marker = second_high, high
     note = "" if marker is None else f"the value {marker:.10g} counts as no data"
     return (low, high), note

@@ -27,6 +27,7 @@ from vqtok.images.tiff import (
     read_tags,
     sample_bits,
     sample_kind,
+    signed_bytes,
 )
 
 # 600 MB as an array; a header that asks for more is refused before decoding
@@ -441,10 +442,12 @@ def _decode(
     profile = image.info.get("icc_profile")
     notes: list[str] = []
     scaled: Scaled | None = None
-    if image.mode.startswith(("I", "F")):
+    if image.mode.startswith(("I", "F")) or (signed_bytes(tags) and image.mode == "L"):
         scaled, image = _gray_to_8_bits(image, name, tags, value_range)
     elif deep_mode:
         scaled, image = _colors_to_8_bits(image, deep_mode, name, value_range, data)
+    elif value_range is not None and image.mode == "CMYK" and sample_bits(tags) == 16:
+        notes.append("the range does not count for CMYK")
     notes += scaled.notes if scaled else ()
     image, alpha = split_alpha(image)
     image = to_srgb(image, profile, notes)
@@ -472,6 +475,7 @@ def _gray_to_8_bits(
         signed = sample_kind(tags) == 2 and sample_bits(tags) == 16
         values = values.view(np.uint32) if unsigned else values
         values = values.astype(np.int16) if signed else values
+    values = values.view(np.int8) if signed_bytes(tags) else values
     if tags and values.dtype == np.uint16 and sample_bits(tags) < 16:
         bits = sample_bits(tags)
     nodata = parse_nodata(nodata_text(tags)) if tags else None

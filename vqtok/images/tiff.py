@@ -56,6 +56,11 @@ def sample_kind(tags: dict[int, Any]) -> int:
     return kind if isinstance(kind, int) else 1
 
 
+def signed_bytes(tags: dict[int, Any]) -> bool:
+    """Whether values are signed and of 8 bits, which Pillow gives as unsigned ones."""
+    return sample_kind(tags) == 2 and sample_bits(tags) == 8
+
+
 def nodata_text(tags: dict[int, Any]) -> object:
     return tags.get(_NODATA)
 
@@ -114,8 +119,8 @@ def layout_refusal(name: str, tags: dict[int, Any]) -> InputError:
 
 def check_layout(name: str, tags: dict[int, Any]) -> None:
     """Refuses what Pillow decodes to something else without a word: 16-bit colors in separate
-    planes, of which it takes one byte after the other.
+    planes, of which it takes one byte after the other, and signed bytes, which it takes for unsigned.
     """
     bands = _tuple(tags.get(_BANDS, 1))[0]
-    if bands != 1 and tags.get(_PLANAR) == 2 and sample_bits(tags) != 8:
+    if bands != 1 and (signed_bytes(tags) or (tags.get(_PLANAR) == 2 and sample_bits(tags) != 8)):
         raise layout_refusal(name, tags)
