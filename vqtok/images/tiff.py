@@ -119,7 +119,7 @@ def layout_refusal(name: str, tags: dict[int, Any]) -> InputError:
 
 def check_layout(name: str, tags: dict[int, Any]) -> None:
     """Refuses what Pillow decodes to something else without a word: 16-bit colors in separate
-    planes, of which it takes one byte after the other, and signed bytes, which it takes for unsigned.
+    planes, of which it takes one byte after the other, and bands of signed bytes, as unsigned.
     """
     bands = _tuple(tags.get(_BANDS, 1))[0]
     if bands != 1 and (signed_bytes(tags) or (tags.get(_PLANAR) == 2 and sample_bits(tags) != 8)):
