@@ -125,7 +125,7 @@ HEAD = GOLDEN[:10]
 DAMAGED = {
     "newer": (b"\2" + GOLDEN[1:], "newer than this"),
     "version 0": (b"\0" + GOLDEN[1:], "damaged"),
-    "unknown flag": (b"\1\x0c" + GOLDEN[2:], "damaged"),
+    "unknown flag": (b"\1\x14" + GOLDEN[2:], "damaged"),
     "empty": (b"", "truncated"),
     "cut in the head": (GOLDEN[:9], "truncated"),
     "cut in the data": (GOLDEN[:-1], "do not take"),

@@ -9,7 +9,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -51,14 +51,18 @@ class Source:
         return "standard input" if self.path is None else str(self.path)
 
 
-def expand(inputs: Sequence[str], suffixes: frozenset[str]) -> list[Source]:
+def expand(
+    inputs: Sequence[str],
+    suffixes: frozenset[str],
+    is_other: Callable[[Path], bool] | None = None,
+) -> list[Source]:
     """The files that names, folders, globs and '-' stand for:
     in the order given, sorted within each, each file once.
 
     A named file counts whatever its suffix; in folders, and for globs that end in '*', only
-    `suffixes` (lower case, with the dot). Hidden files are skipped; linked folders are followed,
-    each folder once. Where several folders are given, `relative` begins with the folder's name, so
-    that equal names in two of them stay apart.
+    `suffixes` (lower case, with the dot), and what `is_other` says of the rest. Hidden files are
+    skipped; linked folders are followed, each folder once. Where several folders are given,
+    `relative` begins with the folder's name, so that equal names in two of them stay apart.
 
     Raises InputError when nothing is found.
     Beside inputs that are found, one that is not stays in the list as it is:
@@ -67,7 +71,7 @@ def expand(inputs: Sequence[str], suffixes: frozenset[str]) -> list[Source]:
     several = sum(os.path.isdir(name) for name in inputs) > 1
     found, lost = [], []
     for name in inputs:
-        sources = _expand_one(name, suffixes, several)
+        sources = _expand_one(name, suffixes, several, is_other)
         lost += [] if sources else [name]
         found += sources or [Source(Path(name), Path(Path(name).name or name))]
     if len(lost) == len(inputs):
@@ -78,19 +82,28 @@ def expand(inputs: Sequence[str], suffixes: frozenset[str]) -> list[Source]:
     return list(once.values())
 
 
-def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Source]:
+def _expand_one(
+    name: str,
+    suffixes: frozenset[str],
+    several: bool,
+    is_other: Callable[[Path], bool] | None = None,
+) -> list[Source]:
     path = Path(name)
     if name == "-":
         return [Source(None, Path("stdin"))]
     if os.path.isdir(name):
         base = Path(os.path.basename(os.path.abspath(name))) if several else Path()
         return [
-            Source(p, base / p.relative_to(path)) for p in _files(path) if _is_wanted(p, suffixes)
+            Source(p, base / p.relative_to(path))
+            for p in _files(path)
+            if _is_wanted(p, suffixes, is_other)
         ]
     if os.path.exists(name):
         return [Source(path, Path(path.name))]
     if (words := expand_braces(name)) != [name]:
-        return [source for word in words for source in _expand_one(word, suffixes, several)]
+        return [
+            source for word in words for source in _expand_one(word, suffixes, several, is_other)
+        ]
     magic = next((i for i, part in enumerate(path.parts) if _is_magic(part)), None)
     if magic is None:
         return []
@@ -99,7 +112,7 @@ def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
     return [
         Source(p, p.relative_to(root))
         for p in matches
-        if not name.endswith("*") or _is_wanted(p, suffixes)
+        if not name.endswith("*") or _is_wanted(p, suffixes, is_other)
     ]
 
 
@@ -148,12 +161,16 @@ def _is_magic(text: str) -> bool:
     return any(c in text for c in "*?[")
 
 
-def _is_wanted(path: Path, suffixes: frozenset[str]) -> bool:
+def _is_wanted(
+    path: Path, suffixes: frozenset[str], is_other: Callable[[Path], bool] | None
+) -> bool:
     """Whether a file found in a folder is wanted.
 
     A folder in place of a file could not be listed: reading it says so.
     """
-    return path.suffix.lower() in suffixes or os.path.isdir(path)
+    if path.suffix.lower() in suffixes or os.path.isdir(path):
+        return True
+    return is_other is not None and os.path.isfile(path) and is_other(path)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]] | None:

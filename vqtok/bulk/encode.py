@@ -32,6 +32,7 @@ class BulkSettings:
     compact: bool = False
     background: str = "white"
     shard_size: int = 1000  # images
+    range: images.Range | None = None  # of deep images; None: by the type of each
 
 
 def default_workers() -> int:
@@ -67,7 +68,8 @@ def encode(
         )
     prepare_folder(out, make_manifest(model, inputs, settings), work_slice, resume, force)
     distributed.local_device(model.device)
-    with Pool(workers, model.config.channels, images.parse_color(settings.background)) as pool:
+    color = images.parse_color(settings.background)
+    with Pool(workers, model.config.channels, color, settings.range) as pool:
         shard = _ShardWriter(model, settings)
         count = None if progress is None else _Count(inputs, work_slice)
         for item, image in pool.map(_work(inputs, out, settings, work_slice, resume)):
@@ -198,6 +200,7 @@ def make_manifest(model: Model, inputs: Inputs, settings: BulkSettings) -> Manif
         settings.background,
         settings.shard_size,
         tuple((source.name, source.bytes) for source in inputs.all),
+        "" if settings.range is None else images.show_range(settings.range),
     )
 
 
@@ -222,6 +225,8 @@ class _ShardWriter:
         self.grids: dict[int, np.ndarray] = {}  # (L, h, w) of each line that has one
         self.waiting: dict[tuple[int, int], _Bucket] = {}  # by (w, h)
         # places of the images of each grid, in order
+        self.ranges: list[images.Range | None] = []  # of each line
+        self.narrow: list[images.Range] = []
         self.rows: dict[tuple[int, int], list[int]] = {}
 
     def add(self, entry: Entry, image: images.DecodedImage | VqtokError) -> None:
@@ -233,6 +238,7 @@ class _ShardWriter:
                 image = error
         if isinstance(image, VqtokError):
             self.lines.append(ShardRecord(entry.name, error=str(image)))
+            self.ranges.append(None)
             return
         f, (H, W) = self.model.config.downsample, image.pixels.shape[:2]
         grid = -(-W // f), -(-H // f)
@@ -242,6 +248,8 @@ class _ShardWriter:
             self.waiting.setdefault(grid, _Bucket()),
         )
         self.lines.append(ShardRecord(entry.name, (W, H), grid, len(rows), notes=image.notes))
+        self.ranges.append(image.range)
+        self.narrow += [] if image.narrow is None else [image.narrow]
         rows.append(position)
         bucket.positions.append(position)
         bucket.images.append(image.pixels)
@@ -273,10 +281,14 @@ class _ShardWriter:
             files.write_bytes(found.path, data, force=True)
         files.write_bytes(found.records_path, lines, force=True)
         failed = tuple(line for line in self.lines if line.error is not None)
-        return ShardReport(found, time.perf_counter() - self.began, failed)
+        narrow = images.suggest(self.narrow) if self.narrow else None
+        seconds = time.perf_counter() - self.began
+        return ShardReport(found, seconds, failed, narrow, len(self.narrow))
 
     def _stack(self, positions: list[int]) -> Codes | Compact:
         """The codes of the images at these places, all of one grid."""
         sizes = tuple((H, W) for W, H in (self.lines[position].size for position in positions))
         stack = self.model.codes(np.stack([self.grids[position] for position in positions]), sizes)
+        ranges = {self.ranges[position] for position in positions}
+        stack = replace(stack, range=ranges.pop() if len(ranges) == 1 else None)
         return self.model.pack(stack) if self.settings.compact else stack

@@ -9,6 +9,7 @@ from vqtok.bulk import shards
 from vqtok.bulk.inputs import WorkSlice
 from vqtok.bulk.shards import MANIFEST, Manifest, Shard, ShardRecord
 from vqtok.errors import OutputError
+from vqtok.images import Range
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class ShardReport:
     shard: Shard
     seconds: float  # 0: it was before
     failed: tuple[ShardRecord, ...] = ()  # images, where they were found to be bad just now
+    narrow: Range | None = None  # values in use of images that use little of their range
+    narrow_images: int = 0  # how many those are
 
     @property
     def new(self) -> bool:

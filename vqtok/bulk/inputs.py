@@ -15,7 +15,7 @@ from vqtok.data import samples
 from vqtok.data.foreign import COMPRESSED, refuse_compressed
 from vqtok.data.tar import tar_images
 from vqtok.errors import InputError, UsageError
-from vqtok.images import IMAGE_SUFFIXES
+from vqtok.images import IMAGE_SUFFIXES, Recognizer
 
 LOOSE = "pictures"  # what the input of all images outside of tars is called
 _PACKED = (".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip")
@@ -80,11 +80,12 @@ class Inputs:
     def __init__(self, words: Sequence[str], member: str = "") -> None:
         self._words, self._member = tuple(words), member
         self.left_out: dict[str, int] = {}
+        self.recognizer = Recognizer()  # of what was seen so far
         for word in words:
             _check_word(word)
         tars: dict[str, tuple[str, str]] = {}
         self._loose = False
-        for entry in self._found():
+        for entry in self._found(self.recognizer):
             if _is_tar(entry):
                 tars.setdefault(os.path.abspath(entry.path), (entry.path, entry.name))
             else:
@@ -98,8 +99,9 @@ class Inputs:
             for word in words:
                 if packed := _compressed(word):
                     raise refuse_compressed(Path(word), packed)
+            passed = self.recognizer.note().partition(":")[0]
             raise InputError(
-                f"no images and no tars are in {', '.join(words)}",
+                f"no images and no tars are in {', '.join(words)}{passed and f'; {passed}'}",
                 "name tar shards, or folders of images",
             )
 
@@ -133,7 +135,7 @@ class Inputs:
         errors: list[Entry] = []
 
         def named() -> Iterator[tuple[str, Entry]]:
-            for entry in _members(path):
+            for entry in _members(path, self.recognizer):
                 if entry.error is None:
                     yield entry.name, entry
                 else:  # it comes last
@@ -150,16 +152,21 @@ class Inputs:
         for field, count in gone.items():
             self.left_out[field] = self.left_out.get(field, 0) + count
 
-    def _found(self) -> Iterator[Entry]:
-        """Every image and tar, and every folder that cannot be listed."""
+    def _found(self, recognizer: Recognizer | None = None) -> Iterator[Entry]:
+        """Every image and tar, and every folder that cannot be listed; what is passed over is
+        counted in the recognizer that is given.
+        """
+        recognizer = recognizer or Recognizer()
         several = sum(os.path.isdir(word) for word in self._words) > 1
         for word in self._words:
             if os.path.isdir(word):
                 yield from _walk(
-                    word, os.path.basename(os.path.abspath(word)) + "/" if several else ""
+                    word,
+                    os.path.basename(os.path.abspath(word)) + "/" if several else "",
+                    recognizer,
                 )
             else:
-                for source in files.expand([word], _FOUND):
+                for source in files.expand([word], _FOUND, recognizer.is_image_file):
                     yield Entry(source.relative.as_posix(), str(source.path))
 
 
@@ -169,7 +176,7 @@ def is_folder_of_tars(word: str) -> bool:
     So do compressed ones, which `Inputs` then refuses by name.
     """
     tars = bool(_compressed(word))
-    for entry in _walk(word, "") if os.path.isdir(word) else ():
+    for entry in _walk(word, "", Recognizer()) if os.path.isdir(word) else ():
         if entry.error is None and not _is_tar(entry):
             return False
         tars = tars or _is_tar(entry)
@@ -210,10 +217,10 @@ def _size(path: str) -> int:
         ) from None
 
 
-def _members(path: Path) -> Iterator[Entry]:
+def _members(path: Path, recognizer: Recognizer) -> Iterator[Entry]:
     """The images in a tar; damage becomes a last entry that says so."""
     try:
-        for name, offset, size in tar_images(path):
+        for name, offset, size in tar_images(path, recognizer):
             yield Entry(name, str(path), offset, size)
     except (InputError, OSError) as error:
         reason = (
@@ -222,7 +229,7 @@ def _members(path: Path) -> Iterator[Entry]:
         yield Entry(path.name, str(path), error=f"the rest of the tar cannot be read: {reason}")
 
 
-def _walk(root: str, prefix: str) -> Iterator[Entry]:
+def _walk(root: str, prefix: str, recognizer: Recognizer) -> Iterator[Entry]:
     """The images and tars below a folder: in each folder sorted by name, before
     those of its sub-folders.
 
@@ -236,7 +243,7 @@ def _walk(root: str, prefix: str) -> Iterator[Entry]:
         if real in seen:
             continue
         seen.add(real)
-        names, folders = _listed(folder)
+        names, folders = _listed(folder, recognizer)
         if names is None:
             yield Entry(prefix + below, folder, error="the folder cannot be listed")
             continue
@@ -244,7 +251,7 @@ def _walk(root: str, prefix: str) -> Iterator[Entry]:
         waiting += [(f"{below}{name}/", os.path.join(folder, name)) for name in reversed(folders)]
 
 
-def _listed(folder: str) -> tuple[list[str] | None, list[str]]:
+def _listed(folder: str, recognizer: Recognizer) -> tuple[list[str] | None, list[str]]:
     """Wanted files, and folders, each sorted by name; None for a folder that cannot be listed."""
     names, folders = [], []
     try:
@@ -254,7 +261,10 @@ def _listed(folder: str) -> tuple[list[str] | None, list[str]]:
                     continue
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
                     folders.append(entry.name)
-                elif PurePath(entry.name).suffix.lower() in _FOUND and _readable_kind(entry):
+                elif _readable_kind(entry) and (
+                    PurePath(entry.name).suffix.lower() == ".tar"
+                    or recognizer.is_image_file(Path(entry.path))
+                ):
                     names.append(entry.name)
     except OSError:
         return None, []

@@ -35,9 +35,15 @@ class Pool:
     Close it, or use it as a context.
     """
 
-    def __init__(self, workers: int, channels: int, background: images.Color) -> None:
-        self._channels, self._background = channels, background
-        self._workers = [_start(channels, background) for _ in range(workers)]
+    def __init__(
+        self,
+        workers: int,
+        channels: int,
+        background: images.Color,
+        value_range: images.Range | None = None,
+    ) -> None:
+        self._channels, self._background, self._range = channels, background, value_range
+        self._workers = [_start(channels, background, value_range) for _ in range(workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for each in self._workers:
             self._idle.put(each)
@@ -99,7 +105,12 @@ class Pool:
         if not self._workers:
             try:
                 return worker.decode(
-                    entry.path, entry.offset, entry.size, self._channels, self._background
+                    entry.path,
+                    entry.offset,
+                    entry.size,
+                    self._channels,
+                    self._background,
+                    self._range,
                 )
             except InputError as error:
                 return error
@@ -164,7 +175,10 @@ class _Worker:
             if "error" in answer:
                 return InputError(answer["error"], "get the file again")
             return images.DecodedImage(
-                _pixels(self._answers, tuple(answer["shape"])), tuple(answer["notes"])
+                _pixels(self._answers, tuple(answer["shape"])),
+                tuple(answer["notes"]),
+                range=_pair(answer["range"]),
+                narrow=_pair(answer["narrow"]),
             )
         except (OSError, EOFError, ValueError):  # ValueError: the pipe was closed here
             raise self._died(entry) from None
@@ -197,10 +211,19 @@ def _pixels(answers: IO[bytes], shape: tuple[int, ...]) -> np.ndarray:
     return pixels
 
 
-def _start(channels: int, background: images.Color) -> _Worker:
+def _pair(value: list[float] | None) -> images.Range | None:
+    return None if value is None else (value[0], value[1])
+
+
+def _start(channels: int, background: images.Color, value_range: images.Range | None) -> _Worker:
     root = str(Path(worker.__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-m", "vqtok.bulk.worker", *map(str, (channels, *background))]
+    command = [
+        sys.executable,
+        "-m",
+        "vqtok.bulk.worker",
+        *map(str, (channels, *background, *(value_range or ()))),
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     return _Worker(
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)

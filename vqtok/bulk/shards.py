@@ -43,10 +43,12 @@ class Manifest:
     background: str
     shard_size: int
     inputs: tuple[tuple[str, int | None], ...]  # name, and bytes of a tar
+    range: str = ""  # of deep images, LOW:HIGH; "": by the type of each
 
     def __post_init__(self) -> None:
         """FormatError where a value cannot be."""
         kinds = {
+            "range": str,
             "model": str,
             "fingerprint": str,
             "precision": str,
@@ -68,10 +70,10 @@ class Manifest:
             {"name": name} if size is None else {"name": name, "bytes": size}
             for name, size in self.inputs
         ]
-        return (
-            json.dumps({"format": FORMAT, "kind": KIND, **asdict(self), "inputs": inputs}, indent=1)
-            + "\n"
-        ).encode()
+        values = {"format": FORMAT, "kind": KIND, **asdict(self), "inputs": inputs}
+        if not self.range:
+            del values["range"]
+        return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def is_shards(folder: Path) -> bool:
@@ -112,7 +114,8 @@ def read_manifest(folder: Path) -> Manifest:
             "the manifest is damaged",
         )
         known = {name: values[name] for name in Manifest.__dataclass_fields__ if name in values}
-        require(len(known) == len(Manifest.__dataclass_fields__) - 1, "the manifest is damaged")
+        needed = len(Manifest.__dataclass_fields__) - 2 + ("range" in known)
+        require(len(known) == needed, "the manifest is damaged")
         return Manifest(**known, inputs=pairs)
 
 

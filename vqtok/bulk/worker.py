@@ -20,14 +20,20 @@ from vqtok.errors import InputError, VqtokError
 
 
 def decode(
-    path: str, offset: int, size: int | None, channels: int, background: images.Color
+    path: str,
+    offset: int,
+    size: int | None,
+    channels: int,
+    background: images.Color,
+    value_range: images.Range | None = None,
 ) -> images.DecodedImage:
     """The image in a file, or in that part of one.
 
     InputError says nothing of the path, so that it is the same on every machine.
     """
     try:
-        return images.read_image(_bytes(path, offset, size), channels, background)
+        data = _bytes(path, offset, size)
+        return images.read_image(data, channels, background, value_range=value_range)
     except VqtokError as error:
         named = str(error).replace(path, "the image")
         raise InputError(named, error.fix, error.command_fix) from None
@@ -56,13 +62,32 @@ def _bytes(path: str, offset: int, size: int | None) -> bytes:
     return data
 
 
-def serve(requests: BinaryIO, answers: BinaryIO, channels: int, background: images.Color) -> None:
+def serve(
+    requests: BinaryIO,
+    answers: BinaryIO,
+    channels: int,
+    background: images.Color,
+    value_range: images.Range | None = None,
+) -> None:
     """Answers requests until there are no more."""
     while line := requests.readline():
         pixels, answer = np.empty(0, np.uint8), dict[str, Any]()
         try:
-            image = decode(**json.loads(line), channels=channels, background=background)
-            pixels, answer = image.pixels, {"shape": image.pixels.shape, "notes": image.notes}
+            image = decode(
+                **json.loads(line),
+                channels=channels,
+                background=background,
+                value_range=value_range,
+            )
+            pixels, answer = (
+                image.pixels,
+                {
+                    "shape": image.pixels.shape,
+                    "notes": image.notes,
+                    "range": image.range,
+                    "narrow": image.narrow,
+                },
+            )
         except VqtokError as error:
             answer = {"error": str(error)}
         except MemoryError:
@@ -78,8 +103,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library that prints must not print into the pixels
     red, green, blue = map(int, sys.argv[2:5])
+    given = (float(sys.argv[5]), float(sys.argv[6])) if len(sys.argv) > 6 else None
     try:
-        serve(sys.stdin.buffer, answers, int(sys.argv[1]), (red, green, blue))
+        serve(sys.stdin.buffer, answers, int(sys.argv[1]), (red, green, blue), given)
     except BrokenPipeError:
         os._exit(1)  # the parent is gone
 

@@ -103,6 +103,7 @@ def encode(
     compact: bool,
     background: str,
     member: str | None = None,
+    values: str | None = None,
 ) -> None:
     """Encodes all inputs, or one part of them, and reports each shard."""
     from vqtok import images
@@ -121,7 +122,10 @@ def encode(
         output.say(rate.only_packed(model.name), options.quiet)
     from vqtok.bulk import encode as bulk_encode
 
-    settings = bulk_encode.BulkSettings(levels, compact, background, sharding.shard_size or 1000)
+    value_range = chosen.value_range(values)
+    settings = bulk_encode.BulkSettings(
+        levels, compact, background, sharding.shard_size or 1000, value_range
+    )
     workers = bulk_encode.default_workers() if sharding.workers is None else sharding.workers
     begin = time.perf_counter()
     with bar("encode", options.quiet or options.json) as progress:
@@ -139,6 +143,12 @@ def encode(
         with closing(reports):
             for report in reports:
                 reporter.add(report)
+    if reporter.narrow:
+        wanted = images.show_range(images.suggest(reporter.narrow))
+        note = f"{reporter.narrow_images:,} images use little of their range: --range {wanted} fits"
+        output.say(note, options.quiet)
+    if found.recognizer.passed:
+        output.say(found.recognizer.note(), options.quiet)
     if found.left_out:
         output.say(found.note(), options.quiet or options.json)
     reporter.finish(out, time.perf_counter() - begin)
@@ -157,6 +167,7 @@ class Reporter:
 
     def __init__(self, json: bool, quiet: bool) -> None:
         self.json, self.quiet = json, quiet
+        self.narrow, self.narrow_images = list[tuple[float, float]](), 0
         self.images = self.failed = self.shards = self.old = self.bytes = 0
 
     def add(self, report: "ShardReport", source: str | None = None) -> None:
@@ -168,6 +179,8 @@ class Reporter:
             self.shards + 1,
         )
         self.old += not report.new
+        self.narrow_images += report.narrow_images
+        self.narrow += [] if report.narrow is None else [report.narrow]
         self.bytes += head.bytes
         for line in report.failed:
             output.show_error(
@@ -200,6 +213,8 @@ class Reporter:
 def _facts(report: "ShardReport", source: str | None) -> dict[str, Any]:
     head = report.shard.head
     return {
+        "range_used": None if report.narrow is None else list(report.narrow),
+        "range_narrow": report.narrow_images,
         "output": str(report.shard.path) if head.bytes else None,
         "manifest": str(report.shard.records_path),
         "input": source or head.input,

@@ -4,7 +4,8 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +20,7 @@ from vqtok.prefetch import read_ahead, run_in_thread, write_behind
 if TYPE_CHECKING:
     from vqtok.codec import Model
     from vqtok.codes import Codes, Encoded, RateTarget
-    from vqtok.images import Color, DecodedImage
+    from vqtok.images import Color, DecodedImage, Range
 
 Images = Annotated[
     list[str],
@@ -49,6 +50,7 @@ def encode(
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
     background: o.Background = "white",
+    values: o.ValueRange = None,
     device: o.Device = None,
     precision: o.Precision = "fp32",
     json: o.Json = False,
@@ -79,22 +81,34 @@ def encode(
             }
         )
         sharding = bulk.ShardOptions(shard_size, resume, shard, workers)
-        return bulk.encode(inputs, chosen, options, sharding, levels, compact, background, member)
+        return bulk.encode(
+            inputs, chosen, options, sharding, levels, compact, background, member, values
+        )
     from vqtok import images
 
     color, wanted = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
     search = quality.parse(effort, goal, target, lpips, wanted)
     chosen.check_levels(levels)
-    jobs, note = _one_a_sample(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), inputs, member)
+    recognizer = images.Recognizer()
+    try:
+        planned = plan(inputs, images.IMAGE_SUFFIXES, ".npz", out, recognizer.is_image_file)
+    except InputError as error:
+        if recognizer.passed:
+            output.say(recognizer.note(), quiet)
+        raise error from None
+    if recognizer.passed:
+        output.say(recognizer.note(), quiet)
+    jobs, note = _one_a_sample(planned, inputs, member)
     check_codes_targets(jobs, out)
     if note:
         output.say(note, quiet or json)
     batch = Batch(jobs, options)
     if batch.jobs:
-        encoder = _Encoder(
-            wanted, search, compact, verify, force, lambda text: output.say(text, options.quiet)
-        )
+        say, value_range = partial(output.say, quiet=options.quiet), chosen.value_range(values)
+        encoder = _Encoder(wanted, search, compact, verify, force, say, value_range)
         batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
+        if note := encoder.range_note():
+            output.say(note, quiet)
     batch.finish()
 
 
@@ -123,6 +137,8 @@ class _Encoder:
     verify: bool
     force: bool
     say: Callable[[str], None]
+    range: "Range | None" = None  # of deep images; None: by the type of each
+    narrow: "list[Range]" = field(default_factory=list)  # of images that use little of theirs
     hint: bool = False  # whether to say that the file can be made smaller
 
     def run(
@@ -133,7 +149,7 @@ class _Encoder:
         The first image is read while the model is loaded.
         """
         channels = chosen.config.channels
-        read = read_ahead(lambda job: _read(job, channels, background), jobs)
+        read = read_ahead(lambda job: _read(job, channels, background, self.range), jobs)
         model = chosen.load()
         if self.compact and model.folder.entropy is None:
             self.say(rate.only_packed(model.name))
@@ -151,17 +167,19 @@ class _Encoder:
         begin, image = time.perf_counter(), read.result()
         try:
             codes, missed = self.quality.encode(model, image.pixels, self.target)
+            codes = replace(codes, range=image.range)
         except InputError as error:
             raise error.about(job.source) from None
         encoded = self._make_file(model, codes, job)
         if self.quality.effort and self.target.byte_limit(codes.pixels) is not None:
             codes = self.quality.again(model, image.pixels, encoded.codes)
+            codes = replace(codes, range=image.range)
             encoded = self._make_file(model, codes, job)
         height, width = codes.sizes[0]
-        image_bytes, notes = (
-            image.source_bytes,
-            [*image.notes, *filter(None, [missed])],
-        )  # `write` holds no pixels
+        if image.narrow is not None:
+            self.narrow.append(image.narrow)
+        image_bytes = image.source_bytes  # `write` holds no pixels
+        notes = [*image.notes, *filter(None, [missed])]
 
         def write() -> list[Facts]:
             output.write(job.target, encoded.data, self.force)
@@ -174,6 +192,7 @@ class _Encoder:
                 "source_bytes": image_bytes,
                 **rate.facts(encoded.codes, encoded.form, len(encoded.data)),
                 "seconds": round(time.perf_counter() - begin, 3),
+                "range": None if codes.range is None else list(codes.range),
                 "notes": notes,
                 **({"effort": self.quality.effort} if self.quality.effort else {}),
             }
@@ -192,6 +211,15 @@ class _Encoder:
             )
         return encoded
 
+    def range_note(self) -> str:
+        """One range for all of several images that use little of theirs; else nothing."""
+        from vqtok import images
+
+        if len(self.narrow) < 2:
+            return ""
+        wanted = images.show_range(images.suggest(self.narrow))
+        return f"{len(self.narrow)} images use little of their range: --range {wanted} fits all"
+
     def describe(self, job: Job, facts: Facts) -> list[str]:
         from vqtok.files import STDIO
 
@@ -205,11 +233,13 @@ class _Encoder:
         ]
 
 
-def _read(job: Job, channels: int, background: "Color") -> "DecodedImage":
+def _read(
+    job: Job, channels: int, background: "Color", value_range: "Range | None"
+) -> "DecodedImage":
     from vqtok import files, images
 
     source = job.source.path or files.read_stdin(images.MAX_BYTES)
-    return images.read_image(source, channels, background)
+    return images.read_image(source, channels, background, value_range=value_range)
 
 
 def _summary(job: Job, facts: Facts) -> str:

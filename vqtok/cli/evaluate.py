@@ -1,7 +1,7 @@
 """`vqtok eval`: measures a model on images."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +52,7 @@ def evaluate(
     ] = None,
     labels: o.LabelSource = None,
     member: o.Member = None,
+    values: o.ValueRange = None,
     limit: Annotated[
         int | None,
         typer.Option("--limit", help="Take only so many images, the first.", metavar="N", min=1),
@@ -109,6 +110,7 @@ def evaluate(
 
     Of codes shards, whose originals are not there: codebook use and bits.
     """
+    from vqtok import images
     from vqtok.data import open_data
     from vqtok.errors import InputError, UsageError
 
@@ -120,10 +122,12 @@ def evaluate(
         _check_no_originals(data, compared)
         made_by = ModelOptions(model, device, precision, verbose)
         return _evaluate_shards(data, made_by, limit, _numbers(levels), json, quiet)
-    chosen = o.data_options([word for word in split or () if "=" in word], labels, member)
+    chosen = o.data_options([word for word in split or () if "=" in word], labels, member, values)
     _check_targets(sheet, plot, force)
     asked: dict[str, Any] = {"levels": _numbers(levels), "codecs": _names(codecs)}
     codec = ModelOptions(model, device, precision, verbose).load()
+    if values is None and codec.range is not None:
+        chosen = replace(chosen, range=images.show_range(codec.range))
     network = _load_lpips(lpips)
     from vqtok.evaluate import evaluate as measure
 
@@ -155,6 +159,7 @@ def evaluate(
                 "model": codec.name,
                 "fingerprint": codec.fingerprint,
                 "data": dataset.name,
+                "range": list(dataset.range) if dataset.range else None,
                 **result.to_json(),
                 "notes": [*dataset.notes, *result.notes],
             }

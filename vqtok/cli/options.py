@@ -144,6 +144,17 @@ Member = Annotated[
         help="Of several images a sample take this one, like seg.png. Default: the plain one.",
     ),
 ]
+ValueRange = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="LOW:HIGH",
+        help=(
+            "Values of images deeper than 8 bits that become black and white, like 0:4095; auto: "
+            "by the type of each. Default: the model's, else auto."
+        ),
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say which model, device and precision are used.")
@@ -212,8 +223,10 @@ Background = Annotated[
 ]
 
 
-def data_options(split: list[str] | None, labels: str | None, member: str | None) -> "DataOptions":
-    """What the three options say of the data. Raises UsageError."""
+def data_options(
+    split: list[str] | None, labels: str | None, member: str | None, values: str | None = None
+) -> "DataOptions":
+    """What the options say of the data. Raises UsageError."""
     from vqtok.data import DataOptions
 
-    return DataOptions.of(split or (), labels, member)
+    return DataOptions.of(split or (), labels, member, values)

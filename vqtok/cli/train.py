@@ -45,6 +45,7 @@ class RunOptions:
     split: o.SplitPatterns = None
     labels: o.LabelSource = None
     member: o.Member = None
+    values: o.ValueRange = None
     stage: Annotated[
         str,
         typer.Option(
@@ -379,7 +380,7 @@ def _make_request(run: RunOptions, settings: SettingOptions) -> "TrainRequest":
         folder=run.out,
         stage=run.stage,
         resume=run.resume,
-        options=o.data_options(run.split, run.labels, run.member),
+        options=o.data_options(run.split, run.labels, run.member, run.values),
     )
 
 

@@ -88,7 +88,12 @@ def to_dtype(images: Tensor, dtype: torch.dtype) -> Tensor:
     return images.float().clamp(-1, 1).add_(1).mul_(0.5).to(dtype)
 
 
-def as_batch(given: Iterable[Any] | Tensor, channels: int, background: images.Color) -> Batch:
+def as_batch(
+    given: Iterable[Any] | Tensor,
+    channels: int,
+    background: images.Color,
+    value_range: images.Range | None = None,
+) -> Batch:
     """Checks the images of a batch, and reads those that are files.
 
     Each is of a kind that `images.from_any` takes, or all are tensors (C, H, W); an array
@@ -108,7 +113,7 @@ def as_batch(given: Iterable[Any] | Tensor, channels: int, background: images.Co
                 "some of these images are tensors and some are not", "give all of one kind"
             )
         return _checked_list(listed, channels)
-    return [_pixels(image, channels, background) for image in listed]
+    return [_pixels(image, channels, background, value_range) for image in listed]
 
 
 def _is_list(given: object) -> bool:
@@ -118,7 +123,9 @@ def _is_list(given: object) -> bool:
     return isinstance(given, Iterable) and not one
 
 
-def _pixels(image: Any, channels: int, background: images.Color) -> np.ndarray:
+def _pixels(
+    image: Any, channels: int, background: images.Color, value_range: images.Range | None
+) -> np.ndarray:
     """uint8 (H, W, C) of an image of any kind but a tensor."""
     ready = (
         isinstance(image, np.ndarray)
@@ -128,7 +135,7 @@ def _pixels(image: Any, channels: int, background: images.Color) -> np.ndarray:
         and image.size > 0
     )
     # bulk encoding gives such: no copy
-    return image if ready else images.from_any(image, channels, background).pixels
+    return image if ready else images.from_any(image, channels, background, value_range).pixels
 
 
 def size_of(image: np.ndarray | Tensor) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -77,6 +78,11 @@ class Model:
             f"<Model {self.name} ({self.fingerprint}): {self.config.grid}, "
             f"{self.device.type}, {self.precision}>"
         )
+
+    @property
+    def range(self) -> images.Range | None:
+        """The values of deep images that it was trained with as 0 and 255; None: not told."""
+        return images.range_of_record(self.record)
 
     @property
     def _family(self) -> Any:
@@ -196,6 +202,7 @@ class Model:
         levels: int | None = None,
         effort: int = 0,
         goal: str = "looks",
+        value_range: images.Range | None = None,
     ) -> Tensor: ...
 
     @overload
@@ -206,6 +213,7 @@ class Model:
         levels: int | None = None,
         effort: int = 0,
         goal: str = "looks",
+        value_range: images.Range | None = None,
     ) -> Codes: ...
 
     def encode(
@@ -215,6 +223,7 @@ class Model:
         levels: int | None = None,
         effort: int = 0,
         goal: str = "looks",
+        value_range: images.Range | None = None,
     ) -> Codes | Tensor:
         """Encodes one image to Codes, or a batch of tensors to a tensor of indices.
 
@@ -228,13 +237,17 @@ class Model:
         `levels` keeps the first few only. With an `effort` of 1 to 9, the codes are searched for,
         so that these levels together decode to a nearer image: from 4 on through the decoder,
         which takes many times as long (see `codec.effort`). `goal` says which image is near: by
-        squared error and local contrast (looks), or by squared error alone (psnr).
+        squared error and local contrast (looks), or by squared error alone (psnr). Of images deeper
+        than 8 bits `value_range` becomes 0 to 255: by default the model's own `range`, else what
+        `images.to_8_bits` chooses.
         Raises InputError, UsageError.
         """
         if isinstance(image, Tensor):
             batch = inputs.checked_images(image, self.config.channels)
             return self._encode_all(batch, levels, effort, goal).to(image.device)
-        return self.encode_batch([image], levels, background, effort, goal)
+        found = images.from_any(image, self.config.channels, background, value_range or self.range)
+        codes = self.encode_batch([found.pixels], levels, effort=effort, goal=goal)
+        return replace(codes, range=found.range)
 
     def encode_batch(
         self,
@@ -250,7 +263,7 @@ class Model:
         (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Options are as in `encode`.
         Raises InputError, UsageError.
         """
-        batch = inputs.as_batch(images, self.config.channels, background)
+        batch = inputs.as_batch(images, self.config.channels, background, self.range)
         sizes = tuple(inputs.size_of(image) for image in batch)
         return self.codes(self._encode_all(batch, levels, effort, goal), sizes)
 

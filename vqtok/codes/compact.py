@@ -2,13 +2,14 @@
 
     1 byte    version: 1
     1 byte flags: 1 coded by a prior (else bit-packed), 2 images of one channel (else three), 4
-    one size for all images
+    one size for all images, 8 the originals were deeper than 8 bits
     4 bytes   fingerprint of the tokenizer
     4 bytes CRC-32, little-endian, of the indices as the plain form holds them, and then of
     the sizes below as varints
     4 bytes   fingerprint of the prior, where coded
     varints   K, f, L, n, bytes of the model's name
     bytes     the name, UTF-8
+    16 bytes  with flag 8: the values that became 0 and 255, float64
     varints   height and width of each image, or of all
     varints   bytes of each image's stream but the last, where coded
     the rest the streams (see `entropy`), or ceil(log2 K) bits an index, highest
@@ -19,6 +20,7 @@ in all but its last byte.
 """
 
 import math
+import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from vqtok.codes.grids import Codes, GridDescription, check_sizes, index_dtype
 from vqtok.errors import FormatError, ModelError
 
 VERSION = 1
-_CODED, _GRAY, _ONE_SIZE = 1, 2, 4
+_CODED, _GRAY, _ONE_SIZE, _RANGE = 1, 2, 4, 8
 _IMAGES_MAX = 1 << 24
 
 
@@ -53,6 +55,7 @@ class Compact(GridDescription):
     checksum: int  # see `checksum`
     prior: str | None  # fingerprint of the prior that coded them; None: bit-packed
     streams: tuple[bytes, ...]  # one an image; bit-packed: one for all
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         self._check_description()
@@ -111,6 +114,7 @@ class Compact(GridDescription):
             self.downsample,
             self.channels,
             self.sizes,
+            self.range,
         )
 
 
@@ -173,14 +177,15 @@ def to_compact(codes: Codes, prior: str | None = None, streams: Sequence[bytes] 
     check_value = checksum(codes.indices, codes.sizes)
     smallest = min(len(packed), len(zlib.compress(packed)) - 6)  # a zip has no zlib header
     if prior is not None and sum(map(len, streams)) + 4 < smallest:
-        return Compact(*described, check_value, prior, tuple(streams))
-    return Compact(*described, check_value, None, (packed,))
+        return Compact(*described, check_value, prior, tuple(streams), codes.range)
+    return Compact(*described, check_value, None, (packed,), codes.range)
 
 
 def to_stream(codes: Compact) -> bytes:
     """The bytes of the member `stream`."""
     one = len(set(codes.sizes)) == 1
     flags = (codes.prior is not None) * _CODED | (codes.channels == 1) * _GRAY | one * _ONE_SIZE
+    flags |= (codes.range is not None) * _RANGE
     name = codes.model.encode()
     numbers = [codes.codebook_size, codes.downsample, codes.levels, len(codes), len(name)]
     sizes = [side for size in (codes.sizes[:1] if one else codes.sizes) for side in size]
@@ -192,6 +197,7 @@ def to_stream(codes: Compact) -> bytes:
         bytes.fromhex(codes.prior or ""),
         _varints(numbers),
         name,
+        b"" if codes.range is None else struct.pack("<2d", *codes.range),
         _varints(sizes),
         _varints(lengths),
     ]
@@ -207,7 +213,7 @@ def from_stream(data: bytes) -> Compact:
             f"the compact form is of version {version}, newer than this vqtok reads",
             "upgrade vqtok",
         )
-    require(version == VERSION and flags < 8, "the stream is damaged")
+    require(version == VERSION and flags < 16, "the stream is damaged")
     fingerprint, check_value = reader.read(4).hex(), int.from_bytes(reader.read(4), "little")
     prior = reader.read(4).hex() if flags & _CODED else None
     K, f, L, n, length = (reader.varint() for _ in range(5))
@@ -219,6 +225,7 @@ def from_stream(data: bytes) -> Compact:
         name = reader.read(length).decode()
     except UnicodeDecodeError:
         raise FormatError("the model's name is not a line of text", COPY_AGAIN) from None
+    value_range = struct.unpack("<2d", reader.read(16)) if flags & _RANGE else None
     sizes = tuple((reader.varint(), reader.varint()) for _ in range(1 if flags & _ONE_SIZE else n))
     lengths = [reader.varint() for _ in range(n - 1)] if prior is not None else []
     streams = (*(reader.read(size) for size in lengths), reader.rest())
@@ -233,6 +240,7 @@ def from_stream(data: bytes) -> Compact:
         check_value,
         prior,
         streams,
+        value_range,
     )
 
 

@@ -22,6 +22,7 @@ class GridDescription:
     downsample: int
     channels: int
     sizes: tuple[tuple[int, int], ...]
+    range: tuple[float, float] | None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,6 +74,7 @@ class GridDescription:
             and re.fullmatch("[0-9a-f]{8}", self.fingerprint) is not None
         )
         require(marked, "the fingerprint is not eight hex digits")
+        require(self.range is None or _is_range(self.range), "the range is no pair LOW, HIGH")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,6 +90,8 @@ class Codes(GridDescription):
     downsample: int  # f: pixels per index along each axis
     channels: int  # of the images: 1 or 3
     sizes: tuple[tuple[int, int], ...]  # (H, W) of each image
+    # values of the originals that became 0 and 255; None: they had 8 bits, or several ranges
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         self._check_description()
@@ -113,6 +117,7 @@ class Codes(GridDescription):
             self.downsample,
             self.channels,
             self.sizes,
+            self.range,
         )
 
     def first_levels(self, count: int) -> "Codes":
@@ -126,6 +131,15 @@ class Codes(GridDescription):
                 levels_fix(self.levels),
             )
         return replace(self, indices=np.ascontiguousarray(self.indices[:, :count]))
+
+
+def _is_range(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(type(end) is float and math.isfinite(end) for end in value)
+        and value[0] < value[1]
+    )
 
 
 def index_dtype(codebook_size: int) -> np.dtype:

@@ -94,7 +94,8 @@ def read_any_codes(source: Path | str | bytes) -> Codes | Compact:
             .astype(member.dtype.newbyteorder("="), copy=False)
         )
         sizes = _from_json_sizes(meta.pop("sizes"), len(indices) if indices.ndim else 0)
-        return Codes(indices, sizes=sizes, **meta)
+        value_range = _from_json_range(meta.pop("range", None))
+        return Codes(indices, sizes=sizes, range=value_range, **meta)
 
 
 def read_codes_meta(source: Path | str | bytes) -> dict[str, Any]:
@@ -150,6 +151,7 @@ def _to_meta(codes: Codes | Compact) -> dict[str, Any]:
         "downsample": codes.downsample,
         "channels": codes.channels,
         "sizes": [list(size) for size in sizes],
+        **({} if codes.range is None else {"range": list(codes.range)}),
     }
 
 
@@ -161,6 +163,17 @@ def _from_json_sizes(value: Any, n: int) -> tuple[tuple[int, int], ...]:
     )
     sizes = tuple(tuple(size) for size in value)
     return sizes * n if len(sizes) == 1 else sizes
+
+
+def _from_json_range(value: Any) -> tuple[float, float] | None:
+    """The values that became 0 and 255; Codes checks that they are a range."""
+    if value is None:
+        return None
+    numbers = (
+        isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+    )
+    require(numbers and all(abs(v) < 1e308 for v in value), "the range is no pair LOW, HIGH")
+    return float(value[0]), float(value[1])
 
 
 def _load(source: Path | str | bytes) -> tuple[bytes, object]:
@@ -184,7 +197,8 @@ def _read_meta(archive: zipfile.ZipFile) -> tuple[dict[str, Any], Member]:
     keys = ("model", "fingerprint", "codebook_size", "downsample", "channels", "sizes")
     for key in keys:
         require(key in values, f"the metadata lacks {key!r}")
-    return {key: values[key] for key in keys}, find(archive, "indices")
+    more = ("range",) if "range" in values else ()  # of files since 2026-11-28
+    return {key: values[key] for key in (*keys, *more)}, find(archive, "indices")
 
 
 def _claimed_images(archive: zipfile.ZipFile) -> int:

@@ -65,8 +65,10 @@ def images_of(files: Files, split: Split | None, options: DataOptions) -> ImageF
         of_split,
         (lambda i: _caption(files, texts, places[i])) if texts else None,
         lambda i: files.size(places[i]),
+        options.value_range,
     )
     data.check_readable()
+    data.look_at_ranges()
     return data
 
 

@@ -16,7 +16,7 @@ from vqtok.data.shapes import Shapes
 from vqtok.data.splits import Split
 from vqtok.errors import InputError, UsageError
 from vqtok.files import expand, human_count
-from vqtok.images import IMAGE_SUFFIXES
+from vqtok.images import IMAGE_SUFFIXES, Recognizer
 
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _TEST_SEED = 2**32  # beyond every training seed: no test shape is a training shape
@@ -115,10 +115,10 @@ def _open_one(path: Path, split: Split, options: DataOptions) -> Dataset:
     if not head:
         raise InputError(f"{path} is empty", "give a whole file")
     if head.startswith(b"\x93NUMPY"):
-        return arrays.open_npy(path)
+        return arrays.open_npy(path, options.value_range)
     if head.startswith(b"PK"):
         if arrays.is_npz(path):
-            return arrays.open_npz(path, split)
+            return arrays.open_npz(path, split, options.value_range)
         if refused := foreign.refuse_file(path):  # torch.save writes zips
             raise refused
         return images_of(zip_files(path), split, options)
@@ -153,12 +153,13 @@ def _open_tar_file(path: Path, head: bytes, split: Split, options: DataOptions) 
 
 def _open_folder(folder: Path, split: Split, options: DataOptions) -> Dataset:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if found := _open_arrays(folder, names, split):
+    if found := _open_arrays(folder, names, split, options):
         return found
     name = folder.name or str(folder)
-    wanted = IMAGE_SUFFIXES | {".tar"} | TEXTS
+    wanted, recognizer = IMAGE_SUFFIXES | {".tar"} | TEXTS, Recognizer()
     try:
-        found = [(s.path, s.relative.as_posix()) for s in expand([str(folder)], wanted) if s.path]
+        sources = expand([str(folder)], wanted, recognizer.is_image_file)
+        found = [(s.path, s.relative.as_posix()) for s in sources if s.path]
     except InputError:
         found = []
     tars = [path for path, _ in found if path.suffix == ".tar"]
@@ -166,19 +167,27 @@ def _open_folder(folder: Path, split: Split, options: DataOptions) -> Dataset:
     loose = [path for path, _ in others if path.suffix.lower() not in TEXTS]
     if tars and (not loose or any(n.endswith(".tar") for n in names)):
         shards = tar_files(tars, name, root=folder)
+        shards = replace(shards, notes=(*shards.notes, *filter(None, [recognizer.note()])))
         if loose:
             note = f"{human_count(len(loose), 'image')} beside the tars left out."
             shards = replace(shards, notes=(*shards.notes, note))
         return images_of(shards, split, options)
     if loose:
         listed = _loose([path for path, _ in others], [n for _, n in others], name)
-        if tars:
-            listed = replace(listed, notes=(f"{human_count(len(tars), 'tar')} left out.",))
+        left = f"{human_count(len(tars), 'tar')} left out." if tars else ""
+        listed = replace(listed, notes=tuple(filter(None, [left, recognizer.note()])))
         return images_of(listed, split, options)
+    if recognizer.passed and not any((folder / name).is_dir() for name in names):
+        raise InputError(
+            f"{folder} holds no images that vqtok reads: {recognizer.note().partition(':')[0]}",
+            "convert them to PNG or JPEG",
+        )
     return _open_other(folder, names, split, options)
 
 
-def _open_arrays(folder: Path, names: list[str], split: Split) -> Dataset | None:
+def _open_arrays(
+    folder: Path, names: list[str], split: Split, options: DataOptions
+) -> Dataset | None:
     """The arrays that a folder is known by: CIFAR, STL-10, IDX, pairs of .npz like KMNIST's."""
     if kind := cifar.folder_kind(folder, names):
         return cifar.open_folder(folder, kind, split)
@@ -192,8 +201,11 @@ def _open_arrays(folder: Path, names: list[str], split: Split) -> Dataset | None
     if not own and any(mark in name for name in pairs for mark in ("train", "test", "val")):
         raise InputError(f"{folder} holds no {split} images", "name one of its files")
     for name in own or pairs[:1]:
-        found = arrays.open_npz if name.endswith("z") else lambda path, _: arrays.open_npy(path)
-        data = found(folder / name, split)
+        data = (
+            arrays.open_npz(folder / name, split, options.value_range)
+            if name.endswith("z")
+            else arrays.open_npy(folder / name, options.value_range)
+        )
         data.split = split if own else data.split
         return data
     return None

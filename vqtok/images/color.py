@@ -14,29 +14,6 @@ Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
 
 
-def to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Gray modes of 16 or 32 bits or float as mode L;
-    PIL's own conversion would clip them at 255.
-    """
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.asarray(image)  # (H, W) of uint16, int32 or float32
-    is_float = values.dtype.kind == "f"
-    if is_float:
-        values = np.nan_to_num(values, nan=0.0)
-    low, high = values.min().item(), values.max().item()
-    if is_float and low >= 0 and high <= 255:
-        notes.append("float values turned into 8 bits")
-        scaled = values * (255.0 if high <= 1 else 1.0)
-    elif not is_float and low >= 0 and high <= 65535:
-        notes.append("16-bit values reduced to 8 bits")
-        scaled = values // 256  # as PIL does with 16-bit colors
-    else:
-        notes.append(f"values from {low:g} to {high:g} scaled to 8 bits")
-        scaled = (values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-30))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
-
-
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The image in L, RGB, CMYK or LAB, and its transparency (mode L, 255
     opaque) where it has some.

@@ -12,9 +12,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import PIL
+
 from vqtok import config, distributed, files, losses, model_registry, quantizers, weights
 from vqtok.config import Recipe, TokenizerConfig
-from vqtok.data import DataOptions, Dataset, ImageFiles, Shapes, open_data
+from vqtok.data import ArrayData, DataOptions, Dataset, ImageFiles, Shapes, open_data
 from vqtok.errors import InputError, OutputError, TrainingError, UsageError, VqtokError
 from vqtok.train import state
 from vqtok.train.shards import CodesData, check_codes, is_codes, refuse_codes, tokenizer_for
@@ -80,6 +82,7 @@ class RunSpec:
     job: str = ""  # the torchrun that last went on with it; "" for none
     options: DataOptions = field(default_factory=DataOptions)  # what the user said about the data
     digest: str = ""  # of the images' names and sizes; "" where it was not kept
+    pillow: str = ""  # version that decoded the images so far; "" where it was not kept
 
 
 def choose_run(request: TrainRequest, resume: bool) -> tuple[RunSpec, Dataset]:
@@ -179,6 +182,7 @@ def save_run(folder: Path, spec: RunSpec) -> None:
         "job": spec.job,
         "options": spec.options.to_dict(),
         "digest": spec.digest,
+        "pillow": PIL.__version__,
     }
     files.write_bytes(folder / RECIPE_FILE, config.to_toml(spec.recipe).encode(), force=True)
     files.write_bytes(folder / RUN_FILE, (json.dumps(run) + "\n").encode(), force=True)
@@ -242,6 +246,7 @@ def load_run(folder: Path) -> RunSpec:
         perceptual, init, job = (str(run.get(name, "")) for name in ("perceptual", "init", "job"))
         codes = {str(key): str(value) for key, value in run.get("codes", {}).items()}
         options, digest = DataOptions.of(**run.get("options", {})), str(run.get("digest", ""))
+        pillow = str(run.get("pillow", ""))
     except (FileNotFoundError, NotADirectoryError):
         raise TrainingError(
             f"{folder} holds no run to resume", "leave --resume out to start one"
@@ -255,7 +260,7 @@ def load_run(folder: Path) -> RunSpec:
     if newer:
         raise TrainingError(f"the run in {folder} was started by a newer vqtok", "upgrade vqtok")
     recipe = _recipe(folder / RECIPE_FILE)
-    texts = (command, compiled, perceptual, init, codes, job, options, digest)
+    texts = (command, compiled, perceptual, init, codes, job, options, digest, pillow)
     return RunSpec(recipe, data, images, *texts)
 
 
@@ -389,6 +394,7 @@ def resume_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
             "their number is the same, names or sizes are not",
             "give it the same data, or start a new run",
         )
+    _note_other_pillow(dataset, before.pillow)
     data = _absolute(request.data) if request.data else before.data
     perceptual = _absolute(request.perceptual) if request.perceptual else before.perceptual
     compiled = before.compiled or request.compiled
@@ -407,6 +413,19 @@ def resume_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
         before.digest or dataset.digest(),
     )
     return again, dataset
+
+
+def _note_other_pillow(dataset: Dataset, before: str) -> None:
+    """Says where images are decoded by another Pillow than so far: 13.0.0 and others resize in
+    another order of passes, by one gray level. (Equal bits are promised under one version only.)
+    """
+    if before in ("", PIL.__version__) or not isinstance(dataset, ArrayData | ImageFiles):
+        return
+    note = (
+        f"The run began with Pillow {before}, and this is {PIL.__version__}: images may differ by "
+        "a gray level, so that the result is not bit by bit that of a run without a stop."
+    )
+    dataset.notes = (*dataset.notes, note)
 
 
 def new_prior_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:

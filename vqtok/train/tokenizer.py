@@ -334,6 +334,7 @@ class TokenizerTask(Task):
             "seed": self.recipe.seed,
             "version": __version__,
             "size": self.recipe.data.size,
+            **({} if self.dataset.range is None else {"range": list(self.dataset.range)}),
         }
         meta = {
             "format": 1,
