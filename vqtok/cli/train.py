@@ -111,6 +111,14 @@ def train(
     size: Annotated[
         int | None, typer.Option("--size", help="Side of the training crops in pixels.")
     ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            "--network",
+            help="folded, classic (the VQGAN's) or paper (the VQ-VAE paper's).",
+            autocompletion=o.complete_setting("NETWORKS"),
+        ),
+    ] = None,
     quantizer: Annotated[
         str | None,
         typer.Option(
@@ -227,6 +235,7 @@ def train(
     )
     flags: dict[str, Any] = {
         "tokenizer": {
+            "network": network,
             "quantizer": quantizer,
             "codebook_size": codebook_size,
             "code_dim": code_dim,
