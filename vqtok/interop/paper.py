@@ -223,9 +223,7 @@ def _gap(a: Conv, b: Conv) -> int | None:
     return None
 
 
-def _put(
-    tensors: dict[str, np.ndarray], name: str, conv: Conv, transposed: bool = False
-) -> None:
+def _put(tensors: dict[str, np.ndarray], name: str, conv: Conv, transposed: bool = False) -> None:
     size = conv.weight.shape[1 if transposed else 0]
     tensors[f"{name}.weight"] = conv.weight
     tensors[f"{name}.bias"] = np.zeros(size, conv.weight.dtype) if conv.bias is None else conv.bias
@@ -288,7 +286,7 @@ def _tidy(name: str) -> str:
 
 
 def _side(name: str) -> str:
-    """Whether a tensor is the encoder's or the decoder's, by its name; "" where that says neither."""
+    """Returns encoder or decoder, by a tensor's name; "" where that says neither."""
     for part in name.split("."):
         found = re.match(r"_*(enc|dec)(?:oder)?(?:[._\d]|$)", part, re.I)
         if found:
@@ -367,7 +365,9 @@ def _folded(conv: Conv, norm: Mapping[str, np.ndarray], origin: str) -> Conv:
     mean, variance = (norm[leaf].astype(np.float64) for leaf in ("running_mean", "running_var"))
     axis = 1 if len(mean) == conv.weight.shape[1] and _is_transposed(conv) else 0
     if conv.weight.shape[axis] != len(mean) or conv.norms:
-        raise FormatError(f"{origin}: the batch normalization after {conv.stem} does not fit", _OTHER)
+        raise FormatError(
+            f"{origin}: the batch normalization after {conv.stem} does not fit", _OTHER
+        )
     factor = norm.get("weight", np.ones(len(mean))) / np.sqrt(variance + _EPSILON)
     shape = [1, 1, 1, 1]
     shape[axis] = -1
@@ -399,7 +399,7 @@ def _blocks(convs: list[Conv], origin: str) -> tuple[list[Item], list[Conv]]:
                 number = re.findall(r"\d+", conv.stem.rpartition(".")[2])
                 groups.setdefault((parent, number[-1] if number else ""), []).append(conv)
     blocks: list[Item] = []
-    for (parent, number), members in groups.items():
+    for (parent, _), members in groups.items():
         members.sort(key=lambda conv: (-conv.kernel, _natural(conv.stem)))
         if len(members) == 1:
             rest.append(members[0])
@@ -538,8 +538,8 @@ def _check_order(items: list[Item], origin: str) -> None:
             gap = _gap(convs[-1], others[0])
             if gap is not None and gap < 0:
                 raise FormatError(
-                    f"{origin}: {others[0].stem[:80]} stands before {convs[-1].stem[:80]}, which is "
-                    "not the order of the paper's network",
+                    f"{origin}: {others[0].stem[:80]} stands before {convs[-1].stem[:80]}, which "
+                    "is not the order of the paper's network",
                     _OTHER,
                 )
 

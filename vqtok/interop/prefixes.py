@@ -13,9 +13,7 @@ _EMA = re.compile(r"(?:^|[._/])ema(?:[._/]|$)")
 LIT_EMA = "model_ema."  # of latent-diffusion: names without dots
 
 
-def strip(
-    tensors: Mapping[str, np.ndarray], part: str | None
-) -> tuple[dict[str, np.ndarray], str]:
+def strip(tensors: Mapping[str, np.ndarray], part: str | None) -> tuple[dict[str, np.ndarray], str]:
     """The tensors of one network, without the prefix before `encoder`; and which of several
     networks that was, "" where there is one.
 

@@ -17,7 +17,7 @@ from vqtok.interop.paper import VARIANTS, PaperFile, Variant, parse_variant
 from vqtok.interop.ranges import PixelRange, candidates, parse_range
 from vqtok.networks.vqvae import VQVAE, to_float, to_uint8
 
-SIDE = 256  # of the part of an image that is tried, in pixels
+SIDE = 160  # of the part of an image that is tried, in pixels
 CLEAR = 0.5  # dB by which the best reading has to lead
 
 
@@ -77,6 +77,8 @@ def convert_paper(
     readings: dict[tuple[str, str], tuple[PixelRange, Variant]] = {}
     for pixels in ranges:
         for variant in variants:
+            if len(variants) > 1 and variant.output not in _outputs(pixels):
+                continue
             readings[pixels.name, variant.name] = pixels, variant
             if crops:
                 config, tensors = file.convert(variant, pixels, beta, settings)
@@ -101,6 +103,13 @@ def _variants(file: PaperFile, options: ImportOptions) -> list[Variant]:
         return [file.known.variant]
     blocks = any(kind.startswith("block") for kind, _ in file.encoder + file.decoder)
     return [v for v in VARIANTS if blocks or v.inplace]
+
+
+def _outputs(pixels: PixelRange) -> tuple[str, ...]:
+    """Last layers whose values lie in the range: sigmoid gives 0 to 1, tanh both signs."""
+    if (pixels.mean, pixels.std) == ((0.0,), (1.0,)):
+        return "none", "sigmoid"
+    return ("none", "tanh") if pixels.mean == (0.5,) else ("none",)
 
 
 def _choose(
