@@ -258,7 +258,7 @@ def make(name: str, seed: int = 0) -> Made:
         made.decode(torch.zeros(2, 2, dtype=torch.int64))
     for average in made.program.averages:
         many = average.endswith(("_w", "_m"))
-        made.net.tensors[average] = made.net.tensors[made.program.codebook] + 1 if many else (
-            torch.ones(K)
+        made.net.tensors[average] = (
+            made.net.tensors[made.program.codebook] + 1 if many else (torch.ones(K))
         )
     return made

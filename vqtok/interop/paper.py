@@ -205,7 +205,7 @@ class PaperFile:
         """
         (kind, convs), (following, others) = items[i], items[i + 1]
         gap = _gap(convs[-1], others[0])
-        if gap is not None:
+        if gap is not None and (gap > 1 or not _in_stack(convs[-1], others[0])):
             return gap - 1 - convs[-1].norms * (not kind.startswith("block")) > 0
         if kind.startswith("block"):
             return not following.startswith("block") and (variant.relu or side == "decoder")
@@ -221,6 +221,14 @@ def _gap(a: Conv, b: Conv) -> int | None:
             both = x.isdecimal() and y.isdecimal()
             return int(y) - int(x) if both else None
     return None
+
+
+def _in_stack(a: Conv, b: Conv) -> bool:
+    """Whether a's number beside b's is that of a module of several blocks, which may end in a ReLU
+    of its own: a has two more numbers below it, of the block and in it.
+    """
+    level = next(i for i, (x, y) in enumerate(zip(a.parts, b.parts, strict=False)) if x != y)
+    return sum(part.isdecimal() for part in a.parts[level + 1 :]) >= 2
 
 
 def _put(tensors: dict[str, np.ndarray], name: str, conv: Conv, transposed: bool = False) -> None:

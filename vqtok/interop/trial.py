@@ -19,6 +19,7 @@ from vqtok.networks.vqvae import VQVAE, to_float, to_uint8
 
 SIDE = 160  # of the part of an image that is tried, in pixels
 CLEAR = 0.5  # dB by which the best reading has to lead
+FAIR = 14.0  # dB below which a reconstruction shows nothing: a gray image has some 11
 
 
 def distance_settings(options: ImportOptions, normalize: bool) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _choose(
         return next(iter(readings.values())), []
     best = trials[0]
     others = [trial for trial in trials if trial.input_range != best.input_range]
-    if others and best.psnr - others[0].psnr < CLEAR:
+    if others and (best.psnr < FAIR or best.psnr - others[0].psnr < CLEAR):
         close = ", ".join(f"{t.input_range} {t.psnr:.2f} dB" for t in _best_of_each(trials))
         raise UsageError(
             f"{origin} does not show which range its pixels have: {close}",
@@ -144,8 +145,7 @@ def _choose(
     rest = [t for t in same if _encoding(t) != _encoding(chosen)]
     if rest:
         where = "the images" if asked else "built-in images"
-        lead = chosen.psnr - rest[0].psnr
-        sure = lead >= CLEAR
+        sure = chosen.psnr >= FAIR and chosen.psnr - rest[0].psnr >= CLEAR
         told = "shows that it is" if sure else "does not tell; taken as most copies are:"
         notes.append(
             f"{'' if sure else 'warning: '}its reconstruction of {where} {told} {chosen.variant}: "
@@ -161,7 +161,8 @@ def _encoding(trial: Trial) -> str:
 
 def _usual(trials: Sequence[Trial]) -> Trial:
     """The best reading, but the most usual one of those that are hardly worse."""
-    near = [trial for trial in trials if trials[0].psnr - trial.psnr < CLEAR]
+    best = trials[0].psnr
+    near = [trial for trial in trials if best - trial.psnr < CLEAR or best < FAIR]
     order = [variant.name for variant in VARIANTS]
     return min(near, key=lambda trial: order.index(trial.variant))
 
