@@ -23,10 +23,10 @@ import torch
 from timing import machine, table
 
 from vqtok import train as training
-from vqtok.cli.train import keep_memory
 from vqtok.config import PRESETS, Recipe
 from vqtok.data import open_data
 from vqtok.train import run as train_run
+from vqtok.train.runtime import keep_memory
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 # The photo preset's shapes (f 16, 8 levels, level dropout, MS-SSIM, Muon, EMA of the weights) in a

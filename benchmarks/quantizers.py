@@ -22,9 +22,9 @@ from timing import Call, alternate, machine, peak, seconds, table
 from torch import Tensor
 
 from vqtok import quantizers
-from vqtok.cli.train import keep_memory
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.finite import fsq_levels
+from vqtok.train.runtime import keep_memory
 
 FLOOR_ROWS = 512
 LARGEST = 2**33  # bytes of the largest matrix that a peer may ask for

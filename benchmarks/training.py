@@ -33,7 +33,6 @@ from timing import alternate, machine, seconds, table
 from torch import Tensor, nn
 from torch.profiler import profile
 
-from vqtok.cli.train import keep_memory
 from vqtok.config import PRESETS, PriorConfig, Recipe, TokenizerConfig
 from vqtok.data import ArrayData, Dataset, open_data, split_indices
 from vqtok.data.decoded_cache import DecodedCache
@@ -44,6 +43,7 @@ from vqtok.train import loop
 from vqtok.train.grids import Grids
 from vqtok.train.prior import PriorTask
 from vqtok.train.run import fit_to_data
+from vqtok.train.runtime import keep_memory
 from vqtok.train.tokenizer import TokenizerTask
 
 CIFAR = PRESETS["cifar"]

@@ -18,7 +18,7 @@ from vqtok import distributed, weights
 from vqtok import train as training
 from vqtok.config import Recipe
 from vqtok.data import Dataset, Shapes
-from vqtok.train.loop import Silent
+from vqtok.train.context import Silent
 
 CASES: dict[str, dict[str, Any]] = {
     # codes die, and are drawn anew, at nearly each step
@@ -110,7 +110,7 @@ def _checks(folder: Path) -> dict[str, Any]:
         "rows": distributed.gather_rows(mine[:2], torch.tensor([3, 0, 2]), 2).flatten().tolist(),
         "bytes": [len(part) for part in distributed.all_gather_bytes(b"x" * (3 * rank))],
         "error": error,
-        "stops": [late.due, late.signal],
+        "stops": [late.agree(), late.signal],
         "fingerprint": weights.fingerprint(stored.tensors),
         "own": distributed.local_count(5),
     }

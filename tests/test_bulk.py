@@ -335,7 +335,7 @@ def test_a_worker_that_dies_is_an_error_and_what_is_finished_stays(monkeypatch: 
 
     monkeypatch.setattr(bulk_run.Pool, "__init__", remember)
     with monkeypatch.context() as patch:
-        patch.setattr("vqtok.cli.bulk._Reporter.add", killing)
+        patch.setattr("vqtok.cli.bulk.Reporter.add", killing)
         done = run("encode", *words)
     assert done.exit_code == 1
     assert (

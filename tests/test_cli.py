@@ -118,6 +118,7 @@ CASES = [
     ),
     Case("pack", "--force", None, "ready.npz", before=["ready.compact.npz"]),
     Case("pack", "--skip-existing", None, "ready.npz", before=["ready.compact.npz"]),
+    Case("unpack", "--indices-only", None, "ready.npz"),
     Case("unpack", "--force", None, "ready.npz", before=["ready.plain.npz"]),
     Case("unpack", "--skip-existing", None, "ready.npz", before=["ready.plain.npz"]),
     Case("truncate", "--model", "other", "ready.npz", "--levels", "1"),

@@ -20,7 +20,8 @@ def test_encode_and_decode_write_beside_the_input():
     done = ok("encode", "a.png")
     assert done.stdout == ""
     assert re.fullmatch(
-        r"a\.png -> a\.npz  8x5x1, \d+ B, \d\.\d\d bpp, [\d.]+x smaller than PNG, \d+\.\d\d s\n",
+        r"a\.png -> a\.npz  8x5x1, \d+ B, \d\.\d\d bpp, [\d.]+x fewer bytes than a\.png, "
+        r"\d+\.\d\d s\n",
         done.stderr,
     )
     done = ok("decode", "a.npz")
@@ -98,7 +99,7 @@ def test_dash_is_standard_input_and_output():
     made = ok("encode", "-", stdin=content)
     assert codes.read_plain_codes(made.stdout_bytes) == codec.load("toy").encode("a.png")
     assert re.match(
-        "standard input -> standard output  8x5x1, .* smaller than the source", made.stderr
+        "standard input -> standard output  8x5x1, .* fewer bytes than the source", made.stderr
     )
     back = ok("decode", "-", stdin=made.stdout_bytes)
     assert size_of(back.stdout_bytes) == (30, 20)
@@ -179,7 +180,12 @@ def test_results_that_exist_are_told_before_the_model_is_loaded(monkeypatch: pyt
 def test_several_images_in_one_file_are_numbered():
     ok("sample", "-n", "3", "-o", "s.npz")
     done = ok("decode", "s.npz")
-    assert done.stderr.count("s.npz -> s.decoded-000") == 3
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"s\.npz -> s\.decoded-0001\.png \.\.\. s\.decoded-0003\.png  3 images, \d+\.\d\d s", line
+    )
+    facts = [json.loads(x) for x in ok("decode", "s.npz", "-f", "--json").stdout.splitlines()]
+    assert [(row["image"], row["images"]) for row in facts] == [(1, 3), (2, 3), (3, 3)]
     assert sorted(p.name for p in Path().glob("*.png")) == [
         f"s.decoded-000{i}.png" for i in (1, 2, 3)
     ]
@@ -188,14 +194,56 @@ def test_several_images_in_one_file_are_numbered():
     assert "3 images do not go to standard output" in fails("decode", "s.npz", "-o", "-")
 
 
+def test_two_inputs_of_one_stem_both_get_a_file():
+    save("in/a.png")
+    save("in/a.bmp", image(seed=1))
+    save("in/b.png", image(seed=2))
+    done = ok("encode", "in", "-o", "codes", "--json")
+    note = "in/a.bmp becomes codes/a.npz, so this becomes a.png.npz"
+    assert f"in/a.png: {note}\n" in done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["output"] for row in rows] == ["codes/a.npz", "codes/a.png.npz", "codes/b.npz"]
+    assert [row["notes"] for row in rows] == [[], [note], []]
+    model = codec.load("toy")
+    for row in rows:
+        assert codes.read_plain_codes(row["output"]) == model.encode(row["input"])
+    ok("decode", "codes", "-o", "back")
+    assert sorted(path.name for path in Path("back").iterdir()) == [
+        "a.decoded.png",
+        "a.png.decoded.png",
+        "b.decoded.png",
+    ]
+    ok("encode", "in", "-o", "codes", "--skip-existing")
+    ok("encode", "in/a.png", "in/a.bmp")  # in the order given
+    assert codes.read_plain_codes("in/a.npz") == model.encode("in/a.png")
+    assert codes.read_plain_codes("in/a.bmp.npz") == model.encode("in/a.bmp")
+
+
 def test_two_inputs_for_one_result_are_refused():
-    for name in ("a.png", "a.bmp"):
+    for name in ("a.png", "a.bmp", "a.bmp.png", "x/a.png"):
         save(name)
-    message = fails("encode", "a.png", "a.bmp", code=2)
+    message = fails("encode", "a.png", "a.bmp", "a.bmp.png", code=2)
     assert "a.png and a.bmp would both become a.npz" in message
-    save("x/a.png")
     assert "would both become" in fails("encode", "a.png", "x/a.png", "-o", "out", code=2)
     assert "several results" in fails("encode", "a.png", "x/a.png", "-o", "one.npz", code=2)
+
+
+def test_codes_do_not_go_into_a_file_called_otherwise():
+    save("a.png")
+    save("b.png")
+    ok("encode", "a.png", "-o", "a.npz")
+    for name in ("out.png", "out.JPG", "out.zip", "out.tar"):
+        for command, source in (("encode", "a.png"), ("pack", "a.npz"), ("unpack", "a.npz")):
+            message = fails(command, source, "-o", name, code=2)
+            assert f"cannot write codes to {name}: a codes file is a .npz" in message
+            assert "-o DIR" in message
+        assert "out." in fails("truncate", "a.npz", "--levels", 1, "-o", name, code=2)
+    assert "codes to out.png" in fails("encode", "a.png", "b.png", "-o", "out.png", code=2)
+    assert "image format" in fails("decode", "a.npz", "-o", "out.npz", code=2)
+    Path("folder.png").mkdir()
+    ok("encode", "a.png", "b.png", "-o", "folder.png")
+    ok("encode", "a.png", "b.png", "-o", "new.v2")
+    assert Path("new.v2/b.npz").is_file()
 
 
 def test_a_batch_goes_on_after_bad_files():

@@ -4,7 +4,7 @@ and what is said where a prior is missing.
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,11 @@ from vqtok.priors import IntegerPrior
 SETTINGS = EntropyConfig(codebook_size=16, levels=1, embedding=4, width=8, blocks=1, rank=4)
 
 
-def add_entropy(model: Path, seed: int = 0, bias: int = 0) -> None:
+def add_entropy(model: Path, seed: int = 0, bias: int = 0, levels: int = 1) -> None:
     """An entropy prior for a toy model, which likes one index best where `bias` says so."""
     torch.manual_seed(seed)
-    tensors = IntegerPrior(SETTINGS).integers()
+    settings = replace(SETTINGS, levels=levels)
+    tensors = IntegerPrior(settings).integers()
     tensors["readout.bias"][0, 3] += bias
     record = {
         "tokenizer": weights.tokenizer_fingerprint(model / "tokenizer.safetensors"),
@@ -33,19 +34,22 @@ def add_entropy(model: Path, seed: int = 0, bias: int = 0) -> None:
     }
     weights.save_weights(
         model / "entropy.safetensors",
-        weights.Weights(tensors, {"kind": "entropy", "config": asdict(SETTINGS), "record": record}),
+        weights.Weights(tensors, {"kind": "entropy", "config": asdict(settings), "record": record}),
     )
 
 
 @pytest.fixture
 def coding(toy: Path) -> Path:
     """The toy model with an entropy prior, and an image whose codes it likes:
-    one index everywhere.
+    one index in all places but 24, which keep zip from packing it as small.
     """
     add_entropy(toy, bias=100_000)
+    indices = np.full((1, 1, 20, 30), 3, np.uint8)
+    draw = np.random.default_rng(0)
+    indices.reshape(-1)[draw.choice(600, 24, replace=False)] = draw.integers(0, 16, 24)
     fingerprint = weights.tokenizer_fingerprint(toy / "tokenizer.safetensors")
     one = codes.Codes(
-        np.full((1, 1, 20, 30), 3, np.uint8),
+        indices,
         "toy",
         fingerprint,
         16,
@@ -99,6 +103,64 @@ def test_encode_tells_of_compact_files_where_the_model_codes_them(coding: Path):
     assert "smaller still" not in ok("encode", "img.png", "-o", "e.npz").stderr
 
 
+def test_hints_are_quoted_and_not_given_where_the_file_grew(coding: Path):
+    done = ok("encode", "img.png", "-o", "it's a name.npz")
+    assert done.stderr.splitlines()[-1] == (
+        "smaller still: --compact, or vqtok pack 'it'\"'\"'s a name.npz'"
+    )
+    images.write_image(Path("tiny.png"), np.zeros((4, 4, 3), np.uint8))
+    done = ok("encode", "tiny.png")
+    assert "x more bytes than tiny.png, " in done.stderr
+    assert "smaller still" not in done.stderr
+
+
+def test_what_can_only_be_bit_packed_is_said(toy: Path):
+    said = "the model toy has no entropy prior: bits are packed, not coded "
+    for i in range(2):
+        images.write_image(Path(f"in/{i}.png"), image(80, 120, seed=i))
+    for words in (
+        ["encode", "in", "--compact", "-o", "compact"],
+        ["encode", "in", "--compact", "--bulk", "-o", "shards"],
+        ["pack", "compact", "-o", "packed"],
+        ["pack", "shards"],
+    ):
+        assert ok(*words).stderr.count(said) == 1, words
+    assert said not in ok("pack", "compact", "-f", "-q", "-o", "packed").stderr
+    assert said not in ok("unpack", "compact", "-o", "plain").stderr
+    add_entropy(toy, bias=100_000)
+    for words in (["encode", "in", "--compact", "-o", "new"], ["pack", "compact", "-o", "new2"]):
+        assert said not in ok(*words).stderr
+
+
+def test_info_and_models_show_the_entropy_prior(toy: Path):
+    assert json.loads(ok("info", "toy", "--json").stdout)["entropy_prior"] is None
+    assert json.loads(ok("models", "--json").stdout)["entropy_prior"] is False
+    size = json.loads(ok("models", "--json").stdout)["bytes"]
+    add_entropy(toy)
+    facts = json.loads(ok("info", "toy", "--json").stdout)
+    assert facts["entropy_prior"]["record"]["metrics"] == {"bits": 4.0}
+    listed = json.loads(ok("models", "--json").stdout)
+    assert listed["entropy_prior"] is True
+    assert listed["bytes"] == size + (toy / "entropy.safetensors").stat().st_size == facts["bytes"]
+    assert "entropy prior" in ok("info", "toy").stdout
+    assert "validation crops" in ok("models").stderr
+
+
+def test_indices_alone_for_readers_without_strings(coding: Path):
+    ok("pack", "one.npz")
+    for source in ("one.npz", "one.compact.npz"):
+        ok("unpack", source, "--indices-only", "-f")
+        name = source.replace(".npz", ".indices.npz")
+        with np.load(name, allow_pickle=False) as file:
+            assert file.files == ["indices"]  # no string in it
+            np.testing.assert_array_equal(
+                file["indices"], codes.read_plain_codes("one.npz").indices
+            )
+        assert "the member meta is missing" in fails("decode", name)
+    ok("encode", "img.png", "--bulk", "--workers", 0, "-o", "shards")
+    assert "does not go with codes shards" in fails("unpack", "shards", "--indices-only", code=2)
+
+
 def test_verify_refuses_what_would_not_come_back(coding: Path, monkeypatch: pytest.MonkeyPatch):
     broken = codec.Model.pack
     monkeypatch.setattr(
@@ -119,6 +181,52 @@ def test_bit_packed_without_a_prior_and_where_it_is_smaller(toy: Path):
     add_entropy(toy, bias=100_000)
     ok("pack", "img.npz")
     assert form("img.compact.npz") == "packed"  # this prior expects another index everywhere
+
+
+def grids() -> dict[str, np.ndarray]:
+    """Index grids (1, 1, 20, 30) of many kinds: of one color, stripes, a gradient, noise."""
+    rows, columns = np.mgrid[:20, :30]
+    draw = np.random.default_rng(0)
+    found = {
+        "liked": np.full((20, 30), 3),
+        "flat": np.full((20, 30), 9),
+        "stripes": columns % 5,
+        "halves": np.where(rows < 10, 1, 14),
+        "gradient": (rows + columns) // 4,
+        "noise": draw.integers(0, 16, (20, 30)),
+        "few": np.where(draw.random((20, 30)) < 0.03, 5, 9),
+    }
+    return {name: grid[None, None].astype(np.uint8) for name, grid in found.items()}
+
+
+@pytest.mark.parametrize("prior", [True, False])
+@pytest.mark.parametrize("name", grids())
+def test_compact_is_never_larger(toy: Path, prior: bool, name: str):
+    if prior:
+        add_entropy(toy, bias=100_000)
+    fingerprint = weights.tokenizer_fingerprint(toy / "tokenizer.safetensors")
+    for size in ((80, 120), (4, 4)):
+        grid = grids()[name][:, :, : size[0] // 4, : size[1] // 4]
+        one = codes.Codes(grid, "toy", fingerprint, 16, TOKENIZER.downsample, 3, (size,))
+        codes.write_codes("one.npz", one, force=True)
+        ok("pack", "one.npz", "-f")
+        assert os.path.getsize("one.compact.npz") <= os.path.getsize("one.npz")
+        assert vqtok.read_codes("one.compact.npz") == one
+        ok("unpack", "one.compact.npz", "-f", "-o", "back.npz")
+        assert Path("back.npz").read_bytes() == Path("one.npz").read_bytes()
+
+
+@pytest.mark.parametrize("color", [0, 130, 255])
+def test_encode_compact_of_one_color_is_never_larger(coding: Path, color: int):
+    images.write_image(Path("flat.png"), np.full((480, 640, 3), color, np.uint8))
+    ok("encode", "flat.png")
+    ok("encode", "flat.png", "--compact", "--verify", "-o", "small.npz")
+    assert os.path.getsize("small.npz") <= os.path.getsize("flat.npz")
+    # a limit that the form written keeps is no error
+    size = os.path.getsize("small.npz")
+    ok("encode", "flat.png", "--compact", "--max-bytes", size, "-o", "limited.npz")
+    assert Path("limited.npz").read_bytes() == Path("small.npz").read_bytes()
+    fails("encode", "flat.png", "--compact", "--max-bytes", size - 1, "-o", "less.npz")
 
 
 def test_truncate_keeps_the_form(coding: Path):

@@ -206,6 +206,7 @@ def test_nothing_is_overwritten_and_mistakes_are_two_lines(toy: Path):
     assert "there is no model 'none'" in fails("report", "none", "-o", "x.html")
     assert "does not exist" in fails("report", "none.npz", "-o", "x.html")
     assert "--open needs a file" in fails("report", "toy", "-o", "-", "--open", code=2)
+    assert "it is HTML" in fails("report", "toy", "-o", "page.png", code=2)
     assert "--model says what decodes" in fails(
         "report", "toy", "--model", "toy", "-o", "x.html", code=2
     )

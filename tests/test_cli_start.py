@@ -1,5 +1,6 @@
 """How commands start, work beside their network, and end."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -28,6 +29,25 @@ def python(script: str) -> subprocess.CompletedProcess[str]:
 
 
 # Starting
+
+
+@pytest.mark.parametrize("given", [None, "active"])
+def test_threads_sleep_while_they_wait_unless_told_otherwise(
+    given: str | None,
+):
+    """Set before torch loads its OpenMP, which reads it once."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    script = """
+import os, sys
+from vqtok import cli, __main__
+cli.main = lambda: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+__main__.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.stdout.split() == [given or "passive", "False"]
 
 
 @pytest.mark.slow

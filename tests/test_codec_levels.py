@@ -135,6 +135,34 @@ def test_complete_invents_the_levels_that_the_codes_lack(model: codec.Model):
     assert (two.indices[:, :, :2] == whole.indices[:, :2, :2]).all()
 
 
+class CountingPacker:
+    """Packs bits, and counts how often codes are coded."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def pack(self, found: codes.Codes, /) -> codes.Compact:
+        return self.pack_levels(found)(found.levels)
+
+    def pack_levels(self, found: codes.Codes, /):
+        self.passes += 1
+        return lambda count: codes.to_compact(found.first_levels(count))
+
+
+def test_fit_codes_once_and_takes_the_smaller_form(model: codec.Model):
+    whole = model.encode(image(96, 128))
+    flat = replace(whole, indices=np.zeros_like(whole.indices))
+    for one in (whole, flat):
+        for count in (1, 2, 3):
+            part, packer = one.first_levels(count), CountingPacker()
+            plain, compact = (len(codes.to_bytes(form)) for form in (part, codes.to_compact(part)))
+            encoded = codes.fit_to_size(one, min(plain, compact), packer)
+            assert len(encoded.data) <= min(plain, compact)
+            assert encoded.codes.levels >= count
+            assert codes.read_plain_codes(encoded.data) == encoded.codes
+            assert packer.passes == 1
+
+
 def test_fit_takes_the_most_levels_that_fit(model: codec.Model):
     whole = model.encode(image(96, 128))
     sizes = [len(codes.to_bytes(whole.first_levels(count))) for count in (1, 2, 3)]

@@ -4,8 +4,10 @@ import io
 import json
 import math
 import random
+import struct
 import tracemalloc
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,36 @@ def test_the_hand_made_file_is_valid() -> None:
         np.zeros((1, 1, 2, 3), np.uint8), "m", "0badcafe", 256, 4, 3, ((7, 12),)
     )
     assert codes.read_plain_codes(npz(method=zipfile.ZIP_STORED)) == codes.read_plain_codes(npz())
+
+
+@pytest.mark.parametrize("deflate", [True, False])
+def test_indices_come_first_with_true_sizes_in_their_local_header(deflate: bool):
+    """As a reader that goes from member to member sees it, cnpy for one, without the directory."""
+    one = codes.Codes(
+        np.arange(96, dtype=np.uint16).reshape(2, 4, 3, 4),
+        "m",
+        "01234567",
+        1024,
+        4,
+        3,
+        ((12, 16), (11, 15)),
+    )
+    data, at, members = codes.to_bytes(one, deflate=deflate), 0, {}
+    while data[at : at + 4] == b"PK\x03\x04":
+        header = struct.unpack("<IHHHHHIIIHH", data[at : at + 30])
+        flags, method, crc, packed, size, name_length, extra = (
+            header[i] for i in (2, 3, *range(6, 11))
+        )
+        assert not flags & 8  # no sizes after the data
+        start = at + 30 + name_length + extra
+        content = data[start : start + packed]
+        content = zlib.decompress(content, -15) if method else content
+        assert (len(content), zlib.crc32(content)) == (size, crc)
+        members[data[at + 30 : at + 30 + name_length].decode()] = content
+        at = start + packed
+    assert list(members) == ["indices.npy", "meta.npy"]
+    np.testing.assert_array_equal(np.load(io.BytesIO(members["indices.npy"])), one.indices)
+    assert zipfile.ZipFile(io.BytesIO(data)).namelist() == list(members)
 
 
 def test_unknown_keys_and_members_are_ignored() -> None:

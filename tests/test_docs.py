@@ -25,7 +25,10 @@ WITH_COMMANDS = [
     for page in PAGES
     if page.parent == ROOT / "docs" and lines(page.read_text(encoding="utf-8"))
 ]
-WITH_SNIPPETS = [ROOT / "README.md", ROOT / "docs" / "recipes.md", ROOT / "docs" / "transformer.md"]
+WITH_SNIPPETS = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("recipes.md", "tokens.md", "transformer.md")),
+]
 NAMED = [
     word
     for page in PAGES

@@ -259,6 +259,42 @@ def test_codec_rows_keep_to_the_bytes_of_our_files(model: codec.Model):
     assert sum(row.over for row in result.codecs if row.times > 1) == 0
 
 
+def test_images_that_come_back_exactly_are_counted_and_leave_the_mean_psnr_finite(
+    model: codec.Model,
+):
+    pixels = PIXELS.copy()
+    pixels[1] = 128  # a flat image, which the codecs keep
+    result = evaluate(model, data(pixels), codecs=["jpeg", "webp"])
+    alone = evaluate(model, data(pixels[:1]), codecs=["jpeg", "webp"])
+    for row, one in zip(result.codecs, alone.codecs, strict=True):
+        assert row.exact == 1
+        assert one.exact == 0
+        assert row.psnr == one.psnr  # of the image that differs
+        assert row.ms_ssim == pytest.approx((one.ms_ssim + 1) / 2)
+    assert "JPEG keeps up to 1 of 2 images exactly: its PSNR is of the others" in result.notes
+    assert not any("vqtok keeps" in note for note in result.notes)
+    assert all(math.isfinite(row.psnr) and row.exact == 0 for row in result.levels)
+    both = evaluate(model, data(pixels[[1, 1]]), codecs=["jpeg"])
+    assert {(row.psnr, row.exact) for row in both.codecs} == {(math.inf, 2)}
+
+
+def test_levels_are_coded_once(model: codec.Model, monkeypatch: pytest.MonkeyPatch):
+    coded = []
+
+    class Coder:
+        def pack_levels(self, found: codes.Codes):
+            coded.append(found.levels)
+            return lambda count: codes.to_compact(found.first_levels(count))
+
+    monkeypatch.setattr(codec.Model, "entropy_coder", Coder())
+    result = evaluate(model, data(), codecs=[])
+    assert coded == [LEVELS, LEVELS]  # once an image
+    for row in result.levels:
+        parts = [model.encode(p, levels=row.levels) for p in PIXELS]
+        size = sum(len(codes.Encoded.of(one, codes.to_compact(one)).data) for one in parts)
+        assert row.bpp_compact == pytest.approx(8 * size / (2 * 70 * 90))
+
+
 def test_a_file_that_is_too_large_all_the_same_is_told(
     model: codec.Model, monkeypatch: pytest.MonkeyPatch
 ):

@@ -16,6 +16,7 @@ SHOWN = {
     "look_alikes.py": "recipes.md",
     "read_codes.py": "format.md",
     "roundtrip.py": "recipes.md",
+    "train_classes.py": "tokens.md",
     "train_transformer.py": "transformer.md",
 }
 
@@ -89,6 +90,20 @@ def test_read_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     codes = vqtok.read_codes("photo.npz")
     assert first == f"1 x 5x8x1 indices below 16 (uint8), by model toy ({codes.fingerprint}), f = 4"
     assert second.startswith(f"level 1: {len(np.unique(codes.indices))} codes in use, ")
+
+
+@pytest.mark.slow
+def test_train_classes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Tokens of two classes, and an image of each drawn, imported and decoded."""
+    for number in range(4):
+        save(f"in/{'cat' if number % 2 else 'dog'}/{number}.png", image(16, 16, seed=number))
+    ok("encode", "in", "--bulk", "-o", "codes", "--workers", 0)
+    ok("export", "codes", "-o", "data", "--to", "bin", "--class-tokens", "--offset")
+    example(monkeypatch, "train_classes.py", "data", 2)
+    assert "step 0: " in capsys.readouterr().out
+    ok("import-tokens", "data/drawn.npy", "-o", "drawn.npz")
+    assert vqtok.read_codes("drawn.npz").shape == (2, 1, 4, 4)
+    ok("decode", "drawn.npz", "-o", "drawn")
 
 
 @pytest.mark.usefixtures("shards")

@@ -5,6 +5,7 @@ do all ways of inference.
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -144,9 +145,18 @@ VARIANTS = {
     [(1, 3, 1, 1), (2, 3, 1, 7), (1, 1, 5, 1), (24, 3, 4, 5), (1, 2, 6, 9)],
 )
 def test_every_way_reads_what_every_other_wrote(
-    network: IntegerPrior, prior: IntegerInference, name: str, n: int, levels: int, h: int, w: int
+    network: IntegerPrior,
+    prior: IntegerInference,
+    name: str,
+    n: int,
+    levels: int,
+    h: int,
+    w: int,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     indices = grids(n, levels, h, w)
+    # the coder works on one thread; other numbers must give the same all the same
+    monkeypatch.setattr("vqtok.priors.integer_inference.one_thread", lambda wanted: nullcontext())
     streams = prior.encode(indices)
     variant = VARIANTS[name]
     other = IntegerInference(CONFIG, network.integers(), dtype=variant.get("dtype", torch.float32))
@@ -173,6 +183,36 @@ def test_batches_and_single_images_are_coded_alike(prior: IntegerInference):
     np.testing.assert_array_equal(
         together, np.concatenate([prior.intervals(one[None], order) for one in indices])
     )
+
+
+def test_one_pass_gives_the_streams_of_every_number_of_levels(prior: IntegerInference):
+    indices = grids(3, 3, 4, 5)
+    coded = prior.code(indices)
+    for levels in (1, 2, 3):
+        assert coded.streams(levels) == prior.encode(indices[:, :levels])
+
+
+@pytest.mark.parametrize("n", [1, 24])
+def test_the_coder_works_on_one_thread(
+    prior: IntegerInference, n: int, monkeypatch: pytest.MonkeyPatch
+):
+    seen, inner = [], IntegerInference.logits
+
+    def spy(self, *arguments):
+        seen.append(torch.get_num_threads())
+        return inner(self, *arguments)
+
+    monkeypatch.setattr(IntegerInference, "logits", spy)
+    torch.set_num_threads(3)  # `_hermetic` puts it back
+    indices = grids(n, 3, 4, 5)
+    for work in (
+        lambda: prior.encode(indices),
+        lambda: prior.bits(indices),
+        lambda: prior.decode(prior.encode(indices), 3, 4, 5),
+    ):
+        work()
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 3
 
 
 def test_raster_order_gives_the_tables_of_the_wavefront(prior: IntegerInference):

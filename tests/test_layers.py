@@ -35,6 +35,7 @@ PACKAGES = (
     "quantizers",
     "sampling",
     "study",
+    "tokens",
     "train",
     "cli",
 )

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,7 @@ class Clock:
 
     def train(self, recipe: Recipe) -> bool:
         steps = recipe.prior_training.steps
-        while self.done.steps < steps and not self.run.stop.due:
+        while self.done.steps < steps and not self.run.stop.agree():
             self.rates.append(train.loop.learning_rate(recipe.prior_training, self.done.steps))
             self.now += self.seconds
             self.done = Elapsed(self.done.steps + 1, self.done.seconds + self.seconds)
@@ -473,6 +474,22 @@ def test_sentences_follow_from_the_figures():
         "Of the 4.80 bits of vq-pixelcnn, 0.40 are for the latents and 4.40 for the pixels" in text
     )
     assert "vq-pixelcnn takes the fewest" in sentences(result("pixelcnn", 5.5), vq)
+
+
+def test_what_each_took_of_the_budget_is_said_and_what_was_not_equal():
+    def said(*seconds: float) -> str:
+        found = [
+            replace(result(name, 4.0), training_seconds=taken)
+            for name, taken in zip(("pixelcnn", "vae", "fvsbn"), seconds, strict=True)
+        ]
+        facts = {"budget in seconds": 600.0}
+        return " ".join(table.cautions(table.Study(tuple(found), Shape(32, 3), 64, facts)))
+
+    assert "Of the 600 s they took 590 to 597." in said(590, 597, 592)
+    text = said(480, 597, 700)
+    assert "Of the 600 s they took 480 to 700: the time was not equal" in text
+    assert "pixelcnn 80%, fvsbn 117% of the budget" in text
+    assert "vae" not in text
 
 
 def test_raw_pixels_have_no_latents_in_the_table():

@@ -8,7 +8,13 @@ from typing import Any
 
 
 def main() -> None:
-    """Runs the command. It is imported here, so that ctrl-C meanwhile ends as quietly as later."""
+    """Runs the command. It is imported here, so that ctrl-C meanwhile ends as quietly as later.
+
+    Torch's threads sleep while they wait for each other. By default they spin, and beside other
+    work that keeps the cores from the one that is waited for: 0.5 s for 4.0 to encode a photo of
+    768x512 on two busy cores, with equal results.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     code: Any = 130
     try:
         from vqtok.cli import main as run

@@ -5,8 +5,10 @@ import io
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -220,10 +222,10 @@ def output_path(source: Source, suffix: str, out: Path | None, many: bool) -> Pa
             raise UsageError(
                 f"several results do not go into one file ({out})", "give a folder: -o DIR"
             )
-    return out / _inside(source.relative.with_suffix(suffix))
+    return out / inside(source.relative.with_suffix(suffix))
 
 
-def _inside(path: Path) -> Path:
+def inside(path: Path) -> Path:
     """The path without what leads up or away, as in `*/../../x.png`: results stay below -o."""
     return Path(*(part for part in path.parts if part not in ("..", path.anchor)))
 
@@ -284,6 +286,46 @@ def atomic(path: Path, force: bool = False) -> Iterator[Path]:
     except OSError as error:
         what, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
         raise OutputError(f"cannot write {path}: {what}", fix) from None
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """Gives a new hidden folder inside `folder`, for files that are moved into place when all are
+    whole; what is left in it when the block ends is removed.
+
+    Every OSError becomes an OutputError. Those that killed writers left an hour ago are removed.
+    """
+    stage = folder / f".vqtok-{secrets.token_hex(6)}"
+    try:
+        new = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if is_temporary(path.name) and path.is_dir() and _age(path) > 3600:
+                shutil.rmtree(path, ignore_errors=True)
+        try:
+            stage.mkdir()
+            yield stage
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+            with suppress(OSError):  # one holds the result
+                for path in new:
+                    path.rmdir()
+    except OSError as error:
+        what, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
+        raise OutputError(f"cannot write {folder}: {what}", fix) from None
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file or folder was changed; 0 where it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def sync(path: Path) -> None:
+    """Waits until a file is on the disk."""
+    _sync(path, os.O_RDWR)
 
 
 def is_temporary(name: str) -> bool:

@@ -14,7 +14,9 @@ A folder of codes shards holds
   After it comes a line for each
   image, in the order of the input: `name`, and `size` [W, H], `grid` [w, h] and `row` in the
   codes file of that grid, or, for an image
-  that could not be encoded, `error`. It is written after the shard, so that a shard
+  that could not be encoded, `error`. It may have a `label` (the number of its class, or the
+  class's name; `labels` in `manifest.json` may list the names by number), a `caption` and a
+  `split`. It is written after the shard, so that a shard
   is finished where it exists
 
 Which image goes where depends on the inputs and the number of images a shard alone.

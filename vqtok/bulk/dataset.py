@@ -20,12 +20,16 @@ import numpy as np
 from vqtok import codes
 from vqtok.bulk import shards
 from vqtok.bulk.inputs import LOOSE
+from vqtok.codes import Codes
 from vqtok.codes.checks import require
 from vqtok.errors import FormatError
+from vqtok.tokens.sources import Item, Loaded, Origin
 
 if TYPE_CHECKING:
     from vqtok.codec import EntropyCoder
     from vqtok.codes import Compact
+    from vqtok.tokens import Sequences
+    from vqtok.tokens.layout import Order
 
 # kept open: each takes a file handle, of which a process has 1024 as a rule, and its names, 0.1 MB
 OPEN_SHARDS = 128
@@ -49,6 +53,8 @@ class CodesDataset:
     missing, unless `partial`.
     """
 
+    pool_chunks = 2 * OPEN_SHARDS  # that a shuffled stream may have open
+
     def __init__(
         self, folder: str | os.PathLike[str], partial: bool = False, model: str | None = None
     ) -> None:
@@ -67,6 +73,9 @@ class CodesDataset:
             )
         self._ends = list(accumulate(shard.head.pictures for shard in self.shards))
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        # as `tokens` reads them
+        self.chunks = [ShardChunk(self, shard) for shard in self.shards if shard.head.pictures]
+        self._coder: EntropyCoder | None = None
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -86,14 +95,18 @@ class CodesDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is open: a worker of a DataLoader opens its own."""
-        return self.__dict__ | {"_open": OrderedDict()}
+        return self.__dict__ | {"_open": OrderedDict(), "_coder": None}
 
-    def codes(self, number: int) -> codes.Codes:
+    def codes(self, number: int) -> Codes:
         """The same image as Codes: what `Model.decode` takes."""
         _, line, stack = self._at(number)
+        return self._codes(stack[line.row], line)
+
+    def _codes(self, grid: np.ndarray, line: shards.ShardRecord) -> Codes:
+        """One image as Codes, from its grid (L, h, w)."""
         m, (W, H) = self.manifest, line.size
-        indices = np.array(stack[line.row][None], codes.index_dtype(m.codebook_size))
-        return codes.Codes(
+        indices = np.array(grid[None], codes.index_dtype(m.codebook_size))
+        return Codes(
             indices, m.model, m.fingerprint, m.codebook_size, m.downsample, m.channels, ((H, W),)
         )
 
@@ -109,6 +122,53 @@ class CodesDataset:
             yield from (
                 (_name(shard, line), line) for line in shard.records() if line.error is None
             )
+
+    def sequences(
+        self,
+        order: "Order" = "raster",
+        offset: bool = False,
+        bos: bool = False,
+        eol: bool = False,
+        eos: bool = False,
+        class_tokens: bool = False,
+        window: int | tuple[int, int] | None = None,
+        split: str | None = None,
+    ) -> "Sequences":
+        """The images as token sequences: see `vqtok.tokens.Sequences`."""
+        from vqtok.tokens import Sequences
+
+        return Sequences(self, order, offset, bos, eol, eos, class_tokens, window, split)
+
+    @property
+    def origin(self) -> Origin:
+        """The model that made the codes."""
+        m = self.manifest
+        return Origin(m.model, m.fingerprint, m.codebook_size, m.downsample, m.channels, m.levels)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes by number, where the manifest lists them."""
+        return shards.read_labels(self.folder)
+
+    def images(self, shard: shards.Shard) -> Iterator[tuple[str, Codes]]:
+        """Name and codes of each image of one shard, in order. The shard is not kept open.
+
+        FormatError, InputError: before the first image.
+        """
+        opened = self._read(shard)
+        return (
+            (_name(shard, line), self._codes(self._row(shard, opened, line), line))
+            for line in opened.lines
+        )
+
+    def use_coder(self, coder: "EntropyCoder | None") -> None:
+        """Compact shards are decoded with this one, of a model that is loaded already."""
+        self._coder = coder
+
+    def name(self, number: int) -> str:
+        """The name of an image, as in `data[number]`."""
+        shard, line, _ = self._at(number)
+        return _name(shard, line)
 
     def verify(self) -> None:
         """Reads all shards, and compares their checksums. Raises FormatError, InputError."""
@@ -128,33 +188,44 @@ class CodesDataset:
         where = bisect_right(self._ends, number)
         opened = self._opened(where)
         line = opened.lines[number - self._ends[where]]  # counted from the end
+        self._row(self.shards[where], opened, line)
+        return self.shards[where], line, opened.stacks[line.grid]
+
+    @staticmethod
+    def _row(shard: shards.Shard, opened: _OpenShard, line: shards.ShardRecord) -> np.ndarray:
+        """The grid (L, h, w) of an image; FormatError where the shard does not hold it."""
         stack = opened.stacks.get(line.grid)
-        with codes.name_in_errors(self.shards[where].records_path):
+        with codes.name_in_errors(shard.records_path):
             if stack is None or line.row >= len(stack):
                 raise FormatError(
                     f"the place of {line.name!r} is not in the shard",
                     "copy or download the file again",
                 )
-        return self.shards[where], line, stack
+        return stack[line.row]
 
     def _opened(self, where: int) -> _OpenShard:
         if where in self._open:
             self._open.move_to_end(where)
             return self._open[where]
-        shard = self.shards[where]
-        lines = [line for line in shard.records() if line.error is None]
-        opened = _OpenShard(
-            lines, {stack.grid: self._stack(shard, stack) for stack in shard.head.stacks}
-        )
-        self._open[where] = opened
+        self._open[where] = opened = self._read(self.shards[where])
         if len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)
         return opened
 
+    def _read(self, shard: shards.Shard) -> _OpenShard:
+        lines = [line for line in shard.records() if line.error is None]
+        return _OpenShard(
+            lines, {stack.grid: self._stack(shard, stack) for stack in shard.head.stacks}
+        )
+
     def _stack(self, shard: shards.Shard, stack: shards.GridBatch) -> np.ndarray:
         if stack.indices is not None:
             return shards.map_indices(shard, stack, self.manifest)
-        found = codes.unpack(shards.read_stack(shard, stack), self._find_coder)
+        return codes.unpack(self.stack(shard, stack), self._find_coder).indices
+
+    def stack(self, shard: shards.Shard, stack: shards.GridBatch) -> "Codes | Compact":
+        """The codes file of a stack as it is. FormatError where it is not as the manifests tell."""
+        found = shards.read_stack(shard, stack)
         with codes.name_in_errors(shard.path):
             w, h = stack.grid
             require(
@@ -166,12 +237,66 @@ class CodesDataset:
                 == (self.manifest.model, self.manifest.fingerprint),
                 "the codes are of another model",
             )
-        return found.indices
+        return found
 
     def _find_coder(self, packed: "Compact") -> "EntropyCoder | None":
         from vqtok.codec import find_coder  # torch, for codes that a prior coded alone
 
-        return find_coder(packed, self.model)
+        if self._coder is None:  # all shards are of one model
+            self._coder = find_coder(packed, self.model)
+        return self._coder
+
+
+@dataclass(frozen=True, eq=False)
+class ShardChunk:
+    """The images of a shard, read together."""
+
+    data: CodesDataset
+    shard: shards.Shard
+
+    @property
+    def origin(self) -> Path:
+        return self.shard.path
+
+    @property
+    def images(self) -> int:
+        return self.shard.head.pictures
+
+    @property
+    def grids(self) -> dict[tuple[int, int], int]:
+        return {(s.grid[1], s.grid[0]): s.pictures for s in self.shard.head.stacks}
+
+    def load(self) -> Loaded:
+        """The grids; the shard's manifest is read only where it tells which image has which."""
+        stacks = self.shard.head.stacks
+        loaded = [self.data._stack(self.shard, stack) for stack in stacks]
+        if len(stacks) == 1:
+            return Loaded(loaded, np.zeros(self.images, np.int64), np.arange(self.images))
+        number = {stack.grid: i for i, stack in enumerate(stacks)}
+        lines = [line for line in self.shard.records() if line.error is None]
+        with codes.name_in_errors(self.shard.records_path):
+            for line in lines:
+                require(
+                    line.grid in number and line.row < len(loaded[number[line.grid]]),
+                    f"the place of {line.name!r} is not in the shard",
+                )
+        which = np.array([number[line.grid] for line in lines], np.int64)
+        return Loaded(loaded, which, np.array([line.row for line in lines], np.int64))
+
+    def items(self) -> list[Item]:
+        """What the shard's manifest tells of each image."""
+        return [
+            Item(
+                _name(self.shard, line),
+                line.name,
+                (line.size[1], line.size[0]),
+                line.label,
+                line.caption,
+                line.split,
+            )
+            for line in self.shard.records()
+            if line.error is None
+        ]
 
 
 def _name(shard: shards.Shard, line: shards.ShardRecord) -> str:

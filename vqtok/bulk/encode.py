@@ -4,17 +4,18 @@ decode ahead, batch by grid, write a shard, go on.
 
 import os
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from vqtok import distributed, files, images
 from vqtok.bulk import shards
+from vqtok.bulk.folder import ShardReport, prepare_folder
 from vqtok.bulk.inputs import Chunk, Entry, Inputs, WorkSlice
 from vqtok.bulk.pool import Pool
-from vqtok.bulk.shards import MANIFEST, Manifest, Shard, ShardRecord
+from vqtok.bulk.shards import Manifest, Shard, ShardRecord
 from vqtok.codec import Model
 from vqtok.codes import Codes, Compact
 from vqtok.errors import OutputError, VqtokError
@@ -33,19 +34,6 @@ class BulkSettings:
     shard_size: int = 1000  # images
 
 
-@dataclass(frozen=True)
-class ShardReport:
-    """A shard that is finished."""
-
-    shard: Shard
-    seconds: float  # 0: it was before
-    failed: tuple[ShardRecord, ...] = ()  # images, where they were found to be bad just now
-
-    @property
-    def new(self) -> bool:
-        return self.seconds > 0
-
-
 def default_workers() -> int:
     """A process for each processor, divided among the ranks that torchrun starts on
     this machine; at most 16.
@@ -62,9 +50,11 @@ def encode(
     workers: int,
     resume: bool = False,
     force: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> Generator[ShardReport, None, None]:
     """Encodes this part of the inputs into a folder of codes shards, and tells of each shard
-    when it is whole on the disk.
+    when it is whole on the disk. `progress` gets the images done and, where it is known, how many
+    there are about.
 
     With `resume` what is finished stays, and is told, too. Raises OutputError where the folder
     holds shards and neither `resume` nor `force` (anew) is given, or where they were made
@@ -79,15 +69,55 @@ def encode(
     distributed.local_device(model.device)
     with Pool(workers, model.config.channels, images.parse_color(settings.background)) as pool:
         shard = _ShardWriter(model, settings)
+        count = None if progress is None else _Count(inputs, work_slice)
         for item, image in pool.map(_work(inputs, out, settings, work_slice, resume)):
             if isinstance(item, Shard):
+                if count is not None:
+                    count.skip(item)
                 yield ShardReport(item, 0.0)
             elif isinstance(item, Entry):
                 assert image is not None
                 shard.add(item, image)
+                if count is not None and progress is not None:
+                    progress(*count.add(item))
             else:
                 yield shard.finish(item, out)
                 shard = _ShardWriter(model, settings)
+
+
+class _Count:
+    """How many images are done, and how many there are about: of tars, which are not listed
+    beforehand, by the part of their bytes that is read.
+    """
+
+    def __init__(self, inputs: Inputs, work_slice: WorkSlice) -> None:
+        self.whole = work_slice.count == 1
+        self.done = self.of_loose = self.of_tars = self.loose = 0
+        self.starts: dict[str, int] = {}
+        self.bytes = 0
+        for source in inputs.all:
+            if source.path is not None:
+                self.starts[str(source.path)] = self.bytes
+                self.bytes += source.bytes or 0
+            elif self.whole:
+                self.loose = sum(len(chunk.entries) for chunk in inputs.chunks(source, 1 << 12))
+
+    def skip(self, shard: Shard) -> None:
+        """A shard that is finished already."""
+        self.done += shard.head.pictures + shard.head.failed
+
+    def add(self, entry: Entry) -> tuple[int, int | None]:
+        """Counts an image that was just read; returns how many are done, and of how many."""
+        self.done += 1
+        start = self.starts.get(entry.path)
+        if start is not None and entry.size is not None:
+            read = start + entry.offset + entry.size
+            self.of_tars = max(self.done, round(self.done * self.bytes / read))
+        else:  # the tars are behind
+            self.of_loose += 1
+            self.of_tars = self.done - self.of_loose if self.of_tars else 0
+        total = max(self.done, self.of_tars + self.loose)
+        return self.done, total if self.whole and (self.of_tars or not self.bytes) else None
 
 
 # a shard that is finished already; an image; the shard of the images before it
@@ -169,66 +199,6 @@ def make_manifest(model: Model, inputs: Inputs, settings: BulkSettings) -> Manif
         settings.shard_size,
         tuple((source.name, source.bytes) for source in inputs.all),
     )
-
-
-def prepare_folder(
-    out: Path, manifest: Manifest, work_slice: WorkSlice, resume: bool, force: bool
-) -> None:
-    """Writes the manifest, or checks that the one that is there is the same. Errors as `encode`."""
-    path = out / MANIFEST
-    if force and path.exists():
-        _remove(out, list(shards.stale_files(out)))
-    if not path.exists():
-        try:
-            files.write_bytes(path, manifest.to_bytes())
-        except OutputError:
-            if work_slice.count == 1 or not path.exists():
-                raise  # else another part was faster
-    elif work_slice.count == 1 and not resume:
-        raise OutputError(
-            f"{out} holds codes shards already",
-            "go on with --resume, start anew with -f, or choose another -o",
-        )
-    _check_same(shards.read_manifest(out), manifest, out)
-    _remove(
-        out,
-        [
-            p
-            for p in shards.stale_files(out)
-            if p.name.startswith(".") and (work_slice.count == 1 or _is_old(p))
-        ],
-    )
-
-
-def _is_old(path: Path) -> bool:
-    """Whether a temporary file is of a run that was killed:
-    other parts may be writing theirs, which takes seconds.
-    """
-    try:
-        return time.time() - path.stat().st_mtime > 3600
-    except OSError:  # it is gone
-        return False
-
-
-def _check_same(before: Manifest, now: Manifest, out: Path) -> None:
-    changed = [f.name for f in fields(Manifest) if getattr(before, f.name) != getattr(now, f.name)]
-    if changed:
-        names = ", ".join(name.replace("_", " ") for name in changed)
-        raise OutputError(
-            f"the shards in {out} were made with another {names}",
-            "give the same, start anew with -f, or choose another -o",
-        )
-
-
-def _remove(out: Path, paths: list[Path]) -> None:
-    try:
-        # it goes last: it tells whose files these are
-        for path in sorted(paths, key=lambda p: p.name == MANIFEST):
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot empty {out}: {error.strerror}", "choose another folder with -o"
-        ) from None
 
 
 @dataclass

@@ -24,6 +24,7 @@ MANIFEST = "manifest.json"
 KIND = "codes shards"
 LINES_LIMIT = 1 << 30  # bytes of a shard's manifest
 _SUFFIXES = (".npz", ".tar", ".jsonl")
+_RECORD_KEYS = ("name", "error", "notes", "size", "grid", "row", "label", "caption", "split")
 STEM = re.compile(r"(\d{5,12})-(\d{5,12})", re.ASCII)
 
 
@@ -73,6 +74,19 @@ class Manifest:
         ).encode()
 
 
+def is_shards(folder: Path) -> bool:
+    """Whether a folder holds codes shards: by the kind in its manifest, or, where that is damaged,
+    by the names of the files beside it.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    try:
+        return json.loads(path.read_bytes())["kind"] == KIND
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return any(p.suffix == ".jsonl" and STEM.fullmatch(p.stem) for p in folder.iterdir())
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Raises InputError where there is none, FormatError where it is damaged or newer."""
     path = folder / MANIFEST
@@ -100,6 +114,21 @@ def read_manifest(folder: Path) -> Manifest:
         known = {name: values[name] for name in Manifest.__dataclass_fields__ if name in values}
         require(len(known) == len(Manifest.__dataclass_fields__) - 1, "the manifest is damaged")
         return Manifest(**known, inputs=pairs)
+
+
+def read_labels(folder: Path) -> tuple[str, ...]:
+    """The names of the classes by number, () where the manifest lists none.
+
+    Errors as `read_manifest`.
+    """
+    path = folder / MANIFEST
+    with codes.name_in_errors(path):
+        labels = _parse(files.read_bytes(path, LINES_LIMIT)).get("labels", [])
+        require(
+            isinstance(labels, list) and all(isinstance(label, str) for label in labels),
+            "the manifest is damaged",
+        )
+        return tuple(labels)
 
 
 @dataclass(frozen=True)
@@ -192,6 +221,9 @@ class ShardRecord:
     row: int = 0
     error: str | None = None
     notes: tuple[str, ...] = ()
+    label: int | str | None = None  # the number of its class, or the class's name
+    caption: str | None = None
+    split: str | None = None
 
     def to_json(self) -> str:
         position = (
@@ -199,30 +231,47 @@ class ShardRecord:
             if self.error is not None
             else {"size": self.size, "grid": self.grid, "row": self.row}
         )
-        return json.dumps(
-            {"name": self.name, **position, **({"notes": self.notes} if self.notes else {})},
-            separators=(",", ":"),
-        )
+        more = {name: getattr(self, name) for name in ("notes", "label", "caption", "split")}
+        present = {name: value for name, value in more.items() if value not in (None, ())}
+        return json.dumps({"name": self.name, **position, **present}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: bytes) -> "ShardRecord":
         value = _object(line)
-        keys = ("name", "error", "notes", "size", "grid", "row")
-        name, error, notes, size, grid, row = cast(
-            tuple[Any, ...], tuple(value.get(key) for key in keys)
-        )
+        found = cast(tuple[Any, ...], tuple(map(value.get, _RECORD_KEYS)))
+        name, error, notes, size, grid, row, label, caption, split = found
         require(isinstance(name, str) and isinstance(notes or [], list), "a line is damaged")
         if error is not None:
             require(isinstance(error, str), "a line is damaged")
             return cls(name, error=error)
-        pairs = all(
-            isinstance(pair, list)
-            and len(pair) == 2
-            and all(is_int(side, 1, 1 << 32) for side in pair)
-            for pair in (size, grid)
+        require(_is_pair(size) and _is_pair(grid) and is_int(row, 0, 1 << 32), "a line is damaged")
+        require(
+            (label is None or isinstance(label, str) or is_int(label, 0, 1 << 31))
+            and (caption is None or isinstance(caption, str))
+            and (split is None or isinstance(split, str)),
+            "a line is damaged",
         )
-        require(pairs and is_int(row, 0, 1 << 32), "a line is damaged")
-        return cls(name, tuple(size), tuple(grid), row, notes=tuple(map(str, notes or [])))
+        return cls(
+            name,
+            (size[0], size[1]),
+            (grid[0], grid[1]),
+            row,
+            None,
+            tuple(map(str, notes)) if notes else (),
+            label,
+            caption,
+            split,
+        )
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether a value is [width, height]; a comprehension takes four times as long."""
+    return (
+        type(value) is list
+        and len(value) == 2
+        and is_int(value[0], 1, 1 << 32)
+        and is_int(value[1], 1, 1 << 32)
+    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from vqtok.cli import (
     decode,
     encode,
     evaluate,
+    export,
     info,
     interop,
     output,
@@ -22,8 +23,10 @@ from vqtok.cli import (
     report,
     sample,
     study,
+    tokens,
     train,
     view,
+    web,
 )
 from vqtok.errors import UsageError
 
@@ -105,9 +108,11 @@ for name, command in (
     ("info", info.info),
     ("models", info.models),
     ("import", interop.import_),
-    ("export", interop.export),
+    ("export", export.export),
+    ("import-tokens", tokens.import_tokens),
     ("report", report.report),
     ("view", view.view),
+    ("web", web.web),
     ("study", study.run_study),
 ):
     app.command(name)(command)

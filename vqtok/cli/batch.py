@@ -1,6 +1,7 @@
 """Files in, files out: the loop of encode, decode, pack, unpack and truncate."""
 
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vqtok.cli import output
-from vqtok.errors import UsageError, VqtokError
+from vqtok.cli import output, progress
+from vqtok.errors import InputError, UsageError, VqtokError
 
 if TYPE_CHECKING:
+    from vqtok.codes import Codes, Compact
     from vqtok.files import Source
 
 Facts = dict[str, Any]  # of one result: the object that --json prints
@@ -24,6 +26,7 @@ class Job:
 
     source: "Source"
     target: Path
+    notes: tuple[str, ...] = ()  # what is said of it, beside what the work itself says
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class Failures:
         self.failed += 1
         output.show_error(error)
 
+    def merge(self, other: "Failures") -> None:
+        """Counts what has failed elsewhere in the command, too."""
+        self.total, self.failed = self.total + other.total, self.failed + other.failed
+
     def finish(self) -> None:
         if self.failed:
             output.say(f"{self.failed} of {self.total} failed", style="bold red")
@@ -63,13 +70,70 @@ class Failures:
 def plan(
     inputs: Sequence[str], suffixes: frozenset[str], ending: str, out: Path | None
 ) -> list[Job]:
-    """Expands the inputs and names their results: beside each, with that ending, or as -o says."""
+    """Expands the inputs and names their results: beside each, with that ending, or as -o says.
+
+    Of photo.jpg and photo.png the second becomes photo.png.npz.
+    """
     from vqtok import files
 
     sources = files.expand(inputs, suffixes)
-    return [
+    jobs = [
         Job(source, files.output_path(source, ending, out, len(sources) > 1)) for source in sources
     ]
+    return _keep_suffixes(jobs, ending)
+
+
+def _keep_suffixes(jobs: list[Job], ending: str) -> list[Job]:
+    """Where two inputs would write one file, names the results of all but the first by the whole
+    name of the input, and says so.
+    """
+    first: dict[str, Job] = {}
+    for job in jobs:
+        first.setdefault(os.path.abspath(job.target), job)
+    taken, named = set(first), list[Job]()
+    for job in jobs:
+        owner = first[os.path.abspath(job.target)]
+        other = job.target.with_name(job.source.relative.name + ending)
+        same_name = owner.source.relative.name == job.source.relative.name
+        if owner is job or same_name or os.path.abspath(other) in taken:
+            named.append(job)  # `_check_distinct` refuses what is still double
+            continue
+        taken.add(os.path.abspath(other))
+        note = f"{owner.source} becomes {job.target}, so this becomes {other.name}"
+        named.append(Job(job.source, other, (note,)))
+    return named
+
+
+def read_codes(source: "Source") -> "Codes | Compact":
+    """The codes in a file of either form. Raises InputError, FormatError."""
+    from vqtok import codes, files
+
+    path = source.path
+    if path is not None and path.suffix.lower() == ".tar" and os.path.isfile(path):
+        raise InputError(
+            f"{path} is a tar, and a codes file is a .npz",
+            f"give the folder where it is one of codes shards: {path.parent}",
+        )
+    return codes.read_any_codes(path or files.read_stdin(codes.FILE_LIMIT))
+
+
+def check_codes_targets(jobs: Sequence[Job], out: Path | None) -> None:
+    """UsageError where -o names an image, or anything else that no codes file is called by:
+    `vqtok decode` and all other readers look for .npz.
+    """
+    from vqtok import images
+    from vqtok.files import STDIO
+
+    if out is None or os.path.isdir(out):
+        return
+    one_file = any(job.target == out for job in jobs) and out != STDIO
+    if (
+        one_file and out.suffix.lower() not in ("", ".npz")
+    ) or out.suffix.lower() in images.IMAGE_SUFFIXES:
+        raise UsageError(
+            f"cannot write codes to {out}: a codes file is a .npz",
+            f"name it {out.with_suffix('.npz')}, or name a folder: -o DIR",
+        )
 
 
 class Batch:
@@ -95,35 +159,58 @@ class Batch:
                 self.failures.add(error)
 
     def run(
-        self, work: Callable[[Job], list[Facts]], describe: Callable[[Job, Facts], list[str]]
+        self,
+        verb: str,
+        work: Callable[[Job], list[Facts]],
+        describe: Callable[[Job, Facts], list[str]],
     ) -> None:
         """Does one job after another, and reports on each; arguments as in `report`."""
-        self.report(((job, partial(work, job)) for job in self.jobs), describe)
+        self.report(verb, ((job, partial(work, job)) for job in self.jobs), describe)
 
     def report(
         self,
+        verb: str,
         outcomes: Iterable[tuple[Job, Callable[[], list[Facts]]]],
         describe: Callable[[Job, Facts], list[str]],
     ) -> None:
-        """Reports each job's results, as JSON or in the lines that `describe` makes of one.
+        """Reports each job's results, as JSON or in the lines that `describe` makes of one; of
+        several jobs a last line sums up. `verb` is what the progress line is called.
 
         A call gives a job's results or raises VqtokError, which is reported: the rest goes on.
         """
-        for job, results in outcomes:
-            try:
-                with output.memory_errors(job.source):
-                    found = results()
-            except VqtokError as error:
-                self.failures.add(error)
+        begin, done = time.perf_counter(), list[Facts]()
+        hidden = self.options.quiet or self.options.json
+        with progress.jobs(verb, len(self.jobs), hidden) as advance:
+            for number, (job, results) in enumerate(outcomes, 1):
+                try:
+                    with output.memory_errors(job.source):
+                        found = results()
+                except VqtokError as error:
+                    self.failures.add(error)
+                else:
+                    self._report_one(job, found, describe)
+                    done += [{"bytes": facts.get("bytes", 0)} for facts in found]
+                advance(number)
+        # where some have failed `finish` has the last word
+        if len(self.jobs) > 1 and done and not self.failures.failed and not hidden:
+            where = f" -> {self.options.out}" if self.options.out is not None else ""
+            size = sum(facts["bytes"] for facts in done)
+            seconds = time.perf_counter() - begin
+            self._say(f"{verb}{where}  {output.total(len(done), size, seconds)}")
+
+    def _report_one(
+        self, job: Job, found: list[Facts], describe: Callable[[Job, Facts], list[str]]
+    ) -> None:
+        for number, facts in enumerate(found):
+            if job.notes and number == 0:
+                facts = {**facts, "notes": [*job.notes, *facts.get("notes", ())]}
+            for note in facts.get("notes", ()):
+                self._say(f"{job.source}: {note}")
+            if self.options.json:
+                output.print_json(facts)
                 continue
-            for facts in found:
-                for note in facts.get("notes", ()):
-                    self._say(f"{job.source}: {note}")
-                if self.options.json:
-                    output.print_json(facts)
-                    continue
-                for line in describe(job, facts):
-                    self._say(line)
+            for line in describe(job, facts):
+                self._say(line)
 
     def finish(self) -> None:
         self.failures.finish()

@@ -1,6 +1,7 @@
 """The part of `vqtok encode` that makes codes shards of tar shards and large folders."""
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vqtok.cli import output
+from vqtok.cli import output, rate
 from vqtok.cli.batch import BatchOptions
+from vqtok.cli.progress import bar
 from vqtok.cli.start import ModelOptions
 from vqtok.errors import UsageError, VqtokError
-from vqtok.files import human_count
+from vqtok.files import human_bytes, human_count, human_duration
 
 if TYPE_CHECKING:
     from vqtok.bulk.encode import ShardReport
@@ -106,18 +108,30 @@ def encode(
     images.parse_color(background)
     chosen.check_levels(levels)
     work_slice, found = WorkSlice.parse(sharding.shard), Inputs(inputs)
-    model, reporter = chosen.load(), _Reporter(options.json, options.quiet)
+    model, reporter = chosen.load(), Reporter(options.json, options.quiet)
+    if compact and model.folder.entropy is None:
+        output.say(rate.only_packed(model.name), options.quiet)
     from vqtok.bulk import encode as bulk_encode
 
     settings = bulk_encode.BulkSettings(levels, compact, background, sharding.shard_size or 1000)
     workers = bulk_encode.default_workers() if sharding.workers is None else sharding.workers
-    reports = bulk_encode.encode(
-        model, found, out, settings, work_slice, workers, sharding.resume, options.force
-    )
-    with closing(reports):
-        for report in reports:
-            reporter.add(report)
-    reporter.finish(out)
+    begin = time.perf_counter()
+    with bar("encode", options.quiet or options.json) as progress:
+        reports = bulk_encode.encode(
+            model,
+            found,
+            out,
+            settings,
+            work_slice,
+            workers,
+            sharding.resume,
+            options.force,
+            progress,
+        )
+        with closing(reports):
+            for report in reports:
+                reporter.add(report)
+    reporter.finish(out, time.perf_counter() - begin)
 
 
 def _folder(out: Path | None) -> Path:
@@ -128,14 +142,15 @@ def _folder(out: Path | None) -> Path:
     return out
 
 
-class _Reporter:
+class Reporter:
     """Says what is finished, and counts."""
 
     def __init__(self, json: bool, quiet: bool) -> None:
         self.json, self.quiet = json, quiet
-        self.images = self.failed = self.shards = self.old = 0
+        self.images = self.failed = self.shards = self.old = self.bytes = 0
 
-    def add(self, report: "ShardReport") -> None:
+    def add(self, report: "ShardReport", source: str | None = None) -> None:
+        """Reports a shard, made of the input that its manifest names or of another `source`."""
         head = report.shard.head
         self.images, self.failed, self.shards = (
             self.images + head.pictures,
@@ -143,6 +158,7 @@ class _Reporter:
             self.shards + 1,
         )
         self.old += not report.new
+        self.bytes += head.bytes
         for line in report.failed:
             output.show_error(
                 VqtokError(
@@ -151,26 +167,32 @@ class _Reporter:
                 )
             )
         if report.new and self.json:
-            output.print_json(_facts(report))
+            output.print_json(_facts(report, source))
         elif report.new:
-            output.say(_summary(report), self.quiet)
+            output.say(_summary(report, source), self.quiet)
 
-    def finish(self, out: Path) -> None:
-        """The last line; exit 1 where images have failed, in an earlier part of the run, too."""
+    def say_total(self, out: Path, seconds: float) -> None:
+        """The last line."""
         before = f", {self.old} of them before" if self.old else ""
         shards, images = human_count(self.shards, "shard"), human_count(self.images, "image")
-        output.say(f"{images} in {shards}{before} -> {out}", self.quiet or self.json)
+        taken = f"{seconds:.1f} s" if seconds < 10 else human_duration(seconds)
+        made = f"  {human_bytes(self.bytes)}, {taken}" if self.old < self.shards else ""
+        output.say(f"{images} in {shards}{before} -> {out}{made}", self.quiet or self.json)
+
+    def finish(self, out: Path, seconds: float) -> None:
+        """The last line; exit 1 where images have failed, in an earlier part of the run, too."""
+        self.say_total(out, seconds)
         if self.failed:
             output.say(f"{self.failed} of {self.images + self.failed} failed", style="bold red")
             raise typer.Exit(1)
 
 
-def _facts(report: "ShardReport") -> dict[str, Any]:
+def _facts(report: "ShardReport", source: str | None) -> dict[str, Any]:
     head = report.shard.head
     return {
         "output": str(report.shard.path) if head.bytes else None,
         "manifest": str(report.shard.records_path),
-        "input": head.input,
+        "input": source or head.input,
         "pictures": head.pictures,
         "failed": head.failed,
         "grids": [list(stack.grid) for stack in head.stacks],
@@ -179,15 +201,13 @@ def _facts(report: "ShardReport") -> dict[str, Any]:
     }
 
 
-def _summary(report: "ShardReport") -> str:
+def _summary(report: "ShardReport", source: str | None) -> str:
     """train-000.tar -> codes/00000-00000.npz  1,000 images, 8.9 MB, 25 a second"""
-    from vqtok.files import human_bytes
-
     head = report.shard.head
     failed = f", {head.failed} failed" if head.failed else ""
     target = report.shard.path if head.bytes else report.shard.records_path
     pace = f"{head.pictures / report.seconds:.0f} a second"
     return (
-        f"{head.input} -> {target}  {head.pictures:,} images{failed}, "
+        f"{source or head.input} -> {target}  {head.pictures:,} images{failed}, "
         f"{human_bytes(head.bytes)}, {pace}"
     )

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vqtok.cli import options as o
-from vqtok.cli import output, rate
-from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, plan
+from vqtok.cli import output, rate, shards
+from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, plan, read_codes
 from vqtok.cli.start import ModelOptions
 from vqtok.errors import InputError, ModelError, OutputError, VqtokError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from vqtok.bulk.shards import Manifest
     from vqtok.codec import Model
     from vqtok.codes import Codes, Compact
 
@@ -38,15 +39,20 @@ def decode(
     """Turn codes back into images: img.npz -> img.decoded.png."""
     from vqtok import files, images
 
-    jobs = plan(inputs, frozenset({".npz"}), SUFFIX, out)
+    folders, words = shards.split(inputs)
+    jobs = plan(words, frozenset({".npz"}), SUFFIX, out) if words or not folders else []
     for job in jobs[:1]:  # all have the suffix of the first
         if job.target != files.STDIO:
             images.check_suffix(job.target)
+    if out is not None and out.suffix.lower() == ".npz" and not os.path.isdir(out):
+        images.check_suffix(out)  # of several results it would be a folder
     batch = Batch(jobs, BatchOptions(out, force, skip_existing, json, quiet))
     models = _Models(ModelOptions(model, device, precision, verbose))
-    if batch.jobs:
+    if batch.jobs or folders:
         models.load_named()
-    batch.run(partial(_decode, models, batch.options, levels), _describe)
+    decoding = shards.Decoding(batch.options, levels, models.of, _write, SUFFIX)
+    batch.failures.merge(shards.run_folders(folders, len(words), batch.options, decoding.run))
+    batch.run("decode", partial(_decode, models, batch.options, levels), _describe)
     batch.finish()
 
 
@@ -63,7 +69,7 @@ class _Models:
         if self.chosen.name:
             self.named = self.chosen.load()
 
-    def of(self, codes: "Codes | Compact") -> "Model":
+    def of(self, codes: "Codes | Compact | Manifest") -> "Model":
         """Gives the model of these codes. Raises ModelError, FormatError."""
         if self.named:
             return self.named
@@ -80,9 +86,7 @@ class _Models:
 
 def _decode(models: _Models, options: BatchOptions, levels: int | None, job: Job) -> list[Facts]:
     """Writes the images in one codes file, and returns the facts of each."""
-    from vqtok import codes, files
-
-    found = codes.read_any_codes(job.source.path or files.read_stdin(codes.FILE_LIMIT))
+    found = read_codes(job.source)
     targets = _targets(job.target, len(found))
     if options.skip_existing and len(found) > 1 and all(os.path.lexists(path) for path in targets):
         return []
@@ -107,9 +111,11 @@ def _decode(models: _Models, options: BatchOptions, levels: int | None, job: Job
             "size": [image.shape[1], image.shape[0]],
             "levels": plain.levels,
             "model_levels": model.config.levels,
+            "image": number,
+            "images": len(targets),
             "seconds": seconds,
         }
-        for path, image in zip(targets, decoded, strict=True)
+        for number, (path, image) in enumerate(zip(targets, decoded, strict=True), 1)
     ]
 
 
@@ -143,10 +149,15 @@ def _targets(target: Path, n: int) -> list[Path]:
 
 
 def _describe(job: Job, facts: Facts) -> list[str]:
-    """img.npz -> img.decoded.png  96x64, 2 of 8 levels, 0.42 s"""
-    size, n, L = "x".join(map(str, facts["size"])), facts["levels"], facts["model_levels"]
+    """img.npz -> img.decoded.png  96x64, 2 of 8 levels, 0.42 s
+
+    Of several images in a file one line, with the first name and the last.
+    """
+    n, L, count = facts["levels"], facts["model_levels"], facts["images"]
+    if facts["image"] < count:
+        return []
     part = f"{n} of {L} levels, " if n < L else ""
-    return [
-        f"{job.source} -> {output.display_name(facts['output'])}  {size}, "
-        f"{part}{facts['seconds']:.2f} s"
-    ]
+    shown, what = output.display_name(facts["output"]), "x".join(map(str, facts["size"]))
+    if count > 1:
+        shown, what = f"{_targets(job.target, count)[0]} ... {shown}", f"{count} images"
+    return [f"{job.source} -> {shown}  {what}, {part}{facts['seconds']:.2f} s"]

@@ -1,5 +1,6 @@
 """`vqtok encode`: images to codes files."""
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -10,7 +11,7 @@ import typer
 
 from vqtok.cli import bulk, output, rate
 from vqtok.cli import options as o
-from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, plan
+from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, check_codes_targets, plan
 from vqtok.cli.start import ModelOptions
 from vqtok.errors import InputError, VqtokError
 from vqtok.prefetch import read_ahead, run_in_thread, write_behind
@@ -76,10 +77,14 @@ def encode(
 
     color, target = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
     chosen.check_levels(levels)
-    batch = Batch(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), options)
+    jobs = plan(inputs, images.IMAGE_SUFFIXES, ".npz", out)
+    check_codes_targets(jobs, out)
+    batch = Batch(jobs, options)
     if batch.jobs:
-        encoder = _Encoder(target, compact, verify, force)
-        batch.report(encoder.run(batch.jobs, chosen, color), encoder.describe)
+        encoder = _Encoder(
+            target, compact, verify, force, lambda text: output.say(text, options.quiet)
+        )
+        batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
     batch.finish()
 
 
@@ -91,6 +96,7 @@ class _Encoder:
     compact: bool
     verify: bool
     force: bool
+    say: Callable[[str], None]
     hint: bool = False  # whether to say that the file can be made smaller
 
     def run(
@@ -103,6 +109,8 @@ class _Encoder:
         channels = chosen.config.channels
         read = read_ahead(lambda job: _read(job, channels, background), jobs)
         model = chosen.load()
+        if self.compact and model.folder.entropy is None:
+            self.say(rate.only_packed(model.name))
         self.hint = len(jobs) == 1 and not self.compact and model.folder.entropy is not None
         written = write_behind(
             lambda job, image: self._encode(model, job, image), zip(jobs, read, strict=True)
@@ -143,7 +151,7 @@ class _Encoder:
     def _make_file(self, model: "Model", codes: "Codes", job: Job) -> "Encoded":
         from vqtok.codes import read_any_codes
 
-        encoded = rate.encode(codes, self.target, job.source, model.pack if self.compact else None)
+        encoded = rate.encode(codes, self.target, job.source, model if self.compact else None)
         if self.verify and model.unpack(read_any_codes(encoded.data)) != encoded.codes:
             raise VqtokError(
                 f"{job.source}: the file would not decode to the same codes",
@@ -154,9 +162,14 @@ class _Encoder:
     def describe(self, job: Job, facts: Facts) -> list[str]:
         from vqtok.files import STDIO
 
+        summary = _summary(job, facts)
+        if not self.hint or job.target == STDIO or facts["bytes"] > facts["source_bytes"]:
+            return [summary]
         # By how much is not said: to code one image's indices takes longer than all else here.
-        smaller = f"smaller still: --compact, or vqtok pack {job.target}"
-        return [_summary(job, facts), *([smaller] if self.hint and job.target != STDIO else [])]
+        return [
+            summary,
+            f"smaller still: --compact, or vqtok pack {shlex.quote(str(job.target))}",
+        ]
 
 
 def _read(job: Job, channels: int, background: "Color") -> "DecodedImage":
@@ -167,19 +180,14 @@ def _read(job: Job, channels: int, background: "Color") -> "DecodedImage":
 
 
 def _summary(job: Job, facts: Facts) -> str:
-    """img.png -> img.npz  96x64x1, 9.1 kB, 0.19 bpp, 41x smaller than PNG, 0.42 s"""
+    """img.png -> img.npz  96x64x1, 9.1 kB, 0.19 bpp, 41x fewer bytes than img.png, 0.42 s"""
     grid = "x".join(map(str, facts["grid"]))
     ratio = facts["source_bytes"] / facts["bytes"]
-    kind = job.source.path.suffix.lstrip(".").upper() if job.source.path else ""
-    kind = {"JPG": "JPEG", "TIF": "TIFF", "": "the source"}.get(kind, kind)
-    compared = (
-        f"{ratio:.3g}x smaller than {kind}"
-        if ratio >= 1
-        else f"{1 / ratio:.3g}x larger than {kind}"
-    )
+    source = "the source" if job.source.path is None else job.source.path.name
+    compared = f"{ratio:.3g}x fewer" if ratio >= 1 else f"{1 / ratio:.3g}x more"
     size = rate.shown(facts["bytes"], facts["bpp"])
     verified = "verified, " if facts.get("verified") else ""
     return (
-        f"{job.source} -> {output.display_name(job.target)}  {grid}, {size}, {compared}, "
-        f"{verified}{facts['seconds']:.2f} s"
+        f"{job.source} -> {output.display_name(job.target)}  {grid}, {size}, "
+        f"{compared} bytes than {source}, {verified}{facts['seconds']:.2f} s"
     )

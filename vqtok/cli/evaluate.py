@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output
+from vqtok.cli import output, shards
 from vqtok.cli.batch import Facts
 from vqtok.cli.progress import bar
 from vqtok.cli.start import ModelOptions
@@ -31,7 +31,10 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Argument(
-            help="Folder, zip, tar, CIFAR-10, IDX or array file. Default: the built-in shapes.",
+            help=(
+                "Folder, zip, tar, CIFAR-10, IDX or array file, or codes shards. "
+                "Default: the built-in shapes."
+            ),
             metavar="IMAGES",
         ),
     ] = None,
@@ -95,12 +98,20 @@ def evaluate(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Measure a model: PSNR, SSIM, MS-SSIM, LPIPS, codebook use, bits."""
+    """Measure a model: PSNR, SSIM, MS-SSIM, LPIPS, codebook use, bits.
+
+    Of codes shards, whose originals are not there: codebook use and bits.
+    """
     from vqtok.data import open_data
     from vqtok.errors import InputError, UsageError
 
     if split not in ("test", "train"):
         raise UsageError(f"there is no split {split!r}", "choose test or train")
+    if data is not None and shards.is_shards(data):
+        compared = {"--lpips": lpips, "--codecs": codecs, "--sheet": sheet, "--plot": plot}
+        _check_no_originals(data, compared)
+        chosen = ModelOptions(model, device, precision, verbose)
+        return _evaluate_shards(data, chosen, limit, _numbers(levels), json, quiet)
     _check_targets(sheet, plot, force)
     asked: dict[str, Any] = {"levels": _numbers(levels), "codecs": _names(codecs)}
     codec = ModelOptions(model, device, precision, verbose).load()
@@ -133,7 +144,7 @@ def evaluate(
                 "model": codec.name,
                 "fingerprint": codec.fingerprint,
                 "data": dataset.name,
-                **asdict(result),
+                **result.to_json(),
             }
         )
     else:
@@ -141,6 +152,49 @@ def evaluate(
     if errors:
         output.say(f"{len(errors)} of {result.pictures + len(errors)} failed", style="bold red")
         raise typer.Exit(1)
+
+
+def _check_no_originals(data: Path, options: dict[str, Any]) -> None:
+    """UsageError where an option compares with originals, which codes shards do not hold."""
+    from vqtok.errors import UsageError
+
+    for name, value in options.items():
+        if value is not None and str(value).lower() != "none":
+            raise UsageError(
+                f"{name} compares with the originals, and {data} holds codes",
+                f"leave it out, or give the images in place of {data}",
+            )
+
+
+def _evaluate_shards(
+    data: Path,
+    chosen: ModelOptions,
+    limit: int | None,
+    levels: list[int] | None,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Measures the codes in a folder of shards."""
+    from vqtok.cli.pack import EntropyCoders
+    from vqtok.errors import ModelError
+
+    held = shards.open_shards(data, chosen.name, quiet)
+    try:
+        EntropyCoders(chosen.name).check_model(held.manifest)
+        codec = chosen.load() if chosen.name else chosen.load_for(held.manifest)
+    except ModelError as error:
+        raise ModelError(f"{data}: {error}", error.fix) from None
+    from vqtok.evaluate import evaluate_codes
+
+    with output.memory_errors(data), bar(f"eval {data}", quiet) as progress:
+        result = evaluate_codes(codec, held, limit, progress, levels=levels)
+    for note in result.notes:
+        output.say(note, quiet)
+    if json:
+        facts = {"model": codec.name, "fingerprint": codec.fingerprint, "data": str(data)}
+        output.print_json({**facts, **result.to_json()})
+    else:
+        _print_tables(result, codec.name, f"the codes in {data}")
 
 
 def _check_targets(sheet: Path | None, plot: Path | None, force: bool) -> None:
@@ -259,14 +313,14 @@ _NAMES = {
     "usage": ("codes used", ".1%"),
     "perplexity": ("perplexity", ".1f"),
     "bpp": ("bits per pixel, raw", ".4f"),
-    "bpp_packed": ("bits per pixel, files", ".4f"),
+    "bpp_plain": ("bits per pixel, files", ".4f"),
     "bpp_coded": ("bits per pixel, by the prior", ".4f"),
     "bits_per_dim": ("bits per dimension", ".3f"),
 }
 _LEVEL_COLUMNS = {
     "levels": ("levels", "d"),
     "bpp": ("bpp raw", ".4f"),
-    "bpp_packed": ("files", ".4f"),
+    "bpp_plain": ("files", ".4f"),
     "bpp_coded": ("by prior", ".4f"),
     "bpp_compact": ("compact", ".4f"),
     "psnr": ("PSNR", ".2f"),
@@ -351,7 +405,7 @@ def _codec_table(figures: Facts, model: str, measure: str) -> "Table":
             if row["levels"] == ours["levels"] and row["times"] == 1
         ]
         if others:
-            cells = _cells(ours | {"bpp": ours["bpp_packed"]}, columns)
+            cells = _cells(ours | {"bpp": ours["bpp_plain"]}, columns)
             lines.append([f"{model}, {ours['levels']}", *cells, None])
         for row in others:
             needs = ours["needs"][row["codec"]]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output, rate
+from vqtok.cli import output, rate, shards
 from vqtok.cli.batch import Failures
 from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 
@@ -23,7 +23,10 @@ def info(
     file: Annotated[
         str,
         typer.Argument(
-            help="Codes file (- for standard input), weights file, or a model's folder or name.",
+            help=(
+                "Codes file (- for standard input), folder of codes shards, weights file, or a "
+                "model's folder or name."
+            ),
             metavar="FILE",
         ),
     ],
@@ -60,21 +63,31 @@ def _facts(file: str) -> dict[str, Any]:
                 "give a .npz or .safetensors file, or a model's folder or name",
             )
         return _codes_facts(codes.read_any_codes(path), os.path.getsize(file))
+    if shards.is_shards(file):
+        found = shards.facts(path)
+        home, levels = _home(found["model"], found["fingerprint"])
+        return {**found, "model_path": home, "model_levels": levels}
     if path.suffix in (".npz", ".safetensors") and not os.path.exists(file):
         raise InputError(f"{file} does not exist", "check the name")
     return _model_facts(model_registry.find_model(file))
 
 
-def _codes_facts(codes: "Codes | Compact", size: int) -> dict[str, Any]:
+def _home(model: str, fingerprint: str) -> tuple[str | None, int | None]:
+    """The folder and the levels of the model that decodes codes; None where it is not here."""
     from vqtok import model_registry, weights
-    from vqtok.codes import Codes, form
 
     try:
-        folder = model_registry.find_by_fingerprint(codes.model, codes.fingerprint)
-        home, levels = str(folder.path), weights.tokenizer_config(folder.tokenizer).levels
+        folder = model_registry.find_by_fingerprint(model, fingerprint)
+        return str(folder.path), weights.tokenizer_config(folder.tokenizer).levels
     except (ModelError, FormatError):
         # FormatError: the tensors are there, but their config is damaged
-        home = levels = None
+        return None, None
+
+
+def _codes_facts(codes: "Codes | Compact", size: int) -> dict[str, Any]:
+    from vqtok.codes import Codes, form
+
+    home, levels = _home(codes.model, codes.fingerprint)
     return {
         "kind": "codes",
         "model": codes.model,
@@ -112,7 +125,8 @@ def _model_facts(model: "ModelFolder") -> dict[str, Any]:
 
     tokenizer = weights.read_meta(model.tokenizer, "tokenizer")
     prior = weights.read_meta(model.prior, "prior") if model.prior else None
-    parts = [model.tokenizer] + ([model.prior] if model.prior else [])
+    entropy = weights.read_meta(model.entropy, "entropy") if model.entropy else None
+    parts = [part for part in (model.tokenizer, model.prior, model.entropy) if part]
     return {
         "kind": "model",
         "name": model.name,
@@ -122,6 +136,9 @@ def _model_facts(model: "ModelFolder") -> dict[str, Any]:
         "bpp": _raw_bpp(tokenizer["config"], model.tokenizer),
         "tokenizer": {"config": tokenizer["config"], "record": tokenizer["record"]},
         "prior": {"config": prior["config"], "record": prior["record"]} if prior else None,
+        "entropy_prior": (
+            {"config": entropy["config"], "record": entropy["record"]} if entropy else None
+        ),
     }
 
 
@@ -207,13 +224,15 @@ def models(json: o.Json = False) -> None:
             "PSNR, dB",
             "labels",
             "prior",
+            "entropy prior",
             "size",
             "fingerprint",
         ]
         output.print_table(rich_table(headers, [_row(m) for m in found]))
         output.say(
             "f: pixels a code along each axis. K: codes at each level. bpp: bits per pixel. PSNR: "
-            "of validation images."
+            "of validation crops while training; vqtok eval measures whole images. "
+            "Entropy prior: codes compact files."
         )
     failures.finish()
 
@@ -235,6 +254,7 @@ def _listed(model: "ModelFolder") -> dict[str, Any]:
         "validation": metrics if isinstance(metrics, dict) else {},
         "labels": labels if isinstance(labels, list) else [],
         "prior": prior is not None,
+        "entropy_prior": facts["entropy_prior"] is not None,
     }
 
 
@@ -251,6 +271,7 @@ def _row(m: dict[str, Any]) -> list[Any]:
         f"{psnr:.2f}" if isinstance(psnr, float) else "",
         len(m["labels"]) or "none",
         "yes" if m["prior"] else "no",
+        "yes" if m["entropy_prior"] else "no",
         human_bytes(m["bytes"]),
         m["fingerprint"],
     ]

@@ -1,4 +1,4 @@
-"""`vqtok import` and `vqtok export`: tokenizers of other programs to models, and back."""
+"""`vqtok import`: tokenizers of other programs to models."""
 
 import shlex
 import sys
@@ -10,7 +10,6 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output
-from vqtok.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,62 +186,3 @@ def _facts(checkpoint: Path, out: Path, tokenizer: "Weights") -> dict[str, Any]:
         "fingerprint": weights.codes_fingerprint(tokenizer),
         "parameters": sum(tensor.size for tensor in tokenizer.tensors.values()),
     }
-
-
-@output.handle_errors
-def export(
-    model: Annotated[
-        str, typer.Argument(help="Name, folder or tokenizer file of the model.", metavar="MODEL")
-    ],
-    out: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the new files.", metavar="DIR")
-    ],
-    to: Annotated[
-        str,
-        typer.Option(
-            "--to",
-            help="Whose files to write, like diffusers.",
-            metavar="PROGRAM",
-            autocompletion=o.complete_setting("EXPORT_FORMATS"),
-        ),
-    ] = "diffusers",
-    force: o.Force = False,
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-) -> None:
-    """Write a model as another program's: a VQModel of diffusers.
-
-    Models with the classic network only: those that `vqtok import` made, or
-    that were trained with it.
-    """
-    from vqtok.config import EXPORT_FORMATS
-
-    begin = time.perf_counter()
-    if to not in EXPORT_FORMATS:
-        raise UsageError(f"vqtok cannot export to {to!r}", f"choose {' or '.join(EXPORT_FORMATS)}")
-    from vqtok import model_registry
-
-    folder = model_registry.find_model(model)
-    from vqtok import interop
-
-    exported = interop.export_model(folder, to)
-    exported.write(out, force)
-    if json:
-        output.print_json(
-            {
-                "model": folder.name,
-                "output": str(out),
-                "to": to,
-                "tensors": exported.tensors,
-                "bytes": exported.bytes,
-            }
-        )
-    else:
-        from vqtok.files import human_bytes
-
-        seconds = time.perf_counter() - begin
-        output.say(
-            f"{folder.name} -> {out}  {to} {exported.what}, {exported.tensors} tensors, "
-            f"{human_bytes(exported.bytes)}, {seconds:.2f} s",
-            quiet,
-        )

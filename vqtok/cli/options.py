@@ -1,10 +1,43 @@
 """Options and arguments that several commands share, declared once."""
 
+import inspect
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Lets a command take dataclasses whose fields are options: the shell sees each field."""
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = parameter.annotation
+        if not is_dataclass(kind):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[name], hints = kind, get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name]
+            )
+            for f in fields(kind)
+        ]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        made = {
+            name: kind(**{f.name: values.pop(f.name) for f in fields(kind)})
+            for name, kind in groups.items()
+        }
+        command(**made, **values)
+
+    run.__dict__["__signature__"] = inspect.Signature(parameters)
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -38,7 +71,8 @@ def complete_choice(*words: str) -> Callable[[str], list[str]]:
 CodesFiles = Annotated[
     list[str],
     typer.Argument(
-        help="Codes files (.npz), folders, globs, or - for standard input.", metavar="IN"
+        help="Codes files (.npz), codes shards, folders, globs, or - for standard input.",
+        metavar="IN",
     ),
 ]
 ModelName = Annotated[

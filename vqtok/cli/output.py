@@ -24,12 +24,26 @@ from vqtok.errors import OutputError, VqtokError
 P = ParamSpec("P")
 
 
+_shared: list[Console] = []  # the console of a progress line that is being shown
+
+
 def console() -> Console:
-    """The console for messages: standard error, plain text where that is no terminal.
+    """The console for messages: standard error, plain text where that is no terminal; while a
+    progress line is shown, the one that prints above it.
 
     NO_COLOR is heeded by Rich.
     """
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _shared[-1] if _shared else Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def shared(target: Console) -> Iterator[None]:
+    """Messages go through this console inside."""
+    _shared.append(target)
+    try:
+        yield
+    finally:
+        _shared.pop()
 
 
 def say(text: str, quiet: bool = False, style: str = "") -> None:
@@ -44,6 +58,16 @@ def show_error(error: VqtokError) -> None:
     target = console()
     target.print(Text.assemble(("vqtok: error:", "bold red"), " ", printable(str(error))))
     target.print(Text.assemble(("  fix:", "green"), " ", printable(error.fix)))
+
+
+def total(images: int, size: int, seconds: float) -> str:
+    """'1,000 images, 8.9 MB, 40 s, 25 a second': what the last line of many images says."""
+    parts = [files.human_count(images, "image")]
+    parts += [files.human_bytes(size)] if size else []
+    parts.append(files.human_duration(seconds) if seconds >= 10 else f"{seconds:.1f} s")
+    if images > seconds > 0:
+        parts.append(f"{images / seconds:.0f} a second")
+    return ", ".join(parts)
 
 
 def printable(text: str) -> str:

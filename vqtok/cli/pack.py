@@ -3,17 +3,30 @@
 They need no image and no network of an image.
 """
 
+import shlex
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output, rate
-from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, plan
+from vqtok.cli import output, rate, shards
+from vqtok.cli.batch import (
+    Batch,
+    BatchOptions,
+    Facts,
+    Job,
+    check_codes_targets,
+    plan,
+    read_codes,
+)
 from vqtok.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    from vqtok.bulk.shards import Manifest
     from vqtok.codec import EntropyCoder
     from vqtok.codes import Codes, Compact, Encoded, RateTarget
     from vqtok.model_registry import ModelFolder
@@ -31,7 +44,7 @@ def pack(
 ) -> None:
     """Make codes files small: img.npz -> img.compact.npz."""
     options = BatchOptions(out, force, skip_existing, json, quiet)
-    _rewrite(inputs, ".compact.npz", options, model, _packed)
+    _rewrite(inputs, options, model, _Command("pack", ".compact", _packed, compact=True))
 
 
 @output.handle_errors
@@ -41,12 +54,29 @@ def unpack(
     model: o.FileModel = None,
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
+    indices_only: Annotated[
+        bool,
+        typer.Option(
+            "--indices-only",
+            help="Write the member indices alone, for readers that fail at a string (MLX); "
+            "vqtok cannot decode such a file.",
+        ),
+    ] = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Make compact codes files plain again: img.npz -> img.plain.npz."""
     options = BatchOptions(out, force, skip_existing, json, quiet)
-    _rewrite(inputs, ".plain.npz", options, model, _unpacked)
+    if indices_only:
+        folders, _ = shards.split(inputs)
+        if folders:
+            raise UsageError(
+                f"--indices-only does not go with codes shards ({folders[0]})",
+                "read them with vqtok.CodesDataset, or give codes files",
+            )
+        command = _Command("unpack", ".indices", _indices_alone, compact=False)
+        return _rewrite(inputs, options, model, command)
+    _rewrite(inputs, options, model, _Command("unpack", ".plain", _unpacked, compact=False))
 
 
 @output.handle_errors
@@ -69,14 +99,16 @@ def truncate(
             "nothing says how much to keep", "give --levels N, --bpp X or --max-bytes SIZE"
         )
     options = BatchOptions(out, force, skip_existing, json, quiet)
-    _rewrite(inputs, ".truncated.npz", options, model, partial(_truncated, target))
+    shards.refuse_rates(target, shards.split(inputs)[0])
+    change = partial(_truncated, target)
+    _rewrite(inputs, options, model, _Command("truncate", ".truncated", change, levels=levels))
 
 
 class EntropyCoders:
     """The entropy coders of a batch, each loaded once; torch is imported with the first."""
 
-    def __init__(self, model: str | None) -> None:
-        self.model = model
+    def __init__(self, model: str | None, quiet: bool = True) -> None:
+        self.model, self.quiet = model, quiet
         self.loaded: dict[str, EntropyCoder | None] = {}  # by the tokenizer's fingerprint
 
     @cached_property
@@ -87,7 +119,7 @@ class EntropyCoders:
         folder = model_registry.find_model(self.model)
         return folder, weights.tokenizer_fingerprint(folder.tokenizer)
 
-    def check_model(self, found: "Codes | Compact") -> None:
+    def check_model(self, found: "Codes | Compact | Manifest") -> None:
         """Raises ModelError where --model names another model than the one of these codes."""
         if self.model is None:
             return
@@ -96,7 +128,7 @@ class EntropyCoders:
             raise ModelError(
                 f"written with model {found.model} ({found.fingerprint}), "
                 f"but --model is {folder.name} ({mine})",
-                f"leave --model out, or give --model {found.model}",
+                f"leave --model out, or give --model {shlex.quote(found.model)}",
             )
 
     def find(self, codes: "Codes | Compact") -> "EntropyCoder | None":
@@ -104,6 +136,14 @@ class EntropyCoders:
         if codes.fingerprint not in self.loaded:
             self.loaded[codes.fingerprint] = self._load(codes)
         return self.loaded[codes.fingerprint]
+
+    def _find_or_say(self, plain: "Codes") -> "EntropyCoder | None":
+        """As `find`; says once of a model that its codes can only be bit-packed."""
+        first = plain.fingerprint not in self.loaded
+        coder = self.find(plain)
+        if first and coder is None:
+            output.say(rate.only_packed(plain.model), self.quiet)
+        return coder
 
     def _load(self, codes: "Codes | Compact") -> "EntropyCoder | None":
         from vqtok import model_registry
@@ -123,8 +163,17 @@ class EntropyCoders:
         """Gives the compact form, bit-packed where the model has no entropy prior."""
         from vqtok import codes
 
-        coder = self.find(plain)
+        coder = self._find_or_say(plain)
         return codes.to_compact(plain) if coder is None else coder.pack(plain)
+
+    def pack_levels(self, plain: "Codes") -> "Callable[[int], Compact]":
+        """Codes the levels once; the result gives the compact form of any number of the first."""
+        from vqtok import codes
+
+        coder = self._find_or_say(plain)
+        if coder is None:
+            return lambda count: codes.to_compact(plain.first_levels(count))
+        return coder.pack_levels(plain)
 
     def unpack(self, found: "Codes | Compact") -> "Codes":
         """Gives the plain form. Raises ModelError, FormatError."""
@@ -136,10 +185,32 @@ class EntropyCoders:
 Change = Callable[[EntropyCoders, "Codes | Compact", object], "Encoded"]
 
 
+@dataclass(frozen=True)
+class _Command:
+    """What one of the three commands does to a codes file, and to the shards of a folder."""
+
+    verb: str
+    ending: str  # of the new name: .compact for img.compact.npz
+    change: Change
+    levels: int | None = None  # of shards; None: as they are
+    compact: bool | None = None
+
+    def change_stack(self, coders: EntropyCoders, found: "Codes | Compact") -> "Codes | Compact":
+        """Gives the codes of one grid of a shard in the form that the new manifest tells."""
+        from vqtok.codes import Codes
+
+        plain = coders.unpack(found)
+        if self.levels is not None:
+            plain = plain.first_levels(self.levels)
+        compact = not isinstance(found, Codes) if self.compact is None else self.compact
+        return coders.pack(plain) if compact else plain
+
+
 def _packed(coders: EntropyCoders, found: "Codes | Compact", name: object) -> "Encoded":
     from vqtok.codes import Encoded
 
-    return Encoded.of(coders.unpack(found), coders.pack)
+    plain = coders.unpack(found)
+    return Encoded.of(plain, coders.pack(plain))
 
 
 def _unpacked(coders: EntropyCoders, found: "Codes | Compact", name: object) -> "Encoded":
@@ -148,22 +219,46 @@ def _unpacked(coders: EntropyCoders, found: "Codes | Compact", name: object) -> 
     return Encoded.of(coders.unpack(found))
 
 
+def _indices_alone(coders: EntropyCoders, found: "Codes | Compact", name: object) -> "Encoded":
+    from vqtok.codes import Encoded, indices_to_bytes
+
+    plain = coders.unpack(found)
+    return Encoded(plain, "indices", indices_to_bytes(plain))
+
+
 def _truncated(
     target: "RateTarget", coders: EntropyCoders, found: "Codes | Compact", name: object
 ) -> "Encoded":
     from vqtok.codes import Codes
 
-    form = None if isinstance(found, Codes) else coders.pack  # the file keeps its form
-    return rate.encode(coders.unpack(found), target, name, form)
+    packer = None if isinstance(found, Codes) else coders  # the file keeps its form
+    return rate.encode(coders.unpack(found), target, name, packer)
 
 
 def _rewrite(
-    inputs: list[str], ending: str, options: BatchOptions, model: str | None, change: Change
+    inputs: list[str], options: BatchOptions, model: str | None, command: _Command
 ) -> None:
-    """Changes each codes file into another one."""
-    jobs = _without_results(plan(inputs, frozenset({".npz"}), ending, options.out), options.quiet)
-    batch = Batch(jobs, options)
-    batch.run(partial(_rewrite_one, EntropyCoders(model), change, options.force), _describe)
+    """Changes each codes file into another one, and each folder of codes shards."""
+    folders, words = shards.split(inputs)
+    found = (
+        plan(words, frozenset({".npz"}), f"{command.ending}.npz", options.out)
+        if words or not folders
+        else []
+    )
+    jobs = _without_results(found, options.quiet)
+    check_codes_targets(jobs, options.out)
+    batch, coders = Batch(jobs, options), EntropyCoders(model, options.quiet)
+    rewriting = shards.Rewriting(
+        command.verb,
+        options,
+        command.ending,
+        partial(command.change_stack, coders),
+        coders.check_model,
+        command.levels,
+        command.compact,
+    )
+    batch.failures.merge(shards.run_folders(folders, len(words), options, rewriting.run))
+    batch.run(command.verb, partial(_rewrite_one, coders, command.change, options.force), _describe)
     batch.finish()
 
 
@@ -180,10 +275,7 @@ def _without_results(jobs: list[Job], quiet: bool) -> list[Job]:
 
 def _rewrite_one(coders: EntropyCoders, change: Change, force: bool, job: Job) -> list[Facts]:
     """Writes the changed codes of one file, and returns the facts of the new one."""
-    from vqtok import codes, files
-
-    begin = time.perf_counter()
-    found = codes.read_any_codes(job.source.path or files.read_stdin(codes.FILE_LIMIT))
+    begin, found = time.perf_counter(), read_codes(job.source)
     try:
         coders.check_model(found)
         encoded = change(coders, found, job.source)

@@ -9,7 +9,7 @@ from vqtok.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from vqtok.codes import Codes, Compact, Encoded, RateTarget
-    from vqtok.codes.rate import Pack
+    from vqtok.codes.rate import Packer
 
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,12})?) ?(?:([kmg])(i?))?b?", re.ASCII | re.IGNORECASE)
 _POWERS = {None: 0, "k": 1, "m": 2, "g": 3}
@@ -41,7 +41,7 @@ def parse_bytes(text: str) -> int:
 
 
 def encode(
-    codes: "Codes", target: "RateTarget", name: object, pack: "Pack | None" = None
+    codes: "Codes", target: "RateTarget", name: object, packer: "Packer | None" = None
 ) -> "Encoded":
     """Makes a codes file as `codes.encode_at_rate`; InputError, which names the input, where it
     holds fewer levels or one level takes more than was asked for.
@@ -49,7 +49,7 @@ def encode(
     from vqtok.codes import encode_at_rate
 
     try:
-        encoded = encode_at_rate(codes, target, pack)
+        encoded = encode_at_rate(codes, target, packer)
     except UsageError as error:
         raise InputError(f"{name}: {error}", error.fix) from None
     size, limit = len(encoded.data), target.byte_limit(codes.pixels)
@@ -83,6 +83,14 @@ def _rounded_up(value: float) -> str:
     """Rounds up to two digits."""
     step = 10.0 ** (math.floor(math.log10(value)) - 1)
     return f"{math.ceil(value / step - 1e-9) * step:.10g}"
+
+
+def only_packed(model: str) -> str:
+    """What is said where compact codes are asked for of a model that cannot code them."""
+    return (
+        f"the model {model} has no entropy prior: bits are packed, not coded "
+        "(vqtok train --stage entropy makes one)"
+    )
 
 
 def facts(codes: "Codes | Compact", form: str, size: int) -> dict[str, Any]:

@@ -4,19 +4,21 @@ needs no network.
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output
+from vqtok.cli import output, shards
 from vqtok.cli.progress import bar
 from vqtok.cli.start import ModelOptions
 from vqtok.errors import ModelError, UsageError, VqtokError
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
+    from vqtok.codes import Codes, Compact
     from vqtok.pages.run import RunInspection, RunReport
 
 DEFAULT_OUTPUT = Path("report.html")
@@ -29,7 +31,8 @@ def report(
         str,
         typer.Argument(
             help=(
-                "A run's folder, a model's name or folder, or a codes file (- for standard input)."
+                "A run's folder, a model's name or folder, a codes file (- for standard input), "
+                "or a folder of codes shards."
             ),
             metavar="WHAT",
         ),
@@ -77,6 +80,8 @@ def report(
         )
     if figures is not None and kind != "model":
         raise UsageError("--figures are those of a model, and this is none", "leave --figures out")
+    if out.suffix.lower() not in ("", ".html", ".htm"):
+        raise UsageError(f"cannot write the page to {out}: it is HTML", "name a .html file")
     output.check_target(out, force)
     begin = time.perf_counter()
     if kind == "codes":
@@ -103,6 +108,7 @@ def _kind(what: str) -> str:
         what == "-"
         or (os.path.isfile(what) and not what.endswith(".safetensors"))
         or what.endswith(".npz")
+        or shards.is_shards(what)
     ):
         return "codes"
     return "run" if os.path.isfile(os.path.join(what, "log.jsonl")) else "model"
@@ -239,25 +245,50 @@ def _facts(codec: "Model", human: Any) -> list[tuple[str, Any]]:
         ("labels", labels or "none"),
     ]
     return rows + (
-        [("PSNR of validation images, dB", float(psnr))] if isinstance(psnr, int | float) else []
+        [("PSNR of validation crops, dB", float(psnr))] if isinstance(psnr, int | float) else []
     )
 
 
-def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -> bytes:
-    from vqtok import codes, files
-    from vqtok.evaluate import TITLES, inspect_model
-    from vqtok.evaluate.baseline_coders import grid_bytes
-    from vqtok.pages import codes as codes_page
+@dataclass(frozen=True)
+class _CodesFile:
+    """What a page of codes is about."""
 
+    data: bytes
+    found: "Codes | Compact"
+    facts: list[tuple[str, Any]]
+    notes: list[str]
+
+
+def _read_codes(what: str, model: str | None) -> _CodesFile:
+    """Reads a codes file; of codes shards makes one of their first images."""
+    from vqtok import codes, files
+    from vqtok.pages.codes import SHEET_MAX
+
+    if what != "-" and shards.is_shards(what):
+        held, found = shards.facts(Path(what)), shards.open_shards(Path(what), model)
+        some = shards.first_images(found, SHEET_MAX)
+        text = f"{len(some)} of the {len(found)} images in these codes shards, with one grid"
+        rows = [(f"all shards: {key}", held[key]) for key in ("pictures", "failed", "bytes", "bpp")]
+        return _CodesFile(codes.to_bytes(some), some, rows, [text])
     data = (
         files.read_stdin(codes.FILE_LIMIT)
         if what == "-"
         else files.read_bytes(Path(what), codes.FILE_LIMIT)
     )
+    with codes.name_in_errors("standard input" if what == "-" else what):
+        return _CodesFile(data, codes.read_any_codes(data), [], [])
+
+
+def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -> bytes:
+    from vqtok import codes
+    from vqtok.evaluate import TITLES, inspect_model
+    from vqtok.evaluate.baseline_coders import grid_bytes
+    from vqtok.pages import codes as codes_page
+
     name = "standard input" if what == "-" else what
     try:
-        with codes.name_in_errors(name):
-            found = codes.read_any_codes(data)
+        read = _read_codes(what, model)
+        data, found = read.data, read.found
         chosen = ModelOptions(model, device, verbose=verbose)
         codec = chosen.load() if model else chosen.load_for(found)
         plain = codec.unpack(found)
@@ -277,6 +308,7 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
         ("levels", f"{plain.levels} of {codec.config.levels}"),
         ("codes at each level", plain.codebook_size),
         ("raw bits per pixel", plain.bits / plain.pixels),
+        *read.facts,
     ]
     colors = inspect_model.index_colors(codec)
     page = codes_page.CodesReport(
@@ -289,5 +321,6 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
         parts,
         coders,
         facts,
+        read.notes,
     )
     return codes_page.page(page)

@@ -10,6 +10,7 @@ from vqtok.cli import output
 from vqtok.errors import UsageError
 
 if TYPE_CHECKING:
+    from vqtok.bulk.shards import Manifest
     from vqtok.codec import Model
     from vqtok.codes import Codes, Compact
     from vqtok.config import TokenizerConfig
@@ -63,7 +64,7 @@ class ModelOptions:
         self._say(model)
         return model
 
-    def load_for(self, codes: "Codes | Compact") -> "Model":
+    def load_for(self, codes: "Codes | Compact | Manifest") -> "Model":
         """Loads the model that made these codes, whatever --model says."""
         from vqtok import codec
 

@@ -9,7 +9,7 @@ import typer
 
 from vqtok.cli import options as o
 from vqtok.cli import output
-from vqtok.cli.train import Listener, keep_memory, stop_on_signals
+from vqtok.cli.train import Listener, stop_on_signals
 
 if TYPE_CHECKING:
     from vqtok.study import Study
@@ -94,7 +94,6 @@ def run_study(
         data, out, seconds, studies.select_systems(systems), seed, test_images, samples, command
     )
     stop = train.Stop()
-    keep_memory()
     try:
         with (
             Listener(quiet, json=False) as listener,

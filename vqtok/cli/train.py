@@ -1,15 +1,14 @@
 """`vqtok train`: images to a model."""
 
-import ctypes
 import os
 import shlex
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -26,8 +25,10 @@ if TYPE_CHECKING:
 DEFAULT_OUTPUT = Path("vqtok-model")
 
 
-@output.handle_errors
-def train(
+@dataclass(frozen=True)
+class RunOptions:
+    """Options that say what to train on, where, and how far."""
+
     data: Annotated[
         str | None,
         typer.Argument(
@@ -37,10 +38,10 @@ def train(
             ),
             metavar="[DATA]",
         ),
-    ] = None,
-    out: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the new model.")
-    ] = DEFAULT_OUTPUT,
+    ] = None
+    out: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.")] = (
+        DEFAULT_OUTPUT
+    )
     stage: Annotated[
         str,
         typer.Option(
@@ -48,7 +49,7 @@ def train(
             help="tokenizer, prior, entropy (which codes compact files) or all.",
             autocompletion=o.complete_choice("tokenizer", "prior", "entropy", "all"),
         ),
-    ] = "all",
+    ] = "all"
     preset: Annotated[
         str | None,
         typer.Option(
@@ -56,17 +57,17 @@ def train(
             help="tiny, cifar, photo or pixels; default: by the data.",
             autocompletion=o.complete_setting("PRESETS"),
         ),
-    ] = None,
+    ] = None
     recipe: Annotated[
         Path | None,
         typer.Option("--recipe", help="TOML file with settings, like the recipe.toml of a run."),
-    ] = None,
+    ] = None
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set", help="Any setting of a recipe, like prior.width=192.", metavar="KEY=VALUE"
         ),
-    ] = None,
+    ] = None
     init: Annotated[
         str | None,
         typer.Option(
@@ -75,31 +76,48 @@ def train(
             metavar="MODEL",
             autocompletion=o.complete_model,
         ),
-    ] = None,
+    ] = None
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in -o as if it had never stopped.")
-    ] = False,
+    ] = False
     max_time: Annotated[
         str | None,
         typer.Option("--max-time", help="Save and stop after this time, like 10m or 1h30m."),
-    ] = None,
+    ] = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print plan, size and expected time; write nothing.")
-    ] = False,
-    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the tokenizer.")] = None,
+    ] = False
+
+
+@dataclass(frozen=True)
+class SettingOptions:
+    """Options that change settings of the recipe; each names its setting."""
+
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", help="Steps of the tokenizer."),
+        "tokenizer_training.steps",
+    ] = None
     prior_steps: Annotated[
-        int | None, typer.Option("--prior-steps", help="Steps of the prior.")
-    ] = None,
+        int | None,
+        typer.Option("--prior-steps", help="Steps of the prior."),
+        "prior_training.steps",
+    ] = None
     entropy_steps: Annotated[
-        int | None, typer.Option("--entropy-steps", help="Steps of the entropy prior.")
-    ] = None,
+        int | None,
+        typer.Option("--entropy-steps", help="Steps of the entropy prior."),
+        "entropy_training.steps",
+    ] = None
     batch: Annotated[
         int | None,
         typer.Option("--batch", help="Images a step of the tokenizer, of all processes together."),
-    ] = None,
+        "tokenizer_training.batch",
+    ] = None
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="Peak learning rate of the tokenizer.")
-    ] = None,
+        float | None,
+        typer.Option("--learning-rate", help="Peak learning rate of the tokenizer."),
+        "tokenizer_training.learning_rate",
+    ] = None
     optimizer: Annotated[
         str | None,
         typer.Option(
@@ -107,18 +125,22 @@ def train(
             help=f"{registry.one_of(registry.OPTIMIZERS)}.",
             autocompletion=o.complete_setting("OPTIMIZERS"),
         ),
-    ] = None,
+        "tokenizer_training.optimizer",
+    ] = None
     size: Annotated[
-        int | None, typer.Option("--size", help="Side of the training crops in pixels.")
-    ] = None,
+        int | None,
+        typer.Option("--size", help="Side of the training crops in pixels."),
+        "data.size",
+    ] = None
     network: Annotated[
         str | None,
         typer.Option(
             "--network",
-            help="folded, classic (the VQGAN's) or paper (the VQ-VAE paper's).",
+            help=f"{registry.one_of(registry.NETWORKS)} (the VQ-VAE paper's own).",
             autocompletion=o.complete_setting("NETWORKS"),
         ),
-    ] = None,
+        "tokenizer.network",
+    ] = None
     quantizer: Annotated[
         str | None,
         typer.Option(
@@ -126,32 +148,43 @@ def train(
             help=f"{registry.one_of(registry.QUANTIZERS)}.",
             autocompletion=o.complete_setting("QUANTIZERS"),
         ),
-    ] = None,
+        "tokenizer.quantizer",
+    ] = None
     codebook_size: Annotated[
-        int | None, typer.Option("--codebook-size", help="K: number of codes, 2 to 65536.")
-    ] = None,
+        int | None,
+        typer.Option("--codebook-size", help="K: number of codes, 2 to 65536."),
+        "tokenizer.codebook_size",
+    ] = None
     code_dim: Annotated[
-        int | None, typer.Option("--code-dim", help="D: dimension of a code.")
-    ] = None,
+        int | None, typer.Option("--code-dim", help="D: dimension of a code."), "tokenizer.code_dim"
+    ] = None
     normalize: Annotated[
-        bool | None, typer.Option("--normalize/--no-normalize", help="Codes on the unit sphere.")
-    ] = None,
+        bool | None,
+        typer.Option("--normalize/--no-normalize", help="Codes on the unit sphere."),
+        "tokenizer.normalize",
+    ] = None
     downsample: Annotated[
         int | None,
         typer.Option("--downsample", help="f: pixels a code, along each axis: 2, 4, 8 or 16."),
-    ] = None,
+        "tokenizer.downsample",
+    ] = None
     beta: Annotated[
-        float | None, typer.Option("--beta", help="Weight of the commitment term, 0.1 to 2.")
-    ] = None,
+        float | None,
+        typer.Option("--beta", help="Weight of the commitment term, 0.1 to 2."),
+        "tokenizer.beta",
+    ] = None
     levels: Annotated[
-        int | None, typer.Option("--levels", help="L: levels of residual quantization, 1 to 32.")
-    ] = None,
+        int | None,
+        typer.Option("--levels", help="L: levels of residual quantization, 1 to 32."),
+        "tokenizer.levels",
+    ] = None
     level_dropout: Annotated[
         float | None,
         typer.Option(
             "--level-dropout", help="Part of the images decoded from their first few levels only."
         ),
-    ] = None,
+        "tokenizer.level_dropout",
+    ] = None
     likelihood: Annotated[
         str | None,
         typer.Option(
@@ -159,10 +192,11 @@ def train(
             help=f"{registry.one_of(registry.LIKELIHOODS)}.",
             autocompletion=o.complete_setting("LIKELIHOODS"),
         ),
-    ] = None,
+        "tokenizer.likelihood",
+    ] = None
     ms_ssim: Annotated[
-        float | None, typer.Option("--ms-ssim", help="Weight of 1 - MS-SSIM.")
-    ] = None,
+        float | None, typer.Option("--ms-ssim", help="Weight of 1 - MS-SSIM."), "losses.ms_ssim"
+    ] = None
     perceptual: Annotated[
         Path | None,
         typer.Option(
@@ -170,14 +204,17 @@ def train(
             help="LPIPS weights (safetensors): adds the perceptual distance.",
             metavar="FILE",
         ),
-    ] = None,
+    ] = None
     perceptual_weight: Annotated[
-        float | None, typer.Option("--perceptual-weight", help="Its weight; 1 where FILE is given.")
-    ] = None,
+        float | None,
+        typer.Option("--perceptual-weight", help="Its weight; 1 where FILE is given."),
+        "losses.perceptual",
+    ] = None
     adversarial: Annotated[
         float | None,
         typer.Option("--adversarial", help="Weight of a patch discriminator, late in training."),
-    ] = None,
+        "losses.adversarial",
+    ] = None
     prior: Annotated[
         str | None,
         typer.Option(
@@ -185,21 +222,43 @@ def train(
             help=f"{registry.one_of(registry.PRIORS)}.",
             autocompletion=o.complete_setting("PRIORS"),
         ),
-    ] = None,
+        "prior.architecture",
+    ] = None
     ema: Annotated[
         float | None,
         typer.Option("--ema", help="Decay of the moving average of the tokenizer's weights."),
-    ] = None,
+        "tokenizer_training.ema",
+    ] = None
     width: Annotated[
-        int | None, typer.Option("--width", help="Channels of the finest stage.")
-    ] = None,
+        int | None, typer.Option("--width", help="Channels of the finest stage."), "tokenizer.width"
+    ] = None
     precision: Annotated[
         str | None,
         typer.Option(
             "--precision", help="fp32 or bf16.", autocompletion=o.complete_choice("fp32", "bf16")
         ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of all random draws.")] = None,
+        "precision",
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of all random draws."), "seed"
+    ] = None
+
+    def values(self) -> dict[str, Any]:
+        """The settings that were given, nested as in a recipe."""
+        found: dict[str, Any] = {}
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            path = next((word for word in hint.__metadata__ if isinstance(word, str)), "")
+            if path and getattr(self, name) is not None:
+                table, _, key = path.rpartition(".")
+                (found.setdefault(table, {}) if table else found)[key] = getattr(self, name)
+        return found
+
+
+@output.handle_errors
+@o.grouped
+def train(
+    run: RunOptions,
+    settings: SettingOptions,
     device: o.Device = None,
     compiled: Annotated[
         bool,
@@ -215,167 +274,73 @@ def train(
     from vqtok import config, distributed
     from vqtok import train as training
     from vqtok.codec import pick_device
-    from vqtok.errors import UsageError
 
-    if stage not in training.STAGES:
-        raise UsageError(
-            f"there is no stage {stage!r}", f"choose one of {', '.join(training.STAGES)}"
-        )
-    if resume and force:
-        raise UsageError(
-            "--force does not go with --resume", "leave one of them out: --force starts anew"
-        )
-    if init is not None and (resume or stage in ("prior", "entropy")):
-        other = "--resume" if resume else f"--stage {stage}"
-        raise UsageError(
-            f"--init does not go with {other}", "leave it out: the tokenizer is there already"
-        )
-    deadline = time.monotonic() + (
-        config.parse_duration(max_time) if max_time is not None else float("inf")
-    )
-    flags: dict[str, Any] = {
-        "tokenizer": {
-            "network": network,
-            "quantizer": quantizer,
-            "codebook_size": codebook_size,
-            "code_dim": code_dim,
-            "normalize": normalize,
-            "downsample": downsample,
-            "beta": beta,
-            "likelihood": likelihood,
-            "width": width,
-            "levels": levels,
-            "level_dropout": level_dropout,
-        },
-        "losses": {"ms_ssim": ms_ssim, "perceptual": perceptual_weight, "adversarial": adversarial},
-        "tokenizer_training": {
-            "steps": steps,
-            "batch": batch,
-            "learning_rate": learning_rate,
-            "optimizer": optimizer,
-            "ema": ema,
-        },
-        "prior": {"architecture": prior},
-        "prior_training": {"steps": prior_steps},
-        "entropy_training": {"steps": entropy_steps},
-        "data": {"size": size},
-        "seed": seed,
-        "precision": precision,
-    }
+    _check_options(run, force)
+    seconds = config.parse_duration(run.max_time) if run.max_time is not None else float("inf")
+    stop = training.Stop(time.monotonic() + seconds)
     target = distributed.local_device(pick_device(device))
-    keep_memory()
-    request = _make_request(data, preset, recipe, _given(flags), settings or [])
-    request = replace(
-        request, compiled=compiled, perceptual=str(perceptual) if perceptual else None, init=init
-    )
-    if dry_run:
+    request = replace(_make_request(run, settings), compiled=compiled, force=force)
+    if run.dry_run:
         if distributed.rank_from_env()[0] == 0:
-            _print_plan(*_make_spec(out, stage, resume, request), out, stage, target, json)
+            _print_plan(request, target, json)
         return
     with _main_rank_errors_first(distributed.rank_from_env()[1]), distributed.process_group(target):
         first = distributed.is_main_process()
-        job = _TrainOptions(
-            out,
-            stage,
-            resume,
-            force,
-            target,
-            training.Stop(deadline),
-            quiet or not first,
-            json and first,
-            max_time or "",
+        listener = Listener(quiet or not first, json and first)
+        _train(request, target, stop, listener, run.max_time or "")
+
+
+def _check_options(run: RunOptions, force: bool) -> None:
+    """Raises UsageError for options that do not go together."""
+    from vqtok.errors import UsageError
+    from vqtok.train import STAGES
+
+    if run.stage not in STAGES:
+        raise UsageError(f"there is no stage {run.stage!r}", f"choose one of {', '.join(STAGES)}")
+    if run.resume and force:
+        raise UsageError(
+            "--force does not go with --resume", "leave one of them out: --force starts anew"
         )
-        _train(job, request)
+    if run.init is not None and (run.resume or run.stage in ("prior", "entropy")):
+        other = "--resume" if run.resume else f"--stage {run.stage}"
+        raise UsageError(
+            f"--init does not go with {other}", "leave it out: the tokenizer is there already"
+        )
 
 
-@dataclass(frozen=True)
-class _TrainOptions:
-    """What the command line says about one call, apart from the run itself."""
-
-    out: Path
-    stage: str
-    resume: bool
-    force: bool
-    device: Any
-    stop: "Stop"
-    quiet: bool
-    json: bool
-    max_time: str
-
-
-def _train(job: _TrainOptions, request: "TrainRequest") -> None:
+def _train(
+    request: "TrainRequest", device: Any, stop: "Stop", listener: "Listener", max_time: str
+) -> None:
     """Trains, alone or as one of the processes of a run, of which the first writes and speaks."""
     from vqtok import distributed
     from vqtok import train as training
 
-    spec, dataset, resume = _start(job, request)
+    quiet, folder, stage = listener.quiet, request.folder, request.stage
+    spec, dataset, resume = training.open_run(request, lambda text: output.say(text, quiet))
     with (
-        Listener(job.quiet, job.json) as listener,
-        stop_on_signals(job.stop, together=distributed.world_size() > 1),
+        listener,
+        stop_on_signals(stop, together=distributed.world_size() > 1),
         training.resumable(),
     ):
-        listener.note(f"{dataset.description} -> {job.out}")
-        given = (Path(path) if path else None for path in (spec.perceptual, spec.init))
-        run = training.RunContext(
-            job.out,
-            spec.recipe.seed,
-            job.device,
-            spec.recipe.precision,
-            job.stop,
-            listener,
-            *given,
-            codes=spec.codes,
-        )
-        finished = training.train(spec.recipe, dataset, run, job.stage, resume, spec.compiled)
-        stopped = not finished and job.stop.due  # by whom, all are to know
+        listener.note(f"{dataset.description} -> {folder}")
+        run = training.context_for(spec, folder, device, stop, listener)
+        finished = training.train(spec.recipe, dataset, run, stage, resume, spec.compiled)
+        stopped = not finished and stop.agree()  # by whom, all are to know
     if not finished:
-        why = "Interrupted" if stopped and job.stop.signal else f"Stopped after {job.max_time}"
-        what = "" if job.stage == "all" else f" --stage {job.stage}"
+        why = "Interrupted" if stopped and stop.signal else f"Stopped after {max_time}"
+        what = "" if stage == "all" else f" --stage {stage}"
         output.say(
             f"{why}. The state is saved; go on with: "
-            f"vqtok train --resume{what} -o {shlex.quote(str(job.out))}",
-            job.quiet,
+            f"vqtok train --resume{what} -o {shlex.quote(str(folder))}",
+            quiet,
         )
-        raise typer.Exit(130 if job.stop.signal else 0)
+        raise typer.Exit(130 if stop.signal else 0)
     if distributed.is_main_process():
-        _tell_unreadable(dataset, job.quiet)
+        _tell_unreadable(dataset, quiet)
         with training.resumable():
-            _finish(spec, job.out, job.stage, job.device.type, job.quiet)
-    if job.json:
-        output.print_json(_summary(job.out, job.stage, dataset))
-
-
-def _start(job: _TrainOptions, request: "TrainRequest") -> tuple["RunSpec", "Dataset", bool]:
-    """The run, its data, and whether it goes on; its folder is ready."""
-    from vqtok import distributed
-    from vqtok import train as training
-
-    def decide() -> bytes:
-        again = not job.resume and training.is_restart_of(job.out)
-        if not (job.resume or again):
-            training.check_free(job.out, job.stage, job.force)
-        return b"again" if again else b"resume" if job.resume else b""
-
-    def make_ready() -> bytes:
-        if how:
-            training.save_run(job.out, spec)
-        else:
-            training.create_run(job.out, spec, job.stage, job.force)
-        return b""
-
-    how = distributed.broadcast_bytes(decide)
-    if how == b"again":  # a run that goes on has its preset and its first weights already
-        request = replace(request, preset=None, init=None)
-        output.say(
-            f"A process of this run has ended: it goes on from what is saved in {job.out}.",
-            job.quiet,
-        )
-    spec, dataset = training.broadcast_spec(
-        lambda: _make_spec(job.out, job.stage, bool(how), request)
-    )
-    training.check_processes(spec.recipe, job.stage, distributed.world_size())
-    distributed.broadcast_bytes(make_ready)
-    return spec, dataset, bool(how)
+            _finish(spec, folder, stage, device.type, quiet)
+    if listener.json:
+        output.print_json(_summary(folder, stage, dataset))
 
 
 @contextmanager
@@ -395,80 +360,48 @@ def _main_rank_errors_first(number: int) -> "Iterator[None]":
         raise
 
 
-def keep_memory() -> None:
-    """Has glibc keep what training frees: giving 64 MB back to the system at every operation
-    took half the time of a step.
-    """
-    with suppress(OSError, AttributeError, TypeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap, too
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap does not shrink
-
-
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags that the user gave, without the None of all others."""
-    given = {
-        key: _given(value) if isinstance(value, dict) else value for key, value in flags.items()
-    }
-    return {key: value for key, value in given.items() if value not in (None, {})}
-
-
-def _make_request(
-    data: str | None,
-    preset: str | None,
-    recipe: Path | None,
-    flags: dict[str, Any],
-    settings: list[str],
-) -> "TrainRequest":
+def _make_request(run: RunOptions, settings: SettingOptions) -> "TrainRequest":
     """All that the command line says about the run; flags and --set go over the recipe file."""
     from vqtok import config
     from vqtok import train as training
 
-    parsed = training.merge([config.parse_setting(text) for text in settings])
+    parsed = training.merge([config.parse_setting(text) for text in run.settings or []])
     training.check_settable(parsed)
     sources = {
-        str(recipe): config.read_recipe(recipe) if recipe is not None else {},
-        "the command line": flags,
+        str(run.recipe): config.read_recipe(run.recipe) if run.recipe is not None else {},
+        "the command line": settings.values(),
         "--set": parsed,
     }
-    origin = " with ".join(name for name, values in sources.items() if values)
-    command = shlex.join(["vqtok", *sys.argv[1:]])
     return training.TrainRequest(
-        data, preset, training.merge(list(sources.values())), origin, command
+        run.data,
+        run.preset,
+        training.merge(list(sources.values())),
+        " with ".join(name for name, values in sources.items() if values),
+        shlex.join(["vqtok", *sys.argv[1:]]),
+        perceptual=str(settings.perceptual) if settings.perceptual else None,
+        init=run.init,
+        folder=run.out,
+        stage=run.stage,
+        resume=run.resume,
     )
 
 
-def _make_spec(
-    out: Path, stage: str, resume: bool, request: "TrainRequest"
-) -> tuple["RunSpec", "Dataset"]:
-    from vqtok import train as training
-
-    if resume:
-        return training.resume_run(out, request)
-    return (
-        training.new_prior_run(out, request)
-        if stage in ("prior", "entropy")
-        else training.new_run(request)
-    )
-
-
-def _print_plan(
-    spec: "RunSpec", dataset: "Dataset", out: Path, stage: str, device: Any, json: bool
-) -> None:
+def _print_plan(request: "TrainRequest", device: Any, json: bool) -> None:
     from vqtok import plots
     from vqtok import train as training
 
+    spec, dataset = training.choose_run(request, request.resume)
     recipe = spec.recipe
     output.say("Measuring a few steps ...", quiet=json)
     facts = training.plan(
-        recipe, dataset, stage, device, Path(spec.perceptual) if spec.perceptual else None
+        recipe, dataset, request.stage, device, Path(spec.perceptual) if spec.perceptual else None
     )
     if json:
-        output.print_json({"output": str(out), "recipe": recipe.to_dict(), **facts})
+        output.print_json({"output": str(request.folder), "recipe": recipe.to_dict(), **facts})
         return
     rows: list[list[Any]] = [
         ["data", dataset.description],
-        ["model folder", out],
+        ["model folder", request.folder],
         ["device", f"{device.type}, {recipe.precision}"],
     ]
     for name, entry in facts["stages"].items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output, rate
+from vqtok.cli import output, rate, shards
 from vqtok.cli.start import ModelOptions
 from vqtok.errors import ModelError, UsageError, VqtokError
 
@@ -24,14 +24,20 @@ LINES_BELOW = 3  # left for the line of text and the prompt
 
 @output.handle_errors
 def view(
-    file: Annotated[str, typer.Argument(help="An image or a codes file.", metavar="FILE")],
+    file: Annotated[
+        str,
+        typer.Argument(help="An image, a codes file, or a folder of codes shards.", metavar="FILE"),
+    ],
     grid: Annotated[
         bool, typer.Option("--grid", help="Show the codes' index grids, a color for each code.")
     ] = False,
     number: Annotated[
         int,
         typer.Option(
-            "--picture", help="Which of several images in a codes file.", metavar="N", min=1
+            "--picture",
+            help="Which of several images in a codes file or in shards.",
+            metavar="N",
+            min=1,
         ),
     ] = 1,
     levels: o.Levels = None,
@@ -53,8 +59,11 @@ def view(
             quiet,
         )
         return
-    with files.open_input(Path(file)) as opened:
-        codes = opened.read(2) == b"PK"
+    if shards.is_shards(file):
+        codes = True
+    else:
+        with files.open_input(Path(file)) as opened:
+            codes = opened.read(2) == b"PK"
     if not codes and (grid or levels is not None or number > 1 or model is not None):
         raise UsageError(
             f"{file} is no codes file", "leave --grid, --levels, --picture and --model out"
@@ -89,12 +98,18 @@ def _of_codes(
 
     from vqtok import codes as codes_format
 
-    found = codes_format.read_any_codes(Path(file))
-    if number > len(found):
+    name, held = "", shards.open_shards(Path(file), model) if shards.is_shards(file) else None
+    found = codes_format.read_any_codes(Path(file)) if held is None else None
+    count = len(held if held is not None else found or ())
+    if number > count:
         raise UsageError(
-            f"{file} holds {len(found)} {'image' if len(found) == 1 else 'images'}, not {number}",
+            f"{file} holds {count} {'image' if count == 1 else 'images'}, not {number}",
             "choose another",
         )
+    if held is not None:
+        found, name = held.codes(number - 1), f"{held.name(number - 1)}: "
+        number = 1
+    assert found is not None
     try:
         codec = _model(found, grid, model, device)
         plain = codes_format.unpack(found) if codec is None else codec.unpack(found)
@@ -111,13 +126,14 @@ def _of_codes(
                 if codec is not None
                 else "; its model is not here, so colors tell codes apart and nothing else"
             )
-            return _grids(one, codec), f"grid {w}x{h}x{L} of {one.codebook_size} codes{colors}"
+            text = f"{name}grid {w}x{h}x{L} of {one.codebook_size} codes{colors}"
+            return _grids(one, codec), text
         assert codec is not None
         (H, W), levels_text = (
             one.sizes[0],
             f", {one.levels} of {codec.config.levels} levels" if codec.config.levels > 1 else "",
         )
-        return codec.decode(one), f"{W}x{H} decoded by {one.model}{levels_text}"
+        return codec.decode(one), f"{name}{W}x{H} decoded by {one.model}{levels_text}"
     except ModelError as error:
         raise ModelError(f"{file}: {error}", error.fix) from None
 

@@ -11,7 +11,7 @@ Names are imported on first use, so that `load` reads the model's file while tor
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vqtok import model_registry
 from vqtok.model_registry import ModelFolder, StoredTokenizer
@@ -76,8 +76,18 @@ def load(
     return _load(lambda: model_registry.read_tokenizer(folder), device, precision)
 
 
+class MadeBy(Protocol):
+    """Says which model made it, as codes and the manifest of codes shards do."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
 def load_for(
-    codes: "Codes | Compact", device: str | None = None, precision: str = "fp32"
+    codes: "Codes | Compact | MadeBy", device: str | None = None, precision: str = "fp32"
 ) -> "Model":
     """Loads the model that made these codes, wherever the search path has it; else as `load`."""
     return _load(

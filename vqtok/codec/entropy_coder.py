@@ -1,5 +1,7 @@
 """Between codes and the streams of compact files: a model's integer prior."""
 
+from collections.abc import Callable
+
 from vqtok import config, model_registry, weights
 from vqtok.codes import Codes, Compact, index_dtype, to_compact
 from vqtok.config import ENTROPY_CODES_MAX, EntropyConfig
@@ -42,8 +44,15 @@ class EntropyCoder:
 
     def pack(self, codes: Codes) -> Compact:
         """The compact form, bit-packed where that is smaller."""
+        return self.pack_levels(codes)(codes.levels)
+
+    def pack_levels(self, codes: Codes) -> Callable[[int], Compact]:
+        """Codes the levels once; the result gives the compact form of any number of the first."""
         self._check(codes)
-        return to_compact(codes, self.fingerprint, self.prior.encode(codes.indices))
+        coded = self.prior.code(codes.indices)
+        return lambda count: to_compact(
+            codes.first_levels(count), self.fingerprint, coded.streams(count)
+        )
 
     def unpack(self, packed: Compact) -> Codes:
         """Decodes codes that this prior coded.

@@ -1,5 +1,6 @@
 """A model ready to use: images to codes and back, and codes that never were."""
 
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import images, losses, model_registry
+from vqtok import images, losses, model_registry, ticks
 from vqtok.codec.entropy_coder import EntropyCoder
 from vqtok.codec.loading import build_tokenizer, fill, load_prior, to_device
 from vqtok.codes import Codes, Compact, count_levels, index_dtype, levels_fix, to_compact, unpack
@@ -113,6 +114,13 @@ class Model:
         """
         self._check(codes)
         return to_compact(codes) if self.entropy_coder is None else self.entropy_coder.pack(codes)
+
+    def pack_levels(self, codes: Codes) -> Callable[[int], Compact]:
+        """Codes the levels once; the result gives the compact form of any number of the first."""
+        self._check(codes)
+        if self.entropy_coder is None:
+            return lambda count: to_compact(codes.first_levels(count))
+        return self.entropy_coder.pack_levels(codes)
 
     def unpack(self, codes: Codes | Compact) -> Codes:
         """Gives codes of either form in the plain one. Raises ModelError, FormatError."""
@@ -240,6 +248,7 @@ class Model:
                 found = self.quantizer(vectors).indices[:, :count]
                 indices.narrow(tiling.axis, position, found.shape[tiling.axis]).copy_(found)
                 position += found.shape[tiling.axis]
+                ticks.tell(position, indices.shape[tiling.axis])
 
     def _floats(self, batch: list[np.ndarray]) -> Tensor:
         """(n, C, h*f, w*f) in [-1, 1], channels last, of uint8 (H, W, C)."""
@@ -303,6 +312,7 @@ class Model:
             end = position + output.shape[tiling.axis]
             yield tiling.slices(slice(position, end)), output.float()
             position = end
+            ticks.tell(position, indices.shape[tiling.axis] * self.config.downsample)
 
     def _tiling(self, h: int, w: int, n: int = 1) -> Tiling:
         """How n grids are worked on: in parts of `pixels_at_once`, or in one where the
@@ -431,7 +441,7 @@ class Model:
             again = (
                 "the model was trained again since"
                 if codes.model == self.name
-                else f"or give --model {codes.model}"
+                else f"or give --model {shlex.quote(codes.model)}"
             )
             raise ModelError(
                 f"the codes were made with model {codes.model} ({codes.fingerprint}), "

@@ -22,6 +22,7 @@ from vqtok.codes.grids import Codes, count_levels, index_dtype, levels_fix
 from vqtok.codes.io import (
     FILE_LIMIT,
     form,
+    indices_to_bytes,
     read_any_codes,
     read_codes_meta,
     read_plain_codes,
@@ -44,6 +45,7 @@ __all__ = [
     "fit_to_size",
     "form",
     "index_dtype",
+    "indices_to_bytes",
     "levels_fix",
     "name_in_errors",
     "parse_meta",

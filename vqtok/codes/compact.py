@@ -157,6 +157,8 @@ def checksum(indices: np.ndarray, sizes: Sequence[tuple[int, int]]) -> int:
 def to_compact(codes: Codes, prior: str | None = None, streams: Sequence[bytes] = ()) -> Compact:
     """The compact form of codes: the streams that the prior of that fingerprint made, or bit-packed
     where these are not smaller.
+
+    The file deflates what is bit-packed: a few bytes of an image of one color.
     """
     described = (
         codes.model,
@@ -169,7 +171,8 @@ def to_compact(codes: Codes, prior: str | None = None, streams: Sequence[bytes] 
     )
     packed = entropy.pack_bits(codes.indices, (codes.codebook_size - 1).bit_length())
     check_value = checksum(codes.indices, codes.sizes)
-    if prior is not None and sum(map(len, streams)) + 4 < len(packed):
+    smallest = min(len(packed), len(zlib.compress(packed)) - 6)  # a zip has no zlib header
+    if prior is not None and sum(map(len, streams)) + 4 < smallest:
         return Compact(*described, check_value, prior, tuple(streams))
     return Compact(*described, check_value, None, (packed,))
 

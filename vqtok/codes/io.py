@@ -44,6 +44,16 @@ def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
     return buffer.getvalue()
 
 
+def indices_to_bytes(codes: Codes) -> bytes:
+    """The bytes of an .npz of the indices (n, L, h, w) alone, for programs that cannot read a
+    string member. Nothing in it says which model made it: vqtok does not read it.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        write_member(archive, "indices", codes.indices)
+    return buffer.getvalue()
+
+
 def write_codes(path: Path | str, codes: Codes | Compact, force: bool = False) -> None:
     """Writes a codes file in one step.
 

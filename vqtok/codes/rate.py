@@ -2,12 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from vqtok.codes.compact import Compact
 from vqtok.codes.grids import Codes
 from vqtok.codes.io import form, to_bytes
 
-Pack = Callable[[Codes], Codes | Compact]
+
+class Packer(Protocol):
+    """What gives the compact form: a model, or its entropy coder."""
+
+    def pack(self, codes: Codes, /) -> Compact: ...
+
+    def pack_levels(self, codes: Codes, /) -> Callable[[int], Compact]:
+        """Codes the levels once; the result gives the compact form of any number of the first."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -19,10 +28,12 @@ class Encoded:
     data: bytes
 
     @classmethod
-    def of(cls, codes: Codes, pack: Pack | None = None) -> "Encoded":
-        """Makes a plain file, or one of the compact form that `pack` gives."""
-        packed = codes if pack is None else pack(codes)
-        return cls(codes, form(packed), to_bytes(packed))
+    def of(cls, codes: Codes, packed: Compact | None = None) -> "Encoded":
+        """Makes a plain file, or one of the compact form given where that is smaller."""
+        data = to_bytes(codes)
+        if packed is not None and len(smaller := to_bytes(packed)) < len(data):
+            return cls(codes, form(packed), smaller)
+        return cls(codes, form(codes), data)
 
 
 @dataclass(frozen=True)
@@ -49,24 +60,31 @@ class RateTarget:
         return None if self.max_bytes is None else float(self.max_bytes)
 
 
-def encode_at_rate(codes: Codes, target: RateTarget, pack: Pack | None = None) -> Encoded:
-    """Makes the file of codes at the levels that the target allows; `pack` as in `Encoded.of`.
+def encode_at_rate(codes: Codes, target: RateTarget, packer: Packer | None = None) -> Encoded:
+    """Makes the file of codes at the levels that the target allows; with a packer the smaller of
+    the plain and the compact one.
 
     Where one level takes more than the limit, the result takes more, too: compare it with
     `target.byte_limit`. UsageError where more levels are asked for than the codes hold.
     """
     limit = target.byte_limit(codes.pixels)
     if limit is not None:
-        return fit_to_size(codes, limit, pack)
-    return Encoded.of(codes if target.levels is None else codes.first_levels(target.levels), pack)
+        return fit_to_size(codes, limit, packer)
+    kept = codes if target.levels is None else codes.first_levels(target.levels)
+    return Encoded.of(kept, None if packer is None else packer.pack(kept))
 
 
-def fit_to_size(codes: Codes, limit: float, pack: Pack | None = None) -> Encoded:
+def fit_to_size(codes: Codes, limit: float, packer: Packer | None = None) -> Encoded:
     """Makes the file with the most levels that takes at most `limit` bytes; with one level
-    where even that takes more.
+    where even that takes more. Levels are coded once for all counts.
     """
+    packed = None if packer is None else packer.pack_levels(codes)
+
+    def make(count: int) -> Encoded:
+        return Encoded.of(codes.first_levels(count), None if packed is None else packed(count))
+
     for count in range(codes.levels, 1, -1):
-        encoded = Encoded.of(codes.first_levels(count), pack)
+        encoded = make(count)
         if len(encoded.data) <= limit:
             return encoded
-    return Encoded.of(codes.first_levels(1), pack)
+    return make(1)

@@ -24,6 +24,7 @@ from vqtok.config.registry import (
     OUTPUTS,
     PRIORS,
     QUANTIZERS,
+    TOKEN_FORMATS,
 )
 from vqtok.config.tokenizer import (
     GRAY_LEVELS,
@@ -48,6 +49,7 @@ __all__ = [
     "PRESETS",
     "PRIORS",
     "QUANTIZERS",
+    "TOKEN_FORMATS",
     "DataConfig",
     "EntropyConfig",
     "LossConfig",

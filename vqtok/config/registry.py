@@ -147,6 +147,21 @@ OUTPUTS: Table = {
 # What `vqtok export --to` writes; each function is called as `interop.export.Exporter` says.
 EXPORT_FORMATS = {
     "diffusers": "vqtok.interop.diffusers:to_vqmodel",
+    "onnx": "vqtok.interop.onnx:to_onnx",
+}
+
+# What `vqtok export --to` writes of codes; each class is a `tokens.formats.base.Writer`.
+TOKEN_FORMATS = {
+    "bin": Entry("vqtok.tokens.formats.flat:FlatWriter", "nanoGPT, OLMo-core, llm.c", ("header",)),
+    "webdataset": Entry("vqtok.tokens.formats.webdataset:WebDatasetWriter", "tar shards"),
+    "jsonl": Entry("vqtok.tokens.formats.jsonl:JsonLinesWriter", "1d-tokenizer: RAR, MaskGIT"),
+    "llamagen": Entry("vqtok.tokens.formats.llamagen:LlamaGenWriter", "LlamaGen and its forks"),
+    "megatron": Entry(
+        "vqtok.tokens.formats.megatron:MegatronWriter", "Megatron-LM, NeMo, GPT-NeoX"
+    ),
+    "litdata": Entry("vqtok.tokens.formats.litdata:LitDataWriter", "litgpt", ("block",)),
+    "mds": Entry("vqtok.tokens.formats.mds:MdsWriter", "MosaicML streaming"),
+    "parquet": Entry("vqtok.tokens.formats.parquet:ParquetWriter", "Hugging Face datasets, Polars"),
 }
 
 

@@ -1,5 +1,6 @@
 """Compares an image with its original."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,10 +66,21 @@ class Comparator:
 
 
 def mean_quality(found: Sequence[Quality]) -> Quality:
-    """Averages over images; LPIPS over those that have one."""
+    """Averages over images; LPIPS over those that have one, PSNR over those that differ from
+    their originals: that of an exact image is infinite. Infinite where all are exact.
+    """
     assert found
     distances = [q.lpips for q in found if q.lpips is not None]
-    psnr, ssim, ms_ssim = (
-        float(v) for v in np.mean([(q.psnr, q.ssim, q.ms_ssim) for q in found], axis=0)
+    differing = [q.psnr for q in found if q.psnr != math.inf]
+    ssim, ms_ssim = (float(v) for v in np.mean([(q.ssim, q.ms_ssim) for q in found], axis=0))
+    return Quality(
+        float(np.mean(differing)) if differing else math.inf,
+        ssim,
+        ms_ssim,
+        float(np.mean(distances)) if distances else None,
     )
-    return Quality(psnr, ssim, ms_ssim, float(np.mean(distances)) if distances else None)
+
+
+def count_exact(found: Sequence[Quality]) -> int:
+    """How many images equal their originals."""
+    return sum(q.psnr == math.inf for q in found)

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from vqtok import metrics
+from vqtok.bulk import CodesDataset
 from vqtok.codec import Model
-from vqtok.codes import Codes, count_levels, levels_fix, to_bytes
+from vqtok.codes import Codes, Compact, Encoded, count_levels, levels_fix, to_bytes
 from vqtok.data import Dataset, read_whole
 from vqtok.errors import InputError, UsageError
 from vqtok.evaluate.baseline_coders import grid_bytes
-from vqtok.evaluate.comparator import SMALLEST, Comparator
+from vqtok.evaluate.comparator import SMALLEST, Comparator, count_exact
 from vqtok.evaluate.reference_codecs import CODECS, ReferenceCodec, writable
 from vqtok.evaluate.results import Evaluation, RunningTotals, Totals
 from vqtok.losses import LPIPS
@@ -101,6 +102,51 @@ def evaluate(
     return sums.result(_notes(sums, plan, lpips))
 
 
+def evaluate_codes(
+    model: Model,
+    data: CodesDataset,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    levels: Sequence[int] | None = None,
+) -> Evaluation:
+    """Measures the first `limit` images of codes shards, whose originals are not there: use of the
+    codes, and bits of the grids by coder. What compares with an original is None.
+
+    `levels` and `progress` as in `evaluate`. Raises UsageError where the shards hold fewer levels,
+    and InputError where they hold no image.
+    """
+    held = data.manifest.levels
+    for n in levels or ():
+        if not 1 <= n <= held:
+            raise UsageError(
+                f"{data.folder} holds {count_levels(held)}, there is nothing to measure at {n}",
+                levels_fix(held),
+            )
+    chosen = sorted({*levels, held}) if levels else range(1, held + 1)
+    prior = model.prior if model.folder.prior is not None else None
+    sums = RunningTotals(model.config.codebook_size, tuple(chosen), prior is not None)
+    total = len(data) if limit is None else min(limit, len(data))
+    data.use_coder(model.entropy_coder)
+    for shard in data.shards:
+        for _, one in data.images(shard):
+            if sums.images == total:
+                break
+            _add_grids(sums, prior, one, [-1])
+            packed = None if model.entropy_coder is None else model.pack_levels(one)
+            for n, totals in sums.levels.items():
+                part = one.first_levels(n)
+                totals.add(None, len(to_bytes(part)), one.pixels)
+                totals.add_coded(_coded(part, None if packed is None else packed(n)))
+            if progress is not None:
+                progress(sums.images, total)
+    if not sums.images:
+        raise InputError(f"{data.folder} holds no encoded image", "its .jsonl files say why")
+    sums.skipped = data.failed
+    note = "codes shards hold no originals: quality is not measured (give the images for that)"
+    return sums.result((note,))
+
+
 def _plan(model: Model, levels: Sequence[int] | None, codecs: Sequence[str] | None) -> _MeasurePlan:
     L = model.config.levels
     for n in levels or ():
@@ -183,12 +229,13 @@ def _add_image(
     codecs show it.
     """
     views, sizes = [View("original", None, image)], {}
+    packed = None if model.entropy_coder is None else model.pack_levels(codes)
     for n, totals in sums.levels.items():
         part = codes.first_levels(n)
         output = model.output(part, 0)  # (1, C, H, W)
         decoded, sizes[n] = model.to_image(output), len(to_bytes(part))
         totals.add(comparator.quality(image, decoded), sizes[n], codes.pixels)
-        totals.add_coded(_coded(model, part))
+        totals.add_coded(_coded(part, None if packed is None else packed(n)))
         if n in plan.codec_levels:
             views.append(
                 View(count_levels(n) if len(sums.counts) > 1 else model.name, sizes[n], decoded)
@@ -202,14 +249,14 @@ def _add_image(
     ]
 
 
-def _coded(model: Model, codes: Codes) -> dict[str, int]:
+def _coded(codes: Codes, packed: Compact | None) -> dict[str, int]:
     """Returns the bytes of one image's grids by coder, among them the integer prior alone and the
-    file that it makes.
+    file that `encode --compact` writes.
     """
     sizes = grid_bytes(codes)
-    if model.entropy_coder is not None:
-        packed = model.pack(codes)
-        sizes |= {"integer": sum(map(len, packed.streams)), "compact": len(to_bytes(packed))}
+    if packed is not None:
+        compact = Encoded.of(codes, packed)
+        sizes |= {"integer": sum(map(len, packed.streams)), "compact": len(compact.data)}
     return sizes
 
 
@@ -269,6 +316,7 @@ def _notes(sums: RunningTotals, plan: _MeasurePlan, lpips: LPIPS | None) -> tupl
         f"{CODEC_TITLES[codec]} does not take {count} of the images: left out"
         for codec, count in sums.unwritten.items()
     ]
+    notes += _exact_notes(sums)
     small = sum(quality.lpips is None for quality in sums.all_levels.qualities)
     if lpips is not None and small:
         notes.append(
@@ -282,3 +330,17 @@ def _notes(sums: RunningTotals, plan: _MeasurePlan, lpips: LPIPS | None) -> tupl
                 "is larger, and was taken"
             )
     return tuple(notes)
+
+
+def _exact_notes(sums: RunningTotals) -> list[str]:
+    """Says of how many images each maker's mean PSNR is, where it kept some exactly."""
+    exact: dict[str, int] = {}
+    rows = [("vqtok", totals) for totals in sums.levels.values()]
+    rows += [(CODEC_TITLES[codec], totals) for (codec, _, _), totals in sums.codecs.items()]
+    for name, totals in rows:
+        exact[name] = max(exact.get(name, 0), count_exact(totals.qualities))
+    return [
+        f"{name} keeps up to {count} of {sums.images} images exactly: its PSNR is of the others"
+        for name, count in exact.items()
+        if count
+    ]

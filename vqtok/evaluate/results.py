@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from vqtok import metrics
 from vqtok.evaluate.baseline_coders import TITLES, zero_order_bits
-from vqtok.evaluate.comparator import Quality, mean_quality
+from vqtok.evaluate.comparator import Quality, count_exact, mean_quality
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class LevelRow:
 
     levels: int  # n
     bpp: float  # raw indices: log2 K each
-    bpp_packed: float  # codes files as written, one an image
+    bpp_plain: float  # plain codes files as written, one an image
     bpp_coded: float | None  # what the prior's cross-entropy allows; None without a prior
-    psnr: float  # dB
-    ssim: float
-    ms_ssim: float
+    psnr: float | None  # dB; this and the following: None where only codes are measured
+    ssim: float | None
+    ms_ssim: float | None
     lpips: float | None  # None where its weights are not given
     usage: float  # of level n alone: part of its codes used at all
     perplexity: float  # of level n alone
@@ -35,6 +36,12 @@ class LevelRow:
     bpp_compact: float | None = None
     # bpp of the same grids by coder: see `baseline_coders.TITLES`
     coders: dict[str, float] = field(default_factory=dict)
+    exact: int = 0  # images that equal their originals: `psnr` leaves them out
+
+    @property
+    def bpp_packed(self) -> float:
+        """The old name of `bpp_plain`: nothing is packed in plain files."""
+        return self.bpp_plain
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class CodecRow:
     ms_ssim: float
     lpips: float | None
     over: int  # images whose smallest file is larger still, and was taken
+    exact: int = 0  # as in LevelRow
 
 
 @dataclass(frozen=True)
@@ -59,20 +67,20 @@ class Evaluation:
     """Figures over a set of images, for all levels together, and by level.
 
     Means over images, but for `normalized_error`, `bits_per_dim` and the bits per
-    pixel, which weigh pixels.
+    pixel, which weigh pixels. `psnr` leaves out images that equal their originals.
     """
 
     pictures: int  # that were measured
     skipped: int  # that could not be read
-    psnr: float  # dB
-    ssim: float
-    ms_ssim: float
+    psnr: float | None  # dB; this and the following: None where only codes are measured
+    ssim: float | None
+    ms_ssim: float | None
     lpips: float | None  # None where its weights are not given
-    normalized_error: float  # mean squared error over the variance of the pixels
+    normalized_error: float | None  # mean squared error over the variance of the pixels
     usage: float  # part of the codes of all levels used at all
     perplexity: float  # of several levels: the geometric mean
     bpp: float  # raw indices: log2 K each
-    bpp_packed: float  # codes files as written, one an image
+    bpp_plain: float  # plain codes files as written, one an image
     bpp_coded: float | None  # what the prior's cross-entropy allows; None without a prior
     # -log2 p(x, z) over all values: the prior's bits and the likelihood's
     bits_per_dim: float | None
@@ -80,19 +88,33 @@ class Evaluation:
     codecs: tuple[CodecRow, ...]
     notes: tuple[str, ...]  # what a reader of the figures should know: what was left out, and why
 
+    @property
+    def bpp_packed(self) -> float:
+        """The old name of `bpp_plain`: nothing is packed in plain files."""
+        return self.bpp_plain
+
+    def to_json(self) -> dict[str, Any]:
+        """What `vqtok eval --json` prints; programs that read it know `bpp_plain` as bpp_packed."""
+        values = asdict(self)
+        values["levels"] = [row | {"bpp_packed": row["bpp_plain"]} for row in values["levels"]]
+        return values | {"bpp_packed": self.bpp_plain}
+
 
 @dataclass
 class Totals:
     """Sums over the images of one coder at one rate."""
 
     qualities: list[Quality] = field(default_factory=list)
+    images: int = 0
     bytes: int = 0
     pixels: int = 0
     over: int = 0
     coded: dict[str, int] = field(default_factory=dict)  # bytes by coder
 
-    def add(self, quality: Quality, bytes_: int, pixels: int) -> None:
-        self.qualities.append(quality)
+    def add(self, quality: Quality | None, bytes_: int, pixels: int) -> None:
+        """Adds an image; without a quality where its original is not there."""
+        self.qualities += [] if quality is None else [quality]
+        self.images += 1
         self.bytes += bytes_
         self.pixels += pixels
 
@@ -126,13 +148,16 @@ class RunningTotals:
 
     @property
     def images(self) -> int:
-        return len(self.all_levels.qualities)
+        return self.all_levels.images
 
     def result(self, notes: tuple[str, ...]) -> Evaluation:
         codecs = tuple(self._codec_row(*key, totals) for key, totals in sorted(self.codecs.items()))
         rows = tuple(self._row(n, totals, codecs) for n, totals in self.levels.items())
         last, each = rows[-1], [metrics.usage_perplexity(counts)[1] for counts in self.counts]
-        variance = (self.values * self.sum_squares - self.sum**2) / self.values**2
+        error = None
+        if self.values:
+            variance = (self.values * self.sum_squares - self.sum**2) / self.values**2
+            error = metrics.normalized_error(self.squared, variance, self.values)
         bits = self.nats / math.log(2) + float(self.coded.sum())
         return Evaluation(
             pictures=self.images,
@@ -141,20 +166,20 @@ class RunningTotals:
             ssim=last.ssim,
             ms_ssim=last.ms_ssim,
             lpips=last.lpips,
-            normalized_error=metrics.normalized_error(self.squared, variance, self.values),
+            normalized_error=error,
             usage=float((self.counts > 0).mean()),
             perplexity=float(np.exp(np.log(each).mean())),
             bpp=last.bpp,
-            bpp_packed=last.bpp_packed,
+            bpp_plain=last.bpp_plain,
             bpp_coded=last.bpp_coded,
-            bits_per_dim=bits / self.values if self.has_prior else None,
+            bits_per_dim=bits / self.values if self.has_prior and self.values else None,
             levels=rows,
             codecs=codecs,
             notes=notes,
         )
 
     def _row(self, n: int, totals: Totals, codecs: Sequence[CodecRow]) -> LevelRow:
-        quality = mean_quality(totals.qualities)
+        quality = mean_quality(totals.qualities) if totals.qualities else None
         usage, perplexity = metrics.usage_perplexity(self.counts[n - 1])
         raw = self.indices * n * math.log2(self.codebook_size)
         names = dict.fromkeys(row.codec for row in codecs)
@@ -170,22 +195,24 @@ class RunningTotals:
         return LevelRow(
             levels=n,
             bpp=metrics.bits_per_pixel(raw, totals.pixels),
-            bpp_packed=totals.bpp,
+            bpp_plain=totals.bpp,
             bpp_coded=metrics.bits_per_pixel(float(self.coded[:n].sum()), totals.pixels)
             if self.has_prior
             else None,
-            psnr=quality.psnr,
-            ssim=quality.ssim,
-            ms_ssim=quality.ms_ssim,
-            lpips=quality.lpips,
+            psnr=None if quality is None else quality.psnr,
+            ssim=None if quality is None else quality.ssim,
+            ms_ssim=None if quality is None else quality.ms_ssim,
+            lpips=None if quality is None else quality.lpips,
             usage=usage,
             perplexity=perplexity,
             needs={
                 name: bpp_needed(quality, [row for row in codecs if row.codec == name])
                 for name in names
+                if quality is not None
             },
             bpp_compact=coders.get("compact"),
             coders={name: coders[name] for name in TITLES if name in coders},
+            exact=count_exact(totals.qualities),
         )
 
     @staticmethod
@@ -201,6 +228,7 @@ class RunningTotals:
             quality.ms_ssim,
             quality.lpips,
             totals.over,
+            count_exact(totals.qualities),
         )
 
 

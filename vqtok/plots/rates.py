@@ -40,9 +40,11 @@ def read_figures(path: Path) -> dict[str, Any]:
 def rate_panels(figures: Mapping[str, Any], model: str) -> dict[str, Panel]:
     """Makes a panel for each quality that was measured, without values that are no numbers."""
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for key, bits in (("levels", "bpp_packed"), ("codecs", "bpp")):
+    for key, bits in (("levels", "bpp_plain"), ("codecs", "bpp")):
         rows = figures.get(key)
         for row in rows if isinstance(rows, list | tuple) else ():
+            if isinstance(row, dict) and key == "levels":
+                row = {bits: row.get("bpp_packed"), **row}  # as older figures call it
             if not isinstance(row, dict) or not _is_number(row.get(bits)):
                 continue
             codec = str(row.get("codec"))

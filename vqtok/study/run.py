@@ -208,8 +208,8 @@ class StudyContext:
         object.__setattr__(self, "dataset", open_data(self.images.path))
 
     def run(self, folder: Path, recipe: Recipe) -> RunContext:
-        return RunContext(
-            folder, recipe.seed, self.device, recipe.precision, self.stop, self.listener
+        return training.context_for(
+            self.spec(recipe), folder, self.device, self.stop, self.listener
         )
 
     def spec(self, recipe: Recipe) -> RunSpec:

@@ -15,6 +15,7 @@ from vqtok.study.systems import Shape
 RESULT = "result.json"
 
 UNIFORM = 8.0  # bits per dimension of a coder that knows nothing: log2 of 256
+BUDGET_TOLERANCE = 0.05  # what a training time may be off before it is said to be another
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,25 @@ def _latents(found: Sequence[Result]) -> list[str]:
     ]
 
 
+def _taken(found: Sequence[Result], budget: float) -> list[str]:
+    """Says what the systems took of the budget, and which of them took another time."""
+    if not found or budget <= 0:
+        return []
+    taken = sorted((r.training_seconds, r.system) for r in found)
+    said = f"Of the {budget:.0f} s they took {taken[0][0]:.0f} to {taken[-1][0]:.0f}"
+    apart = [
+        f"{system} {seconds / budget:.0%}"
+        for seconds, system in taken
+        if abs(seconds - budget) > BUDGET_TOLERANCE * budget
+    ]
+    if not apart:
+        return [f"{said}."]
+    return [
+        f"{said}: the time was not equal, and figures of these are not to be compared with the "
+        f"others' as if it were: {', '.join(apart)} of the budget."
+    ]
+
+
 def cautions(study: Study) -> list[str]:
     """Says what the table does not show."""
     facts, first = study.facts, study.results[0] if study.results else None
@@ -228,6 +248,7 @@ def cautions(study: Study) -> list[str]:
             "what each can reach. The published figures are of larger models that were "
             "trained far longer, on GPUs."
         ),
+        *_taken(study.results, facts.get("budget in seconds", 0)),
         (
             "Equal time is not equal size: "
             "widths and rates were chosen by trials of one to three minutes, and one seed was run."

@@ -17,7 +17,8 @@ from vqtok.config import Recipe, TokenizerConfig
 from vqtok.data import Batches, Dataset, read_whole, split_indices
 from vqtok.networks.vae import VAE
 from vqtok.networks.vqvae import to_float
-from vqtok.train.loop import RunContext, Step, Task, Validation
+from vqtok.train.context import RunContext
+from vqtok.train.task import Step, Task, Validation
 from vqtok.weights import Weights
 
 NAME = "vae"

@@ -4,8 +4,10 @@ The tokenizer first, then both priors on the indices it gives.
 """
 
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from vqtok import distributed, weights
 from vqtok.codec import to_device, tokenizer_from_weights
@@ -14,8 +16,8 @@ from vqtok.data import Dataset, split_indices
 from vqtok.errors import InputError, TrainingError
 from vqtok.networks.vqvae import VQVAE
 from vqtok.train import loop
+from vqtok.train.context import Listener, RunContext, Status, Stop
 from vqtok.train.grids import Grids, encode_dataset, load_grids, save_grids
-from vqtok.train.loop import Listener, RunContext, Status, Stop
 from vqtok.train.plan import plan
 from vqtok.train.prior import EntropyTask, PriorTask
 from vqtok.train.run import (
@@ -25,15 +27,18 @@ from vqtok.train.run import (
     check_free,
     check_processes,
     check_settable,
+    choose_run,
     create_run,
     is_restart_of,
     merge,
     new_prior_run,
     new_run,
+    open_run,
     resumable,
     resume_run,
     save_run,
 )
+from vqtok.train.runtime import keep_memory
 from vqtok.train.shards import CodesData, copy_tokenizer, refuse_codes
 from vqtok.train.tokenizer import TokenizerTask, write_pixel_tokenizer
 
@@ -49,11 +54,14 @@ __all__ = [
     "check_free",
     "check_processes",
     "check_settable",
+    "choose_run",
+    "context_for",
     "create_run",
     "is_restart_of",
     "merge",
     "new_prior_run",
     "new_run",
+    "open_run",
     "plan",
     "resumable",
     "resume_run",
@@ -64,6 +72,25 @@ __all__ = [
 STAGES = ("tokenizer", "prior", "entropy", "all")
 # indices of the images to train on, and of those to validate with
 Parts = tuple[np.ndarray, np.ndarray]
+
+
+def context_for(
+    spec: RunSpec, folder: Path, device: torch.device, stop: Stop, listener: Listener
+) -> RunContext:
+    """What a run has while it trains, by what it was started with."""
+    recipe = spec.recipe
+    perceptual, init = (Path(path) if path else None for path in (spec.perceptual, spec.init))
+    return RunContext(
+        folder,
+        recipe.seed,
+        device,
+        recipe.precision,
+        stop,
+        listener,
+        perceptual,
+        init,
+        codes=spec.codes,
+    )
 
 
 def train(
@@ -83,6 +110,7 @@ def train(
     the first needs the folder, all need the data. What comes out is the same for any number of
     them, but for rounding and for the prior's dropout.
     """
+    keep_memory()
     if stage in ("tokenizer", "all"):
         refuse_codes(dataset)
     if distributed.is_main_process():

@@ -19,7 +19,8 @@ from vqtok.losses.discriminator import (
     lecam,
 )
 from vqtok.losses.likelihood import PIXEL_DEVIATION
-from vqtok.train.loop import RunContext, learning_rate
+from vqtok.train.context import RunContext
+from vqtok.train.loop import learning_rate
 from vqtok.train.runtime import DeviceScalar, fused, set_rate, step_if, sync_free, where
 from vqtok.train.state import Learner
 

@@ -16,7 +16,7 @@ from vqtok.errors import InputError, TrainingError
 from vqtok.images import pad
 from vqtok.networks.vqvae import VQVAE, to_float
 from vqtok.train import state
-from vqtok.train.loop import RunContext, Status, Stop
+from vqtok.train.context import RunContext, Status, Stop
 
 PIXELS_AT_ONCE = 2**20  # encoded in one go
 AT_ONCE = 256  # images that a process encodes before all look whether to stop

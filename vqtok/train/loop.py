@@ -1,212 +1,44 @@
 """The one training loop, for tokenizer and prior: schedule, checkpoints, resume, log.jsonl."""
 
-import errno
 import json
 import math
-import os
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Hashable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vqtok import distributed, files, images
+from vqtok import distributed, images
 from vqtok.config import OPTIMIZERS, StageConfig
-from vqtok.errors import OutputError, TrainingError
+from vqtok.errors import TrainingError
 from vqtok.train import state
+from vqtok.train.context import RunContext, Status
 from vqtok.train.draws import mixed_seed
 from vqtok.train.ema import WeightAverage
 from vqtok.train.graph import GraphedStep, to_device
-from vqtok.train.runtime import READ_EVERY, DeviceScalar, fused, set_rate, step_if, sync_free
+from vqtok.train.log import append_line, cut_log
+from vqtok.train.runtime import (
+    READ_EVERY,
+    DeviceScalar,
+    fused,
+    keep_memory,
+    set_rate,
+    step_if,
+    sync_free,
+)
 from vqtok.train.saver import Saver
 from vqtok.train.state import LOG_FILE
+from vqtok.train.task import Step, Task, Validation
 from vqtok.train.window import DeviceWindow, stacked
-from vqtok.weights import Weights
 from vqtok.weights import save_weights as save_weights
 
 SAVE_SECONDS = 120  # a killed run loses two minutes at most
 SKIPPED_MAX = 10  # steps in a row: one bad batch is bad luck, ten are a network that has broken
 _SUMS = ("steps", "skipped")  # of a window: counts, of which there is no mean
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step gave."""
-
-    loss: Tensor  # scalar, to be minimized
-    metrics: dict[str, Tensor]  # scalars to be averaged over the window
-    indices: Tensor | None = None  # codes chosen, to be counted
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What the validation images gave."""
-
-    score: float  # lower is better: chooses the best weights
-    metrics: dict[str, float]
-    sheet: np.ndarray | None = None  # uint8 (H, W, C)
-    # these weights, whatever the score: it does not know all that they were trained for
-    keep: bool = False
-
-
-class Task(ABC):
-    """A network, its batches, and how well it does."""
-
-    name: str
-    network: nn.Module
-    codes: int = 1  # K: size of the histogram of chosen codes
-
-    def learners(self) -> list[state.Learner]:
-        """Networks that learn beside it, each with its own optimizer;
-        the task steps them, the loop keeps their state.
-        """
-        return []
-
-    @abstractmethod
-    def on_start(self) -> None:
-        """Runs once before the first step of a new run."""
-
-    @abstractmethod
-    def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
-        """The batch of each step from start to stop; a pure function of the step.
-
-        Closing it ends its threads.
-        """
-
-    def schedule(self, step: int) -> Hashable:
-        """Sets what the number of a step decides, before its `forward`;
-        returns what that does to its Python code.
-
-        None where a step cannot be captured as a CUDA graph.
-        A graph is captured anew where the answer changes.
-        """
-        return None
-
-    @abstractmethod
-    def forward(self, batch: Any) -> Step: ...
-
-    def auxiliary_step(self) -> dict[str, Tensor]:
-        """Runs before the optimizer's step: scalars of what learns beside the network.
-
-        Where one is not finite, nothing learns.
-        """
-        return {}
-
-    def after_step(self, ok: Tensor | None = None) -> dict[str, Tensor]:
-        """Runs after the optimizer's step, and not where that is skipped:
-        what the forward has seen leaves a trace here, or none.
-
-        On a GPU it always runs: there `ok` (bool, scalar) says whether it may change anything.
-        The scalars that it returns are added up over the window.
-        """
-        return {}
-
-    @abstractmethod
-    def validate(self) -> Validation: ...
-
-    def window_summary(
-        self, window: dict[str, float], counts: Tensor
-    ) -> tuple[dict[str, float], str]:
-        """Further figures of the window since the last validation, and one plain sentence
-        about them ('' for none).
-        """
-        return {}, ""
-
-    @abstractmethod
-    def release(self, record: dict[str, Any]) -> Weights:
-        """The weights file for the network as it is now."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """What a progress line shows."""
-
-    stage: str
-    step: int
-    steps: int
-    images_per_second: float
-    seconds_left: float
-    # means of the window so far, made where somebody asks: they take time
-    figures: Callable[[], dict[str, float]] = dict
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Those figures as they are now."""
-        return self.figures()
-
-
-class Listener(Protocol):
-    """Hears what training has to say; the command line prints it."""
-
-    def status(self, status: Status) -> None:
-        """After each step."""
-        ...
-
-    def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
-        """After each validation; `line` is what went to log.jsonl."""
-        ...
-
-    def note(self, text: str) -> None:
-        """When something is worth a sentence."""
-        ...
-
-
-class Silent:
-    """The listener that says nothing."""
-
-    def status(self, status: Status) -> None:
-        pass
-
-    def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        pass
-
-
-@dataclass
-class Stop:
-    """Why and when to stop early. Signal handlers set `signal`."""
-
-    deadline: float = math.inf  # time.monotonic()
-    signal: int = 0
-
-    @property
-    def requested(self) -> bool:
-        """Whether this process has been told to stop."""
-        return bool(self.signal) or time.monotonic() >= self.deadline
-
-    @property
-    def due(self) -> bool:
-        """Whether to stop.
-
-        All processes of a run ask at the same moment and hear the same:
-        any of them may have been told to.
-        """
-        self.signal, stops = distributed.all_reduce_max(self.signal, self.requested)
-        return bool(stops)
-
-
-@dataclass
-class RunContext:
-    """What both stages share."""
-
-    folder: Path
-    seed: int
-    device: torch.device
-    precision: str = "fp32"
-    stop: Stop = field(default_factory=Stop)
-    listener: Listener = field(default_factory=Silent)
-    perceptual: Path | None = None  # weights of the perceptual loss
-    init: Path | None = None  # tokenizer file to start from in place of random weights
-    # whose codes it makes, as `weights.kept_codes`, where only its decoder is to learn
-    codes: dict[str, str] = field(default_factory=dict)
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
@@ -233,6 +65,7 @@ def train(task: Task, config: StageConfig, run: RunContext, resume: bool) -> boo
     Of several processes (`distributed`) the first alone writes, validates and reports.
     """
     # shapes never change: the fastest algorithm is looked for once
+    keep_memory()
     torch.backends.cudnn.benchmark = run.device.type == "cuda"
     return _Trainer(task, config, run).train(resume)
 
@@ -280,7 +113,7 @@ class _Trainer:
             if self.average is not None:
                 self.average.reset()
         if distributed.is_main_process():
-            _cut_log(self.log_path, self.task.name, self.progress.step)
+            cut_log(self.log_path, self.task.name, self.progress.step)
         self.window = DeviceWindow(self.run.device, self.progress.skipped_in_a_row)
         try:
             if self.progress.step < self.config.steps:
@@ -299,7 +132,7 @@ class _Trainer:
         self.task.network.train()
         with closing(self.task.batches(first, config.steps)) as batches:
             for batch in batches:
-                if self.run.stop.due:
+                if self.run.stop.agree():
                     self._look()
                     self._save()
                     return
@@ -548,7 +381,7 @@ class _Trainer:
         if validation.keep or progress.best is None or validation.score < progress.best:
             self._release(validation)
         self._forget_window()
-        _append(self.log_path, json.dumps(line) + "\n")
+        append_line(self.log_path, json.dumps(line) + "\n")
         if validation.sheet is not None:
             images.write_image(
                 self.run.folder / f"{task.name}-{progress.step:06d}.png",
@@ -596,37 +429,3 @@ class _Trainer:
             "window.counts": self.counts,
             **(self.average.tensors if self.average is not None else {}),
         }
-
-
-def _append(path: Path, text: str) -> None:
-    """Adds a line, all or nothing: what a full disk took of it is taken back."""
-    try:
-        with path.open("ab", buffering=0) as file:
-            size, data = file.tell(), text.encode()
-            try:
-                if file.write(data) != len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(size)
-                raise
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror}", "make room for it, then go on with --resume"
-        ) from None
-
-
-def _cut_log(path: Path, stage: str, step: int) -> None:
-    """Drops the lines of steps that will be done again."""
-    if path.exists():
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if _keeps(line, stage, step)]
-        files.write_bytes(path, "".join(line + "\n" for line in kept).encode(), force=True)
-
-
-def _keeps(line: str, stage: str, step: int) -> bool:
-    try:
-        entry = json.loads(line)
-        return entry["stage"] != stage or entry["step"] <= step
-    except (ValueError, KeyError, TypeError):
-        return False  # a line cut short by kill -9

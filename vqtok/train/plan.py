@@ -14,6 +14,7 @@ from vqtok.config import ENTROPY_CODES_MAX, Recipe
 from vqtok.data import Dataset
 from vqtok.networks.vqvae import VQVAE
 from vqtok.priors import IntegerPrior, build_prior
+from vqtok.train.runtime import keep_memory
 
 
 def plan(
@@ -29,6 +30,7 @@ def plan(
     `perceptual` is the file of that loss. The seconds are those of the steps;
     decoding images, validation and encoding for the prior come on top.
     """
+    keep_memory()
     tokenizer = VQVAE(recipe.tokenizer)
     costs = multiply_adds_by_part(tokenizer)
     stages: dict[str, Any] = {}

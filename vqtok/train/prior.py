@@ -17,8 +17,9 @@ from vqtok.config import EntropyConfig, PriorConfig, Recipe, StageConfig
 from vqtok.data import Dataset
 from vqtok.errors import InputError
 from vqtok.priors import IntegerPrior, Prior, build_prior, largest_sum
+from vqtok.train.context import RunContext
 from vqtok.train.grids import GridBatches, Grids, window_of
-from vqtok.train.loop import RunContext, Step, Task, Validation
+from vqtok.train.task import Step, Task, Validation
 
 LABEL_DROPOUT = 0.1  # so that one prior also samples without a label
 

@@ -34,19 +34,38 @@ _AGAIN = "start anew with -f/--force"
 
 # of the prior: the tokenizer and the data decide them
 DERIVED = ("codebook_size", "levels", "labels", "rows", "columns")
-_PRIOR_SETTINGS = (
-    "prior",
-    "prior_training",
-    "entropy",
-    "entropy_training",
-    "precision",
-    "data.prior_size",
-)
+# Settings that may differ from those that a run, or the tokenizer before it, was trained with; a
+# name stands for all that begin with it.
+_FREE = {
+    "resume": ("tokenizer_training.steps", "prior_training.steps", "entropy_training.steps"),
+    "prior": ("prior", "entropy", "precision", "data.prior_size"),
+    "init": tuple(
+        f"tokenizer.{name}" for name in ("level_dropout", "beta", "decay", "restart", "likelihood")
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """One call to train, as the user asks for it."""
+
+    data: str | None = None  # None: the built-in shapes, or the data of the resumed run
+    preset: str | None = None  # None: by the data
+    values: dict[str, Any] = field(default_factory=dict)  # settings, nested as in a recipe
+    origin: str = "the recipe"  # of the values, for messages
+    command: str = ""
+    compiled: bool = False
+    perceptual: str | None = None  # file with the weights of the perceptual loss
+    init: str | None = None  # model whose tokenizer's weights are the first ones
+    folder: Path = Path()  # of the run
+    stage: str = "all"
+    resume: bool = False
+    force: bool = False  # may replace a run that is there
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run was started with."""
+    """What a run was started with: the request with all defaults filled in. run.json keeps it."""
 
     recipe: Recipe
     data: str  # an absolute path; "" for the built-in shapes
@@ -58,6 +77,43 @@ class RunSpec:
     # whose codes it makes, as `weights.kept_codes`, where the encoder stays as it is
     codes: dict[str, str] = field(default_factory=dict)
     job: str = ""  # the torchrun that last went on with it; "" for none
+
+
+def choose_run(request: TrainRequest, resume: bool) -> tuple[RunSpec, Dataset]:
+    """The run in the request's folder, or a new prior for its tokenizer, or a new run."""
+    if resume:
+        return resume_run(request.folder, request)
+    prior = request.stage in ("prior", "entropy")
+    return new_prior_run(request.folder, request) if prior else new_run(request)
+
+
+def open_run(request: TrainRequest, say: Callable[[str], None]) -> tuple[RunSpec, Dataset, bool]:
+    """Makes a run's folder ready; returns the run, its data, and whether it goes on.
+
+    All processes of a run call this alike.
+    """
+
+    def decide() -> bytes:
+        again = not request.resume and is_restart_of(request.folder)
+        if not (request.resume or again):
+            check_free(request.folder, request.stage, request.force)
+        return b"again" if again else b"resume" if request.resume else b""
+
+    def make_ready() -> bytes:
+        if how:
+            save_run(request.folder, spec)
+        else:
+            create_run(request.folder, spec, request.stage, request.force)
+        return b""
+
+    how = distributed.broadcast_bytes(decide)
+    if how == b"again":  # a run that goes on has its preset and its first weights already
+        request = replace(request, preset=None, init=None)
+        say(f"A process of this run has ended: it goes on from what is saved in {request.folder}.")
+    spec, dataset = broadcast_spec(lambda: choose_run(request, bool(how)))
+    check_processes(spec.recipe, request.stage, distributed.world_size())
+    distributed.broadcast_bytes(make_ready)
+    return spec, dataset, bool(how)
 
 
 def check_free(folder: Path, stage: str, force: bool) -> None:
@@ -216,20 +272,6 @@ def _replaced(folder: Path, stage: str) -> list[Path]:
         ) from None
 
 
-@dataclass(frozen=True)
-class TrainRequest:
-    """What the user asks for."""
-
-    data: str | None = None  # None: the built-in shapes, or the data of the resumed run
-    preset: str | None = None  # None: by the data
-    values: dict[str, Any] = field(default_factory=dict)  # settings, nested as in a recipe
-    origin: str = "the recipe"  # of the values, for messages
-    command: str = ""
-    compiled: bool = False
-    perceptual: str | None = None  # file with the weights of the perceptual loss
-    init: str | None = None  # model whose tokenizer's weights are the first ones
-
-
 def new_run(request: TrainRequest) -> tuple[RunSpec, Dataset]:
     """A new run: the preset for the data, changed by the wanted values."""
     dataset = _open(request.data)
@@ -294,12 +336,9 @@ def _check_same_network(before: TokenizerConfig, after: TokenizerConfig, model: 
     """UsageError where weights of one do not fit the other:
     all but what only training looks at must be equal.
     """
-    free = ("level_dropout", "beta", "decay", "restart", "likelihood")
-    changed = [
-        f.name
-        for f in fields(before)
-        if f.name not in free and getattr(before, f.name) != getattr(after, f.name)
-    ]
+    names = (f.name for f in fields(before) if getattr(before, f.name) != getattr(after, f.name))
+    fixed = _fixed([f"tokenizer.{name}" for name in names], "init")
+    changed = [name.removeprefix("tokenizer.") for name in fixed]
     if changed:
         raise UsageError(
             f"the weights of {model} do not fit another {', '.join(changed)}",
@@ -319,9 +358,7 @@ def resume_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
         )
     before = load_run(folder)
     recipe = before.recipe.override(request.values, request.origin)
-    other = [
-        name for name in changed_settings(before.recipe, recipe) if not name.endswith(".steps")
-    ]
+    other = _fixed(changed_settings(before.recipe, recipe), "resume")
     if other:
         raise TrainingError(
             f"the run in {folder} was started with another {', '.join(other)}",
@@ -386,13 +423,16 @@ def _next_prior_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Datas
         )
     before = load_run(folder)
     recipe = before.recipe.override(request.values, request.origin)
-    changed = changed_settings(before.recipe, recipe)
-    _refuse([name for name in changed if not name.startswith(_PRIOR_SETTINGS)], folder)
+    _refuse(_fixed(changed_settings(before.recipe, recipe), "prior"), folder)
     dataset = _open(request.data or before.data)
     check_codes(dataset, tokenizer_for(folder, Path(request.data) if request.data else None))
     return _make_spec(
         fit_to_data(recipe, dataset), dataset, replace(request, data=request.data or before.data)
     ), dataset
+
+
+def _fixed(changed: list[str], kind: str) -> list[str]:
+    return [name for name in changed if not name.startswith(_FREE[kind])]
 
 
 def _refuse(changed: list[str], folder: Path) -> None:

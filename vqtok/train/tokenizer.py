@@ -26,9 +26,10 @@ from vqtok.metrics import usage_perplexity
 from vqtok.networks.vqvae import VQVAE, VQVAEOutput, to_float, to_uint8
 from vqtok.quantizers.codebook import in_chunks
 from vqtok.train.adversary import Adversary
+from vqtok.train.context import RunContext
 from vqtok.train.draws import draw
-from vqtok.train.loop import RunContext, Step, Task, Validation
 from vqtok.train.state import Learner
+from vqtok.train.task import Step, Task, Validation
 from vqtok.train.window import stacked
 from vqtok.weights import Weights, codes_fingerprint, save_weights
 

@@ -1,0 +1,96 @@
+"""What a run has while it trains: its folder and device, who listens, and when it is to stop."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from vqtok import distributed
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a progress line shows."""
+
+    stage: str
+    step: int
+    steps: int
+    images_per_second: float
+    seconds_left: float
+    # means of the window so far, made where somebody asks: they take time
+    figures: Callable[[], dict[str, float]] = dict
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Those figures as they are now."""
+        return self.figures()
+
+
+class Listener(Protocol):
+    """Hears what training has to say; the command line prints it."""
+
+    def status(self, status: Status) -> None:
+        """After each step."""
+        ...
+
+    def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
+        """After each validation; `line` is what went to log.jsonl."""
+        ...
+
+    def note(self, text: str) -> None:
+        """When something is worth a sentence."""
+        ...
+
+
+class Silent:
+    """The listener that says nothing."""
+
+    def status(self, status: Status) -> None:
+        pass
+
+    def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@dataclass
+class Stop:
+    """Why and when to stop early. Signal handlers set `signal`."""
+
+    deadline: float = math.inf  # time.monotonic()
+    signal: int = 0
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process has been told to stop."""
+        return bool(self.signal) or time.monotonic() >= self.deadline
+
+    def agree(self) -> bool:
+        """Asks all processes of a run whether to stop: any of them may have been told to.
+
+        They call this at the same moment, and each gets the same answer and the same signal.
+        """
+        self.signal, stops = distributed.all_reduce_max(self.signal, self.requested)
+        return bool(stops)
+
+
+@dataclass
+class RunContext:
+    """What all stages of a run share."""
+
+    folder: Path
+    seed: int
+    device: torch.device
+    precision: str = "fp32"
+    stop: Stop = field(default_factory=Stop)
+    listener: Listener = field(default_factory=Silent)
+    perceptual: Path | None = None  # weights of the perceptual loss
+    init: Path | None = None  # tokenizer file to start from in place of random weights
+    # whose codes it makes, as `weights.kept_codes`, where only its decoder is to learn
+    codes: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,373 @@
+// Reads codes files, plain and compact, as docs/format.md describes them. Nothing in a file is
+// trusted: sizes and headers are checked before memory is taken for what they claim.
+
+const AGAIN = "copy or download the file again";
+const PIXELS_MAX = 200e6;
+const DEFLATE_RATIO = 1032; // no deflate stream expands more
+export const CODED_TOTAL = 65536; // frequencies of all indices together
+
+/** What a user can cause: a message, and what to do. */
+export class CodesError extends Error {
+  constructor(message, fix = AGAIN) {
+    super(message);
+    this.fix = fix;
+  }
+}
+
+export function require(ok, message, fix = AGAIN) {
+  if (!ok) throw new CodesError(message, fix);
+}
+
+const isInteger = (value, low, high) => Number.isInteger(value) && low <= value && value <= high;
+
+/** Memory that a file asks for; an array of a type such as Uint8Array. */
+export function allocate(Type, length) {
+  try {
+    return new Type(length);
+  } catch {
+    throw new CodesError(
+      `${Math.round((length * Type.BYTES_PER_ELEMENT) / 2 ** 20)} MiB do not fit in memory`,
+      "use a machine with more memory",
+    );
+  }
+}
+
+// Zip archives
+
+const CRC = new Uint32Array(256).map((_, n) => {
+  for (let bit = 0; bit < 8; bit++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
+  return n;
+});
+
+/** CRC-32 of bytes; `start` is that of the bytes before them. */
+export function crc32(bytes, start = 0) {
+  let value = ~start;
+  for (let i = 0; i < bytes.length; i++) value = CRC[(value ^ bytes[i]) & 255] ^ (value >>> 8);
+  return ~value >>> 0;
+}
+
+/** The members of a zip archive, from its central directory. */
+function members(bytes) {
+  require(bytes.length > 0, "the file is empty");
+  require(bytes[0] === 0x50 && bytes[1] === 0x4b, "not a codes file (.npz)",
+    "give a .npz that vqtok encode wrote");
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  let end = bytes.length - 22;
+  for (; end >= 0 && end > bytes.length - 22 - 65536; end--)
+    if (view.getUint32(end, true) === 0x06054b50) break;
+  require(end >= 0 && view.getUint32(end, true) === 0x06054b50, "damaged or truncated");
+  const start = end - view.getUint32(end + 12, true); // of the directory, which ends here
+  const shift = start - view.getUint32(end + 16, true); // bytes before the archive
+  require(start >= 0 && shift >= 0, "damaged or truncated");
+  const text = (at, length) => {
+    require(at + length <= bytes.length, "damaged or truncated");
+    return new TextDecoder().decode(bytes.subarray(at, at + length));
+  };
+  const found = [];
+  try {
+    for (let at = start; at < end; ) {
+      require(view.getUint32(at, true) === 0x02014b50, "damaged or truncated");
+      require(found.length < 1024, "more members than a codes file has");
+      const name = text(at + 46, view.getUint16(at + 28, true));
+      const local = view.getUint32(at + 42, true) + shift;
+      const named = view.getUint16(local + 26, true);
+      const data = local + 30 + named + view.getUint16(local + 28, true);
+      const packed = view.getUint32(at + 20, true);
+      require(view.getUint32(local, true) === 0x04034b50 && text(local + 30, named) === name
+        && bytes[at + 6] <= 63 && data + packed <= bytes.length, "damaged or truncated");
+      found.push({
+        name,
+        flags: view.getUint16(at + 8, true),
+        method: view.getUint16(at + 10, true),
+        crc: view.getUint32(at + 16, true),
+        size: view.getUint32(at + 24, true),
+        data: bytes.subarray(data, data + packed),
+      });
+      at += 46 + view.getUint16(at + 28, true) + view.getUint16(at + 30, true) + view.getUint16(at + 32, true);
+    }
+  } catch (error) {
+    if (error instanceof RangeError) throw new CodesError("damaged or truncated");
+    throw error;
+  }
+  return found;
+}
+
+/** The bytes of a member, at most as many as the archive says, compared with its checksum. */
+async function unpack(member, name) {
+  require(member.method === 0 || member.method === 8,
+    `the member ${name} is packed in a way that this page does not read`);
+  require(!(member.flags & 0x61), "damaged or truncated");
+  const most = member.data.length * (member.method ? DEFLATE_RATIO : 1);
+  require(member.size <= most,
+    `the member ${name} claims ${member.size} bytes, which the file cannot hold`);
+  let bytes = member.data;
+  if (member.method === 8) {
+    bytes = allocate(Uint8Array, member.size);
+    let done = 0;
+    const stream = new Blob([member.data]).stream().pipeThrough(
+      new DecompressionStream("deflate-raw"));
+    const reader = stream.getReader();
+    try {
+      for (;;) {
+        const part = await reader.read();
+        if (part.done) break;
+        if (done + part.value.length > bytes.length) throw new TypeError("too long");
+        bytes.set(part.value, done);
+        done += part.value.length;
+      }
+    } catch {
+      reader.cancel().catch(() => {});
+      throw new CodesError("damaged or truncated");
+    }
+    require(done === bytes.length, `the member ${name} is truncated`);
+  }
+  require(bytes.length === member.size && crc32(bytes) === member.crc, "damaged or truncated");
+  return bytes;
+}
+
+// Arrays
+
+const NPY = /^\s*\{\s*'descr':\s*'([^']{1,20})',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(([0-9, ]{0,100})\),?\s*\}\s*$/;
+
+/** An array of an .npz: its type, its shape, and the bytes of its values. */
+async function array(all, name) {
+  const found = all.filter((member) => member.name === `${name}.npy`);
+  require(found.length < 2, `the member ${name} stands twice in the file`);
+  require(found.length === 1, `not a codes file: the member ${name} is missing`,
+    "give a .npz that vqtok encode wrote");
+  const bytes = await unpack(found[0], name);
+  const magic = [0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59, 1, 0];
+  require(bytes.length >= 10 && magic.every((byte, i) => bytes[i] === byte),
+    `the member ${name} is not an .npy array`);
+  const start = 10 + bytes[8] + 256 * bytes[9];
+  const match = NPY.exec(new TextDecoder("latin1").decode(bytes.subarray(10, start)));
+  require(match, `the member ${name} has a damaged header`);
+  const [, type, fortran, shown] = match;
+  require(!type.includes("O"), `the member ${name} holds Python objects, which nothing here unpacks`);
+  require(/^(\|u1|<u[24]|<U[1-9][0-9]{0,9})$/.test(type), `the member ${name} is of type '${type}'`);
+  require(fortran === "False", `the member ${name} is in Fortran order`);
+  const shape = shown.split(",").filter((side) => side.trim()).map(Number);
+  const each = type.startsWith("<U") ? 4 * Number(type.slice(2)) : Number(type[2]);
+  require(start + shape.reduce((a, b) => a * b, 1) * each === bytes.length,
+    `the member ${name} claims the shape (${shape}), which the file cannot hold`);
+  return { type, shape, bytes: bytes.subarray(start) };
+}
+
+/** The smallest unsigned type that holds the indices of K codes. */
+export const indexType = (K) => (K <= 256 ? Uint8Array : K <= 65536 ? Uint16Array : Uint32Array);
+
+// Codes
+
+/**
+ * What a codes file holds: { model, fingerprint, codebookSize, downsample, channels, sizes,
+ * shape: [n, L, h, w] } and either `indices`, a typed array in C order, or, where a prior coded
+ * them, `prior` (its fingerprint), `streams` (one an image) and `checksum`.
+ */
+export async function readCodes(bytes) {
+  const all = members(bytes);
+  const plain = all.some((member) => member.name === "indices.npy");
+  if (!plain && all.some((member) => member.name === "stream.npy")) {
+    const stream = await array(all, "stream");
+    require(stream.type === "|u1" && stream.shape.length === 1, "the stream is no row of bytes");
+    return fromStream(stream.bytes);
+  }
+  const indices = await array(all, "indices");
+  return fromPlain(indices, parseMeta(await array(all, "meta")));
+}
+
+function parseMeta(member) {
+  require(member.type.startsWith("<U") && member.shape.length === 0,
+    "the metadata is no line of text");
+  const view = new DataView(member.bytes.buffer, member.bytes.byteOffset, member.bytes.byteLength);
+  const parts = [];
+  for (let at = 0; at < member.bytes.length; at += 4) {
+    const code = view.getUint32(at, true);
+    require(code < 128, "the metadata is damaged");
+    parts.push(String.fromCharCode(code));
+  }
+  let meta;
+  try {
+    meta = JSON.parse(parts.join("").replace(/\0+$/, ""));
+  } catch {
+    throw new CodesError("the metadata is damaged");
+  }
+  require(meta !== null && typeof meta === "object" && isInteger(meta.format, 1, Infinity),
+    "the metadata is damaged");
+  require(meta.format === 1, `written in format ${meta.format}, newer than this page reads`,
+    "make the page again with a newer vqtok");
+  return meta;
+}
+
+function fromPlain(member, meta) {
+  const { type, shape, bytes } = member;
+  const Type = { "|u1": Uint8Array, "<u2": Uint16Array, "<u4": Uint32Array }[type];
+  require(Type && shape.length === 4, "the indices lack the four axes images, levels, rows, columns");
+  require(bytes.length > 0, "the indices are empty");
+  const sizes = Array.isArray(meta.sizes) && meta.sizes.length === 1
+    ? Array(shape[0]).fill(meta.sizes[0]) : meta.sizes;
+  const codes = {
+    model: meta.model, fingerprint: meta.fingerprint, codebookSize: meta.codebook_size,
+    downsample: meta.downsample, channels: meta.channels, sizes, shape,
+  };
+  check(codes);
+  require(Type === indexType(codes.codebookSize), `the indices are ${type}, the wrong type`);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const each = Type.BYTES_PER_ELEMENT;
+  const read = { 1: "getUint8", 2: "getUint16", 4: "getUint32" }[each];
+  codes.indices = allocate(Type, bytes.length / each);
+  for (let i = 0; i < codes.indices.length; i++) codes.indices[i] = view[read](i * each, true);
+  checkIndices(codes);
+  return codes;
+}
+
+function checkIndices(codes) {
+  for (const index of codes.indices)
+    require(index < codes.codebookSize,
+      `the indices go up to ${index}, the codebook has ${codes.codebookSize} entries`);
+}
+
+function check(codes) {
+  const { model, fingerprint, codebookSize, downsample, channels, sizes, shape } = codes;
+  require(isInteger(codebookSize, 2, 2 ** 32), "the codebook size is no integer from 2 to 2^32");
+  require(isInteger(downsample, 1, 1024), "downsample is no integer from 1 to 1024");
+  require(channels === 1 || channels === 3, "channels is neither 1 nor 3");
+  require(typeof model === "string" && [...model].length < 256 && /^(?:[^\p{C}\p{Z}]| )+$/u.test(model),
+    "the model's name is not a line of text");
+  require(typeof fingerprint === "string" && /^[0-9a-f]{8}$/.test(fingerprint),
+    "the fingerprint is not eight hex digits");
+  require(Array.isArray(sizes) && sizes.length === shape[0],
+    "the sizes do not match the number of images");
+  const pair = (size) => Array.isArray(size) && size.length === 2
+    && size.every((side) => isInteger(side, 1, Number.MAX_SAFE_INTEGER));
+  for (const size of new Set(sizes)) {
+    require(pair(size), "the sizes are not pairs of positive integers");
+    const [H, W] = size;
+    require(H * W <= PIXELS_MAX, `an image of ${W}x${H} is claimed, larger than any that vqtok reads`);
+    require(Math.ceil(H / downsample) === shape[2] && Math.ceil(W / downsample) === shape[3],
+      `an image of ${W}x${H} does not have a grid of ${shape[3]}x${shape[2]} at downsample ${downsample}`);
+  }
+}
+
+class Reader {
+  constructor(bytes) {
+    this.bytes = bytes;
+    this.at = 0;
+  }
+
+  read(count) {
+    require(this.at + count <= this.bytes.length, "the stream is truncated");
+    this.at += count;
+    return this.bytes.subarray(this.at - count, this.at);
+  }
+
+  varint() {
+    let value = 0;
+    for (let i = 0; i < 5; i++) {
+      const [byte] = this.read(1);
+      value += (byte & 127) * 2 ** (7 * i); // up to 35 bits: more than a shift has
+      if (byte < 128) return value;
+    }
+    throw new CodesError("the stream is damaged");
+  }
+}
+
+const hex = (bytes) => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+const bitsOf = (K) => Math.max(1, Math.ceil(Math.log2(K))); // exact up to 2^32 (see the tests)
+
+/** The compact form, from the bytes of `stream`. */
+export function fromStream(bytes) {
+  const reader = new Reader(bytes);
+  const [version, flags] = reader.read(2);
+  require(version <= 1, `the compact form is of version ${version}, newer than this page reads`,
+    "make the page again with a newer vqtok");
+  require(version === 1 && flags < 8, "the stream is damaged");
+  const fingerprint = hex(reader.read(4));
+  const sum = reader.read(4);
+  const checksum = (sum[0] | (sum[1] << 8) | (sum[2] << 16) | (sum[3] << 24)) >>> 0;
+  const prior = flags & 1 ? hex(reader.read(4)) : null;
+  const [codebookSize, downsample, levels, n, length] = [1, 2, 3, 4, 5].map(() => reader.varint());
+  require(0 < n && n <= Math.min(2 ** 24, 8 * bytes.length),
+    `${n} images are claimed, which the file cannot hold`);
+  let model;
+  try {
+    model = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(reader.read(length));
+  } catch (error) {
+    if (error instanceof CodesError) throw error;
+    throw new CodesError("the model's name is not a line of text");
+  }
+  const start = reader.at;
+  const size = () => [reader.varint(), reader.varint()];
+  let sizes = flags & 4 ? [size()] : Array.from({ length: n }, size);
+  const written = sizes.flat();
+  if (flags & 4) sizes = Array(n).fill(sizes[0]);
+  const lengths = prior === null ? [] : Array.from({ length: n - 1 }, () => reader.varint());
+  const streams = lengths.map((count) => reader.read(count));
+  streams.push(reader.read(bytes.length - reader.at));
+  require(isInteger(levels, 1, 65536), "the codes have no levels or no images");
+  require(isInteger(downsample, 1, 1024), "downsample is no integer from 1 to 1024");
+  const shape = [n, levels, ...sizes[0].map((side) => Math.ceil(side / downsample))];
+  const codes = {
+    model, fingerprint, codebookSize, downsample, channels: flags & 2 ? 1 : 3, sizes, shape,
+    prior, checksum, written: varints(written),
+  };
+  check(codes);
+  checkStreams(codes, streams);
+  if (prior !== null) return { ...codes, streams };
+  return withIndices(codes, unpackBits(streams[0], count(shape), bitsOf(codebookSize),
+    indexType(codebookSize)));
+}
+
+const count = (shape) => shape.reduce((a, b) => a * b, 1);
+
+function checkStreams({ prior, codebookSize, shape }, streams) {
+  const total = count(shape);
+  const size = streams.reduce((sum, stream) => sum + stream.length, 0);
+  if (prior === null) {
+    const bits = bitsOf(codebookSize);
+    require(size === Math.ceil((total * bits) / 8),
+      `${total} indices of ${bits} bits do not take ${size} bytes`);
+    return;
+  }
+  require(codebookSize <= CODED_TOTAL / 2, "the codebook is too large for a prior");
+  const least = Math.log2(CODED_TOTAL / (CODED_TOTAL - codebookSize + 1)); // bits of an index
+  require(total * least <= 8 * size, `${total} indices are claimed, more than ${size} bytes can hold`);
+  const most = 2 * total + 6 * shape[0];
+  require(size <= most, `the streams take ${size} bytes, ${total} indices at most ${most}`);
+}
+
+/** The same codes with the indices in place of streams, compared with their checksum. */
+export function withIndices(codes, indices) {
+  let bytes = new Uint8Array(indices.buffer, indices.byteOffset, indices.byteLength);
+  if (indices.BYTES_PER_ELEMENT > 1 && new Uint8Array(new Uint16Array([1]).buffer)[0] === 0) {
+    const each = indices.BYTES_PER_ELEMENT; // a machine that puts the highest byte first
+    bytes = bytes.map((_, i) => bytes[i - (i % each) + each - 1 - (i % each)]);
+  }
+  require(crc32(codes.written, crc32(bytes)) === codes.checksum,
+    "the codes do not match their checksum");
+  const { prior, streams, written, checksum, ...rest } = codes;
+  const done = { ...rest, indices };
+  checkIndices(done);
+  return done;
+}
+
+function varints(values) {
+  const bytes = [];
+  for (let value of values) {
+    for (; value > 127; value = Math.floor(value / 128)) bytes.push((value % 128) + 128);
+    bytes.push(value);
+  }
+  return Uint8Array.from(bytes);
+}
+
+function unpackBits(bytes, total, bits, Type) {
+  const indices = allocate(Type, total);
+  let [held, value, at] = [0, 0, 0]; // bits not yet given out, below 2^40
+  for (let i = 0; i < total; i++) {
+    for (; held < bits; held += 8) value = value * 256 + bytes[at++];
+    held -= bits;
+    const unit = 2 ** held;
+    indices[i] = Math.floor(value / unit);
+    value %= unit;
+  }
+  return indices;
+}
