@@ -180,3 +180,70 @@ def test_a_size_below_zero_is_damage():
     Path("a.tar").write_bytes(header)
     (chunk,) = chunks(Inputs(["a.tar"]), 5)
     assert "the rest of the tar cannot be read" in (chunk.entries[0].error or "")
+
+
+def samples_of(count: int) -> dict[str, bytes]:
+    """Six members a sample of webdataset, of which three are images."""
+    return {
+        f"s{i}.{field}": b"x"
+        for i in range(count)
+        for field in ("cls", "depth.png", "jpg", "json", "seg.png", "txt")
+    }
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_one_image_a_sample(kind: str):
+    if kind == "tar":
+        make_tar("s.tar", samples_of(6))
+    else:
+        Path("s").mkdir()
+        for name, data in samples_of(6).items():
+            (Path("s") / name).write_bytes(data)
+    for member, field in (("", "jpg"), ("seg.png", "seg.png"), ("depth", "depth.png")):
+        inputs = Inputs(["s.tar" if kind == "tar" else "s"], member)
+        found = [e.name for c in inputs.chunks(inputs.all[0], 4) for e in c.entries]
+        assert found == [f"s{i}.{field}" for i in range(6)]
+        assert sum(inputs.left_out.values()) == 12
+        assert "left out 6" in inputs.note()
+
+
+def test_damage_is_told_beside_a_member_of_the_same_key():
+    data = make_tar("s.tar", {"s.jpg": b"x", "t.jpg": b"y"}).read_bytes()
+    Path("s.tar").write_bytes(data[: 1024 + 100])
+    inputs = Inputs(["s.tar"])
+    (chunk,) = inputs.chunks(inputs.all[0], 10)
+    assert [entry.error is None for entry in chunk.entries] == [True, False]
+
+
+def test_folders_of_tars_are_bulk_without_the_option():
+    from vqtok.cli.bulk import is_bulk
+
+    Path("shards/train").mkdir(parents=True)
+    make_tar("shards/train/0.tar", image_files(1))
+    assert is_bulk(["shards"])
+    Path("shards/x.png").write_bytes(b"x")
+    assert not is_bulk(["shards"])
+    for n in range(3):
+        make_tar(f"p-{n:03}.tar", image_files(1))
+    assert is_bulk(["p-{000..001}.tar"])
+    assert [source.name for source in Inputs(["p-{000..001}.tar"]).all] == [
+        "p-000.tar",
+        "p-001.tar",
+    ]
+
+
+def test_a_folder_of_compressed_tars_is_refused_by_name():
+    from vqtok.cli.bulk import is_bulk
+
+    Path("z").mkdir()
+    Path("z/a.tar.gz").write_bytes(b"\x1f\x8bx")
+    assert is_bulk(["z"])
+    with pytest.raises(InputError, match=r"1 compressed tars, such as a\.tar\.gz"):
+        Inputs(["z"])
+
+
+def test_an_empty_tar_has_no_images_and_no_damage():
+    Path("000.tar").write_bytes(bytes(10240))
+    inputs = Inputs(["000.tar"])
+    (chunk,) = inputs.chunks(inputs.all[0], 10)
+    assert chunk.entries == ()

@@ -210,7 +210,8 @@ def test_codes_of_another_model_are_refused(toy: codec.Model, tmp_path: Path):
         ModelError, match=r"made with model toy \(.{8}\), but this is other"
     ) as caught:
         other.decode(toy.encode(image()))
-    assert "--model toy" in caught.value.fix
+    assert "--model toy" in caught.value.command_fix
+    assert "vqtok.load('toy')" in caught.value.fix
     again = codec.load(make_model(tmp_path / "again" / "toy", seed=1))
     with pytest.raises(ModelError, match="but this is toy") as caught:
         again.decode(toy.encode(image()))
@@ -405,6 +406,18 @@ def test_labels_by_name_and_number_and_in_turn(toy: codec.Model):
         with pytest.raises(UsageError, match="no label") as caught:
             toy.sample_codes(1, label=wrong)
         assert "cat, dog, eel" in caught.value.fix
+
+
+def test_where_names_are_numbers_a_number_is_a_name(tmp_path: Path):
+    names = tuple(sorted(str(n) for n in range(1, 13)))  # as folders are: 1, 10, 11, 12, 2, ...
+    make_model(tmp_path / "months", prior=replace(PRIOR, labels=names))
+    model = codec.load(tmp_path / "months")
+    assert model._labels("2", 1).tolist() == [names.index("2")]  # type: ignore
+    assert model._labels(12, 1).tolist() == [names.index("12")]  # type: ignore
+    assert model._labels("02", 1).tolist() == [names.index("2")]  # type: ignore
+    for none in (0, "0", 13):
+        with pytest.raises(UsageError, match="there is no label"):
+            model.sample_codes(1, label=none)
 
 
 def test_labels_of_an_unconditional_prior(tmp_path: Path):

@@ -212,12 +212,13 @@ def test_idx(tmp_path: Path, packed: bool) -> None:
     assert (len(data), data.channels, targets(data), data.labels) == (2, 1, [1, 0], ("0", "1"))
     assert (data.image(1)[..., 0] == images[1]).all()
     test = open_data(tmp_path, "test")
-    assert (red(test), targets(test)) == ([100], [2])
+    assert (red(test), targets(test), test.labels) == ([100], [0], ("2",))
     assert red(open_data(tmp_path / ("t10k-images-idx3-ubyte" + ".gz" * packed))) == [100]
     (tmp_path / "outer").mkdir()
     (tmp_path / "letters-train-images-idx3-ubyte").write_bytes(idx(images))
-    with pytest.raises(InputError, match="2 IDX files"):
+    with pytest.raises(InputError, match="2 IDX files") as caught:
         open_data(tmp_path)
+    assert Path(caught.value.fix.removeprefix("name one, such as ")).is_file()
 
 
 def test_arrays(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -95,7 +95,16 @@ def test_figures_against_independent_computations(toy: codec.Model):
     assert result.bits_per_dim == pytest.approx((coded + seen) / values, rel=1e-4)
 
 
-@pytest.mark.parametrize("labels", [(), ("dog", "cat", "eel")])
+def test_classes_are_known_by_their_names(toy: codec.Model):
+    names = ("eel", "dog", "cat")
+    grids = [toy.encode(p) for p in PIXELS]
+    numbers = [toy.labels.index(names[int(t)]) for t in TARGETS]
+    coded = sum(coded_bits(toy, grid, n) for grid, n in zip(grids, numbers, strict=True))
+    result = evaluate(toy, data(names))
+    assert result.bpp_coded == pytest.approx(coded / (7 * 140), rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", [(), ("cat", "dog", "fox")])
 def test_labels_count_only_where_the_prior_knows_these_classes(
     toy: codec.Model, labels: tuple[str, ...]
 ):

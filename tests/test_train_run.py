@@ -1,5 +1,6 @@
 """The folder of a run: damaged files, what `create_run` replaces, and which recipes may go on."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from train_helpers import SMALL, Interrupt, go, recipe_for, truncate, write_imag
 
 from vqtok import codec, weights
 from vqtok import train as training
-from vqtok.data import Shapes
+from vqtok.data import DataOptions, Shapes
 from vqtok.errors import InputError, OutputError, TrainingError, UsageError
 from vqtok.train import run as train_run
 
@@ -295,3 +296,61 @@ def test_a_decoder_that_is_asked_for_stays() -> None:
     values = {"tokenizer": {"downsample": 8, **shape}}
     spec, _ = training.new_run(training.TrainRequest(preset="photo", values=values))
     assert spec.recipe.tokenizer.decoder_stages == [(8, 1), (16, 1)]
+
+
+# The data of a run
+
+
+def test_resume_on_other_images_of_equal_number_is_refused(tmp_path: Path) -> None:
+    place = write_images(tmp_path / "data", {"1.png": 1, "2.png": 2})
+    request = training.TrainRequest(str(place), values=SMALL)
+    training.create_run(tmp_path / "run", training.new_run(request)[0], "all", False)
+    again, _ = training.resume_run(tmp_path / "run", training.TrainRequest())
+    assert again.digest
+    renamed = write_images(tmp_path / "renamed", {"1.png": 1, "3.png": 2})
+    resized = write_images(tmp_path / "resized", {"1.png": 1, "2.png": 2})
+    (resized / "2.png").write_bytes((resized / "2.png").read_bytes() + b"x")
+    for other in (renamed, resized):
+        with pytest.raises(TrainingError, match="on other images"):
+            training.resume_run(tmp_path / "run", training.TrainRequest(str(other)))
+    before = tmp_path / "run" / "run.json"  # of a version that kept no digest
+    run = json.loads(before.read_text())
+    del run["digest"], run["options"]
+    before.write_text(json.dumps(run))
+    training.resume_run(tmp_path / "run", training.TrainRequest(str(renamed)))
+
+
+def test_resume_on_other_arrays_is_refused(tmp_path: Path) -> None:
+    images = np.repeat(np.arange(4, dtype=np.uint8), 256).reshape(4, 16, 16)
+    np.save(tmp_path / "a.npy", images)
+    np.save(tmp_path / "b.npy", images[::-1])
+    request = training.TrainRequest(str(tmp_path / "a.npy"), values=SMALL)
+    training.create_run(tmp_path / "run", training.new_run(request)[0], "all", False)
+    training.resume_run(tmp_path / "run", training.TrainRequest())
+    with pytest.raises(TrainingError, match="on other images"):
+        training.resume_run(tmp_path / "run", training.TrainRequest(str(tmp_path / "b.npy")))
+
+
+def test_what_was_said_of_the_data_stays(tmp_path: Path) -> None:
+    place = write_images(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2, "c/3.png": 3})
+    options = DataOptions.of(["test=c"], "none")
+    request = training.TrainRequest(str(place), values=SMALL, options=options)
+    training.create_run(tmp_path / "run", training.new_run(request)[0], "all", False)
+    again, dataset = training.resume_run(tmp_path / "run", training.TrainRequest())
+    assert (again.options, len(dataset), dataset.labels) == (options, 2, ())
+    told = train_run.spec_from_json(train_run.spec_to_json(again))
+    assert told == again
+
+
+def test_a_model_among_its_images_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = write_images(tmp_path / "data", {"1.png": 1, "2.png": 2})
+    _, dataset = training.new_run(training.TrainRequest(str(place), values=SMALL))
+    monkeypatch.chdir(place)
+    for folder, data in ((place / "x" / "y", str(place)), (Path("m"), "."), (place, str(place))):
+        with pytest.raises(UsageError, match="lies in the folder of images") as caught:
+            training.check_outside(folder, data, dataset)
+        assert "data-model" in caught.value.fix
+    training.check_outside(tmp_path / "data-model", str(place), dataset)
+    training.check_outside(tmp_path, str(place), dataset)

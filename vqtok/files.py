@@ -21,6 +21,8 @@ from vqtok.errors import InputError, OutputError, UsageError
 STDIO = Path("-")
 _CHUNK = 1 << 20
 _TEMPORARY = re.compile(r"\.vqtok-[0-9a-f]{12}(\..{1,15})?")
+_BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
+_BRACES_MAX = 1_000_000
 _ELSEWHERE = "choose another place with -o"
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space, or choose another disk with -o"),
@@ -87,6 +89,8 @@ def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
         ]
     if os.path.exists(name):
         return [Source(path, Path(path.name))]
+    if (words := expand_braces(name)) != [name]:
+        return [source for word in words for source in _expand_one(word, suffixes, several)]
     magic = next((i for i, part in enumerate(path.parts) if _is_magic(part)), None)
     if magic is None:
         return []
@@ -97,6 +101,31 @@ def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
         for p in matches
         if not name.endswith("*") or _is_wanted(p, suffixes)
     ]
+
+
+def expand_braces(name: str) -> list[str]:
+    """`{000..002}` and `{a,b}` written out, as a shell does it and webdataset's users write it.
+
+    A range keeps its zeros in front; the name itself where it has none, or stands for more than
+    a million.
+    """
+    found = _BRACES.search(name)
+    if found is None:
+        return [name]
+    low, high, words = found.groups()
+    if low is None:
+        inner = words.split(",")
+    else:
+        first, last = int(low), int(high)
+        if abs(last - first) >= _BRACES_MAX:
+            return [name]
+        width = max(len(low), len(high)) if low[0] == "0" or high[0] == "0" else 0
+        step = 1 if last >= first else -1
+        inner = [f"{n:0{width}}" for n in range(first, last + step, step)]
+    start, end = name[: found.start()], expand_braces(name[found.end() :])
+    if len(inner) * len(end) > _BRACES_MAX:
+        return [name]
+    return [start + word + rest for word in inner for rest in end]
 
 
 def _nothing(lost: Sequence[str]) -> InputError:
@@ -252,7 +281,9 @@ def check_free(path: Path, force: bool) -> None:
 
 def _taken(path: Path) -> OutputError:
     return OutputError(
-        f"{path} exists", "use -f/--force to replace it, or choose another name with -o"
+        f"{path} exists",
+        "give force=True to replace it, or choose another name",
+        "use -f/--force to replace it, or choose another name with -o",
     )
 
 

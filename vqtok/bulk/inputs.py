@@ -7,10 +7,12 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path, PurePath
 
 from vqtok import files
+from vqtok.data import samples
+from vqtok.data.foreign import COMPRESSED, refuse_compressed
 from vqtok.data.tar import tar_images
 from vqtok.errors import InputError, UsageError
 from vqtok.images import IMAGE_SUFFIXES
@@ -69,13 +71,15 @@ def stem(number: int, chunk: int) -> str:
 
 
 class Inputs:
-    """The tars and loose images that names, folders and globs stand for.
+    """The tars and loose images that names, folders and globs stand for, one image a sample.
 
-    Raises InputError, UsageError.
+    `member` chooses which of several (see `data.samples`); `left_out` counts the others, by field,
+    as far as the inputs have been gone through. Raises InputError, UsageError.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self._words = tuple(words)
+    def __init__(self, words: Sequence[str], member: str = "") -> None:
+        self._words, self._member = tuple(words), member
+        self.left_out: dict[str, int] = {}
         for word in words:
             _check_word(word)
         tars: dict[str, tuple[str, str]] = {}
@@ -91,6 +95,9 @@ class Inputs:
         self.tars = len(found)
         self.all = (*found, *([Input(len(found), LOOSE, None, None)] if self._loose else []))
         if not self.all:
+            for word in words:
+                if packed := _compressed(word):
+                    raise refuse_compressed(Path(word), packed)
             raise InputError(
                 f"no images and no tars are in {', '.join(words)}",
                 "name tar shards, or folders of images",
@@ -98,7 +105,7 @@ class Inputs:
 
     def chunks(self, source: Input, size: int) -> Iterator[Chunk]:
         """The images of an input, `size` a chunk; at least one chunk, even of no images."""
-        entries = self._images() if source.path is None else _members(source.path)
+        entries = self._images() if source.path is None else self._members(source.path)
         here = tuple(islice(entries, size))
         for number in range(1 << 62):
             following = tuple(islice(entries, size))
@@ -108,7 +115,40 @@ class Inputs:
             here = following
 
     def _images(self) -> Iterator[Entry]:
-        yield from (entry for entry in self._found() if not _is_tar(entry))
+        """Images outside of tars; of a folder's, one a sample."""
+        loose = (entry for entry in self._found() if not _is_tar(entry))
+        for _, group in groupby(loose, lambda entry: os.path.dirname(entry.path)):
+            entries = list(group)
+            names = [entry.name for entry in entries if entry.error is None]
+            bad = [entry for entry in entries if entry.error is not None]
+            if self._member and not any(samples.is_field(name, self._member) for name in names):
+                kept, gone = [], samples.count_fields(names)
+            else:
+                kept, gone = samples.choose(names, self._member)
+            self._count(gone)
+            wanted = {names[i] for i in kept}
+            yield from (e for e in entries if e in bad or e.name in wanted)
+
+    def _members(self, path: Path) -> Iterator[Entry]:
+        errors: list[Entry] = []
+
+        def named() -> Iterator[tuple[str, Entry]]:
+            for entry in _members(path):
+                if entry.error is None:
+                    yield entry.name, entry
+                else:  # it comes last
+                    errors.append(entry)
+
+        yield from samples.one_by_one(named(), self._member, self.left_out)
+        yield from errors
+
+    def note(self) -> str:
+        """One line on what was left out so far; empty where nothing was."""
+        return samples.Choice([], self.left_out).note()
+
+    def _count(self, gone: dict[str, int]) -> None:
+        for field, count in gone.items():
+            self.left_out[field] = self.left_out.get(field, 0) + count
 
     def _found(self) -> Iterator[Entry]:
         """Every image and tar, and every folder that cannot be listed."""
@@ -121,6 +161,28 @@ class Inputs:
             else:
                 for source in files.expand([word], _FOUND):
                     yield Entry(source.relative.as_posix(), str(source.path))
+
+
+def is_folder_of_tars(word: str) -> bool:
+    """Whether a folder holds tars, at any depth, and no images: looks no further than the first.
+
+    So do compressed ones, which `Inputs` then refuses by name.
+    """
+    tars = bool(_compressed(word))
+    for entry in _walk(word, "") if os.path.isdir(word) else ():
+        if entry.error is None and not _is_tar(entry):
+            return False
+        tars = tars or _is_tar(entry)
+    return tars
+
+
+def _compressed(word: str) -> list[str]:
+    """The compressed tars that lie in a folder."""
+    try:
+        names = sorted(os.listdir(word)) if os.path.isdir(word) else []
+    except OSError:
+        return []
+    return [name for name in names if name.lower().endswith(COMPRESSED)]
 
 
 def _check_word(word: str) -> None:

@@ -67,14 +67,21 @@ class ShardOptions:
 
 
 def is_bulk(inputs: Sequence[str], *options: object) -> bool:
-    """Whether codes shards are asked for: by one of the options, or by a tar.
+    """Whether codes shards are asked for: by one of the options, a tar, or folders of tars alone.
 
     Torch is not needed to see that.
     """
     # `in (None, False)` would find 0 workers
     if any(option is not None and option is not False for option in options):
         return True
-    return any(word.lower().endswith(".tar") and not os.path.isdir(word) for word in inputs)
+    if any(word.lower().endswith(".tar") and not os.path.isdir(word) for word in inputs):
+        return True
+    folders = [word for word in inputs if os.path.isdir(word)]
+    if len(folders) < len(inputs):
+        return False
+    from vqtok.bulk.inputs import is_folder_of_tars
+
+    return all(is_folder_of_tars(folder) for folder in folders)
 
 
 def check_free(options: Mapping[str, object]) -> None:
@@ -95,6 +102,7 @@ def encode(
     levels: int | None,
     compact: bool,
     background: str,
+    member: str | None = None,
 ) -> None:
     """Encodes all inputs, or one part of them, and reports each shard."""
     from vqtok import images
@@ -107,7 +115,7 @@ def encode(
         )
     images.parse_color(background)
     chosen.check_levels(levels)
-    work_slice, found = WorkSlice.parse(sharding.shard), Inputs(inputs)
+    work_slice, found = WorkSlice.parse(sharding.shard), Inputs(inputs, member or "")
     model, reporter = chosen.load(), Reporter(options.json, options.quiet)
     if compact and model.folder.entropy is None:
         output.say(rate.only_packed(model.name), options.quiet)
@@ -131,6 +139,8 @@ def encode(
         with closing(reports):
             for report in reports:
                 reporter.add(report)
+    if found.left_out:
+        output.say(found.note(), options.quiet or options.json)
     reporter.finish(out, time.perf_counter() - begin)
 
 

@@ -40,11 +40,18 @@ def evaluate(
     ] = None,
     model: o.ModelName = None,
     split: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
-            "--split", help="test or train, for data that tells them apart.", metavar="PART"
+            "--split",
+            help=(
+                "test or train, for data that tells them apart; or NAME=PATTERN, like "
+                "test='holdout/*'. Default: test."
+            ),
+            metavar="PART",
         ),
-    ] = "test",
+    ] = None,
+    labels: o.LabelSource = None,
+    member: o.Member = None,
     limit: Annotated[
         int | None,
         typer.Option("--limit", help="Take only so many images, the first.", metavar="N", min=1),
@@ -105,20 +112,24 @@ def evaluate(
     from vqtok.data import open_data
     from vqtok.errors import InputError, UsageError
 
-    if split not in ("test", "train"):
-        raise UsageError(f"there is no split {split!r}", "choose test or train")
+    parts = [word for word in split or () if "=" not in word] or ["test"]
+    if len(parts) > 1 or parts[0] not in ("test", "train"):
+        raise UsageError(f"there is no split {' '.join(parts)!r}", "choose test or train")
     if data is not None and shards.is_shards(data):
         compared = {"--lpips": lpips, "--codecs": codecs, "--sheet": sheet, "--plot": plot}
         _check_no_originals(data, compared)
-        chosen = ModelOptions(model, device, precision, verbose)
-        return _evaluate_shards(data, chosen, limit, _numbers(levels), json, quiet)
+        made_by = ModelOptions(model, device, precision, verbose)
+        return _evaluate_shards(data, made_by, limit, _numbers(levels), json, quiet)
+    chosen = o.data_options([word for word in split or () if "=" in word], labels, member)
     _check_targets(sheet, plot, force)
     asked: dict[str, Any] = {"levels": _numbers(levels), "codecs": _names(codecs)}
     codec = ModelOptions(model, device, precision, verbose).load()
     network = _load_lpips(lpips)
     from vqtok.evaluate import evaluate as measure
 
-    dataset = open_data(data, "test" if split == "test" else "train")
+    dataset = open_data(data, "test" if parts[0] == "test" else "train", chosen)
+    for note in dataset.notes:
+        output.say(note, quiet)
     views: list[list[View]] = []
     errors: list[InputError] = []
 
@@ -145,6 +156,7 @@ def evaluate(
                 "fingerprint": codec.fingerprint,
                 "data": dataset.name,
                 **result.to_json(),
+                "notes": [*dataset.notes, *result.notes],
             }
         )
     else:
@@ -183,7 +195,7 @@ def _evaluate_shards(
         EntropyCoders(chosen.name).check_model(held.manifest)
         codec = chosen.load() if chosen.name else chosen.load_for(held.manifest)
     except ModelError as error:
-        raise ModelError(f"{data}: {error}", error.fix) from None
+        raise error.about(data) from None
     from vqtok.evaluate import evaluate_codes
 
     with output.memory_errors(data), bar(f"eval {data}", quiet) as progress:

@@ -5,9 +5,12 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from vqtok.data import DataOptions
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -110,6 +113,37 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Replace files that e
 SkipExisting = Annotated[
     bool, typer.Option("--skip-existing", help="Leave out inputs whose result exists.")
 ]
+SplitPatterns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--split",
+        metavar="NAME=PATTERN",
+        help=(
+            "Which images are for training or for tests, like test='holdout/*'. "
+            "Default: by words like train and val in names."
+        ),
+    ),
+]
+LabelSource = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="FROM",
+        help=(
+            "Classes: none, folders, cls (members of tars), or a file of NAME,LABEL lines. "
+            "Default: by the data."
+        ),
+        autocompletion=complete_choice("none", "folders", "cls"),
+    ),
+]
+Member = Annotated[
+    str | None,
+    typer.Option(
+        "--member",
+        metavar="FIELD",
+        help="Of several images a sample take this one, like seg.png. Default: the plain one.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say which model, device and precision are used.")
@@ -123,7 +157,7 @@ Device = Annotated[
         "--device",
         metavar="DEVICE",
         autocompletion=complete_choice("auto", "cpu", "cuda", "mps"),
-        help="auto, cpu, cuda or mps. Default: VQTOK_DEVICE, else auto: the fastest.",
+        help="auto, cpu, cuda, cuda:1 or mps. Default: VQTOK_DEVICE, else auto: the fastest.",
     ),
 ]
 Precision = Annotated[
@@ -176,3 +210,10 @@ Background = Annotated[
         help="Color that transparency is laid over: white, #ff8800 or 255,136,0.",
     ),
 ]
+
+
+def data_options(split: list[str] | None, labels: str | None, member: str | None) -> "DataOptions":
+    """What the three options say of the data. Raises UsageError."""
+    from vqtok.data import DataOptions
+
+    return DataOptions.of(split or (), labels, member)

@@ -42,6 +42,9 @@ class RunOptions:
     out: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new model.")] = (
         DEFAULT_OUTPUT
     )
+    split: o.SplitPatterns = None
+    labels: o.LabelSource = None
+    member: o.Member = None
     stage: Annotated[
         str,
         typer.Option(
@@ -322,6 +325,8 @@ def _train(
         stop_on_signals(stop, together=distributed.world_size() > 1),
         training.resumable(),
     ):
+        for note in dataset.notes:
+            listener.note(note)
         listener.note(f"{dataset.description} -> {folder}")
         run = training.context_for(spec, folder, device, stop, listener)
         finished = training.train(spec.recipe, dataset, run, stage, resume, spec.compiled)
@@ -383,6 +388,7 @@ def _make_request(run: RunOptions, settings: SettingOptions) -> "TrainRequest":
         folder=run.out,
         stage=run.stage,
         resume=run.resume,
+        options=o.data_options(run.split, run.labels, run.member),
     )
 
 
@@ -397,10 +403,12 @@ def _print_plan(request: "TrainRequest", device: Any, json: bool) -> None:
         recipe, dataset, request.stage, device, Path(spec.perceptual) if spec.perceptual else None
     )
     if json:
-        output.print_json({"output": str(request.folder), "recipe": recipe.to_dict(), **facts})
+        told = {"output": str(request.folder), "notes": list(dataset.notes)}
+        output.print_json({**told, "recipe": recipe.to_dict(), **facts})
         return
     rows: list[list[Any]] = [
         ["data", dataset.description],
+        *(["", note] for note in dataset.notes),
         ["model folder", request.folder],
         ["device", f"{device.type}, {recipe.precision}"],
     ]
@@ -464,6 +472,7 @@ def _summary(out: Path, stage: str, dataset: "Dataset") -> dict[str, Any]:
         "output": str(out),
         "fingerprints": fingerprints,
         "unreadable": dataset.skipped,
+        "notes": list(dataset.notes),
     }
 
 

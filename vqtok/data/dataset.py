@@ -3,18 +3,45 @@ files decoded one at a time.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from vqtok import images
+from vqtok.data.classes import Classes
+from vqtok.data.splits import Split, parse_patterns
 from vqtok.errors import InputError, VqtokError
 from vqtok.files import human_count
 
-Split = Literal["train", "test"]
+_SAMPLED = 64  # images of an array by which it is known again
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What the user says about data that does not say it itself."""
+
+    split: tuple[tuple[Split, str], ...] = ()  # (train or test, glob of names)
+    labels: str = ""  # none, folders, cls or a file; "": by the data
+    member: str = ""  # of several images a sample the one with this field, like seg.png
+
+    @classmethod
+    def of(
+        cls, split: Iterable[str] = (), labels: str | None = None, member: str | None = None
+    ) -> "DataOptions":
+        """From what a command takes. Raises UsageError."""
+        return cls(parse_patterns(split), labels or "", member or "")
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "split": [f"{name}={pattern}" for name, pattern in self.split],
+            "labels": self.labels,
+            "member": self.member,
+        }
 
 
 class Dataset(Protocol):
@@ -43,6 +70,16 @@ class Dataset(Protocol):
         """How many images proved unreadable so far."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was guessed or left out when the data was opened, a line each."""
+        ...
+
+    @property
+    def split(self) -> Split | None:
+        """Which part this is; None where the data does not tell its parts apart."""
+        ...
+
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> np.ndarray:
@@ -53,8 +90,38 @@ class Dataset(Protocol):
         """Position in `labels`; -1 when there are none."""
         ...
 
+    def image_name(self, index: int) -> str:
+        """The image's name in its source, unique in it; of arrays its number."""
+        ...
 
-class ArrayData:
+    def caption(self, index: int) -> str | None:
+        """The text that comes with an image; None without one."""
+        ...
+
+    def digest(self) -> str:
+        """Eight hex digits that differ for other images: of names and sizes of files, of some
+        pixels of arrays. Where the data lies does not count.
+        """
+        ...
+
+
+class Plain:
+    """What a data set says of itself where it has nothing to say."""
+
+    notes: tuple[str, ...] = ()
+    split: Split | None = None
+
+    def image_name(self, index: int) -> str:
+        return f"{index:06}"
+
+    def caption(self, index: int) -> str | None:
+        return None
+
+    def digest(self) -> str:
+        return ""
+
+
+class ArrayData(Plain):
     """Images of one size, in memory or memory-mapped:
     pixels uint8 (N, H, W, C), targets int64 (N,) or None.
     """
@@ -67,6 +134,8 @@ class ArrayData:
         pixels: np.ndarray,
         targets: np.ndarray | None = None,
         labels: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        split: Split | None = None,
     ) -> None:
         assert pixels.dtype == np.uint8
         assert pixels.ndim == 4
@@ -75,6 +144,8 @@ class ArrayData:
         self.name, self.labels = name, tuple(labels)
         self._pixels, self._targets = pixels, targets if self.labels else None
         self.channels = int(pixels.shape[3])
+        self.notes = tuple(notes)
+        self.split: Split | None = split
 
     @property
     def size(self) -> tuple[int, int]:
@@ -101,11 +172,25 @@ class ArrayData:
     def label(self, index: int) -> int:
         return -1 if self._targets is None else int(self._targets[index])
 
+    def relabelled(self, classes: Classes) -> "ArrayData":
+        """The same images of other classes."""
+        targets = np.asarray(classes.targets, np.int64) if classes.labels else None
+        notes = (*self.notes, classes.note) if classes.note else self.notes
+        return ArrayData(self.name, self._pixels, targets, classes.labels, notes, self.split)
 
-class ImageFiles:
+    def digest(self) -> str:
+        places = np.unique(np.linspace(0, len(self) - 1, _SAMPLED).astype(np.int64))
+        crc = zlib.crc32(repr(self._pixels.shape).encode())
+        for place in places:
+            crc = zlib.crc32(self.image(int(place)).tobytes(), crc)
+        return f"{crc:08x}"
+
+
+class ImageFiles(Plain):
     """Encoded images, decoded when asked for.
 
-    `fetch` gives an image's path or bytes, and is safe to call from threads.
+    `fetch` gives an image's path or bytes, `caption` its text, and `size` its file's bytes; all
+    are safe to call from threads.
     """
 
     channels = 3
@@ -115,11 +200,18 @@ class ImageFiles:
         name: str,
         names: Sequence[str],
         fetch: Callable[[int], Path | bytes],
-        targets: Sequence[int] = (),
+        targets: Sequence[int] | np.ndarray = (),
         labels: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        split: Split | None = None,
+        caption: Callable[[int], str | None] | None = None,
+        size: Callable[[int], int] | None = None,
     ) -> None:
         self.name, self.labels = name, tuple(labels)
+        self.notes = tuple(notes)
+        self.split: Split | None = split
         self._names, self._fetch, self._targets = names, fetch, targets
+        self._caption, self._size = caption, size
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -133,6 +225,19 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def image_name(self, index: int) -> str:
+        return self._names[index]
+
+    def caption(self, index: int) -> str | None:
+        return None if self._caption is None else self._caption(index)
+
+    def digest(self) -> str:
+        crc = 0
+        for index, name in enumerate(self._names):
+            size = -1 if self._size is None else self._size(index)
+            crc = zlib.crc32(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"), crc)
+        return f"{crc:08x}"
 
     def image(self, index: int) -> np.ndarray:
         return self.reduced(index, 1, 1)[0]
@@ -152,7 +257,7 @@ class ImageFiles:
             raise self._error(index) from None
 
     def label(self, index: int) -> int:
-        return self._targets[index] if self._targets else -1
+        return int(self._targets[index]) if len(self._targets) else -1
 
     def check_readable(self) -> None:
         """Raises InputError when no image at all can be read;

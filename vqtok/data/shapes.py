@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 
 from vqtok.data import counter_rng
+from vqtok.data.dataset import Plain
 
 Field = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # images drawn at a time: 20,000 took 1.8 s so, and 6.4 all at once, in gigabytes of floats
 AT_ONCE = 500
 
 
-class Shapes:
+class Shapes(Plain):
     """`n` square images of `size` pixels a side;
     image i is the same on every machine and in every process.
 

@@ -68,7 +68,7 @@ def index_tar_stream(file: BufferedIOBase, length: int, path: Path) -> Iterator[
         if at > length:
             raise _damaged(path, "a member reaches past its end")
         file.seek(at)
-    if at == 0:
+    if at == 0 and len(header) < BLOCK:  # zeros alone are an empty tar
         raise _damaged(path, "it has no header")
 
 
@@ -156,10 +156,12 @@ def _damaged(path: Path, why: str) -> InputError:
     return InputError(f"{path} is no whole tar: {why}", "copy or download it again")
 
 
+def is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
 def is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name)
 
 
 def tar_images(path: Path) -> Iterator[TarMember]:

@@ -175,7 +175,9 @@ def _groups(
     """Groups neighboring images of one size, with labels: class numbers where the prior knows these
     classes, else -1.
     """
-    labeled = model.folder.prior is not None and dataset.labels == model.labels
+    known = set(dataset.labels) <= set(model.labels) if model.folder.prior is not None else False
+    labeled = known and bool(dataset.labels)
+    numbers = [model.labels.index(name) for name in dataset.labels] if labeled else []
     images: list[np.ndarray] = []
     labels: list[int] = []
     for i in range(total):
@@ -192,7 +194,8 @@ def _groups(
             yield images, labels
             images, labels = [], []
         images.append(image)
-        labels.append(dataset.label(i) if labeled else -1)
+        label = dataset.label(i)
+        labels.append(numbers[label] if labeled and label >= 0 else -1)
     if images:
         yield images, labels
 

@@ -15,7 +15,7 @@ import numpy as np
 from vqtok import codes, files
 from vqtok.codes import Codes, count_levels
 from vqtok.codes.checks import require
-from vqtok.data.sources import folder_labels
+from vqtok.data import classes
 from vqtok.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -175,8 +175,8 @@ def _number_folders(folders: set[str]) -> tuple[tuple[str, ...], dict[str, int]]
     parts = {folder: PurePosixPath(folder).parts for folder in folders}
     if all(each and each[0].lower() in _SPLITS for each in parts.values()):
         parts = {folder: each[1:] for folder, each in parts.items()}
-    labels, targets = folder_labels([(*each, "image") for each in parts.values()])
-    return labels, dict(zip(parts, targets, strict=True)) if labels else {}
+    found = classes.of_folders(classes.without_root([(*each, "image") for each in parts.values()]))
+    return found.labels, dict(zip(parts, found.targets, strict=True)) if found.labels else {}
 
 
 def _split_of(name: str) -> str | None:

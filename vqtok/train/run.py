@@ -14,7 +14,7 @@ from typing import Any
 
 from vqtok import config, distributed, files, losses, model_registry, quantizers, weights
 from vqtok.config import Recipe, TokenizerConfig
-from vqtok.data import Dataset, Shapes, open_data
+from vqtok.data import DataOptions, Dataset, ImageFiles, Shapes, open_data
 from vqtok.errors import InputError, OutputError, TrainingError, UsageError, VqtokError
 from vqtok.train import state
 from vqtok.train.shards import CodesData, check_codes, is_codes, refuse_codes, tokenizer_for
@@ -61,6 +61,7 @@ class TrainRequest:
     stage: str = "all"
     resume: bool = False
     force: bool = False  # may replace a run that is there
+    options: DataOptions = field(default_factory=DataOptions)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class RunSpec:
     # whose codes it makes, as `weights.kept_codes`, where the encoder stays as it is
     codes: dict[str, str] = field(default_factory=dict)
     job: str = ""  # the torchrun that last went on with it; "" for none
+    options: DataOptions = field(default_factory=DataOptions)  # what the user said about the data
+    digest: str = ""  # of the images' names and sizes; "" where it was not kept
 
 
 def choose_run(request: TrainRequest, resume: bool) -> tuple[RunSpec, Dataset]:
@@ -84,7 +87,9 @@ def choose_run(request: TrainRequest, resume: bool) -> tuple[RunSpec, Dataset]:
     if resume:
         return resume_run(request.folder, request)
     prior = request.stage in ("prior", "entropy")
-    return new_prior_run(request.folder, request) if prior else new_run(request)
+    spec, dataset = new_prior_run(request.folder, request) if prior else new_run(request)
+    check_outside(request.folder, spec.data, dataset)
+    return spec, dataset
 
 
 def open_run(request: TrainRequest, say: Callable[[str], None]) -> tuple[RunSpec, Dataset, bool]:
@@ -172,6 +177,8 @@ def save_run(folder: Path, spec: RunSpec) -> None:
         "init": spec.init,
         "codes": spec.codes,
         "job": spec.job,
+        "options": spec.options.to_dict(),
+        "digest": spec.digest,
     }
     files.write_bytes(folder / RECIPE_FILE, config.to_toml(spec.recipe).encode(), force=True)
     files.write_bytes(folder / RUN_FILE, (json.dumps(run) + "\n").encode(), force=True)
@@ -179,13 +186,15 @@ def save_run(folder: Path, spec: RunSpec) -> None:
 
 def spec_to_json(spec: RunSpec) -> bytes:
     """All of it, for another process."""
-    return json.dumps({**vars(spec), "recipe": spec.recipe.to_dict()}).encode()
+    told = {"recipe": spec.recipe.to_dict(), "options": spec.options.to_dict()}
+    return json.dumps({**vars(spec), **told}).encode()
 
 
 def spec_from_json(data: bytes) -> RunSpec:
     """What `spec_to_json` wrote."""
     values = json.loads(data)
-    return RunSpec(Recipe().override(values.pop("recipe")), **values)
+    options = DataOptions.of(**values.pop("options"))
+    return RunSpec(Recipe().override(values.pop("recipe")), options=options, **values)
 
 
 def is_restart_of(folder: Path) -> bool:
@@ -232,6 +241,7 @@ def load_run(folder: Path) -> RunSpec:
         command, compiled = str(run.get("command", "")), bool(run.get("compiled", False))
         perceptual, init, job = (str(run.get(name, "")) for name in ("perceptual", "init", "job"))
         codes = {str(key): str(value) for key, value in run.get("codes", {}).items()}
+        options, digest = DataOptions.of(**run.get("options", {})), str(run.get("digest", ""))
     except (FileNotFoundError, NotADirectoryError):
         raise TrainingError(
             f"{folder} holds no run to resume", "leave --resume out to start one"
@@ -244,9 +254,9 @@ def load_run(folder: Path) -> RunSpec:
         raise TrainingError(f"{path} is damaged", _AGAIN) from None
     if newer:
         raise TrainingError(f"the run in {folder} was started by a newer vqtok", "upgrade vqtok")
-    return RunSpec(
-        _recipe(folder / RECIPE_FILE), data, images, command, compiled, perceptual, init, codes, job
-    )
+    recipe = _recipe(folder / RECIPE_FILE)
+    texts = (command, compiled, perceptual, init, codes, job, options, digest)
+    return RunSpec(recipe, data, images, *texts)
 
 
 def _recipe(path: Path) -> Recipe:
@@ -274,7 +284,7 @@ def _replaced(folder: Path, stage: str) -> list[Path]:
 
 def new_run(request: TrainRequest) -> tuple[RunSpec, Dataset]:
     """A new run: the preset for the data, changed by the wanted values."""
-    dataset = _open(request.data)
+    dataset = _open(request.data, request.options)
     refuse_codes(dataset)
     recipe = preset_for(dataset, request.preset)
     tokenizer = _for_values(recipe.tokenizer, request.values.get("tokenizer", {}))
@@ -364,13 +374,20 @@ def resume_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
             f"the run in {folder} was started with another {', '.join(other)}",
             "leave that out, or start a new run",
         )
-    dataset = _open(request.data or before.data)
+    options = before.options if request.options == DataOptions() else request.options
+    dataset = _open(request.data or before.data, options)
     if (len(dataset), dataset.labels) != (before.pictures, recipe.prior.labels):
         raise TrainingError(
             f"the run in {folder} was started on "
             f"{_describe_data(before.pictures, recipe.prior.labels)}, but {dataset.name} has "
             f"{_describe_data(len(dataset), dataset.labels)}",
             "give it the same data",
+        )
+    if before.digest not in ("", dataset.digest()):
+        raise TrainingError(
+            f"the run in {folder} was started on other images than those in {dataset.name}: "
+            "their number is the same, names or sizes are not",
+            "give it the same data, or start a new run",
         )
     data = _absolute(request.data) if request.data else before.data
     perceptual = _absolute(request.perceptual) if request.perceptual else before.perceptual
@@ -386,6 +403,8 @@ def resume_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
         before.init,
         before.codes,
         distributed.torchrun_job(),
+        options,
+        before.digest or dataset.digest(),
     )
     return again, dataset
 
@@ -400,7 +419,7 @@ def new_prior_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset
         return _next_prior_run(folder, request)
     meta = weights.read_meta(path, "tokenizer")
     tokenizer = weights.tokenizer_config(path)
-    dataset = _open(request.data)
+    dataset = _open(request.data, request.options)
     check_codes(dataset, path)
     preset = preset_for(dataset, request.preset or ("pixels" if tokenizer.is_pixels else None))
     size = meta["record"].get("size", 16 * tokenizer.downsample)
@@ -424,11 +443,12 @@ def _next_prior_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Datas
     before = load_run(folder)
     recipe = before.recipe.override(request.values, request.origin)
     _refuse(_fixed(changed_settings(before.recipe, recipe), "prior"), folder)
-    dataset = _open(request.data or before.data)
+    given = request.data or request.options != DataOptions()
+    options = request.options if given else before.options
+    dataset = _open(request.data or before.data, options)
     check_codes(dataset, tokenizer_for(folder, Path(request.data) if request.data else None))
-    return _make_spec(
-        fit_to_data(recipe, dataset), dataset, replace(request, data=request.data or before.data)
-    ), dataset
+    request = replace(request, data=request.data or before.data, options=options)
+    return _make_spec(fit_to_data(recipe, dataset), dataset, request), dataset
 
 
 def _fixed(changed: list[str], kind: str) -> list[str]:
@@ -460,8 +480,9 @@ def broadcast_spec(begin: Callable[[], tuple[RunSpec, Dataset]]) -> tuple[RunSpe
     if mine:
         return mine[0]
     spec = spec_from_json(told)
-    dataset = _open(spec.data)
-    if (len(dataset), dataset.labels) != (spec.pictures, spec.recipe.prior.labels):
+    dataset = _open(spec.data, spec.options)
+    seen = (len(dataset), dataset.labels, dataset.digest())
+    if seen != (spec.pictures, spec.recipe.prior.labels, spec.digest):
         raise InputError(
             f"process {distributed.rank()} finds {_describe_data(len(dataset), dataset.labels)} in "
             f"{dataset.name}, but the first one "
@@ -574,15 +595,30 @@ def _make_spec(recipe: Recipe, dataset: Dataset, request: TrainRequest) -> RunSp
         init,
         codes,
         distributed.torchrun_job(),
+        request.options,
+        dataset.digest(),
     )
 
 
-def _open(data: str | None) -> Dataset:
+def _open(data: str | None, options: DataOptions) -> Dataset:
     return (
         CodesData(Path(data))
         if data and is_codes(Path(data))
-        else open_data(Path(data) if data else None)
+        else open_data(Path(data) if data else None, options=options)
     )
+
+
+def check_outside(folder: Path, data: str, dataset: Dataset) -> None:
+    """UsageError where the run's folder lies among the images: its sheets would be some of them."""
+    if not isinstance(dataset, ImageFiles) or not os.path.isdir(data):
+        return
+    inside = Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(data))
+    if inside:
+        raise UsageError(
+            f"the model's folder {folder} lies in the folder of images {data}: the sheets that "
+            "training writes would be taken for images",
+            f"choose one beside it: -o {os.path.relpath(os.path.abspath(data) + '-model')}",
+        )
 
 
 def _absolute(data: str | None) -> str:

@@ -12,8 +12,8 @@ from vqtok import files, model_registry, weights
 from vqtok.bulk import MANIFEST, CodesDataset
 from vqtok.codes import index_dtype
 from vqtok.config import TokenizerConfig
-from vqtok.data import Dataset
-from vqtok.data.sources import folder_labels
+from vqtok.data import Dataset, Plain
+from vqtok.data.classes import of_folders, without_root
 from vqtok.errors import InputError, TrainingError, UsageError
 from vqtok.train.grids import Grids
 
@@ -23,7 +23,7 @@ def is_codes(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-class CodesData:
+class CodesData(Plain):
     """Codes shards in the place of a data set of images;
     folders become labels, as they do with images.
     """
@@ -42,7 +42,9 @@ class CodesData:
         if not names:
             raise InputError(f"{folder} holds codes of no image", "encode some")
         self._sizes = sizes
-        self.labels, self._targets = folder_labels(names)
+        classes = of_folders(without_root(names))
+        self.labels, self._targets = classes.labels, classes.targets
+        self.notes = (classes.note,) if classes.note else ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -67,7 +69,7 @@ class CodesData:
         )
 
     def label(self, index: int) -> int:
-        return self._targets[index] if self._targets else -1
+        return int(self._targets[index]) if len(self._targets) else -1
 
     @cached_property
     def grids(self) -> Grids:

@@ -1,0 +1,121 @@
+"""Zips and tar shards as files that are read one by one, where they lie."""
+
+import os
+import threading
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from vqtok import images
+from vqtok.data import arrays
+from vqtok.data.listing import TEXTS, Files
+from vqtok.data.tar import MEMBER_LIMIT, TarMember, index_tar, is_hidden, is_image
+from vqtok.errors import InputError
+
+_START = 64  # bytes by which images are told from what is none
+
+
+def _is_wanted(name: str) -> bool:
+    return is_image(name) or (PurePosixPath(name).suffix.lower() in TEXTS and not is_hidden(name))
+
+
+def zip_files(path: Path) -> Files:
+    """The images in a zip, and the texts beside them. Raises InputError."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except arrays.BROKEN as error:
+        raise InputError(f"{path} is a damaged zip: {error}", "copy or download it again") from None
+    members = [
+        m for m in archive.infolist() if not m.filename.endswith("/") and _is_wanted(m.filename)
+    ]
+    members.sort(key=lambda m: m.filename)
+    lock = threading.Lock()  # one file handle, so one seek at a time; decoding is outside of it
+
+    def fetch(index: int) -> bytes:
+        member = members[index]
+        if member.file_size > MEMBER_LIMIT:
+            raise InputError(
+                f"{member.filename} claims {member.file_size} bytes", "remove it from the zip"
+            )
+        try:
+            with lock:
+                return _read_member(archive, member)
+        except (*arrays.BROKEN, OSError) as error:
+            raise InputError(
+                f"{member.filename} in {path} is damaged: {error}", "pack the zip again"
+            ) from None
+
+    names = [member.filename for member in members]
+    return Files(path.name, names, fetch, lambda i: members[i].file_size)
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A member's bytes; ValueError where an image's are none's, before more than the
+    first of them are unpacked.
+    """
+    with archive.open(member) as file:
+        start = file.read(_START)
+        if is_image(member.filename) and not images.may_be_image(start):
+            raise ValueError("it is not an image")
+        data = bytearray(start)
+        while piece := file.read(1 << 20):  # all at once, zipfile would hold them twice
+            data += piece
+    return bytes(data)
+
+
+def tar_files(paths: Sequence[Path], name: str, root: Path | None = None) -> Files:
+    """The images in tars, and the texts beside them; each is then one read at a known offset.
+
+    An empty tar holds none; of one that is cut off, those before the cut are used, with a line
+    that says so. Raises InputError where no tar can be read. `root`: shards are named from there.
+    """
+    members = list[tuple[Path, TarMember]]()
+    broken, notes = list[InputError](), list[str]()
+    for path in paths:
+        found, error = _index(path)
+        members += [(path, member) for member in found]
+        if error is not None:
+            broken.append(error)
+            notes.append(f"{error}; {len(found):,} files before that are used.")
+    if broken and not members:
+        raise broken[0]
+
+    def fetch(index: int) -> bytes:
+        path, member = members[index]
+        try:
+            # each time anew, 10 µs: no handle is shared by threads or left open
+            with path.open("rb") as file:
+                file.seek(member.offset)
+                return file.read(member.size)
+        except OSError as error:
+            raise InputError(
+                f"{member.name} in {path}: {error.strerror}", "check the disk"
+            ) from None
+
+    shown = {
+        path: path.relative_to(root).as_posix() if root else os.path.basename(path)
+        for path in paths
+    }
+    return Files(
+        name if len(paths) == 1 else f"{len(paths)} shards of {name}",
+        [member.name for _, member in members],
+        fetch,
+        lambda i: members[i][1].size,
+        [shown[path] for path, _ in members],
+        is_tar=True,
+        notes=tuple(notes),
+    )
+
+
+def _index(path: Path) -> tuple[list[TarMember], InputError | None]:
+    """The files wanted in a tar, and what is wrong with what comes after them."""
+    length, found = path.stat().st_size, list[TarMember]()
+    try:
+        for member in index_tar(path):
+            name = member.name.removeprefix("./")
+            fits = member.size <= MEMBER_LIMIT and member.offset + member.size <= length
+            if _is_wanted(name) and fits:
+                found.append(member._replace(name=name))
+    except InputError as error:
+        return found, error
+    return found, None

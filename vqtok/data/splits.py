@@ -1,0 +1,220 @@
+"""Tells training images from test images by the names of folders, shards and files."""
+
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Literal, NamedTuple
+
+from vqtok.errors import InputError, UsageError
+
+Split = Literal["train", "test"]
+Parts = tuple[str, ...]
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_TRAIN = words("train training trains trainset trainval trn")
+_TEST = words("test testing testset tst val valid validation valset dev eval heldout holdout")
+_WORDS: dict[str, Split] = dict.fromkeys(_TRAIN, "train")
+_WORDS.update(dict.fromkeys(_TEST, "test"))
+# Beside a split word they say nothing of a class: train_images, DIV2K_train_HR.
+_GENERIC = words(
+    "all base color data dataset extra full hr image images img imgs input inputs jpg jpeg "
+    "jpegs large lr main photo photos pictures png pngs rgb sample samples set small"
+)
+# Folders that no class is called: beside a lone train folder they do not make it one.
+_ASIDE = _GENERIC | words(
+    "annotation annotations gt ground groundtruth label labels mask masks segmentation truth "
+    "unlabeled unlabelled"
+)
+_TOKEN = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+")
+_OTHER = "\0"  # stands for the split word in a pattern of tokens
+
+
+class SplitLevel(NamedTuple):
+    """Which part of the names tells the split: its place among the parts, and what each text
+    there means; None: it is neither.
+    """
+
+    depth: int
+    kinds: dict[str, Split | None]
+    is_folder: bool
+
+
+def _tokens(name: str) -> list[str]:
+    return [token.lower() for token in _TOKEN.findall(name)]
+
+
+def split_word(name: str) -> tuple[Split, tuple[str, ...]] | None:
+    """What a name says of the split, and its other words; None where it says nothing.
+
+    The word stands between separators, digits or a change of case: train2017, DIV2K_train_HR,
+    trainA. `train_val` is for training, and a name with both words otherwise says nothing.
+    """
+    tokens = [token for token in _tokens(name) if not token.isdigit()]
+    places = [i for i, token in enumerate(tokens) if token in _WORDS]
+    if not places:
+        return None
+    first, kinds = places[0], {_WORDS[tokens[i]] for i in places}
+    if len(kinds) > 1 and tokens[first : first + 2] not in (["train", "val"], ["train", "valid"]):
+        return None
+    rest = [token for i, token in enumerate(tokens) if i not in places]
+    return _WORDS[tokens[first]], (*rest[:first], _OTHER, *rest[first:])
+
+
+def _is_generic(template: Sequence[str]) -> bool:
+    return all(token in _GENERIC or token == _OTHER or len(token) == 1 for token in template)
+
+
+def find_level(parts: Sequence[Parts]) -> SplitLevel | None:
+    """The part of the images' names, folders first, that tells training and test images apart."""
+    for depth in range(max(map(len, parts)) - 1):
+        here = [part for part in parts if len(part) > depth + 1]
+        deeper = {part[depth] for part in here if len(part) > depth + 2}
+        if kinds := _folder_kinds({part[depth] for part in here}, deeper):
+            return SplitLevel(depth, kinds, is_folder=True)
+    return _file_level(parts)
+
+
+def _folder_kinds(names: set[str], deeper: set[str]) -> dict[str, Split | None] | None:
+    """What folders beside each other mean; None where they are no split.
+
+    `deeper`: those that hold folders. A class may be called train, test_tube or bullet_train:
+    a split has both kinds under one pattern, or names that no class has.
+    """
+    marks = {name: mark for name in names if (mark := split_word(name))}
+    if not marks:
+        return None
+    kinds: dict[str, Split | None] = {
+        name: marks[name][0] if name in marks else None for name in names
+    }
+    templates = {kind: {t for k, t in marks.values() if k == kind} for kind in ("train", "test")}
+    generic = {kind: any(map(_is_generic, found)) for kind, found in templates.items()}
+    if templates["train"] and templates["test"]:
+        same = templates["train"] & templates["test"]
+        return kinds if same or (generic["train"] and generic["test"]) else None
+    if len(marks) == len(names):
+        return kinds if all(_is_generic(template) for _, template in marks.values()) else None
+    others = names - marks.keys()
+    if templates["test"]:  # data_256 beside val_256; a lone test beside classes is a class
+        return kinds if any(_is_twin(name, test) for name in others for test in marks) else None
+    aside = all(set(_tokens(name)) <= _ASIDE for name in others)
+    holds_folders = any(name in deeper for name in marks)
+    return kinds if generic["train"] and (aside or holds_folders) else None
+
+
+def _is_twin(name: str, test: str) -> bool:
+    """Whether a name has a word like data where another one has val, and else the same words."""
+    pairs = list(zip(_tokens(name), _tokens(test), strict=False))
+    differ = [(mine, other) for mine, other in pairs if mine != other]
+    same_length = len(_tokens(name)) == len(_tokens(test))
+    return same_length and len(differ) == 1 and differ[0][0] in _GENERIC and differ[0][1] in _WORDS
+
+
+def _file_level(parts: Sequence[Parts]) -> SplitLevel | None:
+    """Files name the split where each does, in one pattern: COCO_train2014_000000000009.jpg."""
+    kinds, seen = dict[str, "Split | None"](), set[tuple[Split, tuple[str, ...]]]()
+    for part in parts:
+        mark = split_word(part[-1].partition(".")[0])
+        if mark is None:
+            return None
+        kinds[part[-1]] = mark[0]
+        seen.add(mark)
+        if len(seen) > 2:
+            return None
+    if {kind for kind, _ in seen} != {"train", "test"} or len({t for _, t in seen}) != 1:
+        return None
+    return SplitLevel(-1, kinds, is_folder=False)
+
+
+def shard_kinds(names: Sequence[Parts]) -> list[Split | None]:
+    """What the name of each shard says, the first of its parts that says anything."""
+    for depth in range(max(map(len, names), default=0)):
+        marks = [split_word(_stem(name[depth])) if len(name) > depth else None for name in names]
+        if any(marks):
+            return [mark[0] if mark else None for mark in marks]
+    return [None] * len(names)
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".tar")
+
+
+def parse_patterns(texts: Iterable[str]) -> tuple[tuple[Split, str], ...]:
+    """From `train=PATTERN` and `test=PATTERN` (or val, ...). Raises UsageError."""
+    found: list[tuple[Split, str]] = []
+    for text in texts:
+        name, _, pattern = text.partition("=")
+        if name.lower() not in _WORDS or not pattern:
+            raise UsageError(
+                f"--split {text} is not understood",
+                "write train=PATTERN or test=PATTERN, like test='holdout/*'",
+            )
+        found.append((_WORDS[name.lower()], pattern))
+    return tuple(found)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a glob names an image: its whole name, a folder that it lies in, or one part."""
+    path = PurePosixPath(name)
+    wanted = pattern.strip("/")
+    above = ["/".join(path.parts[: i + 1]) for i in range(len(path.parts))]
+    return any(fnmatchcase(text, wanted) for text in (*above, *path.parts))
+
+
+def pattern_kinds(
+    names: Sequence[str], patterns: Sequence[tuple[Split, str]]
+) -> list[Split | None]:
+    """What the user's patterns make of each name: the first that matches counts.
+
+    What none matches is for the split that no pattern is given for.
+    """
+    given = {split for split, _ in patterns}
+    other: Split | None = None if len(given) != 1 else "test" if "train" in given else "train"
+    found: list[Split | None] = []
+    for name in names:
+        kind = other
+        for split, pattern in reversed(patterns):
+            kind = split if matches(name, pattern) else kind
+        found.append(kind)
+    return found
+
+
+def choose(kinds: Sequence[Split | None], split: Split | None, origin: str) -> list[int]:
+    """Positions of the wanted split among entries marked train, test or None.
+
+    Without marks everything is wanted. Where some are marked test and none train, what is
+    unmarked is for training. Raises InputError where nothing is of the split.
+    """
+    if split is None or not any(kinds):
+        return list(range(len(kinds)))
+    wanted = [split, None] if split == "train" and "train" not in kinds else [split]
+    chosen = [i for i, kind in enumerate(kinds) if kind in wanted]
+    if not chosen:
+        raise InputError(
+            f"{origin} holds no {split} images",
+            f"name the files or the folder to use instead, or say which: --split {split}=PATTERN",
+        )
+    return chosen
+
+
+def describe(groups: Sequence[str], kinds: Sequence[Split | None], split: Split) -> str:
+    """One line: which part was taken for what. `groups` names the part of each image."""
+    trains = "train" in kinds
+    parts: dict[str, dict[str, int]] = {"train": {}, "test": {}, "neither": {}}
+    for group, kind in zip(groups, kinds, strict=True):
+        counts = parts[kind or ("neither" if trains else "train")]
+        counts[group] = counts.get(group, 0) + 1
+    told = [f"{name}: {_listed(counts)}" for name, counts in parts.items() if counts]
+    return (
+        f"split: {'; '.join(told)}. Here {split} is used; --split train=PATTERN or "
+        "test=PATTERN says otherwise."
+    )
+
+
+def _listed(counts: dict[str, int]) -> str:
+    shown = ", ".join(list(counts)[:3]) + (", ..." if len(counts) > 3 else "")
+    return f"{shown} ({sum(counts.values()):,})"
