@@ -136,6 +136,15 @@ class SettingOptions:
         typer.Option("--size", help="Side of the training crops in pixels."),
         "data.size",
     ] = None
+    network: Annotated[
+        str | None,
+        typer.Option(
+            "--network",
+            help=f"{registry.one_of(registry.NETWORKS)} (the VQ-VAE paper's own).",
+            autocompletion=o.complete_setting("NETWORKS"),
+        ),
+        "tokenizer.network",
+    ] = None
     quantizer: Annotated[
         str | None,
         typer.Option(

@@ -16,6 +16,7 @@ TYPES = {
     str: "text in quotes",
     tuple[str, ...]: "a list of texts",
     tuple[int, ...]: "a list of whole numbers",
+    tuple[float, ...]: "a list of numbers",
 }
 # Settings that are younger than format 1, and what files without them were made with.
 OLD_DEFAULTS = {
@@ -34,6 +35,11 @@ OLD_DEFAULTS = {
     "z_channels": 0,
     "decoder_widths": (),
     "decoder_depths": (),
+    "encoder_layers": (),
+    "decoder_layers": (),
+    "input_mean": (),
+    "input_std": (),
+    "distance": "l2",
     **{name: setting.default for name, setting in registry.ADDED.items()},
 }
 T = TypeVar("T")

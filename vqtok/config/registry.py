@@ -90,6 +90,11 @@ NETWORKS: Table = {
         "the VQGAN's, which sees the whole image",
         ("stages", "attention", "groups", "z_channels"),
     ),
+    "paper": Entry(
+        "vqtok.networks.paper",
+        "the VQ-VAE paper's own: strided and transposed convolutions, residual blocks",
+        ("encoder_layers", "decoder_layers", "input_mean", "input_std"),
+    ),
 }
 
 # Terms beside the likelihood. A name is also the setting in LossConfig that holds the weight.

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vqtok.config.coerce import check_added, check_choice, check_range, require
+from vqtok.config.paper import check_paper
 from vqtok.config.registry import LIKELIHOODS, NETWORKS, QUANTIZERS, with_settings
 
 # Quantizers of what an encoder gives; `pixels` are the image's own, and nothing is learned.
 LEARNED = tuple(name for name in QUANTIZERS if name != "pixels")
 GRAY_LEVELS = 256
 LEVELS_MAX = 32
+DISTANCES = ("l2", "dot")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,15 @@ class TokenizerConfig:
     attention: tuple[int, ...] = ()
     groups: int = 0  # of its normalization over space
     z_channels: int = 0  # between encoder and codes, and codes and decoder
+    # Of the paper's network: its layers one by one ("down 64", "relu", "block 32"; see
+    # `config.paper`), () for the paper's own; and mean and standard deviation by which pixels in
+    # [0, 1] are scaled, one or one a channel, () for pixels in [-1, 1].
+    encoder_layers: tuple[str, ...] = ()
+    decoder_layers: tuple[str, ...] = ()
+    input_mean: tuple[float, ...] = ()
+    input_std: tuple[float, ...] = ()
+    # of vectors and codes: l2, or dot, where the code of the largest inner product is taken (IBQ)
+    distance: str = "l2"
     # Of the folded network's decoder, where it is not the encoder's mirror image: channels and
     # residual blocks of each stage, finest first. s stages end at 2**(s - 1) / downsample of the
     # resolution and unfold what is missing at once.
@@ -94,6 +105,13 @@ class TokenizerConfig:
         check_choice("quantizer", self.quantizer, QUANTIZERS)
         check_choice("likelihood", self.likelihood, LIKELIHOODS)
         check_choice("network", self.network, NETWORKS)
+        check_choice("distance", self.distance, DISTANCES)
+        require(
+            self.distance == "l2" or (self.quantizer in ("vq", "ema") and not self.normalize),
+            "distance=dot is for the quantizers vq and ema, without normalization",
+            "leave distance out, or use --quantizer vq --no-normalize",
+        )
+        check_paper(self)
         if self.network == "classic":
             self._check_classic()
         else:

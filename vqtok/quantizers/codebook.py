@@ -37,11 +37,15 @@ class _NearestSearch:
     It is written to the same few rows again and again: no (N, K) matrix, whatever N and K.
     """
 
-    def __init__(self, codebook: Tensor) -> None:
+    def __init__(self, codebook: Tensor, dot: bool = False) -> None:
+        """`dot`: the entry of the largest inner product in place of the nearest one."""
         K, D = codebook.shape
         self.weights = codebook.new_empty(D + 1, K)
         torch.mul(codebook.T, 2, out=self.weights[:D])
-        torch.mul(torch.linalg.vecdot(codebook, codebook), -1, out=self.weights[D])
+        if dot:
+            self.weights[D] = 0
+        else:
+            torch.mul(torch.linalg.vecdot(codebook, codebook), -1, out=self.weights[D])
         self.rows = max(1, (CHUNK if codebook.device.type == "cpu" else GPU_CHUNK) // K)
         self.extended, self.scores = codebook.new_empty(0, D + 1), codebook.new_empty(0, K)
 
@@ -91,7 +95,12 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, vectors: Tensor, entries: Tensor, beta: float, learns: bool
+        ctx: Any,
+        vectors: Tensor,
+        entries: Tensor,
+        beta: float,
+        learns: bool,
+        dot: bool = False,
     ) -> tuple[Tensor, ...]:
         """`Assignment`; its loss is beta || x - sg[e] ||^2 and, where the entries learn
         by it, || sg[x] - e ||^2.
@@ -101,7 +110,7 @@ class StraightThrough(torch.autograd.Function):
             torch.empty_like(vectors),
             vectors.new_zeros(()),
             torch.zeros_like(entries),
-            _NearestSearch(entries),
+            _NearestSearch(entries, dot),
         )
         for part in _chunks(vectors):
             some, which, near = vectors[part], indices[part], assignment[part]
@@ -122,7 +131,7 @@ class StraightThrough(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None, None]:
         passed, _, for_loss, *_ = gradients
         vectors, assignment, entries, counts, sums = ctx.saved_tensors
         scale = for_loss * (2 / max(1, vectors.numel()))
@@ -131,10 +140,12 @@ class StraightThrough(torch.autograd.Function):
             difference = torch.sub(vectors[part], assignment[part], out=difference.resize_(0))
             torch.addcmul(passed[part], difference, scale, value=ctx.beta, out=for_vectors[part])
         for_entries = (counts[:, None] * entries - sums) * scale if ctx.learns else None
-        return for_vectors, for_entries, None, None
+        return for_vectors, for_entries, None, None, None
 
 
-def choose(vectors: Tensor, entries: Tensor, beta: float, learns: bool) -> Assignment:
+def choose(
+    vectors: Tensor, entries: Tensor, beta: float, learns: bool, dot: bool = False
+) -> Assignment:
     """As `StraightThrough`, in operations on whole tensors that a compiler can fuse:
     no shape depends on what is chosen, so nothing waits for the device.
 
@@ -142,6 +153,7 @@ def choose(vectors: Tensor, entries: Tensor, beta: float, learns: bool) -> Assig
     """
     fixed = vectors.detach()
     half, codes = -entries.detach().square().sum(1), entries.detach().T  # (K,), (D, K)
+    half = half * 0 if dot else half
     rows = max(1, GPU_CHUNK // len(entries))
     indices = torch.cat(
         [torch.addmm(half, part, codes, alpha=2).argmax(1) for part in fixed.split(rows)]
@@ -244,6 +256,7 @@ class Codebook(Quantizer):
             config.normalize,
             config.beta,
         )
+        self.dot = config.distance == "dot"
 
     def _project(self, vectors: Tensor) -> Tensor:
         """Onto the unit sphere where the config says so: (..., D) -> (..., D)."""
@@ -259,11 +272,13 @@ class Codebook(Quantizer):
             if in_chunks(z.device):
                 assignment = Assignment(
                     *StraightThrough.apply(
-                        flat, self._entries(), self.beta, self.learned_by_gradient
+                        flat, self._entries(), self.beta, self.learned_by_gradient, self.dot
                     )
                 )  # type: ignore[misc]
             else:
-                assignment = choose(flat, self._entries(), self.beta, self.learned_by_gradient)
+                assignment = choose(
+                    flat, self._entries(), self.beta, self.learned_by_gradient, self.dot
+                )
             self._observe(flat.detach().view(batch, -1, dim), assignment)
         # (B, D, h, w)
         vectors = assignment.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)
