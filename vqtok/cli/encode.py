@@ -27,65 +27,72 @@ Images = Annotated[
 ]
 
 
-@output.handle_errors
-def encode(
-    inputs: Images,
-    out: o.Output = None,
-    model: o.ModelName = None,
-    levels: o.Levels = None,
-    bpp: o.Bpp = None,
-    max_bytes: o.MaxBytes = None,
-    compact: o.Compact = False,
+@dataclass(frozen=True)
+class CodesOptions:
+    """Options that say what is kept of an image, and how it is written."""
+
+    levels: o.Levels = None
+    bpp: o.Bpp = None
+    max_bytes: o.MaxBytes = None
+    compact: o.Compact = False
     verify: Annotated[
         bool,
         typer.Option(
             "--verify", help="Read the file's bytes back, and compare, before they are written."
         ),
-    ] = False,
+    ] = False
+
+
+@output.handle_errors
+@o.grouped
+def encode(
+    *,
+    inputs: Images,
+    out: o.Output = None,
+    model: o.ModelName = None,
+    written: CodesOptions,
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
     background: o.Background = "white",
-    device: o.Device = None,
-    precision: o.Precision = "fp32",
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-    shards: bulk.Bulk = False,
-    shard_size: bulk.ShardSize = None,
-    resume: bulk.Resume = False,
-    shard: bulk.Shard = None,
-    workers: bulk.Workers = None,
+    running: o.RunningOptions,
+    sharding: bulk.ShardOptions,
     member: o.Member = None,
 ) -> None:
     """Turn images into codes: img.png -> img.npz.
 
     Tar shards, or --bulk for folders, give codes shards: many images a file, in the folder -o.
     """
-    chosen = ModelOptions(model, device, precision, verbose)
-    options = BatchOptions(out, force, skip_existing, json, quiet)
-    if bulk.is_bulk(inputs, shards, shard_size, resume, shard, workers):
+    chosen = running.model(model)
+    options = BatchOptions(out, force, skip_existing, running.json, running.quiet)
+    if bulk.is_bulk(inputs, sharding):
         bulk.check_free(
             {
-                "--bpp": bpp,
-                "--max-bytes": max_bytes,
-                "--verify": verify,
+                "--bpp": written.bpp,
+                "--max-bytes": written.max_bytes,
+                "--verify": written.verify,
                 "--skip-existing": skip_existing,
             }
         )
-        sharding = bulk.ShardOptions(shard_size, resume, shard, workers)
-        return bulk.encode(inputs, chosen, options, sharding, levels, compact, background, member)
+        return bulk.encode(
+            inputs, chosen, options, sharding, written.levels, written.compact, background, member
+        )
     from vqtok import images
 
-    color, target = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
-    chosen.check_levels(levels)
+    color = images.parse_color(background)
+    target = rate.parse(written.levels, written.bpp, written.max_bytes)
+    chosen.check_levels(written.levels)
     jobs, note = _one_a_sample(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), inputs, member)
     check_codes_targets(jobs, out)
     if note:
-        output.say(note, quiet or json)
+        output.say(note, running.quiet or running.json)
     batch = Batch(jobs, options)
     if batch.jobs:
         encoder = _Encoder(
-            target, compact, verify, force, lambda text: output.say(text, options.quiet)
+            target,
+            written.compact,
+            written.verify,
+            force,
+            lambda text: output.say(text, options.quiet),
         )
         batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
     batch.finish()
