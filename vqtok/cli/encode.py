@@ -151,7 +151,7 @@ class _Encoder:
         try:
             codes = model.encode_batch([image.pixels])
         except InputError as error:
-            raise InputError(f"{job.source}: {error}", error.fix) from None
+            raise error.about(job.source) from None
         encoded = self._make_file(model, codes, job)
         height, width = codes.sizes[0]
         image_bytes, notes = image.source_bytes, list(image.notes)  # `write` holds no pixels
