@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+import torch
 import typer
 from cli_helpers import runner
 
@@ -16,6 +17,7 @@ from vqtok.cli import bulk, export
 from vqtok.cli import options as o
 from vqtok.cli import train as command
 from vqtok.config import Recipe
+from vqtok.data import Shapes
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ def test_training_keeps_its_memory_also_without_the_command(
     calls: list[int] = []
     monkeypatch.setattr(training, "keep_memory", lambda: calls.append(1))
     monkeypatch.setattr(training, "refuse_codes", _stop)
+    run = training.RunContext(training.RunSpec(), torch.device("cpu"))
     with pytest.raises(StopIteration):
-        training.train(Recipe(), None, None)  # type: ignore[arg-type]
+        training.train(run, Shapes(4))
     assert calls == [1]
 
 

@@ -68,7 +68,7 @@ def test_flag_reaches_the_recipe(
     value: Any,
 ) -> None:
     plain = training.new_run(
-        training.TrainRequest("data", values=read_recipe(tmp_path / "small.toml"))
+        training.RunSpec(data="data", values=read_recipe(tmp_path / "small.toml"))
     )[0].recipe.to_dict()
     seen: list[Recipe] = []
     monkeypatch.setattr(training, "train", lambda recipe, *rest: bool(seen.append(recipe)))

@@ -139,6 +139,19 @@ OUTPUTS: Table = {
     ),
 }
 
+# Data sets: functions as `data.place.DataSource`, asked in this order.
+# Folders and tars of image files come after them.
+DATA_SOURCES: Table = {
+    "npy": Entry("vqtok.data.arrays:npy_source", "one array of images"),
+    "npz": Entry("vqtok.data.arrays:npz_source", "arrays of images and labels"),
+    "zip": Entry("vqtok.data.archives:zip_source", "image files in a zip"),
+    "cifar": Entry("vqtok.data.cifar:cifar_source", "CIFAR-10 and CIFAR-100, unpacked or not"),
+    "stl": Entry("vqtok.data.cifar:stl_source", "STL-10"),
+    "idx": Entry("vqtok.data.idx:idx_source", "MNIST and its kin"),
+    "batch": Entry("vqtok.data.cifar:batch_source", "one binary batch of CIFAR"),
+    "pairs": Entry("vqtok.data.arrays:pairs_source", "images and labels in files of their own"),
+}
+
 # What `vqtok export --to` writes; each function is called as `interop.export.Exporter` says.
 EXPORT_FORMATS = {
     "diffusers": "vqtok.interop.diffusers:to_vqmodel",

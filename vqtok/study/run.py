@@ -208,12 +208,13 @@ class StudyContext:
         object.__setattr__(self, "dataset", open_data(self.images.path))
 
     def run(self, folder: Path, recipe: Recipe) -> RunContext:
-        return training.context_for(
-            self.spec(recipe), folder, self.device, self.stop, self.listener
-        )
+        return RunContext(self.spec(folder, recipe), self.device, self.stop, self.listener)
 
-    def spec(self, recipe: Recipe) -> RunSpec:
-        return RunSpec(recipe, os.path.abspath(self.images.path), len(self.dataset), self.command)
+    def spec(self, folder: Path, recipe: Recipe, stage: str = "all") -> RunSpec:
+        data, count = os.path.abspath(self.images.path), len(self.dataset)
+        return RunSpec(
+            recipe, data, count, self.command, folder=folder, stage=stage, resume=True, force=True
+        )
 
 
 @dataclass(frozen=True)
@@ -304,11 +305,12 @@ def _train_stage(
     run = context.run(folder, recipe)
 
     def train(recipe: Recipe) -> bool:
-        training.save_run(folder, context.spec(recipe))
+        run.spec = context.spec(folder, recipe, stage)
+        training.save_run(folder, run.spec)
         if stage == vae.NAME:
             task = vae.VaeTask(recipe, context.dataset, run)
             return loop.train(task, recipe.tokenizer_training, run, resume=True)
-        return training.train(recipe, context.dataset, run, stage, resume=True)
+        return training.train(run, context.dataset)
 
     context.listener.begin(folder.name, seconds, elapsed(folder, stage).seconds)
     table = "prior_training" if stage == "prior" else "tokenizer_training"
@@ -356,7 +358,7 @@ def _begin(context: StudyContext, folder: Path, settings: str, recipe: Recipe) -
         return found
     for path in (folder / MARK, folder / INDICES):
         path.unlink(missing_ok=True)
-    training.create_run(folder, context.spec(recipe), "all", force=True)
+    training.create_run(folder, context.spec(folder, recipe), "all", force=True)
     write_training(folder, TrainingRecord(settings))
     return TrainingRecord(settings)
 

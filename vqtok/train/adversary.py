@@ -161,7 +161,7 @@ class Adversary(nn.Module):
         seen = self._last_step
         if seen is None:
             return {}
-        bf16, keeps = self.run.precision == "bf16", not sync_free(self.run.device)
+        bf16, keeps = self.run.bf16, not sync_free(self.run.device)
         with torch.autocast(
             self.run.device.type, torch.bfloat16, enabled=bf16, cache_enabled=keeps
         ):

@@ -1,4 +1,4 @@
-"""What a run has while it trains: its folder and device, who listens, and when it is to stop."""
+"""Holds what a run has while it trains: spec, device, listener, and when it is to stop."""
 
 import math
 import time
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from vqtok import distributed
+from vqtok.train.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,22 @@ class Stop:
 
 @dataclass
 class RunContext:
-    """What all stages of a run share."""
+    """A run while it trains: what it is, where it runs, who listens, and when it is to stop."""
 
-    folder: Path
-    seed: int
+    spec: RunSpec
     device: torch.device
-    precision: str = "fp32"
     stop: Stop = field(default_factory=Stop)
     listener: Listener = field(default_factory=Silent)
-    perceptual: Path | None = None  # weights of the perceptual loss
-    init: Path | None = None  # tokenizer file to start from in place of random weights
-    # whose codes it makes, as `weights.kept_codes`, where only its decoder is to learn
-    codes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.spec.folder
+
+    @property
+    def seed(self) -> int:
+        return self.spec.recipe.seed
+
+    @property
+    def bf16(self) -> bool:
+        """Whether matrix products and convolutions are computed in bfloat16."""
+        return self.spec.recipe.precision == "bf16"

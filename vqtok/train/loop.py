@@ -210,9 +210,8 @@ class _Trainer:
         # bfloat16 reaches as far as float32: no gradient fades to 0 that a scale (GradScaler) would
         # save, as float16's would.
         # A graph would hold autocast's cache of weights for ever.
-        bf16 = self.run.precision == "bf16"
         with torch.autocast(
-            self.run.device.type, torch.bfloat16, enabled=bf16, cache_enabled=not self.free
+            self.run.device.type, torch.bfloat16, enabled=self.run.bf16, cache_enabled=not self.free
         ):
             result = self.task.forward(batch)
         result.loss.backward()

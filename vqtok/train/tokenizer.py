@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Generator, Hashable
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,11 +70,11 @@ class TokenizerTask(Task):
             self.vqvae.freeze_encoder()
         self.codes = recipe.tokenizer.codebook_size * recipe.tokenizer.levels
         self.criterion = to_device(
-            losses.Criterion(recipe.losses, run.perceptual, recipe.data.size), run.device
+            losses.Criterion(recipe.losses, run.spec.perceptual_path, recipe.data.size), run.device
         )
         if recipe.losses.ms_ssim:
             keep_bands(recipe.data.size, run.device)
-        if run.precision == "bf16":
+        if run.bf16:
             self.criterion.keep_cast(torch.bfloat16)
         self.adversary = Adversary(recipe, run) if recipe.losses.adversarial else None
         data, stage = recipe.data, recipe.tokenizer_training
@@ -122,9 +123,10 @@ class TokenizerTask(Task):
 
     def on_start(self) -> None:
         quantizer = self.vqvae.quantizer
-        if self.run.init is not None:
+        if self.run.spec.init:
             # it has no training state
-            self.vqvae.load_state_dict(load_tokenizer(self.run.init).state_dict(), strict=False)
+            first = load_tokenizer(Path(self.run.spec.init))
+            self.vqvae.load_state_dict(first.state_dict(), strict=False)
             if self._learns_codes:
                 quantizer.adopt_codebook()
         if self._learns_codes and quantizer.needs_init():
@@ -339,7 +341,7 @@ class TokenizerTask(Task):
             "kind": "tokenizer",
             "config": self.recipe.to_dict()["tokenizer"],
             "record": record,
-            **({"codes": self.run.codes} if self.run.codes else {}),
+            **({"codes": self.run.spec.codes} if self.run.spec.codes else {}),
         }
         record["fingerprint"] = codes_fingerprint(Weights(tensors, meta))
         return Weights(tensors, meta)
