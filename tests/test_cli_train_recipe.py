@@ -71,7 +71,7 @@ def test_flag_reaches_the_recipe(
         training.RunSpec(data="data", values=read_recipe(tmp_path / "small.toml"))
     )[0].recipe.to_dict()
     seen: list[Recipe] = []
-    monkeypatch.setattr(training, "train", lambda recipe, *rest: bool(seen.append(recipe)))
+    monkeypatch.setattr(training, "train", lambda run, data: bool(seen.append(run.spec.recipe)))
     if "--perceptual" in flags:
         Path("lpips.safetensors").write_bytes(safetensors.numpy.save(lpips_tensors(ALEX)))
     result = small("-o", "m", *flags)
