@@ -1,4 +1,4 @@
-"""Training: images to a model folder.
+"""Trains models: images to a model folder.
 
 The tokenizer first, then both priors on the indices it gives.
 """
@@ -97,7 +97,7 @@ def train(run: RunContext, dataset: Dataset) -> bool:
 
 
 def _parts(dataset: Dataset, run: RunContext) -> Parts:
-    """Training and validation images.
+    """Splits the images into those to train on and those to validate with.
 
     The latter are all readable; where there are none, training images stand in.
     """
@@ -178,7 +178,7 @@ def _train_priors(dataset: Dataset, parts: Parts, run: RunContext) -> bool:
 def _all_grids(
     network: VQVAE, fingerprint: str, recipe: Recipe, dataset: Dataset, run: RunContext
 ) -> Grids | None:
-    """The grids of all images, from codes shards, from the run's folder or encoded now;
+    """Returns the grids of all images, from codes shards, from the run's folder or encoded now;
     None after an early stop.
     """
     if isinstance(dataset, CodesData):
@@ -211,8 +211,8 @@ def _all_grids(
 
 
 def _split_grids(grids: Grids, parts: Parts, mirror: bool) -> tuple[Grids, Grids]:
-    """Training and validation grids; mirror images only to train on, or validation would
-    see half its images twice.
+    """Splits the grids for training and validation. Mirror images are for training alone, or
+    validation would see half its images twice.
     """
     if not mirror:
         return grids.select(parts[0]).known(), grids.select(parts[1]).known()
@@ -222,8 +222,8 @@ def _split_grids(grids: Grids, parts: Parts, mirror: bool) -> tuple[Grids, Grids
 
 
 def _released_tokenizer(run: RunContext) -> tuple[VQVAE, str]:
-    """The tokenizer as `vqtok encode` will use it, rounded to float16:
-    the prior must know the indices that users get.
+    """Loads the tokenizer as `vqtok encode` will use it, rounded to float16: the prior must know
+    the indices that users get.
     """
     path = run.folder / "tokenizer.safetensors"
     stored = distributed.broadcast_weights(

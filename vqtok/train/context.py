@@ -15,7 +15,7 @@ from vqtok.train.spec import RunSpec
 
 @dataclass(frozen=True)
 class Status:
-    """What a progress line shows."""
+    """Holds what a progress line shows."""
 
     stage: str
     step: int
@@ -27,7 +27,7 @@ class Status:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Those figures as they are now."""
+        """Computes the figures as they are now."""
         return self.figures()
 
 
@@ -35,20 +35,20 @@ class Listener(Protocol):
     """Hears what training has to say; the command line prints it."""
 
     def status(self, status: Status) -> None:
-        """After each step."""
+        """Is called after each step."""
         ...
 
     def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
-        """After each validation; `line` is what went to log.jsonl."""
+        """Is called after each validation; `line` is what went to log.jsonl."""
         ...
 
     def note(self, text: str) -> None:
-        """When something is worth a sentence."""
+        """Is called when something is worth a sentence."""
         ...
 
 
 class Silent:
-    """The listener that says nothing."""
+    """Ignores everything."""
 
     def status(self, status: Status) -> None:
         pass
@@ -62,7 +62,7 @@ class Silent:
 
 @dataclass
 class Stop:
-    """Why and when to stop early. Signal handlers set `signal`."""
+    """Says why and when to stop early. Signal handlers set `signal`."""
 
     deadline: float = math.inf  # time.monotonic()
     signal: int = 0
@@ -83,7 +83,7 @@ class Stop:
 
 @dataclass
 class RunContext:
-    """A run while it trains: what it is, where it runs, who listens, and when it is to stop."""
+    """Holds what a run needs while it trains: its spec, the device, who listens, and when to stop."""
 
     spec: RunSpec
     device: torch.device

@@ -1,5 +1,5 @@
-"""From what the user asks for to the recipe and the data of a run:
-a new one, one that goes on, or a prior for a tokenizer.
+"""Fills in a run's spec and opens its data and folder: a new run, a resumed one, or a prior for a
+tokenizer.
 """
 
 import json
@@ -47,7 +47,9 @@ _FREE = {
 
 
 def choose_run(request: RunSpec, resume: bool) -> tuple[RunSpec, Dataset]:
-    """The run in the request's folder, or a new prior for its tokenizer, or a new run."""
+    """Resumes the run in the request's folder, or fills in a new prior for its tokenizer, or a new
+    run.
+    """
     if resume:
         return resume_run(request.folder, request)
     prior = request.stage in ("prior", "entropy")
@@ -161,8 +163,8 @@ def is_restart_of(folder: Path) -> bool:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Inside, what cannot be written stops a run that can go on once it can:
-    another folder is no way out.
+    """Advises `--resume`, inside the block, where a file cannot be written: another folder is no
+    way out of a run.
     """
     try:
         yield
@@ -210,8 +212,8 @@ def _recipe(path: Path) -> Recipe:
 
 
 def _replaced(folder: Path, stage: str) -> list[Path]:
-    """Files that a new run, or a new prior, writes itself;
-    others in the folder are the user's own.
+    """Lists the files that a new run, or a new prior, writes itself; others in the folder are the
+    user's own.
     """
     pattern = {"prior": _PRIOR_FILES, "entropy": _ENTROPY_FILES}.get(stage, _RUN_FILES)
     try:
@@ -226,7 +228,7 @@ def _replaced(folder: Path, stage: str) -> list[Path]:
 
 
 def new_run(request: RunSpec) -> tuple[RunSpec, Dataset]:
-    """A new run: the preset for the data, changed by the wanted values."""
+    """Fills in a new run: the preset for the data, changed by the values that were asked for."""
     dataset = _open(request.data, request.options)
     refuse_codes(dataset)
     recipe = preset_for(dataset, request.preset)
@@ -274,14 +276,16 @@ def _init_tokenizer(model: str) -> TokenizerConfig | None:
 
 
 def _for_channels(tokenizer: TokenizerConfig, channels: int) -> TokenizerConfig:
-    """The tokenizer for images of that many channels; of the identity each is a level."""
+    """Changes a tokenizer to images of that many channels; a tokenizer of pixels has a level for
+    each.
+    """
     more = {"levels": channels, "code_dim": channels} if tokenizer.is_pixels else {}
     return replace(tokenizer, channels=channels, **more)
 
 
 def _check_same_network(before: TokenizerConfig, after: TokenizerConfig, model: str) -> None:
-    """UsageError where weights of one do not fit the other:
-    all but what only training looks at must be equal.
+    """Raises UsageError where weights of one do not fit the other: all but what training alone
+    reads must be equal.
     """
     names = (f.name for f in fields(before) if getattr(before, f.name) != getattr(after, f.name))
     fixed = _fixed([f"tokenizer.{name}" for name in names], "init")
@@ -294,7 +298,7 @@ def _check_same_network(before: TokenizerConfig, after: TokenizerConfig, model: 
 
 
 def resume_run(folder: Path, request: RunSpec) -> tuple[RunSpec, Dataset]:
-    """The run in a folder; only its numbers of steps may change, and where its data lies.
+    """Fills in the run in a folder; only its numbers of steps may change, and where its data lies.
 
     TrainingError for anything else.
     """
@@ -344,7 +348,7 @@ def resume_run(folder: Path, request: RunSpec) -> tuple[RunSpec, Dataset]:
 
 
 def new_prior_run(folder: Path, request: RunSpec) -> tuple[RunSpec, Dataset]:
-    """A new prior for the tokenizer in a folder, be it of a run or of a model without one.
+    """Fills in a new prior for the tokenizer in a folder, be it of a run or of a model without one.
 
     The tokenizer's settings stay.
     """
@@ -366,8 +370,8 @@ def new_prior_run(folder: Path, request: RunSpec) -> tuple[RunSpec, Dataset]:
 
 
 def _next_prior_run(folder: Path, request: RunSpec) -> tuple[RunSpec, Dataset]:
-    """A new prior in a run's folder: all that the tokenizer depends on stays, so that the
-    run can still be resumed.
+    """Fills in a new prior in a run's folder. All settings that the tokenizer depends on stay, so
+    that the run can still be resumed.
     """
     if request.preset is not None:
         raise UsageError(
@@ -398,7 +402,8 @@ def _refuse(changed: list[str], folder: Path) -> None:
 
 
 def broadcast_spec(begin: Callable[[], tuple[RunSpec, Dataset]]) -> tuple[RunSpec, Dataset]:
-    """What `begin` gives in the first process, in all: no other needs the run's folder.
+    """Sends the spec that `begin` makes in the first process to all others, which need no access to
+    the run's folder.
 
     Each opens the data by itself.
 
@@ -427,8 +432,8 @@ def broadcast_spec(begin: Callable[[], tuple[RunSpec, Dataset]]) -> tuple[RunSpe
 
 
 def preset_for(dataset: Dataset, name: str | None = None) -> Recipe:
-    """The named preset, or the one for the data;
-    for small images of one size, with crops of that size.
+    """Returns the named preset, or the one for the data; for small images of one size, with crops
+    of that size.
     """
     size = getattr(dataset, "size", None)
     small = size is not None and size[0] == size[1] <= 64
@@ -445,8 +450,8 @@ def preset_for(dataset: Dataset, name: str | None = None) -> Recipe:
 
 
 def fit_to_data(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with what is not the user's to choose:
-    the prior's class names are the data's, both priors' K and L the tokenizer's.
+    """Sets what is not the user's to choose: the prior's class names are the data's, both priors' K
+    and L the tokenizer's.
     """
     tokenizer = recipe.tokenizer
     prior = replace(
@@ -462,7 +467,7 @@ def fit_to_data(recipe: Recipe, dataset: Dataset) -> Recipe:
 
 
 def changed_settings(old: Recipe, new: Recipe) -> list[str]:
-    """Names of the settings that differ, like seed or prior.width."""
+    """Names the settings that differ, like seed or prior.width."""
     changed = []
     for name, value in old.to_dict().items():
         other = new.to_dict()[name]
@@ -474,7 +479,7 @@ def changed_settings(old: Recipe, new: Recipe) -> list[str]:
 
 
 def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Nested settings in one; the later ones win."""
+    """Merges nested settings; later ones win."""
     whole: dict[str, Any] = {}
     for part in parts:
         for key, value in part.items():
@@ -537,7 +542,9 @@ def _open(data: str, options: DataOptions) -> Dataset:
 
 
 def check_outside(folder: Path, data: str, dataset: Dataset) -> None:
-    """UsageError where the run's folder lies among the images: its sheets would be some of them."""
+    """Raises UsageError where the run's folder lies among the images: its sheets would be taken for
+    some of them.
+    """
     if not isinstance(dataset, ImageFiles) or not os.path.isdir(data):
         return
     inside = Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(data))

@@ -1,4 +1,4 @@
-"""One training run, as it was asked for and with all defaults filled in."""
+"""Describes one training run, as asked for and with all defaults filled in."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -11,7 +11,8 @@ from vqtok.data import DataOptions
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One training run: what `vqtok.train.open_run` takes as asked for, and returns filled in.
+    """Describes one training run: `vqtok.train.open_run` takes it as asked for, and returns it
+    filled in.
 
     Of a run as asked for, `recipe` is not looked at: `preset` and `values` say what it is to be.
     Filled in, all fields down to `digest` are set: run.json keeps those, and two specs are equal
