@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vqtok.cli import bulk, output, rate
+from vqtok.cli import bulk, output, quality, rate
 from vqtok.cli import options as o
 from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, check_codes_targets, plan
 from vqtok.cli.start import ModelOptions
@@ -34,6 +34,10 @@ class CodesOptions:
     levels: o.Levels = None
     bpp: o.Bpp = None
     max_bytes: o.MaxBytes = None
+    target: quality.Target = None
+    lpips: quality.Lpips = None
+    effort: quality.Effort = 0
+    goal: quality.Goal = "looks"
     compact: o.Compact = False
     verify: Annotated[
         bool,
@@ -69,6 +73,8 @@ def encode(
             {
                 "--bpp": written.bpp,
                 "--max-bytes": written.max_bytes,
+                "--target": written.target,
+                "--effort": written.effort or None,
                 "--verify": written.verify,
                 "--skip-existing": skip_existing,
             }
@@ -79,7 +85,8 @@ def encode(
     from vqtok import images
 
     color = images.parse_color(background)
-    target = rate.parse(written.levels, written.bpp, written.max_bytes)
+    wanted = rate.parse(written.levels, written.bpp, written.max_bytes)
+    search = quality.parse(written.effort, written.goal, written.target, written.lpips, wanted)
     chosen.check_levels(written.levels)
     jobs, note = _one_a_sample(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), inputs, member)
     check_codes_targets(jobs, out)
@@ -88,7 +95,8 @@ def encode(
     batch = Batch(jobs, options)
     if batch.jobs:
         encoder = _Encoder(
-            target,
+            wanted,
+            search,
             written.compact,
             written.verify,
             force,
@@ -118,6 +126,7 @@ class _Encoder:
     """Makes and writes the codes files of a batch."""
 
     target: "RateTarget"
+    quality: "quality.Quality"
     compact: bool
     verify: bool
     force: bool
@@ -149,12 +158,18 @@ class _Encoder:
         """Encodes one image, and begins to write its codes: the future ends when they are."""
         begin, image = time.perf_counter(), read.result()
         try:
-            codes = model.encode_batch([image.pixels])
+            codes, missed = self.quality.encode(model, image.pixels, self.target)
         except InputError as error:
             raise error.about(job.source) from None
         encoded = self._make_file(model, codes, job)
+        if self.quality.effort and self.target.byte_limit(codes.pixels) is not None:
+            codes = self.quality.again(model, image.pixels, encoded.codes)
+            encoded = self._make_file(model, codes, job)
         height, width = codes.sizes[0]
-        image_bytes, notes = image.source_bytes, list(image.notes)  # `write` holds no pixels
+        image_bytes, notes = (
+            image.source_bytes,
+            [*image.notes, *filter(None, [missed])],
+        )  # `write` holds no pixels
 
         def write() -> list[Facts]:
             output.write(job.target, encoded.data, self.force)
@@ -168,6 +183,7 @@ class _Encoder:
                 **rate.facts(encoded.codes, encoded.form, len(encoded.data)),
                 "seconds": round(time.perf_counter() - begin, 3),
                 "notes": notes,
+                **({"effort": self.quality.effort} if self.quality.effort else {}),
             }
             return [{**facts, "verified": True} if self.verify else facts]
 

@@ -1,4 +1,4 @@
-"""A model ready to use: images to codes and back, and codes that never were."""
+"""Holds a model ready to use: images to codes and back, and new images."""
 
 import os
 import shlex
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vqtok import images, losses, model_registry, ticks
 from vqtok.codec import inputs
+from vqtok.codec.effort import CodeSearch, parse_effort
 from vqtok.codec.entropy_coder import EntropyCoder
 from vqtok.codec.loading import build_tokenizer, fill, load_prior, to_device
 from vqtok.codes import (
@@ -46,7 +47,7 @@ _CODES_FIX = (
 
 
 class Model:
-    """A tokenizer, and its prior where it has one, ready to use on one device.
+    """Encodes, decodes and samples on one device: a tokenizer, and its prior where it has one.
 
     Each part of the network takes its values when it is first used:
     encoding needs no decoder, and decoding no encoder. A model can be copied and pickled, with
@@ -71,7 +72,7 @@ class Model:
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        """One line: name, fingerprint, grid, device and precision."""
+        """Shows name, fingerprint, grid, device and precision in one line."""
         return (
             f"<Model {self.name} ({self.fingerprint}): {self.config.grid}, "
             f"{self.device.type}, {self.precision}>"
@@ -79,7 +80,7 @@ class Model:
 
     @property
     def _family(self) -> Any:
-        """The network's class or module; no attribute, as a module cannot be pickled."""
+        """Returns the network's class or module; no attribute, as a module cannot be pickled."""
         return NETWORKS[self.config.network].load()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class Model:
         self.__dict__.update(state, _lock=threading.Lock())
 
     def _part(self, name: str) -> Any:
-        """A part of the network, with its values and on the device."""
+        """Returns a part of the network, with its values and on the device."""
         part = self._network.get_submodule(name)
         # Off, whoever asks: tensors made in inference mode never take part in a gradient.
         with self._lock, torch.inference_mode(False):
@@ -117,7 +118,7 @@ class Model:
 
     @property
     def network(self) -> VQVAE:
-        """The whole of it."""
+        """Returns the whole network."""
         for name, _ in self._network.named_children():
             self._part(name)
         return self._network
@@ -135,11 +136,11 @@ class Model:
 
     @cached_property
     def entropy_coder(self) -> EntropyCoder | None:
-        """What compact files are coded with; None where the model has no entropy prior."""
+        """Returns what compact files are coded with; None where the model has no entropy prior."""
         return None if self.folder.entropy is None else EntropyCoder(self.folder, self.fingerprint)
 
     def pack(self, codes: Codes) -> Compact:
-        """The compact form of codes: `write_codes` makes a small file of it.
+        """Returns the compact form of codes: `write_codes` makes a small file of it.
 
         Bit-packed where the model has no entropy prior.
         """
@@ -161,18 +162,20 @@ class Model:
 
     @property
     def prior(self) -> Prior:
-        """The network that knows which grids are likely; ModelError where the model has none."""
+        """Returns the network that knows which grids are likely; ModelError where the model has
+        none.
+        """
         return self._prior[0]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes that `sample` can be asked for; none for an unconditional prior."""
+        """Names the classes that `sample` can be asked for; none for an unconditional prior."""
         return self.prior.config.labels
 
     @property
     def native_size(self) -> tuple[int, int]:
-        """(H, W) in pixels of the windows that the prior has learned from:
-        what `sample` draws unless it is told a size.
+        """Returns (H, W) in pixels of the windows that the prior has learned from: what `sample`
+        draws by default.
         """
         grid = self._prior[1].get("grid")
         if (
@@ -189,16 +192,31 @@ class Model:
 
     @overload
     def encode(  # pyright: ignore[reportOverlappingOverload]
-        self, image: Tensor, background: images.Color = images.WHITE, levels: int | None = None
+        self,
+        image: Tensor,
+        background: images.Color = images.WHITE,
+        levels: int | None = None,
+        effort: int = 0,
+        goal: str = "looks",
     ) -> Tensor: ...
 
     @overload
     def encode(
-        self, image: Any, background: images.Color = images.WHITE, levels: int | None = None
+        self,
+        image: Any,
+        background: images.Color = images.WHITE,
+        levels: int | None = None,
+        effort: int = 0,
+        goal: str = "looks",
     ) -> Codes: ...
 
     def encode(
-        self, image: Any, background: images.Color = images.WHITE, levels: int | None = None
+        self,
+        image: Any,
+        background: images.Color = images.WHITE,
+        levels: int | None = None,
+        effort: int = 0,
+        goal: str = "looks",
     ) -> Codes | Tensor:
         """Encodes one image to Codes, or a batch of tensors to a tensor of indices.
 
@@ -209,31 +227,43 @@ class Model:
         device, with the model's C. It gives int64 (B, L, h, w) on that device, without gradient;
         `codes` makes Codes of these, to write to a file, and `decode` images.
 
-        `levels` keeps the first few only. Raises InputError, UsageError.
+        `levels` keeps the first few only. With an `effort` of 1 to 9, the codes are searched for,
+        so that these levels together decode to a nearer image: from 4 on through the decoder,
+        which takes many times as long (see `codec.effort`). `goal` says which image is near: by
+        squared error and local contrast (looks), or by squared error alone (psnr).
+        Raises InputError, UsageError.
         """
         if isinstance(image, Tensor):
             batch = inputs.checked_images(image, self.config.channels)
-            return self._encode_all(batch, levels).to(image.device)
-        return self.encode_batch([image], levels, background)
+            return self._encode_all(batch, levels, effort, goal).to(image.device)
+        return self.encode_batch([image], levels, background, effort, goal)
 
     def encode_batch(
         self,
         images: Iterable[Any] | Tensor,
         levels: int | None = None,
         background: images.Color = images.WHITE,
+        effort: int = 0,
+        goal: str = "looks",
     ) -> Codes:
         """Encodes images whose sizes fill the same grid; UsageError where they do not.
 
         Each is of a kind that `encode` takes, or all are tensors (C, H, W); an array
-        (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Raises InputError, UsageError.
+        (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Options are as in `encode`.
+        Raises InputError, UsageError.
         """
         batch = inputs.as_batch(images, self.config.channels, background)
         sizes = tuple(inputs.size_of(image) for image in batch)
-        return self.codes(self._encode_all(batch, levels), sizes)
+        return self.codes(self._encode_all(batch, levels, effort, goal), sizes)
 
-    def _encode_all(self, batch: inputs.Batch, levels: int | None) -> Tensor:
-        """Indices int64 (n, L, h, w), of images that `_batch` gave, on the device of a tensor."""
+    def _encode_all(
+        self, batch: inputs.Batch, levels: int | None, effort: int, goal: str
+    ) -> Tensor:
+        """Encodes images that `_batch` gave to indices int64 (n, L, h, w), on the device of a
+        tensor.
+        """
         f, count = self.config.downsample, self._count(levels)
+        wanted = parse_effort(effort, goal)
         sizes = {inputs.size_of(image) for image in batch}
         if len({(-(-H // f), -(-W // f)) for H, W in sizes}) != 1:
             raise UsageError(
@@ -248,14 +278,18 @@ class Model:
             indices = torch.empty(len(batch), count, h, w, dtype=torch.int64, device=device)
         group = max(1, self.pixels_at_once // (h * w * f * f))
         for i in range(0, len(batch), group):
-            self._encode(batch[i : i + group], indices[i : i + group])
+            if wanted is None or self.config.is_pixels:
+                self._encode(batch[i : i + group], indices[i : i + group])
+            else:
+                search = CodeSearch(self.quantizer, count, wanted, goal)
+                self._search(batch[i : i + group], indices[i : i + group], search)
         return indices
 
     def codes(
         self, indices: np.ndarray | Tensor, sizes: tuple[tuple[int, int], ...] | None = None
     ) -> Codes:
-        """Codes of index grids (n, L, h, w) from elsewhere, a transformer of your own for one:
-        to decode, or to write to a file.
+        """Makes Codes of index grids (n, L, h, w) from elsewhere, a transformer of your own for
+        one: to decode, or to write to a file.
 
         indices are integers of any dtype, of the model's first L levels. sizes are the (H, W) of
         each image, by default all that the grid spans: h*f x w*f. Raises UsageError.
@@ -284,7 +318,7 @@ class Model:
             ) from None
 
     def _check_indices(self, indices: np.ndarray | Tensor) -> None:
-        """UsageError unless these are index grids (n, L, h, w) of the model's first levels."""
+        """Raises UsageError unless these are index grids (n, L, h, w) of the first levels."""
         inputs.check_indices(indices, self.config.codebook_size, self.name)
         self._count(indices.shape[1])
 
@@ -300,20 +334,40 @@ class Model:
         """Writes the indices (n, L, h, w) of n images that share a grid, or
         those of the first few levels.
         """
-        f, (count, h, w) = self.config.downsample, indices.shape[1:]
-        tiling = self._tiling(h, w, len(batch))
-        position = 0
+        count, h, w = indices.shape[1:]
+        axis, position = self._tiling(h, w, len(batch)).axis, 0
         with self._inference():
-            parts = (
-                inputs.floats(batch, *tiling.slices(part, f), f, self.device)
-                for part in tiling.tiles
-            )
-            # (n, D, rows, w) or (n, D, h, columns)
-            for vectors in stream(self.encoder, parts, tiling.axis, tiling.max_length * f):
+            for vectors in self._encoded(batch, h, w):
                 found = self.quantizer(vectors).indices[:, :count]
-                indices.narrow(tiling.axis, position, found.shape[tiling.axis]).copy_(found)
-                position += found.shape[tiling.axis]
-                ticks.tell(position, indices.shape[tiling.axis])
+                indices.narrow(axis, position, found.shape[axis]).copy_(found)
+                position += found.shape[axis]
+                ticks.tell(position, indices.shape[axis])
+
+    def _encoded(self, batch: inputs.Batch, h: int, w: int) -> Iterator[Tensor]:
+        """The encoder's vectors, part by part: (n, D, rows, w) or (n, D, h, columns)."""
+        tiling, f = self._tiling(h, w, len(batch)), self.config.downsample
+        parts = (
+            inputs.floats(batch, *tiling.slices(part, f), f, self.device) for part in tiling.tiles
+        )
+        return stream(self.encoder, parts, tiling.axis, tiling.max_length * f)
+
+    def _search(self, batch: inputs.Batch, indices: Tensor, search: CodeSearch) -> None:
+        """As `_encode`, by a search."""
+        f, (h, w) = self.config.downsample, indices.shape[2:]
+        decoder, likelihood = self.decoder, self.likelihood
+        for i in range(len(batch)):
+            one = batch[i : i + 1]
+            with self._inference():
+                z = torch.cat(list(self._encoded(one, h, w)), self._tiling(h, w).axis)
+            height, width = inputs.size_of(one[0])
+            with torch.inference_mode(False):
+                shown = inputs.floats(one, slice(0, h * f), slice(0, w * f), f, self.device)
+                indices[i : i + 1] = search.improve(
+                    z.float().clone(),
+                    shown[:, :, :height, :width],
+                    lambda vectors: likelihood.mean(decoder(vectors).float()),
+                    whole=not self._family.STREAMABLE,
+                )
 
     @overload
     def decode(  # pyright: ignore[reportOverlappingOverload]
@@ -359,7 +413,7 @@ class Model:
         return [self._decode(codes.indices[i : i + 1], *size) for i, size in enumerate(codes.sizes)]
 
     def _as_codes(self, given: Any) -> Codes:
-        """Codes, of whatever holds some."""
+        """Returns the Codes that something holds."""
         if isinstance(given, str | os.PathLike):
             given = read_any_codes(os.fspath(given))
         elif isinstance(given, bytes | bytearray | memoryview):
@@ -380,7 +434,7 @@ class Model:
         )
 
     def _decode_tensor(self, given: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
-        """Images (B, C, h*f, w*f) of the dtype, from index tensors."""
+        """Decodes index tensors to images (B, C, h*f, w*f) of the dtype."""
         if dtype != torch.uint8 and not dtype.is_floating_point:
             raise UsageError(f"there are no images of {dtype}", "choose torch.uint8 or a float")
         indices = self._grids(given, levels)
@@ -426,8 +480,8 @@ class Model:
 
     @property
     def codebook(self) -> Tensor:
-        """The vectors of all levels, float32 (L, K, D), on the model's device; a copy, without
-        gradient.
+        """Returns the vectors of all levels, float32 (L, K, D), on the model's device; a copy,
+        without gradient.
 
         The sum over levels of a place's vectors, plus a mark of how many levels there are where
         there are several, is what `vectors` gives.
@@ -456,7 +510,7 @@ class Model:
         return ((mean + 1) / 2).to(images.device)
 
     def _straight_through(self, z: Tensor, count: int) -> Tensor:
-        """Vectors (B, D, h, w) of the first levels of z, with its gradient."""
+        """Returns vectors (B, D, h, w) of the first levels of z, with its gradient."""
         quantizer = self.quantizer
         if count < self.config.levels and isinstance(quantizer, ResidualQuantizer):
             return quantizer(z, torch.full((len(z),), count)).vectors
@@ -466,7 +520,7 @@ class Model:
         return z + (quantizer.lookup(quantized.indices[:, :count]) - z).detach()
 
     def _decode(self, indices: np.ndarray, H: int, W: int) -> np.ndarray:
-        """uint8 (H, W, C) from (1, L, h, w)."""
+        """Decodes (1, L, h, w) to uint8 (H, W, C)."""
         image = np.empty((H, W, self.config.channels), np.uint8)
         with self._inference():
             for where, output in self._outputs(indices):
@@ -476,8 +530,8 @@ class Model:
         return image
 
     def output(self, codes: Codes, i: int) -> Tensor:
-        """What the decoder says of image i: the likelihood's float32 parameters (1, n*C, H, W),
-        at the image's own size.
+        """Returns what the decoder says of image i: the likelihood's float32 parameters (1, n*C, H,
+        W), at the image's own size.
         """
         indices, (height, width) = codes.indices[i : i + 1], codes.sizes[i]
         f, (h, w) = self.config.downsample, indices.shape[2:]
@@ -492,8 +546,8 @@ class Model:
     def _outputs(
         self, indices: np.ndarray | Tensor
     ) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-        """Rows and columns of pixels, and what the decoder says of them, float32 (B, n*C, rows,
-        columns), from (B, L, h, w).
+        """Yields rows and columns of pixels, and what the decoder says of them, float32 (B, n*C,
+        rows, columns), from (B, L, h, w).
         """
         tiling = self._tiling(*indices.shape[2:], n=len(indices))
         lookups = (self._vectors(indices[:, :, *tiling.slices(part)]) for part in tiling.tiles)
@@ -505,20 +559,20 @@ class Model:
             ticks.tell(position, indices.shape[tiling.axis] * self.config.downsample)
 
     def _tiling(self, h: int, w: int, n: int = 1) -> Tiling:
-        """How n grids are worked on: in parts of `pixels_at_once`, or in one where the
-        network sees the whole image.
+        """Returns how n grids are cut: in parts of `pixels_at_once`, or in one where the network
+        sees the whole image.
         """
         f, whole = self.config.downsample, not self._family.STREAMABLE
         return Tiling.of(h, w, f, n * h * w * f * f if whole else self.pixels_at_once, n)
 
     def _vectors(self, indices: np.ndarray | Tensor) -> Tensor:
-        """(B, D, h, w) from (B, L, h, w)."""
+        """Looks up vectors (B, D, h, w) for indices (B, L, h, w)."""
         if isinstance(indices, np.ndarray):
             indices = torch.from_numpy(indices.astype(np.int64))
         return self.quantizer.lookup(indices.to(self.device))
 
     def to_image(self, output: Tensor) -> np.ndarray:
-        """The image to show for a decoder's output (1, n*C, H, W): uint8 (H, W, C)."""
+        """Returns the image to show for a decoder's output (1, n*C, H, W): uint8 (H, W, C)."""
         with torch.inference_mode():
             decoded = to_uint8(self.likelihood.mean(output))
         return decoded[0].permute(1, 2, 0).contiguous().cpu().numpy()
@@ -526,7 +580,7 @@ class Model:
     def sample(
         self, n: int = 1, size: int | tuple[int, int] | None = None, **options: Any
     ) -> list[np.ndarray]:
-        """n new images, uint8 (H, W, C); options as in `sample_codes`."""
+        """Draws n new images, uint8 (H, W, C); options as in `sample_codes`."""
         return self.decode_all(self.sample_codes(n, size, **options))
 
     def sample_codes(
@@ -617,7 +671,7 @@ class Model:
         return torch.full((n,), number)
 
     def _count(self, levels: int | None) -> int:
-        """How many levels are meant: all, unless fewer are asked for.
+        """Returns how many levels are meant: all, unless fewer are asked for.
 
         UsageError where the model has not so many.
         """
@@ -651,7 +705,7 @@ class Model:
 
     @property
     def pixels_at_once(self) -> int:
-        """How many pixels, more or less, are worked on at a time."""
+        """Returns how many pixels, more or less, are worked on at a time."""
         return PIXELS_AT_ONCE if self.device.type == "cpu" else GPU_PIXELS_AT_ONCE
 
     def _autocast(self) -> torch.autocast:
@@ -664,7 +718,7 @@ class Model:
 
 
 def _label_number(text: str, labels: Sequence[str]) -> int:
-    """The number of the class called `text`, or that number itself; -1 for neither.
+    """Returns the number of the class called `text`, or that number itself; -1 for neither.
 
     Where all names are numbers, a number is a name: of the classes 1 to 12, 0 is none.
     """

@@ -1,4 +1,4 @@
-"""Declares the settings of priors, losses, data and training, and all of them together: a recipe."""
+"""Declares the settings of priors, losses, data and training; together they are a recipe."""
 
 import unicodedata
 from collections.abc import Mapping

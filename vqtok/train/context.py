@@ -83,7 +83,7 @@ class Stop:
 
 @dataclass
 class RunContext:
-    """Holds what a run needs while it trains: its spec, the device, who listens, and when to stop."""
+    """Holds what a run needs while it trains: spec, device, listener, and when to stop."""
 
     spec: RunSpec
     device: torch.device

@@ -1,4 +1,4 @@
-"""Captures a training step as one CUDA graph, which replaces thousands of kernel launches by one."""
+"""Captures a training step as one CUDA graph, which replaces thousands of kernel launches."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
