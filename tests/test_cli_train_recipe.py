@@ -113,6 +113,9 @@ def test_every_flag_of_the_recipe_is_in_the_table() -> None:
     others = {
         "--output",
         "--stage",
+        "--split",
+        "--labels",
+        "--member",
         "--recipe",
         "--init",
         "--resume",
