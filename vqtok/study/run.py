@@ -255,47 +255,33 @@ def train(context: StudyContext, system: System) -> TrainingRecord:
     """
     recipe = recipe_of(system, context.images.shape, context.seed)
     folder, settings = context.folder / system.name, training_digest(context, system)
-    if system.tokenizer == vae.NAME:
-        return _train_vae(context, folder, recipe, settings)
-    tokenizer = _tokenizer(context, system, recipe)
+    stage = vae.NAME if system.tokenizer == vae.NAME else "prior"
+    first = TrainingRecord("") if stage == vae.NAME else _tokenizer(context, system, recipe)
     found = _begin(context, folder, settings, recipe)
     if found.finished:
         return found
-    _share(context.folder / f"tokenizer-{system.tokenizer}", folder)
-    seconds = context.budget - tokenizer.all_seconds
-    recipe, done = _train_stage(context, folder, recipe, "prior", seconds)
+    if stage == "prior":
+        _share(context.folder / f"tokenizer-{system.tokenizer}", folder)
+    seconds = context.budget - first.all_seconds
+    recipe, done = _train_stage(context, folder, recipe, stage, seconds)
     # `vqtok train --resume` makes it again: 150 MB of raw pixels
     (folder / INDICES).unlink(missing_ok=True)
     trained = replace(
-        tokenizer,
+        first,
         settings=settings,
         finished=True,
         steps=done.steps,
         seconds=done.seconds,
-        batch=recipe.prior_training.batch,
+        batch=getattr(recipe, _table(stage)).batch,
         precision=recipe.precision,
     )
     write_training(folder, trained)
     return trained
 
 
-def _train_vae(
-    context: StudyContext, folder: Path, recipe: Recipe, settings: str
-) -> TrainingRecord:
-    found = _begin(context, folder, settings, recipe)
-    if found.finished:
-        return found
-    recipe, done = _train_stage(context, folder, recipe, vae.NAME, context.budget)
-    trained = TrainingRecord(
-        settings,
-        finished=True,
-        steps=done.steps,
-        seconds=done.seconds,
-        batch=recipe.tokenizer_training.batch,
-        precision=recipe.precision,
-    )
-    write_training(folder, trained)
-    return trained
+def _table(stage: str) -> str:
+    """Names the part of a recipe that says how a stage is trained."""
+    return "prior_training" if stage == "prior" else "tokenizer_training"
 
 
 def _train_stage(
@@ -313,8 +299,7 @@ def _train_stage(
         return training.train(run, context.dataset)
 
     context.listener.begin(folder.name, seconds, elapsed(folder, stage).seconds)
-    table = "prior_training" if stage == "prior" else "tokenizer_training"
-    recipe = train_for(train, recipe, run, stage, seconds, table=table, steps=context.steps)
+    recipe = train_for(train, recipe, run, stage, seconds, table=_table(stage), steps=context.steps)
     return recipe, elapsed(folder, stage)
 
 
