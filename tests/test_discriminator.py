@@ -33,10 +33,8 @@ def adversary(
     torch.manual_seed(0)
     stage = StageConfig(steps=steps, learning_rate=2e-3, warmup=0)
     config = LossConfig(adversarial_start=start, **{"adversarial": 0.1, **losses})
-    return Adversary(
-        Recipe(losses=config, tokenizer_training=stage),
-        training.RunContext(Path(), 0, torch.device("cpu"), precision),
-    )
+    recipe = Recipe(losses=config, tokenizer_training=stage, precision=precision)
+    return Adversary(recipe, training.RunContext(training.RunSpec(recipe), torch.device("cpu")))
 
 
 def images(count: int = 2, side: int = 32) -> Tensor:

@@ -1,5 +1,5 @@
-"""Images decoded by processes, a bounded number ahead of who takes them, in the order in
-which they were asked for.
+"""Decodes images in processes, a bounded number ahead of who takes them, in the order in which they
+were asked for.
 """
 
 import json
@@ -68,8 +68,8 @@ class Pool:
             each.close()
 
     def map(self, items: Iterable[tuple[T, Entry | None]]) -> Iterator[tuple[T, Decoded | None]]:
-        """Each item with its image, or the InputError of one that cannot be read;
-        None stays None. In order.
+        """Yields each item with its image, or the InputError of one that cannot be read; None stays
+        None. In order.
 
         VqtokError where a process has died: that says nothing of the image, the system may have
         ended it for want of memory.
@@ -156,7 +156,7 @@ def _size(found: Decoded) -> int:
 
 
 class _Worker:
-    """One process (see `worker`)."""
+    """Runs one process (see `worker`)."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdin is not None

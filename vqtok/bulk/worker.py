@@ -1,5 +1,5 @@
-"""A process that decodes images: requests on standard input, pixels on standard
-output, until its input ends.
+"""Decodes images in a process: requests on standard input, pixels on standard output, until its
+input ends.
 
 A request is a line of JSON: `path`, `offset`, `size` (see `Entry`). An answer is a line of JSON,
 `shape` [H, W, C] and `notes`, or `error`; then H * W * C bytes. Not multiprocessing: that imports

@@ -60,19 +60,22 @@ Workers = Annotated[
 class ShardOptions:
     """The options of codes shards alone, as typed."""
 
-    shard_size: int | None
-    resume: bool
-    shard: str | None
-    workers: int | None
+    shards: Bulk = False
+    shard_size: ShardSize = None
+    resume: Resume = False
+    shard: Shard = None
+    workers: Workers = None
 
 
-def is_bulk(inputs: Sequence[str], *options: object) -> bool:
+_NONE = ShardOptions()
+
+
+def is_bulk(inputs: Sequence[str], options: ShardOptions = _NONE) -> bool:
     """Whether codes shards are asked for: by one of the options, a tar, or folders of tars alone.
 
     Torch is not needed to see that.
     """
-    # `in (None, False)` would find 0 workers
-    if any(option is not None and option is not False for option in options):
+    if options != _NONE:
         return True
     if any(word.lower().endswith(".tar") and not os.path.isdir(word) for word in inputs):
         return True

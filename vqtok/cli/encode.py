@@ -28,87 +28,96 @@ Images = Annotated[
 ]
 
 
-@output.handle_errors
-def encode(
-    inputs: Images,
-    out: o.Output = None,
-    model: o.ModelName = None,
-    levels: o.Levels = None,
-    bpp: o.Bpp = None,
-    max_bytes: o.MaxBytes = None,
-    target: quality.Target = None,
-    lpips: quality.Lpips = None,
-    effort: quality.Effort = 0,
-    goal: quality.Goal = "looks",
-    compact: o.Compact = False,
+@dataclass(frozen=True)
+class CodesOptions:
+    """Options that say what is kept of an image, and how it is written."""
+
+    levels: o.Levels = None
+    bpp: o.Bpp = None
+    max_bytes: o.MaxBytes = None
+    target: quality.Target = None
+    lpips: quality.Lpips = None
+    effort: quality.Effort = 0
+    goal: quality.Goal = "looks"
+    compact: o.Compact = False
     verify: Annotated[
         bool,
         typer.Option(
             "--verify", help="Read the file's bytes back, and compare, before they are written."
         ),
-    ] = False,
+    ] = False
+
+
+@output.handle_errors
+@o.grouped
+def encode(
+    *,
+    inputs: Images,
+    out: o.Output = None,
+    model: o.ModelName = None,
+    written: CodesOptions,
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
     background: o.Background = "white",
     values: o.ValueRange = None,
-    device: o.Device = None,
-    precision: o.Precision = "fp32",
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-    shards: bulk.Bulk = False,
-    shard_size: bulk.ShardSize = None,
-    resume: bulk.Resume = False,
-    shard: bulk.Shard = None,
-    workers: bulk.Workers = None,
+    running: o.RunningOptions,
+    sharding: bulk.ShardOptions,
     member: o.Member = None,
 ) -> None:
     """Turn images into codes: img.png -> img.npz.
 
     Tar shards, or --bulk for folders, give codes shards: many images a file, in the folder -o.
     """
-    chosen = ModelOptions(model, device, precision, verbose)
-    options = BatchOptions(out, force, skip_existing, json, quiet)
-    if bulk.is_bulk(inputs, shards, shard_size, resume, shard, workers):
+    chosen = running.model(model)
+    options = BatchOptions(out, force, skip_existing, running.json, running.quiet)
+    if bulk.is_bulk(inputs, sharding):
         bulk.check_free(
             {
-                "--bpp": bpp,
-                "--max-bytes": max_bytes,
-                "--target": target,
-                "--effort": effort or None,
-                "--verify": verify,
+                "--bpp": written.bpp,
+                "--max-bytes": written.max_bytes,
+                "--target": written.target,
+                "--effort": written.effort or None,
+                "--verify": written.verify,
                 "--skip-existing": skip_existing,
             }
         )
-        sharding = bulk.ShardOptions(shard_size, resume, shard, workers)
         return bulk.encode(
-            inputs, chosen, options, sharding, levels, compact, background, member, values
+            inputs,
+            chosen,
+            options,
+            sharding,
+            written.levels,
+            written.compact,
+            background,
+            member,
+            values,
         )
     from vqtok import images
 
-    color, wanted = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
-    search = quality.parse(effort, goal, target, lpips, wanted)
-    chosen.check_levels(levels)
+    color = images.parse_color(background)
+    wanted = rate.parse(written.levels, written.bpp, written.max_bytes)
+    search = quality.parse(written.effort, written.goal, written.target, written.lpips, wanted)
+    chosen.check_levels(written.levels)
     recognizer = images.Recognizer()
     try:
         planned = plan(inputs, images.IMAGE_SUFFIXES, ".npz", out, recognizer.is_image_file)
     except InputError as error:
         if recognizer.passed:
-            output.say(recognizer.note(), quiet)
+            output.say(recognizer.note(), options.quiet)
         raise error from None
     if recognizer.passed:
-        output.say(recognizer.note(), quiet)
+        output.say(recognizer.note(), options.quiet)
     jobs, note = _one_a_sample(planned, inputs, member)
     check_codes_targets(jobs, out)
     if note:
-        output.say(note, quiet or json)
+        output.say(note, running.quiet or running.json)
     batch = Batch(jobs, options)
     if batch.jobs:
         say, value_range = partial(output.say, quiet=options.quiet), chosen.value_range(values)
-        encoder = _Encoder(wanted, search, compact, verify, force, say, value_range)
+        encoder = _Encoder(wanted, search, written.compact, written.verify, force, say, value_range)
         batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
         if note := encoder.range_note():
-            output.say(note, quiet)
+            output.say(note, options.quiet)
     batch.finish()
 
 

@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+from vqtok.cli.start import ModelOptions
 
 if TYPE_CHECKING:
     from vqtok.data import DataOptions
@@ -221,6 +223,21 @@ Background = Annotated[
         help="Color that transparency is laid over: white, #ff8800 or 255,136,0.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class RunningOptions:
+    """Options that say where a model runs, and what is printed."""
+
+    device: Device = None
+    precision: Precision = "fp32"
+    json: Json = False
+    quiet: Quiet = False
+    verbose: Verbose = False
+
+    def model(self, name: str | None) -> ModelOptions:
+        """The model of that name, to run as these options say."""
+        return ModelOptions(name, self.device, self.precision, self.verbose)
 
 
 def data_options(

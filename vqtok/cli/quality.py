@@ -88,10 +88,11 @@ def parse(
     effort: int, goal: str, target: str | None, lpips: Path | None, rate: "RateTarget"
 ) -> Quality:
     """Reads the options as typed; loads the weights of LPIPS. UsageError, errors of load_lpips."""
-    from vqtok.codec.effort import GOALS
+    if goal != "looks":  # the default needs no torch to be known
+        from vqtok.codec.effort import GOALS
 
-    if goal not in GOALS:
-        raise UsageError(f"--goal is {goal!r}", f"choose {' or '.join(GOALS)}")
+        if goal not in GOALS:
+            raise UsageError(f"--goal is {goal!r}", f"choose {' or '.join(GOALS)}")
     if target is None:
         if lpips is not None:
             raise UsageError("--lpips is for --target lpips:X", "give both, or leave it out")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vqtok.data import Dataset
-    from vqtok.train import RunSpec, Status, Stop, TrainRequest
+    from vqtok.train import RunSpec, Status, Stop
 
 DEFAULT_OUTPUT = Path("vqtok-model")
 
@@ -313,14 +313,14 @@ def _check_options(run: RunOptions, force: bool) -> None:
 
 
 def _train(
-    request: "TrainRequest", device: Any, stop: "Stop", listener: "Listener", max_time: str
+    request: "RunSpec", device: Any, stop: "Stop", listener: "Listener", max_time: str
 ) -> None:
     """Trains, alone or as one of the processes of a run, of which the first writes and speaks."""
     from vqtok import distributed
     from vqtok import train as training
 
     quiet, folder, stage = listener.quiet, request.folder, request.stage
-    spec, dataset, resume = training.open_run(request, lambda text: output.say(text, quiet))
+    spec, dataset = training.open_run(request, lambda text: output.say(text, quiet))
     with (
         listener,
         stop_on_signals(stop, together=distributed.world_size() > 1),
@@ -329,8 +329,7 @@ def _train(
         for note in dataset.notes:
             listener.note(note)
         listener.note(f"{dataset.description} -> {folder}")
-        run = training.context_for(spec, folder, device, stop, listener)
-        finished = training.train(spec.recipe, dataset, run, stage, resume, spec.compiled)
+        finished = training.train(training.RunContext(spec, device, stop, listener), dataset)
         stopped = not finished and stop.agree()  # by whom, all are to know
     if not finished:
         why = "Interrupted" if stopped and stop.signal else f"Stopped after {max_time}"
@@ -366,7 +365,7 @@ def _main_rank_errors_first(number: int) -> "Iterator[None]":
         raise
 
 
-def _make_request(run: RunOptions, settings: SettingOptions) -> "TrainRequest":
+def _make_request(run: RunOptions, settings: SettingOptions) -> "RunSpec":
     """All that the command line says about the run; flags and --set go over the recipe file."""
     from vqtok import config
     from vqtok import train as training
@@ -378,31 +377,29 @@ def _make_request(run: RunOptions, settings: SettingOptions) -> "TrainRequest":
         "the command line": settings.values(),
         "--set": parsed,
     }
-    return training.TrainRequest(
-        run.data,
-        run.preset,
-        training.merge(list(sources.values())),
-        " with ".join(name for name, values in sources.items() if values),
-        shlex.join(["vqtok", *sys.argv[1:]]),
-        perceptual=str(settings.perceptual) if settings.perceptual else None,
-        init=run.init,
+    return training.RunSpec(
+        data=run.data or "",
+        command=shlex.join(["vqtok", *sys.argv[1:]]),
+        perceptual=str(settings.perceptual or ""),
+        init=run.init or "",
+        options=o.data_options(run.split, run.labels, run.member, run.values),
+        preset=run.preset,
+        values=training.merge(list(sources.values())),
+        origin=" with ".join(name for name, values in sources.items() if values),
         folder=run.out,
         stage=run.stage,
         resume=run.resume,
-        options=o.data_options(run.split, run.labels, run.member, run.values),
     )
 
 
-def _print_plan(request: "TrainRequest", device: Any, json: bool) -> None:
+def _print_plan(request: "RunSpec", device: Any, json: bool) -> None:
     from vqtok import plots
     from vqtok import train as training
 
     spec, dataset = training.choose_run(request, request.resume)
     recipe = spec.recipe
     output.say("Measuring a few steps ...", quiet=json)
-    facts = training.plan(
-        recipe, dataset, request.stage, device, Path(spec.perceptual) if spec.perceptual else None
-    )
+    facts = training.plan(recipe, dataset, request.stage, device, spec.perceptual_path)
     if json:
         told = {"output": str(request.folder), "notes": list(dataset.notes)}
         output.print_json({**told, "recipe": recipe.to_dict(), **facts})

@@ -1,4 +1,4 @@
-"""Between codes and the streams of compact files: a model's integer prior."""
+"""Converts between codes and the streams of compact files by a model's integer prior."""
 
 from collections.abc import Callable
 
@@ -10,12 +10,13 @@ from vqtok.priors import IntegerInference, integer_tensor_shapes
 
 
 class EntropyCoder:
-    """What codes grids into the streams of compact files, and decodes them:
-    a model's integer prior, without its tokenizer.
+    """Codes grids into the streams of compact files, and decodes them, by a model's integer prior,
+    without its tokenizer.
     """
 
     def __init__(self, folder: model_registry.ModelFolder, tokenizer: str | None = None) -> None:
-        """Of a model that has one; `tokenizer` is its tokenizer's fingerprint, where known.
+        """Loads the prior of a model that has one; `tokenizer` is its tokenizer's fingerprint,
+        where known.
 
         Raises InputError, FormatError, ModelError.
         """
@@ -43,7 +44,7 @@ class EntropyCoder:
         self.prior = IntegerInference(settings, stored.tensors)
 
     def pack(self, codes: Codes) -> Compact:
-        """The compact form, bit-packed where that is smaller."""
+        """Returns the compact form, bit-packed where that is smaller."""
         return self.pack_levels(codes)(codes.levels)
 
     def pack_levels(self, codes: Codes) -> Callable[[int], Compact]:

@@ -23,7 +23,7 @@ _META_BYTES_EACH = 96  # ... and for each image: "[1234567890,1234567890],"
 
 
 def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
-    """The bytes of a codes file.
+    """Returns the bytes of a codes file.
 
     Equal codes give equal bytes, apart from how a machine's zlib packs them.
 
@@ -45,8 +45,8 @@ def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
 
 
 def indices_to_bytes(codes: Codes) -> bytes:
-    """The bytes of an .npz of the indices (n, L, h, w) alone, for programs that cannot read a
-    string member. Nothing in it says which model made it: vqtok does not read it.
+    """Returns the bytes of an .npz of the indices (n, L, h, w) alone, for programs that cannot read
+    a string member. Nothing in it says which model made it: vqtok does not read it.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -63,7 +63,7 @@ def write_codes(path: Path | str, codes: Codes | Compact, force: bool = False) -
 
 
 def read_plain_codes(source: Path | str | bytes) -> Codes:
-    """The codes in a file, or in the bytes of one; indices are writable.
+    """Reads the codes in a file, or in the bytes of one; indices are writable.
 
     InputError: unreadable. FormatError: not valid codes.
 
@@ -81,7 +81,7 @@ def read_plain_codes(source: Path | str | bytes) -> Codes:
 
 
 def read_any_codes(source: Path | str | bytes) -> Codes | Compact:
-    """What is in a file of either form. Errors as `read_plain_codes`."""
+    """Reads what is in a file of either form. Errors as `read_plain_codes`."""
     data, origin = _load(source)
     with name_in_errors(origin), open_archive(data) as archive:
         if _is_compact(archive):
@@ -99,8 +99,8 @@ def read_any_codes(source: Path | str | bytes) -> Codes | Compact:
 
 
 def read_codes_meta(source: Path | str | bytes) -> dict[str, Any]:
-    """The metadata of a codes file, with "form" (plain, packed or coded) and "shape", the (n, L, h,
-    w) of the indices, not read.
+    """Reads the metadata of a codes file, with "form" (plain, packed or coded) and "shape", the (n,
+    L, h, w) of the indices, not read.
 
     Checked are the format number, that the keys are there, and that the file can hold the shape;
     not what the keys hold. Errors as `read_plain_codes`.
@@ -122,7 +122,7 @@ def read_codes_meta(source: Path | str | bytes) -> dict[str, Any]:
 
 
 def form(codes: Codes | Compact) -> str:
-    """plain, packed or coded."""
+    """Returns plain, packed or coded."""
     return "plain" if isinstance(codes, Codes) else "packed" if codes.prior is None else "coded"
 
 
@@ -141,7 +141,7 @@ def _read_compact(archive: zipfile.ZipFile) -> Compact:
 
 
 def _to_meta(codes: Codes | Compact) -> dict[str, Any]:
-    """The JSON object of the meta member."""
+    """Returns the JSON object of the meta member."""
     sizes = codes.sizes[:1] if len(set(codes.sizes)) == 1 else codes.sizes
     return {
         "format": FORMAT,
@@ -156,7 +156,7 @@ def _to_meta(codes: Codes | Compact) -> dict[str, Any]:
 
 
 def _from_json_sizes(value: Any, n: int) -> tuple[tuple[int, int], ...]:
-    """The sizes of n images; Codes checks what the pairs hold."""
+    """Reads the sizes of n images; Codes checks what the pairs hold."""
     require(
         isinstance(value, list) and all(isinstance(size, list) for size in value),
         "the sizes are not a list of pairs",
@@ -177,14 +177,14 @@ def _from_json_range(value: Any) -> tuple[float, float] | None:
 
 
 def _load(source: Path | str | bytes) -> tuple[bytes, object]:
-    """The bytes of a codes file, and what to call it in errors."""
+    """Returns the bytes of a codes file, and what to call it in errors."""
     if isinstance(source, bytes):
         return source, "codes"
     return files.read_bytes(Path(source), FILE_LIMIT), source
 
 
 def _read_meta(archive: zipfile.ZipFile) -> tuple[dict[str, Any], Member]:
-    """The values of the meta member by field of Codes, and the indices' member, unread."""
+    """Reads the values of the meta member by field of Codes; finds the indices' member, unread."""
     meta = find(archive, "meta")
     require(meta.dtype.kind == "U" and meta.shape == (), "the member meta is not a string")
     limit = _META_BYTES + _META_BYTES_EACH * _claimed_images(archive)
@@ -202,8 +202,8 @@ def _read_meta(archive: zipfile.ZipFile) -> tuple[dict[str, Any], Member]:
 
 
 def _claimed_images(archive: zipfile.ZipFile) -> int:
-    """How many images the indices' header tells of;
-    0 where it has no say, so that a newer format is still told by its meta.
+    """Returns how many images the indices' header claims; 0 where it says nothing, so that a newer
+    format is still recognized by its meta.
     """
     try:
         shape = find(archive, "indices").shape

@@ -1,4 +1,4 @@
-"""Values from flags, recipes and files into settings, each checked and of its type."""
+"""Turns values from flags, recipes and files into settings, each checked and of its type."""
 
 import difflib
 import reprlib
@@ -108,8 +108,8 @@ def _convert(key: str, value: Any, kind: Any, origin: str) -> Any:
 
 
 def from_dict(kind: type[T], values: Any, origin: str) -> T:
-    """A config dataclass from a file's JSON;
-    raises FormatError where keys, types or values are wrong.
+    """Builds a config dataclass from a file's JSON; raises FormatError where keys, types or values
+    are wrong.
     """
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, dict) or not names - set(OLD_DEFAULTS) <= set(values) <= names:

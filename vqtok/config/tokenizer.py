@@ -1,4 +1,4 @@
-"""The settings of a tokenizer."""
+"""Declares the settings of a tokenizer."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,8 +17,8 @@ DISTANCES = ("l2", "dot")
 @dataclass(frozen=True)
 @with_settings(QUANTIZERS, LIKELIHOODS, NETWORKS)
 class TokenizerConfig:
-    """The network that turns images into indices and back;
-    with the tensors, all that decoding needs.
+    """Configures the network that turns images into indices and back; with the tensors, all that
+    decoding needs.
     """
 
     channels: int = 3  # of the images: 1 or 3
@@ -240,7 +240,7 @@ class TokenizerConfig:
 
     @property
     def grid(self) -> str:
-        """What a place of the grid stands for, in words."""
+        """Describes in words what a position of the grid stands for."""
         if self.is_pixels:
             return (
                 f"{'a gray value' if self.channels == 1 else '3 gray values'} of "

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from vqtok import images
-from vqtok.data import arrays
-from vqtok.data.listing import TEXTS, Files
+from vqtok.data import arrays, foreign
+from vqtok.data.dataset import DataOptions, ImageFiles
+from vqtok.data.listing import TEXTS, Files, images_of
+from vqtok.data.place import Place
+from vqtok.data.splits import Split
 from vqtok.data.tar import MEMBER_LIMIT, TarMember, index_tar, is_hidden, is_image, is_image_member
 from vqtok.errors import InputError
 
@@ -17,6 +20,15 @@ _START = 64  # bytes by which images are told from what is none
 
 def _is_text(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in TEXTS
+
+
+def zip_source(place: Place, split: Split, options: DataOptions) -> ImageFiles | None:
+    """Opens a zip of image files; of arrays it is an .npz, which is asked for before."""
+    if not place.head.startswith(b"PK"):
+        return None
+    if refused := foreign.refuse_file(place.path):  # torch.save writes zips
+        raise refused
+    return images_of(zip_files(place.path), split, options)
 
 
 def zip_files(path: Path) -> Files:

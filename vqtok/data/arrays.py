@@ -20,7 +20,8 @@ import numpy as np
 
 from vqtok import images
 from vqtok.data.classes import Classes, of_integers
-from vqtok.data.dataset import ArrayData
+from vqtok.data.dataset import ArrayData, DataOptions
+from vqtok.data.place import Place
 from vqtok.data.splits import Split
 from vqtok.errors import InputError
 
@@ -140,6 +141,38 @@ def _as_bytes(
         return (*_stretched(pixels, dtype), None)
     found, notes = _range_of(pixels, given)
     return cast(np.ndarray, ScaledPixels(pixels, found)), notes, found
+
+
+def npy_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
+    """Opens a .npy file, known by its first bytes."""
+    return (
+        open_npy(place.path, options.value_range) if place.head.startswith(b"\x93NUMPY") else None
+    )
+
+
+def npz_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
+    """Opens an .npz file, known by its name or by a zip of arrays."""
+    found = place.head.startswith(b"PK") and is_npz(place.path)
+    return open_npz(place.path, split, options.value_range) if found else None
+
+
+def pairs_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
+    """Opens a folder of images and labels in files of their own, like KMNIST's .npz."""
+    pairs = [name for name in place.names if re.search(r"(imgs|images)\.np[yz]$", name)]
+    marks = ("train",) if split == "train" else ("test", "val")
+    own = [name for mark in marks for name in pairs if mark in name]
+    if not own and any(mark in name for name in pairs for mark in ("train", "test", "val")):
+        raise InputError(f"{place.path} holds no {split} images", "name one of its files")
+    for name in own or pairs[:1]:
+        path = place.path / name
+        data = (
+            open_npz(path, split, options.value_range)
+            if name.endswith("z")
+            else open_npy(path, options.value_range)
+        )
+        data.split = split if own else data.split
+        return data
+    return None
 
 
 def open_npy(path: Path, given: images.Range | None = None) -> ArrayData:

@@ -1,4 +1,4 @@
-"""Image file <-> uint8 array (H, W, C)."""
+"""Reads image files into uint8 arrays (H, W, C), and writes them."""
 
 from vqtok.images.color import WHITE, Color, parse_color
 from vqtok.images.depth import (

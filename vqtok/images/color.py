@@ -1,4 +1,6 @@
-"""Color modes, profiles and transparency to 8-bit gray or sRGB, and the names of colors."""
+"""Converts color modes, profiles and transparency to 8-bit gray or sRGB, and parses names of
+colors.
+"""
 
 import io
 import re
@@ -15,8 +17,8 @@ WHITE: Color = (255, 255, 255)
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The image in L, RGB, CMYK or LAB, and its transparency (mode L, 255
-    opaque) where it has some.
+    """Splits an image into L, RGB, CMYK or LAB, and its transparency (mode L, 255 opaque) where it
+    has some.
     """
     if not image.has_transparency_data:
         return image if image.mode in ("L", "RGB", "CMYK", "LAB") else image.convert("RGB"), None
@@ -26,8 +28,8 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """The image in L or RGB, colors as sRGB;
-    a profile that is broken, or of another kind of color, counts as none.
+    """Converts an image in L or RGB to sRGB; a profile that is broken, or of another kind of color,
+    counts as none.
     """
     transform = _transform(profile or b"", image.mode) if profile or image.mode == "LAB" else None
     if transform is not None:
@@ -44,8 +46,8 @@ def to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Imag
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> Any | None:
-    """PIL's transform from a color profile to sRGB;
-    None when it changes nothing, is broken, or PIL has no ImageCms.
+    """Returns PIL's transform from a color profile to sRGB; None when it changes nothing, is
+    broken, or PIL has no ImageCms.
 
     Whether the profile is sRGB is seen by what it does to 4913 colors:
     descriptions are not to be trusted.
@@ -88,7 +90,7 @@ def _color_name(color: Color) -> str:
 
 
 def parse_color(text: str) -> Color:
-    """(red, green, blue) from '#fff', '#ffffff', a CSS name or 'r,g,b'. Raises UsageError."""
+    """Parses '#fff', '#ffffff', a CSS name or 'r,g,b' to (red, green, blue). Raises UsageError."""
     parts = re.fullmatch(r"\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*", text)
     try:
         color = tuple(map(int, parts.groups())) if parts else ImageColor.getrgb(text.strip())

@@ -1,6 +1,4 @@
-"""Quantizers with one codebook of K vectors:
-trained by gradient (`vq`) or by moving averages (`ema`).
-"""
+"""Quantizes by one codebook of K vectors, trained by gradient (`vq`) or moving averages (`ema`)."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -22,8 +20,8 @@ ELEMENTS = 2**17  # numbers of vectors that several operations go over while the
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Indices (N,) of the entries of codebook (K, D) nearest to vectors (N, D) in Euclidean
-    distance; ties go to the lower index.
+    """Finds the indices (N,) of the entries of codebook (K, D) nearest to vectors (N, D) in
+    Euclidean distance; ties go to the lower index.
     """
     indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
     _NearestSearch(codebook).write(vectors, indices)
@@ -31,8 +29,8 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 class _NearestSearch:
-    """|x - e|^2 is smallest where 2 x.e - |e|^2 is largest:
-    one product, of [x, 1] and a codebook's [2 e, -|e|^2].
+    """Finds nearest codes by one product, of [x, 1] and a codebook's [2 e, -|e|^2]: |x - e|^2 is
+    smallest where 2 x.e - |e|^2 is largest.
 
     It is written to the same few rows again and again: no (N, K) matrix, whatever N and K.
     """
@@ -76,7 +74,7 @@ def _largest(scores: Tensor, out: Tensor) -> None:
 
 
 class Assignment(NamedTuple):
-    """What `StraightThrough` gives; N vectors, K entries."""
+    """Holds what `StraightThrough` returns; N vectors, K entries."""
 
     entries: Tensor  # (N, D), those chosen, with the gradient passed straight through
     indices: Tensor  # (N,)
@@ -86,8 +84,8 @@ class Assignment(NamedTuple):
 
 
 class StraightThrough(torch.autograd.Function):
-    """Vectors (N, D) to their nearest entries, with the gradient passed straight through,
-    and the terms of the loss.
+    """Maps vectors (N, D) to their nearest entries, with the gradient passed straight through, and
+    computes the terms of the loss.
 
     Written out because autograd would keep every step on the way: this needs what it returns and a
     few MiB, for any N and K. What goes over the vectors does so while a chunk of them is in cache.
@@ -102,7 +100,7 @@ class StraightThrough(torch.autograd.Function):
         learns: bool,
         dot: bool = False,
     ) -> tuple[Tensor, ...]:
-        """`Assignment`; its loss is beta || x - sg[e] ||^2 and, where the entries learn
+        """Returns an `Assignment`; its loss is beta || x - sg[e] ||^2 and, where the entries learn
         by it, || sg[x] - e ||^2.
         """
         indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
@@ -146,8 +144,8 @@ class StraightThrough(torch.autograd.Function):
 def choose(
     vectors: Tensor, entries: Tensor, beta: float, learns: bool, dot: bool = False
 ) -> Assignment:
-    """As `StraightThrough`, in operations on whole tensors that a compiler can fuse:
-    no shape depends on what is chosen, so nothing waits for the device.
+    """Computes what `StraightThrough` does, in operations on whole tensors that a compiler can
+    fuse: no shape depends on what is chosen, so nothing waits for the device.
 
     On a CPU, chunks that stay in cache and NumPy's argmax are quicker.
     """
@@ -174,8 +172,8 @@ def in_chunks(device: torch.device) -> bool:
 
 
 def _chunks(vectors: Tensor) -> Iterator[slice]:
-    """Slices of vectors (N, D) that stay in a core's cache while several operations go over them;
-    all at once on a GPU.
+    """Cuts vectors (N, D) into slices that stay in a core's cache while several operations go over
+    them; all at once on a GPU.
     """
     N, D = vectors.shape
     rows = max(1, ELEMENTS // max(1, D) if vectors.device.type == "cpu" else N)
@@ -183,28 +181,30 @@ def _chunks(vectors: Tensor) -> Iterator[slice]:
 
 
 def sums_by_code(vectors: Tensor, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """How many of vectors (N, D) chose each of `size` codes, (K,), and their sums, (K, D)."""
+    """Counts how many of vectors (N, D) chose each of `size` codes, (K,), and sums those vectors,
+    (K, D).
+    """
     counts = torch.bincount(indices, minlength=size).to(vectors.dtype)
     sums = vectors.new_zeros(size, vectors.shape[1]).index_add_(0, indices, vectors)
     return counts, sums
 
 
 def sample_vectors(vectors: Tensor, count: int) -> Tensor:
-    """`count` of vectors (N, D), drawn without replacement while there are enough."""
+    """Draws `count` of vectors (N, D), without replacement while there are enough."""
     return vectors[_sample_positions(len(vectors), count, vectors.device)]
 
 
 def _sample_positions(total: int, count: int, device: torch.device) -> Tensor:
-    """(count,) of the numbers below `total`, drawn without replacement while there are enough;
-    on the host, alike for all devices.
+    """Draws (count,) of the numbers below `total`, without replacement while there are enough; on
+    the host, alike for all devices.
     """
     drawn = torch.randperm(total)[:count] if count <= total else torch.randint(total, (count,))
     return drawn.to(device)
 
 
 def kmeans(vectors: Tensor, size: int, rounds: int = 10) -> Tensor:
-    """Lloyd's algorithm: `size` centers (K, D) of vectors (N, D), from a random start;
-    empty centers are drawn anew.
+    """Runs Lloyd's algorithm: `size` centers (K, D) of vectors (N, D), from a random start; empty
+    centers are drawn anew.
     """
     centers = sample_vectors(vectors, size)
     for _ in range(rounds):
@@ -228,7 +228,7 @@ class InitFlag(nn.Module):
 
 
 class _MovingAverages(InitFlag):
-    """Moving averages of how often each code is chosen and of the vectors that choose it.
+    """Holds moving averages of how often each code is chosen and of the vectors that choose it.
 
     Training state.
     """
@@ -243,7 +243,9 @@ class _MovingAverages(InitFlag):
 
 
 class Codebook(Quantizer):
-    """What quantizers with a list of entries share: search, lookup, and the terms of the loss."""
+    """Searches and looks up a list of entries, and computes the terms of the loss, for the
+    quantizers below.
+    """
 
     codebook: Tensor  # (K, D)
     levels = 1
@@ -259,7 +261,7 @@ class Codebook(Quantizer):
         self.dot = config.distance == "dot"
 
     def _project(self, vectors: Tensor) -> Tensor:
-        """Onto the unit sphere where the config says so: (..., D) -> (..., D)."""
+        """Projects (..., D) onto the unit sphere where the config says so."""
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def _entries(self) -> Tensor:
@@ -290,13 +292,13 @@ class Codebook(Quantizer):
         return F.embedding(indices[:, 0], self._entries()).permute(0, 3, 1, 2)  # (B, D, h, w)
 
     def _observe(self, vectors: Tensor, assignment: Assignment) -> None:
-        """Hook for what `update_codebook` wants to know:
-        vectors (B, h*w, D), without gradient, and what they chose.
+        """Records what `update_codebook` needs: vectors (B, h*w, D), without gradient, and what
+        they chose. Nothing unless overridden.
         """
 
 
 class AveragedCodebook(Codebook):
-    """What `vq` and `ema` share: k-means start, averages, restart of dead codes."""
+    """Adds to `vq` and `ema` the k-means start, moving averages, and the restart of dead codes."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
@@ -324,8 +326,8 @@ class AveragedCodebook(Codebook):
         self.average.initialized.fill_(True)
 
     def draw_rows(self, vectors: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Drawn without replacement, for at most a quarter of the vectors:
-        else dead codes would crowd on the same few.
+        """Draws without replacement, for at most a quarter of the vectors: else dead codes would
+        crowd on the same few.
         """
         most = min(self.codebook_size, max(1, vectors // 4))
         return (
@@ -338,7 +340,7 @@ class AveragedCodebook(Codebook):
         return update_codebooks([self], rows, ok)
 
     def seen(self) -> tuple[Tensor, Assignment]:
-        """What the last forward in training mode saw; it is told once."""
+        """Returns what the last forward in training mode saw, once."""
         assert self._last_batch is not None, "update_codebook() follows a forward in training mode"
         seen, self._last_batch = self._last_batch, None
         return seen
@@ -349,8 +351,8 @@ class AveragedCodebook(Codebook):
 
 
 class VectorQuantizer(AveragedCodebook):
-    """Codebook trained by gradient: || sg[z_e] - e ||^2 + beta || z_e - sg[e] ||^2 (van den
-    Oord et al. 2017, eq. 3).
+    """Trains its codebook by gradient: || sg[z_e] - e ||^2 + beta || z_e - sg[e] ||^2 (van den Oord
+    et al. 2017, eq. 3).
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -359,7 +361,7 @@ class VectorQuantizer(AveragedCodebook):
 
 
 class EMAQuantizer(AveragedCodebook):
-    """Codebook that follows moving averages of the vectors that choose each code (van den Oord
+    """Moves its codebook to the moving averages of the vectors that choose each code (van den Oord
     et al. 2017, appendix A.1).
     """
 
