@@ -144,6 +144,21 @@ Member = Annotated[
         help="Of several images a sample take this one, like seg.png. Default: the plain one.",
     ),
 ]
+Frames = Annotated[
+    bool,
+    typer.Option(
+        "--frames",
+        help="Token arrays (.npy) are frames of a video: each is coded given the one before.",
+    ),
+]
+Grid = Annotated[
+    str | None,
+    typer.Option(
+        "--grid",
+        metavar="HxW",
+        help="Height and width of a grid whose tokens are stored in rows, like 8x16.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say which model, device and precision are used.")

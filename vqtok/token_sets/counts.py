@@ -85,7 +85,9 @@ class Counts:
             require_all(0 <= level < layout.levels)
             size = contexts_of(layout, level)
             require_all(
-                min(row[:size]) >= SHARES // (_FORGET * size), sum(row) <= SHARES, not any(row[size:])
+                min(row[:size]) >= SHARES // (_FORGET * size),
+                sum(row) <= SHARES,
+                not any(row[size:]),
             )
             found.weights[key] = row[:size]
         return found
@@ -225,10 +227,12 @@ class Mixture:
         least, total = SHARES // (_FORGET * len(keys)), sum(each)
         shared = SHARES - least * len(keys)
         self.learned.weights[key] = [share * shared // total + least for share in each]
+        total_before = totals.get(keys[0], 0)
         for one in keys:
             self._count(one, token)
-        self.base[level][token] = counts[keys[0]][token]
-        if totals[keys[0]] == COUNTED // 2:  # perhaps halved just now
+        if totals.get(keys[0], 0) > total_before:
+            self.base[level][token] += 1
+        else:  # halved just now, or not counted at all
             del self.base[level]
         self.grids[0][at] = token
 

@@ -91,9 +91,7 @@ def load(path: Path) -> TokenModel:
         found = Counts.of_tensors(model.layout, stored.tensors)
     except (ValueError, KeyError, TypeError):
         raise FormatError(f"{file} is damaged", _AGAIN) from None
-    return TokenModel(
-        bits, levels, frames, (h, w), found, weights.fingerprint(stored.tensors)
-    )
+    return TokenModel(bits, levels, frames, (h, w), found, weights.fingerprint(stored.tensors))
 
 
 def pack(tokens: Tokens, model: TokenModel, origin: object) -> bytes:
@@ -158,8 +156,10 @@ class Packed:
             size = int(np.prod([int(n) for n in shape], dtype=object))
             bits, digits = header["bits"], arrays.digits_of(header["bits"])
             good = good and size == np.prod(grids, dtype=object) and 1 <= bits <= arrays.ID_BITS
-            good = good and type(header["frames"]) is bool and np.dtype(header["dtype"]).kind in "iu"
-            good = good and header["prior"] is None or isinstance(header["prior"], str)
+            good = (
+                good and type(header["frames"]) is bool and np.dtype(header["dtype"]).kind in "iu"
+            )
+            good = good and (header["prior"] is None or isinstance(header["prior"], str))
             # a token takes (K - 1) / TOTAL bits or more: no short stream claims a vast array
             least = size * digits[0] * ((1 << digits[1]) - 1)
             if not good or least > 8 * len(parts[1]) * entropy.TOTAL:
