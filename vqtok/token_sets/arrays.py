@@ -3,6 +3,7 @@
 import io
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vqtok.errors import InputError
 FILE_LIMIT = 4 << 30  # bytes
 DIGIT_BITS = 12  # larger ids are coded as several digits, each as a level of its own
 ID_BITS = 32
+GRID_MAX = 1 << 22  # places of a grid with its edge, times levels: some 200 MB while coding
 _SAVE = "save them with numpy.save as an array of integers: tokens.astype('int32')"
 
 
@@ -102,6 +104,11 @@ def to_tokens(array: np.ndarray, origin: object, grid: tuple[int, int] | None = 
             )
     elif array.ndim == 3:
         shape = (len(array), 1, *array.shape[1:])
+    if padded_size(shape) > GRID_MAX:
+        raise InputError(
+            f"{origin} has grids of {shape[2]}x{shape[3]} with {shape[1]} levels",
+            f"cut them to fewer than {GRID_MAX:,} tokens a grid",
+        )
     least, most = int(array.min()), int(array.max())
     if least < 0 or most >= 1 << ID_BITS:
         wrong = least if least < 0 else most
@@ -110,6 +117,11 @@ def to_tokens(array: np.ndarray, origin: object, grid: tuple[int, int] | None = 
             f"ids are 0 to {(1 << ID_BITS) - 1}: take padding and other marks out",
         )
     return Tokens(array, array.reshape(shape).astype(np.int64))
+
+
+def padded_size(shape: Sequence[int]) -> int:
+    """Tokens of one of the grids (n, L, h, w) with an edge of one token around it."""
+    return shape[1] * (shape[2] + 2) * (shape[3] + 2)
 
 
 def digits_of(bits: int) -> tuple[int, int]:

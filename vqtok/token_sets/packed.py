@@ -160,6 +160,7 @@ class Packed:
                 good and type(header["frames"]) is bool and np.dtype(header["dtype"]).kind in "iu"
             )
             good = good and (header["prior"] is None or isinstance(header["prior"], str))
+            good = good and arrays.padded_size(grids) <= arrays.GRID_MAX
             # a token takes (K - 1) / TOTAL bits or more: no short stream claims a vast array
             least = size * digits[0] * ((1 << digits[1]) - 1)
             if not good or least > 8 * len(parts[1]) * entropy.TOTAL:
