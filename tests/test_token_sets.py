@@ -1,4 +1,4 @@
-"""Token arrays of any tokenizer: packed without loss, by a model or by what they teach themselves."""
+"""Token arrays of any tokenizer, packed without loss: by a model, or by what they teach."""
 
 import hashlib
 import io
@@ -90,7 +90,7 @@ def test_the_stream_is_the_same_everywhere() -> None:
     tokens = arrays.to_tokens(np.arange(240).reshape(10, 4, 6) * 7 % 31, "t")
     data = packed.pack(tokens, packed.train(tokens, True), "t")
     stream = packed.Packed.of(data).stream
-    assert hashlib.sha256(stream).hexdigest()[:16] == "GOLDEN"
+    assert hashlib.sha256(stream).hexdigest()[:16] == "4dfeea475b87531f"
 
 
 def test_intervals_are_exact_at_the_bounds() -> None:

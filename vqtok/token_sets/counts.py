@@ -226,7 +226,10 @@ class Mixture:
             each.append(weight * ((likely << 12) // (2 * totals[one] + 1)))
         least, total = SHARES // (_FORGET * len(keys)), sum(each)
         shared = SHARES - least * len(keys)
-        self.learned.weights[key] = [share * shared // total + least for share in each]
+        self.learned.weights[key] = [
+            (3 * weight + share * shared // total + least) // 4  # a quarter of the way
+            for weight, share in zip(weights, each, strict=True)
+        ]
         total_before = totals.get(keys[0], 0)
         for one in keys:
             self._count(one, token)
