@@ -27,7 +27,7 @@ from vqtok.quantizers import Quantizer
 ROWS = 4096  # vectors that a beam is searched for at once
 WINDOW, CONTEXT = 32, 6  # cells: of a window that is searched at once, and around it
 SEEN = 2  # cells around a window whose pixels its codes answer for, too
-GOALS = {"looks": 0.5, "psnr": 0.0}  # weight of the error of contrast beside the squared error
+GOALS = {"looks": 0.75, "psnr": 0.0}  # weight of the error of contrast beside the squared error
 PATCH = 5  # pixels: side of the surroundings whose deviation is a pixel's contrast
 RATE = 0.05  # first step of gradient descent, in standard deviations of the vectors
 
