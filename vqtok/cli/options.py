@@ -157,6 +157,21 @@ ValueRange = Annotated[
         ),
     ),
 ]
+Frames = Annotated[
+    bool,
+    typer.Option(
+        "--frames",
+        help="Token arrays (.npy) are frames of a video: each is coded given the one before.",
+    ),
+]
+Grid = Annotated[
+    str | None,
+    typer.Option(
+        "--grid",
+        metavar="HxW",
+        help="Height and width of a grid whose tokens are stored in rows, like 8x16.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say which model, device and precision are used.")

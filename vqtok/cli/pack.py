@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output, rate, shards
+from vqtok.cli import output, rate, shards, token_sets
 from vqtok.cli.batch import (
     Batch,
     BatchOptions,
@@ -39,11 +39,18 @@ def pack(
     model: o.FileModel = None,
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
+    frames: o.Frames = False,
+    grid: o.Grid = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Make codes files small: img.npz -> img.compact.npz."""
+    """Make codes files small: img.npz -> img.compact.npz; or token arrays of other tokenizers:
+    tokens.npy -> tokens.vqtok.npz.
+    """
     options = BatchOptions(out, force, skip_existing, json, quiet)
+    shape = token_sets.parse_grid(grid)
+    if token_sets.arrays_of(inputs, model, frames or shape is not None):
+        return token_sets.pack(inputs, options, model, frames, shape)
     _rewrite(inputs, options, model, _Command("pack", ".compact", _packed, compact=True))
 
 
@@ -65,8 +72,12 @@ def unpack(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Make compact codes files plain again: img.npz -> img.plain.npz."""
+    """Make compact codes files plain again: img.npz -> img.plain.npz; and packed token arrays:
+    tokens.vqtok.npz -> tokens.npy.
+    """
     options = BatchOptions(out, force, skip_existing, json, quiet)
+    if token_sets.packed_of(inputs):
+        return token_sets.unpack(inputs, options, model)
     if indices_only:
         folders, _ = shards.split(inputs)
         if folders:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output, progress
+from vqtok.cli import output, progress, token_sets
 from vqtok.config import registry
+from vqtok.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +47,8 @@ class RunOptions:
     labels: o.LabelSource = None
     member: o.Member = None
     values: o.ValueRange = None
+    frames: o.Frames = False
+    grid: o.Grid = None
     stage: Annotated[
         str,
         typer.Option(
@@ -275,6 +278,13 @@ def train(
     quiet: o.Quiet = False,
 ) -> None:
     """Train a tokenizer on images, then priors on its codes."""
+    if token_sets.for_training(run.data, run.stage, run.out):
+        return _train_tokens(run, force, json, quiet)
+    if run.frames or run.grid is not None:
+        raise UsageError(
+            "--frames and --grid are of token arrays (.npy, .npz)",
+            "give an array, --stage entropy, and as -o a folder without a tokenizer",
+        )
     from vqtok import config, distributed
     from vqtok import train as training
     from vqtok.codec import pick_device
@@ -294,9 +304,20 @@ def train(
         _train(request, target, stop, listener, run.max_time or "")
 
 
+def _train_tokens(run: RunOptions, force: bool, json: bool, quiet: bool) -> None:
+    """Learns a token array of another tokenizer."""
+    if run.resume or run.dry_run:
+        word = "--resume" if run.resume else "--dry-run"
+        raise UsageError(f"{word} does not go with a token array", "leave it out")
+    assert run.data is not None
+    grid = token_sets.parse_grid(run.grid)
+    facts = token_sets.train(run.data, run.out, run.frames, grid, force, quiet or json)
+    if json:
+        output.print_json(facts)
+
+
 def _check_options(run: RunOptions, force: bool) -> None:
     """Raises UsageError for options that do not go together."""
-    from vqtok.errors import UsageError
     from vqtok.train import STAGES
 
     if run.stage not in STAGES:
