@@ -602,9 +602,9 @@ def _make_spec(recipe: Recipe, dataset: Dataset, request: TrainRequest) -> RunSp
 
 def _open(data: str | None, options: DataOptions) -> Dataset:
     return (
-        CodesData(Path(data))
-        if data and is_codes(Path(data))
-        else open_data(Path(data) if data else None, options=options)
+        CodesData(files.as_path(data))
+        if data and is_codes(files.as_path(data))
+        else open_data(files.as_path(data) if data else None, options=options)
     )
 
 
@@ -622,7 +622,7 @@ def check_outside(folder: Path, data: str, dataset: Dataset) -> None:
 
 
 def _absolute(data: str | None) -> str:
-    return os.path.abspath(data) if data else ""
+    return (data if files.is_url(data) else os.path.abspath(data)) if data else ""
 
 
 def _describe_data(images: int, labels: tuple[str, ...]) -> str:
