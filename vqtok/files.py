@@ -115,7 +115,9 @@ def _expand_url(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
     path = as_path(name)
     assert isinstance(path, RemotePath)
     try:
-        if path.scheme not in ("http", "https") and (_is_magic(name) or not path.is_file()):
+        if path.is_web and "*" not in without_query(name):
+            return [Source(path, Path(Path(without_query(name)).name))]
+        if path.is_web or _is_magic(name) or not path.is_file():
             root = path
             while _is_magic(str(root)):
                 root = root.parent
@@ -130,6 +132,16 @@ def _expand_url(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
     except RemoteError as error:
         raise unreadable(name, error) from None
     return [Source(path, Path(path.name))]
+
+
+def without_query(name: str) -> str:
+    """A web address without what follows `?`, often a signature; any other name as it is."""
+    return name.partition("?")[0] if name.lower().startswith(("http:", "https:")) else name
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name has what a glob or braces have; `?` begins the query of a web address."""
+    return any(c in without_query(name) for c in "*?[{")
 
 
 def is_folder(name: str | Path) -> bool:
@@ -331,7 +343,17 @@ def check_free(path: Path, force: bool) -> None:
         raise _taken(path)
 
 
+def check_writable(path: Path) -> None:
+    """Raises OutputError for a URL that is only read: before the work, not after it."""
+    if isinstance(path, RemotePath):
+        try:
+            remote.check_writable(path)
+        except RemoteError as error:
+            raise _unwritable(path, error) from None
+
+
 def _check_remote_free(path: RemotePath, force: bool) -> None:
+    check_writable(path)
     try:
         if not force and path.exists():
             raise _taken(path)

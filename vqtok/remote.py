@@ -108,6 +108,16 @@ class RemotePath(type(Path())):
     def scheme(self) -> str:
         return self.parts[0].rstrip(":")
 
+    @property
+    def is_web(self) -> bool:
+        """Whether it is read with http: nothing is listed, and nothing written."""
+        return self.scheme in _HTTP
+
+    @property
+    def suffix(self) -> str:
+        name = self.name.partition("?")[0] if self.is_web else self.name
+        return PurePosixPath(name).suffix
+
     def absolute(self) -> "RemotePath":
         return self
 
@@ -127,7 +137,7 @@ class RemotePath(type(Path())):
         return self._kind() is not None
 
     def is_dir(self, **_: Any) -> bool:
-        return self._kind() == "directory"
+        return not self.is_web and self._kind() == "directory"
 
     def is_file(self, **_: Any) -> bool:
         return self._kind() == "file"
@@ -211,7 +221,7 @@ def read(path: RemotePath, start: int, end: int) -> bytes:
         return b""
 
     def once() -> bytes:
-        if path.scheme in _HTTP:
+        if path.is_web:
             data = _http_range(path, start, end)
         else:
             data = _filesystem(path).cat_file(_inner(path), start=start, end=end)
@@ -224,13 +234,13 @@ def read(path: RemotePath, start: int, end: int) -> bytes:
 
 def put(path: RemotePath, data: bytes) -> None:
     """Writes a file whole: object stores show it when all of it is there. Raises RemoteError."""
-    _check_writable(path)
+    check_writable(path)
     _ask(path, lambda: _filesystem(path).pipe_file(_inner(path), data))
 
 
 def upload(source: Path, path: RemotePath) -> None:
     """As `put`, from a local file, a part at a time."""
-    _check_writable(path)
+    check_writable(path)
 
     def once() -> None:
         fs, inner = _filesystem(path), _inner(path)
@@ -239,8 +249,9 @@ def upload(source: Path, path: RemotePath) -> None:
     _ask(path, once)
 
 
-def _check_writable(path: RemotePath) -> None:
-    if path.scheme in _HTTP:
+def check_writable(path: RemotePath) -> None:
+    """Raises RemoteError where nothing can be written by such a URL."""
+    if path.is_web:
         raise RemoteError(
             f"{path.scheme} is only read", "write to a folder, or to a store like s3:// or gs://"
         )
@@ -248,7 +259,7 @@ def _check_writable(path: RemotePath) -> None:
 
 def find(folder: RemotePath) -> list[RemotePath]:
     """All visible files below a folder, sorted; [] for a file, or nothing."""
-    if folder.scheme in _HTTP:
+    if folder.is_web:
         return []
     inner = _inner(folder).rstrip("/")
     found = _ask(folder, lambda: _filesystem(folder).find(inner))
@@ -259,7 +270,7 @@ def find(folder: RemotePath) -> list[RemotePath]:
 
 def match(pattern: RemotePath) -> list[RemotePath]:
     """The files that match a glob, sorted. Raises UsageError for http."""
-    if pattern.scheme in _HTTP:
+    if pattern.is_web:
         raise UsageError(
             f"a server of {pattern.scheme} lists no files, so that {pattern} matches none",
             "name each file; {0000..1023} stands for 1,024 of them",
@@ -276,7 +287,7 @@ def match(pattern: RemotePath) -> list[RemotePath]:
 
 def _info(path: RemotePath) -> tuple[str, int]:
     """'file' or 'directory', and the size in bytes."""
-    if path.scheme in _HTTP:
+    if path.is_web:
         return "file", _ask(path, lambda: _http_size(path))
     found = _ask(path, lambda: _filesystem(path).info(_inner(path)))
     return ("directory" if found["type"] == "directory" else "file"), int(found.get("size") or 0)
@@ -293,13 +304,16 @@ def _filesystem(path: RemotePath) -> Any:
         return _open_filesystem(path.scheme, os.getpid())
     except ValueError:
         raise UsageError(
-            f"vqtok knows no {path.scheme}:// ({path})", "give a path, or a URL like s3://BUCKET/DIR"
+            f"vqtok knows no {path.scheme}:// ({path})",
+            "give a path, or a URL like s3://BUCKET/DIR",
         ) from None
     except ImportError:
         package = _DRIVERS.get(path.scheme, "its fsspec driver")
         raise UsageError(
             f"{path.scheme}:// needs {package}, which is not installed",
-            f"pip install {package}" if path.scheme in _DRIVERS else "install its fsspec driver",
+            f"pip install 'vqtok[remote]', or {package} alone"
+            if path.scheme in _DRIVERS
+            else "install its fsspec driver",
         ) from None
 
 
@@ -324,6 +338,7 @@ def _ask(path: RemotePath, action: Callable[[], T]) -> T:
             raise
         except Exception as error:  # each driver has its own
             passing, explained = _explain(error)
+            explained.filename = str(path)
             if not passing or time.monotonic() + wait > end:
                 raise explained from None
         time.sleep(wait * random.uniform(0.75, 1.25))  # many workers do not come back at once
@@ -352,7 +367,9 @@ def _explain(error: Exception) -> tuple[bool, RemoteError]:
         )
     if status and 400 <= status < 500 and status not in _AGAIN:
         return False, RemoteError(f"the server answers {status}", "check the URL")
-    reason = str(getattr(error, "reason", "") or error) or type(error).__name__
+    cause = getattr(error, "reason", None) or error
+    reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+    reason = reason or type(error).__name__
     what = f"the server answers {status}" if status else " ".join(reason.split())[:200]
     return True, RemoteError(what, "the server may be out of order: try again later, --resume")
 
@@ -388,7 +405,8 @@ def _http(path: RemotePath, start: int, end: int) -> Any:
     }
     try:
         return urlopen(Request(str(url), headers=headers), timeout=_timeout())
-    except HTTPError:
+    except HTTPError as error:
+        error.close()
         raise
     except URLError as error:
         if isinstance(error.reason, TimeoutError):

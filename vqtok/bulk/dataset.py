@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 # kept open: each takes a file handle, of which a process has 1024 as a rule, and its names, 0.1 MB
 OPEN_SHARDS = 128
-OPEN_REMOTE = 8  # of a server: these are in memory, 1 MB for 1,000 images of 16x16 codes and 2 levels
+OPEN_REMOTE = (
+    8  # of a server: these are in memory, 1 MB for 1,000 images of 16x16 codes and 2 levels
+)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ class Inputs:
             else:
                 self._loose = True
         found = [
-            Input(i, name, files.as_path(path), _size(path)) for i, (path, name) in enumerate(tars.values())
+            Input(i, name, files.as_path(path), _size(path))
+            for i, (path, name) in enumerate(tars.values())
         ]
         self.tars = len(found)
         self.all = (*found, *([Input(len(found), LOOSE, None, None)] if self._loose else []))
@@ -201,7 +202,7 @@ def _check_word(word: str) -> None:
 
 
 def _is_tar(entry: Entry) -> bool:
-    return entry.error is None and entry.path.lower().endswith(".tar")
+    return entry.error is None and files.without_query(entry.path).lower().endswith(".tar")
 
 
 def _size(path: str) -> int:

@@ -1,6 +1,5 @@
 """The part of `vqtok encode` that makes codes shards of tar shards and large folders."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -75,7 +74,10 @@ def is_bulk(inputs: Sequence[str], *options: object) -> bool:
     # `in (None, False)` would find 0 workers
     if any(option is not None and option is not False for option in options):
         return True
-    if any(word.lower().endswith(".tar") and not files.is_folder(word) for word in inputs):
+    if any(
+        files.without_query(word).lower().endswith(".tar") and not files.is_folder(word)
+        for word in inputs
+    ):
         return True
     folders = [word for word in inputs if files.is_folder(word)]
     if len(folders) < len(inputs):

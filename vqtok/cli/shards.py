@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 def split(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The folders of codes shards among the inputs, and all else."""
     folders = [word for word in inputs if is_shards(word)]
-    return [files.as_path(word) for word in folders], [word for word in inputs if word not in folders]
+    return [files.as_path(word) for word in folders], [
+        word for word in inputs if word not in folders
+    ]
 
 
 def is_shards(word: str | Path) -> bool:

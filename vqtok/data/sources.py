@@ -78,7 +78,7 @@ def open_splits(
 def _open(path: Place, split: Split, options: DataOptions) -> Dataset:
     if not isinstance(path, Path | str):
         return _open_many([files.as_path(p) for p in path], f"{len(path)} files", options)
-    if any(letter in str(path) for letter in "*?[{") and not os.path.exists(path):
+    if files.is_pattern(str(files.as_path(path))) and not os.path.exists(path):
         wanted = IMAGE_SUFFIXES | {".tar"}
         name = str(files.as_path(path))
         found = [s.path for s in expand(files.expand_braces(name), wanted) if s.path]

@@ -111,6 +111,7 @@ def _writer(request: ExportRequest) -> type[Writer]:
 
 def _place(out: Path, kind: type[Writer], split: str | None) -> tuple[Path, str]:
     """The folder, and what files of one export are called."""
+    files.check_writable(out)
     if str(out) == "-":
         raise UsageError("several files do not go to standard output", "give a folder: -o DIR")
     if kind.single and out.suffix in kind.suffixes and not out.is_dir():
