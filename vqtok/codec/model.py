@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vqtok import images, losses, model_registry, ticks
 from vqtok.codec import inputs
+from vqtok.codec.effort import CodeSearch, parse_effort
 from vqtok.codec.entropy_coder import EntropyCoder
 from vqtok.codec.loading import build_tokenizer, fill, load_prior, to_device
 from vqtok.codes import (
@@ -189,16 +190,31 @@ class Model:
 
     @overload
     def encode(  # pyright: ignore[reportOverlappingOverload]
-        self, image: Tensor, background: images.Color = images.WHITE, levels: int | None = None
+        self,
+        image: Tensor,
+        background: images.Color = images.WHITE,
+        levels: int | None = None,
+        effort: int = 0,
+        goal: str = "looks",
     ) -> Tensor: ...
 
     @overload
     def encode(
-        self, image: Any, background: images.Color = images.WHITE, levels: int | None = None
+        self,
+        image: Any,
+        background: images.Color = images.WHITE,
+        levels: int | None = None,
+        effort: int = 0,
+        goal: str = "looks",
     ) -> Codes: ...
 
     def encode(
-        self, image: Any, background: images.Color = images.WHITE, levels: int | None = None
+        self,
+        image: Any,
+        background: images.Color = images.WHITE,
+        levels: int | None = None,
+        effort: int = 0,
+        goal: str = "looks",
     ) -> Codes | Tensor:
         """Encodes one image to Codes, or a batch of tensors to a tensor of indices.
 
@@ -209,31 +225,41 @@ class Model:
         device, with the model's C. It gives int64 (B, L, h, w) on that device, without gradient;
         `codes` makes Codes of these, to write to a file, and `decode` images.
 
-        `levels` keeps the first few only. Raises InputError, UsageError.
+        `levels` keeps the first few only. With an `effort` of 1 to 9, the codes are searched for,
+        so that these levels together decode to a nearer image: from 4 on through the decoder,
+        which takes many times as long (see `codec.effort`). `goal` says which image is near: by
+        squared error and local contrast (looks), or by squared error alone (psnr).
+        Raises InputError, UsageError.
         """
         if isinstance(image, Tensor):
             batch = inputs.checked_images(image, self.config.channels)
-            return self._encode_all(batch, levels).to(image.device)
-        return self.encode_batch([image], levels, background)
+            return self._encode_all(batch, levels, effort, goal).to(image.device)
+        return self.encode_batch([image], levels, background, effort, goal)
 
     def encode_batch(
         self,
         images: Iterable[Any] | Tensor,
         levels: int | None = None,
         background: images.Color = images.WHITE,
+        effort: int = 0,
+        goal: str = "looks",
     ) -> Codes:
         """Encodes images whose sizes fill the same grid; UsageError where they do not.
 
         Each is of a kind that `encode` takes, or all are tensors (C, H, W); an array
-        (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Raises InputError, UsageError.
+        (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Options are as in `encode`.
+        Raises InputError, UsageError.
         """
         batch = inputs.as_batch(images, self.config.channels, background)
         sizes = tuple(inputs.size_of(image) for image in batch)
-        return self.codes(self._encode_all(batch, levels), sizes)
+        return self.codes(self._encode_all(batch, levels, effort, goal), sizes)
 
-    def _encode_all(self, batch: inputs.Batch, levels: int | None) -> Tensor:
+    def _encode_all(
+        self, batch: inputs.Batch, levels: int | None, effort: int, goal: str
+    ) -> Tensor:
         """Indices int64 (n, L, h, w), of images that `_batch` gave, on the device of a tensor."""
         f, count = self.config.downsample, self._count(levels)
+        wanted = parse_effort(effort, goal)
         sizes = {inputs.size_of(image) for image in batch}
         if len({(-(-H // f), -(-W // f)) for H, W in sizes}) != 1:
             raise UsageError(
@@ -248,7 +274,11 @@ class Model:
             indices = torch.empty(len(batch), count, h, w, dtype=torch.int64, device=device)
         group = max(1, self.pixels_at_once // (h * w * f * f))
         for i in range(0, len(batch), group):
-            self._encode(batch[i : i + group], indices[i : i + group])
+            if wanted is None or self.config.is_pixels:
+                self._encode(batch[i : i + group], indices[i : i + group])
+            else:
+                search = CodeSearch(self.quantizer, count, wanted, goal)
+                self._search(batch[i : i + group], indices[i : i + group], search)
         return indices
 
     def codes(
@@ -300,20 +330,40 @@ class Model:
         """Writes the indices (n, L, h, w) of n images that share a grid, or
         those of the first few levels.
         """
-        f, (count, h, w) = self.config.downsample, indices.shape[1:]
-        tiling = self._tiling(h, w, len(batch))
-        position = 0
+        count, h, w = indices.shape[1:]
+        axis, position = self._tiling(h, w, len(batch)).axis, 0
         with self._inference():
-            parts = (
-                inputs.floats(batch, *tiling.slices(part, f), f, self.device)
-                for part in tiling.tiles
-            )
-            # (n, D, rows, w) or (n, D, h, columns)
-            for vectors in stream(self.encoder, parts, tiling.axis, tiling.max_length * f):
+            for vectors in self._encoded(batch, h, w):
                 found = self.quantizer(vectors).indices[:, :count]
-                indices.narrow(tiling.axis, position, found.shape[tiling.axis]).copy_(found)
-                position += found.shape[tiling.axis]
-                ticks.tell(position, indices.shape[tiling.axis])
+                indices.narrow(axis, position, found.shape[axis]).copy_(found)
+                position += found.shape[axis]
+                ticks.tell(position, indices.shape[axis])
+
+    def _encoded(self, batch: inputs.Batch, h: int, w: int) -> Iterator[Tensor]:
+        """The encoder's vectors, part by part: (n, D, rows, w) or (n, D, h, columns)."""
+        tiling, f = self._tiling(h, w, len(batch)), self.config.downsample
+        parts = (
+            inputs.floats(batch, *tiling.slices(part, f), f, self.device) for part in tiling.tiles
+        )
+        return stream(self.encoder, parts, tiling.axis, tiling.max_length * f)
+
+    def _search(self, batch: inputs.Batch, indices: Tensor, search: CodeSearch) -> None:
+        """As `_encode`, by a search."""
+        f, (h, w) = self.config.downsample, indices.shape[2:]
+        decoder, likelihood = self.decoder, self.likelihood
+        for i in range(len(batch)):
+            one = batch[i : i + 1]
+            with self._inference():
+                z = torch.cat(list(self._encoded(one, h, w)), self._tiling(h, w).axis)
+            height, width = inputs.size_of(one[0])
+            with torch.inference_mode(False):
+                shown = inputs.floats(one, slice(0, h * f), slice(0, w * f), f, self.device)
+                indices[i : i + 1] = search.improve(
+                    z.float().clone(),
+                    shown[:, :, :height, :width],
+                    lambda vectors: likelihood.mean(decoder(vectors).float()),
+                    whole=not self._family.STREAMABLE,
+                )
 
     @overload
     def decode(  # pyright: ignore[reportOverlappingOverload]
