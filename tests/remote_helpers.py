@@ -63,7 +63,7 @@ def serve() -> Iterator[FileServer]:
             with suppress(BrokenPipeError, ConnectionResetError):
                 state.answer(self)
 
-        def log_message(self, *_: object) -> None: ...
+        def log_message(self, format: str, *args: object) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -134,15 +134,19 @@ def test_encode_ray(toy: Path):
     for i in range(6):
         make_tar(f"t-{i}.tar", image_files(40, first=40 * i))
     ok("encode", *(f"t-{i}.tar" for i in range(6)), "-o", "local", "--workers", 0)
-    script = str(ROOT / "examples" / "encode_ray.py")
-    words = [sys.executable, script, "toy", str(Path("out").resolve()), "2", "t-{0..5}.tar"]
-    run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    run = _start("encode_ray.py", "toy", Path("out").resolve(), 2, "t-{0..5}.tar")
     killed = _kill_an_actor(run, Path("out"))
     shown = run.communicate(timeout=300)[0]
     assert killed
     assert "240 images -> " in shown
     assert contents("out") == contents("local")
     assert len(CodesDataset("out")) == 240
+
+
+def _start(name: str, *words: object) -> "subprocess.Popen[str]":
+    """An example as a process of its own."""
+    command = [sys.executable, str(ROOT / "examples" / name), *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def _kill_an_actor(run: "subprocess.Popen[str]", out: Path) -> bool:

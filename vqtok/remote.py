@@ -16,7 +16,7 @@ import random
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
@@ -177,10 +177,10 @@ class RemotePath(type(Path())):
             if not missing_ok:
                 raise
 
-    def iterdir(self) -> Iterator["RemotePath"]:
+    def iterdir(self) -> Generator["RemotePath", None, None]:
         found = _ask(self, lambda: _filesystem(self).ls(_inner(self), detail=False))
         names = {PurePosixPath(name.rstrip("/")).name for name in found}
-        return iter(sorted(self / name for name in names - {""}))
+        yield from sorted(self / name for name in names - {""})
 
 
 class _RemoteFile(io.RawIOBase):
