@@ -7,7 +7,7 @@ Run it again after an interruption: what is finished stays.
 import sys
 
 import numpy as np
-import ray
+import ray  # pyright: ignore[reportMissingImports]
 import torch
 
 import vqtok
