@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
-from vqtok import codes
+from vqtok import codes, files
 from vqtok.bulk import shards
 from vqtok.bulk.inputs import LOOSE
 from vqtok.codes import Codes
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 # kept open: each takes a file handle, of which a process has 1024 as a rule, and its names, 0.1 MB
 OPEN_SHARDS = 128
+OPEN_REMOTE = (
+    8  # of a server: these are in memory, 1 MB for 1,000 images of 16x16 codes and 2 levels
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ class CodesDataset:
     missing, unless `partial`.
     """
 
-    pool_chunks = 2 * OPEN_SHARDS  # that a shuffled stream may have open
+    @property
+    def pool_chunks(self) -> int:
+        """That a shuffled stream may have open."""
+        return 2 * self._most_open
 
     def __init__(
         self, folder: str | os.PathLike[str], partial: bool = False, model: str | None = None
@@ -63,7 +69,7 @@ class CodesDataset:
         """Takes as `model` the name or path of the model, where compact shards need one that is not
         found by its name.
         """
-        self.folder, self.model = Path(folder), model
+        self.folder, self.model = files.as_path(folder), model
         self.manifest = shards.read_manifest(self.folder)
         self.shards = shards.find_shards(self.folder)
         if not partial and (lacking := shards.count_missing(self.manifest, self.shards)):
@@ -78,6 +84,10 @@ class CodesDataset:
         # as `tokens` reads them
         self.chunks = [ShardChunk(self, shard) for shard in self.shards if shard.head.pictures]
         self._coder: EntropyCoder | None = None
+
+    @property
+    def _most_open(self) -> int:
+        return OPEN_REMOTE if files.is_url(self.folder) else OPEN_SHARDS
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -231,7 +241,7 @@ class CodesDataset:
             self._open.move_to_end(where)
             return self._open[where]
         self._open[where] = opened = self._read(self.shards[where])
-        if len(self._open) > OPEN_SHARDS:
+        if len(self._open) > self._most_open:
             self._open.popitem(last=False)
         return opened
 

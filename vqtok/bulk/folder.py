@@ -38,6 +38,7 @@ def prepare_folder(
     """Writes the manifest, or checks that the one that is there is the same. Errors as `encode`;
     `option` is what the command calls `resume`.
     """
+    files.check_writable(out)
     path = out / MANIFEST
     if force and path.exists():
         _remove(out, list(shards.stale_files(out)))

@@ -91,7 +91,8 @@ class Inputs:
             else:
                 self._loose = True
         found = [
-            Input(i, name, Path(path), _size(path)) for i, (path, name) in enumerate(tars.values())
+            Input(i, name, files.as_path(path), _size(path))
+            for i, (path, name) in enumerate(tars.values())
         ]
         self.tars = len(found)
         self.all = (*found, *([Input(len(found), LOOSE, None, None)] if self._loose else []))
@@ -157,7 +158,7 @@ class Inputs:
         counted in the recognizer that is given.
         """
         recognizer = recognizer or Recognizer()
-        several = sum(os.path.isdir(word) for word in self._words) > 1
+        several = sum(files.is_folder(word) for word in self._words) > 1
         for word in self._words:
             if os.path.isdir(word):
                 yield from _walk(
@@ -175,6 +176,9 @@ def is_folder_of_tars(word: str) -> bool:
 
     So do compressed ones, which `Inputs` then refuses by name.
     """
+    if files.is_url(word):
+        found = files.expand([word], _FOUND) if files.is_folder(word) else []
+        return bool(found) and all(source.relative.suffix.lower() == ".tar" for source in found)
     tars = bool(_compressed(word))
     for entry in _walk(word, "", Recognizer()) if os.path.isdir(word) else ():
         if entry.error is None and not _is_tar(entry):
@@ -205,12 +209,14 @@ def _check_word(word: str) -> None:
 
 
 def _is_tar(entry: Entry) -> bool:
-    return entry.error is None and entry.path.lower().endswith(".tar")
+    return entry.error is None and files.without_query(entry.path).lower().endswith(".tar")
 
 
 def _size(path: str) -> int:
     try:
-        return os.stat(path).st_size
+        return files.as_path(path).stat().st_size
+    except files.RemoteError as error:
+        raise files.unreadable(path, error) from None
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror}", "check the name and the disk"
@@ -222,6 +228,8 @@ def _members(path: Path, recognizer: Recognizer) -> Iterator[Entry]:
     try:
         for name, offset, size in tar_images(path, recognizer):
             yield Entry(name, str(path), offset, size)
+    except files.RemoteError as error:
+        raise files.server_error(path, error) from None
     except (InputError, OSError) as error:
         reason = (
             error.strerror if isinstance(error, OSError) else str(error).replace(str(path), "it")

@@ -17,7 +17,7 @@ from typing import IO, TypeVar
 
 import numpy as np
 
-from vqtok import images
+from vqtok import files, images
 from vqtok.bulk import worker
 from vqtok.bulk.inputs import Entry
 from vqtok.errors import InputError, VqtokError
@@ -172,6 +172,8 @@ class _Worker:
             if not line.endswith(b"\n"):
                 raise EOFError
             answer = json.loads(line)
+            if "fix" in answer:
+                raise files.ServerError(answer["error"], answer["fix"])
             if "error" in answer:
                 return InputError(answer["error"], "get the file again")
             return images.DecodedImage(

@@ -462,6 +462,9 @@ def map_indices(shard: Shard, stack: GridBatch, manifest: Manifest) -> np.ndarra
             "damaged",
         )
         require(shard.is_complete(), f"not the {shard.head.bytes} bytes that its manifest tells of")
+    if isinstance(shard.path, files.RemotePath):
+        data = _read_part(shard.path, stack.indices, math.prod(shape) * dtype.itemsize)
+        return np.frombuffer(data, dtype).reshape(shape)
     try:
         return np.memmap(shard.path, dtype, "r", stack.indices, shape)
     except (OSError, ValueError) as error:
@@ -475,15 +478,13 @@ def read_stack(shard: Shard, stack: GridBatch) -> codes.Codes | codes.Compact:
     with codes.name_in_errors(shard.path):
         require(shard.is_complete(), f"not the {shard.head.bytes} bytes that its manifest tells of")
         require(stack.bytes <= codes.FILE_LIMIT, "too large")
-        try:
-            with shard.path.open("rb") as file:
-                file.seek(stack.start)
-                data = file.read(stack.bytes)
-        except OSError as error:
-            raise InputError(
-                f"cannot read {shard.path}: {error.strerror}", "check the disk and its permissions"
-            ) from None
-        return codes.read_any_codes(data)
+        return codes.read_any_codes(_read_part(shard.path, stack.start, stack.bytes))
+
+
+def _read_part(path: Path, start: int, size: int) -> bytes:
+    with files.open_input(path) as file:
+        file.seek(start)
+        return file.read(size)
 
 
 def _parse(data: bytes) -> dict[str, Any]:

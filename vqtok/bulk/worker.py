@@ -2,7 +2,8 @@
 input ends.
 
 A request is a line of JSON: `path`, `offset`, `size` (see `Entry`). An answer is a line of JSON,
-`shape` [H, W, C] and `notes`, or `error`; then H * W * C bytes. Not multiprocessing: that imports
+`shape` [H, W, C] and `notes`, or `error`, with `fix` where all must stop; then H * W * C
+bytes. Not multiprocessing: that imports
 the caller's script again, and pickles.
 """
 
@@ -11,11 +12,12 @@ import os
 import signal
 import stat
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from vqtok import images
+from vqtok import files, images, remote
 from vqtok.errors import InputError, VqtokError
 
 
@@ -34,6 +36,8 @@ def decode(
     try:
         data = _bytes(path, offset, size)
         return images.read_image(data, channels, background, value_range=value_range)
+    except files.ServerError:
+        raise
     except VqtokError as error:
         named = str(error).replace(path, "the image")
         raise InputError(named, error.fix, error.command_fix) from None
@@ -43,6 +47,8 @@ def _bytes(path: str, offset: int, size: int | None) -> bytes:
     if size is not None and size > images.MAX_BYTES:
         raise InputError(f"the image claims {size} bytes", "remove it")
     try:
+        if files.is_url(path):
+            return _remote_bytes(files.as_path(path), offset, size)
         with open(path, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InputError("it is not an ordinary file", "name a file")
@@ -60,6 +66,20 @@ def _bytes(path: str, offset: int, size: int | None) -> bytes:
             "get the file again",
         )
     return data
+
+
+def _remote_bytes(path: Path, offset: int, size: int | None) -> bytes:
+    """One request of a part; of a whole file, two."""
+    assert isinstance(path, files.RemotePath)
+    try:
+        whole = path.stat().st_size if size is None else size
+        if whole > images.MAX_BYTES:
+            raise InputError("it is too large", "remove it")
+        return remote.read(path, offset, offset + whole)
+    except FileNotFoundError:
+        raise InputError("it does not exist", "check the name") from None
+    except files.RemoteError as error:
+        raise files.server_error(path, error) from None
 
 
 def serve(
@@ -88,6 +108,8 @@ def serve(
                     "narrow": image.narrow,
                 },
             )
+        except files.ServerError as error:
+            answer = {"error": str(error), "fix": error.fix}
         except VqtokError as error:
             answer = {"error": str(error)}
         except MemoryError:

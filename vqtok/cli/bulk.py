@@ -1,6 +1,5 @@
 """The part of `vqtok encode` that makes codes shards of tar shards and large folders."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqtok import files
 from vqtok.cli import output, rate
 from vqtok.cli.batch import BatchOptions
 from vqtok.cli.progress import bar
@@ -77,9 +77,12 @@ def is_bulk(inputs: Sequence[str], options: ShardOptions = _NONE) -> bool:
     """
     if options != _NONE:
         return True
-    if any(word.lower().endswith(".tar") and not os.path.isdir(word) for word in inputs):
+    if any(
+        files.without_query(word).lower().endswith(".tar") and not files.is_folder(word)
+        for word in inputs
+    ):
         return True
-    folders = [word for word in inputs if os.path.isdir(word)]
+    folders = [word for word in inputs if files.is_folder(word)]
     if len(folders) < len(inputs):
         return False
     from vqtok.bulk.inputs import is_folder_of_tars
@@ -160,7 +163,8 @@ def encode(
 def _folder(out: Path | None) -> Path:
     if out is None:
         raise UsageError("codes shards need a folder of their own", "give one: -o DIR")
-    if str(out) == "-" or out.is_file():
+    out = files.as_path(out)
+    if str(out) == "-" or (not files.is_url(out) and out.is_file()):
         raise UsageError(f"codes shards do not go into one file ({out})", "give a folder: -o DIR")
     return out
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqtok import files
 from vqtok.cli import options as o
 from vqtok.cli import output, progress
 from vqtok.errors import InputError, UsageError
@@ -165,7 +166,7 @@ def export(
     )
     request = tokens.ExportRequest(to, t.shuffle, t.header, t.block, force)
     with progress.bar(f"export to {to}", json or quiet) as advance:
-        report = tokens.export_tokens(sequences, out, request, advance)
+        report = tokens.export_tokens(sequences, files.as_path(out), request, advance)
     _report(source, to, sequences, report, time.perf_counter() - begin, json, quiet)
 
 
@@ -185,6 +186,10 @@ def open_codes(source: str, model: str | None) -> Any:
     from vqtok import tokens
     from vqtok.bulk import MANIFEST, CodesDataset
 
+    if files.is_url(source):
+        if (files.as_path(source) / MANIFEST).is_file():
+            return CodesDataset(source, model=model)
+        return tokens.CodesFiles([source], model)
     if os.path.isfile(os.path.join(source, MANIFEST)):
         return CodesDataset(source, model=model)
     if not os.path.exists(source) and not any(letter in source for letter in "*?["):

@@ -180,7 +180,7 @@ def _load(source: Path | str | bytes) -> tuple[bytes, object]:
     """Returns the bytes of a codes file, and what to call it in errors."""
     if isinstance(source, bytes):
         return source, "codes"
-    return files.read_bytes(Path(source), FILE_LIMIT), source
+    return files.read_bytes(files.as_path(source), FILE_LIMIT), source
 
 
 def _read_meta(archive: zipfile.ZipFile) -> tuple[dict[str, Any], Member]:

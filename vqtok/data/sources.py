@@ -43,6 +43,8 @@ def open_data(
         return _with_options(data, options)
     try:
         return _with_options(_open(path, split, options), options)
+    except files.RemoteError as error:
+        raise files.unreadable(error.filename or path, error) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
@@ -76,12 +78,13 @@ def open_splits(
 
 def _open(path: AnyPath, split: Split, options: DataOptions) -> Dataset:
     if not isinstance(path, Path | str):
-        return _open_many([Path(p) for p in path], f"{len(path)} files", options)
-    if any(letter in str(path) for letter in "*?[{") and not os.path.exists(path):
+        return _open_many([files.as_path(p) for p in path], f"{len(path)} files", options)
+    if files.is_pattern(str(files.as_path(path))) and not os.path.exists(path):
         wanted = IMAGE_SUFFIXES | {".tar"}
-        found = [s.path for s in expand(files.expand_braces(str(path)), wanted) if s.path]
+        name = str(files.as_path(path))
+        found = [s.path for s in expand(files.expand_braces(name), wanted) if s.path]
         return _open_many(found, str(path), options)
-    return _open_one(Path(path), split, options)
+    return _open_one(files.as_path(path), split, options)
 
 
 def _with_options(data: Dataset, options: DataOptions) -> Dataset:

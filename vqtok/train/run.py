@@ -555,7 +555,7 @@ def _make_spec(recipe: Recipe, dataset: Dataset, request: RunSpec) -> RunSpec:
 
 
 def _open(data: str, options: DataOptions) -> Dataset:
-    place = Path(data) if data else None
+    place = files.as_path(data) if data else None
     return CodesData(place) if place and is_codes(place) else open_data(place, options=options)
 
 
@@ -575,7 +575,7 @@ def check_outside(folder: Path, data: str, dataset: Dataset) -> None:
 
 
 def _absolute(data: str) -> str:
-    return os.path.abspath(data) if data else ""
+    return (data if files.is_url(data) else os.path.abspath(data)) if data else ""
 
 
 def _describe_data(images: int, labels: tuple[str, ...]) -> str:
