@@ -24,6 +24,7 @@ MANIFEST = "manifest.json"
 KIND = "codes shards"
 LINES_LIMIT = 1 << 30  # bytes of a shard's manifest
 _SUFFIXES = (".npz", ".tar", ".jsonl")
+_OPTIONAL = ("crops", "labels")  # of a manifest: those that say nothing are left out
 _RECORD_KEYS = ("name", "error", "notes", "size", "grid", "row", "label", "caption", "split")
 STEM = re.compile(r"(\d{5,12})-(\d{5,12})", re.ASCII)
 
@@ -43,6 +44,8 @@ class Manifest:
     background: str
     shard_size: int
     inputs: tuple[tuple[str, int | None], ...]  # name, and bytes of a tar
+    crops: str = ""  # what was made of the images (see `Crops.describe`); "": nothing
+    labels: tuple[str, ...] = ()  # names of the classes by number; none where labels tell all
 
     def __post_init__(self) -> None:
         """FormatError where a value cannot be."""
@@ -51,6 +54,7 @@ class Manifest:
             "fingerprint": str,
             "precision": str,
             "background": str,
+            "crops": str,
             "compact": bool,
         }
         require(
@@ -68,10 +72,11 @@ class Manifest:
             {"name": name} if size is None else {"name": name, "bytes": size}
             for name, size in self.inputs
         ]
-        return (
-            json.dumps({"format": FORMAT, "kind": KIND, **asdict(self), "inputs": inputs}, indent=1)
-            + "\n"
-        ).encode()
+        values = {"format": FORMAT, "kind": KIND, **asdict(self), "inputs": inputs}
+        for name in _OPTIONAL:
+            if not values[name]:
+                del values[name]
+        return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def is_shards(folder: Path) -> bool:
@@ -112,7 +117,9 @@ def read_manifest(folder: Path) -> Manifest:
             "the manifest is damaged",
         )
         known = {name: values[name] for name in Manifest.__dataclass_fields__ if name in values}
-        require(len(known) == len(Manifest.__dataclass_fields__) - 1, "the manifest is damaged")
+        needed = set(Manifest.__dataclass_fields__) - {"inputs", *_OPTIONAL}
+        require(needed <= set(known), "the manifest is damaged")
+        known["labels"] = _labels(values)
         return Manifest(**known, inputs=pairs)
 
 
@@ -121,14 +128,16 @@ def read_labels(folder: Path) -> tuple[str, ...]:
 
     Errors as `read_manifest`.
     """
-    path = folder / MANIFEST
-    with codes.name_in_errors(path):
-        labels = _parse(files.read_bytes(path, LINES_LIMIT)).get("labels", [])
-        require(
-            isinstance(labels, list) and all(isinstance(label, str) for label in labels),
-            "the manifest is damaged",
-        )
-        return tuple(labels)
+    return read_manifest(folder).labels
+
+
+def _labels(values: dict[str, Any]) -> tuple[str, ...]:
+    labels = values.get("labels", [])
+    require(
+        isinstance(labels, list) and all(isinstance(label, str) for label in labels),
+        "the manifest is damaged",
+    )
+    return tuple(labels)
 
 
 @dataclass(frozen=True)

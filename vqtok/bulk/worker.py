@@ -1,8 +1,9 @@
 """A process that decodes images: requests on standard input, pixels on standard
 output, until its input ends.
 
-A request is a line of JSON: `path`, `offset`, `size` (see `Entry`). An answer is a line of JSON,
-`shape` [H, W, C] and `notes`, or `error`; then H * W * C bytes. Not multiprocessing: that imports
+A request is a line of JSON: `path`, `offset`, `size` (see `Entry`), and where images are cropped
+`name` and `crops`. An answer is a line of JSON, `shape` [H, W, C], or [n, H, W, C] of crops, and
+`notes`, or `error`; then the bytes of the pixels. Not multiprocessing: that imports
 the caller's script again, and pickles.
 """
 
@@ -16,18 +17,27 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vqtok import images
+from vqtok.bulk.crops import Crops
 from vqtok.errors import InputError, VqtokError
 
 
 def decode(
-    path: str, offset: int, size: int | None, channels: int, background: images.Color
+    path: str,
+    offset: int,
+    size: int | None,
+    channels: int,
+    background: images.Color,
+    name: str = "",
+    crops: dict[str, Any] | None = None,
 ) -> images.DecodedImage:
-    """The image in a file, or in that part of one.
+    """The image in a file, or in that part of one; with the settings of `crops`, the copies that
+    they make of it: pixels (n, H, W, C).
 
     InputError says nothing of the path, so that it is the same on every machine.
     """
     try:
-        return images.read_image(_bytes(path, offset, size), channels, background)
+        image = images.read_image(_bytes(path, offset, size), channels, background)
+        return image if crops is None else Crops(**crops).cut(image, name)
     except VqtokError as error:
         raise InputError(str(error).replace(path, "the image"), error.fix) from None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqtok.cli import options as o
 from vqtok.cli import output, rate
 from vqtok.cli.batch import BatchOptions
 from vqtok.cli.progress import bar
@@ -18,6 +19,7 @@ from vqtok.errors import UsageError, VqtokError
 from vqtok.files import human_bytes, human_count, human_duration
 
 if TYPE_CHECKING:
+    from vqtok.bulk.crops import Crops
     from vqtok.bulk.encode import ShardReport
 
 Bulk = Annotated[
@@ -56,18 +58,76 @@ Workers = Annotated[
 ]
 
 
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        metavar="N",
+        help="Encode squares of N pixels a side: crops, resized (Lanczos, antialiased).",
+        min=1,
+    ),
+]
+Crop = Annotated[
+    str | None,
+    typer.Option(
+        "--crop",
+        metavar="HOW",
+        help=(
+            "center: the largest square; ten: corners and middle, and mirrored; "
+            "random:N: N squares. Default: center."
+        ),
+        autocompletion=o.complete_choice("center", "ten", "random:"),
+    ),
+]
+Flip = Annotated[
+    bool, typer.Option("--flip", help="Encode each image, or crop, and its mirror image.")
+]
+MaxSize = Annotated[
+    int | None,
+    typer.Option(
+        "--max-size", metavar="N", help="Shrink images whose long side is over N pixels.", min=1
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Of --crop random:N. Default: 0.", min=0)
+]
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """What is made of images before they are encoded, as typed."""
+
+    size: Size = None
+    crop: Crop = None
+    flip: Flip = False
+    max_size: MaxSize = None
+    seed: Seed = None
+
+    def parse(self) -> "Crops":
+        """Raises UsageError."""
+        from vqtok.bulk.crops import Crops
+
+        return Crops.of(self.size, self.crop, self.flip, self.max_size, self.seed)
+
+
 @dataclass(frozen=True)
 class ShardOptions:
     """The options of codes shards alone, as typed."""
 
-    shard_size: int | None
-    resume: bool
-    shard: str | None
-    workers: int | None
+    shards: Bulk = False
+    shard_size: ShardSize = None
+    resume: Resume = False
+    shard: Shard = None
+    workers: Workers = None
+
+    def is_bulk(self, inputs: Sequence[str]) -> bool:
+        """As the function."""
+        return is_bulk(inputs, self.shards, self.shard_size, self.resume, self.shard, self.workers)
 
 
 def is_bulk(inputs: Sequence[str], *options: object) -> bool:
-    """Whether codes shards are asked for: by one of the options, a tar, or folders of tars alone.
+    """Whether codes shards are asked for: by one of the options, a tar, a data set, or folders of
+    tars alone.
 
     Torch is not needed to see that.
     """
@@ -76,12 +136,23 @@ def is_bulk(inputs: Sequence[str], *options: object) -> bool:
         return True
     if any(word.lower().endswith(".tar") and not os.path.isdir(word) for word in inputs):
         return True
+    if not any(os.path.isdir(word) or _is_no_image(word) for word in inputs):
+        return False  # fast
+    from vqtok.bulk.datasets import is_data_set
+    from vqtok.bulk.inputs import is_folder_of_tars
+
+    if any(is_data_set(word) for word in inputs):
+        return True
     folders = [word for word in inputs if os.path.isdir(word)]
     if len(folders) < len(inputs):
         return False
-    from vqtok.bulk.inputs import is_folder_of_tars
-
     return all(is_folder_of_tars(folder) for folder in folders)
+
+
+def _is_no_image(word: str) -> bool:
+    from vqtok.images import IMAGE_SUFFIXES
+
+    return os.path.isfile(word) and os.path.splitext(word)[1].lower() not in IMAGE_SUFFIXES
 
 
 def check_free(options: Mapping[str, object]) -> None:
@@ -99,6 +170,7 @@ def encode(
     chosen: ModelOptions,
     options: BatchOptions,
     sharding: ShardOptions,
+    crops: "Crops",
     levels: int | None,
     compact: bool,
     background: str,
@@ -117,11 +189,11 @@ def encode(
     chosen.check_levels(levels)
     work_slice, found = WorkSlice.parse(sharding.shard), Inputs(inputs, member or "")
     model, reporter = chosen.load(), Reporter(options.json, options.quiet)
-    if compact and model.folder.entropy is None:
-        output.say(rate.only_packed(model.name), options.quiet)
     from vqtok.bulk import encode as bulk_encode
 
-    settings = bulk_encode.BulkSettings(levels, compact, background, sharding.shard_size or 1000)
+    settings = bulk_encode.BulkSettings(
+        levels, compact, background, sharding.shard_size or 1000, crops
+    )
     workers = bulk_encode.default_workers() if sharding.workers is None else sharding.workers
     begin = time.perf_counter()
     with bar("encode", options.quiet or options.json) as progress:
@@ -139,8 +211,10 @@ def encode(
         with closing(reports):
             for report in reports:
                 reporter.add(report)
-    if found.left_out:
-        output.say(found.note(), options.quiet or options.json)
+    if compact and model.folder.entropy is None:
+        output.say(rate.only_packed(model.name), options.quiet)
+    if note := found.note():
+        output.say(note, options.quiet or options.json)
     reporter.finish(out, time.perf_counter() - begin)
 
 

@@ -17,6 +17,7 @@ from vqtok.errors import InputError, VqtokError
 from vqtok.prefetch import read_ahead, run_in_thread, write_behind
 
 if TYPE_CHECKING:
+    from vqtok.bulk.crops import Crops
     from vqtok.codec import Model
     from vqtok.codes import Codes, Encoded, RateTarget
     from vqtok.images import Color, DecodedImage
@@ -28,6 +29,7 @@ Images = Annotated[
 
 
 @output.handle_errors
+@o.grouped
 def encode(
     inputs: Images,
     out: o.Output = None,
@@ -50,20 +52,19 @@ def encode(
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
-    shards: bulk.Bulk = False,
-    shard_size: bulk.ShardSize = None,
-    resume: bulk.Resume = False,
-    shard: bulk.Shard = None,
-    workers: bulk.Workers = None,
     member: o.Member = None,
+    cropping: bulk.CropOptions = bulk.CropOptions(),  # noqa: B008 - frozen
+    sharding: bulk.ShardOptions = bulk.ShardOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Turn images into codes: img.png -> img.npz.
 
-    Tar shards, or --bulk for folders, give codes shards: many images a file, in the folder -o.
+    Tar shards, data sets (CIFAR, IDX, .npz, zip), or --bulk for folders, give codes shards: many
+    images a file, in the folder -o, with labels and captions.
     """
     chosen = ModelOptions(model, device, precision, verbose)
     options = BatchOptions(out, force, skip_existing, json, quiet)
-    if bulk.is_bulk(inputs, shards, shard_size, resume, shard, workers):
+    crops = cropping.parse()
+    if sharding.is_bulk(inputs):
         bulk.check_free(
             {
                 "--bpp": bpp,
@@ -72,8 +73,9 @@ def encode(
                 "--skip-existing": skip_existing,
             }
         )
-        sharding = bulk.ShardOptions(shard_size, resume, shard, workers)
-        return bulk.encode(inputs, chosen, options, sharding, levels, compact, background, member)
+        return bulk.encode(
+            inputs, chosen, options, sharding, crops, levels, compact, background, member
+        )
     from vqtok import images
 
     color, target = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
@@ -85,7 +87,7 @@ def encode(
     batch = Batch(jobs, options)
     if batch.jobs:
         encoder = _Encoder(
-            target, compact, verify, force, lambda text: output.say(text, options.quiet)
+            target, crops, compact, verify, force, lambda text: output.say(text, options.quiet)
         )
         batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
     batch.finish()
@@ -111,6 +113,7 @@ class _Encoder:
     """Makes and writes the codes files of a batch."""
 
     target: "RateTarget"
+    crops: "Crops"
     compact: bool
     verify: bool
     force: bool
@@ -125,7 +128,7 @@ class _Encoder:
         The first image is read while the model is loaded.
         """
         channels = chosen.config.channels
-        read = read_ahead(lambda job: _read(job, channels, background), jobs)
+        read = read_ahead(lambda job: _read(job, channels, background, self.crops), jobs)
         model = chosen.load()
         if self.compact and model.folder.entropy is None:
             self.say(rate.only_packed(model.name))
@@ -142,7 +145,9 @@ class _Encoder:
         """Encodes one image, and begins to write its codes: the future ends when they are."""
         begin, image = time.perf_counter(), read.result()
         try:
-            codes = model.encode_batch([image.pixels])
+            codes = model.encode_batch(
+                [image.pixels] if image.pixels.ndim == 3 else list(image.pixels)
+            )
         except InputError as error:
             raise InputError(f"{job.source}: {error}", error.fix) from None
         encoded = self._make_file(model, codes, job)
@@ -190,11 +195,13 @@ class _Encoder:
         ]
 
 
-def _read(job: Job, channels: int, background: "Color") -> "DecodedImage":
+def _read(job: Job, channels: int, background: "Color", crops: "Crops") -> "DecodedImage":
+    """The image; with settings of crops, its pixels are (n, H, W, C)."""
     from vqtok import files, images
 
     source = job.source.path or files.read_stdin(images.MAX_BYTES)
-    return images.read_image(source, channels, background)
+    image = images.read_image(source, channels, background)
+    return crops.cut(image, job.source.relative.as_posix())
 
 
 def _summary(job: Job, facts: Facts) -> str:
