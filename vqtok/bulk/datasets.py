@@ -4,11 +4,12 @@ and zips, read as training reads them.
 
 import os
 import re
-import zlib
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from vqtok import images
+from vqtok import files, images
 from vqtok.bulk.facts import TEXT_LIMIT, NameFacts, key_of, number_or_name, text_suffix
 from vqtok.data import arrays, cifar, foreign, idx, samples, splits
 from vqtok.data.archives import zip_files
@@ -19,6 +20,7 @@ from vqtok.errors import InputError, UsageError
 
 _PAIRS = re.compile(r"(imgs|images)\.np[yz]$")
 _ARRAYS = (".npz", ".npy")
+_ALL = frozenset((*images.IMAGE_SUFFIXES, *_ARRAYS, ".tar", ".zip", ".bin", ".gz"))
 
 
 class Reader(Protocol):
@@ -32,6 +34,11 @@ class Reader(Protocol):
     @property
     def left_out(self) -> dict[str, int]:
         """Further images of samples, by field."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was guessed or left out, a line each."""
         ...
 
     @property
@@ -67,12 +74,42 @@ def is_data_set(word: str) -> bool:
             head = file.read(16)
     except OSError:
         return False
+    if head.startswith(b"PK"):
+        return not _holds_codes(path)
     return (
-        head.startswith((b"\x93NUMPY", b"PK"))
+        head.startswith(b"\x93NUMPY")
         or idx.is_idx(path, head)
         or path.suffix == ".bin"
         or (head[:2] == b"\x1f\x8b" and "cifar" in path.name)
     )
+
+
+def _holds_codes(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"meta.npy"} < set(archive.namelist()) & {
+                "meta.npy",
+                "indices.npy",
+                "stream.npy",
+            }
+    except (*arrays.BROKEN, OSError):
+        return False
+
+
+def find_data_sets(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The data sets among paths and globs, and what is left of these."""
+    sets, rest = dict[str, None](), list[str]()
+    for word in words:
+        paths = [word]
+        if not os.path.exists(word) and any(letter in word for letter in "*?[{"):
+            try:
+                paths = [str(s.path) for s in files.expand([word], _ALL)]
+            except InputError:
+                paths = [word]
+        found = [path for path in paths if is_data_set(path)]
+        sets |= dict.fromkeys(found)
+        rest += [path for path in paths if path not in sets] if found else [word]
+    return list(sets), rest
 
 
 def _is_folder_of_arrays(folder: Path) -> bool:
@@ -145,6 +182,7 @@ class ArrayReader:
 
     def __init__(self, parts: list[tuple[str | None, ArrayData]]) -> None:
         self._parts, self.left_out = parts, dict[str, int]()
+        self.notes = tuple(dict.fromkeys(note for _, data in parts for note in data.notes))
         self._starts = [sum(len(d) for _, d in parts[:i]) for i in range(len(parts))]
         self.classes = tuple(dict.fromkeys(label for _, data in parts for label in data.labels))
 
@@ -195,6 +233,7 @@ class ZipReader:
             raise InputError(f"{path} holds no images", "give one with files like .png or .jpg")
         choice = samples.choose([names[i] for i in places], member)
         self._places, self.left_out = [places[i] for i in choice.kept], choice.left_out
+        self.notes = self._files.notes
         self._facts = NameFacts([names[i] for i in self._places])
         self._texts: dict[str, dict[str, int]] = {}
         for i, name in enumerate(names):
@@ -213,7 +252,7 @@ class ZipReader:
         return len(self._places)
 
     def digest(self) -> str:
-        return f"{zlib.crc32(self._files.name.encode('utf-8', 'surrogateescape')):08x}"
+        return ""  # names and sizes are in the checksum already
 
     def name(self, index: int) -> str:
         return self._files.names[self._places[index]]

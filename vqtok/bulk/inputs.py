@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from vqtok import files
 from vqtok.bulk import facts
-from vqtok.bulk.datasets import Reader, is_data_set, open_reader
+from vqtok.bulk.datasets import Reader, find_data_sets, open_reader
 from vqtok.bulk.facts import Facts, NameFacts, SomeNames, Text
 from vqtok.data import samples
 from vqtok.data.foreign import COMPRESSED, refuse_compressed
@@ -95,8 +95,7 @@ class Inputs:
         self._member, self._listed = member, True
         self.left_out: dict[str, int] = {}
         self.stray_texts = 0  # .cls, .txt and .json of tars that do not stand at their image
-        sets = dict.fromkeys(word for word in words if is_data_set(word))
-        self._words = tuple(word for word in words if word not in sets)
+        sets, self._words = find_data_sets(words)
         for word in self._words:
             _check_word(word)
         tars: dict[str, tuple[str, str]] = {}
@@ -114,7 +113,7 @@ class Inputs:
         ]
         self.tars = len(found)
         self._tar_splits = facts.splits_of_tars([source.name for source in found])
-        found += self._open_sets(list(sets), len(found))
+        found += self._open_sets(sets, len(found))
         self.all = (*found, *([Input(len(found), LOOSE, None, None)] if self._loose else []))
         if not self.all:
             for word in words:
@@ -254,7 +253,9 @@ class Inputs:
 
     def note(self) -> str:
         """What was left out so far, a line each; empty where nothing was."""
+        readers = [source.reader for source in self.all if source.reader is not None]
         lines = [samples.Choice([], self.left_out).note()]
+        lines += [note for reader in readers for note in reader.notes]
         if self.stray_texts:
             lines.append(
                 f"{self.stray_texts:,} .cls, .txt and .json stand apart from their image: "

@@ -136,12 +136,12 @@ def is_bulk(inputs: Sequence[str], *options: object) -> bool:
         return True
     if any(word.lower().endswith(".tar") and not os.path.isdir(word) for word in inputs):
         return True
-    if not any(os.path.isdir(word) or _is_no_image(word) for word in inputs):
+    if all(_is_image(word) for word in inputs):
         return False  # fast
-    from vqtok.bulk.datasets import is_data_set
+    from vqtok.bulk.datasets import find_data_sets
     from vqtok.bulk.inputs import is_folder_of_tars
 
-    if any(is_data_set(word) for word in inputs):
+    if find_data_sets(inputs)[0]:
         return True
     folders = [word for word in inputs if os.path.isdir(word)]
     if len(folders) < len(inputs):
@@ -149,10 +149,12 @@ def is_bulk(inputs: Sequence[str], *options: object) -> bool:
     return all(is_folder_of_tars(folder) for folder in folders)
 
 
-def _is_no_image(word: str) -> bool:
+def _is_image(word: str) -> bool:
+    """Whether a path or glob is called like an image."""
     from vqtok.images import IMAGE_SUFFIXES
 
-    return os.path.isfile(word) and os.path.splitext(word)[1].lower() not in IMAGE_SUFFIXES
+    called = os.path.splitext(word)[1].lower() in IMAGE_SUFFIXES
+    return word == "-" or (called and not os.path.isdir(word))
 
 
 def check_free(options: Mapping[str, object]) -> None:
