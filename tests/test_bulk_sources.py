@@ -1,4 +1,4 @@
-"""Data sets, labels, captions and splits: what `vqtok encode` finds, and what stays with the codes."""
+"""Data sets, labels, captions and splits: what `vqtok encode` finds and keeps with the codes."""
 
 import gzip
 import io

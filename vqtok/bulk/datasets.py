@@ -85,15 +85,13 @@ def is_data_set(word: str) -> bool:
 
 
 def _holds_codes(path: Path) -> bool:
+    """Whether a zip is a codes file, which is for `vqtok decode`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return {"meta.npy"} < set(archive.namelist()) & {
-                "meta.npy",
-                "indices.npy",
-                "stream.npy",
-            }
+            names = set(archive.namelist())
     except (*arrays.BROKEN, OSError):
         return False
+    return "meta.npy" in names and bool(names & {"indices.npy", "stream.npy"})
 
 
 def find_data_sets(words: Sequence[str]) -> tuple[list[str], list[str]]:

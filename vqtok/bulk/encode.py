@@ -71,7 +71,9 @@ def encode(
     inputs.number_labels(prepare_folder(out, wanted, work_slice, resume, force).labels)
     distributed.local_device(model.device)
     color = images.parse_color(settings.background)
-    with Pool(workers, model.config.channels, color, settings.crops) as pool:
+    files_to_read = any(source.reader is None for source in inputs.all)
+    channels = model.config.channels
+    with Pool(workers, channels, color, settings.crops, files_to_read) as pool:
         shard = _ShardWriter(model, inputs, settings)
         count = None if progress is None else _Count(inputs, work_slice, settings.crops.copies)
         for item, image in pool.map(_work(inputs, out, settings, work_slice, resume)):

@@ -44,10 +44,12 @@ class Pool:
         channels: int,
         background: images.Color,
         crops: Crops = AS_THEY_ARE,
+        processes: bool = True,
     ) -> None:
+        """`processes` is whether there are files for them: data sets are read by threads."""
         self._channels, self._background, self._crops = channels, background, crops
         self._is_quick = crops.size is None and crops.max_size is None
-        self._workers = [_start(channels, background) for _ in range(workers)]
+        self._workers = [_start(channels, background) for _ in range(workers if processes else 0)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for each in self._workers:
             self._idle.put(each)
