@@ -16,7 +16,7 @@ from cli_helpers import fails, ok, run, save
 from conftest import image
 
 from vqtok import codec
-from vqtok.bulk import CodesDataset
+from vqtok.bulk import CodesDataset, pool
 from vqtok.bulk.inputs import Inputs
 from vqtok.train.shards import CodesData
 
@@ -106,6 +106,26 @@ def test_cifar_archives_and_single_batches_are_taken():
     assert (column(one, "label"), column(one, "split")) == ([7], ["test"])
 
 
+def test_images_of_a_data_set_are_encoded_many_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Without a process or a thread for each, which would take longer than to encode them."""
+    write(cifar("c", [i % 10 for i in range(90)], [1] * 10))
+    sizes = []
+    encode_batch = codec.Model.encode_batch
+
+    def counted(model: codec.Model, images: list[np.ndarray], levels: int | None = None) -> Any:
+        sizes.append(len(images))
+        return encode_batch(model, images, levels)
+
+    def never(*_: object) -> None:
+        raise AssertionError("a process or thread was asked")
+
+    monkeypatch.setattr(codec.Model, "encode_batch", counted)
+    monkeypatch.setattr(pool, "_start", never)
+    monkeypatch.setattr(pool.Pool, "_enter", never)
+    ok("encode", "c", "-o", "out", "--workers", 2, "-q")
+    assert sizes == [100]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx_keeps_its_numbers(packed: bool):
     pack, end = (gzip.compress, ".gz") if packed else (bytes, "")
@@ -140,6 +160,16 @@ def test_npz_like_medmnist_has_three_splits():
     Path("in").mkdir()
     os.rename("pathmnist.npz", "in/pathmnist.npz")  # a folder of its own
     assert encode("in", out="again") == found
+
+
+def test_globs_and_codes_files_are_told_apart():
+    for i in range(2):
+        np.savez(f"part{i}.npz", images=pixels(1), labels=np.array([i]))
+    assert column(encode("part*.npz", out="a"), "label") == [0, 1]
+    assert column(encode("part{0,1}.npz", out="b"), "label") == [0, 1]
+    save("x.png", image(16, 16))
+    ok("encode", "x.png")
+    assert "x.npz is not an image" in fails("encode", "x.npz", "-o", "y.npz")
 
 
 def test_arrays_without_splits():

@@ -39,7 +39,8 @@ def decode(
         image = images.read_image(_bytes(path, offset, size), channels, background)
         return image if crops is None else Crops(**crops).cut(image, name)
     except VqtokError as error:
-        raise InputError(str(error).replace(path, "the image"), error.fix) from None
+        named = str(error).replace(path, "the image")
+        raise InputError(named, error.fix, error.command_fix) from None
 
 
 def _bytes(path: str, offset: int, size: int | None) -> bytes:

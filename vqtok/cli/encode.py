@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vqtok.cli import bulk, output, rate
+from vqtok.cli import bulk, output, quality, rate
 from vqtok.cli import options as o
 from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, check_codes_targets, plan
 from vqtok.cli.start import ModelOptions
-from vqtok.errors import InputError, VqtokError
+from vqtok.errors import InputError, UsageError, VqtokError
 from vqtok.prefetch import read_ahead, run_in_thread, write_behind
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ def encode(
     levels: o.Levels = None,
     bpp: o.Bpp = None,
     max_bytes: o.MaxBytes = None,
+    target: quality.Target = None,
+    lpips: quality.Lpips = None,
+    effort: quality.Effort = 0,
+    goal: quality.Goal = "looks",
     compact: o.Compact = False,
     verify: Annotated[
         bool,
@@ -69,6 +73,8 @@ def encode(
             {
                 "--bpp": bpp,
                 "--max-bytes": max_bytes,
+                "--target": target,
+                "--effort": effort or None,
                 "--verify": verify,
                 "--skip-existing": skip_existing,
             }
@@ -78,7 +84,12 @@ def encode(
         )
     from vqtok import images
 
-    color, target = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
+    color, wanted = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
+    search = quality.parse(effort, goal, target, lpips, wanted)
+    if target is not None and crops.copies > 1:
+        raise UsageError(
+            "--target does not go with several crops of an image", "leave one of them out"
+        )
     chosen.check_levels(levels)
     jobs, note = _one_a_sample(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), inputs, member)
     check_codes_targets(jobs, out)
@@ -87,7 +98,13 @@ def encode(
     batch = Batch(jobs, options)
     if batch.jobs:
         encoder = _Encoder(
-            target, crops, compact, verify, force, lambda text: output.say(text, options.quiet)
+            wanted,
+            search,
+            crops,
+            compact,
+            verify,
+            force,
+            lambda text: output.say(text, options.quiet),
         )
         batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
     batch.finish()
@@ -113,6 +130,7 @@ class _Encoder:
     """Makes and writes the codes files of a batch."""
 
     target: "RateTarget"
+    quality: "quality.Quality"
     crops: "Crops"
     compact: bool
     verify: bool
@@ -145,14 +163,19 @@ class _Encoder:
         """Encodes one image, and begins to write its codes: the future ends when they are."""
         begin, image = time.perf_counter(), read.result()
         try:
-            codes = model.encode_batch(
-                [image.pixels] if image.pixels.ndim == 3 else list(image.pixels)
-            )
+            pixels = [image.pixels] if image.pixels.ndim == 3 else list(image.pixels)
+            codes, missed = self.quality.encode(model, pixels, self.target)
         except InputError as error:
-            raise InputError(f"{job.source}: {error}", error.fix) from None
+            raise error.about(job.source) from None
         encoded = self._make_file(model, codes, job)
+        if self.quality.effort and self.target.byte_limit(codes.pixels) is not None:
+            codes = self.quality.again(model, pixels, encoded.codes)
+            encoded = self._make_file(model, codes, job)
         height, width = codes.sizes[0]
-        image_bytes, notes = image.source_bytes, list(image.notes)  # `write` holds no pixels
+        image_bytes, notes = (
+            image.source_bytes,
+            [*image.notes, *filter(None, [missed])],
+        )  # `write` holds no pixels
 
         def write() -> list[Facts]:
             output.write(job.target, encoded.data, self.force)
@@ -166,6 +189,7 @@ class _Encoder:
                 **rate.facts(encoded.codes, encoded.form, len(encoded.data)),
                 "seconds": round(time.perf_counter() - begin, 3),
                 "notes": notes,
+                **({"effort": self.quality.effort} if self.quality.effort else {}),
             }
             return [{**facts, "verified": True} if self.verify else facts]
 
