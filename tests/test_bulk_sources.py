@@ -169,7 +169,15 @@ def test_globs_and_codes_files_are_told_apart():
     assert column(encode("part{0,1}.npz", out="b"), "label") == [0, 1]
     save("x.png", image(16, 16))
     ok("encode", "x.png")
+    ok("encode", "x*", "-o", "files")  # a glob of all names images
+    assert [path.name for path in Path("files").iterdir()] == ["x.npz"]
+    assert [path.name for path in ok_files("*")] == ["x.npz"]
     assert "x.npz is not an image" in fails("encode", "x.npz", "-o", "y.npz")
+
+
+def ok_files(word: str) -> list[Path]:
+    ok("encode", word, "-o", "all")
+    return list(Path("all").iterdir())
 
 
 def test_arrays_without_splits():

@@ -20,7 +20,7 @@ from vqtok.errors import InputError, UsageError
 
 _PAIRS = re.compile(r"(imgs|images)\.np[yz]$")
 _ARRAYS = (".npz", ".npy")
-_ALL = frozenset((*images.IMAGE_SUFFIXES, *_ARRAYS, ".tar", ".zip", ".bin", ".gz"))
+_FOUND = images.IMAGE_SUFFIXES | {".tar"}  # by globs that end in *, which name no kind
 
 
 class Reader(Protocol):
@@ -101,7 +101,7 @@ def find_data_sets(words: Sequence[str]) -> tuple[list[str], list[str]]:
         paths = [word]
         if not os.path.exists(word) and any(letter in word for letter in "*?[{"):
             try:
-                paths = [str(s.path) for s in files.expand([word], _ALL)]
+                paths = [str(s.path) for s in files.expand([word], _FOUND)]
             except InputError:
                 paths = [word]
         found = [path for path in paths if is_data_set(path)]
