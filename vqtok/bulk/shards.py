@@ -24,6 +24,7 @@ MANIFEST = "manifest.json"
 KIND = "codes shards"
 LINES_LIMIT = 1 << 30  # bytes of a shard's manifest
 _SUFFIXES = (".npz", ".tar", ".jsonl")
+_OPTIONAL = ("crops", "labels")  # of a manifest: those that say nothing are left out
 _RECORD_KEYS = ("name", "error", "notes", "size", "grid", "row", "label", "caption", "split")
 STEM = re.compile(r"(\d{5,12})-(\d{5,12})", re.ASCII)
 
@@ -44,6 +45,8 @@ class Manifest:
     shard_size: int
     inputs: tuple[tuple[str, int | None], ...]  # name, and bytes of a tar
     range: str = ""  # of deep images, LOW:HIGH; "": by the type of each
+    crops: str = ""  # what was made of the images (see `Crops.describe`); "": nothing
+    labels: tuple[str, ...] = ()  # names of the classes by number; none where labels tell all
 
     def __post_init__(self) -> None:
         """FormatError where a value cannot be."""
@@ -53,6 +56,7 @@ class Manifest:
             "fingerprint": str,
             "precision": str,
             "background": str,
+            "crops": str,
             "compact": bool,
         }
         require(
@@ -71,8 +75,9 @@ class Manifest:
             for name, size in self.inputs
         ]
         values = {"format": FORMAT, "kind": KIND, **asdict(self), "inputs": inputs}
-        if not self.range:
-            del values["range"]
+        for name in _OPTIONAL:
+            if not values[name]:
+                del values[name]
         return (json.dumps(values, indent=1) + "\n").encode()
 
 
@@ -114,8 +119,9 @@ def read_manifest(folder: Path) -> Manifest:
             "the manifest is damaged",
         )
         known = {name: values[name] for name in Manifest.__dataclass_fields__ if name in values}
-        needed = len(Manifest.__dataclass_fields__) - 2 + ("range" in known)
-        require(len(known) == needed, "the manifest is damaged")
+        needed = set(Manifest.__dataclass_fields__) - {"inputs", *_OPTIONAL}
+        require(needed <= set(known), "the manifest is damaged")
+        known["labels"] = _labels(values)
         return Manifest(**known, inputs=pairs)
 
 
@@ -124,14 +130,16 @@ def read_labels(folder: Path) -> tuple[str, ...]:
 
     Errors as `read_manifest`.
     """
-    path = folder / MANIFEST
-    with codes.name_in_errors(path):
-        labels = _parse(files.read_bytes(path, LINES_LIMIT)).get("labels", [])
-        require(
-            isinstance(labels, list) and all(isinstance(label, str) for label in labels),
-            "the manifest is damaged",
-        )
-        return tuple(labels)
+    return read_manifest(folder).labels
+
+
+def _labels(values: dict[str, Any]) -> tuple[str, ...]:
+    labels = values.get("labels", [])
+    require(
+        isinstance(labels, list) and all(isinstance(label, str) for label in labels),
+        "the manifest is damaged",
+    )
+    return tuple(labels)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Decodes images in a process: requests on standard input, pixels on standard output, until its
 input ends.
 
-A request is a line of JSON: `path`, `offset`, `size` (see `Entry`). An answer is a line of JSON,
-`shape` [H, W, C] and `notes`, or `error`, with `fix` where all must stop; then H * W * C
-bytes. Not multiprocessing: that imports
+A request is a line of JSON: `path`, `offset`, `size` (see `Entry`), and where images are cropped
+`name` and `crops`. An answer is a line of JSON, `shape` [H, W, C], or [n, H, W, C] of crops, and
+`notes`, or `error`, with `fix` where all must stop; then the bytes of the pixels. Not
+multiprocessing: that imports
 the caller's script again, and pickles.
 """
 
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vqtok import files, images, remote
+from vqtok.bulk.crops import Crops
 from vqtok.errors import InputError, VqtokError
 
 
@@ -28,14 +30,18 @@ def decode(
     channels: int,
     background: images.Color,
     value_range: images.Range | None = None,
+    name: str = "",
+    crops: dict[str, Any] | None = None,
 ) -> images.DecodedImage:
-    """The image in a file, or in that part of one.
+    """The image in a file, or in that part of one; with the settings of `crops`, the copies that
+    they make of it: pixels (n, H, W, C).
 
     InputError says nothing of the path, so that it is the same on every machine.
     """
     try:
         data = _bytes(path, offset, size)
-        return images.read_image(data, channels, background, value_range=value_range)
+        image = images.read_image(data, channels, background, value_range=value_range)
+        return image if crops is None else Crops(**crops).cut(image, name)
     except files.ServerError:
         raise
     except VqtokError as error:

@@ -1,5 +1,6 @@
 """The part of `vqtok encode` that makes codes shards of tar shards and large folders."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vqtok import files
+from vqtok.cli import options as o
 from vqtok.cli import output, rate
 from vqtok.cli.batch import BatchOptions
 from vqtok.cli.progress import bar
@@ -18,6 +20,7 @@ from vqtok.errors import UsageError, VqtokError
 from vqtok.files import human_bytes, human_count, human_duration
 
 if TYPE_CHECKING:
+    from vqtok.bulk.crops import Crops
     from vqtok.bulk.encode import ShardReport
 
 Bulk = Annotated[
@@ -56,6 +59,58 @@ Workers = Annotated[
 ]
 
 
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        metavar="N",
+        help="Encode squares of N pixels a side: crops, resized (Lanczos, antialiased).",
+        min=1,
+    ),
+]
+Crop = Annotated[
+    str | None,
+    typer.Option(
+        "--crop",
+        metavar="HOW",
+        help=(
+            "center: the largest square; ten: corners and middle, and mirrored; "
+            "random:N: N squares. Default: center."
+        ),
+        autocompletion=o.complete_choice("center", "ten", "random:"),
+    ),
+]
+Flip = Annotated[
+    bool, typer.Option("--flip", help="Encode each image, or crop, and its mirror image.")
+]
+MaxSize = Annotated[
+    int | None,
+    typer.Option(
+        "--max-size", metavar="N", help="Shrink images whose long side is over N pixels.", min=1
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Of --crop random:N. Default: 0.", min=0)
+]
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """What is made of images before they are encoded, as typed."""
+
+    size: Size = None
+    crop: Crop = None
+    flip: Flip = False
+    max_size: MaxSize = None
+    seed: Seed = None
+
+    def parse(self) -> "Crops":
+        """Raises UsageError."""
+        from vqtok.bulk.crops import Crops
+
+        return Crops.of(self.size, self.crop, self.flip, self.max_size, self.seed)
+
+
 @dataclass(frozen=True)
 class ShardOptions:
     """The options of codes shards alone, as typed."""
@@ -71,7 +126,8 @@ _NONE = ShardOptions()
 
 
 def is_bulk(inputs: Sequence[str], options: ShardOptions = _NONE) -> bool:
-    """Whether codes shards are asked for: by one of the options, a tar, or folders of tars alone.
+    """Whether codes shards are asked for: by one of the options, a tar, a data set, or folders of
+    tars alone.
 
     Torch is not needed to see that.
     """
@@ -82,12 +138,25 @@ def is_bulk(inputs: Sequence[str], options: ShardOptions = _NONE) -> bool:
         for word in inputs
     ):
         return True
+    if all(_is_image(word) for word in inputs):
+        return False  # fast
+    from vqtok.bulk.datasets import find_data_sets
+    from vqtok.bulk.inputs import is_folder_of_tars
+
+    if find_data_sets(inputs)[0]:
+        return True
     folders = [word for word in inputs if files.is_folder(word)]
     if len(folders) < len(inputs):
         return False
-    from vqtok.bulk.inputs import is_folder_of_tars
-
     return all(is_folder_of_tars(folder) for folder in folders)
+
+
+def _is_image(word: str) -> bool:
+    """Whether a path or glob is called like an image."""
+    from vqtok.images import IMAGE_SUFFIXES
+
+    called = os.path.splitext(word)[1].lower() in IMAGE_SUFFIXES
+    return word == "-" or (called and not os.path.isdir(word))
 
 
 def check_free(options: Mapping[str, object]) -> None:
@@ -105,6 +174,7 @@ def encode(
     chosen: ModelOptions,
     options: BatchOptions,
     sharding: ShardOptions,
+    crops: "Crops",
     levels: int | None,
     compact: bool,
     background: str,
@@ -122,15 +192,14 @@ def encode(
         )
     images.parse_color(background)
     chosen.check_levels(levels)
-    work_slice, found = WorkSlice.parse(sharding.shard), Inputs(inputs, member or "")
+    value_range = chosen.value_range(values)
+    work_slice = WorkSlice.parse(sharding.shard)
+    found = Inputs(inputs, member or "", value_range)
     model, reporter = chosen.load(), Reporter(options.json, options.quiet)
-    if compact and model.folder.entropy is None:
-        output.say(rate.only_packed(model.name), options.quiet)
     from vqtok.bulk import encode as bulk_encode
 
-    value_range = chosen.value_range(values)
     settings = bulk_encode.BulkSettings(
-        levels, compact, background, sharding.shard_size or 1000, value_range
+        levels, compact, background, sharding.shard_size or 1000, value_range, crops
     )
     workers = bulk_encode.default_workers() if sharding.workers is None else sharding.workers
     begin = time.perf_counter()
@@ -155,8 +224,10 @@ def encode(
         output.say(note, options.quiet)
     if found.recognizer.passed:
         output.say(found.recognizer.note(), options.quiet)
-    if found.left_out:
-        output.say(found.note(), options.quiet or options.json)
+    if compact and model.folder.entropy is None:
+        output.say(rate.only_packed(model.name), options.quiet)
+    if note := found.note():
+        output.say(note, options.quiet or options.json)
     reporter.finish(out, time.perf_counter() - begin)
 
 

@@ -14,10 +14,11 @@ from vqtok.cli import bulk, output, quality, rate
 from vqtok.cli import options as o
 from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, check_codes_targets, plan
 from vqtok.cli.start import ModelOptions
-from vqtok.errors import InputError, VqtokError
+from vqtok.errors import InputError, UsageError, VqtokError
 from vqtok.prefetch import read_ahead, run_in_thread, write_behind
 
 if TYPE_CHECKING:
+    from vqtok.bulk.crops import Crops
     from vqtok.codec import Model
     from vqtok.codes import Codes, Encoded, RateTarget
     from vqtok.images import Color, DecodedImage, Range
@@ -61,15 +62,18 @@ def encode(
     background: o.Background = "white",
     values: o.ValueRange = None,
     running: o.RunningOptions,
-    sharding: bulk.ShardOptions,
     member: o.Member = None,
+    cropping: bulk.CropOptions = bulk.CropOptions(),  # noqa: B008 - frozen
+    sharding: bulk.ShardOptions = bulk.ShardOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Turn images into codes: img.png -> img.npz.
 
-    Tar shards, or --bulk for folders, give codes shards: many images a file, in the folder -o.
+    Tar shards, data sets (CIFAR, IDX, .npz, zip), or --bulk for folders, give codes shards: many
+    images a file, in the folder -o, with labels and captions.
     """
     chosen = running.model(model)
     options = BatchOptions(out, force, skip_existing, running.json, running.quiet)
+    crops = cropping.parse()
     if bulk.is_bulk(inputs, sharding):
         bulk.check_free(
             {
@@ -86,6 +90,7 @@ def encode(
             chosen,
             options,
             sharding,
+            crops,
             written.levels,
             written.compact,
             background,
@@ -97,6 +102,10 @@ def encode(
     color = images.parse_color(background)
     wanted = rate.parse(written.levels, written.bpp, written.max_bytes)
     search = quality.parse(written.effort, written.goal, written.target, written.lpips, wanted)
+    if written.target is not None and crops.copies > 1:
+        raise UsageError(
+            "--target does not go with several crops of an image", "leave one of them out"
+        )
     chosen.check_levels(written.levels)
     recognizer = images.Recognizer()
     try:
@@ -114,7 +123,9 @@ def encode(
     batch = Batch(jobs, options)
     if batch.jobs:
         say, value_range = partial(output.say, quiet=options.quiet), chosen.value_range(values)
-        encoder = _Encoder(wanted, search, written.compact, written.verify, force, say, value_range)
+        encoder = _Encoder(
+            wanted, search, crops, written.compact, written.verify, force, say, value_range
+        )
         batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
         if note := encoder.range_note():
             output.say(note, options.quiet)
@@ -142,6 +153,7 @@ class _Encoder:
 
     target: "RateTarget"
     quality: "quality.Quality"
+    crops: "Crops"
     compact: bool
     verify: bool
     force: bool
@@ -158,7 +170,11 @@ class _Encoder:
         The first image is read while the model is loaded.
         """
         channels = chosen.config.channels
-        read = read_ahead(lambda job: _read(job, channels, background, self.range), jobs)
+
+        def read_one(job: Job) -> "DecodedImage":
+            return _read(job, channels, background, self.range, self.crops)
+
+        read = read_ahead(read_one, jobs)
         model = chosen.load()
         if self.compact and model.folder.entropy is None:
             self.say(rate.only_packed(model.name))
@@ -175,13 +191,14 @@ class _Encoder:
         """Encodes one image, and begins to write its codes: the future ends when they are."""
         begin, image = time.perf_counter(), read.result()
         try:
-            codes, missed = self.quality.encode(model, image.pixels, self.target)
+            pixels = [image.pixels] if image.pixels.ndim == 3 else list(image.pixels)
+            codes, missed = self.quality.encode(model, pixels, self.target)
             codes = replace(codes, range=image.range)
         except InputError as error:
             raise error.about(job.source) from None
         encoded = self._make_file(model, codes, job)
         if self.quality.effort and self.target.byte_limit(codes.pixels) is not None:
-            codes = self.quality.again(model, image.pixels, encoded.codes)
+            codes = self.quality.again(model, pixels, encoded.codes)
             codes = replace(codes, range=image.range)
             encoded = self._make_file(model, codes, job)
         height, width = codes.sizes[0]
@@ -243,12 +260,14 @@ class _Encoder:
 
 
 def _read(
-    job: Job, channels: int, background: "Color", value_range: "Range | None"
+    job: Job, channels: int, background: "Color", value_range: "Range | None", crops: "Crops"
 ) -> "DecodedImage":
+    """The image; with settings of crops, its pixels are (n, H, W, C)."""
     from vqtok import files, images
 
     source = job.source.path or files.read_stdin(images.MAX_BYTES)
-    return images.read_image(source, channels, background, value_range=value_range)
+    image = images.read_image(source, channels, background, value_range=value_range)
+    return crops.cut(image, job.source.relative.as_posix())
 
 
 def _summary(job: Job, facts: Facts) -> str:

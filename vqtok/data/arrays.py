@@ -227,9 +227,26 @@ _IMAGES = ("images", "imgs", "x", "data", "arr_0")
 _LABELS = ("labels", "y", "label")
 
 
-def open_npz(path: Path, split: Split, given: images.Range | None = None) -> ArrayData:
+def npz_splits(path: Path) -> list[str]:
+    """Which of train, val and test the names in an .npz have images of, in that order."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {n.removesuffix(".npy").lower() for n in archive.namelist()}
+    except BROKEN as error:
+        raise damaged(path, error) from None
+    return [
+        split
+        for split in ("train", "val", "test")
+        if any(form in names for n in _IMAGES for form in (f"{n}_{split}", f"{split}_{n}"))
+    ]
+
+
+def open_npz(
+    path: Path, split: Split, given: images.Range | None = None, words: Sequence[str] = ()
+) -> ArrayData:
     """The images and labels in an .npz, under names like images and labels, or x_train and
     y_train; else the first array that can hold images. Labels may be in an .npz beside it.
+    `words` are what names say of the split: by default train, or test and val.
 
     Raises InputError when there is no array of images, or it is not of
     numbers (N, H, W) or (N, H, W, 1|3). Of values deeper than 8 bits `given` becomes 0 to 255.
@@ -243,7 +260,8 @@ def open_npz(path: Path, split: Split, given: images.Range | None = None) -> Arr
             }
             if "meta" in members and ("indices" in members or "stream" in members):
                 raise InputError(f"{path} holds codes, not images", "decode it: vqtok decode")
-            own, name = _pick(members, _IMAGES, split)
+            words = words or (("train",) if split == "train" else ("test", "val"))
+            own, name = _pick(members, _IMAGES, words)
             name = name or _first_images(archive, members, path)
             if name is None:
                 raise InputError(
@@ -251,7 +269,7 @@ def open_npz(path: Path, split: Split, given: images.Range | None = None) -> Arr
                     "name it images: uint8 (N, H, W) or (N, H, W, C)",
                 )
             pixels, dtype = _read_member(archive, members[name], path, images=True)
-            labels = _pick(members, _LABELS, split)[1]
+            labels = _pick(members, _LABELS, words)[1]
             targets = (
                 None
                 if labels is None
@@ -282,11 +300,10 @@ def _lone_array(path: Path) -> np.ndarray:
 
 
 def _pick(
-    members: dict[str, zipfile.ZipInfo], names: Sequence[str], split: Split
+    members: dict[str, zipfile.ZipInfo], names: Sequence[str], words: Sequence[str]
 ) -> tuple[bool, str | None]:
     """The member of that split, or of no split: whether it names the split, and its name."""
-    splits = ("train",) if split == "train" else ("test", "val")
-    own = [form for s in splits for n in names for form in (f"{n}_{s}", f"{s}_{n}")]
+    own = [form for s in words for n in names for form in (f"{n}_{s}", f"{s}_{n}")]
     lower = {name.lower(): name for name in members}
     found = next((name for name in (*own, *names) if name in lower), None)
     return found in own, None if found is None else lower[found]

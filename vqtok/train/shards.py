@@ -13,8 +13,9 @@ from vqtok.bulk import MANIFEST, CodesDataset
 from vqtok.codes import index_dtype
 from vqtok.config import TokenizerConfig
 from vqtok.data import Dataset, Plain
-from vqtok.data.classes import of_folders, without_root
+from vqtok.data.classes import Classes, of_folders, without_root
 from vqtok.errors import InputError, TrainingError, UsageError
+from vqtok.tokens.sources import read_fields
 from vqtok.train.grids import Grids
 
 
@@ -24,8 +25,9 @@ def is_codes(path: Path) -> bool:
 
 
 class CodesData(Plain):
-    """Stands in for a data set of images with codes shards; folders become labels, as they do with
-    images.
+    """Stands in for a data set of images with codes shards.
+
+    Labels are those that the shards hold; where they hold none, folders, as with images.
     """
 
     skipped = 0
@@ -35,16 +37,23 @@ class CodesData(Plain):
         self.codes = CodesDataset(folder)
         self.name = folder.name or str(folder)
         self.channels = self.codes.manifest.channels
-        names, sizes = [], set()
+        names, sizes, labelled = [], set(), False
         for _, line in self.codes.entries():
+            labelled |= line.label is not None
             names.append(PurePosixPath(line.name).parts)
             sizes.add((line.size[1], line.size[0]))
         if not names:
             raise InputError(f"{folder} holds codes of no image", "encode some")
         self._sizes = sizes
-        classes = of_folders(without_root(names))
+        classes = self._stored() if labelled else of_folders(without_root(names))
         self.labels, self._targets = classes.labels, classes.targets
         self.notes = (classes.note,) if classes.note else ()
+
+    def _stored(self) -> Classes:
+        """The classes that the shards hold."""
+        fields = read_fields(self.codes)
+        labels = tuple(name or str(number) for number, name in enumerate(fields.labels))
+        return Classes(labels, np.concatenate(fields.classes).astype(np.int64))
 
     @property
     def size(self) -> tuple[int, int]:
