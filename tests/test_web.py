@@ -108,7 +108,7 @@ def random_file(
         write_codes(path, to_compact(codes))
         return codes, False
     # not `to_compact`: it takes the streams of a prior only where they are smaller
-    about = (*codes.description, codes.levels, checksum(codes.indices, codes.sizes))
+    about = (*codes.description[:6], codes.levels, checksum(codes.indices, codes.sizes))
     write_codes(path, Compact(*about, name, tuple(prior.encode(codes.indices))))  # type: ignore[arg-type]
     return codes, True
 

@@ -111,7 +111,7 @@ def evaluate(
     force: o.Force = False,
     running: o.RunningOptions,
 ) -> None:
-    """Measure a model: PSNR, SSIM, MS-SSIM, LPIPS, codebook use, bits.
+    """Measure a model: PSNR, SSIM, LPIPS, bits.
 
     Of codes shards, whose originals are not there: codebook use and bits.
     """

@@ -129,7 +129,7 @@ def export(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Write codes as other programs' training data, or export a model.
+    """Write codes as training data, or a model, for other programs.
 
     meta.json beside the data tells the vocabulary, the order and every special token;
     `vqtok import-tokens` brings sequences back. Of models, diffusers takes those with the classic

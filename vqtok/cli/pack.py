@@ -44,7 +44,9 @@ def pack(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Make codes files small: img.npz -> img.compact.npz; or token arrays of other tokenizers:
+    """Make codes files small: img.npz -> img.compact.npz.
+
+    Or token arrays of other tokenizers:
     tokens.npy -> tokens.vqtok.npz.
     """
     options = BatchOptions(out, force, skip_existing, json, quiet)
@@ -72,7 +74,9 @@ def unpack(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Make compact codes files plain again: img.npz -> img.plain.npz; and packed token arrays:
+    """Make compact codes files plain again.
+
+    img.npz -> img.plain.npz; and packed token arrays:
     tokens.vqtok.npz -> tokens.npy.
     """
     options = BatchOptions(out, force, skip_existing, json, quiet)
@@ -121,6 +125,9 @@ class EntropyCoders:
     def __init__(self, model: str | None, quiet: bool = True) -> None:
         self.model, self.quiet = model, quiet
         self.loaded: dict[str, EntropyCoder | None] = {}  # by the tokenizer's fingerprint
+        self._only_packed: list[
+            str
+        ] = []  # models that have none, of which that is still to be said
 
     @cached_property
     def _named(self) -> "tuple[ModelFolder, str]":
@@ -149,12 +156,17 @@ class EntropyCoders:
         return self.loaded[codes.fingerprint]
 
     def _find_or_say(self, plain: "Codes") -> "EntropyCoder | None":
-        """As `find`; says once of a model that its codes can only be bit-packed."""
+        """As `find`; `tell` then says of a model that its codes can only be bit-packed."""
         first = plain.fingerprint not in self.loaded
         coder = self.find(plain)
         if first and coder is None:
-            output.say(rate.only_packed(plain.model), self.quiet)
+            self._only_packed.append(plain.model)
         return coder
+
+    def tell(self) -> None:
+        """Says once of each model without an entropy prior that its codes are only bit-packed."""
+        while self._only_packed:
+            output.say(rate.only_packed(self._only_packed.pop()), self.quiet)
 
     def _load(self, codes: "Codes | Compact") -> "EntropyCoder | None":
         from vqtok import model_registry
@@ -269,6 +281,7 @@ def _rewrite(
         command.compact,
     )
     batch.failures.merge(shards.run_folders(folders, len(words), options, rewriting.run))
+    coders.tell()  # of shards
     batch.run(command.verb, partial(_rewrite_one, coders, command.change, options.force), _describe)
     batch.finish()
 
@@ -293,6 +306,7 @@ def _rewrite_one(coders: EntropyCoders, change: Change, force: bool, job: Job) -
     except ModelError as error:
         raise error.about(job.source) from None
     output.write(job.target, encoded.data, force)
+    coders.tell()
     return [
         {
             "input": str(job.source.path or "-"),
