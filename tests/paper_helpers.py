@@ -54,9 +54,9 @@ class Net:
             self.tensors[f"{name}.running_mean"] = 0.2 * torch.randn(n)
             self.tensors[f"{name}.running_var"] = 0.5 + torch.rand(n)
             self.tensors[f"{name}.num_batches_tracked"] = torch.tensor(9)
-        get = [self.tensors[f"{name}.{x}"] for x in ("running_mean", "running_var")]
+        mean, variance = (self.tensors[f"{name}.{x}"] for x in ("running_mean", "running_var"))
         return F.batch_norm(
-            x, *get, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"], False
+            x, mean, variance, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"], False
         )
 
 
