@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 KIND = "codes shards"
 LINES_LIMIT = 1 << 30  # bytes of a shard's manifest
 _SUFFIXES = (".npz", ".tar", ".jsonl")
-_OPTIONAL = ("crops", "labels")  # of a manifest: those that say nothing are left out
+_OPTIONAL = ("range", "crops", "labels")  # of a manifest: those that say nothing are left out
 _RECORD_KEYS = ("name", "error", "notes", "size", "grid", "row", "label", "caption", "split")
 STEM = re.compile(r"(\d{5,12})-(\d{5,12})", re.ASCII)
 
