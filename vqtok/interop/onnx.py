@@ -280,24 +280,12 @@ def _sequence(g: _Graph, module: Any, x: str) -> str:
     return x
 
 
-def _convolution(g: _Graph, module: nn.Conv2d, x: str) -> str:
+def _convolution(g: _Graph, module: nn.Conv2d | nn.ConvTranspose2d, x: str) -> str:
     assert isinstance(module.padding, tuple)
     assert module.bias is not None
     (top, left), weight = module.padding, g.floats(module.weight)
     return g.op(
-        "Conv",
-        *(x, weight, g.floats(module.bias)),
-        strides=list(module.stride),
-        pads=[top, left, top, left],
-    )
-
-
-def _transposed(g: _Graph, module: nn.ConvTranspose2d, x: str) -> str:
-    assert isinstance(module.padding, tuple)
-    assert module.bias is not None
-    (top, left), weight = module.padding, g.floats(module.weight)
-    return g.op(
-        "ConvTranspose",
+        "Conv" if isinstance(module, nn.Conv2d) else "ConvTranspose",
         *(x, weight, g.floats(module.bias)),
         strides=list(module.stride),
         pads=[top, left, top, left],
@@ -448,7 +436,7 @@ _LAYERS: dict[type[nn.Module], Callable[[_Graph, Any, str], str]] = {
     paper.Encoder: _paper_side,
     paper.Decoder: _paper_side,
     paper.ResidualBlock: _paper_block,
-    nn.ConvTranspose2d: _transposed,
+    nn.ConvTranspose2d: _convolution,
     nn.ReLU: lambda g, _, x: g.op("Relu", x),
     nn.Tanh: lambda g, _, x: g.op("Tanh", x),
     nn.Sigmoid: lambda g, _, x: g.op("Sigmoid", x),
