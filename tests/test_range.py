@@ -15,7 +15,7 @@ from test_images_depth import RAMP, png16, tiff
 
 from vqtok import codec, codes, weights
 from vqtok.data import DataOptions, open_data
-from vqtok.errors import InputError
+from vqtok.errors import InputError, UsageError
 from vqtok.evaluate import reference_codecs
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -209,3 +209,19 @@ def test_png_of_twelve_bits_in_a_zip_of_images():
         for i in range(3):
             archive.writestr(f"{i}.png", png16(np.stack([RAMP] * 3, 2)))
     assert any("--range 0:4095" in note for note in open_data(Path("x.zip")).notes)
+
+
+def test_a_search_keeps_the_range():
+    deep("in", 1)
+    words = ("encode", "in/0.tif", "--range", "0:4095", "--effort", 1)
+    for i, more in enumerate(((), ("--max-bytes", "1M"))):
+        ok(*words, "-o", f"{i}.npz", *more)
+        assert codes.read_plain_codes(Path(f"{i}.npz")).range == RANGE
+
+
+def test_a_range_of_integers_in_python():
+    wide, model = RAMP.copy(), codec.load("toy")
+    assert model.encode(wide, value_range=(0, 4095)) == model.encode(wide, value_range=RANGE)
+    for bad in ((5, 5), (9, 1), (0, float("inf"))):
+        with pytest.raises(UsageError, match="is no range of values"):
+            model.encode(wide, value_range=bad)

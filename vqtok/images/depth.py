@@ -48,6 +48,14 @@ def parse_range(text: str | None) -> Range | None:
     return found
 
 
+def _checked_range(given: Range) -> Range:
+    """Returns a caller's range as two floats. Raises UsageError."""
+    low, high = (float(end) for end in given)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UsageError(f"{given} is no range of values", "give (LOW, HIGH) with LOW below HIGH")
+    return low, high
+
+
 def range_of_record(record: Mapping[str, Any]) -> Range | None:
     """The range that a model's training record names; None where it names none, or no valid one."""
     found = record.get("range")
@@ -80,6 +88,7 @@ def to_8_bits(
     nothing is said, and `given` is needed. Raises InputError where no value counts.
     """
     assert values.dtype.kind in "iuf", values.dtype
+    given = None if given is None else _checked_range(given)
     if not check:  # of a part of a set, whose range is known
         assert given is not None
         return Scaled(_scale(values, given, nodata), given, None, ())
