@@ -8,7 +8,7 @@ const AREA_MAX = 2 ** 28;
 // The model
 
 const vqtok = {
-  parts: { model: [], prior: [] },
+  parts: { model: [], prior: [], encoder: [] },
   /** Called by the scripts of the model, in their order. */
   receive(name, base64) {
     this.parts[name].push(bytesOf(base64));
@@ -54,11 +54,12 @@ async function loadModel() {
     done += size;
     progress(done / total);
   }
-  const [weights, prior] = [join(vqtok.parts.model), join(vqtok.parts.prior)];
+  const [weights, prior, encoder] = ["model", "prior", "encoder"].map((name) =>
+    (vqtok.parts[name].length ? join(vqtok.parts[name]) : null));
   const source = URL.createObjectURL(
     new Blob([element("worker").textContent], { type: "text/javascript" }));
   const kernels = bytesOf(KERNELS);
-  const start = { do: "start", kernels, weights, prior: prior.length ? prior : null };
+  const start = { do: "start", kernels, weights, prior, encoder };
   pool = Array.from({ length: WORKERS }, () => new Helper(source));
   const [{ meta }] = await Promise.all(pool.map((helper) => helper.ask(start)));
   vqtok.parts = null;
@@ -125,7 +126,7 @@ function complain({ error, fix, message, stack }) {
 // A file
 
 let model;
-let current = null; // { name, bytes, codes }
+let current = null; // { name, bytes, codes }, and of a photo { photo, file: what is saved }
 let turn = 0; // of what was asked for last: answers to earlier ones are dropped
 
 async function open(file) {
@@ -135,13 +136,15 @@ async function open(file) {
   say(`Reading ${file.name}`);
   progress(0);
   try {
-    if (file.size > 2 ** 31)
-      throw { error: `${file.name} has ${megabytes(file.size)} MB: too large for this page`, fix: "use vqtok decode" };
-    const bytes = new Uint8Array(await file.arrayBuffer());
     const shown = (part) => mine === turn && progress(part * 0.5);
-    const { codes } = await pool[0].ask({ do: "read", bytes }, shown);
+    const photo = !(await isCodes(file));
+    if (photo && !ENCODER && file.type.startsWith("image/"))
+      throw { error: "an image, and this page decodes only", fix: "make codes of it with vqtok encode, or a page that does: vqtok web --encoder" };
+    if (photo && ENCODER) say(`Encoding ${file.name}`);
+    const codes = await (photo && ENCODER
+      ? encodePhoto(file, Number(element("side").value), shown) : readFile(file, shown));
     if (mine !== turn) return;
-    current = { name: file.name, bytes: file.size, codes };
+    current = { name: file.name, bytes: file.size, codes, photo: photo ? file : null };
     describe();
     await show();
   } catch (error) {
@@ -149,20 +152,27 @@ async function open(file) {
   }
 }
 
+async function readFile(file, shown) {
+  if (file.size > 2 ** 31)
+    throw { error: `${megabytes(file.size)} MB: too large for this page`, fix: "use vqtok decode" };
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  return (await pool[0].ask({ do: "read", bytes }, shown)).codes;
+}
+
 function describe() {
-  const { name, bytes, codes } = current;
+  const { name, codes, photo } = current;
   const [n, levels] = codes.shape;
   element("name").textContent = name;
   element("which").hidden = n === 1;
   element("depth").hidden = levels === 1;
   Object.assign(element("image"), { max: n, value: 1 });
   Object.assign(element("levels"), { max: levels, value: levels });
-  current.facts = { Images: n > 1 ? n : null, File: `${(bytes / 1000).toFixed(1)} kB` };
-  facts();
+  element("keep").hidden = !photo;
 }
 
 function facts() {
-  const { codes, bytes } = current;
+  const { codes, photo, file } = current;
+  const bytes = photo ? file.length : current.bytes;
   const [n, levels, h, w] = codes.shape;
   const [H, W] = codes.sizes[chosen()];
   const pixels = codes.sizes.reduce((sum, [height, width]) => sum + height * width, 0);
@@ -170,7 +180,7 @@ function facts() {
     Size: `${W} x ${H} pixels`,
     Grid: `${w} x ${h}, ${codes.downsample} pixels per code`,
     Levels: `${levels} of ${model.config.levels}, ${codes.codebookSize} codes each`,
-    File: `${(bytes / 1000).toFixed(1)} kB, ${((8 * bytes) / pixels).toFixed(2)} bits per pixel`,
+    [photo ? "Codes file" : "File"]: `${(bytes / 1000).toFixed(1)} kB, ${((8 * bytes) / pixels).toFixed(2)} bits per pixel`,
     ...(n > 1 ? { Images: n } : {}),
   };
   element("facts").replaceChildren(...Object.entries(shown).map(([term, value]) => {
@@ -196,8 +206,13 @@ async function show() {
   const [H, W] = codes.sizes[number];
   element("shown").textContent = `${levels} of ${all}`;
   element("error").replaceChildren();
-  facts();
   try {
+    if (current.photo) {
+      const { bytes } = await pool[0].ask({ do: "write", codes: firstLevels(codes, levels) });
+      if (mine !== turn) return;
+      current.file = bytes;
+    }
+    facts();
     if (Math.max(H, W) > SIDE_MAX || H * W > AREA_MAX)
       throw { error: `${name}: an image of ${W}x${H} is larger than a browser shows`, fix: "use vqtok decode" };
     say("Decoding");
@@ -246,18 +261,26 @@ function zoom() {
   canvas.style.width = times ? `${canvas.width * times}px` : "";
 }
 
-function save() {
+function download(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  say(`Saved ${name}`);
+}
+
+const stem = () => current.name.replace(current.photo ? /\.[^.]*$/ : /\.npz$/i, "");
+
+function saveImage() {
   element("canvas").toBlob((blob) => {
     if (!blob) return complain({ error: "the image is too large to save here", fix: "use vqtok decode" });
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(blob);
     const many = current.codes.shape[0] > 1 ? `-${String(chosen() + 1).padStart(4, "0")}` : "";
-    link.download = `${current.name.replace(/\.npz$/i, "")}${many}.decoded.png`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-    say(`Saved ${link.download}`);
+    download(blob, `${stem()}${many}.decoded.png`);
   }, "image/png");
 }
+
+const saveCodes = () => download(new Blob([current.file], { type: "application/octet-stream" }), `${stem()}.npz`);
 
 function listen() {
   const drop = element("drop");
@@ -275,11 +298,19 @@ function listen() {
   });
   for (const id of ["levels", "image"]) element(id).addEventListener("input", () => current && show());
   element("zoom").addEventListener("change", zoom);
-  element("save").addEventListener("click", save);
+  element("side").addEventListener("change", () => current?.photo && open(current.photo));
+  element("save").addEventListener("click", saveImage);
+  element("keep").addEventListener("click", saveCodes);
   element("file").disabled = false;
 }
 
 async function main() {
+  if (ENCODER) {
+    document.title = element("title").textContent = "Make and decode vqtok files";
+    element("invite").textContent = "Drop a photo or a codes file (.npz) here, or choose one:";
+    element("file").accept = ".npz,image/*";
+    element("shrink").hidden = false;
+  }
   try {
     model = await loadModel();
     const { name, fingerprint, config } = model;

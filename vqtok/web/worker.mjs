@@ -1,19 +1,27 @@
-// What a worker of the page does: files to indices, and strips of grid rows to pixels.
+// What a worker of the page does: files to indices, and strips of grid rows to pixels and back.
 
 import { CodesError, readCodes, withIndices } from "./codes.mjs";
+import { Encoder, joinStrips } from "./encoder.mjs";
 import { Kernels } from "./kernels.mjs";
 import { Decoder } from "./network.mjs";
 import { IntegerPrior, decodeIndices } from "./prior.mjs";
 import { readWeights } from "./weights.mjs";
+import { toBytes } from "./write.mjs";
 
-/** A model's decoder and prior, each built when it is first asked for. */
+/** A model's decoder, prior and encoder, each built when it is first asked for. */
 export class Model {
-  /** Bytes of kernels.wasm, of the model and of its prior (null where it has none). */
-  constructor(kernels, model, prior) {
+  /** Bytes of kernels.wasm, of the model, and of its prior and encoder (null where it has none). */
+  constructor(kernels, model, prior, encoder = null) {
     this.weights = readWeights(model);
     this.meta = this.weights.meta;
     this.module = new WebAssembly.Module(kernels);
     this.bytes = prior;
+    this.encoderBytes = encoder;
+  }
+
+  get encoder() {
+    this._encoder ??= new Encoder(readWeights(this.encoderBytes), this.weights, new Kernels(this.module));
+    return this._encoder;
   }
 
   get decoder() {
@@ -59,8 +67,8 @@ export class Model {
 export function serve(port) {
   let model;
   const work = {
-    start: ({ kernels, weights, prior }) => {
-      model = new Model(kernels, weights, prior);
+    start: ({ kernels, weights, prior, encoder }) => {
+      model = new Model(kernels, weights, prior, encoder);
       return { meta: model.meta };
     },
     read: async ({ id, bytes }) => {
@@ -75,6 +83,10 @@ export function serve(port) {
     strips: ({ h, w, parts }) => ({ strips: model.decoder.strips(h, w, parts) }),
     decode: ({ indices, shape, levels, strip }) =>
       ({ strip, ...model.decoder.decode(indices, shape, levels, strip) }),
+    encodeStrips: ({ size: [H, W] }) => ({ strips: model.encoder.strips(H, W) }),
+    encode: ({ pixels, size, strip, rows }) => ({ indices: model.encoder.encode(pixels, size, strip, rows) }),
+    join: ({ parts, shape }) => ({ indices: joinStrips(parts, ...shape) }),
+    write: async ({ codes }) => ({ bytes: await toBytes(codes) }),
   };
   port.onmessage = async ({ data }) => {
     try {
