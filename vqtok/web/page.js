@@ -131,6 +131,7 @@ let turn = 0; // of what was asked for last: answers to earlier ones are dropped
 
 async function open(file) {
   const mine = ++turn;
+  performance.mark("opened"); // for benchmarks/web.py
   element("error").replaceChildren();
   element("result").hidden = true;
   say(`Reading ${file.name}`);
@@ -236,6 +237,7 @@ async function show() {
     await Promise.all(pool.map(work));
     if (mine !== turn) return;
     draw(target, W, H, `${name} decoded from ${levels} of ${all} levels, ${W} x ${H} pixels`);
+    performance.mark("shown");
     const seconds = ((performance.now() - begin) / 1000).toFixed(1);
     say(`Decoded ${name} at ${levels} of ${all} levels in ${seconds} s`);
     progress(1);
@@ -286,6 +288,7 @@ function listen() {
   const drop = element("drop");
   const take = (files) => files.length && open(files[0]);
   element("file").addEventListener("change", ({ target }) => take(target.files));
+  element("file").addEventListener("click", ({ target }) => { target.value = ""; }); // the same file again
   addEventListener("dragover", (event) => {
     event.preventDefault();
     drop.classList.add("over");

@@ -142,8 +142,9 @@ def encoder_weights(folder: model_registry.ModelFolder) -> bytes:
             each = [level.inward.get_parameter(part).detach().numpy() for level in scalars]
             tensors[f"inward.{part}"] = _narrow(np.stack(each))
     elif not all(isinstance(level, Codebook | PixelQuantizer) for level in levels):
+        kind = stored.config["quantizer"]
         raise ModelError(
-            f"the page has no encoder for the quantizer {stored.config['quantizer']} of {folder.name}",
+            f"the page has no encoder for the quantizer {kind} of {folder.name}",
             "leave --encoder out: it decodes",
         )
     return _saved(tensors, {"sizes": sizes})
