@@ -197,10 +197,12 @@ def compare_photos(folder: Path, paths: list[Path]) -> None:
                 "done(reader.result); reader.readAsDataURL(new Blob([current.file])); })"
             )
             codes = vqtok.read_codes(base64.b64decode(data.partition(",")[2]))
-            row = np.array(differing(model, images.from_any(path, 3).pixels, codes.indices))
+            image = images.from_any(path, 3)
+            row = np.array(differing(model, image.pixels, codes.indices))
             total += row
             print(f"{path.name:16} {row[0]:8} indices, {row[1]:5} differ; "
-                  f"{row[2]:4} places, {row[3]} of them no near ties", flush=True)  # fmt: skip
+                  f"{row[2]:4} places, {row[3]} of them no near ties {' '.join(image.notes)}",
+                  flush=True)  # fmt: skip
     print(f"{len(paths)} photos: {total[0]} indices, {total[1]} differ; {total[2]} places, "
           f"{total[3]} of them no near ties")  # fmt: skip
 

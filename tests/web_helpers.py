@@ -32,6 +32,7 @@ def node(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def choose(page: Any, path: Path) -> None:
     page.run("document.getElementById('status').textContent = ''")
     page.run("document.getElementById('error').textContent = ''")
+    page.run("document.getElementById('file').value = ''")
     root = page.call("DOM.getDocument")["root"]["nodeId"]
     field = page.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
     page.call("DOM.setFileInputFiles", files=[str(path)], nodeId=field)

@@ -4,6 +4,7 @@
 const AGAIN = "copy or download the file again";
 const PIXELS_MAX = 200e6;
 const DEFLATE_RATIO = 1032; // no deflate stream expands more
+const UNPACKED_MAX = 2 ** 30; // bytes of a member
 export const CODED_TOTAL = 65536; // frequencies of all indices together
 
 /** What a user can cause: a message, and what to do. */
@@ -100,6 +101,8 @@ async function unpack(member, name) {
   const most = member.data.length * (member.method ? DEFLATE_RATIO : 1);
   require(member.size <= most,
     `the member ${name} claims ${member.size} bytes, which the file cannot hold`);
+  require(member.size <= UNPACKED_MAX, `the member ${name} has ${member.size} bytes, too many for this page`,
+    "use vqtok decode");
   let bytes = member.data;
   if (member.method === 8) {
     bytes = allocate(Uint8Array, member.size);

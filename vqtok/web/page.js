@@ -3,7 +3,7 @@
 const element = (id) => document.getElementById(id);
 const WORKERS = Math.max(1, Math.min(4, navigator.hardwareConcurrency || 1));
 const SIDE_MAX = 16384; // of a canvas
-const AREA_MAX = 2 ** 28;
+const AREA_MAX = 2 ** 27; // twice 0.5 GiB
 
 // The model
 
@@ -54,6 +54,7 @@ async function loadModel() {
     done += size;
     progress(done / total);
   }
+  say("Starting the model");
   const [weights, prior, encoder] = ["model", "prior", "encoder"].map((name) =>
     (vqtok.parts[name].length ? join(vqtok.parts[name]) : null));
   const source = URL.createObjectURL(
@@ -63,6 +64,7 @@ async function loadModel() {
   pool = Array.from({ length: WORKERS }, () => new Helper(source));
   const [{ meta }] = await Promise.all(pool.map((helper) => helper.ask(start)));
   vqtok.parts = null;
+  for (const helper of pool) helper.ask({ do: "warm" }).catch(() => {}); // the first file then waits less
   return meta;
 }
 
@@ -127,6 +129,7 @@ function complain({ error, fix, message, stack }) {
 
 let model;
 let current = null; // { name, bytes, codes }, and of a photo { photo, file: what is saved }
+let several = ""; // what is said of other files that came with it
 let turn = 0; // of what was asked for last: answers to earlier ones are dropped
 
 async function open(file) {
@@ -143,14 +146,21 @@ async function open(file) {
       throw { error: "an image, and this page decodes only", fix: "make codes of it with vqtok encode, or a page that does: vqtok web --encoder" };
     if (photo && ENCODER) say(`Encoding ${file.name}`);
     const codes = await (photo && ENCODER
-      ? encodePhoto(file, Number(element("side").value), shown) : readFile(file, shown));
+      ? encodePhoto(file, Number(element("side").value), shown, () => mine === turn) : readFile(file, shown));
     if (mine !== turn) return;
     current = { name: file.name, bytes: file.size, codes, photo: photo ? file : null };
     describe();
     await show();
   } catch (error) {
-    if (mine === turn) complain(error.error ? { ...error, error: `${file.name}: ${error.error}` } : error);
+    if (mine === turn) complain(about(file, error));
   }
+}
+
+/** What is said of a file: with its name, where it is the file that is wrong. */
+function about({ name }, error) {
+  if (error.error) return { ...error, error: `${name}: ${error.error}` };
+  if (!(error instanceof DOMException)) return error;
+  return { error: `${name} cannot be read (${error.name})`, fix: "choose it again, or a copy of it" };
 }
 
 async function readFile(file, shown) {
@@ -167,6 +177,7 @@ function describe() {
   element("which").hidden = n === 1;
   element("depth").hidden = levels === 1;
   Object.assign(element("image"), { max: n, value: 1 });
+  element("many").textContent = `of ${n}`;
   Object.assign(element("levels"), { max: levels, value: levels });
   element("keep").hidden = !photo;
 }
@@ -174,7 +185,7 @@ function describe() {
 function facts() {
   const { codes, photo, file } = current;
   const bytes = photo ? file.length : current.bytes;
-  const [n, levels, h, w] = codes.shape;
+  const [, levels, h, w] = codes.shape;
   const [H, W] = codes.sizes[chosen()];
   const pixels = codes.sizes.reduce((sum, [height, width]) => sum + height * width, 0);
   const shown = {
@@ -182,7 +193,6 @@ function facts() {
     Grid: `${w} x ${h}, ${codes.downsample} pixels per code`,
     Levels: `${levels} of ${model.config.levels}, ${codes.codebookSize} codes each`,
     [photo ? "Codes file" : "File"]: `${(bytes / 1000).toFixed(1)} kB, ${((8 * bytes) / pixels).toFixed(2)} bits per pixel`,
-    ...(n > 1 ? { Images: n } : {}),
   };
   element("facts").replaceChildren(...Object.entries(shown).map(([term, value]) => {
     const pair = document.createElement("div");
@@ -215,7 +225,7 @@ async function show() {
     }
     facts();
     if (Math.max(H, W) > SIDE_MAX || H * W > AREA_MAX)
-      throw { error: `${name}: an image of ${W}x${H} is larger than a browser shows`, fix: "use vqtok decode" };
+      throw { error: `${name}: an image of ${W}x${H} is larger than this page shows`, fix: "use vqtok decode" };
     say("Decoding");
     const size = all * h * w;
     const indices = codes.indices.slice(number * size, (number + 1) * size);
@@ -239,7 +249,7 @@ async function show() {
     draw(target, W, H, `${name} decoded from ${levels} of ${all} levels, ${W} x ${H} pixels`);
     performance.mark("shown");
     const seconds = ((performance.now() - begin) / 1000).toFixed(1);
-    say(`Decoded ${name} at ${levels} of ${all} levels in ${seconds} s`);
+    say(`Decoded ${name} at ${levels} of ${all} levels in ${seconds} s${several}`);
     progress(1);
   } catch (error) {
     if (mine === turn) complain(error);
@@ -286,7 +296,11 @@ const saveCodes = () => download(new Blob([current.file], { type: "application/o
 
 function listen() {
   const drop = element("drop");
-  const take = (files) => files.length && open(files[0]);
+  const take = (files) => {
+    if (files.length === 0) return;
+    several = files.length > 1 ? ` (the first of ${files.length} files)` : "";
+    open(files[0]);
+  };
   element("file").addEventListener("change", ({ target }) => take(target.files));
   element("file").addEventListener("click", ({ target }) => { target.value = ""; }); // the same file again
   addEventListener("dragover", (event) => {

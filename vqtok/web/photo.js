@@ -14,10 +14,13 @@ function loadImage(file) {
   return new Promise((done, fail) => {
     const image = new Image();
     image.onload = () => done(image);
-    image.onerror = () => fail({
-      error: "neither a codes file (.npz) nor an image that this browser reads",
-      fix: "give a .npz that vqtok encode wrote, or an image as PNG, JPEG or WebP",
-    });
+    image.onerror = () => {
+      URL.revokeObjectURL(image.src);
+      fail({
+        error: "neither a codes file (.npz) nor an image that this browser reads",
+        fix: "give a .npz that vqtok encode wrote, or an image as PNG, JPEG or WebP",
+      });
+    };
     image.src = URL.createObjectURL(file);
   });
 }
@@ -54,8 +57,11 @@ function rowsOf(bitmap, [top, bottom]) {
   return context.getImageData(0, 0, canvas.width, canvas.height).data;
 }
 
-/** Codes of an image file, as those read from a codes file; `progress` gets the part done. */
-async function encodePhoto(file, most, progress) {
+/**
+ * Codes of an image file, as those read from a codes file; `progress` gets the part done. Of any
+ * content once `wanted` says no.
+ */
+async function encodePhoto(file, most, progress, wanted) {
   const image = await loadImage(file);
   try {
     const [H, W] = [image.naturalHeight, image.naturalWidth];
@@ -66,7 +72,7 @@ async function encodePhoto(file, most, progress) {
     const bitmap = await createImageBitmap(image, shrink).catch(() => {
       throw { error: "this browser has no memory for this image", fix: "use vqtok encode" };
     });
-    const indices = await encodeBitmap(bitmap, size, progress);
+    const indices = await encodeBitmap(bitmap, size, progress, wanted);
     bitmap.close();
     const { name, fingerprint, config } = model;
     return {
@@ -78,14 +84,14 @@ async function encodePhoto(file, most, progress) {
   }
 }
 
-async function encodeBitmap(bitmap, size, progress) {
+async function encodeBitmap(bitmap, size, progress, wanted) {
   const { levels, downsample } = model.config;
   const [h, w] = size.map((side) => Math.ceil(side / downsample));
   const { strips } = await pool[0].ask({ do: "encodeStrips", size });
   const parts = [];
   let done = 0;
   const work = async (helper) => {
-    while (strips.length) {
+    while (strips.length && wanted()) {
       const { strip, rows } = strips.shift();
       const pixels = rowsOf(bitmap, rows);
       const { indices } = await helper.ask({ do: "encode", pixels, size, strip, rows });
@@ -95,6 +101,7 @@ async function encodeBitmap(bitmap, size, progress) {
     }
   };
   await Promise.all(pool.map(work));
+  if (!wanted()) return null;
   const { indices } = await pool[0].ask({ do: "join", parts, shape: [levels, h, w] });
   return { indices, shape: [1, levels, h, w] };
 }
