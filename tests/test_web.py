@@ -1,8 +1,10 @@
 """The page's own reader and decoder, in Node and in Chromium, against Python's."""
 
 import base64
+import io
 import re
 import subprocess
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -331,3 +333,22 @@ def test_the_page_decodes_in_a_browser(tmp_path: Path):
         assert "damaged" in wait(page, "never")
         ours = ("asks for blob:", "Canvas2D: Multiple readback")  # the worker; this test's reading
         assert [said for said in page.complaints() if not said.startswith(ours)] == []
+
+
+@needs_node
+def test_a_deflate_bomb_takes_no_memory(tmp_path: Path):
+    """600 MiB of zeros in 600 kB: refused before they are unpacked."""
+    shape = (600, 1, 1024, 1024)
+    array = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        array, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("indices.npy", "w") as member:
+            member.write(array.getvalue())
+            for _ in range(600):
+                member.write(bytes(1024 * 1024))
+        archive.writestr("meta.npy", b"")
+    (found,) = node([{"file": str(tmp_path / "a.npz")}])
+    assert "too many for this page" in found["error"]
+    assert found["fix"] == "use vqtok decode"

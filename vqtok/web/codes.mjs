@@ -4,7 +4,8 @@
 const AGAIN = "copy or download the file again";
 const PIXELS_MAX = 200e6;
 const DEFLATE_RATIO = 1032; // no deflate stream expands more
-const UNPACKED_MAX = 2 ** 30; // bytes of a member
+const UNPACKED_MAX = 2 ** 29; // bytes of a member
+const LOWEST_FIRST = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1;
 export const CODED_TOTAL = 65536; // frequencies of all indices together
 
 /** What a user can cause: a message, and what to do. */
@@ -214,13 +215,21 @@ function fromPlain(member, meta) {
   };
   check(codes);
   require(Type === indexType(codes.codebookSize), `the indices are ${type}, the wrong type`);
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const each = Type.BYTES_PER_ELEMENT;
-  const read = { 1: "getUint8", 2: "getUint16", 4: "getUint32" }[each];
-  codes.indices = allocate(Type, bytes.length / each);
-  for (let i = 0; i < codes.indices.length; i++) codes.indices[i] = view[read](i * each, true);
+  codes.indices = littleEndian(Type, bytes);
   checkIndices(codes);
   return codes;
+}
+
+/** Numbers of bytes, the lowest first: those bytes themselves where a machine holds numbers so. */
+function littleEndian(Type, bytes) {
+  const each = Type.BYTES_PER_ELEMENT;
+  if (LOWEST_FIRST && bytes.byteOffset % each === 0)
+    return new Type(bytes.buffer, bytes.byteOffset, bytes.length / each);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const read = { 1: "getUint8", 2: "getUint16", 4: "getUint32" }[each];
+  const numbers = allocate(Type, bytes.length / each);
+  for (let i = 0; i < numbers.length; i++) numbers[i] = view[read](i * each, true);
+  return numbers;
 }
 
 function checkIndices(codes) {
@@ -341,7 +350,7 @@ function checkStreams({ prior, codebookSize, shape }, streams) {
 /** The same codes with the indices in place of streams, compared with their checksum. */
 export function withIndices(codes, indices) {
   let bytes = new Uint8Array(indices.buffer, indices.byteOffset, indices.byteLength);
-  if (indices.BYTES_PER_ELEMENT > 1 && new Uint8Array(new Uint16Array([1]).buffer)[0] === 0) {
+  if (indices.BYTES_PER_ELEMENT > 1 && !LOWEST_FIRST) {
     const each = indices.BYTES_PER_ELEMENT; // a machine that puts the highest byte first
     bytes = bytes.map((_, i) => bytes[i - (i % each) + each - 1 - (i % each)]);
   }
