@@ -6,7 +6,8 @@ import { pathToFileURL } from "node:url";
 
 const folder = process.argv[2];
 const load = (name) => import(pathToFileURL(`${folder}/${name}.mjs`));
-const { CodesError, readCodes, withIndices } = await load("codes");
+const { readCodes, withIndices } = await load("codes");
+const { CodesError } = await load("errors");
 const { Kernels } = await load("kernels");
 const { Decoder } = await load("network");
 const { Encoder, joinStrips } = await load("encoder");

@@ -1,7 +1,8 @@
 // The folded encoder (vqtok/networks/vqvae.py) and the quantizers (vqtok/quantizers), in strips of
 // rows: pixels to indices.
 
-import { indexType, require } from "./codes.mjs";
+import { indexType } from "./codes.mjs";
+import { require } from "./errors.mjs";
 import { Layers, grown, padded, stripsOf } from "./layers.mjs";
 import { floats } from "./weights.mjs";
 

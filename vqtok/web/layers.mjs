@@ -2,7 +2,7 @@
 // image. Each layer computes the rows that the next ones need, so that a strip is equal to that
 // part of the whole, up to float rounding.
 
-import { require } from "./codes.mjs";
+import { require } from "./errors.mjs";
 import { floats } from "./weights.mjs";
 
 const POINTS = 36; // of kernels.c

@@ -1,6 +1,6 @@
 // The folded decoder (vqtok/networks/vqvae.py) in strips of rows: indices to pixels.
 
-import { require } from "./codes.mjs";
+import { require } from "./errors.mjs";
 import { Layers, grown, padded, stripsOf } from "./layers.mjs";
 import { floats } from "./weights.mjs";
 

@@ -29,7 +29,8 @@ from vqtok.quantizers.residual import ResidualQuantizer
 
 # each after those it needs
 MODULES = (
-    *("codes", "write", "weights", "prior", "kernels", "layers", "network", "encoder", "worker"),
+    *("errors", "zip", "codes", "write", "weights", "prior", "kernels", "layers", "network"),
+    *("encoder", "worker"),
 )
 SCRIPTS = ("page", "photo")
 CHUNK = 768 * 1024  # bytes of the model in a script: a step of its progress

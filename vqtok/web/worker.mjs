@@ -1,7 +1,8 @@
 // What a worker of the page does: files to indices, and strips of grid rows to pixels and back.
 
-import { CodesError, readCodes, require, withIndices } from "./codes.mjs";
+import { readCodes, withIndices } from "./codes.mjs";
 import { Encoder, joinStrips } from "./encoder.mjs";
+import { CodesError, require } from "./errors.mjs";
 import { Kernels } from "./kernels.mjs";
 import { Decoder } from "./network.mjs";
 import { IntegerPrior, decodeIndices } from "./prior.mjs";

@@ -1,10 +1,9 @@
 // Writes plain codes files, as docs/format.md describes them: the members are those that
 // vqtok/codes/io.py writes, byte by byte.
 
-import { crc32 } from "./codes.mjs";
+import { zip } from "./zip.mjs";
 
 const NPY_TYPES = { 1: "|u1", 2: "<u2", 4: "<u4" };
-const FIRST_DAY = 33; // 1980-01-01, as zip archives count days
 
 /** The bytes of a plain codes file; `codes` is as `readCodes` gives them, with `indices`. */
 export async function toBytes({ indices, shape, sizes, ...about }) {
@@ -34,33 +33,3 @@ function npy(type, shape, values) {
   values.forEach((value, i) => view[write](i * each, value, true));
   return bytes;
 }
-
-async function deflated(bytes) {
-  const stream = new Blob([bytes]).stream().pipeThrough(new CompressionStream("deflate-raw"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
-
-/** A zip archive of files, [name in ASCII, bytes], without dates. */
-async function zip(files) {
-  const [parts, directory] = [[], []];
-  let at = 0;
-  for (const [name, bytes] of files) {
-    const data = await deflated(bytes);
-    const shared = [[2, 20], [2, 0], [2, 8], [2, 0], [2, FIRST_DAY], [4, crc32(bytes)], [4, data.length],
-      [4, bytes.length], [2, name.length], [2, 0]];
-    const letters = new TextEncoder().encode(name);
-    const local = [numbers([[4, 0x04034b50], ...shared]), letters, data];
-    directory.push(numbers([[4, 0x02014b50], [2, 20 + 3 * 256], ...shared, [2, 0], [2, 0], [2, 0],
-      [4, 0o600 * 65536], [4, at]]), letters);
-    parts.push(...local);
-    at += local.reduce((sum, part) => sum + part.length, 0);
-  }
-  const size = directory.reduce((sum, part) => sum + part.length, 0);
-  const end = numbers([[4, 0x06054b50], [2, 0], [2, 0], [2, files.length], [2, files.length], [4, size], [4, at],
-    [2, 0]]);
-  return new Uint8Array(await new Blob([...parts, ...directory, end]).arrayBuffer());
-}
-
-/** Numbers of 2 or 4 bytes, [bytes, value], the lowest byte first. */
-const numbers = (list) => Uint8Array.from(
-  list.flatMap(([bytes, value]) => Array.from({ length: bytes }, (_, i) => (value >>> (8 * i)) & 255)));
