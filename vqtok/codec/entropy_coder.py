@@ -6,7 +6,7 @@ from vqtok import config, model_registry, weights
 from vqtok.codes import Codes, Compact, index_dtype, to_compact
 from vqtok.config import ENTROPY_CODES_MAX, EntropyConfig
 from vqtok.errors import FormatError, ModelError
-from vqtok.priors import IntegerInference, integer_tensor_shapes
+from vqtok.integer_prior import IntegerInference, integer_tensor_shapes
 
 
 class EntropyCoder:
