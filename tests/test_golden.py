@@ -18,8 +18,11 @@ from make_golden_runs import TINY, settings
 from safetensors import safe_open
 
 import vqtok
+from vqtok.codes import Compact, read_any_codes
+from vqtok.codes.compact import to_stream
 
 GOLDEN = Path(__file__).parent / "golden" / "format1"
+FORMS = GOLDEN / "compact2"  # compact files of the second form, of what `codes` holds in the first
 CODED = ("two-sizes", "one-size", "first-level")
 TOKENIZERS = sorted(path.stem for path in (GOLDEN / "tokenizers").iterdir())
 PRIORS = sorted(path.stem for path in (GOLDEN / "priors").iterdir())
@@ -86,10 +89,24 @@ def test_packing_gives_the_bytes_that_it_always_gave(name: str, tmp_path: Path):
     owner = vqtok.load(GOLDEN / ("run" if name in CODED else "stopped"), "cpu")
     plain = vqtok.read_codes(GOLDEN / "codes" / f"{name}.plain.npz")
     vqtok.write_codes(tmp_path / "a.npz", owner.pack(plain))
-    with np.load(tmp_path / "a.npz") as made, np.load(GOLDEN / "codes" / f"{name}.npz") as golden:
-        assert made.files == golden.files == ["stream"]
-        assert made["stream"].tobytes() == golden["stream"].tobytes()
-        assert made["stream"][1] & 1 == (name in CODED)
+    made, golden = (read_any_codes(path) for path in (tmp_path / "a.npz", FORMS / f"{name}.npz"))
+    first = read_any_codes(GOLDEN / "codes" / f"{name}.npz")
+    assert isinstance(made, Compact)
+    assert isinstance(golden, Compact)
+    assert isinstance(first, Compact)
+    assert to_stream(made) == to_stream(golden)
+    assert made.streams == golden.streams == first.streams
+    assert (made.prior is not None) == (name in CODED)
+
+
+@pytest.mark.parametrize("name", [*CODED, "bit-packed"])
+def test_the_second_compact_form_holds_the_codes_of_the_first(name: str):
+    path, first = FORMS / f"{name}.npz", GOLDEN / "codes" / f"{name}.npz"
+    owner = str(GOLDEN / "run") if name in CODED else None
+    with np.load(path, allow_pickle=False) as file:
+        assert file.files == ["c"]
+    assert vqtok.read_codes(path, owner) == vqtok.read_codes(first, owner)
+    assert first.stat().st_size - path.stat().st_size > 90
 
 
 # Models

@@ -185,10 +185,10 @@ def _zip_fields(kind: CodesFiles, draw: random.Random) -> Case:
 
 
 def _streams(kind: CodesFiles, draw: random.Random) -> Case:
-    """A damaged stream in a whole zip: the checksum in the stream must tell."""
+    """A damaged stream in a zip made anew: codes that are valid, or an error."""
     stream, origin = mutate.damage(draw.choice(kind.streams), kind.streams, draw)
     need, work = _claim(stream)
-    return Case(_compact_file(stream), f"stream: {origin}", need, "damaged", work)
+    return Case(_compact_file(stream), f"stream: {origin}", need, "edited", work)
 
 
 def _claim(stream: bytes) -> tuple[int, float]:
@@ -206,24 +206,28 @@ def _claim(stream: bytes) -> tuple[int, float]:
 
 
 def _compact_file(stream: bytes) -> bytes:
-    return mutate.zipped([("stream.npy", npy("|u1", f"({len(stream)},)", stream))])
+    return mutate.zipped([("c", stream)])
 
 
 def _varints(kind: CodesFiles, draw: random.Random) -> Case:
     """A stream whose numbers are set anew: K, f, L, n, sizes."""
     one = draw.choice(kind.compacts)
-    head = bytearray(to_stream(one)[: 14 if one.prior else 10])
-    head[1] = draw.choice((head[1], draw.randrange(256)))
-    numbers = [one.codebook_size, one.downsample, one.depth, len(one.sizes), 3]
+    flags = draw.choice((to_stream(one)[0] | 8, draw.randrange(256)))
+    numbers = [one.codebook_size, one.downsample, one.depth, 3, len(one.sizes)]
     sizes = [side for size in one.sizes[:1] for side in size]
     for values in (numbers, sizes):
         if draw.random() < 0.7:
             values[draw.randrange(len(values))] = abs(draw.choice(mutate.NUMBERS))
-    stream = (
-        bytes(head) + _as_varints(numbers) + b"toy" + _as_varints(sizes) + b"".join(one.streams)
-    )
+    stream = _stream(flags, numbers, one, b"toy" + _as_varints(sizes) + b"".join(one.streams))
     need, work = _claim(stream)
     return Case(_compact_file(stream), "varints", need, "edited", work)
+
+
+def _stream(flags: int, numbers: list[int], one: Compact, rest: bytes) -> bytes:
+    """A stream whose numbers K, f, L, bytes of the name and n all stand as varints."""
+    mark = one.checksum if one.prior is None else bytes.fromhex(one.prior)
+    marks = bytes.fromhex(one.fingerprint) + mark[:2]
+    return bytes([flags, 0, 0]) + _as_varints(numbers) + marks + rest
 
 
 def _as_varints(values: list[int]) -> bytes:
@@ -369,13 +373,8 @@ def _bombs(kind: CodesFiles, draw: random.Random) -> Case:
         return Case(_compact_file(stream), "bomb: stream", 2 << 24)
     side = draw.choice((1 << 10, 1 << 14, 1 << 20))  # a short coded stream that claims a large grid
     one = draw.choice(kind.compacts)
-    head = (
-        to_stream(one)[:10]
-        + bytes.fromhex(one.prior or "")
-        + _as_varints([16, 8, 1, 1, 1])
-        + b"m"
-        + _as_varints([side, side])
-    )
+    flags = to_stream(one)[0] | 8
+    head = _stream(flags, [16, 8, 1, 1, 1], one, b"m" + _as_varints([side, side]))
     # cut off: no time for it
     return Case(_compact_file(head + draw.randbytes(2000)), "bomb: grid", 1 << 20)
 

@@ -59,7 +59,7 @@ class EntropyCoder:
 
         ModelError: another prior coded them. FormatError: damaged.
         """
-        if packed.prior != self.fingerprint:
+        if packed.prior is None or not self.fingerprint.startswith(packed.prior):
             raise ModelError(
                 f"the codes need the entropy prior {packed.prior} of model {packed.model}, "
                 f"but the one here is {self.fingerprint}",

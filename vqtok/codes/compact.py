@@ -1,21 +1,32 @@
-"""The compact form: one member, `stream`, whose bytes say everything.
+"""The compact form: one member, `c`, whose bytes say everything.
 
-    1 byte    version: 1
-    1 byte flags: 1 coded by a prior (else bit-packed), 2 images of one channel (else three), 4
-    one size for all images
+    1 byte    form: 32, and flags: 1 coded by a prior (else bit-packed), 2 images of one channel
+              (else three), 4 one size for all images, 8 several images
+    1 byte    log2 K in the low four bits, 1 + log2 f in the high ones
+    1 byte    L in the low four bits, bytes of the model's name in the high ones
+    varints   of K, f, L and that length: each whose four bits are 0; then n where several
     4 bytes   fingerprint of the tokenizer
-    4 bytes CRC-32, little-endian, of the indices as the plain form holds them, and then of
-    the sizes below as varints
-    4 bytes   fingerprint of the prior, where coded
-    varints   K, f, L, n, bytes of the model's name
-    bytes     the name, UTF-8
+    2 bytes   the first of the prior's fingerprint, where coded; else of the CRC-32 below
+    bytes     the model's name, UTF-8
     varints   height and width of each image, or of all
     varints   bytes of each image's stream but the last, where coded
-    the rest the streams (see `entropy`), or ceil(log2 K) bits an index, highest
-    bit first, zeros at the end
+    the rest  the streams (see `entropy`), or ceil(log2 K) bits an index, highest bit first, zeros
+              at the end
 
-Numbers are little-endian; a varint has seven bits in each byte, lowest first, and the high bit
-in all but its last byte.
+A varint has seven bits in each byte, lowest first, and the high bit in all but its last byte. The
+member is the bytes themselves, no .npy array, whose header takes 64 bytes or more. The zip's
+CRC-32 guards all of them, and a damaged stream of a prior does not end as it must.
+
+The first form had the member `stream`, an .npy array of bytes; vqtok reads it still:
+
+    1 byte    form: 1
+    1 byte    flags, as above, without 8
+    4 bytes   fingerprint of the tokenizer
+    4 bytes   CRC-32, little-endian, of the indices as the plain form holds them, and then of the
+              sizes below as varints
+    4 bytes   fingerprint of the prior, where coded
+    varints   K, f, L, n, bytes of the model's name
+    and from the name on as above
 """
 
 import math
@@ -31,9 +42,10 @@ from vqtok.codes.checks import COPY_AGAIN, require
 from vqtok.codes.grids import Codes, GridDescription, check_sizes, index_dtype
 from vqtok.errors import FormatError, ModelError
 
-VERSION = 1
-_CODED, _GRAY, _ONE_SIZE = 1, 2, 4
+FORM = 2  # of the compact form; in the high four bits of the first byte
+_CODED, _GRAY, _ONE_SIZE, _SEVERAL = 1, 2, 4, 8
 _IMAGES_MAX = 1 << 24
+_MARK_BYTES = 2  # of the prior's fingerprint, or of the checksum
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,9 +62,9 @@ class Compact(GridDescription):
     channels: int
     sizes: tuple[tuple[int, int], ...]
     depth: int  # `levels`
-    checksum: int  # see `checksum`
-    prior: str | None  # fingerprint of the prior that coded them; None: bit-packed
+    prior: str | None  # its fingerprint, or the first digits of it; None: bit-packed
     streams: tuple[bytes, ...]  # one an image; bit-packed: one for all
+    checksum: bytes = b""  # as many of the four of `checksum` as the file has
 
     def __post_init__(self) -> None:
         self._check_description()
@@ -100,7 +112,7 @@ class Compact(GridDescription):
         FormatError unless they are the ones that were packed.
         """
         require(
-            indices.shape == self.shape and checksum(indices, self.sizes) == self.checksum,
+            indices.shape == self.shape and checksum(indices, self.sizes).startswith(self.checksum),
             "the codes do not match their checksum",
         )
         return Codes(
@@ -145,13 +157,14 @@ def unpack(
     return coder.unpack(codes)
 
 
-def checksum(indices: np.ndarray, sizes: Sequence[tuple[int, int]]) -> int:
-    """CRC-32 of indices, little-endian, in C order, and then of the size of each image, or of
-    the one of all, as varints.
+def checksum(indices: np.ndarray, sizes: Sequence[tuple[int, int]]) -> bytes:
+    """CRC-32, lowest byte first, of indices, little-endian, in C order, and then of the size of
+    each image, or of the one of all, as varints.
     """
     written = sizes[:1] if len(set(sizes)) == 1 else sizes
     start = zlib.crc32(np.asarray(indices, indices.dtype.newbyteorder("<"), order="C").tobytes())
-    return zlib.crc32(_varints([side for size in written for side in size]), start)
+    value = zlib.crc32(_varints([side for size in written for side in size]), start)
+    return value.to_bytes(4, "little")
 
 
 def to_compact(codes: Codes, prior: str | None = None, streams: Sequence[bytes] = ()) -> Compact:
@@ -170,49 +183,99 @@ def to_compact(codes: Codes, prior: str | None = None, streams: Sequence[bytes] 
         codes.levels,
     )
     packed = entropy.pack_bits(codes.indices, (codes.codebook_size - 1).bit_length())
-    check_value = checksum(codes.indices, codes.sizes)
     smallest = min(len(packed), len(zlib.compress(packed)) - 6)  # a zip has no zlib header
-    if prior is not None and sum(map(len, streams)) + 4 < smallest:
-        return Compact(*described, check_value, prior, tuple(streams))
-    return Compact(*described, check_value, None, (packed,))
+    if prior is not None and sum(map(len, streams)) < smallest:
+        return Compact(*described, prior, tuple(streams))
+    check_value = checksum(codes.indices, codes.sizes)[:_MARK_BYTES]
+    return Compact(*described, None, (packed,), check_value)
 
 
 def to_stream(codes: Compact) -> bytes:
-    """The bytes of the member `stream`."""
-    one = len(set(codes.sizes)) == 1
-    flags = (codes.prior is not None) * _CODED | (codes.channels == 1) * _GRAY | one * _ONE_SIZE
-    name = codes.model.encode()
-    numbers = [codes.codebook_size, codes.downsample, codes.levels, len(codes), len(name)]
+    """The bytes of the member `c`."""
+    one, several, name = len(set(codes.sizes)) == 1, len(codes) > 1, codes.model.encode()
+    K, f = codes.codebook_size, codes.downsample
+    flags = (
+        (codes.prior is not None) * _CODED
+        | (codes.channels == 1) * _GRAY
+        | one * _ONE_SIZE
+        | several * _SEVERAL
+    )
+    short = [_exponent(K), 1 + _exponent(f) if f == 1 << _exponent(f) else 0, codes.levels]
+    short = [number if number < 16 else 0 for number in (*short, len(name))]
+    full = [K, f, codes.levels, len(name)]
+    numbers = [number for number, bits in zip(full, short, strict=True) if bits == 0]
     sizes = [side for size in (codes.sizes[:1] if one else codes.sizes) for side in size]
-    lengths = [len(stream) for stream in codes.streams[:-1]]
     parts = [
-        bytes([VERSION, flags]),
+        bytes([FORM << 4 | flags, short[0] | short[1] << 4, short[2] | short[3] << 4]),
+        _varints([*numbers, len(codes)] if several else numbers),
         bytes.fromhex(codes.fingerprint),
-        codes.checksum.to_bytes(4, "little"),
-        bytes.fromhex(codes.prior or ""),
-        _varints(numbers),
+        (codes.checksum if codes.prior is None else bytes.fromhex(codes.prior))[:_MARK_BYTES],
         name,
         _varints(sizes),
-        _varints(lengths),
+        _varints([len(stream) for stream in codes.streams[:-1]]),
     ]
     return b"".join([*parts, *codes.streams])
 
 
+def _exponent(value: int) -> int:
+    """log2 of a power of two above 1; 0 for other numbers."""
+    return value.bit_length() - 1 if value & (value - 1) == 0 else 0
+
+
 def from_stream(data: bytes) -> Compact:
-    """What `to_stream` wrote. FormatError where damaged, truncated, or of a newer version."""
+    """What `to_stream` wrote. FormatError where damaged, truncated, or of a newer form."""
+    reader = _Reader(data)
+    (start,) = reader.read(1)
+    if start >> 4 > FORM:
+        raise FormatError(
+            f"the compact form is of version {start >> 4}, newer than this vqtok reads",
+            "upgrade vqtok",
+        )
+    require(start >> 4 == FORM, "the stream is damaged")
+    flags = start & 15
+    first, second = reader.read(2)
+    K, f = 1 << (first & 15), 1 << max(0, (first >> 4) - 1)
+    K = K if K > 1 else reader.varint()
+    f = f if first >> 4 else reader.varint()
+    L, length = (bits or reader.varint() for bits in (second & 15, second >> 4))
+    n = reader.varint() if flags & _SEVERAL else 1
+    fingerprint = reader.read(4).hex()
+    mark = reader.read(_MARK_BYTES)
+    prior, check_value = (mark.hex(), b"") if flags & _CODED else (None, mark)
+    return _described(reader, flags, K, f, L, n, length, fingerprint, prior, check_value)
+
+
+def from_first_form(data: bytes) -> Compact:
+    """The same of the member `stream` of the first form."""
     reader = _Reader(data)
     version, flags = reader.read(2)
-    if version > VERSION:
+    if version > 1:
         raise FormatError(
             f"the compact form is of version {version}, newer than this vqtok reads",
             "upgrade vqtok",
         )
-    require(version == VERSION and flags < 8, "the stream is damaged")
-    fingerprint, check_value = reader.read(4).hex(), int.from_bytes(reader.read(4), "little")
+    require(version == 1 and flags < 8, "the stream is damaged")
+    fingerprint, check_value = reader.read(4).hex(), reader.read(4)
     prior = reader.read(4).hex() if flags & _CODED else None
     K, f, L, n, length = (reader.varint() for _ in range(5))
+    return _described(reader, flags, K, f, L, n, length, fingerprint, prior, check_value)
+
+
+def _described(
+    reader: "_Reader",
+    flags: int,
+    K: int,
+    f: int,
+    L: int,
+    n: int,
+    length: int,
+    fingerprint: str,
+    prior: str | None,
+    check_value: bytes,
+) -> Compact:
+    """The codes of which the rest is still to be read: name, sizes and streams."""
     require(
-        0 < n <= min(_IMAGES_MAX, 8 * len(data)),
+        0 < n <= min(_IMAGES_MAX, 8 * len(reader.data)),
         f"{n} images are claimed, which the file cannot hold",
     )
     try:
@@ -230,9 +293,9 @@ def from_stream(data: bytes) -> Compact:
         1 if flags & _GRAY else 3,
         sizes * (n // len(sizes)),
         L,
-        check_value,
         prior,
         streams,
+        check_value,
     )
 
 

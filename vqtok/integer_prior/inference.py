@@ -291,10 +291,9 @@ class IntegerInference:
     def _decode(self, streams: Sequence[bytes], levels: int, sides: tuple[int, ...]) -> np.ndarray:
         decoder = entropy.Decoder(streams)
         sums = ContextSums(self, len(streams), levels, sides)
-        near = self.neighborhood
-        last = sum(s * (n - 1) for s, n in zip(near.speeds, sides, strict=True))
-        for number, step in enumerate(near.steps(levels, sides)):
-            ticks.tell(number, last + near.lag * (levels - 1) + 1)
+        times = self.neighborhood.last_time(levels, sides) + 1
+        for number, step in enumerate(self.neighborhood.steps(levels, sides)):
+            ticks.tell(number, times)
             rows = _Rows.of(step, len(streams))
             centers, found = sums.centers(rows), []
             for frequencies in self.frequencies(sums.inputs(centers), rows.runs):
@@ -317,15 +316,12 @@ class _Rows:
     @classmethod
     def of(cls, step: np.ndarray, B: int) -> "_Rows":
         """Of places (1 + axes, n), sorted by level, of each image."""
-        ends = [*(np.flatnonzero(np.diff(step[0])) + 1).tolist(), step.shape[1]]
-        starts = [0, *ends[:-1]]
-        runs = [
-            (int(step[0, start]), (end - start) * B)
-            for start, end in zip(starts, ends, strict=True)
-        ]
+        counts = np.bincount(step[0]).tolist()
+        runs = [(level, count * B) for level, count in enumerate(counts) if count]
+        which = np.arange(step.shape[1])
         if B == 1:
-            return cls(step, np.zeros(step.shape[1], np.int64), np.arange(step.shape[1]), runs)
-        spans = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
+            return cls(step, np.zeros_like(which), which, runs)
+        spans = np.split(which, np.cumsum(counts[:-1]))
         which = np.concatenate([np.tile(span, B) for span in spans])
         images = np.concatenate([np.arange(B).repeat(len(span)) for span in spans])
         return cls(step[:, which], images, which, runs)

@@ -1,13 +1,14 @@
 """What a place of a grid sees, and the order of decoding that follows from it."""
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 Offset = tuple[int, ...]
+PLACES_AT_ONCE = 1 << 14  # that are put in order
 
 
 @dataclass(frozen=True)
@@ -52,36 +53,29 @@ class Neighborhood:
 
         One after another: a short stream that claims a vast grid ends long before the last.
         """
-        last = sum(speed * (side - 1) for speed, side in zip(self.speeds, sides, strict=True))
-        for time in range(last + self.lag * (levels - 1) + 1):
-            lowest = max(0, -((last - time) // self.lag))
-            runs = [
-                run
-                for level in range(lowest, min(levels, time // self.lag + 1))
-                for run in self._runs(level, time - self.lag * level, sides)
-            ]
-            if runs:
-                yield self._unrolled(np.array(runs).T)
-
-    def _runs(self, level: int, time: int, sides: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        """The places of one level at that time since its first, in C order: level, place along all
-        axes but the last two, and of the rows that follow each other the count, the first, and the
-        column that a row 0 would have.
-        """
+        each = np.indices((levels, *sides[:-2])).reshape(len(sides) - 1, -1)
+        begins = np.array([self.lag, *self.speeds[:-2]]) @ each  # (rows of all but the last axes,)
         speed, (h, w) = self.speeds[-2], sides[-2:]
-        for outer in itertools.product(*(range(side) for side in sides[:-2])):
-            left = time - sum(s * o for s, o in zip(self.speeds, outer, strict=False))
-            first, last = max(0, -((w - 1 - left) // speed)), min(h - 1, left // speed)
-            if first <= last:
-                yield level, *outer, last - first + 1, first, left
+        times = self.last_time(levels, sides) + 1
+        at_once = max(1, PLACES_AT_ONCE // (each.shape[1] * min(h, w)))
+        for start in range(0, times, at_once):
+            time = np.arange(start, min(start + at_once, times))
+            left = time[:, None] - begins  # the column that a row 0 would have
+            first = np.maximum(0, -((w - 1 - left) // speed))
+            counts = np.maximum(0, np.minimum(h - 1, left // speed) - first + 1)
+            which = np.arange(counts.size).repeat(counts.ravel())
+            row = np.arange(len(which)) + (first.ravel() - counts.cumsum() + counts.ravel())[which]
+            column = left.ravel()[which] - speed * row
+            places = np.concatenate([each[:, which % each.shape[1]], [row, column]])
+            ends = counts.sum(1).cumsum().tolist()
+            for begin, end in pairwise([0, *ends]):
+                if begin < end:  # in a single column every other time has none
+                    yield places[:, begin:end]
 
-    def _unrolled(self, runs: np.ndarray) -> np.ndarray:
-        """The places (1 + axes, n) of runs (axes + 2, runs)."""
-        counts, first, left = runs[-3:]
-        begins = counts.cumsum() - counts
-        fixed = np.concatenate([runs[:-3], [first - begins, left]]).repeat(counts, axis=1)
-        row = fixed[-2] + np.arange(fixed.shape[1])
-        return np.concatenate([fixed[:-2], [row, fixed[-1] - self.speeds[-2] * row]])
+    def last_time(self, levels: int, sides: tuple[int, ...]) -> int:
+        """When the last place is decoded; the first is at 0."""
+        far = sum(speed * (side - 1) for speed, side in zip(self.speeds, sides, strict=True))
+        return far + self.lag * (levels - 1)
 
 
 REACH = 3  # rows up and columns to either side that a place of an image's grid sees

@@ -32,6 +32,7 @@ from vqtok.integer_prior.arithmetic import (
 )
 from vqtok.integer_prior.neighborhood import AROUND, CAUSAL, REACH
 
+
 def grid_round(x: Tensor, step: int, low: float, high: float) -> Tensor:
     """x rounded to a multiple of 2^-step between low and high of them; halves go up.
 

@@ -129,13 +129,18 @@ async function unpack(member, name) {
 
 const NPY = /^\s*\{\s*'descr':\s*'([^']{1,20})',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(([0-9, ]{0,100})\),?\s*\}\s*$/;
 
-/** An array of an .npz: its type, its shape, and the bytes of its values. */
-async function array(all, name) {
-  const found = all.filter((member) => member.name === `${name}.npy`);
+/** The bytes of the one member of that file name. */
+async function whole(all, filename, name) {
+  const found = all.filter((member) => member.name === filename);
   require(found.length < 2, `the member ${name} stands twice in the file`);
   require(found.length === 1, `not a codes file: the member ${name} is missing`,
     "give a .npz that vqtok encode wrote");
-  const bytes = await unpack(found[0], name);
+  return unpack(found[0], name);
+}
+
+/** An array of an .npz: its type, its shape, and the bytes of its values. */
+async function array(all, name) {
+  const bytes = await whole(all, `${name}.npy`, name);
   const magic = [0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59, 1, 0];
   require(bytes.length >= 10 && magic.every((byte, i) => bytes[i] === byte),
     `the member ${name} is not an .npy array`);
@@ -161,15 +166,17 @@ export const indexType = (K) => (K <= 256 ? Uint8Array : K <= 65536 ? Uint16Arra
 /**
  * What a codes file holds: { model, fingerprint, codebookSize, downsample, channels, sizes,
  * shape: [n, L, h, w] } and either `indices`, a typed array in C order, or, where a prior coded
- * them, `prior` (its fingerprint), `streams` (one an image) and `checksum`.
+ * them, `prior` (its fingerprint, or the first digits of it), `streams` (one an image) and
+ * `checksum` (bytes of a CRC-32, as many as the file has).
  */
 export async function readCodes(bytes) {
   const all = members(bytes);
-  const plain = all.some((member) => member.name === "indices.npy");
-  if (!plain && all.some((member) => member.name === "stream.npy")) {
+  const has = (name) => all.some((member) => member.name === name);
+  if (!has("indices.npy") && has("c")) return fromStream(await whole(all, "c", "c"));
+  if (!has("indices.npy") && has("stream.npy")) {
     const stream = await array(all, "stream");
     require(stream.type === "|u1" && stream.shape.length === 1, "the stream is no row of bytes");
-    return fromStream(stream.bytes);
+    return fromFirstForm(stream.bytes);
   }
   const indices = await array(all, "indices");
   return fromPlain(indices, parseMeta(await array(all, "meta")));
@@ -274,18 +281,43 @@ class Reader {
 const hex = (bytes) => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 const bitsOf = (K) => Math.max(1, Math.ceil(Math.log2(K))); // exact up to 2^32 (see the tests)
 
-/** The compact form, from the bytes of `stream`. */
+/** The compact form, from the bytes of the member `c`. */
 export function fromStream(bytes) {
+  const reader = new Reader(bytes);
+  const [start] = reader.read(1);
+  require(start >> 4 <= 2, `the compact form is of version ${start >> 4}, newer than this page reads`,
+    "make the page again with a newer vqtok");
+  require(start >> 4 === 2, "the stream is damaged");
+  const flags = start & 15;
+  const [first, second] = reader.read(2);
+  const codebookSize = first & 15 ? 2 ** (first & 15) : reader.varint();
+  const downsample = first >> 4 ? 2 ** ((first >> 4) - 1) : reader.varint();
+  const levels = second & 15 || reader.varint();
+  const length = second >> 4 || reader.varint();
+  const n = flags & 8 ? reader.varint() : 1;
+  const fingerprint = hex(reader.read(4));
+  const mark = reader.read(2);
+  const [prior, checksum] = flags & 1 ? [hex(mark), mark.subarray(2)] : [null, mark];
+  return described(reader, flags, { codebookSize, downsample, levels, n, length, fingerprint, prior, checksum });
+}
+
+/** The same, from the member `stream` of the first form. */
+export function fromFirstForm(bytes) {
   const reader = new Reader(bytes);
   const [version, flags] = reader.read(2);
   require(version <= 1, `the compact form is of version ${version}, newer than this page reads`,
     "make the page again with a newer vqtok");
   require(version === 1 && flags < 8, "the stream is damaged");
   const fingerprint = hex(reader.read(4));
-  const sum = reader.read(4);
-  const checksum = (sum[0] | (sum[1] << 8) | (sum[2] << 16) | (sum[3] << 24)) >>> 0;
+  const checksum = reader.read(4);
   const prior = flags & 1 ? hex(reader.read(4)) : null;
   const [codebookSize, downsample, levels, n, length] = [1, 2, 3, 4, 5].map(() => reader.varint());
+  return described(reader, flags, { codebookSize, downsample, levels, n, length, fingerprint, prior, checksum });
+}
+
+/** The codes of which the rest is still to be read: name, sizes and streams. */
+function described(reader, flags, { codebookSize, downsample, levels, n, length, fingerprint, prior, checksum }) {
+  const { bytes } = reader;
   require(0 < n && n <= Math.min(2 ** 24, 8 * bytes.length),
     `${n} images are claimed, which the file cannot hold`);
   let model;
@@ -295,7 +327,6 @@ export function fromStream(bytes) {
     if (error instanceof CodesError) throw error;
     throw new CodesError("the model's name is not a line of text");
   }
-  const start = reader.at;
   const size = () => [reader.varint(), reader.varint()];
   let sizes = flags & 4 ? [size()] : Array.from({ length: n }, size);
   const written = sizes.flat();
@@ -342,7 +373,8 @@ export function withIndices(codes, indices) {
     const each = indices.BYTES_PER_ELEMENT; // a machine that puts the highest byte first
     bytes = bytes.map((_, i) => bytes[i - (i % each) + each - 1 - (i % each)]);
   }
-  require(crc32(codes.written, crc32(bytes)) === codes.checksum,
+  const sum = crc32(codes.written, crc32(bytes));
+  require(codes.checksum.every((byte, i) => byte === ((sum >>> (8 * i)) & 255)),
     "the codes do not match their checksum");
   const { prior, streams, written, checksum, ...rest } = codes;
   const done = { ...rest, indices };

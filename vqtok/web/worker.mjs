@@ -47,7 +47,7 @@ export class Model {
   }
 
   _priorOf(codes) {
-    if (!this.bytes || this.meta.prior !== codes.prior)
+    if (!this.bytes || !this.meta.prior.startsWith(codes.prior))
       throw new CodesError(
         `the codes need the entropy prior ${codes.prior}, and this page has ${this.meta.prior ?? "none"}`,
         "make the page again from the model that packed them: vqtok web -m MODEL -o DIR");
