@@ -140,7 +140,7 @@ class Decoder:
                 # are integers below 2^41, carried in floats.
                 left = (slot - begin + 1) * total - below * shared
                 run = weights[at + row * (size - blocks) : (row + 1) * size : blocks].tolist()
-                symbol = begin - 1
+                symbol, weight = begin - 1, 0.0
                 for weight in run:
                     symbol += 1
                     left -= weight * shared + total

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,7 @@ _before = 0
 def thread_functions() -> tuple[Any, Any] | None:
     """What sets and gets the number of threads of NumPy's BLAS; None where that is not known."""
     try:
-        from numpy._core import _multiarray_umath as extension
-
+        extension = import_module("numpy._core._multiarray_umath")
         library = ctypes.CDLL(extension.__file__)  # a symbol is looked for in what it needs, too
     except (ImportError, AttributeError, OSError, TypeError):
         return None
