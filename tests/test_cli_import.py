@@ -118,7 +118,9 @@ def test_errors_are_two_lines_and_leave_nothing():
     assert "y.pt holds no tokenizer that vqtok knows" in fails("import", "y.pt", "-o", "m")
     assert "none.pt" in fails("import", "none.pt", "-o", "m")
     assert "no layers that fold pixels" in fails("export", "toy", "-o", "back")
-    assert "cannot export to 'onnx'" in fails("export", "toy", "-o", "back", "--to", "onnx", code=2)
+    assert "cannot export to 'caffe'" in fails(
+        "export", "toy", "-o", "back", "--to", "caffe", code=2
+    )
     assert "there is no model" in fails("export", "nobody", "-o", "back")
 
 

@@ -210,7 +210,8 @@ def test_codes_of_another_model_are_refused(toy: codec.Model, tmp_path: Path):
         ModelError, match=r"made with model toy \(.{8}\), but this is other"
     ) as caught:
         other.decode(toy.encode(image()))
-    assert "--model toy" in caught.value.fix
+    assert "--model toy" in caught.value.command_fix
+    assert "vqtok.load('toy')" in caught.value.fix
     again = codec.load(make_model(tmp_path / "again" / "toy", seed=1))
     with pytest.raises(ModelError, match="but this is toy") as caught:
         again.decode(toy.encode(image()))

@@ -216,8 +216,9 @@ def test_idx(tmp_path: Path, packed: bool) -> None:
     assert red(open_data(tmp_path / ("t10k-images-idx3-ubyte" + ".gz" * packed))) == [100]
     (tmp_path / "outer").mkdir()
     (tmp_path / "letters-train-images-idx3-ubyte").write_bytes(idx(images))
-    with pytest.raises(InputError, match="2 IDX files"):
+    with pytest.raises(InputError, match="2 IDX files") as caught:
         open_data(tmp_path)
+    assert Path(caught.value.fix.removeprefix("name one, such as ")).is_file()
 
 
 def test_arrays(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -223,7 +223,7 @@ def test_existing_file_needs_force(tmp_path: Path) -> None:
     write_bytes(path, b"one")
     with pytest.raises(OutputError, match="exists") as caught:
         write_bytes(path, b"two")
-    assert "--force" in caught.value.fix
+    assert "--force" in caught.value.command_fix
     assert path.read_bytes() == b"one"
     write_bytes(path, b"two", force=True)
     assert path.read_bytes() == b"two"

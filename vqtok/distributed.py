@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from vqtok import errors
 from vqtok.errors import TrainingError, UsageError, VqtokError
-from vqtok.weights import Weights
+from vqtok.weights import Weights, to_safetensors
 
 TIMEOUT = timedelta(minutes=10)  # the longest that others wait is for a validation by the first
 BUCKET = 2**23  # numbers summed at a time: 32 MiB
@@ -59,9 +59,20 @@ def local_world_size() -> int:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process: of several GPUs in a machine, the one with its number."""
-    if device.type != "cuda" or world_size_from_env() == 1:
+    """The device of this process: of several GPUs in a machine, the one with its number.
+
+    UsageError where several processes are asked to share one GPU.
+    """
+    if device.type != "cuda":
         return device
+    if world_size_from_env() == 1:
+        if device.index is not None:
+            torch.cuda.set_device(device)  # streams and graphs are made on the current one
+        return device
+    if device.index is not None:
+        raise UsageError(
+            f"several processes cannot share {device}", "choose cuda: each takes a GPU of its own"
+        )
     device = torch.device("cuda", rank_from_env()[1])
     torch.cuda.set_device(device)
     return device
@@ -295,7 +306,8 @@ def broadcast_bytes(make: Callable[[], bytes]) -> bytes:
         try:
             data = make()
         except VqtokError as error:
-            data, failed = json.dumps([type(error).__name__, str(error), error.fix]).encode(), 1
+            told = [type(error).__name__, str(error), error.fix, error.command_fix]
+            data, failed = json.dumps(told).encode(), 1
     head = torch.tensor([len(data), failed])
     with _connection_errors():
         dist.broadcast(head, 0)
@@ -308,8 +320,8 @@ def broadcast_bytes(make: Callable[[], bytes]) -> bytes:
         dist.broadcast(body, 0)
     data = body.numpy().tobytes()
     if head[1]:
-        kind, message, fix = json.loads(data)
-        raise getattr(errors, kind)(message, fix)
+        kind, *words = json.loads(data)
+        raise getattr(errors, kind)(*words)
     return data
 
 
@@ -326,7 +338,7 @@ def broadcast_weights(read: Callable[[], Weights | None]) -> Weights | None:
         if found is None:
             return b""
         head = json.dumps(found.meta).encode()
-        return len(head).to_bytes(8, "little") + head + safetensors.numpy.save(found.tensors)
+        return len(head).to_bytes(8, "little") + head + to_safetensors(found.tensors)
 
     data = broadcast_bytes(make)
     if not data:

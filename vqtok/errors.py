@@ -1,17 +1,29 @@
 """What can go wrong through a user's input, each kind with one sentence and one way out."""
 
+from typing import Self
+
 
 class VqtokError(Exception):
     """An error a user can cause and mend.
 
-    The command line prints two lines: the message, then `fix`.
+    `fix` says what to do, in words for a caller of the library. The command line prints two lines:
+    the message, then `command_fix`, which speaks of options; by default it is `fix`.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, fix: str) -> None:
+    def __init__(self, message: str, fix: str, command_fix: str | None = None) -> None:
         super().__init__(message)
         self.fix = fix
+        self.command_fix = fix if command_fix is None else command_fix
+
+    def about(self, origin: object) -> Self:
+        """Returns the same error, with what it is about named before the message."""
+        return type(self)(f"{origin}: {self}", self.fix, self.command_fix)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:
+        """All of it crosses to another process."""
+        return type(self), (str(self), self.fix, self.command_fix)
 
 
 class UsageError(VqtokError):

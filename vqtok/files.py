@@ -281,7 +281,9 @@ def check_free(path: Path, force: bool) -> None:
 
 def _taken(path: Path) -> OutputError:
     return OutputError(
-        f"{path} exists", "use -f/--force to replace it, or choose another name with -o"
+        f"{path} exists",
+        "give force=True to replace it, or choose another name",
+        "use -f/--force to replace it, or choose another name with -o",
     )
 
 

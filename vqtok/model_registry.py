@@ -128,6 +128,7 @@ def read_by_fingerprint(name: str, fingerprint: str) -> StoredTokenizer:
     state = f"the model {name} here is {here}" if here else "no model here has that fingerprint"
     raise ModelError(
         f"the codes were made with model {name} ({fingerprint}); {state}",
+        "load it by the path of its folder, or put it in a folder that VQTOK_MODELS names",
         "give its folder with --model, or put it in a folder that VQTOK_MODELS names",
     )
 

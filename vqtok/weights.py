@@ -81,8 +81,20 @@ def save_weights(path: Path, weights: Weights, force: bool = True) -> None:
     assert _has_parts(meta), "meta lacks config or record"
     text = json.dumps(meta, sort_keys=True, allow_nan=False, separators=(",", ":"))
     packed = int8.pack(weights.tensors, meta.get("int8", []))
-    tensors = {name: _plain(packed[name]) for name in sorted(packed)}
-    files.write_bytes(path, safetensors.numpy.save(tensors, {_META_KEY: text}), force)
+    files.write_bytes(path, to_safetensors(packed, {_META_KEY: text}), force)
+
+
+def to_safetensors(
+    tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> bytes:
+    """Returns the bytes of a safetensors file, whatever the memory layout of the arrays.
+
+    Everything that writes safetensors calls this: safetensors 0.8.0 takes the memory of an array
+    for its values in C order, so that a transposed or strided one is written wrong, without an
+    error (findings/safetensors-transposed.sh).
+    """
+    plain = {name: _plain(tensors[name]) for name in sorted(tensors)}
+    return safetensors.numpy.save(plain, metadata)
 
 
 def load_weights(path: Path, kind: str) -> Weights:

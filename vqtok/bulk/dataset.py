@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from vqtok.bulk import shards
 from vqtok.bulk.inputs import LOOSE
 from vqtok.codes import Codes
 from vqtok.codes.checks import require
-from vqtok.errors import FormatError
+from vqtok.errors import FormatError, UsageError
 from vqtok.tokens.sources import Item, Loaded, Origin
 
 if TYPE_CHECKING:
@@ -80,10 +81,24 @@ class CodesDataset:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray, str]:
-        """The indices int64 (L, h, w) of an image, and its name:
-        that of its tar, a slash, and its name in the tar.
+    @overload
+    def __getitem__(self, number: SupportsIndex) -> tuple[np.ndarray, str]: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[tuple[np.ndarray, str]]: ...
+
+    def __getitem__(
+        self, number: SupportsIndex | slice
+    ) -> tuple[np.ndarray, str] | list[tuple[np.ndarray, str]]:
+        """The indices int64 (L, h, w) of an image, and its name: that of its tar, a slash, and its
+        name in the tar. A slice gives a list of these.
+
+        int64, although files hold uint8 or uint16: PyTorch (2.13) neither adds nor compares uint16
+        and takes no index of it, and `embedding` and `cross_entropy` ask for int64.
+        IndexError past the end; UsageError for what is no number.
         """
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
         shard, line, stack = self._at(number)
         indices = stack[line.row].astype(np.int64)
         with codes.name_in_errors(shard.path):
@@ -97,7 +112,7 @@ class CodesDataset:
         """Without what is open: a worker of a DataLoader opens its own."""
         return self.__dict__ | {"_open": OrderedDict(), "_coder": None}
 
-    def codes(self, number: int) -> Codes:
+    def codes(self, number: SupportsIndex) -> Codes:
         """The same image as Codes: what `Model.decode` takes."""
         _, line, stack = self._at(number)
         return self._codes(stack[line.row], line)
@@ -180,8 +195,15 @@ class CodesDataset:
         """How many images could not be encoded."""
         return sum(shard.head.failed for shard in self.shards)
 
-    def _at(self, number: int) -> tuple[shards.Shard, shards.ShardRecord, np.ndarray]:
+    def _at(self, number: SupportsIndex) -> tuple[shards.Shard, shards.ShardRecord, np.ndarray]:
         """The shard, line and stack (n, L, h, w) of an image."""
+        try:
+            number = index(number)
+        except TypeError:
+            raise UsageError(
+                f"a {type(number).__name__} is no number of an image",
+                f"give an integer from 0 to {len(self) - 1}, or a slice",
+            ) from None
         number = number + len(self) if number < 0 else number
         if not 0 <= number < len(self):
             raise IndexError(f"image {number} of {len(self)}")

@@ -29,7 +29,8 @@ def decode(
     try:
         return images.read_image(_bytes(path, offset, size), channels, background)
     except VqtokError as error:
-        raise InputError(str(error).replace(path, "the image"), error.fix) from None
+        named = str(error).replace(path, "the image")
+        raise InputError(named, error.fix, error.command_fix) from None
 
 
 def _bytes(path: str, offset: int, size: int | None) -> bytes:

@@ -98,7 +98,7 @@ def _decode(models: _Models, options: BatchOptions, levels: int | None, job: Job
         plain = rate.first_levels(model.unpack(found), levels, job.source)
         decoded = model.decode_all(plain)
     except (ModelError, InputError) as error:
-        raise type(error)(f"{job.source}: {error}", error.fix) from None
+        raise error.about(job.source) from None
     for path, image in zip(targets, decoded, strict=True):
         _write(path, image, options.force)
     seconds = round(time.perf_counter() - begin, 3)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vqtok.cli import bulk, output, rate
+from vqtok.cli import bulk, output, quality, rate
 from vqtok.cli import options as o
 from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, check_codes_targets, plan
 from vqtok.cli.start import ModelOptions
@@ -35,6 +35,10 @@ def encode(
     levels: o.Levels = None,
     bpp: o.Bpp = None,
     max_bytes: o.MaxBytes = None,
+    target: quality.Target = None,
+    lpips: quality.Lpips = None,
+    effort: quality.Effort = 0,
+    goal: quality.Goal = "looks",
     compact: o.Compact = False,
     verify: Annotated[
         bool,
@@ -68,6 +72,8 @@ def encode(
             {
                 "--bpp": bpp,
                 "--max-bytes": max_bytes,
+                "--target": target,
+                "--effort": effort or None,
                 "--verify": verify,
                 "--skip-existing": skip_existing,
             }
@@ -76,7 +82,8 @@ def encode(
         return bulk.encode(inputs, chosen, options, sharding, levels, compact, background, member)
     from vqtok import images
 
-    color, target = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
+    color, wanted = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
+    search = quality.parse(effort, goal, target, lpips, wanted)
     chosen.check_levels(levels)
     jobs, note = _one_a_sample(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), inputs, member)
     check_codes_targets(jobs, out)
@@ -85,7 +92,7 @@ def encode(
     batch = Batch(jobs, options)
     if batch.jobs:
         encoder = _Encoder(
-            target, compact, verify, force, lambda text: output.say(text, options.quiet)
+            wanted, search, compact, verify, force, lambda text: output.say(text, options.quiet)
         )
         batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
     batch.finish()
@@ -111,6 +118,7 @@ class _Encoder:
     """Makes and writes the codes files of a batch."""
 
     target: "RateTarget"
+    quality: "quality.Quality"
     compact: bool
     verify: bool
     force: bool
@@ -142,12 +150,18 @@ class _Encoder:
         """Encodes one image, and begins to write its codes: the future ends when they are."""
         begin, image = time.perf_counter(), read.result()
         try:
-            codes = model.encode_batch([image.pixels])
+            codes, missed = self.quality.encode(model, image.pixels, self.target)
         except InputError as error:
-            raise InputError(f"{job.source}: {error}", error.fix) from None
+            raise error.about(job.source) from None
         encoded = self._make_file(model, codes, job)
+        if self.quality.effort and self.target.byte_limit(codes.pixels) is not None:
+            codes = self.quality.again(model, image.pixels, encoded.codes)
+            encoded = self._make_file(model, codes, job)
         height, width = codes.sizes[0]
-        image_bytes, notes = image.source_bytes, list(image.notes)  # `write` holds no pixels
+        image_bytes, notes = (
+            image.source_bytes,
+            [*image.notes, *filter(None, [missed])],
+        )  # `write` holds no pixels
 
         def write() -> list[Facts]:
             output.write(job.target, encoded.data, self.force)
@@ -161,6 +175,7 @@ class _Encoder:
                 **rate.facts(encoded.codes, encoded.form, len(encoded.data)),
                 "seconds": round(time.perf_counter() - begin, 3),
                 "notes": notes,
+                **({"effort": self.quality.effort} if self.quality.effort else {}),
             }
             return [{**facts, "verified": True} if self.verify else facts]
 

@@ -195,7 +195,7 @@ def _evaluate_shards(
         EntropyCoders(chosen.name).check_model(held.manifest)
         codec = chosen.load() if chosen.name else chosen.load_for(held.manifest)
     except ModelError as error:
-        raise ModelError(f"{data}: {error}", error.fix) from None
+        raise error.about(data) from None
     from vqtok.evaluate import evaluate_codes
 
     with output.memory_errors(data), bar(f"eval {data}", quiet) as progress:

@@ -157,7 +157,7 @@ Device = Annotated[
         "--device",
         metavar="DEVICE",
         autocompletion=complete_choice("auto", "cpu", "cuda", "mps"),
-        help="auto, cpu, cuda or mps. Default: VQTOK_DEVICE, else auto: the fastest.",
+        help="auto, cpu, cuda, cuda:1 or mps. Default: VQTOK_DEVICE, else auto: the fastest.",
     ),
 ]
 Precision = Annotated[

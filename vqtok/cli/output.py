@@ -57,7 +57,7 @@ def show_error(error: VqtokError) -> None:
     """The two lines of an error."""
     target = console()
     target.print(Text.assemble(("vqtok: error:", "bold red"), " ", printable(str(error))))
-    target.print(Text.assemble(("  fix:", "green"), " ", printable(error.fix)))
+    target.print(Text.assemble(("  fix:", "green"), " ", printable(error.command_fix)))
 
 
 def total(images: int, size: int, seconds: float) -> str:

@@ -280,7 +280,7 @@ def _rewrite_one(coders: EntropyCoders, change: Change, force: bool, job: Job) -
         coders.check_model(found)
         encoded = change(coders, found, job.source)
     except ModelError as error:
-        raise ModelError(f"{job.source}: {error}", error.fix) from None
+        raise error.about(job.source) from None
     output.write(job.target, encoded.data, force)
     return [
         {

@@ -51,7 +51,7 @@ def encode(
     try:
         encoded = encode_at_rate(codes, target, packer)
     except UsageError as error:
-        raise InputError(f"{name}: {error}", error.fix) from None
+        raise InputError(f"{name}: {error}", error.fix, error.command_fix) from None
     size, limit = len(encoded.data), target.byte_limit(codes.pixels)
     if limit is not None and size > limit:
         takes, asked, fix = _in_words(target, size, codes.pixels)
@@ -68,7 +68,7 @@ def first_levels(codes: "Codes", levels: int | None, name: object) -> "Codes":
     try:
         return codes.first_levels(levels)
     except UsageError as error:
-        raise InputError(f"{name}: {error}", error.fix) from None
+        raise InputError(f"{name}: {error}", error.fix, error.command_fix) from None
 
 
 def _in_words(target: "RateTarget", size: int, pixels: int) -> tuple[str, str, str]:

@@ -294,7 +294,7 @@ def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -
         plain = codec.unpack(found)
         images = codec.decode_all(plain)
     except ModelError as error:
-        raise ModelError(f"{name}: {error}", error.fix) from None
+        raise error.about(name) from None
     spent = inspect_model.index_bits(codec, plain)
     parts = codes_page.breakdown(data, found, None if spent is None else spent[0])
     coders = [codes_page.Part(TITLES[key], size) for key, size in grid_bytes(plain).items()]

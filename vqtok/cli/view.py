@@ -135,7 +135,7 @@ def _of_codes(
         )
         return codec.decode(one), f"{name}{W}x{H} decoded by {one.model}{levels_text}"
     except ModelError as error:
-        raise ModelError(f"{file}: {error}", error.fix) from None
+        raise error.about(file) from None
 
 
 def _model(

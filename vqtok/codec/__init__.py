@@ -19,14 +19,16 @@ from vqtok.prefetch import run_in_thread
 
 if TYPE_CHECKING:
     from vqtok.codec.entropy_coder import EntropyCoder, find_coder
+    from vqtok.codec.inputs import parse_keep
     from vqtok.codec.loading import (
+        Device,
         build_tokenizer,
         load_tokenizer,
         pick_device,
         to_device,
         tokenizer_from_weights,
     )
-    from vqtok.codec.model import Model, parse_keep
+    from vqtok.codec.model import Model
     from vqtok.codes import Codes, Compact
 
 __all__ = [
@@ -49,7 +51,7 @@ _HOMES = {
     "build_tokenizer": "vqtok.codec.loading",
     "find_coder": "vqtok.codec.entropy_coder",
     "load_tokenizer": "vqtok.codec.loading",
-    "parse_keep": "vqtok.codec.model",
+    "parse_keep": "vqtok.codec.inputs",
     "pick_device": "vqtok.codec.loading",
     "to_device": "vqtok.codec.loading",
     "tokenizer_from_weights": "vqtok.codec.loading",
@@ -58,13 +60,14 @@ _HOMES = {
 
 def load(
     model: "str | os.PathLike[str] | ModelFolder | None" = None,
-    device: str | None = None,
+    device: "Device" = None,
     precision: str = "fp32",
 ) -> "Model":
     """Loads a model by name ("photo", "cifar10"), folder or tokenizer file.
 
-    None takes VQTOK_MODEL, else photo. device is auto, cpu, cuda or mps (None: VQTOK_DEVICE, else
-    auto, which takes the fastest there is). precision is fp32 or bf16.
+    None takes VQTOK_MODEL, else photo. device is auto, cpu, cuda, cuda:1 or mps, a torch.device, or
+    the number of a GPU (None: VQTOK_DEVICE, else auto, which takes the fastest there is).
+    precision is fp32 or bf16.
     Raises ModelError, InputError, FormatError, UsageError.
     """
     # found first: torch takes seconds to import, and a wrong name is reported before
@@ -87,7 +90,7 @@ class MadeBy(Protocol):
 
 
 def load_for(
-    codes: "Codes | Compact | MadeBy", device: str | None = None, precision: str = "fp32"
+    codes: "Codes | Compact | MadeBy", device: "Device" = None, precision: str = "fp32"
 ) -> "Model":
     """Loads the model that made these codes, wherever the search path has it; else as `load`."""
     return _load(
@@ -97,7 +100,7 @@ def load_for(
     )
 
 
-def _load(read: Callable[[], StoredTokenizer], device: str | None, precision: str) -> "Model":
+def _load(read: Callable[[], StoredTokenizer], device: "Device", precision: str) -> "Model":
     """Reads and hashes the tokenizer on a thread, beside the import of torch."""
     reading = run_in_thread(read, leave=True)
     from vqtok.codec.loading import pick_device

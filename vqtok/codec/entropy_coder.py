@@ -63,6 +63,7 @@ class EntropyCoder:
             raise ModelError(
                 f"the codes need the entropy prior {packed.prior} of model {packed.model}, "
                 f"but the one here is {self.fingerprint}",
+                "unpack them with the model that packed them",
                 "give the model they were packed with: --model",
             )
         self._check(packed)
@@ -74,6 +75,7 @@ class EntropyCoder:
             raise ModelError(
                 f"the codes were made with model {codes.model} ({codes.fingerprint}), "
                 f"the entropy prior is one for {self.tokenizer}",
+                f"use the model {codes.model} with that fingerprint",
                 "leave --model out to look for the right one",
             )
         if codes.codebook_size != self.config.codebook_size or codes.levels > self.config.levels:

@@ -18,26 +18,57 @@ from vqtok.priors import Prior, build_prior
 N = TypeVar("N", bound=torch.nn.Module)
 
 
-def pick_device(name: str | None = None) -> torch.device:
-    """The device called auto, cpu, cuda or mps (None:
-    VQTOK_DEVICE, else auto, which takes the fastest there is).
+Device = str | int | torch.device | None  # what names a device
+
+
+def pick_device(name: Device = None) -> torch.device:
+    """Finds the device called auto, cpu, cuda, cuda:N or mps, or given as a torch.device or as the
+    number of a GPU; None takes VQTOK_DEVICE, else auto, which is the fastest there is.
+
+    UsageError where torch has no such device.
     """
-    name = name or os.environ.get("VQTOK_DEVICE") or "auto"
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    if name == "auto":
-        name = next(device for device, there in available.items() if there)
-    if name not in available:
-        raise UsageError(f"there is no device {name!r}", "choose auto, cpu, cuda or mps")
-    if not available[name]:
+    wanted = _device_name(name, available["mps"] and not available["cuda"])
+    if wanted == "auto":
+        wanted = next(device for device, there in available.items() if there)
+    kind, colon, number = wanted.partition(":")
+    if kind not in available or (colon and not (number.isascii() and number.isdecimal())):
         raise UsageError(
-            f"this machine has no {name} device that torch can use",
+            f"there is no device {name if name is not None else wanted!r}",
+            "choose auto, cpu, cuda, cuda:1 (the second GPU) or mps",
+        )
+    if not available[kind]:
+        raise UsageError(
+            f"this machine has no {kind} device that torch can use",
+            "choose another device, or leave it out",
             "choose another with --device, or leave it out",
         )
-    return torch.device(name)
+    if not colon or kind == "cpu":
+        return torch.device(kind)
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if int(number[:9]) >= count:
+        raise UsageError(
+            f"there is no device {wanted!r}: torch finds {count}, with numbers from 0",
+            f"choose {kind}:0" + (f" to {kind}:{count - 1}" if count > 1 else ""),
+        )
+    return torch.device(kind, int(number))
+
+
+def _device_name(name: Device, mps: bool) -> str:
+    if isinstance(name, int) and not isinstance(name, bool):
+        return f"{'mps' if mps else 'cuda'}:{name}"
+    if isinstance(name, str | torch.device):
+        return str(name) or os.environ.get("VQTOK_DEVICE") or "auto"
+    if name is None:
+        return os.environ.get("VQTOK_DEVICE") or "auto"
+    raise UsageError(
+        f"a {type(name).__name__} names no device",
+        "give a name like cuda:1, a number or a torch.device",
+    )
 
 
 def to_device(network: N, device: torch.device) -> N:

@@ -1,40 +1,57 @@
 """A model ready to use: images to codes and back, and codes that never were."""
 
+import os
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vqtok import images, losses, model_registry, ticks
+from vqtok.codec import inputs
+from vqtok.codec.effort import CodeSearch, parse_effort
 from vqtok.codec.entropy_coder import EntropyCoder
 from vqtok.codec.loading import build_tokenizer, fill, load_prior, to_device
-from vqtok.codes import Codes, Compact, count_levels, index_dtype, levels_fix, to_compact, unpack
+from vqtok.codes import (
+    Codes,
+    Compact,
+    count_levels,
+    index_dtype,
+    levels_fix,
+    read_any_codes,
+    to_compact,
+    unpack,
+)
 from vqtok.config import NETWORKS, TokenizerConfig
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.losses import Likelihood
 from vqtok.networks.streaming import Tiling, stream
-from vqtok.networks.vqvae import VQVAE, AnyDecoder, AnyEncoder, to_float, to_uint8
+from vqtok.networks.vqvae import VQVAE, AnyDecoder, AnyEncoder, to_uint8
 from vqtok.priors import Prior
-from vqtok.quantizers import Quantizer
+from vqtok.quantizers import Quantizer, ResidualQuantizer
 from vqtok.sampling import sample_grids
 
 # worked on, at about 60 bytes each; in smaller parts a pixel costs up to 1.3 times as much (2**16)
 PIXELS_AT_ONCE = 2**19
 GPU_PIXELS_AT_ONCE = 2**22
-SIDES = ("top", "bottom", "left", "right")
+SIDE_MAX = 8192  # pixels of a sampled image
+_CODES_FIX = (
+    "give Codes, a codes file's path or bytes, or integers (n, L, h, w): images, levels, rows, "
+    "columns"
+)
 
 
 class Model:
     """A tokenizer, and its prior where it has one, ready to use on one device.
 
     Each part of the network takes its values when it is first used:
-    encoding needs no decoder, and decoding no encoder.
+    encoding needs no decoder, and decoding no encoder. A model can be copied and pickled, with
+    weights that were changed since it was loaded.
     """
 
     def __init__(
@@ -51,7 +68,6 @@ class Model:
         self.record: dict[str, Any] = tokenizer.stored.meta["record"]
         self._network = build_tokenizer(tokenizer.stored, self.folder.tokenizer)
         self.config: TokenizerConfig = self._network.config
-        self._family = NETWORKS[self.config.network].load()
         self._waiting = dict(tokenizer.stored.tensors)  # of parts not used yet
         self._lock = threading.Lock()
 
@@ -62,10 +78,23 @@ class Model:
             f"{self.device.type}, {self.precision}>"
         )
 
+    @property
+    def _family(self) -> Any:
+        """The network's class or module; no attribute, as a module cannot be pickled."""
+        return NETWORKS[self.config.network].load()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def _part(self, name: str) -> Any:
         """A part of the network, with its values and on the device."""
         part = self._network.get_submodule(name)
-        with self._lock:
+        # Off, whoever asks: tensors made in inference mode never take part in a gradient.
+        with self._lock, torch.inference_mode(False):
             if any(tensor.startswith(f"{name}.") for tensor in self._waiting):
                 fill(self._network, self._waiting, name)
                 to_device(part, self.device)
@@ -97,10 +126,13 @@ class Model:
     @cached_property
     def _prior(self) -> tuple[Prior, dict[str, Any]]:
         if self.folder.prior is None:
-            fix = "train one: vqtok train --stage prior, or choose another --model"
-            raise ModelError(f"the model {self.name} has no prior", fix)
-        network, record = load_prior(self.folder.prior, self.config, self.fingerprint)
-        return network.to(self.device), record
+            fix = "train one: vqtok train --stage prior, or choose another"
+            raise ModelError(
+                f"the model {self.name} has no prior", f"{fix} model", f"{fix} --model"
+            )
+        with torch.inference_mode(False):
+            network, record = load_prior(self.folder.prior, self.config, self.fingerprint)
+            return network.to(self.device), record
 
     @cached_property
     def entropy_coder(self) -> EntropyCoder | None:
@@ -151,38 +183,103 @@ class Model:
         ):
             raise FormatError(
                 f"{self.folder.prior} does not say which grid it has learned",
+                "ask for a size",
                 "ask for a size: --size 256",
             )
         return grid[0] * self.config.downsample, grid[1] * self.config.downsample
 
+    @overload
+    def encode(  # pyright: ignore[reportOverlappingOverload]
+        self,
+        image: Tensor,
+        background: images.Color = images.WHITE,
+        levels: int | None = None,
+        effort: int = 0,
+        goal: str = "looks",
+    ) -> Tensor: ...
+
+    @overload
     def encode(
-        self, image: Any, background: images.Color = images.WHITE, levels: int | None = None
+        self,
+        image: Any,
+        background: images.Color = images.WHITE,
+        levels: int | None = None,
+        effort: int = 0,
+        goal: str = "looks",
+    ) -> Codes: ...
+
+    def encode(
+        self,
+        image: Any,
+        background: images.Color = images.WHITE,
+        levels: int | None = None,
+        effort: int = 0,
+        goal: str = "looks",
+    ) -> Codes | Tensor:
+        """Encodes one image to Codes, or a batch of tensors to a tensor of indices.
+
+        One image is a path, bytes, a PIL image, or an array uint8 (H, W), (H, W, 1), (H, W, 3) or
+        (H, W, 4). Any size from 1x1; transparency is laid over `background`.
+
+        A tensor holds images (B, C, H, W), or one (C, H, W), uint8 or float in [0, 1], on any
+        device, with the model's C. It gives int64 (B, L, h, w) on that device, without gradient;
+        `codes` makes Codes of these, to write to a file, and `decode` images.
+
+        `levels` keeps the first few only. With an `effort` of 1 to 9, the codes are searched for,
+        so that these levels together decode to a nearer image: from 4 on through the decoder,
+        which takes many times as long (see `codec.effort`). `goal` says which image is near: by
+        squared error and local contrast (looks), or by squared error alone (psnr).
+        Raises InputError, UsageError.
+        """
+        if isinstance(image, Tensor):
+            batch = inputs.checked_images(image, self.config.channels)
+            return self._encode_all(batch, levels, effort, goal).to(image.device)
+        return self.encode_batch([image], levels, background, effort, goal)
+
+    def encode_batch(
+        self,
+        images: Iterable[Any] | Tensor,
+        levels: int | None = None,
+        background: images.Color = images.WHITE,
+        effort: int = 0,
+        goal: str = "looks",
     ) -> Codes:
-        """The codes of one image: a path, bytes, a PIL image, or uint8 (H, W), (H, W,
-        1), (H, W, 3) or (H, W, 4).
+        """Encodes images whose sizes fill the same grid; UsageError where they do not.
 
-        Any size from 1x1; transparency is laid over `background`;
-        `levels` keeps the first few only. Raises InputError, UsageError.
+        Each is of a kind that `encode` takes, or all are tensors (C, H, W); an array
+        (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Options are as in `encode`.
+        Raises InputError, UsageError.
         """
-        pixels = images.from_any(image, self.config.channels, background).pixels
-        return self.encode_batch([pixels], levels)
+        batch = inputs.as_batch(images, self.config.channels, background)
+        sizes = tuple(inputs.size_of(image) for image in batch)
+        return self.codes(self._encode_all(batch, levels, effort, goal), sizes)
 
-    def encode_batch(self, images: list[np.ndarray], levels: int | None = None) -> Codes:
-        """The codes of images uint8 (H, W, C), with the model's C, whose sizes fill the same
-        grid; UsageError where they do not.
-        """
+    def _encode_all(
+        self, batch: inputs.Batch, levels: int | None, effort: int, goal: str
+    ) -> Tensor:
+        """Indices int64 (n, L, h, w), of images that `_batch` gave, on the device of a tensor."""
         f, count = self.config.downsample, self._count(levels)
-        if len({(-(-p.shape[0] // f), -(-p.shape[1] // f)) for p in images}) != 1:
+        wanted = parse_effort(effort, goal)
+        sizes = {inputs.size_of(image) for image in batch}
+        if len({(-(-H // f), -(-W // f)) for H, W in sizes}) != 1:
             raise UsageError(
-                f"these {len(images)} images do not fill one grid",
+                f"these {len(batch)} images do not fill one grid",
                 "encode images of different sizes one by one",
             )
-        h, w = (-(-side // f) for side in images[0].shape[:2])
-        indices = torch.empty(len(images), count, h, w, dtype=torch.int64)
+        H, W = sizes.pop()
+        h, w = -(-H // f), -(-W // f)
+        device = batch[0].device if isinstance(batch[0], Tensor) else torch.device("cpu")
+        # made out of inference mode: an ordinary tensor
+        with torch.inference_mode(False):
+            indices = torch.empty(len(batch), count, h, w, dtype=torch.int64, device=device)
         group = max(1, self.pixels_at_once // (h * w * f * f))
-        for i in range(0, len(images), group):
-            self._encode(images[i : i + group], indices[i : i + group])
-        return self.codes(indices, tuple((p.shape[0], p.shape[1]) for p in images))
+        for i in range(0, len(batch), group):
+            if wanted is None or self.config.is_pixels:
+                self._encode(batch[i : i + group], indices[i : i + group])
+            else:
+                search = CodeSearch(self.quantizer, count, wanted, goal)
+                self._search(batch[i : i + group], indices[i : i + group], search)
+        return indices
 
     def codes(
         self, indices: np.ndarray | Tensor, sizes: tuple[tuple[int, int], ...] | None = None
@@ -197,16 +294,8 @@ class Model:
             indices.detach().cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
         )
         K, f = self.config.codebook_size, self.config.downsample
-        if array.ndim != 4 or array.size == 0 or array.dtype.kind not in "iu":
-            what = f"indices of {array.dtype} in the shape {array.shape} are no index grids"
-            raise UsageError(what, "give integers (n, L, h, w): images, levels, rows, columns")
-        if array.min() < 0 or array.max() >= K:
-            raise UsageError(
-                f"these indices go from {array.min()} to {array.max()}",
-                f"the model {self.name} has 0 to {K - 1}",
-            )
-        n, levels, h, w = array.shape
-        self._count(levels)
+        self._check_indices(array)
+        n, _, h, w = array.shape
         shown = ((h * f, w * f),) * n if sizes is None else sizes
         try:
             return Codes(
@@ -224,6 +313,11 @@ class Model:
                 f"give the (H, W) of each image, at most {h * f} and {w * f}: the grid is {w}x{h}",
             ) from None
 
+    def _check_indices(self, indices: np.ndarray | Tensor) -> None:
+        """UsageError unless these are index grids (n, L, h, w) of the model's first levels."""
+        inputs.check_indices(indices, self.config.codebook_size, self.name)
+        self._count(indices.shape[1])
+
     def check_size(self, height: int, width: int) -> None:
         """Raises InputError where an image is too large for the network:
         one that sees it whole keeps all of it in memory.
@@ -232,50 +326,194 @@ class Model:
             f = self.config.downsample
             self._family.check_size(self.config, -(-height // f) * f, -(-width // f) * f)
 
-    def _encode(self, images: list[np.ndarray], indices: Tensor) -> None:
+    def _encode(self, batch: inputs.Batch, indices: Tensor) -> None:
         """Writes the indices (n, L, h, w) of n images that share a grid, or
         those of the first few levels.
         """
-        f, (count, h, w) = self.config.downsample, indices.shape[1:]
-        tiling = self._tiling(h, w, len(images))
-        position = 0
+        count, h, w = indices.shape[1:]
+        axis, position = self._tiling(h, w, len(batch)).axis, 0
         with self._inference():
-            parts = (
-                self._floats([p[tiling.slices(part, f)] for p in images]) for part in tiling.tiles
-            )
-            # (n, D, rows, w) or (n, D, h, columns)
-            for vectors in stream(self.encoder, parts, tiling.axis, tiling.max_length * f):
+            for vectors in self._encoded(batch, h, w):
                 found = self.quantizer(vectors).indices[:, :count]
-                indices.narrow(tiling.axis, position, found.shape[tiling.axis]).copy_(found)
-                position += found.shape[tiling.axis]
-                ticks.tell(position, indices.shape[tiling.axis])
+                indices.narrow(axis, position, found.shape[axis]).copy_(found)
+                position += found.shape[axis]
+                ticks.tell(position, indices.shape[axis])
 
-    def _floats(self, batch: list[np.ndarray]) -> Tensor:
-        """(n, C, h*f, w*f) in [-1, 1], channels last, of uint8 (H, W, C)."""
-        # (n, h*f, w*f, C)
-        padded = np.stack([images.pad(p, self.config.downsample) for p in batch])
-        x = to_float(torch.from_numpy(padded).to(self.device).permute(0, 3, 1, 2))
-        return x.contiguous(memory_format=torch.channels_last)
+    def _encoded(self, batch: inputs.Batch, h: int, w: int) -> Iterator[Tensor]:
+        """The encoder's vectors, part by part: (n, D, rows, w) or (n, D, h, columns)."""
+        tiling, f = self._tiling(h, w, len(batch)), self.config.downsample
+        parts = (
+            inputs.floats(batch, *tiling.slices(part, f), f, self.device) for part in tiling.tiles
+        )
+        return stream(self.encoder, parts, tiling.axis, tiling.max_length * f)
 
-    def decode(self, codes: Codes, levels: int | None = None) -> np.ndarray:
-        """The one image in the codes, uint8 (H, W, C), at its original size.
+    def _search(self, batch: inputs.Batch, indices: Tensor, search: CodeSearch) -> None:
+        """As `_encode`, by a search."""
+        f, (h, w) = self.config.downsample, indices.shape[2:]
+        decoder, likelihood = self.decoder, self.likelihood
+        for i in range(len(batch)):
+            one = batch[i : i + 1]
+            with self._inference():
+                z = torch.cat(list(self._encoded(one, h, w)), self._tiling(h, w).axis)
+            height, width = inputs.size_of(one[0])
+            with torch.inference_mode(False):
+                shown = inputs.floats(one, slice(0, h * f), slice(0, w * f), f, self.device)
+                indices[i : i + 1] = search.improve(
+                    z.float().clone(),
+                    shown[:, :, :height, :width],
+                    lambda vectors: likelihood.mean(decoder(vectors).float()),
+                    whole=not self._family.STREAMABLE,
+                )
 
-        Raises ModelError where another model made them.
+    @overload
+    def decode(  # pyright: ignore[reportOverlappingOverload]
+        self, codes: Tensor, levels: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor: ...
+
+    @overload
+    def decode(
+        self, codes: Any, levels: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> np.ndarray: ...
+
+    def decode(
+        self, codes: Any, levels: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> np.ndarray | Tensor:
+        """Decodes codes of one image to uint8 (H, W, C), at its original size.
+
+        They are Codes or Compact codes, the path or bytes of a codes file, or an array of indices
+        (1, L, h, w) or (L, h, w), which gives all that the grid spans: h*f x w*f pixels.
+
+        A tensor of indices (B, L, h, w) or (L, h, w), on any device, gives a tensor of images
+        (B, C, h*f, w*f) on that device, without gradient: float in [0, 1] of the dtype asked for,
+        or with torch.uint8 the bytes.
 
         Codes may hold the model's first levels only; `levels` takes fewer than they hold.
+        Raises ModelError where another model made them, UsageError, InputError, FormatError.
         """
-        if len(codes) != 1:
-            raise UsageError(f"these codes hold {len(codes)} images", "use decode_all")
-        return self.decode_all(codes, levels)[0]
+        if isinstance(codes, Tensor):
+            return self._decode_tensor(codes, levels, dtype)
+        found = self._as_codes(codes)
+        if len(found) != 1:
+            raise UsageError(f"these codes hold {len(found)} images", "use decode_all")
+        return self.decode_all(found, levels)[0]
 
-    def decode_all(self, codes: Codes, levels: int | None = None) -> list[np.ndarray]:
-        """Each image in the codes, uint8 (H, W, C).
+    def decode_all(self, codes: Any, levels: int | None = None) -> list[np.ndarray]:
+        """Decodes codes of any number of images, of the kinds that `decode` takes, to uint8
+        (H, W, C) each.
 
-        UsageError where `levels` is more than the codes hold.
+        UsageError where `levels` is more than the codes hold; other errors as `decode`.
         """
+        codes = self._as_codes(codes)
         self._check(codes)
         codes = codes if levels is None else codes.first_levels(levels)
         return [self._decode(codes.indices[i : i + 1], *size) for i, size in enumerate(codes.sizes)]
+
+    def _as_codes(self, given: Any) -> Codes:
+        """Codes, of whatever holds some."""
+        if isinstance(given, str | os.PathLike):
+            given = read_any_codes(os.fspath(given))
+        elif isinstance(given, bytes | bytearray | memoryview):
+            given = read_any_codes(bytes(given))
+        if isinstance(given, Codes | Compact):
+            return self.unpack(given)
+        if isinstance(given, np.ndarray | Tensor):
+            if given.ndim == 3 and given.shape[2] in (1, 3, 4) and len(given) > self.config.levels:
+                raise UsageError(
+                    f"an array {tuple(given.shape)} is an image, not codes",
+                    "encode it first: model.encode(image)",
+                )
+            return self.codes(given[None] if given.ndim == 3 else given)
+        pair = isinstance(given, tuple) and len(given) == 2
+        raise UsageError(
+            f"a {type(given).__name__} holds no codes",
+            "of a pair (indices, name) of a CodesDataset, give the indices" if pair else _CODES_FIX,
+        )
+
+    def _decode_tensor(self, given: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
+        """Images (B, C, h*f, w*f) of the dtype, from index tensors."""
+        if dtype != torch.uint8 and not dtype.is_floating_point:
+            raise UsageError(f"there are no images of {dtype}", "choose torch.uint8 or a float")
+        indices = self._grids(given, levels)
+        n, _, h, w = indices.shape
+        C, f = self.config.channels, self.config.downsample
+        # made out of inference mode: an ordinary tensor
+        with torch.inference_mode(False):
+            images = torch.empty(n, C, h * f, w * f, dtype=dtype, device=given.device)
+        group = max(1, self.pixels_at_once // (h * w * f * f))
+        with self._inference():
+            for i in range(0, n, group):
+                for where, output in self._outputs(indices[i : i + group]):
+                    mean = self.likelihood.mean(output)
+                    images[i : i + group, :, *where] = (
+                        to_uint8(mean) if dtype == torch.uint8 else inputs.to_dtype(mean, dtype)
+                    )
+        return images
+
+    def _grids(self, given: Tensor, levels: int | None) -> Tensor:
+        """Checks indices (B, L, h, w) or (L, h, w); gives int64 (B, L, h, w) on the device, of the
+        first few levels where `levels` says so.
+        """
+        indices = given[None] if given.ndim == 3 else given
+        self._check_indices(indices)
+        if levels is not None and not 1 <= levels <= indices.shape[1]:
+            raise UsageError(
+                f"these codes hold {count_levels(indices.shape[1])}, not {levels}",
+                levels_fix(indices.shape[1]),
+            )
+        return indices[:, :levels].to(self.device, torch.int64)
+
+    def vectors(self, codes: Any, levels: int | None = None) -> Tensor:
+        """Looks up the vectors of codes, float32 (n, D, h, w): what the decoder sees.
+
+        codes are of the kinds that `decode` takes. The vectors are on the device of a tensor, else
+        on the model's; gradients pass to the codebook. Errors as `decode`.
+        """
+        if isinstance(codes, Tensor):
+            return self._vectors(self._grids(codes, levels)).to(codes.device)
+        found = self._as_codes(codes)
+        self._check(found)
+        return self._vectors((found if levels is None else found.first_levels(levels)).indices)
+
+    @property
+    def codebook(self) -> Tensor:
+        """The vectors of all levels, float32 (L, K, D), on the model's device; a copy, without
+        gradient.
+
+        The sum over levels of a place's vectors, plus a mark of how many levels there are where
+        there are several, is what `vectors` gives.
+        """
+        with torch.no_grad():
+            return self.quantizer.codebooks().float().clone()
+
+    def reconstruct(self, images: Tensor, levels: int | None = None) -> Tensor:
+        """Encodes and decodes a batch with gradients: float32 (B, C, H, W) in [0, 1], of images of
+        that shape, uint8 or float in [0, 1].
+
+        For those who fine-tune through the model, or with its parts: the gradient passes straight
+        through the quantizer, to the images and to the weights of encoder and decoder. Values are
+        not cut off at 0 and 1. The whole batch is in memory at once. The loss of the codebook is
+        in what `model.network(x)` gives, for x in [-1, 1]. Raises UsageError, InputError.
+        """
+        given = inputs.checked_images(images, self.config.channels)
+        H, W = given.shape[2:]
+        self.check_size(H, W)
+        count = self._count(levels)
+        x = inputs.pad(inputs.scale(given.to(self.device)), self.config.downsample)
+        with self._autocast():
+            z = self.encoder(x.contiguous(memory_format=torch.channels_last)).float()
+            output = self.decoder(self._straight_through(z, count)).float()
+        mean = self.likelihood.mean(output)[:, :, :H, :W]
+        return ((mean + 1) / 2).to(images.device)
+
+    def _straight_through(self, z: Tensor, count: int) -> Tensor:
+        """Vectors (B, D, h, w) of the first levels of z, with its gradient."""
+        quantizer = self.quantizer
+        if count < self.config.levels and isinstance(quantizer, ResidualQuantizer):
+            return quantizer(z, torch.full((len(z),), count)).vectors
+        quantized = quantizer(z)
+        if count == self.config.levels and not self.config.is_pixels:
+            return quantized.vectors
+        return z + (quantizer.lookup(quantized.indices[:, :count]) - z).detach()
 
     def _decode(self, indices: np.ndarray, H: int, W: int) -> np.ndarray:
         """uint8 (H, W, C) from (1, L, h, w)."""
@@ -301,11 +539,13 @@ class Model:
                 output[:, :, *where] = part
         return output[:, :, :height, :width]
 
-    def _outputs(self, indices: np.ndarray) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-        """Rows and columns of pixels, and what the decoder says of them, float32 (1, n*C, rows,
-        columns), from (1, L, h, w).
+    def _outputs(
+        self, indices: np.ndarray | Tensor
+    ) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+        """Rows and columns of pixels, and what the decoder says of them, float32 (B, n*C, rows,
+        columns), from (B, L, h, w).
         """
-        tiling = self._tiling(*indices.shape[2:])
+        tiling = self._tiling(*indices.shape[2:], n=len(indices))
         lookups = (self._vectors(indices[:, :, *tiling.slices(part)]) for part in tiling.tiles)
         position = 0
         for output in stream(self.decoder, lookups, tiling.axis, tiling.max_length):
@@ -321,9 +561,11 @@ class Model:
         f, whole = self.config.downsample, not self._family.STREAMABLE
         return Tiling.of(h, w, f, n * h * w * f * f if whole else self.pixels_at_once, n)
 
-    def _vectors(self, indices: np.ndarray) -> Tensor:
-        """(1, D, h, w) from (1, L, h, w)."""
-        return self.quantizer.lookup(torch.from_numpy(indices.astype(np.int64)).to(self.device))
+    def _vectors(self, indices: np.ndarray | Tensor) -> Tensor:
+        """(B, D, h, w) from (B, L, h, w)."""
+        if isinstance(indices, np.ndarray):
+            indices = torch.from_numpy(indices.astype(np.int64))
+        return self.quantizer.lookup(indices.to(self.device))
 
     def to_image(self, output: Tensor) -> np.ndarray:
         """The image to show for a decoder's output (1, n*C, H, W): uint8 (H, W, C)."""
@@ -332,7 +574,7 @@ class Model:
         return decoded[0].permute(1, 2, 0).contiguous().cpu().numpy()
 
     def sample(
-        self, n: int = 1, size: tuple[int, int] | None = None, **options: Any
+        self, n: int = 1, size: int | tuple[int, int] | None = None, **options: Any
     ) -> list[np.ndarray]:
         """n new images, uint8 (H, W, C); options as in `sample_codes`."""
         return self.decode_all(self.sample_codes(n, size, **options))
@@ -340,7 +582,7 @@ class Model:
     def sample_codes(
         self,
         n: int = 1,
-        size: tuple[int, int] | None = None,
+        size: int | tuple[int, int] | None = None,
         *,
         label: str | int | None = None,
         seed: int = 0,
@@ -350,7 +592,8 @@ class Model:
         levels: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Codes:
-        """Codes of n new images of size (H, W), by default the size that the prior has learned.
+        """Draws codes of n new images of size (H, W), or of one side for both; by default of the
+        size that the prior has learned.
 
         label is one of `labels` or its number, None takes all in turn;
         temperature 0 takes the likeliest index everywhere;
@@ -358,11 +601,11 @@ class Model:
         On one machine's CPU the seed decides everything. progress gets rows done and rows in all.
         """
         f = self.config.downsample
-        height, width = size or self.native_size
-        if not (0 < height <= 8192 and 0 < width <= 8192 and n > 0):
+        height, width = self.native_size if size is None else inputs.as_size(size)
+        if not (0 < height <= SIDE_MAX and 0 < width <= SIDE_MAX and inputs.is_count(n)):
             raise UsageError(
                 f"cannot sample {n} images of {width}x{height}",
-                "ask for one or more, of 1 to 8192 pixels a side",
+                f"ask for one or more, of 1 to {SIDE_MAX} pixels a side",
             )
         indices = sample_grids(
             self.prior,
@@ -379,22 +622,26 @@ class Model:
         )
         return self.codes(indices, ((height, width),) * n)
 
-    def complete(self, codes: Codes, keep: str, n: int = 1, **options: Any) -> Codes:
-        """Codes of n images that keep a part of an image and invent the rest.
+    def complete(self, codes: Any, keep: str, n: int = 1, **options: Any) -> Codes:
+        """Draws codes of n images that keep a part of an image and invent the rest.
 
-        keep is SIDE:PART, as in "top:0.5", with SIDE one of top, bottom, left, right. The prior
-        reads rows from the top: it cannot look ahead at a part kept at the bottom or right. Levels
-        that the codes lack are invented in the kept part, too.
+        codes are of the kinds that `decode` takes. keep is SIDE:PART, as in "top:0.5", with SIDE
+        one of top, bottom, left, right. The prior reads rows from the top: it cannot look ahead at
+        a part kept at the bottom or right. Levels that the codes lack are invented in the kept
+        part, too.
         Options as in `sample_codes`, without size;
         without a label the prior goes by the image alone.
         """
+        codes = self._as_codes(codes)
         self._check(codes)
         if len(codes) != 1:
             raise UsageError(f"these codes hold {len(codes)} images", "complete them one by one")
+        if not inputs.is_count(n):
+            raise UsageError(f"cannot complete {n} images", "ask for one or more")
         levels = self._count(options.pop("levels", None))
         codes = codes.first_levels(min(levels, codes.levels))
         h, w = codes.indices.shape[2:]
-        rows, columns = parse_keep(keep, h, w)
+        rows, columns = inputs.parse_keep(keep, h, w)
         known = torch.full((n, levels, h, w), -1)
         known[:, : codes.levels, rows, columns] = torch.from_numpy(codes.indices.astype(np.int64))[
             :, :, rows, columns
@@ -433,15 +680,16 @@ class Model:
 
     def _check(self, codes: Codes | Compact) -> None:
         if codes.fingerprint != self.fingerprint:
-            again = (
-                "the model was trained again since"
-                if codes.model == self.name
-                else f"or give --model {shlex.quote(codes.model)}"
-            )
+            same = codes.model == self.name
+            again = "the model was trained again since"
             raise ModelError(
                 f"the codes were made with model {codes.model} ({codes.fingerprint}), "
                 f"but this is {self.name} ({self.fingerprint})",
-                f"leave --model out to look for it; {again}",
+                f"decode them with the model of that fingerprint; {again}"
+                if same
+                else f"decode them with vqtok.load({codes.model!r})",
+                "leave --model out to look for it; "
+                + (again if same else f"or give --model {shlex.quote(codes.model)}"),
             )
         mine = (self.config.codebook_size, self.config.downsample, self.config.channels)
         theirs = (codes.codebook_size, codes.downsample, codes.channels)
@@ -456,43 +704,13 @@ class Model:
         """How many pixels, more or less, are worked on at a time."""
         return PIXELS_AT_ONCE if self.device.type == "cpu" else GPU_PIXELS_AT_ONCE
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
-        ):
+        with torch.inference_mode(), self._autocast():
             yield
-
-
-def parse_keep(keep: str, h: int, w: int) -> tuple[slice, slice]:
-    """Rows and columns of an h x w grid that SIDE:PART keeps: at least one, and never all.
-
-    Raises UsageError.
-    """
-    side, _, number = keep.partition(":")
-    try:
-        part = float(number)
-    except ValueError:
-        part = -1.0
-    if side not in SIDES or not 0 < part < 1:
-        raise UsageError(
-            f"cannot keep {keep!r}", "write it like top:0.5; sides are top, bottom, left and right"
-        )
-    length = h if side in ("top", "bottom") else w
-    if length == 1:
-        raise UsageError(
-            f"nothing is left to invent: the grid is {h} high and {w} wide",
-            "complete a larger image, or keep another side",
-        )
-    count = min(max(1, round(part * length)), length - 1)
-    whole = slice(None)
-    return {
-        "top": (slice(0, count), whole),
-        "bottom": (slice(h - count, h), whole),
-        "left": (whole, slice(0, count)),
-        "right": (whole, slice(w - count, w)),
-    }[side]
 
 
 def _label_number(text: str, labels: Sequence[str]) -> int:

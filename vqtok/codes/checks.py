@@ -37,7 +37,7 @@ def name_in_errors(origin: object) -> Iterator[None]:
     try:
         yield
     except FormatError as error:
-        raise FormatError(f"{origin}: {error}", error.fix) from None
+        raise error.about(origin) from None
 
 
 def _refuse(word: str) -> None:

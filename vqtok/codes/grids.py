@@ -154,15 +154,25 @@ def levels_fix(levels: int) -> str:
 
 
 def _check_indices(indices: np.ndarray, K: int) -> None:
+    """They come from a file, or from a caller: the fixes are for both."""
     require(
         isinstance(indices, np.ndarray) and indices.ndim == 4,
         "the indices lack the four axes images, levels, rows, columns",
+        "give an array (n, L, h, w), or copy or download the file again",
     )
     require(indices.size > 0, f"the indices are empty: shape {indices.shape}")
     wanted = index_dtype(K)
-    require(indices.dtype == wanted, f"the indices are {indices.dtype}, K = {K} asks for {wanted}")
+    require(
+        indices.dtype == wanted,
+        f"the indices are {indices.dtype}, K = {K} asks for {wanted}",
+        f"give indices.astype({wanted.name!r}); Model.codes takes integers of any type",
+    )
     largest = int(indices.max())
-    require(largest < K, f"the indices go up to {largest}, the codebook has {K} entries")
+    require(
+        largest < K,
+        f"the indices go up to {largest}, the codebook has {K} entries",
+        f"give indices from 0 to {K - 1}, or copy or download the file again",
+    )
 
 
 def check_sizes(sizes: object, shape: tuple[int, ...], f: int) -> None:

@@ -21,6 +21,10 @@ from vqtok.codes.checks import COPY_AGAIN, require
 from vqtok.errors import FormatError
 
 GIVE_CODES = "give a .npz that vqtok encode wrote"
+_SAVE_AGAIN = (
+    "make the file with vqtok: vqtok.write_codes(path, model.codes(indices, sizes)) takes integers "
+    "of any type, in any memory order"
+)
 _DEFLATE_RATIO = 1032  # no deflate stream expands more
 _MEMBERS_MAX = 1024  # a few are ours, and the bytes that mark one come up by chance once in 4 GiB
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
@@ -155,8 +159,9 @@ def _parse_npy_header(header: bytes, name: str) -> tuple[np.dtype, tuple[int, ..
     require(
         "O" not in descr, f"the member {name} holds Python objects, which vqtok never unpickles"
     )
-    require(_DTYPE.fullmatch(descr) is not None, f"the member {name} is of type {descr!r}")
-    require(fortran == "False", f"the member {name} is in Fortran order")
+    fix = _SAVE_AGAIN if name == "indices" else COPY_AGAIN
+    require(_DTYPE.fullmatch(descr) is not None, f"the member {name} is of type {descr!r}", fix)
+    require(fortran == "False", f"the member {name} is in Fortran order", fix)
     try:
         return np.dtype(descr), tuple(int(dim) for dim in dims.split(",") if dim.strip())
     except (ValueError, TypeError):  # TypeError: a string longer than NumPy can say, "<U9999999999"

@@ -40,7 +40,7 @@ def open_idx_folder(folder: Path, paths: Sequence[Path], split: Split) -> ArrayD
     if len(chosen) > 1:
         raise InputError(
             f"{folder} holds {len(chosen)} IDX files of {split} images",
-            f"name one, such as {min(chosen)}",
+            f"name one, such as {chosen[min(chosen)]}",
         )
     return open_idx(min(chosen.values()), split)
 

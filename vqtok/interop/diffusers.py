@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from vqtok import files
 from vqtok.codec import build_tokenizer
 from vqtok.config import TokenizerConfig
 from vqtok.errors import FormatError, InputError, ModelError
 from vqtok.interop.export import Exported
+from vqtok.interop.folders import STEM
 from vqtok.interop.layout import CODEBOOK, SHARED, Layout
 from vqtok.losses.likelihood import Likelihood, build_likelihood
 from vqtok.model_registry import ModelFolder
-from vqtok.weights import Weights
+from vqtok.weights import Weights, to_safetensors
 
-CONFIG, STEM = "config.json", "diffusion_pytorch_model"
+CONFIG = "config.json"
 CONFIG_LIMIT = 1 << 20  # bytes; one of theirs has some 700
 # before its release 0.15
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -138,7 +138,7 @@ def to_vqmodel(stored: Weights, settings: TokenizerConfig, folder: ModelFolder) 
         tensors[codebook] = _unit(tensors[codebook])
     text = json.dumps(_config_of(settings), indent=2) + "\n"
     contents = {
-        f"{STEM}.safetensors": safetensors.numpy.save(tensors, {"format": "pt"}),
+        f"{STEM}.safetensors": to_safetensors(tensors, {"format": "pt"}),
         CONFIG: text.encode(),
     }
     return Exported("VQModel", contents, len(tensors))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from vqtok import files, weights
-from vqtok.errors import FormatError, InputError
-from vqtok.interop.diffusers import STEM
+from vqtok.errors import FormatError
+from vqtok.interop import folders
 
 # where the tensors stand, the better ones first: LlamaGen's two, and taming's
 _INNER = ("ema", "model", "state_dict")
@@ -47,13 +47,34 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint that torch.save wrote, a safetensors file, or the
-    folder of a diffusers model.
+    """Reads a checkpoint that torch.save wrote, a safetensors file, an index of several, or the one
+    in a folder: of a diffusers model or pipeline, or with a single checkpoint in it.
 
     InputError: not there, or not readable.
     FormatError: damaged, not of these kinds, or made of more than tensors.
     """
-    path = _in_folder(path) if path.is_dir() else path
+    path = folders.find_weights(path) if path.is_dir() else path
+    if folders.is_index(path):
+        return _from_several(path)
+    folders.check_whole(path)
+    return _read_file(path)
+
+
+def _from_several(index: Path) -> Checkpoint:
+    """The tensors of all files that an index names."""
+    tensors: dict[str, np.ndarray] = {}
+    for name, wanted in folders.read_index(index).items():
+        found = _read_file(index.parent / name).tensors
+        for tensor in wanted:
+            if tensor not in found:
+                raise FormatError(
+                    f"{index} puts the tensor {tensor[:100]} in {name}, which lacks it", _COPY_AGAIN
+                )
+            tensors[tensor] = found[tensor]
+    return Checkpoint(index, tensors)
+
+
+def _read_file(path: Path) -> Checkpoint:
     with files.open_input(path) as file:
         start = file.read(9)
     if start[:2] == b"PK":
@@ -67,16 +88,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     raise FormatError(
         f"{path} is no checkpoint",
         "give a file that torch.save wrote, a .safetensors file, or the folder of a VQModel",
-    )
-
-
-def _in_folder(folder: Path) -> Path:
-    for suffix in (".safetensors", ".bin"):
-        if (folder / f"{STEM}{suffix}").is_file():
-            return folder / f"{STEM}{suffix}"
-    raise InputError(
-        f"{folder} holds no {STEM}.safetensors or .bin",
-        "give the checkpoint's file, or the folder of a diffusers VQModel",
     )
 
 

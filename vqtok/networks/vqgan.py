@@ -222,10 +222,12 @@ def check_size(config: TokenizerConfig, H: int, W: int) -> None:
     each = _bytes_per_pixel(config)
     if H * W * each > MEMORY_LIMIT:
         need, most = files.human_bytes(H * W * each), MEMORY_LIMIT / each // 1e5 / 10
+        smaller = f"make it smaller, at most {most:.1f} megapixels, or choose another"
         raise InputError(
             f"an image of {W}x{H} takes about {need} of memory: "
             "the classic network needs all of it at once",
-            f"make it smaller, at most {most:.1f} megapixels, or choose another --model",
+            f"{smaller} model",
+            f"{smaller} --model",
         )
 
 

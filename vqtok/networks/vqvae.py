@@ -31,8 +31,8 @@ class VQVAEOutput:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) -> float in [-1, 1]."""
-    return torch.div(images, 127.5).sub_(1)
+    """uint8 (B, C, H, W) -> float32 in [-1, 1], whatever torch's default dtype is."""
+    return images.to(torch.float32).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:

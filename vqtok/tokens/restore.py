@@ -85,7 +85,7 @@ def restore(
         try:
             indices, _ = meta.layout.decode(sequence, grid or meta.grid)
         except FormatError as error:
-            raise FormatError(f"{origin}: sequence {number}: {error}", error.fix) from None
+            raise error.about(f"{origin}: sequence {number}") from None
         found.setdefault((indices.shape[1], indices.shape[2]), []).append(indices.astype(dtype))
     require(number >= 0, f"{origin}: there is no sequence", GIVE)
     return [_codes(np.stack(grids), meta) for grids in found.values()]

@@ -13,13 +13,16 @@ from vqtok.train.runtime import DeviceScalar, foreach
 class WeightAverage:
     """Averages of all float tensors of a network but for the training state of its quantizer."""
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, frozen: tuple[str, ...] = ()) -> None:
+        """Tensors whose names begin with one of `frozen` never change, and are left out: an
+        average of zeros forgets their signs, and a fingerprint sees those.
+        """
         self.decay = decay
         state = network.state_dict(keep_vars=True).items()
         self._live = {
             name: value.detach()
             for name, value in state
-            if value.is_floating_point() and ".average." not in name
+            if value.is_floating_point() and ".average." not in name and not name.startswith(frozen)
         }
         self._mean = {name: value.clone() for name, value in self._live.items()}
         self._rate = DeviceScalar(next(iter(self._live.values())).device)

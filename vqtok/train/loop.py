@@ -80,7 +80,7 @@ class _Trainer:
         self.counts = torch.zeros(task.codes, dtype=torch.int64, device=run.device)
         parameters = [p for p in task.network.parameters() if p.requires_grad]
         self.parameters = parameters
-        self.average = WeightAverage(task.network, config.ema) if config.ema else None
+        self.average = WeightAverage(task.network, config.ema, task.frozen) if config.ema else None
         self.rate = DeviceScalar(run.device, config.learning_rate)
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS[config.optimizer].load()(
             parameters, self.rate.value, betas=(0.9, 0.99), weight_decay=0.0, **fused(run.device)

@@ -37,6 +37,7 @@ class Task(ABC):
 
     name: str
     network: nn.Module
+    frozen: tuple[str, ...] = ()  # how the names of its tensors begin that never change
     codes: int = 1  # K: size of the histogram of chosen codes
 
     def learners(self) -> list[state.Learner]:

@@ -67,6 +67,7 @@ class TokenizerTask(Task):
         self._learns_codes = not recipe.tokenizer_training.freeze_encoder
         if not self._learns_codes:
             self.vqvae.freeze_encoder()
+            self.frozen = ("encoder.", "quantizer.")
         self.codes = recipe.tokenizer.codebook_size * recipe.tokenizer.levels
         self.criterion = to_device(
             losses.Criterion(recipe.losses, run.perceptual, recipe.data.size), run.device
