@@ -148,7 +148,7 @@ def open_npz(path: Path, split: Split) -> ArrayData:
                 for m in archive.infolist()
                 if m.filename.endswith(".npy")
             }
-            compact = "c" in archive.namelist() or "stream" in members
+            compact = "c" in archive.namelist() or list(members) == ["stream"]
             if ("meta" in members and "indices" in members) or compact:
                 raise InputError(f"{path} holds codes, not images", "decode it: vqtok decode")
             own, images = _pick(members, _IMAGES, split)
