@@ -90,6 +90,7 @@ def measure(checkout: Path, model: str, folder: str) -> dict[str, float]:
     """Of one checkout, each figure once."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD, model],
+        cwd=folder,  # Python looks for modules there first
         env=_environment(checkout),
         check=True,
         capture_output=True,
