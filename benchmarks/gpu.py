@@ -39,7 +39,7 @@ from vqtok.config import PRESETS, Recipe
 from vqtok.data import Dataset, open_data
 from vqtok.data.bank import Bank, load_bank
 from vqtok.quantizers import codebook
-from vqtok.train import adversary, loop, muon, runtime, tokenizer
+from vqtok.train import RunSpec, adversary, loop, muon, runtime, tokenizer
 
 CONTESTANTS = ("before", "one batch", "free", "compiled", "graph", "compiled graph")
 WARM = 5  # steps before the clock starts: a graph is captured at the fourth
@@ -262,7 +262,10 @@ class Contest:
         perceptual: Path | None,
     ) -> None:
         self.name, self.bank = name, bank
-        run = loop.RunContext(folder, 0, DEVICE, "bf16", perceptual=perceptual)
+        spec = RunSpec(
+            replace(recipe, precision="bf16"), perceptual=str(perceptual or ""), folder=folder
+        )
+        run = loop.RunContext(spec, DEVICE)
         parts = np.arange(len(bank.host_sizes)), np.arange(2)
         with way(name, bank):
             self.task = tokenizer.TokenizerTask(

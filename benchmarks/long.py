@@ -68,13 +68,9 @@ def run(recipe: Recipe, tars: list[Path], folder: Path) -> list[str]:
     dataset = open_data(tars)
     recipe = train_run.fit_to_data(recipe, dataset)
     watch = Watch(recipe.tokenizer_training.steps)
-    training.create_run(
-        folder, training.RunSpec(recipe, "", len(dataset)), "tokenizer", force=False
-    )
-    settings = training.RunContext(
-        folder, recipe.seed, torch.device("cpu"), recipe.precision, listener=watch
-    )
-    assert training.train(recipe, dataset, settings, "tokenizer")
+    spec = training.RunSpec(recipe, "", len(dataset), folder=folder, stage="tokenizer")
+    training.create_run(folder, spec, "tokenizer", force=False)
+    assert training.train(training.RunContext(spec, torch.device("cpu"), listener=watch), dataset)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     first, last = lines[0], lines[-1]
     return [

@@ -44,6 +44,7 @@ from vqtok.train.grids import Grids
 from vqtok.train.prior import PriorTask
 from vqtok.train.run import fit_to_data
 from vqtok.train.runtime import keep_memory
+from vqtok.train.spec import RunSpec
 from vqtok.train.tokenizer import TokenizerTask
 
 CIFAR = PRESETS["cifar"]
@@ -246,6 +247,10 @@ def grids() -> Grids:
     return Grids.of(indices, np.tile([[1, 8, 8]], (IMAGES, 1)), np.full(IMAGES, -1))
 
 
+def context(recipe: Recipe, folder: Path) -> loop.RunContext:
+    return loop.RunContext(RunSpec(recipe, folder=folder), torch.device("cpu"))
+
+
 def task_of(stage: str, recipe: Recipe, run: loop.RunContext, compiled: bool) -> loop.Task:
     data = images()
     recipe = fit_to_data(recipe, data)
@@ -263,7 +268,7 @@ def task_of(stage: str, recipe: Recipe, run: loop.RunContext, compiled: bool) ->
 def ours(stage: str, precision: str, compiled: bool, folder: Path) -> Callable[[], object]:
     keep_memory()
     recipe = replace(RECIPE, precision=precision)
-    run = loop.RunContext(folder, 0, torch.device("cpu"), precision)
+    run = context(recipe, folder)
     task = task_of(stage, recipe, run, compiled)
     trainer = loop._Trainer(
         task, recipe.tokenizer_training if stage == "tokenizer" else recipe.prior_training, run
@@ -353,9 +358,7 @@ def check(stage: str) -> str:
     """That the plain network, given our weights, has our loss."""
     torch.manual_seed(1)
     with TemporaryDirectory() as folder, torch.no_grad():
-        task = task_of(
-            stage, RECIPE, loop.RunContext(Path(folder), 0, torch.device("cpu")), compiled=False
-        )
+        task = task_of(stage, RECIPE, context(RECIPE, Path(folder)), compiled=False)
         task.on_start()
         task.network.eval()
         batch = next(task.batches(0, 1))
@@ -434,7 +437,7 @@ def waiting(folder: Path, name: str, recipe: Recipe, steps: int, forget: bool) -
     recipe = fit_to_data(recipe, data)
     keep_memory()
     with TemporaryDirectory() as out:
-        run = loop.RunContext(Path(out), 0, torch.device("cpu"), recipe.precision)
+        run = context(recipe, Path(out))
         parts = split_indices(data, recipe.data.validation, 16, 0)
         task = TokenizerTask(recipe, data, parts, run, compiled=False)
         trainer = loop._Trainer(task, recipe.tokenizer_training, run)

@@ -50,19 +50,13 @@ def train(
 ) -> bool:
     """One of the cases, trained into FOLDER/case."""
     dataset, recipe = shapes(), recipe_of(case)
-    run = training.RunContext(
-        folder / case,
-        recipe.seed,
-        torch.device("cpu"),
-        recipe.precision,
-        stop or training.Stop(),
-        Silent(),
+    spec = training.RunSpec(
+        recipe, "", len(dataset), folder=folder / case, stage=stage, resume=resume
     )
     if distributed.is_main_process() and not resume:
-        training.create_run(
-            run.folder, training.RunSpec(recipe, "", len(dataset)), stage, force=False
-        )
-    return training.train(recipe, dataset, run, stage, resume)
+        training.create_run(spec.folder, spec, stage, force=False)
+    run = training.RunContext(spec, torch.device("cpu"), stop or training.Stop(), Silent())
+    return training.train(run, dataset)
 
 
 def shapes() -> Dataset:

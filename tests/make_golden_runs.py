@@ -112,7 +112,7 @@ def make_data() -> None:
 
 def stop(folder: str, stage: str, step: int) -> None:
     """Goes on with a run up to a step between two validations."""
-    spec, dataset = training.resume_run(Path(folder), training.TrainRequest(data="data.npz"))
+    spec, dataset = training.resume_run(Path(folder), training.RunSpec(data="data.npz"))
     halt = Interrupt(stage, step)
     assert not go(Path(folder), spec.recipe, dataset, halt, resume=True, stage=stage)
 

@@ -10,14 +10,14 @@ import torch
 from conftest import image
 from train_helpers import truncate, write_images
 
-from vqtok.data import ArrayData, Batches, open_data
+from vqtok.data import ArrayData, Batches, Plain, open_data
 from vqtok.data.bank import BankBatches, load_bank
 from vqtok.errors import InputError
 
 CPU = torch.device("cpu")
 
 
-class Images:
+class Images(Plain):
     """Images of any sizes in memory."""
 
     name, labels, description, skipped = "images", (), "", 0

@@ -5,6 +5,7 @@ import os
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from vqtok import codec, codes, files, images
 from vqtok.bulk import CodesDataset, pool
 from vqtok.bulk import encode as bulk_run
 from vqtok.bulk.inputs import Entry
-from vqtok.cli.bulk import is_bulk
+from vqtok.cli.bulk import ShardOptions, is_bulk
 from vqtok.codec import model as codec_model
 from vqtok.errors import VqtokError
 
@@ -264,12 +265,18 @@ def test_folders_stay_as_they_were_without_a_bulk_option():
 
 def test_codes_shards_are_made_of_tars_or_when_asked_for():
     Path("folder.tar").mkdir()
-    asked = (False, None, False, None, None)
-    assert is_bulk(["a.png", "X.TAR"], *asked)
-    assert is_bulk(["shards/*.tar"], *asked)
-    assert not is_bulk(["in", "a.png", "folder.tar", "-"], *asked)
-    for place, value in enumerate((True, 9, True, "0/1", 0)):
-        assert is_bulk(["in"], *asked[:place], value, *asked[place + 1 :])
+    assert is_bulk(["a.png", "X.TAR"])
+    assert is_bulk(["shards/*.tar"])
+    assert not is_bulk(["in", "a.png", "folder.tar", "-"])
+    none = ShardOptions()
+    for name, value in {
+        "shards": True,
+        "shard_size": 9,
+        "resume": True,
+        "shard": "0/1",
+        "workers": 0,
+    }.items():
+        assert is_bulk(["in"], replace(none, **{name: value}))
 
 
 def test_levels_compact_and_background(toy: Path):

@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from cli_helpers import fails, ok, run, save, size_of, snapshot
 from conftest import image, make_model
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -83,6 +85,19 @@ CASES = [
     Case("encode", "--force", None, "a.png", before=["a.npz"]),
     Case("encode", "--skip-existing", None, "a.png", before=["a.npz"]),
     Case("encode", "--background", "black", "alpha.png"),
+    # what they do: test_data_names.py, test_effort.py
+    Case("encode", "--member", "seg.png", "images"),
+    Case("encode", "--target", "psnr:99", "a.png"),
+    Case("encode", "--lpips", "none.safetensors", "a.png"),
+    # what they do: test_bulk_crops.py, test_images.py
+    Case("encode", "--size", "8", "large.png", "--json"),
+    Case("encode", "--max-size", "8", "large.png", "--json"),
+    Case("encode", "--crop", "ten", "large.png", "--size", "8", "--json"),
+    Case("encode", "--flip", None, "large.png", "--json"),
+    Case("encode", "--seed", "9", "large.png", "--size", "64", "--crop", "random:2", "--json"),
+    Case("encode", "--range", "0:1000", "deep.png"),
+    Case("encode", "--effort", "9", "large.png", "--json"),
+    Case("encode", "--goal", "nonsense", "a.png"),
     Case("encode", "--device", "nonsense", "a.png"),
     Case("encode", "--precision", "bf16", "large.png"),
     Case("encode", "--json", None, "a.png"),
@@ -116,6 +131,10 @@ CASES = [
             ("--quiet", None, "ready.npz"),
         )
     ),
+    # what they do: test_token_sets.py
+    Case("pack", "--frames", None, "tokens.npy"),
+    Case("pack", "--grid", "4x4", "tokens.npy"),
+    Case("eval", "--range", "0:1000", "deep.png"),
     Case("pack", "--force", None, "ready.npz", before=["ready.compact.npz"]),
     Case("pack", "--skip-existing", None, "ready.npz", before=["ready.compact.npz"]),
     Case("unpack", "--indices-only", None, "ready.npz"),
@@ -158,6 +177,8 @@ CASES = [
     Case("eval", "--model", "other", "images"),
     Case("eval", "--split", "train", "--limit", "2"),
     Case("eval", "--limit", "1", "images"),
+    Case("eval", "--member", "seg.png", "images"),
+    Case("eval", "--labels", "none.csv", "images"),
     Case("eval", "--levels", "2", "images"),
     Case("eval", "--lpips", "missing.safetensors", "images"),
     Case("eval", "--codecs", "jpeg", "images"),
@@ -181,6 +202,8 @@ def lay_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save("images/b.png", image(12, 20, seed=1))
     save("images/c.png", image(12, 20, seed=2))
     save("large.png", image(160, 160))
+    Image.fromarray(image(16, 16)[..., 0].astype(np.uint16) << 8).save("deep.png")
+    np.save("tokens.npy", np.random.default_rng(0).integers(0, 9, (5, 16)))
     save("alpha.png", image(12, 12, 4))
     codes.write_codes(Path("ready.npz"), codec.load("toy").encode(image(24, 24)))
 

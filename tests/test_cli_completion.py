@@ -49,7 +49,7 @@ def completions(vqtok: Path, line: str, shell: str = "bash") -> list[str]:
 
 def test_commands_and_options_are_completed(vqtok: Path):
     assert completions(vqtok, "vqtok un") == ["unpack"]
-    assert completions(vqtok, "vqtok encode --max") == ["--max-bytes"]
+    assert completions(vqtok, "vqtok encode --max") == ["--max-bytes", "--max-size"]
     assert completions(vqtok, "vqtok decode a.npz --device c") == ["cpu", "cuda"]
     assert completions(vqtok, "vqtok train --likelihood l") == ["l1", "logistic"]
 

@@ -314,7 +314,9 @@ def test_memory_that_runs_out_fails_one_image_only(monkeypatch: pytest.MonkeyPat
     save("in/b.png", image(80, 80))
     encode = codec.Model.encode_batch
 
-    def small_only(self: codec.Model, images: list[np.ndarray]) -> codes.Codes:
+    def small_only(
+        self: codec.Model, images: list[np.ndarray], *_: object, **__: object
+    ) -> codes.Codes:
         if images[0].size > 1000:
             raise RuntimeError(
                 "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: "

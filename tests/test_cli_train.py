@@ -435,4 +435,4 @@ def test_compiled_run_is_resumed_as_one(data: Path, tmp_path: Path) -> None:
         pytest.skip(errors)
     assert process.returncode == 0, errors
     assert json.loads((tmp_path / "m" / "run.json").read_text())["compiled"] is True
-    assert training.resume_run(tmp_path / "m", training.TrainRequest())[0].compiled
+    assert training.resume_run(tmp_path / "m", training.RunSpec())[0].compiled

@@ -68,10 +68,10 @@ def test_flag_reaches_the_recipe(
     value: Any,
 ) -> None:
     plain = training.new_run(
-        training.TrainRequest("data", values=read_recipe(tmp_path / "small.toml"))
+        training.RunSpec(data="data", values=read_recipe(tmp_path / "small.toml"))
     )[0].recipe.to_dict()
     seen: list[Recipe] = []
-    monkeypatch.setattr(training, "train", lambda recipe, *rest: bool(seen.append(recipe)))
+    monkeypatch.setattr(training, "train", lambda run, data: bool(seen.append(run.spec.recipe)))
     if "--perceptual" in flags:
         Path("lpips.safetensors").write_bytes(safetensors.numpy.save(lpips_tensors(ALEX)))
     result = small("-o", "m", *flags)
@@ -113,6 +113,13 @@ def test_every_flag_of_the_recipe_is_in_the_table() -> None:
     others = {
         "--output",
         "--stage",
+        "--split",
+        "--labels",
+        "--member",
+        "--range",
+        "--frames",
+        "--grid",
+        "--network",
         "--recipe",
         "--init",
         "--resume",

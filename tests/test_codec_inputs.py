@@ -44,16 +44,25 @@ def chw(pixels: np.ndarray) -> torch.Tensor:
 # Encoding arrays
 
 NO_IMAGES: dict[str, Any] = {
-    "float32": np.zeros((20, 30, 3), np.float32),
-    "float64": np.full((20, 30, 3), 0.5),
-    "int64": np.zeros((20, 30, 3), np.int64),
-    "bool": np.zeros((20, 30, 3), bool),
+    "complex": np.zeros((20, 30, 3), np.complex64),
     "five channels": np.zeros((20, 30, 5), np.uint8),
     "five axes": np.zeros((1, 1, 20, 30, 3), np.uint8),
     "empty": np.zeros((0, 30, 3), np.uint8),
     "number": 3,
     "nothing": None,
 }
+
+
+@pytest.mark.parametrize(
+    "factor", [np.uint16(257), np.float32(1 / 255), np.float64(1 / 255)], ids=str
+)
+def test_deep_arrays_are_images_in_both(toy: codec.Model, factor: Any):
+    """Of bytes in 16 bits, or in [0, 1]: what the bytes give."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+    pixels[0, 0], pixels[0, 1] = 0, 255
+    expected = toy.encode(pixels).indices
+    assert np.array_equal(toy.encode(pixels * factor).indices, expected)
+    assert np.array_equal(toy.encode_batch([pixels * factor]).indices, expected)
 
 
 @pytest.mark.parametrize("given", NO_IMAGES.values(), ids=NO_IMAGES)

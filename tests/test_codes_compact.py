@@ -3,20 +3,23 @@ surprises. Its first form is read for ever.
 """
 
 import io
+import math
+import struct
 import tracemalloc
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from vqtok import codes
 from vqtok.codes import Codes, Compact
-from vqtok.codes.compact import from_stream, to_stream
+from vqtok.codes.compact import checksum, from_first_form, from_stream, to_stream
 from vqtok.errors import FormatError
 
 # never to change
 FIRST = bytes.fromhex("01040123abcd96b52e490708010103746f79111929cb800000")
-GOLDEN = bytes.fromhex("244031070123abcd96b5746f79111929cb800000")
+GOLDEN = bytes.fromhex("444031070123abcd96b52e746f79111929cb800000")
 
 
 def make(
@@ -35,7 +38,7 @@ def make(
 def coded(plain: Codes, sizes: tuple[int, ...] = (60,)) -> Compact:
     """As if a prior had made streams of these lengths."""
     streams = [bytes([i]) * size for i, size in enumerate(sizes)]
-    return codes.to_compact(plain, "fedcba98", streams)
+    return codes.to_compact(plain, "fedcba98", lambda carried: streams)
 
 
 def zipped(stream: bytes) -> bytes:
@@ -75,13 +78,23 @@ def test_coded_streams_come_back():
     found = codes.read_any_codes(codes.to_bytes(coded(plain, (20, 0, 7))))
     assert isinstance(found, Compact)
     assert (found.prior, found.streams) == ("fedc", (b"\0" * 20, b"", b"\2" * 7))
-    assert found.with_indices(plain.indices) == plain
-    with pytest.raises(FormatError, match="checksum"):
-        found.with_indices(plain.indices[:, :1])
+    value = checksum(plain.indices, plain.sizes)
+    assert found.with_indices(plain.indices, [value] * 3) == plain
+    wrong = plain.indices.copy()
+    wrong[2, 1, 0, 0] ^= 1
+    for indices, carried in (
+        (plain.indices[:, :1], [value] * 3),
+        (plain.indices, [value] * 2 + [0]),
+        (plain.indices, [value] * 2),
+        (plain.indices, []),
+        (wrong, [value] * 3),
+    ):
+        with pytest.raises(FormatError, match="checksum"):
+            found.with_indices(indices, carried)
 
 
 def test_changed_indices_are_found_in_a_zip_made_anew():
-    for damaged in (GOLDEN[:-4] + b"\x2a" + GOLDEN[-3:], GOLDEN[:13] + b"\x12" + GOLDEN[14:]):
+    for damaged in (GOLDEN[:-4] + b"\x2a" + GOLDEN[-3:], GOLDEN[:14] + b"\x12" + GOLDEN[15:]):
         with pytest.raises(FormatError, match="checksum"):
             codes.read_plain_codes(zipped(damaged))
 
@@ -107,6 +120,32 @@ def test_the_first_form_is_read():
     assert codes.read_plain_codes(zipped_first(FIRST)) == toy()
 
 
+def with_range(first: bytes) -> bytes:
+    """That stream of the first form, with a range from 0 to 4095."""
+    return (
+        first[:1] + bytes([first[1] | 8]) + first[2:18] + struct.pack("<2d", 0, 4095) + first[18:]
+    )
+
+
+def test_a_range_of_the_first_form_is_read():
+    found = codes.read_plain_codes(zipped_first(with_range(FIRST)))
+    assert found == replace(toy(), range=(0.0, 4095.0))
+
+
+def test_a_range_takes_sixteen_bytes():
+    plain = replace(toy(), range=(-0.5, 4095.0))
+    stream = to_stream(codes.to_compact(plain))
+    assert stream == b"\x54" + GOLDEN[1:14] + struct.pack("<2d", -0.5, 4095) + GOLDEN[14:]
+    assert codes.read_plain_codes(zipped(stream)) == plain
+
+
+def test_coded_streams_of_the_first_form_are_not_written_as_the_second():
+    """They carry no checksum."""
+    first = bytes([1, 5]) + FIRST[2:10] + bytes.fromhex("fedcba98") + FIRST[10:]
+    with pytest.raises(FormatError, match="not those of the second"):
+        codes.to_bytes(from_first_form(first + bytes(9)))
+
+
 def test_in_the_first_form_a_size_that_keeps_the_grid_is_checked_too():
     damaged = FIRST[:18] + bytes([0x12]) + FIRST[19:]
     with pytest.raises(FormatError, match="checksum"):
@@ -122,7 +161,8 @@ def test_numbers_that_do_not_fit_four_bits_come_back(K: int, f: int, levels: int
     plain = Codes(indices, name, "0123abcd", K, f, 1, ((f, 2 * f),) * 2)
     assert codes.read_plain_codes(codes.to_bytes(codes.to_compact(plain))) == plain
     streams = (b"\0\1\2" * levels, b"")
-    packed = Compact(name, "0123abcd", K, f, 1, plain.sizes, levels, "fedcba98", streams)
+    about = (name, "0123abcd", K, f, 1, plain.sizes, (-1.5, 1e300), levels)
+    packed = Compact(*about, None, "fedcba98", streams)
     assert vars(from_stream(to_stream(packed))) == vars(packed) | {"prior": "fedc"}
 
 
@@ -131,7 +171,7 @@ def test_overhead_is_small_and_numpy_opens_it():
     noise = np.random.default_rng(0).bytes(9000)
     for sizes, model in ((((512, 768),), "photo"), (((32, 32),), "cifar10")):
         h, w = (side // 16 for side in sizes[0])
-        about = (model, "0123abcd", 1024, 16, 3, sizes, 8, "fedcba98")
+        about = (model, "0123abcd", 1024, 16, 3, sizes, None, 8, None, "fedcba98")
         stream = noise[: 10 * h * w]
         data = codes.to_bytes(Compact(*about, (stream,)))
         assert len(data) - len(stream) < 120
@@ -140,13 +180,18 @@ def test_overhead_is_small_and_numpy_opens_it():
             assert file["c"].endswith(stream)
     plain = make()
     assert len(codes.to_bytes(codes.to_compact(plain))) - 15360 < 120
+    small = Codes(
+        make(512, ((32, 32),), 1, 4).indices, "cifar10", "0123abcd", 512, 4, 3, ((32, 32),)
+    )
+    assert len(codes.to_bytes(codes.to_compact(small))) - 72 < 120
 
 
 def test_many_images_share_the_header():
     noise = np.random.default_rng(0).bytes(40)
     about = ("photo", "0123abcd", 1024, 16, 3)
     for n in (1, 1000):
-        compact = Compact(*about, ((32, 32),) * n, 8, "fedcba98", (noise,) * n)
+        sizes = ((32, 32),) * n
+        compact = Compact(*about, sizes, None, 8, None, "fedcba98", (noise,) * n)
         assert len(to_stream(compact)) < 41 * n + 20
 
 
@@ -179,27 +224,33 @@ def test_metadata_is_read_without_the_prior():
 
 
 VAST = b"\xff\xff\xff\xff\x0f"
-MARK = bytes.fromhex("0123abcd0102")
+MARK, CODED_MARK = bytes.fromhex("0123abcd010203"), bytes.fromhex("0123abcd0102")
 DAMAGED = {
-    "newer": (b"\x34" + GOLDEN[1:], "newer than this"),
-    "older": (b"\x14" + GOLDEN[1:], "damaged"),
+    "newer": (b"\x64" + GOLDEN[1:], "newer than this"),
+    "older": (b"\x24" + GOLDEN[1:], "damaged"),
     "empty": (b"", "truncated"),
     "cut in the head": (GOLDEN[:9], "truncated"),
     "cut in the data": (GOLDEN[:-1], "do not take"),
     "endless number": (GOLDEN[:3] + b"\xff" * 9, "damaged"),
     "K is 1": (GOLDEN[:3] + b"\1" + GOLDEN[4:], "codebook size"),
-    "f is 2^14": (b"\x24\xf3" + GOLDEN[2:3] + GOLDEN[4:], "downsample"),
-    "f is 0": (b"\x24\3" + GOLDEN[2:3] + b"\0" + GOLDEN[4:], "downsample"),
-    "no levels": (b"\x24\x43\x30\0" + GOLDEN[4:], "no levels"),
-    "no images": (b"\x2c\x43\x31\0" + GOLDEN[4:], "images are claimed"),
-    "many images": (b"\x2c\x43\x31\xff\xff\xff\x07" + GOLDEN[4:], "images are claimed"),
-    "name past the end": (b"\x24\x43\x01\x7f" + MARK + b"toy", "truncated"),
-    "no name": (b"\x24\x43\x01\0" + MARK + b"\x11\x19\0", "line of text"),
-    "name is no text": (b"\x24\x43\x31" + MARK + b"\xff\xfe\xfd\x11\x19", "line of text"),
-    "height 0": (b"\x24\x43\x31" + MARK + b"toy\0\x19", "positive"),
-    "huge sides": (b"\x24\x43\x31" + MARK + b"toy" + VAST + VAST + bytes(9), "larger than any"),
+    "f is 2^14": (b"\x44\xf3" + GOLDEN[2:3] + GOLDEN[4:], "downsample"),
+    "f is 0": (b"\x44\3" + GOLDEN[2:3] + b"\0" + GOLDEN[4:], "downsample"),
+    "no levels": (b"\x44\x43\x30\0" + GOLDEN[4:], "no levels"),
+    "no images": (b"\x4c\x43\x31\0" + GOLDEN[4:], "images are claimed"),
+    "many images": (b"\x4c\x43\x31\xff\xff\xff\x07" + GOLDEN[4:], "images are claimed"),
+    "name past the end": (b"\x44\x43\x01\x7f" + MARK + b"toy", "truncated"),
+    "no name": (b"\x44\x43\x01\0" + MARK + b"\x11\x19\0", "line of text"),
+    "name is no text": (b"\x44\x43\x31" + MARK + b"\xff\xfe\xfd\x11\x19", "line of text"),
+    "range cut": (b"\x54\x43\x31" + MARK + b"toy" + bytes(15), "truncated"),
+    "range of nothing": (b"\x54\x43\x31" + MARK + b"toy" + bytes(16) + b"\x11\x19", "LOW, HIGH"),
+    "range without end": (
+        b"\x54\x43\x31" + MARK + b"toy" + struct.pack("<2d", 0, math.inf) + b"\x11\x19",
+        "LOW, HIGH",
+    ),
+    "height 0": (b"\x44\x43\x31" + MARK + b"toy\0\x19", "positive"),
+    "huge sides": (b"\x44\x43\x31" + MARK + b"toy" + VAST + VAST + bytes(9), "larger than any"),
     "huge sides, coded": (
-        b"\x25\x43\x31" + MARK + b"toy" + VAST + VAST + bytes(9),
+        b"\x45\x43\x31" + CODED_MARK + b"toy" + VAST + VAST + bytes(9),
         "larger than any",
     ),
 }
@@ -219,7 +270,7 @@ FIRST_HEAD = FIRST[:10]
 DAMAGED_FIRST = {
     "newer": (b"\2" + FIRST[1:], "newer than this"),
     "version 0": (b"\0" + FIRST[1:], "damaged"),
-    "unknown flag": (b"\1\x0c" + FIRST[2:], "damaged"),
+    "unknown flag": (b"\1\x14" + FIRST[2:], "damaged"),
     "empty": (b"", "truncated"),
     "cut in the head": (FIRST[:9], "truncated"),
     "cut in the data": (FIRST[:-1], "do not take"),

@@ -48,6 +48,11 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     ),
     # classic and its settings: test_classic.py
     (TokenizerConfig, "network", ("folded",), ("", "classic")),
+    (TokenizerConfig, "encoder_layers", ((),), (("down 64",), ("x",))),
+    (TokenizerConfig, "decoder_layers", ((),), (("up 3",), ("relu",))),
+    (TokenizerConfig, "input_mean", ((),), ((0.5,), (0.5, 0.5, 0.5))),
+    (TokenizerConfig, "input_std", ((),), ((0.5,), (0.0,))),
+    (TokenizerConfig, "distance", ("l2",), ("", "dot")),
     (TokenizerConfig, "stages", ((),), ((64,), (64, 64, 64, 64))),
     (TokenizerConfig, "attention", ((),), ((0,),)),
     (TokenizerConfig, "groups", (0,), (1, 32)),
@@ -359,7 +364,7 @@ def test_wrong_values_in_a_file_are_format_errors(kind: type, value: Any):
             assert getattr(read, name) == (tuple(value) if isinstance(value, list) else value)
         except FormatError as error:
             messages.append(str(error))
-    assert len(messages) >= len(fields(kind)) - 7
+    assert len(messages) >= len(fields(kind)) - 11
     assert all(
         text.startswith("x.safetensors: ") and len(text) < 300 and text.isprintable()
         for text in messages

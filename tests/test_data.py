@@ -270,7 +270,7 @@ BAD_FILES = {
     "short.bin": (b"\1" * 3000, "no batch of CIFAR-10"),
     "label.bin": (b"\xff" * 3073, "label 255"),
     "huge.npy": (npy(HUGE), "damaged"),
-    "float.npy": (npy(HUGE.replace("|u1", "<f4")), "float32, not uint8"),
+    "complex.npy": (npy(HUGE.replace("|u1", "<c8")), "complex64, not numbers"),
     "object.npy": (npy(HUGE.replace("|u1", "|O")), "Python objects"),
     "flat.npy": (
         npy(HUGE.replace("(1048576, 1024, 1024, 1)", "(4, 4)"), bytes(16)),

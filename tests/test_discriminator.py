@@ -16,7 +16,7 @@ from train_helpers import Interrupt, contents, go, log, recipe_for
 
 from vqtok import train as training
 from vqtok import weights
-from vqtok.config import LossConfig, Recipe, StageConfig
+from vqtok.config import LossConfig, Recipe, TokenizerStageConfig
 from vqtok.data import Shapes
 from vqtok.losses import discriminator
 from vqtok.losses.likelihood import PIXEL_DEVIATION
@@ -31,12 +31,10 @@ def adversary(
     steps: int = 100, start: float = 0.0, precision: str = "fp32", **losses: float
 ) -> Adversary:
     torch.manual_seed(0)
-    stage = StageConfig(steps=steps, learning_rate=2e-3, warmup=0)
+    stage = TokenizerStageConfig(steps=steps, learning_rate=2e-3, warmup=0)
     config = LossConfig(adversarial_start=start, **{"adversarial": 0.1, **losses})
-    return Adversary(
-        Recipe(losses=config, tokenizer_training=stage),
-        training.RunContext(Path(), 0, torch.device("cpu"), precision),
-    )
+    recipe = Recipe(losses=config, tokenizer_training=stage, precision=precision)
+    return Adversary(recipe, training.RunContext(training.RunSpec(recipe), torch.device("cpu")))
 
 
 def images(count: int = 2, side: int = 32) -> Tensor:

@@ -52,6 +52,45 @@ def decode(data: bytes, cumulative: np.ndarray) -> np.ndarray:
     return symbols
 
 
+@pytest.mark.parametrize("number", [0, 1, 0x12345678, (1 << 32) - 1])
+@pytest.mark.parametrize("N", [0, 1, 7, 300])
+def test_a_stream_carries_a_number(number: int, N: int):
+    """In no more than half a bit more."""
+    cumulative = tables((1, N), 50)
+    symbols = drawn(cumulative)
+    ends = np.take_along_axis(cumulative, symbols[..., None] + np.arange(2), -1)[0]
+    data = entropy.encode(ends[:, 0], ends[:, 1] - ends[:, 0], number)
+    assert len(data) <= len(encode(cumulative, symbols)[0]) + 2
+    decoder = Decoder([data])
+    np.testing.assert_array_equal(next_symbols(decoder, cumulative), symbols)
+    assert decoder.carried() == [number]
+    one_by_one = Decoder([data])
+    found = [one_by_one.next_symbol(row) for row in cumulative[0]]
+    assert (found, one_by_one.carried()) == (symbols[0].tolist(), [number])
+    if number:
+        with pytest.raises(FormatError, match="damaged"):
+            decoder.finish()
+
+
+def test_a_stream_that_does_not_end_carries_nothing():
+    cumulative = tables((1, 40), 50)
+    (data,) = encode(cumulative, drawn(cumulative))
+    for stream, rows, message in (
+        (data + b"\0\0", cumulative, "damaged"),
+        (data, cumulative[:, :39], "damaged"),
+        (data[:-2], cumulative, "truncated"),
+    ):
+        with pytest.raises(FormatError, match=message):
+            read_to_the_end(stream, rows[0])
+
+
+def read_to_the_end(stream: bytes, rows: np.ndarray) -> None:
+    decoder = Decoder([stream])
+    for row in rows:
+        decoder.next_symbol(row)
+    decoder.carried()
+
+
 @pytest.mark.parametrize("K", [2, 16, 17, 300, 1024])
 def test_intervals_are_what_the_weights_say(K: int):
     """By integers alone: floor(P(c) (TOTAL - K) / P(K)) + c."""

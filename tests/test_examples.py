@@ -1,22 +1,32 @@
 """Each example runs as its page says, on tiny images, and the page shows its text."""
 
+import os
 import runpy
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bulk_helpers import contents, image_files, make_tar
 from cli_helpers import ok, save, size_of
 from conftest import image
 
 import vqtok
+from vqtok.bulk import CodesDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 SHOWN = {
+    "encode_ray.py": "scale.md",
     "look_alikes.py": "recipes.md",
     "read_codes.py": "format.md",
     "roundtrip.py": "recipes.md",
     "train_classes.py": "tokens.md",
+    "train_nanogpt.py": "tokens.md",
     "train_transformer.py": "transformer.md",
 }
 
@@ -104,6 +114,65 @@ def test_train_classes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     ok("import-tokens", "data/drawn.npy", "-o", "drawn.npz")
     assert vqtok.read_codes("drawn.npz").shape == (2, 1, 4, 4)
     ok("decode", "drawn.npz", "-o", "drawn")
+
+
+@pytest.mark.slow
+def test_train_nanogpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Windows run over the ends of images."""
+    for number in range(4):
+        save(f"in/{number}.png", image(16, 16, seed=number))
+    ok("encode", "in", "--bulk", "-o", "codes", "--workers", 0)
+    ok("export", "codes", "-o", "data", "--to", "bin", "--bos")
+    example(monkeypatch, "train_nanogpt.py", "data", 2)
+    assert "step 0: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_encode_ray(toy: Path):
+    """Two actors, one of which is killed in the middle: the same bytes as without Ray."""
+    pytest.importorskip("ray")
+    for i in range(6):
+        make_tar(f"t-{i}.tar", image_files(40, first=40 * i))
+    ok("encode", *(f"t-{i}.tar" for i in range(6)), "-o", "local", "--workers", 0)
+    run = _start("encode_ray.py", "toy", Path("out").resolve(), 2, "t-{0..5}.tar")
+    killed = _kill_an_actor(run, Path("out"))
+    shown = run.communicate(timeout=300)[0]
+    assert killed
+    assert "240 images -> " in shown
+    assert contents("out") == contents("local")
+    assert len(CodesDataset("out")) == 240
+
+
+def _start(name: str, *words: object) -> "subprocess.Popen[str]":
+    """An example as a process of its own."""
+    command = [sys.executable, str(ROOT / "examples" / name), *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def _kill_an_actor(run: "subprocess.Popen[str]", out: Path) -> bool:
+    """Kills a worker of this run's Ray cluster once the first shard is written."""
+    deadline = time.monotonic() + 240
+    while run.poll() is None and time.monotonic() < deadline:
+        if list(out.glob("*.jsonl")):
+            for folder in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):
+                    title = (folder / "cmdline").read_bytes()
+                    if b"Encoder" in title and run.pid in _ancestors(folder):
+                        os.kill(int(folder.name), signal.SIGKILL)
+                        return True
+        time.sleep(0.02)
+    return False
+
+
+def _ancestors(folder: Path) -> set[int]:
+    """The numbers of the processes above one in /proc."""
+    found = set[int]()
+    while folder.name != "0" and folder.exists():
+        status = (folder / "status").read_text()
+        parent = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid"))
+        found.add(int(parent))
+        folder = folder.with_name(parent)
+    return found
 
 
 @pytest.mark.usefixtures("shards")

@@ -261,7 +261,7 @@ def test_lazy_pil_image_that_is_truncated() -> None:
 @pytest.mark.parametrize(
     "thing",
     [
-        np.zeros((4, 5, 3)),
+        np.zeros((4, 5, 3), complex),
         np.zeros((3, 4, 5), np.uint8),
         np.zeros(4, np.uint8),
         np.zeros((0, 5, 3), np.uint8),

@@ -27,7 +27,9 @@ from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 def imported(path: Path, folder: Path, **options: Any) -> codec.Model:
     weights.save_weights(
         folder / "tokenizer.safetensors",
-        interop.convert_checkpoint(interop.read_checkpoint(path), **options),
+        interop.convert_checkpoint(
+            interop.read_checkpoint(path), interop.ImportOptions(**options)
+        ).weights,
     )
     return codec.load(folder)
 
@@ -92,7 +94,7 @@ def test_export_and_import_again_give_equal_tensors(name: str, tmp_path: Path):
         tmp_path / "back", force=False
     )
     before = weights.load_weights(tmp_path / "ours" / "tokenizer.safetensors", "tokenizer")
-    after = interop.convert_checkpoint(interop.read_checkpoint(tmp_path / "back"))
+    after = interop.convert_checkpoint(interop.read_checkpoint(tmp_path / "back")).weights
     # VQModel does not normalize: the codebook is exported on the unit sphere
     if name == "llamagen":
         codebook = torch.from_numpy(before.tensors["quantizer.codebook"])
@@ -160,22 +162,22 @@ def test_the_same_tensors_in_other_containers(tmp_path: Path):
     and beside worse weights.
     """
     source, path = save("taming", tmp_path)
-    wanted = interop.convert_checkpoint(interop.read_checkpoint(path)).tensors
+    wanted = interop.convert_checkpoint(interop.read_checkpoint(path)).weights.tensors
     safetensors.torch.save_file(source.tensors, tmp_path / "plain.safetensors")
     torch.save(OrderedDict(source.tensors), tmp_path / "plain.pt")
     worse = {name: value * 0 for name, value in source.tensors.items()}
     torch.save({"ema": source.tensors, "model": worse, "steps": 3}, tmp_path / "ema.pt")
     for name in ("plain.safetensors", "plain.pt", "ema.pt"):
-        found = interop.convert_checkpoint(interop.read_checkpoint(tmp_path / name)).tensors
+        found = interop.convert_checkpoint(interop.read_checkpoint(tmp_path / name)).weights.tensors
         assert all(np.array_equal(found[key], value) for key, value in wanted.items()), name
     for dtype, kept in ((torch.float16, np.float16), (torch.bfloat16, np.float32)):
         torch.save(
             {"state_dict": {name: value.to(dtype) for name, value in source.tensors.items()}},
             tmp_path / "half.pt",
         )
-        found = interop.convert_checkpoint(interop.read_checkpoint(tmp_path / "half.pt")).tensors[
-            "encoder.first.weight"
-        ]
+        found = interop.convert_checkpoint(
+            interop.read_checkpoint(tmp_path / "half.pt")
+        ).weights.tensors["encoder.first.weight"]
         assert found.dtype == kept
         assert np.array_equal(
             found, source.tensors["encoder.conv_in.weight"].to(dtype).float().numpy()
@@ -186,7 +188,9 @@ def test_normalize_is_the_programs_unless_told(tmp_path: Path):
     _, path = save("llamagen", tmp_path)
     checkpoint = interop.read_checkpoint(path)
     assert [
-        interop.convert_checkpoint(checkpoint, asked).config["normalize"]
+        interop.convert_checkpoint(checkpoint, interop.ImportOptions(asked)).weights.config[
+            "normalize"
+        ]
         for asked in (None, True, False)
     ] == [True, True, False]
 
@@ -371,7 +375,7 @@ def test_models_that_no_vqmodel_can_be(model: Path, tmp_path: Path):
     with pytest.raises(ModelError, match="no layers that fold pixels"):
         interop.export_model(model_registry.find_model("toy"))
     _, path = save("taming", tmp_path / "theirs")
-    stored = interop.convert_checkpoint(interop.read_checkpoint(path))
+    stored = interop.convert_checkpoint(interop.read_checkpoint(path)).weights
     for changes, message in (
         ({"likelihood": "bce"}, "the likelihood bce"),
         ({"levels": 2}, "several levels"),

@@ -18,7 +18,7 @@ STEM = "diffusion_pytorch_model"
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:
-    return interop.convert_checkpoint(interop.read_checkpoint(path)).tensors
+    return interop.convert_checkpoint(interop.read_checkpoint(path)).weights.tensors
 
 
 def write_parts(

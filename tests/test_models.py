@@ -106,7 +106,7 @@ def test_readme_figures_are_those_of_the_cards() -> None:
 def test_recipes_for_the_photo_tokenizer_are_runs_of_its_network(name: str, alex: Path) -> None:  # noqa: F811
     """What the card's commands would begin: the bundled network, with the perceptual loss."""
     values = config.read_recipe(MODELS / "photo" / name)
-    request = training.TrainRequest(preset="photo", values=values, perceptual=str(alex))
+    request = training.RunSpec(preset="photo", values=values, perceptual=str(alex))
     spec, _ = training.new_run(request)
     stored = weights.tokenizer_config(MODELS / "photo" / "tokenizer.safetensors")
     assert spec.recipe.tokenizer == stored

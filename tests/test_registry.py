@@ -1,4 +1,4 @@
-"""Adding a quantizer, likelihood, loss, optimizer or network takes one file and one line."""
+"""Adding a quantizer, network, loss, data source and others takes one file and one line."""
 
 import json
 import shutil
@@ -47,6 +47,16 @@ class Toy(torch.optim.AdamW):
 NETWORK = """
 from vqtok.networks.vqvae import STREAMABLE, Decoder, Encoder
 """
+SOURCE = """
+import numpy as np
+from vqtok.data.dataset import ArrayData
+
+def open_toy(place, split, options):
+    if not place.named(".toy"):
+        return None
+    value = int(place.head)
+    return ArrayData(place.path.name, np.full((6, 8, 8, 3), value, np.uint8))
+"""
 # file, its text, table of the registry, and the one line in it
 TOYS = (
     (
@@ -65,6 +75,7 @@ TOYS = (
     ),
     ("train/toy.py", OPTIMIZER, "OPTIMIZERS", 'Entry("vqtok.train.toy:Toy", "a toy")'),
     ("networks/toy.py", NETWORK, "NETWORKS", 'Entry("vqtok.networks.toy", "a toy")'),
+    ("data/toy.py", SOURCE, "DATA_SOURCES", 'Entry("vqtok.data.toy:open_toy", "a toy")'),
 )
 TINY = (
     "fold=1 width=4 encoder_blocks=0 decoder_blocks=1 codebook_size=8 code_dim=2 downsample=2"
@@ -89,12 +100,16 @@ Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3)).save("a.png")
 sets = [word for text in sys.argv[1].split() for word in ("--set", "tokenizer." + text)]
 sets += ["--set", "tokenizer_training.optimizer=toy", "--set", "losses.toy=0.5"]
 sets += ["--set", "tokenizer_training.validate_every=2", "--set", "data.prior_size=8"]
-train = ["train", "-o", "m", "--stage", "tokenizer", "--quantizer", "toy", "--likelihood", "toy",
+open("six.toy", "w").write("77")
+train = ["train", "six.toy", "-o", "m",
+         "--stage", "tokenizer", "--quantizer", "toy", "--likelihood", "toy",
          "--steps", "2", "--batch", "2", "--size", "8", "--device", "cpu", "-q", *sets]
 model = None
 found = {"train": run(*train), "help": run("train", "--help")[1]}
 if found["train"][0] == 0:
     model = vqtok.load("m", device="cpu")
+    found["data"] = json.loads(open("m/run.json").read())["pictures"]
+    found["eval"] = run("eval", "six.toy", "-m", "m", "--codecs", "none", "--json")
     found["image"] = model.decode(model.encode("a.png")).shape
     found["setting"] = model.quantizer.temperature
 found["range"] = run(*train, "-f", "--set", "tokenizer.temperature=9")
@@ -135,6 +150,9 @@ def test_one_file_and_one_line_add_each_of_them(tmp_path: Path) -> None:
     assert found["train"] == [0, found["train"][1]], found["train"]
     assert found["image"] == [16, 16, 3]
     assert found["setting"] == 2.0
+    assert found["data"] == 6
+    assert found["eval"][0] == 0, found["eval"]
+    assert json.loads(found["eval"][1])["data"] == "six.toy"
     assert found["log"]["val_toy"] > 0
     code, message = found["range"]
     assert code == 2
@@ -157,6 +175,7 @@ def test_one_file_and_one_line_add_each_of_them(tmp_path: Path) -> None:
         registry.PRIORS,
         registry.SAMPLERS,
         registry.OUTPUTS,
+        registry.DATA_SOURCES,
     ],
 )
 def test_each_path_names_something_and_its_settings_are_fields(table: registry.Table) -> None:

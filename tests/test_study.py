@@ -147,7 +147,7 @@ def test_both_parts_of_a_vae_are_counted(tmp_path: Path):
         0,
         4,
     )
-    spec, _ = train.resume_run(tmp_path / "out" / "vae", train.TrainRequest())
+    spec, _ = train.resume_run(tmp_path / "out" / "vae", train.RunSpec())
     assert spec.recipe.tokenizer_training.steps == 4
 
 
@@ -201,7 +201,7 @@ def test_curves_count_every_bit(done: tuple[Path, study.Study]):
 def test_each_system_is_an_ordinary_run(done: tuple[Path, study.Study]):
     folder, _ = done
     run = folder / "out" / "vq-pixelcnn"
-    spec, dataset = train.resume_run(run, train.TrainRequest())
+    spec, dataset = train.resume_run(run, train.RunSpec())
     assert (spec.recipe.prior_training.steps, spec.recipe.prior.labels, len(dataset)) == (
         4,
         (),
@@ -300,7 +300,7 @@ class Clock:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         self.now, self.seconds, self.rates = 0.0, seconds, list[float]()
         self.done = Elapsed(0, 0.0)
-        self.run = RunContext(folder, 0, torch.device("cpu"), stop=Stop())
+        self.run = RunContext(train.RunSpec(folder=folder), torch.device("cpu"), Stop())
         monkeypatch.setattr(study_run.time, "monotonic", lambda: self.now)
         monkeypatch.setattr("vqtok.train.loop.time.monotonic", lambda: self.now)
         monkeypatch.setattr(study_run, "elapsed", lambda folder, stage: self.done)

@@ -160,9 +160,12 @@ def test_a_manifest_may_list_the_labels():
     make_shards("b", [(2, 2)] * 2, label=[2, 0], labels=["eel", "dog"])
     data = CodesDataset("b").sequences()
     assert (data.labels.tolist(), data.class_names) == ([2, 0], ("eel", "dog", ""))
-    make_shards("c", [(2, 2)] * 2, label=["dog", 0])
-    with pytest.raises(FormatError, match="some are numbers"):
-        _ = CodesDataset("c").sequences().labels
+    make_shards("c", [(2, 2)] * 3, label=["dog", 0, "cat"])  # CIFAR-10 and tars: all are names
+    data = CodesDataset("c").sequences()
+    assert (data.labels.tolist(), data.class_names) == ([2, 0, 1], ("0", "cat", "dog"))
+    make_shards("d", [(2, 2)] * 3, label=["dog", 0, "cat"], labels=["cat", "eel"])
+    data = CodesDataset("d").sequences()
+    assert (data.labels.tolist(), data.class_names) == ([2, 0, 0], ("cat", "eel", "dog"))
 
 
 @pytest.mark.parametrize(

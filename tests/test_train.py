@@ -194,7 +194,9 @@ class Toy(loop.Task):
 
 
 def run_in(out: Path, stop: training.Stop | None = None) -> training.RunContext:
-    return training.RunContext(out, 0, torch.device("cpu"), stop=stop or training.Stop())
+    return training.RunContext(
+        training.RunSpec(folder=out), torch.device("cpu"), stop or training.Stop()
+    )
 
 
 def test_learning_rate_rises_and_falls_to_zero() -> None:

@@ -38,7 +38,7 @@ def test_gray_idx_images_give_a_gray_model(tmp_path: Path) -> None:
         b"\0\0\x08\x01" + np.array(labels.shape, ">u4").tobytes() + labels.tobytes()
     )
     spec, data = training.new_run(
-        training.TrainRequest(str(place), values={**SMALL, "data": {"validation_max": 4}})
+        training.RunSpec(data=str(place), values={**SMALL, "data": {"validation_max": 4}})
     )
     assert (spec.recipe.tokenizer.channels, spec.recipe.data.size, spec.recipe.precision) == (
         1,
@@ -54,7 +54,7 @@ def test_gray_idx_images_give_a_gray_model(tmp_path: Path) -> None:
 
 def test_channels_may_be_chosen(tmp_path: Path) -> None:
     spec, _ = training.new_run(
-        training.TrainRequest(values=training.merge([SMALL, {"tokenizer": {"channels": 1}}]))
+        training.RunSpec(values=training.merge([SMALL, {"tokenizer": {"channels": 1}}]))
     )
     assert spec.recipe.tokenizer.channels == 1
     assert go(tmp_path, spec.recipe, Shapes(12))
@@ -139,7 +139,9 @@ def test_grids_are_those_that_encoding_gives(tmp_path: Path) -> None:
     for i, image_ in enumerate(pixels):
         images.write_image(tmp_path / "d" / f"{i}.png", image_)
     listener = Interrupt()
-    run = training.RunContext(tmp_path, 0, torch.device("cpu"), listener=listener)
+    run = training.RunContext(
+        training.RunSpec(folder=tmp_path), torch.device("cpu"), listener=listener
+    )
     grids = encode_dataset(model.network, open_data(tmp_path / "d"), True, run)
     assert grids is not None
     for i, image_ in enumerate(pixels):

@@ -4,6 +4,7 @@ of a CPU."""
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_helpers import Interrupt, contents, go, log, recipe_for
 
-from vqtok.config import TokenizerConfig
+from vqtok.config import Recipe, TokenizerConfig
 from vqtok.data import Shapes, split_indices
 from vqtok.errors import TrainingError
 from vqtok.quantizers import build_quantizer, codebook
@@ -24,6 +25,7 @@ from vqtok.train import state as states
 from vqtok.train.ema import WeightAverage
 from vqtok.train.muon import MOMENTUM, Muon
 from vqtok.train.saver import Saver
+from vqtok.train.spec import RunSpec
 from vqtok.train.tokenizer import TokenizerTask
 
 ms_ssim = importlib.import_module("vqtok.losses.ms_ssim")  # its package hides it behind a function
@@ -417,6 +419,11 @@ class Looks(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def context(recipe: Recipe, folder: Path, device: str, precision: str = "fp32") -> loop.RunContext:
+    spec = RunSpec(replace(recipe, precision=precision), folder=folder)
+    return loop.RunContext(spec, torch.device(device))
+
+
 @pytest.mark.parametrize("kind", ["ema", "vq", "simvq"])
 def test_no_operation_of_a_step_needs_the_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -428,7 +435,7 @@ def test_no_operation_of_a_step_needs_the_host(
     for free in (False, True):
         if free:
             as_on_a_gpu(monkeypatch, bank=True)
-        run = loop.RunContext(tmp_path, 0, torch.device("cpu"), "bf16")
+        run = context(recipe, tmp_path, "cpu", "bf16")
         task = TokenizerTask(recipe, data, split_indices(data, 0.1, 4, 0), run, compiled=False)
         trainer = loop._Trainer(task, recipe.tokenizer_training, run)
         task.on_start()
@@ -616,7 +623,7 @@ def test_network_and_losses_compile_to_one_graph_that_gives_the_same(
 def test_a_step_never_waits_for_its_gpu(tmp_path: Path, graph: bool) -> None:
     data = Shapes(40)
     recipe = recipe_for(data, **EVERYTHING)
-    run = loop.RunContext(tmp_path, 0, torch.device("cuda"), "bf16")
+    run = context(recipe, tmp_path, "cuda", "bf16")
     task = TokenizerTask(recipe, data, split_indices(data, 0.1, 4, 0), run, compiled=False)
     trainer = loop._Trainer(task, recipe.tokenizer_training, run)
     trainer.graph = trainer.graph if graph else None
@@ -646,7 +653,7 @@ def steps_on(
     values = {**EVERYTHING, "losses": {"ms_ssim": 0.5}}
     values["tokenizer_training"] = EVERYTHING["tokenizer_training"] | {"steps": 1000}
     recipe = recipe_for(data, **values)
-    run = loop.RunContext(folder, 0, torch.device(device))
+    run = context(recipe, folder, device)
     task = TokenizerTask(recipe, data, split_indices(data, 0.1, 4, 0), run, compiled=False)
     trainer = loop._Trainer(task, recipe.tokenizer_training, run)
     if not graph:

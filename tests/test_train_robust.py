@@ -18,9 +18,10 @@ from vqtok import codec, quantizers, weights
 from vqtok import train as training
 from vqtok.config import TokenizerConfig
 from vqtok.data import Shapes
-from vqtok.errors import TrainingError
+from vqtok.errors import OutputError, TrainingError
 from vqtok.networks.vqvae import VQVAE
 from vqtok.train import adversary, loop, state
+from vqtok.train import log as train_log
 from vqtok.train.tokenizer import Batch, TokenizerTask
 
 pytestmark = pytest.mark.usefixtures("few_vectors")
@@ -321,10 +322,10 @@ def test_log_line_that_finds_no_room_leaves_no_half(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "log.jsonl"
-    loop._append(path, '{"a": 1}\n')
-    monkeypatch.setattr(loop.os, "fsync", fail)
-    with pytest.raises(loop.OutputError, match="No space left"):
-        loop._append(path, '{"b": 2}\n')
+    train_log.append_line(path, '{"a": 1}\n')
+    monkeypatch.setattr(train_log.os, "fsync", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        train_log.append_line(path, '{"b": 2}\n')
     assert json.loads(path.read_text()) == {"a": 1}
 
 

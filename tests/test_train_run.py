@@ -159,15 +159,15 @@ def test_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
 def test_resume_allows_other_steps_and_another_place_of_the_data_only(tmp_path: Path) -> None:
     place = write_images(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2, "b/3.png": 3})
     spec, _ = training.new_run(
-        training.TrainRequest(str(place), values=SMALL, command="vqtok train")
+        training.RunSpec(data=str(place), values=SMALL, command="vqtok train")
     )
     training.create_run(tmp_path / "run", spec, "all", False)
     longer, _ = training.resume_run(
-        tmp_path / "run", training.TrainRequest(values={"prior_training": {"steps": 99}})
+        tmp_path / "run", training.RunSpec(values={"prior_training": {"steps": 99}})
     )
     assert longer == replace(spec, recipe=spec.recipe.override({"prior_training": {"steps": 99}}))
     place.rename(tmp_path / "moved")
-    moved, _ = training.resume_run(tmp_path / "run", training.TrainRequest(str(tmp_path / "moved")))
+    moved, _ = training.resume_run(tmp_path / "run", training.RunSpec(data=str(tmp_path / "moved")))
     assert moved == replace(spec, data=str(tmp_path / "moved"))
     for values, name in (
         ({"seed": 5}, "seed"),
@@ -175,38 +175,38 @@ def test_resume_allows_other_steps_and_another_place_of_the_data_only(tmp_path: 
         ({"data": {"flip": False}}, "data.flip"),
     ):
         with pytest.raises(TrainingError, match=f"started with another {name}"):
-            training.resume_run(tmp_path / "run", training.TrainRequest(values=values))
+            training.resume_run(tmp_path / "run", training.RunSpec(values=values))
     with pytest.raises(UsageError, match="--preset"):
-        training.resume_run(tmp_path / "run", training.TrainRequest(preset="tiny"))
+        training.resume_run(tmp_path / "run", training.RunSpec(preset="tiny"))
     with pytest.raises(InputError, match="there is no"):
-        training.resume_run(tmp_path / "run", training.TrainRequest())
+        training.resume_run(tmp_path / "run", training.RunSpec())
     other = write_images(tmp_path / "other", {"a/1.png": 1, "c/2.png": 2, "c/3.png": 3})
     with pytest.raises(TrainingError, match="with 2 labels"):
-        training.resume_run(tmp_path / "run", training.TrainRequest(str(other)))
+        training.resume_run(tmp_path / "run", training.RunSpec(data=str(other)))
     fewer = write_images(tmp_path / "fewer", {"a/1.png": 1, "b/2.png": 2})
     with pytest.raises(TrainingError, match=r"started on 3 images .* has 2 images"):
-        training.resume_run(tmp_path / "run", training.TrainRequest(str(fewer)))
+        training.resume_run(tmp_path / "run", training.RunSpec(data=str(fewer)))
 
 
 def test_prior_takes_over_the_tokenizer_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = write_images(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2})
-    spec, data = training.new_run(training.TrainRequest("data", values=SMALL))
+    spec, data = training.new_run(training.RunSpec(data="data", values=SMALL))
     assert spec.data == str(place)
     assert go(tmp_path / "run", spec.recipe, data, stage="tokenizer")
     train_run.save_run(tmp_path / "run", spec)
     monkeypatch.chdir("/")  # the data is found from everywhere
     wider, data = training.new_prior_run(
-        tmp_path / "run", training.TrainRequest(values={"prior": {"width": 12}})
+        tmp_path / "run", training.RunSpec(values={"prior": {"width": 12}})
     )
     assert wider == replace(spec, recipe=spec.recipe.override({"prior": {"width": 12}}))
     with pytest.raises(TrainingError, match=r"another tokenizer\.width"):
         training.new_prior_run(
-            tmp_path / "run", training.TrainRequest(values={"tokenizer": {"width": 12}})
+            tmp_path / "run", training.RunSpec(values={"tokenizer": {"width": 12}})
         )
     with pytest.raises(UsageError, match="--preset"):
-        training.new_prior_run(tmp_path / "run", training.TrainRequest(preset="tiny"))
+        training.new_prior_run(tmp_path / "run", training.RunSpec(preset="tiny"))
     assert go(tmp_path / "run", wider.recipe, data, stage="prior")
     with pytest.raises(OutputError, match="holds a prior already"):
         go(tmp_path / "run", wider.recipe, data, stage="prior")
@@ -218,16 +218,14 @@ def test_prior_for_a_model_that_is_no_run(tmp_path: Path) -> None:
     out = make_model(tmp_path / "m", prior=None)
     spec, data = training.new_prior_run(
         out,
-        training.TrainRequest(
-            preset="tiny", values={k: SMALL[k] for k in ("prior", "prior_training")}
-        ),
+        training.RunSpec(preset="tiny", values={k: SMALL[k] for k in ("prior", "prior_training")}),
     )
     assert spec.recipe.tokenizer == codec.load(out).config
     assert spec.recipe.prior.codebook_size == 16
     with pytest.raises(TrainingError, match=r"another tokenizer\.beta"):
-        training.new_prior_run(out, training.TrainRequest(values={"tokenizer": {"beta": 1}}))
+        training.new_prior_run(out, training.RunSpec(values={"tokenizer": {"beta": 1}}))
     with pytest.raises(TrainingError, match="holds no tokenizer"):
-        training.new_prior_run(tmp_path / "nothing", training.TrainRequest())
+        training.new_prior_run(tmp_path / "nothing", training.RunSpec())
     small = Shapes(24)
     assert go(out, spec.recipe, small, stage="prior")
     assert codec.load(out).labels == data.labels == small.labels
@@ -263,9 +261,7 @@ def test_settings_merge_and_the_derived_ones_are_refused() -> None:
 
 def test_settings_that_only_fit_together_do_not_fail_one_by_one() -> None:
     spec, _ = training.new_run(
-        training.TrainRequest(
-            values={"data": {"size": 30}, "tokenizer": {"downsample": 2, "fold": 2}}
-        )
+        training.RunSpec(values={"data": {"size": 30}, "tokenizer": {"downsample": 2, "fold": 2}})
     )
     assert spec.recipe.data.size == 30
 
@@ -286,7 +282,7 @@ def test_settings_that_only_fit_together_do_not_fail_one_by_one() -> None:
 def test_another_network_than_the_preset_has_a_decoder_like_its_encoder(
     values: dict[str, Any], kept: bool
 ) -> None:
-    request = training.TrainRequest(preset="photo", values={"tokenizer": values})
+    request = training.RunSpec(preset="photo", values={"tokenizer": values})
     spec, _ = training.new_run(request)
     assert (spec.recipe.tokenizer.decoder_widths == (48, 96, 192, 256)) is kept
 
@@ -294,7 +290,7 @@ def test_another_network_than_the_preset_has_a_decoder_like_its_encoder(
 def test_a_decoder_that_is_asked_for_stays() -> None:
     shape = {"decoder_widths": [8, 16], "decoder_depths": [1, 1]}
     values = {"tokenizer": {"downsample": 8, **shape}}
-    spec, _ = training.new_run(training.TrainRequest(preset="photo", values=values))
+    spec, _ = training.new_run(training.RunSpec(preset="photo", values=values))
     assert spec.recipe.tokenizer.decoder_stages == [(8, 1), (16, 1)]
 
 
@@ -303,40 +299,40 @@ def test_a_decoder_that_is_asked_for_stays() -> None:
 
 def test_resume_on_other_images_of_equal_number_is_refused(tmp_path: Path) -> None:
     place = write_images(tmp_path / "data", {"1.png": 1, "2.png": 2})
-    request = training.TrainRequest(str(place), values=SMALL)
+    request = training.RunSpec(data=str(place), values=SMALL)
     training.create_run(tmp_path / "run", training.new_run(request)[0], "all", False)
-    again, _ = training.resume_run(tmp_path / "run", training.TrainRequest())
+    again, _ = training.resume_run(tmp_path / "run", training.RunSpec())
     assert again.digest
     renamed = write_images(tmp_path / "renamed", {"1.png": 1, "3.png": 2})
     resized = write_images(tmp_path / "resized", {"1.png": 1, "2.png": 2})
     (resized / "2.png").write_bytes((resized / "2.png").read_bytes() + b"x")
     for other in (renamed, resized):
         with pytest.raises(TrainingError, match="on other images"):
-            training.resume_run(tmp_path / "run", training.TrainRequest(str(other)))
+            training.resume_run(tmp_path / "run", training.RunSpec(data=str(other)))
     before = tmp_path / "run" / "run.json"  # of a version that kept no digest
     run = json.loads(before.read_text())
     del run["digest"], run["options"]
     before.write_text(json.dumps(run))
-    training.resume_run(tmp_path / "run", training.TrainRequest(str(renamed)))
+    training.resume_run(tmp_path / "run", training.RunSpec(data=str(renamed)))
 
 
 def test_resume_on_other_arrays_is_refused(tmp_path: Path) -> None:
     images = np.repeat(np.arange(4, dtype=np.uint8), 256).reshape(4, 16, 16)
     np.save(tmp_path / "a.npy", images)
     np.save(tmp_path / "b.npy", images[::-1])
-    request = training.TrainRequest(str(tmp_path / "a.npy"), values=SMALL)
+    request = training.RunSpec(data=str(tmp_path / "a.npy"), values=SMALL)
     training.create_run(tmp_path / "run", training.new_run(request)[0], "all", False)
-    training.resume_run(tmp_path / "run", training.TrainRequest())
+    training.resume_run(tmp_path / "run", training.RunSpec())
     with pytest.raises(TrainingError, match="on other images"):
-        training.resume_run(tmp_path / "run", training.TrainRequest(str(tmp_path / "b.npy")))
+        training.resume_run(tmp_path / "run", training.RunSpec(data=str(tmp_path / "b.npy")))
 
 
 def test_what_was_said_of_the_data_stays(tmp_path: Path) -> None:
     place = write_images(tmp_path / "data", {"a/1.png": 1, "b/2.png": 2, "c/3.png": 3})
     options = DataOptions.of(["test=c"], "none")
-    request = training.TrainRequest(str(place), values=SMALL, options=options)
+    request = training.RunSpec(data=str(place), values=SMALL, options=options)
     training.create_run(tmp_path / "run", training.new_run(request)[0], "all", False)
-    again, dataset = training.resume_run(tmp_path / "run", training.TrainRequest())
+    again, dataset = training.resume_run(tmp_path / "run", training.RunSpec())
     assert (again.options, len(dataset), dataset.labels) == (options, 2, ())
     told = train_run.spec_from_json(train_run.spec_to_json(again))
     assert told == again
@@ -346,7 +342,7 @@ def test_a_model_among_its_images_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = write_images(tmp_path / "data", {"1.png": 1, "2.png": 2})
-    _, dataset = training.new_run(training.TrainRequest(str(place), values=SMALL))
+    _, dataset = training.new_run(training.RunSpec(data=str(place), values=SMALL))
     monkeypatch.chdir(place)
     for folder, data in ((place / "x" / "y", str(place)), (Path("m"), "."), (place, str(place))):
         with pytest.raises(UsageError, match="lies in the folder of images") as caught:

@@ -20,7 +20,7 @@ from cli_helpers import fails, ok
 import vqtok
 from vqtok import model_registry, weights
 from vqtok.codes import Codes, Compact, index_dtype, read_any_codes, to_compact, write_codes
-from vqtok.codes.compact import to_stream
+from vqtok.codes.compact import checksum, to_stream
 from vqtok.codes.io import to_bytes
 from vqtok.codes.npz import data_offset
 from vqtok.config import EntropyConfig
@@ -57,6 +57,7 @@ def assert_equal(found: dict[str, Any], codes: Codes) -> None:
         found[key] for key in ("model", "fingerprint", "codebookSize", "downsample", "channels")
     ]
     assert said == list(codes.description)[:5]
+    assert found["range"] == (None if codes.range is None else list(codes.range))
 
 
 # Codes files
@@ -66,7 +67,7 @@ def assert_equal(found: dict[str, Any], codes: Codes) -> None:
 def test_golden_files_have_the_same_indices():
     paths = [*(GOLDEN / "codes").glob("*-*.npz"), GOLDEN / "small.npz", GOLDEN / "large.npz"]
     paths += (GOLDEN / "compact2").glob("*.npz")
-    assert len(paths) == 14
+    assert len(paths) == 18
     for plain in (False, True):
         jobs = [{"file": str(path), "prior": str(RUN), "plain": plain} for path in paths]
         for path, found in zip(paths, node(jobs), strict=True):
@@ -105,13 +106,15 @@ def random_file(
     sizes = [(h * f - int(rng.integers(f)), w * f - int(rng.integers(f))) for _ in range(n)]
     sizes = sizes[:1] * n if rng.random() < 0.5 else sizes
     described = (str(rng.choice(["a", "Füße 2", "long" * 40])), "0badcafe", K, f)
-    codes = Codes(indices.astype(index_dtype(K)), *described, int(rng.choice([1, 3])), tuple(sizes))
+    value_range = (-0.5, float(rng.random())) if rng.random() < 0.3 else None
+    more = (int(rng.choice([1, 3])), tuple(sizes), value_range)
+    codes = Codes(indices.astype(index_dtype(K)), *described, *more)
     if rng.random() < 0.1:
         write_codes(path, to_compact(codes))
         return codes, False
     # not `to_compact`: it takes the streams of a prior only where they are smaller
-    streams = tuple(prior.encode(codes.indices))
-    write_codes(path, Compact(*codes.description, codes.levels, name, streams))  # type: ignore[arg-type]
+    streams = tuple(prior.encode(codes.indices, checksum(codes.indices, codes.sizes)))
+    write_codes(path, Compact(*codes.description, codes.levels, None, name, streams))  # type: ignore[arg-type]
     return codes, True
 
 

@@ -83,23 +83,13 @@ def go(
     **options: Any,
 ) -> bool:
     listener = listener or Interrupt()
-    run = training.RunContext(
-        out,
-        recipe.seed,
-        torch.device("cpu"),
-        recipe.precision,
-        stop or listener.stop,
-        listener,
-        perceptual,
+    spec = training.RunSpec(
+        recipe, "", len(dataset), perceptual=str(perceptual or ""), folder=out, **options
     )
-    if not options.get("resume"):
-        training.create_run(
-            out,
-            training.RunSpec(recipe, "", len(dataset)),
-            options.get("stage", "all"),
-            force=False,
-        )
-    return training.train(recipe, dataset, run, **options)
+    if not spec.resume:
+        training.create_run(out, spec, spec.stage, force=False)
+    run = training.RunContext(spec, torch.device("cpu"), stop or listener.stop, listener)
+    return training.train(run, dataset)
 
 
 def log(out: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,9 @@ A symbol owns an interval of the TOTAL frequencies. The state is one integer in 
 words leave and enter it, one a symbol at most. The decoder gives the symbols back first to last, so
 the encoder takes them last to first. A stream is the state and then the words, all as 16 bits,
 little-endian. It holds no lengths and no tables: the decoder is given both.
+
+The encoder's first state, the decoder's last, is 2^32 and a number of 32 bits that the stream
+carries: a checksum, say. It takes half a bit.
 """
 
 from bisect import bisect_right
@@ -18,21 +21,23 @@ from vqtok.errors import FormatError
 BITS = 16
 TOTAL = 1 << BITS  # frequencies of all symbols together
 BLOCK = 16  # symbols whose beginnings are computed when one of them is decoded
-_LOW = 1 << 32  # the state is never below, and both begin and end with it
+_LOW = 1 << 32  # the state is never below
 _MASK = TOTAL - 1
 _STATE_WORDS = 3  # 48 bits
 
 
-def encode(starts: np.ndarray, freqs: np.ndarray) -> bytes:
-    """Writes one stream. starts and freqs are integers (N,): symbol n owns [start, start + freq) of
-    TOTAL.
+def encode(starts: np.ndarray, freqs: np.ndarray, carried: int = 0) -> bytes:
+    """Writes one stream, which also carries a number below 2^32.
+
+    starts and freqs are integers (N,): symbol n owns [start, start + freq) of TOTAL.
     """
+    assert 0 <= carried < _LOW
     assert starts.shape == freqs.shape
     assert starts.ndim == 1
     assert freqs.size == 0 or (
         freqs.min() > 0 and starts.min() >= 0 and (starts + freqs).max() <= TOTAL
     )
-    state, words = _LOW, []
+    state, words = _LOW + carried, []
     for start, freq in zip(starts[::-1].tolist(), freqs[::-1].tolist(), strict=True):
         if state >= freq << 32:
             words.append(state & _MASK)
@@ -112,11 +117,35 @@ class Decoder:
                 found += self._decode_one(int(streams[start]), frequencies, range(start, end))
         return found
 
-    def finish(self) -> None:
-        """FormatError unless every stream is used up, and its state where it began."""
-        if any(state != _LOW for state in self._states) or any(
+    def next_symbol(self, cumulative: np.ndarray) -> int:
+        """Gives the next symbol of the first stream; cumulative (K + 1,) rises strictly from 0 to
+        TOTAL.
+        """
+        state, words = self._states[0], self._words[0]
+        slot = state & _MASK
+        symbol = int(cumulative.searchsorted(slot, "right")) - 1
+        start, end = cumulative[symbol : symbol + 2].tolist()
+        state = (end - start) * (state >> BITS) + slot - start
+        if state < _LOW:
+            if self._used[0] == len(words):
+                raise _truncated()
+            state = state << BITS | words[self._used[0]]
+            self._used[0] += 1
+        self._states[0] = state
+        return symbol
+
+    def carried(self) -> list[int]:
+        """Gives the number that each stream carries; FormatError unless all are used up."""
+        numbers = [state - _LOW for state in self._states]
+        if any(number >= _LOW for number in numbers) or any(
             used != len(words) for used, words in zip(self._used, self._words, strict=True)
         ):
+            raise _damaged()
+        return numbers
+
+    def finish(self) -> None:
+        """FormatError unless every stream is used up and carries 0."""
+        if any(self.carried()):
             raise _damaged()
 
     def _decode_one(self, b: int, frequencies: Frequencies, rows: range) -> list[int]:
@@ -134,8 +163,6 @@ class Decoder:
                 first = row * blocks
                 at = bisect_right(starts, slot, first, first + blocks) - 1
                 begin, below = BLOCK * (at - first), before[at]
-                # c is the first with floor(P(c + 1) shared / total) >= slot - c: all are integers
-                # below 2^41, carried in floats
                 # The symbol c is the first with floor(P(c + 1) shared / total) >= slot - c. All
                 # are integers below 2^41, carried in floats.
                 left = (slot - begin + 1) * total - below * shared

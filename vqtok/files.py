@@ -8,15 +8,18 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
+from vqtok import remote
 from vqtok.errors import InputError, OutputError, UsageError
+from vqtok.remote import RemoteError, RemotePath, ServerError, as_path, is_url
 
 STDIO = Path("-")
 _CHUNK = 1 << 20
@@ -51,25 +54,29 @@ class Source:
         return "standard input" if self.path is None else str(self.path)
 
 
-def expand(inputs: Sequence[str], suffixes: frozenset[str]) -> list[Source]:
+def expand(
+    inputs: Sequence[str],
+    suffixes: frozenset[str],
+    is_other: Callable[[Path], bool] | None = None,
+) -> list[Source]:
     """The files that names, folders, globs and '-' stand for:
     in the order given, sorted within each, each file once.
 
     A named file counts whatever its suffix; in folders, and for globs that end in '*', only
-    `suffixes` (lower case, with the dot). Hidden files are skipped; linked folders are followed,
-    each folder once. Where several folders are given, `relative` begins with the folder's name, so
-    that equal names in two of them stay apart.
+    `suffixes` (lower case, with the dot), and what `is_other` says of the rest. Hidden files are
+    skipped; linked folders are followed, each folder once. Where several folders are given,
+    `relative` begins with the folder's name, so that equal names in two of them stay apart.
 
     Raises InputError when nothing is found.
     Beside inputs that are found, one that is not stays in the list as it is:
     reading it then reports it, and the rest of the batch goes on.
     """
-    several = sum(os.path.isdir(name) for name in inputs) > 1
+    several = sum(is_folder(name) for name in inputs) > 1
     found, lost = [], []
     for name in inputs:
-        sources = _expand_one(name, suffixes, several)
+        sources = _expand_one(name, suffixes, several, is_other)
         lost += [] if sources else [name]
-        found += sources or [Source(Path(name), Path(Path(name).name or name))]
+        found += sources or [Source(as_path(name), Path(Path(name).name or name))]
     if len(lost) == len(inputs):
         raise _nothing(lost)
     once: dict[str | None, Source] = {}
@@ -78,19 +85,30 @@ def expand(inputs: Sequence[str], suffixes: frozenset[str]) -> list[Source]:
     return list(once.values())
 
 
-def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Source]:
+def _expand_one(
+    name: str,
+    suffixes: frozenset[str],
+    several: bool,
+    is_other: Callable[[Path], bool] | None = None,
+) -> list[Source]:
     path = Path(name)
     if name == "-":
         return [Source(None, Path("stdin"))]
+    if is_url(name):
+        return _expand_url(name, suffixes, several)
     if os.path.isdir(name):
         base = Path(os.path.basename(os.path.abspath(name))) if several else Path()
         return [
-            Source(p, base / p.relative_to(path)) for p in _files(path) if _is_wanted(p, suffixes)
+            Source(p, base / p.relative_to(path))
+            for p in _files(path)
+            if _is_wanted(p, suffixes, is_other)
         ]
     if os.path.exists(name):
         return [Source(path, Path(path.name))]
     if (words := expand_braces(name)) != [name]:
-        return [source for word in words for source in _expand_one(word, suffixes, several)]
+        return [
+            source for word in words for source in _expand_one(word, suffixes, several, is_other)
+        ]
     magic = next((i for i, part in enumerate(path.parts) if _is_magic(part)), None)
     if magic is None:
         return []
@@ -99,8 +117,64 @@ def _expand_one(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
     return [
         Source(p, p.relative_to(root))
         for p in matches
-        if not name.endswith("*") or _is_wanted(p, suffixes)
+        if not name.endswith("*") or _is_wanted(p, suffixes, is_other)
     ]
+
+
+def _expand_url(name: str, suffixes: frozenset[str], several: bool) -> list[Source]:
+    """As `_expand_one`; a file is not asked for: reading it tells whether it is there."""
+    if (words := expand_braces(name)) != [name]:
+        return [source for word in words for source in _expand_url(word, suffixes, several)]
+    path = as_path(name)
+    assert isinstance(path, RemotePath)
+    try:
+        if path.is_web and "*" not in without_query(name):
+            return [Source(path, Path(Path(without_query(name)).name))]
+        if path.is_web or _is_magic(name) or not path.is_file():
+            root = path
+            while _is_magic(str(root)):
+                root = root.parent
+            found = remote.match(path) if _is_magic(name) else remote.find(path)
+            base = Path(path.name) if several and root == path else Path()
+            every = _is_magic(name) and not name.endswith("*")
+            return [
+                Source(p, base / p.relative_to(root))
+                for p in found
+                if every or p.suffix.lower() in suffixes
+            ]
+    except RemoteError as error:
+        raise unreadable(name, error) from None
+    return [Source(path, Path(path.name))]
+
+
+def without_query(name: str) -> str:
+    """A web address without what follows `?`, often a signature; any other name as it is."""
+    return name.partition("?")[0] if name.lower().startswith(("http:", "https:")) else name
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name has what a glob or braces have; `?` begins the query of a web address."""
+    return any(c in without_query(name) for c in "*?[{")
+
+
+def is_folder(name: str | Path) -> bool:
+    """Whether a name is that of a folder, on a server too. Raises InputError of a server."""
+    if not is_url(name):
+        return os.path.isdir(name)
+    try:
+        return as_path(name).is_dir()
+    except RemoteError as error:
+        raise unreadable(name, error) from None
+
+
+def unreadable(name: object, error: RemoteError) -> InputError:
+    """The error of two lines for what a server says."""
+    return InputError(f"cannot read {name}: {error.strerror}", error.fix)
+
+
+def server_error(name: object, error: RemoteError) -> ServerError:
+    """As `unreadable`, where the work cannot go on."""
+    return ServerError(f"cannot read {name}: {error.strerror}", error.fix)
 
 
 def expand_braces(name: str) -> list[str]:
@@ -148,12 +222,16 @@ def _is_magic(text: str) -> bool:
     return any(c in text for c in "*?[")
 
 
-def _is_wanted(path: Path, suffixes: frozenset[str]) -> bool:
+def _is_wanted(
+    path: Path, suffixes: frozenset[str], is_other: Callable[[Path], bool] | None
+) -> bool:
     """Whether a file found in a folder is wanted.
 
     A folder in place of a file could not be listed: reading it says so.
     """
-    return path.suffix.lower() in suffixes or os.path.isdir(path)
+    if path.suffix.lower() in suffixes or os.path.isdir(path):
+        return True
+    return is_other is not None and os.path.isfile(path) and is_other(path)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]] | None:
@@ -241,6 +319,7 @@ def output_path(source: Source, suffix: str, out: Path | None, many: bool) -> Pa
     """
     if out is None:
         return STDIO if source.path is None else source.path.with_suffix(suffix)
+    out = as_path(out)
     if out == STDIO or (
         not os.path.isdir(out)
         and (os.path.exists(out) or re.fullmatch(r"\.[A-Za-z]\w*", out.suffix))
@@ -263,6 +342,8 @@ def check_free(path: Path, force: bool) -> None:
     """Raises OutputError when `path` exists and may not be replaced:
     before the work, not after it.
     """
+    if isinstance(path, RemotePath):
+        return _check_remote_free(path, force)
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -277,6 +358,31 @@ def check_free(path: Path, force: bool) -> None:
         )
     if not force and os.path.lexists(path):
         raise _taken(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raises OutputError for a URL that is only read: before the work, not after it."""
+    if isinstance(path, RemotePath):
+        try:
+            remote.check_writable(path)
+        except RemoteError as error:
+            raise _unwritable(path, error) from None
+
+
+def _check_remote_free(path: RemotePath, force: bool) -> None:
+    check_writable(path)
+    try:
+        if not force and path.exists():
+            raise _taken(path)
+    except RemoteError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    if isinstance(error, RemoteError):
+        return OutputError(f"cannot write {path}: {error.strerror}", error.fix)
+    what, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
+    return OutputError(f"cannot write {path}: {what}", fix)
 
 
 def _taken(path: Path) -> OutputError:
@@ -298,6 +404,10 @@ def atomic(path: Path, force: bool = False) -> Iterator[Path]:
     appeared meanwhile. A link is written through, not replaced.
     """
     check_free(path, force)
+    if isinstance(path, RemotePath):
+        with _uploaded(path) as temporary:
+            yield temporary
+        return
     target = Path(os.path.realpath(path)) if os.path.islink(path) else path
     temporary = target.with_name(f".vqtok-{secrets.token_hex(6)}{target.suffix[:16]}")
     try:
@@ -315,8 +425,20 @@ def atomic(path: Path, force: bool = False) -> Iterator[Path]:
         with suppress(OSError):  # not every system can sync a folder, and the file is already whole
             _sync(target.parent, os.O_RDONLY)
     except OSError as error:
-        what, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
-        raise OutputError(f"cannot write {path}: {what}", fix) from None
+        raise _unwritable(path, error) from None
+
+
+@contextmanager
+def _uploaded(path: RemotePath) -> Iterator[Path]:
+    """Gives the name of a local file, which goes to the server when the block ends well."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="vqtok-") as folder:
+            temporary = Path(folder) / f"file{path.suffix[:16]}"
+            temporary.touch()
+            yield temporary
+            remote.upload(temporary, path)
+    except OSError as error:
+        raise _unwritable(path, error) from None
 
 
 @contextmanager
@@ -326,6 +448,10 @@ def staging(folder: Path) -> Iterator[Path]:
 
     Every OSError becomes an OutputError. Those that killed writers left an hour ago are removed.
     """
+    if isinstance(folder, RemotePath):
+        with tempfile.TemporaryDirectory(prefix="vqtok-") as local:
+            yield Path(local)
+        return
     stage = folder / f".vqtok-{secrets.token_hex(6)}"
     try:
         new = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -342,8 +468,7 @@ def staging(folder: Path) -> Iterator[Path]:
                 for path in new:
                     path.rmdir()
     except OSError as error:
-        what, fix = _REASONS.get(error.errno or 0, (error.strerror or str(error), _ELSEWHERE))
-        raise OutputError(f"cannot write {folder}: {what}", fix) from None
+        raise _unwritable(folder, error) from None
 
 
 def _age(path: Path) -> float:
@@ -352,6 +477,30 @@ def _age(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def move(made: Path, target: Path) -> None:
+    """Gives what was made in a `staging` folder its place; a file or a folder, which must be free
+    or, a file, may be replaced. Raises OSError; OutputError where a server does not take it.
+    """
+    if not isinstance(target, RemotePath):
+        os.replace(made, target)
+        return
+    try:
+        for path in sorted(made.rglob("*")) if made.is_dir() else [made]:
+            if path.is_file():
+                remote.upload(path, target / path.relative_to(made) if path != made else target)
+    except RemoteError as error:
+        raise _unwritable(target, error) from None
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes a folder with all that is in it."""
+    if isinstance(folder, RemotePath):
+        for path in remote.find(folder):
+            path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder)
 
 
 def sync(path: Path) -> None:
@@ -404,6 +553,13 @@ def _publish(temporary: Path, target: Path, force: bool) -> None:
 
 def write_bytes(path: Path, data: bytes, force: bool = False) -> None:
     """Writes the file whole or not at all; errors as `atomic`."""
+    if isinstance(path, RemotePath):
+        check_free(path, force)
+        try:
+            remote.put(path, data)
+        except RemoteError as error:
+            raise _unwritable(path, error) from None
+        return
     with atomic(path, force) as temporary:
         temporary.write_bytes(data)
 
@@ -424,8 +580,10 @@ def open_input(path: Path) -> Iterator[io.BufferedReader]:
     Raises InputError when it is missing, refused or a folder, or fails while it is read.
     """
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") if isinstance(path, RemotePath) else open(path, "rb") as file:
             yield file
+    except RemoteError as error:
+        raise unreadable(path, error) from None
     except FileNotFoundError:
         raise InputError(f"{path} does not exist", "check the name") from None
     except IsADirectoryError:

@@ -1,7 +1,7 @@
 """Config and tensors <-> .safetensors.
 
 A weights file is a safetensors file whose metadata has the one key "vqtok": one JSON object in
-ASCII, keys sorted: "format" (1), "kind" ("tokenizer", "prior", "entropy", "vae" or "state"),
+ASCII, keys sorted: "format" (1), "kind" (one of KINDS),
 "config" (it rebuilds the network), "record" (data, steps, seed, figures, version) and, where there
 are any, "int8" (names of tensors held in one byte a number, see int8.py) and "codes" (whose codes
 a tokenizer makes, see `codes_fingerprint`). One key only, because safetensors shuffles several, and
@@ -28,7 +28,7 @@ from vqtok.codes import name_in_errors, parse_meta
 from vqtok.errors import FormatError, InputError
 
 FORMAT = 1
-KINDS = ("tokenizer", "prior", "entropy", "vae", "state")
+KINDS = ("tokenizer", "prior", "entropy", "vae", "tokens", "state")
 SUFFIX = ".safetensors"
 DECODER = ("decoder.", "likelihood.")  # how names of tensors begin that make no codes
 HEADER_LIMIT = 16 << 20  # bytes of JSON: some 150,000 tensors

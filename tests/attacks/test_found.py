@@ -20,7 +20,7 @@ from attacks import archives, image_files, mutate
 from attacks.archives import header, image, member, tar
 from attacks.codes_files import FINGERPRINT, _as_varints, npy, tiny_coder
 from vqtok import codes, data, images
-from vqtok.data import sources
+from vqtok.data import archives as data_archives
 from vqtok.data import tar as data_tar
 from vqtok.errors import FormatError, InputError
 from vqtok.images import read as images_read
@@ -57,7 +57,8 @@ def test_a_type_that_numpy_does_not_understand() -> None:
             ("meta.npy", npy("<U9999999999", "()", b"")),
         ]
     )
-    with pytest.raises(FormatError, match="damaged header"):
+    # NumPy 1.26 understands it
+    with pytest.raises(FormatError, match=r"damaged header|claims 1345294332 bytes"):
         codes.read_plain_codes(file)
 
 
@@ -144,8 +145,9 @@ def test_sizes_of_a_tar_that_lie(name: str, kind: bytes, tmp_path: Path) -> None
     if kind == b"5x" and size > 0:  # a folder has no bytes, whatever it says
         assert red(path) == [0, 0]
         return
-    with pytest.raises(InputError, match=message):
-        data.open_data(path)
+    found = data.open_data(path)  # the image before the damage is used, and that is said
+    assert len(found) == 1
+    assert any(message in note for note in found.notes), found.notes
 
 
 def test_global_records_of_a_tar_are_not_copied_for_each_member(tmp_path: Path) -> None:
@@ -226,7 +228,7 @@ def test_batches_of_cifar_that_are_too_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twenty of 30 MB each took 1.8 GiB, from 600 kB."""
-    monkeypatch.setattr("vqtok.data.arrays._CIFAR_LIMIT", 1 << 20)
+    monkeypatch.setattr("vqtok.data.cifar._LIMIT", 1 << 20)
     path = tmp_path / "cifar.tar.gz"
     names = [f"{i}/data_batch_{i % 10}.bin" for i in range(20)]
     path.write_bytes(gzip.compress(tar(*(member(name, bytes(3073 * 30)) for name in names)), 1))
@@ -284,7 +286,7 @@ def test_frames_of_a_large_animation_are_not_counted(monkeypatch: pytest.MonkeyP
 def test_all_that_is_read_may_be_a_image() -> None:
     """What an archive's member is told by, before it is unpacked."""
     for kind, content in image_files.wholes().items():
-        assert images.may_be_image(content[: sources._START]), kind
-    assert images.may_be_image(saved(Image.new("RGB", (2, 2)), "DIB")[: sources._START])
+        assert images.may_be_image(content[: data_archives._START]), kind
+    assert images.may_be_image(saved(Image.new("RGB", (2, 2)), "DIB")[: data_archives._START])
     assert not images.may_be_image(bytes(64))
     assert not images.may_be_image(struct.pack("<I", 0x04034B50) + bytes(60))

@@ -1,5 +1,5 @@
-"""Many images to few files: codes shards, made by `vqtok encode` from tar shards and folders,
-and read by `CodesDataset`.
+"""Encodes many images to few files: codes shards, made by `vqtok encode` from tar shards and
+folders, and read by `CodesDataset`.
 
 A folder of codes shards holds
 - `manifest.json`: format, model and fingerprint, K, downsample, channels, levels, the settings that

@@ -1,4 +1,5 @@
-"""Codes shards as a data set: any image's indices, by number, without reading more than these.
+"""Gives codes shards as a data set: any image's indices, by number, without reading more than
+these.
 
 >>> from vqtok import CodesDataset
 >>> data = CodesDataset("codes/")
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
 
-from vqtok import codes
+from vqtok import codes, files
 from vqtok.bulk import shards
 from vqtok.bulk.inputs import LOOSE
 from vqtok.codes import Codes
@@ -34,18 +35,21 @@ if TYPE_CHECKING:
 
 # kept open: each takes a file handle, of which a process has 1024 as a rule, and its names, 0.1 MB
 OPEN_SHARDS = 128
+OPEN_REMOTE = (
+    8  # of a server: these are in memory, 1 MB for 1,000 images of 16x16 codes and 2 levels
+)
 
 
 @dataclass(frozen=True)
 class _OpenShard:
-    """A shard that is being read."""
+    """Holds a shard that is being read."""
 
     lines: list[shards.ShardRecord]  # of the images that are there
     stacks: dict[tuple[int, int], np.ndarray]  # (n, L, h, w) by grid
 
 
 class CodesDataset:
-    """The images of a folder of codes shards, in the order of the inputs.
+    """Gives the images of a folder of codes shards, in the order of the inputs.
 
     A map-style data set: torch's DataLoader takes it as it is.
 
@@ -54,15 +58,18 @@ class CodesDataset:
     missing, unless `partial`.
     """
 
-    pool_chunks = 2 * OPEN_SHARDS  # that a shuffled stream may have open
+    @property
+    def pool_chunks(self) -> int:
+        """That a shuffled stream may have open."""
+        return 2 * self._most_open
 
     def __init__(
         self, folder: str | os.PathLike[str], partial: bool = False, model: str | None = None
     ) -> None:
-        """`model` is the name or path of the model, where compact shards need one that
-        is not found by its name.
+        """Takes as `model` the name or path of the model, where compact shards need one that is not
+        found by its name.
         """
-        self.folder, self.model = Path(folder), model
+        self.folder, self.model = files.as_path(folder), model
         self.manifest = shards.read_manifest(self.folder)
         self.shards = shards.find_shards(self.folder)
         if not partial and (lacking := shards.count_missing(self.manifest, self.shards)):
@@ -78,6 +85,10 @@ class CodesDataset:
         self.chunks = [ShardChunk(self, shard) for shard in self.shards if shard.head.pictures]
         self._coder: EntropyCoder | None = None
 
+    @property
+    def _most_open(self) -> int:
+        return OPEN_REMOTE if files.is_url(self.folder) else OPEN_SHARDS
+
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
@@ -90,8 +101,8 @@ class CodesDataset:
     def __getitem__(
         self, number: SupportsIndex | slice
     ) -> tuple[np.ndarray, str] | list[tuple[np.ndarray, str]]:
-        """The indices int64 (L, h, w) of an image, and its name: that of its tar, a slash, and its
-        name in the tar. A slice gives a list of these.
+        """Returns the indices int64 (L, h, w) of an image, and its name: that of its tar, a slash,
+        and its name in the tar. A slice gives a list of these.
 
         int64, although files hold uint8 or uint16: PyTorch (2.13) neither adds nor compares uint16
         and takes no index of it, and `embedding` and `cross_entropy` ask for int64.
@@ -109,16 +120,16 @@ class CodesDataset:
         return (self[number] for number in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is open: a worker of a DataLoader opens its own."""
+        """Leaves out what is open: a worker of a DataLoader opens its own."""
         return self.__dict__ | {"_open": OrderedDict(), "_coder": None}
 
     def codes(self, number: SupportsIndex) -> Codes:
-        """The same image as Codes: what `Model.decode` takes."""
+        """Returns the same image as Codes: what `Model.decode` takes."""
         _, line, stack = self._at(number)
         return self._codes(stack[line.row], line)
 
     def _codes(self, grid: np.ndarray, line: shards.ShardRecord) -> Codes:
-        """One image as Codes, from its grid (L, h, w)."""
+        """Makes Codes of one image from its grid (L, h, w)."""
         m, (W, H) = self.manifest, line.size
         indices = np.array(grid[None], codes.index_dtype(m.codebook_size))
         return Codes(
@@ -127,12 +138,12 @@ class CodesDataset:
 
     @cached_property
     def grids(self) -> np.ndarray:
-        """(L, h, w) of every image, int64 (N, 3). Reads the manifests of all shards."""
+        """Returns (L, h, w) of every image, int64 (N, 3). Reads the manifests of all shards."""
         rows = [(self.manifest.levels, line.grid[1], line.grid[0]) for _, line in self.entries()]
         return np.array(rows, np.int64).reshape(-1, 3)
 
     def entries(self) -> Iterator[tuple[str, shards.ShardRecord]]:
-        """(name, line) of every image, from the manifests alone."""
+        """Yields (name, record) of every image, from the manifests alone."""
         for shard in self.shards:
             yield from (
                 (_name(shard, line), line) for line in shard.records() if line.error is None
@@ -149,24 +160,24 @@ class CodesDataset:
         window: int | tuple[int, int] | None = None,
         split: str | None = None,
     ) -> "Sequences":
-        """The images as token sequences: see `vqtok.tokens.Sequences`."""
+        """Returns the images as token sequences: see `vqtok.tokens.Sequences`."""
         from vqtok.tokens import Sequences
 
         return Sequences(self, order, offset, bos, eol, eos, class_tokens, window, split)
 
     @property
     def origin(self) -> Origin:
-        """The model that made the codes."""
+        """Returns the model that made the codes."""
         m = self.manifest
         return Origin(m.model, m.fingerprint, m.codebook_size, m.downsample, m.channels, m.levels)
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the classes by number, where the manifest lists them."""
+        """Names the classes by number, where the manifest lists them."""
         return shards.read_labels(self.folder)
 
     def images(self, shard: shards.Shard) -> Iterator[tuple[str, Codes]]:
-        """Name and codes of each image of one shard, in order. The shard is not kept open.
+        """Yields name and codes of each image of one shard, in order. The shard is not kept open.
 
         FormatError, InputError: before the first image.
         """
@@ -177,11 +188,11 @@ class CodesDataset:
         )
 
     def use_coder(self, coder: "EntropyCoder | None") -> None:
-        """Compact shards are decoded with this one, of a model that is loaded already."""
+        """Decodes compact shards with this coder, of a model that is loaded already."""
         self._coder = coder
 
     def name(self, number: int) -> str:
-        """The name of an image, as in `data[number]`."""
+        """Returns the name of an image, as in `data[number]`."""
         shard, line, _ = self._at(number)
         return _name(shard, line)
 
@@ -192,11 +203,11 @@ class CodesDataset:
 
     @property
     def failed(self) -> int:
-        """How many images could not be encoded."""
+        """Counts the images that could not be encoded."""
         return sum(shard.head.failed for shard in self.shards)
 
     def _at(self, number: SupportsIndex) -> tuple[shards.Shard, shards.ShardRecord, np.ndarray]:
-        """The shard, line and stack (n, L, h, w) of an image."""
+        """Finds the shard, record and stack (n, L, h, w) of an image."""
         try:
             number = index(number)
         except TypeError:
@@ -215,7 +226,7 @@ class CodesDataset:
 
     @staticmethod
     def _row(shard: shards.Shard, opened: _OpenShard, line: shards.ShardRecord) -> np.ndarray:
-        """The grid (L, h, w) of an image; FormatError where the shard does not hold it."""
+        """Reads the grid (L, h, w) of an image; FormatError where the shard does not hold it."""
         stack = opened.stacks.get(line.grid)
         with codes.name_in_errors(shard.records_path):
             if stack is None or line.row >= len(stack):
@@ -230,7 +241,7 @@ class CodesDataset:
             self._open.move_to_end(where)
             return self._open[where]
         self._open[where] = opened = self._read(self.shards[where])
-        if len(self._open) > OPEN_SHARDS:
+        if len(self._open) > self._most_open:
             self._open.popitem(last=False)
         return opened
 
@@ -246,7 +257,9 @@ class CodesDataset:
         return codes.unpack(self.stack(shard, stack), self._find_coder).indices
 
     def stack(self, shard: shards.Shard, stack: shards.GridBatch) -> "Codes | Compact":
-        """The codes file of a stack as it is. FormatError where it is not as the manifests tell."""
+        """Reads the codes file of a stack as it is. FormatError where it is not as the manifests
+        say.
+        """
         found = shards.read_stack(shard, stack)
         with codes.name_in_errors(shard.path):
             w, h = stack.grid
@@ -271,7 +284,7 @@ class CodesDataset:
 
 @dataclass(frozen=True, eq=False)
 class ShardChunk:
-    """The images of a shard, read together."""
+    """Holds the images of a shard, read together."""
 
     data: CodesDataset
     shard: shards.Shard
@@ -289,7 +302,7 @@ class ShardChunk:
         return {(s.grid[1], s.grid[0]): s.pictures for s in self.shard.head.stacks}
 
     def load(self) -> Loaded:
-        """The grids; the shard's manifest is read only where it tells which image has which."""
+        """Reads the grids, and the shard's manifest where it alone says which image has which."""
         stacks = self.shard.head.stacks
         loaded = [self.data._stack(self.shard, stack) for stack in stacks]
         if len(stacks) == 1:
@@ -306,7 +319,7 @@ class ShardChunk:
         return Loaded(loaded, which, np.array([line.row for line in lines], np.int64))
 
     def items(self) -> list[Item]:
-        """What the shard's manifest tells of each image."""
+        """Returns what the shard's manifest says of each image."""
         return [
             Item(
                 _name(self.shard, line),

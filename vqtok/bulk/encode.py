@@ -12,6 +12,7 @@ import numpy as np
 
 from vqtok import distributed, files, images
 from vqtok.bulk import shards
+from vqtok.bulk.crops import AS_THEY_ARE, Crops
 from vqtok.bulk.folder import ShardReport, prepare_folder
 from vqtok.bulk.inputs import Chunk, Entry, Inputs, WorkSlice
 from vqtok.bulk.pool import Pool
@@ -31,7 +32,9 @@ class BulkSettings:
     levels: int | None = None  # None: all
     compact: bool = False
     background: str = "white"
-    shard_size: int = 1000  # images
+    shard_size: int = 1000  # images of the inputs; with crops there are more grids
+    range: images.Range | None = None  # of deep images; None: by the type of each
+    crops: Crops = AS_THEY_ARE
 
 
 def default_workers() -> int:
@@ -65,11 +68,15 @@ def encode(
             "-f would take away what other parts have written",
             "remove the folder, and leave -f out",
         )
-    prepare_folder(out, make_manifest(model, inputs, settings), work_slice, resume, force)
+    wanted = make_manifest(model, inputs, settings)
+    inputs.number_labels(prepare_folder(out, wanted, work_slice, resume, force).labels)
     distributed.local_device(model.device)
-    with Pool(workers, model.config.channels, images.parse_color(settings.background)) as pool:
-        shard = _ShardWriter(model, settings)
-        count = None if progress is None else _Count(inputs, work_slice)
+    color = images.parse_color(settings.background)
+    files_to_read = any(source.reader is None for source in inputs.all)
+    channels = model.config.channels
+    with Pool(workers, channels, color, settings.range, settings.crops, files_to_read) as pool:
+        shard = _ShardWriter(model, inputs, settings)
+        count = None if progress is None else _Count(inputs, work_slice, settings.crops.copies)
         for item, image in pool.map(_work(inputs, out, settings, work_slice, resume)):
             if isinstance(item, Shard):
                 if count is not None:
@@ -82,7 +89,7 @@ def encode(
                     progress(*count.add(item))
             else:
                 yield shard.finish(item, out)
-                shard = _ShardWriter(model, settings)
+                shard = _ShardWriter(model, inputs, settings)
 
 
 class _Count:
@@ -90,8 +97,8 @@ class _Count:
     beforehand, by the part of their bytes that is read.
     """
 
-    def __init__(self, inputs: Inputs, work_slice: WorkSlice) -> None:
-        self.whole = work_slice.count == 1
+    def __init__(self, inputs: Inputs, work_slice: WorkSlice, copies: int) -> None:
+        self.whole, self.copies = work_slice.count == 1, copies
         self.done = self.of_loose = self.of_tars = self.loose = 0
         self.starts: dict[str, int] = {}
         self.bytes = 0
@@ -100,11 +107,15 @@ class _Count:
                 self.starts[str(source.path)] = self.bytes
                 self.bytes += source.bytes or 0
             elif self.whole:
-                self.loose = sum(len(chunk.entries) for chunk in inputs.chunks(source, 1 << 12))
+                self.loose += (
+                    sum(len(chunk.entries) for chunk in inputs.chunks(source, 1 << 12))
+                    if source.reader is None
+                    else len(source.reader)
+                )
 
     def skip(self, shard: Shard) -> None:
         """A shard that is finished already."""
-        self.done += shard.head.pictures + shard.head.failed
+        self.done += round(shard.head.pictures / self.copies) + shard.head.failed
 
     def add(self, entry: Entry) -> tuple[int, int | None]:
         """Counts an image that was just read; returns how many are done, and of how many."""
@@ -198,6 +209,9 @@ def make_manifest(model: Model, inputs: Inputs, settings: BulkSettings) -> Manif
         settings.background,
         settings.shard_size,
         tuple((source.name, source.bytes) for source in inputs.all),
+        "" if settings.range is None else images.show_range(settings.range),
+        settings.crops.describe(),
+        inputs.labels,
     )
 
 
@@ -216,35 +230,57 @@ class _ShardWriter:
     What is encoded together depends on the images before it alone, not on time.
     """
 
-    def __init__(self, model: Model, settings: BulkSettings) -> None:
+    def __init__(self, model: Model, inputs: Inputs, settings: BulkSettings) -> None:
         self.model, self.settings, self.began = model, settings, time.perf_counter()
+        self.inputs = inputs
         self.lines: list[ShardRecord] = []
         self.grids: dict[int, np.ndarray] = {}  # (L, h, w) of each line that has one
         self.waiting: dict[tuple[int, int], _Bucket] = {}  # by (w, h)
         # places of the images of each grid, in order
+        self.ranges: list[images.Range | None] = []  # of each line
+        self.narrow: list[images.Range] = []
         self.rows: dict[tuple[int, int], list[int]] = {}
 
     def add(self, entry: Entry, image: images.DecodedImage | VqtokError) -> None:
-        """The next image, or why it could not be read."""
-        if not isinstance(image, VqtokError):
-            try:
-                self.model.check_size(*image.pixels.shape[:2])
-            except VqtokError as error:
-                image = error
+        """The next image, with all copies that were made of it, or why it could not be read."""
         if isinstance(image, VqtokError):
             self.lines.append(ShardRecord(entry.name, error=str(image)))
+            self.ranges.append(None)
             return
-        f, (H, W) = self.model.config.downsample, image.pixels.shape[:2]
+        copies = image.pixels[None] if image.pixels.ndim == 3 else image.pixels
+        try:
+            self.model.check_size(*copies.shape[1:3])
+        except VqtokError as error:
+            self.lines.append(ShardRecord(entry.name, error=str(error)))
+            self.ranges.append(None)
+            return
+        found = self.inputs.facts(entry)
+        record = ShardRecord(
+            entry.name,
+            notes=(*image.notes, *found.notes),
+            label=found.label,
+            caption=found.caption,
+            split=found.split,
+        )
+        self.narrow += [] if image.narrow is None else [image.narrow]
+        for pixels in copies:
+            self._add_one(record, pixels, image.range)
+
+    def _add_one(
+        self, record: ShardRecord, pixels: np.ndarray, value_range: images.Range | None
+    ) -> None:
+        f, (H, W) = self.model.config.downsample, pixels.shape[:2]
         grid = -(-W // f), -(-H // f)
         position, rows, bucket = (
             len(self.lines),
             self.rows.setdefault(grid, []),
             self.waiting.setdefault(grid, _Bucket()),
         )
-        self.lines.append(ShardRecord(entry.name, (W, H), grid, len(rows), notes=image.notes))
+        self.lines.append(replace(record, size=(W, H), grid=grid, row=len(rows)))
+        self.ranges.append(value_range)
         rows.append(position)
         bucket.positions.append(position)
-        bucket.images.append(image.pixels)
+        bucket.images.append(pixels)
         bucket.pixels += grid[0] * grid[1] * f * f
         # 4 images of 432x320 on a CPU, where more are no faster
         if bucket.pixels >= self.model.pixels_at_once:
@@ -273,10 +309,14 @@ class _ShardWriter:
             files.write_bytes(found.path, data, force=True)
         files.write_bytes(found.records_path, lines, force=True)
         failed = tuple(line for line in self.lines if line.error is not None)
-        return ShardReport(found, time.perf_counter() - self.began, failed)
+        narrow = images.suggest(self.narrow) if self.narrow else None
+        seconds = time.perf_counter() - self.began
+        return ShardReport(found, seconds, failed, narrow, len(self.narrow))
 
     def _stack(self, positions: list[int]) -> Codes | Compact:
         """The codes of the images at these places, all of one grid."""
         sizes = tuple((H, W) for W, H in (self.lines[position].size for position in positions))
         stack = self.model.codes(np.stack([self.grids[position] for position in positions]), sizes)
+        ranges = {self.ranges[position] for position in positions}
+        stack = replace(stack, range=ranges.pop() if len(ranges) == 1 else None)
         return self.model.pack(stack) if self.settings.compact else stack

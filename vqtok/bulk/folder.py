@@ -1,7 +1,7 @@
 """A folder that codes shards are written to: begun, gone on with, or emptied."""
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from vqtok import files
@@ -9,6 +9,7 @@ from vqtok.bulk import shards
 from vqtok.bulk.inputs import WorkSlice
 from vqtok.bulk.shards import MANIFEST, Manifest, Shard, ShardRecord
 from vqtok.errors import OutputError
+from vqtok.images import Range
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class ShardReport:
     shard: Shard
     seconds: float  # 0: it was before
     failed: tuple[ShardRecord, ...] = ()  # images, where they were found to be bad just now
+    narrow: Range | None = None  # values in use of images that use little of their range
+    narrow_images: int = 0  # how many those are
 
     @property
     def new(self) -> bool:
@@ -31,10 +34,13 @@ def prepare_folder(
     resume: bool,
     force: bool,
     option: str = "--resume",
-) -> None:
-    """Writes the manifest, or checks that the one that is there is the same. Errors as `encode`;
-    `option` is what the command calls `resume`.
+) -> Manifest:
+    """Writes the manifest, or checks that the one that is there is the same, and returns it.
+
+    One of before, without names of classes, stays so. Errors as `encode`; `option` is what the
+    command calls `resume`.
     """
+    files.check_writable(out)
     path = out / MANIFEST
     if force and path.exists():
         _remove(out, list(shards.stale_files(out)))
@@ -49,7 +55,8 @@ def prepare_folder(
             f"{out} holds codes shards already",
             f"go on with {option}, start anew with -f, or choose another -o",
         )
-    _check_same(shards.read_manifest(out), manifest, out)
+    before = shards.read_manifest(out)
+    _check_same(before, manifest if before.labels else replace(manifest, labels=()), out)
     _remove(
         out,
         [
@@ -58,6 +65,7 @@ def prepare_folder(
             if p.name.startswith(".") and (work_slice.count == 1 or _is_old(p))
         ],
     )
+    return before
 
 
 def _is_old(path: Path) -> bool:

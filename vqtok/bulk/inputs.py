@@ -6,20 +6,26 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from vqtok import files
+from vqtok.bulk import facts
+from vqtok.bulk.datasets import Reader, find_data_sets, open_reader
+from vqtok.bulk.facts import Facts, NameFacts, SomeNames, Text
 from vqtok.data import samples
 from vqtok.data.foreign import COMPRESSED, refuse_compressed
-from vqtok.data.tar import tar_images
+from vqtok.data.listing import TEXTS
+from vqtok.data.tar import TarMember, index_tar, is_hidden, is_image_member
 from vqtok.errors import InputError, UsageError
-from vqtok.images import IMAGE_SUFFIXES
+from vqtok.images import IMAGE_SUFFIXES, Range, Recognizer
 
 LOOSE = "pictures"  # what the input of all images outside of tars is called
-_PACKED = (".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".zip")
+_PACKED = (".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst")
 _FOUND = IMAGE_SUFFIXES | {".tar"}
+_SAMPLE_MAX = 10_000  # members of one key of a tar that are held
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +34,27 @@ class Entry:
 
     name: str
     path: str
-    offset: int = 0
+    offset: int = 0  # of its bytes; in a data set its number
     size: int | None = None  # bytes; None: the whole file
     error: str | None = None
+    texts: tuple[Text, ...] = field(default=(), compare=False)  # files beside it
+    input: "Input | None" = field(default=None, compare=False)  # None: loose
+
+    @property
+    def full_name(self) -> str:
+        """Its name among all inputs."""
+        return self.name if self.input is None else f"{self.input.name}/{self.name}"
 
 
 @dataclass(frozen=True)
 class Input:
-    """A tar, or all images outside of tars."""
+    """A tar, a data set, or all images outside of these."""
 
     number: int
     name: str
     path: Path | None  # of the tar
     bytes: int | None
+    reader: Reader | None = None  # of the data set
 
 
 @dataclass(frozen=True)
@@ -58,11 +72,10 @@ class Chunk:
         return stem(self.input.number, self.number)
 
 
-def _checksum(entries: Sequence[Entry]) -> int:
-    """CRC-32 of names and places."""
-    return zlib.crc32(
-        json.dumps([(entry.name, entry.offset, entry.size) for entry in entries]).encode()
-    )
+def _checksum(entries: Sequence[Entry], origin: str = "") -> int:
+    """CRC-32 of names and places, and of what tells a data set from others."""
+    places = [(entry.name, entry.offset, entry.size) for entry in entries]
+    return zlib.crc32(json.dumps(places).encode(), zlib.crc32(origin.encode()))
 
 
 def stem(number: int, chunk: int) -> str:
@@ -71,48 +84,126 @@ def stem(number: int, chunk: int) -> str:
 
 
 class Inputs:
-    """The tars and loose images that names, folders and globs stand for, one image a sample.
+    """The tars, data sets and loose images that names, folders and globs stand for, one image a
+    sample.
 
     `member` chooses which of several (see `data.samples`); `left_out` counts the others, by field,
     as far as the inputs have been gone through. Raises InputError, UsageError.
     """
 
-    def __init__(self, words: Sequence[str], member: str = "") -> None:
-        self._words, self._member = tuple(words), member
+    def __init__(
+        self, words: Sequence[str], member: str = "", value_range: Range | None = None
+    ) -> None:
+        self._member, self._listed, self._range = member, True, value_range
         self.left_out: dict[str, int] = {}
-        for word in words:
+        self.recognizer = Recognizer()  # of what was seen so far
+        self.stray_texts = 0  # .cls, .txt and .json of tars that do not stand at their image
+        sets, self._words = find_data_sets(words)
+        for word in self._words:
             _check_word(word)
         tars: dict[str, tuple[str, str]] = {}
-        self._loose = False
-        for entry in self._found():
+        self._loose, self._has_cls, names = False, False, SomeNames()
+        for entry in self._found(self.recognizer):
             if _is_tar(entry):
                 tars.setdefault(os.path.abspath(entry.path), (entry.path, entry.name))
-            else:
-                self._loose = True
+                continue
+            self._loose = True
+            if entry.error is None:
+                self._has_cls |= any(text.suffix == ".cls" for text in entry.texts)
+                names.add(entry.name)
         found = [
-            Input(i, name, Path(path), _size(path)) for i, (path, name) in enumerate(tars.values())
+            Input(i, name, files.as_path(path), _size(path))
+            for i, (path, name) in enumerate(tars.values())
         ]
         self.tars = len(found)
+        self._tar_splits = facts.splits_of_tars([source.name for source in found])
+        found += self._open_sets(sets, len(found))
         self.all = (*found, *([Input(len(found), LOOSE, None, None)] if self._loose else []))
         if not self.all:
             for word in words:
                 if packed := _compressed(word):
                     raise refuse_compressed(Path(word), packed)
+            passed = self.recognizer.note().partition(":")[0]
             raise InputError(
-                f"no images and no tars are in {', '.join(words)}",
-                "name tar shards, or folders of images",
+                f"no images and no tars are in {', '.join(words)}{passed and f'; {passed}'}",
+                "name tar shards, folders of images, or a data set like CIFAR, IDX, .npz or a zip",
             )
+        self._names = NameFacts(names)
+        self._set_labels(found)
+
+    def _open_sets(self, words: Sequence[str], first: int) -> list[Input]:
+        """The data sets, each as an input with a name of its own."""
+        found, taken = list[Input](), dict[str, int]()
+        for number, word in enumerate(words, first):
+            name = os.path.basename(os.path.abspath(word))
+            taken[name] = taken.get(name, 0) + 1
+            name = name if taken[name] == 1 else f"{name}-{taken[name]}"
+            reader = open_reader(word, self._member, self._range)
+            self._count(reader.left_out)
+            found.append(Input(number, name, None, None, reader))
+        return found
+
+    def _set_labels(self, found: Sequence[Input]) -> None:
+        """Numbers the classes: numbers stay as they are, names get their place in `labels`."""
+        lists = [source.reader.classes for source in found if source.reader is not None]
+        if self._loose and not self._has_cls:
+            lists.append(self._names.classes)
+        names = tuple(dict.fromkeys(name for each in lists for name in each))
+        numeric = all(isinstance(facts.number_or_name(name), int) for name in names)
+        self.labels: tuple[str, ...] = () if numeric else names
+        self._places = {name: place for place, name in enumerate(self.labels)}
+
+    def number_labels(self, labels: tuple[str, ...]) -> None:
+        """Numbers the classes by the list in a manifest: one of before has none, and then images
+        get no labels that need one.
+        """
+        self._places = {name: place for place, name in enumerate(labels)}
+        self._listed = bool(labels) or not self.labels
+
+    def facts(self, entry: Entry) -> Facts:
+        """The class, caption and split of an image. Reads the files beside it."""
+        source = entry.input
+        if source is not None and source.reader is not None:
+            reader, at = source.reader, entry.offset
+            return Facts(self._number(reader.label(at)), reader.caption(at), reader.split(at))
+        label, caption, notes = facts.read_texts(entry.texts) if entry.texts else (None, None, ())
+        if source is not None:
+            split = self._tar_splits[source.number] or facts.split_of_folder(entry.name)
+        else:
+            label = label if self._has_cls else self._names.label(entry.name)
+            split = self._names.split(entry.name)
+        return Facts(self._number(label), caption, split, notes)
+
+    def _number(self, label: str | None) -> int | str | None:
+        if label is None:
+            return None
+        if label in self._places:
+            return self._places[label]
+        if label in self.labels and not self._listed:
+            return None
+        found = facts.number_or_name(label)
+        return label if self._places and found is not None else found
 
     def chunks(self, source: Input, size: int) -> Iterator[Chunk]:
         """The images of an input, `size` a chunk; at least one chunk, even of no images."""
-        entries = self._images() if source.path is None else self._members(source.path)
+        entries = self._entries(source)
+        origin = "" if source.reader is None else source.reader.digest()
         here = tuple(islice(entries, size))
         for number in range(1 << 62):
             following = tuple(islice(entries, size))
-            yield Chunk(source, number, here, not following, _checksum(here))
+            yield Chunk(source, number, here, not following, _checksum(here, origin))
             if not following:
                 return
             here = following
+
+    def _entries(self, source: Input) -> Iterator[Entry]:
+        if source.reader is not None:
+            reader = source.reader
+            return (
+                Entry(reader.name(i), "", i, reader.size(i), input=source)
+                for i in range(len(reader))
+            )
+        return self._images() if source.path is None else self._members(source, source.path)
 
     def _images(self) -> Iterator[Entry]:
         """Images outside of tars; of a folder's, one a sample."""
@@ -129,11 +220,11 @@ class Inputs:
             wanted = {names[i] for i in kept}
             yield from (e for e in entries if e in bad or e.name in wanted)
 
-    def _members(self, path: Path) -> Iterator[Entry]:
+    def _members(self, source: Input, path: Path) -> Iterator[Entry]:
         errors: list[Entry] = []
 
         def named() -> Iterator[tuple[str, Entry]]:
-            for entry in _members(path):
+            for entry in self._tar_entries(source, path):
                 if entry.error is None:
                     yield entry.name, entry
                 else:  # it comes last
@@ -142,25 +233,62 @@ class Inputs:
         yield from samples.one_by_one(named(), self._member, self.left_out)
         yield from errors
 
+    def _tar_entries(self, source: Input, path: Path) -> Iterator[Entry]:
+        """The images in a tar, each with the texts that stand at it; damage becomes a last entry
+        that says so.
+        """
+        members, error = _wanted(path, self.recognizer), None
+        for _, group in groupby(members, lambda member: facts.key_of(member.name)):
+            pictures, texts = list[TarMember](), list[Text]()
+            for member in group:
+                if isinstance(member, _Damage):
+                    error = Entry(path.name, str(path), error=member.reason, input=source)
+                elif suffix := facts.text_suffix(member.name):
+                    texts.append(Text(suffix, str(path), member.offset, member.size))
+                else:
+                    pictures.append(member)
+                if len(pictures) + len(texts) >= _SAMPLE_MAX:  # so many are no sample
+                    yield from _tar_images(source, path, pictures, ())
+                    self.stray_texts += len(texts)
+                    pictures, texts = [], []
+            self.stray_texts += 0 if pictures else len(texts)
+            yield from _tar_images(source, path, pictures, tuple(texts))
+        if error is not None:
+            yield error
+
     def note(self) -> str:
-        """One line on what was left out so far; empty where nothing was."""
-        return samples.Choice([], self.left_out).note()
+        """What was left out so far, a line each; empty where nothing was."""
+        readers = [source.reader for source in self.all if source.reader is not None]
+        lines = [samples.Choice([], self.left_out).note()]
+        lines += [note for reader in readers for note in reader.notes]
+        if self.stray_texts:
+            lines.append(
+                f"{self.stray_texts:,} .cls, .txt and .json stand apart from their image: "
+                "left out; a tar that is sorted by name keeps them."
+            )
+        return "\n".join(filter(None, lines))
 
     def _count(self, gone: dict[str, int]) -> None:
-        for field, count in gone.items():
-            self.left_out[field] = self.left_out.get(field, 0) + count
+        for kind, count in gone.items():
+            self.left_out[kind] = self.left_out.get(kind, 0) + count
 
-    def _found(self) -> Iterator[Entry]:
-        """Every image and tar, and every folder that cannot be listed."""
-        several = sum(os.path.isdir(word) for word in self._words) > 1
+    def _found(self, recognizer: Recognizer | None = None) -> Iterator[Entry]:
+        """Every image and tar, and every folder that cannot be listed; what is passed over is
+        counted in the recognizer that is given.
+        """
+        recognizer = recognizer or Recognizer()
+        several = sum(files.is_folder(word) for word in self._words) > 1
         for word in self._words:
             if os.path.isdir(word):
                 yield from _walk(
-                    word, os.path.basename(os.path.abspath(word)) + "/" if several else ""
+                    word,
+                    os.path.basename(os.path.abspath(word)) + "/" if several else "",
+                    recognizer,
                 )
             else:
-                for source in files.expand([word], _FOUND):
-                    yield Entry(source.relative.as_posix(), str(source.path))
+                for source in files.expand([word], _FOUND, recognizer.is_image_file):
+                    texts = _texts_beside(str(source.path))
+                    yield Entry(source.relative.as_posix(), str(source.path), texts=texts)
 
 
 def is_folder_of_tars(word: str) -> bool:
@@ -168,8 +296,11 @@ def is_folder_of_tars(word: str) -> bool:
 
     So do compressed ones, which `Inputs` then refuses by name.
     """
+    if files.is_url(word):
+        found = files.expand([word], _FOUND) if files.is_folder(word) else []
+        return bool(found) and all(source.relative.suffix.lower() == ".tar" for source in found)
     tars = bool(_compressed(word))
-    for entry in _walk(word, "") if os.path.isdir(word) else ():
+    for entry in _walk(word, "", Recognizer()) if os.path.isdir(word) else ():
         if entry.error is None and not _is_tar(entry):
             return False
         tars = tars or _is_tar(entry)
@@ -198,31 +329,61 @@ def _check_word(word: str) -> None:
 
 
 def _is_tar(entry: Entry) -> bool:
-    return entry.error is None and entry.path.lower().endswith(".tar")
+    return entry.error is None and files.without_query(entry.path).lower().endswith(".tar")
 
 
 def _size(path: str) -> int:
     try:
-        return os.stat(path).st_size
+        return files.as_path(path).stat().st_size
+    except files.RemoteError as error:
+        raise files.unreadable(path, error) from None
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror}", "check the name and the disk"
         ) from None
 
 
-def _members(path: Path) -> Iterator[Entry]:
-    """The images in a tar; damage becomes a last entry that says so."""
+class _Damage(NamedTuple):
+    """Why the rest of a tar cannot be read."""
+
+    name: str
+    reason: str
+
+
+def _wanted(path: Path, recognizer: Recognizer) -> Iterator[TarMember | _Damage]:
+    """The images in a tar, and the texts that may belong to them."""
     try:
-        for name, offset, size in tar_images(path):
-            yield Entry(name, str(path), offset, size)
+        for member in index_tar(path):
+            name = member.name.removeprefix("./")
+            is_text = bool(facts.text_suffix(name)) and not is_hidden(name)
+            if is_text or is_image_member(path, member, recognizer):
+                yield member._replace(name=name)
+    except files.RemoteError as error:
+        raise files.server_error(path, error) from None
     except (InputError, OSError) as error:
         reason = (
             error.strerror if isinstance(error, OSError) else str(error).replace(str(path), "it")
         )
-        yield Entry(path.name, str(path), error=f"the rest of the tar cannot be read: {reason}")
+        yield _Damage(path.name, f"the rest of the tar cannot be read: {reason}")
 
 
-def _walk(root: str, prefix: str) -> Iterator[Entry]:
+def _tar_images(
+    source: Input, path: Path, members: Sequence[TarMember], texts: tuple[Text, ...]
+) -> Iterator[Entry]:
+    return (
+        Entry(name, str(path), offset, size, texts=texts, input=source)
+        for name, offset, size in members
+    )
+
+
+def _texts_beside(path: str) -> tuple[Text, ...]:
+    """KEY.cls, KEY.txt and KEY.json beside an image KEY.jpg."""
+    key = facts.key_of(path)
+    paths = ((suffix, key + suffix) for suffix in sorted(TEXTS))
+    return tuple(Text(suffix, beside) for suffix, beside in paths if os.path.isfile(beside))
+
+
+def _walk(root: str, prefix: str, recognizer: Recognizer) -> Iterator[Entry]:
     """The images and tars below a folder: in each folder sorted by name, before
     those of its sub-folders.
 
@@ -236,17 +397,28 @@ def _walk(root: str, prefix: str) -> Iterator[Entry]:
         if real in seen:
             continue
         seen.add(real)
-        names, folders = _listed(folder)
+        names, folders, texts = _listed(folder, recognizer)
         if names is None:
             yield Entry(prefix + below, folder, error="the folder cannot be listed")
             continue
-        yield from (Entry(prefix + below + name, os.path.join(folder, name)) for name in names)
+        for name in names:
+            key = facts.key_of(name) if texts else ""
+            beside = tuple(
+                Text(facts.text_suffix(text), os.path.join(folder, text))
+                for text in texts.get(key, ())
+            )
+            yield Entry(prefix + below + name, os.path.join(folder, name), texts=beside)
         waiting += [(f"{below}{name}/", os.path.join(folder, name)) for name in reversed(folders)]
 
 
-def _listed(folder: str) -> tuple[list[str] | None, list[str]]:
-    """Wanted files, and folders, each sorted by name; None for a folder that cannot be listed."""
-    names, folders = [], []
+def _listed(
+    folder: str, recognizer: Recognizer
+) -> tuple[list[str] | None, list[str], dict[str, list[str]]]:
+    """Wanted files, and folders, each sorted by name; and texts by the key of their image.
+
+    None for a folder that cannot be listed.
+    """
+    names, folders, texts = [], [], dict[str, list[str]]()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -254,11 +426,16 @@ def _listed(folder: str) -> tuple[list[str] | None, list[str]]:
                     continue
                 if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
                     folders.append(entry.name)
-                elif PurePath(entry.name).suffix.lower() in _FOUND and _readable_kind(entry):
+                elif facts.text_suffix(entry.name) and os.path.isfile(entry):
+                    texts.setdefault(facts.key_of(entry.name), []).append(entry.name)
+                elif _readable_kind(entry) and (
+                    PurePath(entry.name).suffix.lower() == ".tar"
+                    or recognizer.is_image_file(Path(entry.path))
+                ):
                     names.append(entry.name)
     except OSError:
-        return None, []
-    return sorted(names), sorted(folders)
+        return None, [], {}
+    return sorted(names), sorted(folders), {key: sorted(each) for key, each in texts.items()}
 
 
 def _readable_kind(entry: os.DirEntry[str]) -> bool:

@@ -1,5 +1,5 @@
-"""Images decoded by processes, a bounded number ahead of who takes them, in the order in
-which they were asked for.
+"""Decodes images in processes, a bounded number ahead of who takes them, in the order in which they
+were asked for.
 """
 
 import json
@@ -12,13 +12,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from vqtok import images
+from vqtok import files, images
 from vqtok.bulk import worker
+from vqtok.bulk.crops import AS_THEY_ARE, Crops
+from vqtok.bulk.datasets import Reader
 from vqtok.bulk.inputs import Entry
 from vqtok.errors import InputError, VqtokError
 
@@ -35,9 +38,21 @@ class Pool:
     Close it, or use it as a context.
     """
 
-    def __init__(self, workers: int, channels: int, background: images.Color) -> None:
-        self._channels, self._background = channels, background
-        self._workers = [_start(channels, background) for _ in range(workers)]
+    def __init__(
+        self,
+        workers: int,
+        channels: int,
+        background: images.Color,
+        value_range: images.Range | None = None,
+        crops: Crops = AS_THEY_ARE,
+        processes: bool = True,
+    ) -> None:
+        """`processes` is whether there are files for them: data sets are read by threads."""
+        self._channels, self._background, self._range = channels, background, value_range
+        self._crops = crops
+        self._is_quick = crops.size is None and crops.max_size is None
+        count = workers if processes else 0
+        self._workers = [_start(channels, background, value_range) for _ in range(count)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for each in self._workers:
             self._idle.put(each)
@@ -62,13 +77,13 @@ class Pool:
             each.close()
 
     def map(self, items: Iterable[tuple[T, Entry | None]]) -> Iterator[tuple[T, Decoded | None]]:
-        """Each item with its image, or the InputError of one that cannot be read;
-        None stays None. In order.
+        """Yields each item with its image, or the InputError of one that cannot be read; None stays
+        None. In order.
 
         VqtokError where a process has died: that says nothing of the image, the system may have
         ended it for want of memory.
         """
-        waiting: deque[tuple[T, Future[Decoded] | None]] = deque()
+        waiting: deque[tuple[T, Future[Decoded] | Entry | None]] = deque()
         for item, entry in items:
             waiting.append((item, None if entry is None else self._submit(entry)))
             if len(waiting) > self.ahead:
@@ -76,13 +91,20 @@ class Pool:
         while waiting:
             yield self._pop(*waiting.popleft())
 
-    def _submit(self, entry: Entry) -> "Future[Decoded]":
+    def _submit(self, entry: Entry) -> "Future[Decoded] | Entry":
+        """The image to come; the entry itself where it is pixels in memory, for a thread takes
+        longer than to copy them.
+        """
+        if self._is_quick and entry.input and entry.input.reader and entry.input.reader.is_array:
+            return entry
         self._asked += 1
         return self._threads.submit(self._enter, entry, self._asked - 1)
 
-    def _pop(self, item: T, future: "Future[Decoded] | None") -> tuple[T, Decoded | None]:
+    def _pop(self, item: T, future: "Future[Decoded] | Entry | None") -> tuple[T, Decoded | None]:
         if future is None:
             return item, None
+        if isinstance(future, Entry):
+            return item, self._decode(future)
         found = future.result()
         self._gate.taken(_size(found))
         return item, found
@@ -96,18 +118,34 @@ class Pool:
     def _decode(self, entry: Entry) -> Decoded:
         if entry.error is not None:
             return InputError(entry.error, "get the file again")
+        if entry.input is not None and entry.input.reader is not None:
+            return self._read(entry, entry.input.reader)
         if not self._workers:
             try:
-                return worker.decode(
-                    entry.path, entry.offset, entry.size, self._channels, self._background
+                image = worker.decode(
+                    entry.path,
+                    entry.offset,
+                    entry.size,
+                    self._channels,
+                    self._background,
+                    self._range,
                 )
+                return self._crops.cut(image, entry.full_name)
             except InputError as error:
                 return error
         mine = self._idle.get()
         try:
-            return mine.ask(entry)
+            return mine.ask(entry, self._crops)
         finally:
             self._idle.put(mine)
+
+    def _read(self, entry: Entry, reader: Reader) -> Decoded:
+        """An image of a data set, which this process reads."""
+        try:
+            image = reader.read(entry.offset, self._channels, self._background)
+            return self._crops.cut(image, entry.full_name)
+        except InputError as error:
+            return error
 
 
 class _Gate:
@@ -145,26 +183,37 @@ def _size(found: Decoded) -> int:
 
 
 class _Worker:
-    """One process (see `worker`)."""
+    """Runs one process (see `worker`)."""
 
     def __init__(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         self.process, self._requests, self._answers = process, process.stdin, process.stdout
 
-    def ask(self, entry: Entry) -> Decoded:
-        request = json.dumps({"path": entry.path, "offset": entry.offset, "size": entry.size})
+    def ask(self, entry: Entry, crops: Crops) -> Decoded:
+        request: dict[str, Any] = {
+            "path": entry.path,
+            "offset": entry.offset,
+            "size": entry.size,
+        }
+        if not crops.is_none:
+            request |= {"name": entry.full_name, "crops": asdict(crops)}
         try:
-            self._requests.write(request.encode() + b"\n")
+            self._requests.write(json.dumps(request).encode() + b"\n")
             self._requests.flush()
             line = self._answers.readline()
             if not line.endswith(b"\n"):
                 raise EOFError
             answer = json.loads(line)
+            if "fix" in answer:
+                raise files.ServerError(answer["error"], answer["fix"])
             if "error" in answer:
                 return InputError(answer["error"], "get the file again")
             return images.DecodedImage(
-                _pixels(self._answers, tuple(answer["shape"])), tuple(answer["notes"])
+                _pixels(self._answers, tuple(answer["shape"])),
+                tuple(answer["notes"]),
+                range=_pair(answer["range"]),
+                narrow=_pair(answer["narrow"]),
             )
         except (OSError, EOFError, ValueError):  # ValueError: the pipe was closed here
             raise self._died(entry) from None
@@ -197,10 +246,19 @@ def _pixels(answers: IO[bytes], shape: tuple[int, ...]) -> np.ndarray:
     return pixels
 
 
-def _start(channels: int, background: images.Color) -> _Worker:
+def _pair(value: list[float] | None) -> images.Range | None:
+    return None if value is None else (value[0], value[1])
+
+
+def _start(channels: int, background: images.Color, value_range: images.Range | None) -> _Worker:
     root = str(Path(worker.__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-m", "vqtok.bulk.worker", *map(str, (channels, *background))]
+    command = [
+        sys.executable,
+        "-m",
+        "vqtok.bulk.worker",
+        *map(str, (channels, *background, *(value_range or ()))),
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     return _Worker(
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)

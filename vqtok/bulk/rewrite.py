@@ -1,4 +1,6 @@
-"""Codes shards to codes shards: packed, unpacked, or cut to fewer levels, a shard at a time."""
+"""Rewrites codes shards as codes shards: packed, unpacked, or cut to fewer levels, a shard at a
+time.
+"""
 
 import time
 from collections.abc import Callable, Iterator

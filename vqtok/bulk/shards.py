@@ -24,6 +24,7 @@ MANIFEST = "manifest.json"
 KIND = "codes shards"
 LINES_LIMIT = 1 << 30  # bytes of a shard's manifest
 _SUFFIXES = (".npz", ".tar", ".jsonl")
+_OPTIONAL = ("range", "crops", "labels")  # of a manifest: those that say nothing are left out
 _RECORD_KEYS = ("name", "error", "notes", "size", "grid", "row", "label", "caption", "split")
 STEM = re.compile(r"(\d{5,12})-(\d{5,12})", re.ASCII)
 
@@ -43,14 +44,19 @@ class Manifest:
     background: str
     shard_size: int
     inputs: tuple[tuple[str, int | None], ...]  # name, and bytes of a tar
+    range: str = ""  # of deep images, LOW:HIGH; "": by the type of each
+    crops: str = ""  # what was made of the images (see `Crops.describe`); "": nothing
+    labels: tuple[str, ...] = ()  # names of the classes by number; none where labels tell all
 
     def __post_init__(self) -> None:
         """FormatError where a value cannot be."""
         kinds = {
+            "range": str,
             "model": str,
             "fingerprint": str,
             "precision": str,
             "background": str,
+            "crops": str,
             "compact": bool,
         }
         require(
@@ -68,10 +74,11 @@ class Manifest:
             {"name": name} if size is None else {"name": name, "bytes": size}
             for name, size in self.inputs
         ]
-        return (
-            json.dumps({"format": FORMAT, "kind": KIND, **asdict(self), "inputs": inputs}, indent=1)
-            + "\n"
-        ).encode()
+        values = {"format": FORMAT, "kind": KIND, **asdict(self), "inputs": inputs}
+        for name in _OPTIONAL:
+            if not values[name]:
+                del values[name]
+        return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def is_shards(folder: Path) -> bool:
@@ -112,7 +119,9 @@ def read_manifest(folder: Path) -> Manifest:
             "the manifest is damaged",
         )
         known = {name: values[name] for name in Manifest.__dataclass_fields__ if name in values}
-        require(len(known) == len(Manifest.__dataclass_fields__) - 1, "the manifest is damaged")
+        needed = set(Manifest.__dataclass_fields__) - {"inputs", *_OPTIONAL}
+        require(needed <= set(known), "the manifest is damaged")
+        known["labels"] = _labels(values)
         return Manifest(**known, inputs=pairs)
 
 
@@ -121,14 +130,16 @@ def read_labels(folder: Path) -> tuple[str, ...]:
 
     Errors as `read_manifest`.
     """
-    path = folder / MANIFEST
-    with codes.name_in_errors(path):
-        labels = _parse(files.read_bytes(path, LINES_LIMIT)).get("labels", [])
-        require(
-            isinstance(labels, list) and all(isinstance(label, str) for label in labels),
-            "the manifest is damaged",
-        )
-        return tuple(labels)
+    return read_manifest(folder).labels
+
+
+def _labels(values: dict[str, Any]) -> tuple[str, ...]:
+    labels = values.get("labels", [])
+    require(
+        isinstance(labels, list) and all(isinstance(label, str) for label in labels),
+        "the manifest is damaged",
+    )
+    return tuple(labels)
 
 
 @dataclass(frozen=True)
@@ -459,6 +470,9 @@ def map_indices(shard: Shard, stack: GridBatch, manifest: Manifest) -> np.ndarra
             "damaged",
         )
         require(shard.is_complete(), f"not the {shard.head.bytes} bytes that its manifest tells of")
+    if isinstance(shard.path, files.RemotePath):
+        data = _read_part(shard.path, stack.indices, math.prod(shape) * dtype.itemsize)
+        return np.frombuffer(data, dtype).reshape(shape)
     try:
         return np.memmap(shard.path, dtype, "r", stack.indices, shape)
     except (OSError, ValueError) as error:
@@ -472,15 +486,13 @@ def read_stack(shard: Shard, stack: GridBatch) -> codes.Codes | codes.Compact:
     with codes.name_in_errors(shard.path):
         require(shard.is_complete(), f"not the {shard.head.bytes} bytes that its manifest tells of")
         require(stack.bytes <= codes.FILE_LIMIT, "too large")
-        try:
-            with shard.path.open("rb") as file:
-                file.seek(stack.start)
-                data = file.read(stack.bytes)
-        except OSError as error:
-            raise InputError(
-                f"cannot read {shard.path}: {error.strerror}", "check the disk and its permissions"
-            ) from None
-        return codes.read_any_codes(data)
+        return codes.read_any_codes(_read_part(shard.path, stack.start, stack.bytes))
+
+
+def _read_part(path: Path, start: int, size: int) -> bytes:
+    with files.open_input(path) as file:
+        file.seek(start)
+        return file.read(size)
 
 
 def _parse(data: bytes) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""A process that decodes images: requests on standard input, pixels on standard
-output, until its input ends.
+"""Decodes images in a process: requests on standard input, pixels on standard output, until its
+input ends.
 
-A request is a line of JSON: `path`, `offset`, `size` (see `Entry`). An answer is a line of JSON,
-`shape` [H, W, C] and `notes`, or `error`; then H * W * C bytes. Not multiprocessing: that imports
+A request is a line of JSON: `path`, `offset`, `size` (see `Entry`), and where images are cropped
+`name` and `crops`. An answer is a line of JSON, `shape` [H, W, C], or [n, H, W, C] of crops, and
+`notes`, or `error`, with `fix` where all must stop; then the bytes of the pixels. Not
+multiprocessing: that imports
 the caller's script again, and pickles.
 """
 
@@ -11,23 +13,37 @@ import os
 import signal
 import stat
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from vqtok import images
+from vqtok import files, images, remote
+from vqtok.bulk.crops import Crops
 from vqtok.errors import InputError, VqtokError
 
 
 def decode(
-    path: str, offset: int, size: int | None, channels: int, background: images.Color
+    path: str,
+    offset: int,
+    size: int | None,
+    channels: int,
+    background: images.Color,
+    value_range: images.Range | None = None,
+    name: str = "",
+    crops: dict[str, Any] | None = None,
 ) -> images.DecodedImage:
-    """The image in a file, or in that part of one.
+    """The image in a file, or in that part of one; with the settings of `crops`, the copies that
+    they make of it: pixels (n, H, W, C).
 
     InputError says nothing of the path, so that it is the same on every machine.
     """
     try:
-        return images.read_image(_bytes(path, offset, size), channels, background)
+        data = _bytes(path, offset, size)
+        image = images.read_image(data, channels, background, value_range=value_range)
+        return image if crops is None else Crops(**crops).cut(image, name)
+    except files.ServerError:
+        raise
     except VqtokError as error:
         named = str(error).replace(path, "the image")
         raise InputError(named, error.fix, error.command_fix) from None
@@ -37,6 +53,8 @@ def _bytes(path: str, offset: int, size: int | None) -> bytes:
     if size is not None and size > images.MAX_BYTES:
         raise InputError(f"the image claims {size} bytes", "remove it")
     try:
+        if files.is_url(path):
+            return _remote_bytes(files.as_path(path), offset, size)
         with open(path, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InputError("it is not an ordinary file", "name a file")
@@ -56,13 +74,48 @@ def _bytes(path: str, offset: int, size: int | None) -> bytes:
     return data
 
 
-def serve(requests: BinaryIO, answers: BinaryIO, channels: int, background: images.Color) -> None:
+def _remote_bytes(path: Path, offset: int, size: int | None) -> bytes:
+    """One request of a part; of a whole file, two."""
+    assert isinstance(path, files.RemotePath)
+    try:
+        whole = path.stat().st_size if size is None else size
+        if whole > images.MAX_BYTES:
+            raise InputError("it is too large", "remove it")
+        return remote.read(path, offset, offset + whole)
+    except FileNotFoundError:
+        raise InputError("it does not exist", "check the name") from None
+    except files.RemoteError as error:
+        raise files.server_error(path, error) from None
+
+
+def serve(
+    requests: BinaryIO,
+    answers: BinaryIO,
+    channels: int,
+    background: images.Color,
+    value_range: images.Range | None = None,
+) -> None:
     """Answers requests until there are no more."""
     while line := requests.readline():
         pixels, answer = np.empty(0, np.uint8), dict[str, Any]()
         try:
-            image = decode(**json.loads(line), channels=channels, background=background)
-            pixels, answer = image.pixels, {"shape": image.pixels.shape, "notes": image.notes}
+            image = decode(
+                **json.loads(line),
+                channels=channels,
+                background=background,
+                value_range=value_range,
+            )
+            pixels, answer = (
+                image.pixels,
+                {
+                    "shape": image.pixels.shape,
+                    "notes": image.notes,
+                    "range": image.range,
+                    "narrow": image.narrow,
+                },
+            )
+        except files.ServerError as error:
+            answer = {"error": str(error), "fix": error.fix}
         except VqtokError as error:
             answer = {"error": str(error)}
         except MemoryError:
@@ -78,8 +131,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library that prints must not print into the pixels
     red, green, blue = map(int, sys.argv[2:5])
+    given = (float(sys.argv[5]), float(sys.argv[6])) if len(sys.argv) > 6 else None
     try:
-        serve(sys.stdin.buffer, answers, int(sys.argv[1]), (red, green, blue))
+        serve(sys.stdin.buffer, answers, int(sys.argv[1]), (red, green, blue), given)
     except BrokenPipeError:
         os._exit(1)  # the parent is gone
 

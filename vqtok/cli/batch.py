@@ -68,7 +68,11 @@ class Failures:
 
 
 def plan(
-    inputs: Sequence[str], suffixes: frozenset[str], ending: str, out: Path | None
+    inputs: Sequence[str],
+    suffixes: frozenset[str],
+    ending: str,
+    out: Path | None,
+    is_other: Callable[[Path], bool] | None = None,
 ) -> list[Job]:
     """Expands the inputs and names their results: beside each, with that ending, or as -o says.
 
@@ -76,7 +80,7 @@ def plan(
     """
     from vqtok import files
 
-    sources = files.expand(inputs, suffixes)
+    sources = files.expand(inputs, suffixes, is_other)
     jobs = [
         Job(source, files.output_path(source, ending, out, len(sources) > 1)) for source in sources
     ]

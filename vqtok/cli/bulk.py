@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqtok import files
+from vqtok.cli import options as o
 from vqtok.cli import output, rate
 from vqtok.cli.batch import BatchOptions
 from vqtok.cli.progress import bar
@@ -18,6 +20,7 @@ from vqtok.errors import UsageError, VqtokError
 from vqtok.files import human_bytes, human_count, human_duration
 
 if TYPE_CHECKING:
+    from vqtok.bulk.crops import Crops
     from vqtok.bulk.encode import ShardReport
 
 Bulk = Annotated[
@@ -56,32 +59,104 @@ Workers = Annotated[
 ]
 
 
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        metavar="N",
+        help="Encode squares of N pixels a side: crops, resized (Lanczos, antialiased).",
+        min=1,
+    ),
+]
+Crop = Annotated[
+    str | None,
+    typer.Option(
+        "--crop",
+        metavar="HOW",
+        help=(
+            "center: the largest square; ten: corners and middle, and mirrored; "
+            "random:N: N squares. Default: center."
+        ),
+        autocompletion=o.complete_choice("center", "ten", "random:"),
+    ),
+]
+Flip = Annotated[
+    bool, typer.Option("--flip", help="Encode each image, or crop, and its mirror image.")
+]
+MaxSize = Annotated[
+    int | None,
+    typer.Option(
+        "--max-size", metavar="N", help="Shrink images whose long side is over N pixels.", min=1
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="N", help="Of --crop random:N. Default: 0.", min=0)
+]
+
+
+@dataclass(frozen=True)
+class CropOptions:
+    """What is made of images before they are encoded, as typed."""
+
+    size: Size = None
+    crop: Crop = None
+    flip: Flip = False
+    max_size: MaxSize = None
+    seed: Seed = None
+
+    def parse(self) -> "Crops":
+        """Raises UsageError."""
+        from vqtok.bulk.crops import Crops
+
+        return Crops.of(self.size, self.crop, self.flip, self.max_size, self.seed)
+
+
 @dataclass(frozen=True)
 class ShardOptions:
     """The options of codes shards alone, as typed."""
 
-    shard_size: int | None
-    resume: bool
-    shard: str | None
-    workers: int | None
+    shards: Bulk = False
+    shard_size: ShardSize = None
+    resume: Resume = False
+    shard: Shard = None
+    workers: Workers = None
 
 
-def is_bulk(inputs: Sequence[str], *options: object) -> bool:
-    """Whether codes shards are asked for: by one of the options, a tar, or folders of tars alone.
+_NONE = ShardOptions()
+
+
+def is_bulk(inputs: Sequence[str], options: ShardOptions = _NONE) -> bool:
+    """Whether codes shards are asked for: by one of the options, a tar, a data set, or folders of
+    tars alone.
 
     Torch is not needed to see that.
     """
-    # `in (None, False)` would find 0 workers
-    if any(option is not None and option is not False for option in options):
+    if options != _NONE:
         return True
-    if any(word.lower().endswith(".tar") and not os.path.isdir(word) for word in inputs):
+    if any(
+        files.without_query(word).lower().endswith(".tar") and not files.is_folder(word)
+        for word in inputs
+    ):
         return True
-    folders = [word for word in inputs if os.path.isdir(word)]
-    if len(folders) < len(inputs):
-        return False
+    if all(_is_image(word) for word in inputs):
+        return False  # fast
+    from vqtok.bulk.datasets import find_data_sets
     from vqtok.bulk.inputs import is_folder_of_tars
 
+    if find_data_sets(inputs)[0]:
+        return True
+    folders = [word for word in inputs if files.is_folder(word)]
+    if len(folders) < len(inputs):
+        return False
     return all(is_folder_of_tars(folder) for folder in folders)
+
+
+def _is_image(word: str) -> bool:
+    """Whether a path or glob is called like an image."""
+    from vqtok.images import IMAGE_SUFFIXES
+
+    called = os.path.splitext(word)[1].lower() in IMAGE_SUFFIXES
+    return word == "-" or (called and not os.path.isdir(word))
 
 
 def check_free(options: Mapping[str, object]) -> None:
@@ -99,10 +174,12 @@ def encode(
     chosen: ModelOptions,
     options: BatchOptions,
     sharding: ShardOptions,
+    crops: "Crops",
     levels: int | None,
     compact: bool,
     background: str,
     member: str | None = None,
+    values: str | None = None,
 ) -> None:
     """Encodes all inputs, or one part of them, and reports each shard."""
     from vqtok import images
@@ -115,13 +192,15 @@ def encode(
         )
     images.parse_color(background)
     chosen.check_levels(levels)
-    work_slice, found = WorkSlice.parse(sharding.shard), Inputs(inputs, member or "")
+    value_range = chosen.value_range(values)
+    work_slice = WorkSlice.parse(sharding.shard)
+    found = Inputs(inputs, member or "", value_range)
     model, reporter = chosen.load(), Reporter(options.json, options.quiet)
-    if compact and model.folder.entropy is None:
-        output.say(rate.only_packed(model.name), options.quiet)
     from vqtok.bulk import encode as bulk_encode
 
-    settings = bulk_encode.BulkSettings(levels, compact, background, sharding.shard_size or 1000)
+    settings = bulk_encode.BulkSettings(
+        levels, compact, background, sharding.shard_size or 1000, value_range, crops
+    )
     workers = bulk_encode.default_workers() if sharding.workers is None else sharding.workers
     begin = time.perf_counter()
     with bar("encode", options.quiet or options.json) as progress:
@@ -139,15 +218,24 @@ def encode(
         with closing(reports):
             for report in reports:
                 reporter.add(report)
-    if found.left_out:
-        output.say(found.note(), options.quiet or options.json)
+    if reporter.narrow:
+        wanted = images.show_range(images.suggest(reporter.narrow))
+        note = f"{reporter.narrow_images:,} images use little of their range: --range {wanted} fits"
+        output.say(note, options.quiet)
+    if found.recognizer.passed:
+        output.say(found.recognizer.note(), options.quiet)
+    if compact and model.folder.entropy is None:
+        output.say(rate.only_packed(model.name), options.quiet)
+    if note := found.note():
+        output.say(note, options.quiet or options.json)
     reporter.finish(out, time.perf_counter() - begin)
 
 
 def _folder(out: Path | None) -> Path:
     if out is None:
         raise UsageError("codes shards need a folder of their own", "give one: -o DIR")
-    if str(out) == "-" or out.is_file():
+    out = files.as_path(out)
+    if str(out) == "-" or (not files.is_url(out) and out.is_file()):
         raise UsageError(f"codes shards do not go into one file ({out})", "give a folder: -o DIR")
     return out
 
@@ -157,6 +245,7 @@ class Reporter:
 
     def __init__(self, json: bool, quiet: bool) -> None:
         self.json, self.quiet = json, quiet
+        self.narrow, self.narrow_images = list[tuple[float, float]](), 0
         self.images = self.failed = self.shards = self.old = self.bytes = 0
 
     def add(self, report: "ShardReport", source: str | None = None) -> None:
@@ -168,6 +257,8 @@ class Reporter:
             self.shards + 1,
         )
         self.old += not report.new
+        self.narrow_images += report.narrow_images
+        self.narrow += [] if report.narrow is None else [report.narrow]
         self.bytes += head.bytes
         for line in report.failed:
             output.show_error(
@@ -200,6 +291,8 @@ class Reporter:
 def _facts(report: "ShardReport", source: str | None) -> dict[str, Any]:
     head = report.shard.head
     return {
+        "range_used": None if report.narrow is None else list(report.narrow),
+        "range_narrow": report.narrow_images,
         "output": str(report.shard.path) if head.bytes else None,
         "manifest": str(report.shard.records_path),
         "input": source or head.input,

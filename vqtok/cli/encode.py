@@ -4,7 +4,8 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,13 +14,14 @@ from vqtok.cli import bulk, output, quality, rate
 from vqtok.cli import options as o
 from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, check_codes_targets, plan
 from vqtok.cli.start import ModelOptions
-from vqtok.errors import InputError, VqtokError
+from vqtok.errors import InputError, UsageError, VqtokError
 from vqtok.prefetch import read_ahead, run_in_thread, write_behind
 
 if TYPE_CHECKING:
+    from vqtok.bulk.crops import Crops
     from vqtok.codec import Model
     from vqtok.codes import Codes, Encoded, RateTarget
-    from vqtok.images import Color, DecodedImage
+    from vqtok.images import Color, DecodedImage, Range
 
 Images = Annotated[
     list[str],
@@ -27,74 +29,106 @@ Images = Annotated[
 ]
 
 
-@output.handle_errors
-def encode(
-    inputs: Images,
-    out: o.Output = None,
-    model: o.ModelName = None,
-    levels: o.Levels = None,
-    bpp: o.Bpp = None,
-    max_bytes: o.MaxBytes = None,
-    target: quality.Target = None,
-    lpips: quality.Lpips = None,
-    effort: quality.Effort = 0,
-    goal: quality.Goal = "looks",
-    compact: o.Compact = False,
+@dataclass(frozen=True)
+class CodesOptions:
+    """Options that say what is kept of an image, and how it is written."""
+
+    levels: o.Levels = None
+    bpp: o.Bpp = None
+    max_bytes: o.MaxBytes = None
+    target: quality.Target = None
+    lpips: quality.Lpips = None
+    effort: quality.Effort = 0
+    goal: quality.Goal = "looks"
+    compact: o.Compact = False
     verify: Annotated[
         bool,
         typer.Option(
             "--verify", help="Read the file's bytes back, and compare, before they are written."
         ),
-    ] = False,
+    ] = False
+
+
+@output.handle_errors
+@o.grouped
+def encode(
+    *,
+    inputs: Images,
+    out: o.Output = None,
+    model: o.ModelName = None,
+    written: CodesOptions,
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
     background: o.Background = "white",
-    device: o.Device = None,
-    precision: o.Precision = "fp32",
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-    shards: bulk.Bulk = False,
-    shard_size: bulk.ShardSize = None,
-    resume: bulk.Resume = False,
-    shard: bulk.Shard = None,
-    workers: bulk.Workers = None,
+    values: o.ValueRange = None,
+    running: o.RunningOptions,
     member: o.Member = None,
+    cropping: bulk.CropOptions = bulk.CropOptions(),  # noqa: B008 - frozen
+    sharding: bulk.ShardOptions = bulk.ShardOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Turn images into codes: img.png -> img.npz.
 
-    Tar shards, or --bulk for folders, give codes shards: many images a file, in the folder -o.
+    Tar shards, data sets (CIFAR, IDX, .npz, zip), or --bulk for folders, give codes shards: many
+    images a file, in the folder -o, with labels and captions.
     """
-    chosen = ModelOptions(model, device, precision, verbose)
-    options = BatchOptions(out, force, skip_existing, json, quiet)
-    if bulk.is_bulk(inputs, shards, shard_size, resume, shard, workers):
+    chosen = running.model(model)
+    options = BatchOptions(out, force, skip_existing, running.json, running.quiet)
+    crops = cropping.parse()
+    if bulk.is_bulk(inputs, sharding):
         bulk.check_free(
             {
-                "--bpp": bpp,
-                "--max-bytes": max_bytes,
-                "--target": target,
-                "--effort": effort or None,
-                "--verify": verify,
+                "--bpp": written.bpp,
+                "--max-bytes": written.max_bytes,
+                "--target": written.target,
+                "--effort": written.effort or None,
+                "--verify": written.verify,
                 "--skip-existing": skip_existing,
             }
         )
-        sharding = bulk.ShardOptions(shard_size, resume, shard, workers)
-        return bulk.encode(inputs, chosen, options, sharding, levels, compact, background, member)
+        return bulk.encode(
+            inputs,
+            chosen,
+            options,
+            sharding,
+            crops,
+            written.levels,
+            written.compact,
+            background,
+            member,
+            values,
+        )
     from vqtok import images
 
-    color, wanted = images.parse_color(background), rate.parse(levels, bpp, max_bytes)
-    search = quality.parse(effort, goal, target, lpips, wanted)
-    chosen.check_levels(levels)
-    jobs, note = _one_a_sample(plan(inputs, images.IMAGE_SUFFIXES, ".npz", out), inputs, member)
+    color = images.parse_color(background)
+    wanted = rate.parse(written.levels, written.bpp, written.max_bytes)
+    search = quality.parse(written.effort, written.goal, written.target, written.lpips, wanted)
+    if written.target is not None and crops.copies > 1:
+        raise UsageError(
+            "--target does not go with several crops of an image", "leave one of them out"
+        )
+    chosen.check_levels(written.levels)
+    recognizer = images.Recognizer()
+    try:
+        planned = plan(inputs, images.IMAGE_SUFFIXES, ".npz", out, recognizer.is_image_file)
+    except InputError as error:
+        if recognizer.passed:
+            output.say(recognizer.note(), options.quiet)
+        raise error from None
+    if recognizer.passed:
+        output.say(recognizer.note(), options.quiet)
+    jobs, note = _one_a_sample(planned, inputs, member)
     check_codes_targets(jobs, out)
     if note:
-        output.say(note, quiet or json)
+        output.say(note, running.quiet or running.json)
     batch = Batch(jobs, options)
     if batch.jobs:
+        say, value_range = partial(output.say, quiet=options.quiet), chosen.value_range(values)
         encoder = _Encoder(
-            wanted, search, compact, verify, force, lambda text: output.say(text, options.quiet)
+            wanted, search, crops, written.compact, written.verify, force, say, value_range
         )
         batch.report("encode", encoder.run(batch.jobs, chosen, color), encoder.describe)
+        if note := encoder.range_note():
+            output.say(note, options.quiet)
     batch.finish()
 
 
@@ -119,10 +153,13 @@ class _Encoder:
 
     target: "RateTarget"
     quality: "quality.Quality"
+    crops: "Crops"
     compact: bool
     verify: bool
     force: bool
     say: Callable[[str], None]
+    range: "Range | None" = None  # of deep images; None: by the type of each
+    narrow: "list[Range]" = field(default_factory=list)  # of images that use little of theirs
     hint: bool = False  # whether to say that the file can be made smaller
 
     def run(
@@ -133,7 +170,11 @@ class _Encoder:
         The first image is read while the model is loaded.
         """
         channels = chosen.config.channels
-        read = read_ahead(lambda job: _read(job, channels, background), jobs)
+
+        def read_one(job: Job) -> "DecodedImage":
+            return _read(job, channels, background, self.range, self.crops)
+
+        read = read_ahead(read_one, jobs)
         model = chosen.load()
         if self.compact and model.folder.entropy is None:
             self.say(rate.only_packed(model.name))
@@ -150,18 +191,21 @@ class _Encoder:
         """Encodes one image, and begins to write its codes: the future ends when they are."""
         begin, image = time.perf_counter(), read.result()
         try:
-            codes, missed = self.quality.encode(model, image.pixels, self.target)
+            pixels = [image.pixels] if image.pixels.ndim == 3 else list(image.pixels)
+            codes, missed = self.quality.encode(model, pixels, self.target)
+            codes = replace(codes, range=image.range)
         except InputError as error:
             raise error.about(job.source) from None
         encoded = self._make_file(model, codes, job)
         if self.quality.effort and self.target.byte_limit(codes.pixels) is not None:
-            codes = self.quality.again(model, image.pixels, encoded.codes)
+            codes = self.quality.again(model, pixels, encoded.codes)
+            codes = replace(codes, range=image.range)
             encoded = self._make_file(model, codes, job)
         height, width = codes.sizes[0]
-        image_bytes, notes = (
-            image.source_bytes,
-            [*image.notes, *filter(None, [missed])],
-        )  # `write` holds no pixels
+        if image.narrow is not None:
+            self.narrow.append(image.narrow)
+        image_bytes = image.source_bytes  # `write` holds no pixels
+        notes = [*image.notes, *filter(None, [missed])]
 
         def write() -> list[Facts]:
             output.write(job.target, encoded.data, self.force)
@@ -174,6 +218,7 @@ class _Encoder:
                 "source_bytes": image_bytes,
                 **rate.facts(encoded.codes, encoded.form, len(encoded.data)),
                 "seconds": round(time.perf_counter() - begin, 3),
+                "range": None if codes.range is None else list(codes.range),
                 "notes": notes,
                 **({"effort": self.quality.effort} if self.quality.effort else {}),
             }
@@ -192,6 +237,15 @@ class _Encoder:
             )
         return encoded
 
+    def range_note(self) -> str:
+        """One range for all of several images that use little of theirs; else nothing."""
+        from vqtok import images
+
+        if len(self.narrow) < 2:
+            return ""
+        wanted = images.show_range(images.suggest(self.narrow))
+        return f"{len(self.narrow)} images use little of their range: --range {wanted} fits all"
+
     def describe(self, job: Job, facts: Facts) -> list[str]:
         from vqtok.files import STDIO
 
@@ -205,11 +259,15 @@ class _Encoder:
         ]
 
 
-def _read(job: Job, channels: int, background: "Color") -> "DecodedImage":
+def _read(
+    job: Job, channels: int, background: "Color", value_range: "Range | None", crops: "Crops"
+) -> "DecodedImage":
+    """The image; with settings of crops, its pixels are (n, H, W, C)."""
     from vqtok import files, images
 
     source = job.source.path or files.read_stdin(images.MAX_BYTES)
-    return images.read_image(source, channels, background)
+    image = images.read_image(source, channels, background, value_range=value_range)
+    return crops.cut(image, job.source.relative.as_posix())
 
 
 def _summary(job: Job, facts: Facts) -> str:

@@ -1,7 +1,7 @@
 """`vqtok eval`: measures a model on images."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +26,62 @@ SHEET_CROP = 256  # of larger ones the middle is shown, pixel by pixel
 PLOT_SUFFIXES = (".svg", ".png")
 
 
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Options that say what is measured and compared, and where that is shown."""
+
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", help="Take only so many images, the first.", metavar="N", min=1),
+    ] = None
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            "--levels",
+            help="Numbers of levels to measure beside all, like 1,2,4. Default: each.",
+            metavar="N,...",
+        ),
+    ] = None
+    lpips: Annotated[
+        Path | None,
+        typer.Option(
+            "--lpips",
+            help=(
+                "Measure LPIPS too, with the weights in this safetensors file (AlexNet or VGG-16)."
+            ),
+            metavar="FILE",
+        ),
+    ] = None
+    codecs: Annotated[
+        str | None,
+        typer.Option(
+            "--codecs",
+            help="Compare at the same bytes with jpeg,webp,avif, or none. Default: all for photos.",
+            metavar="NAMES",
+        ),
+    ] = None
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            "--sheet",
+            help="Write the first originals beside what is made of them to this image.",
+            metavar="FILE",
+        ),
+    ] = None
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            help="Write curves, quality over bits: FILE as .svg and as .png.",
+            metavar="FILE",
+        ),
+    ] = None
+
+
 @output.handle_errors
+@o.grouped
 def evaluate(
+    *,
     data: Annotated[
         Path | None,
         typer.Argument(
@@ -52,79 +106,34 @@ def evaluate(
     ] = None,
     labels: o.LabelSource = None,
     member: o.Member = None,
-    limit: Annotated[
-        int | None,
-        typer.Option("--limit", help="Take only so many images, the first.", metavar="N", min=1),
-    ] = None,
-    levels: Annotated[
-        str | None,
-        typer.Option(
-            "--levels",
-            help="Numbers of levels to measure beside all, like 1,2,4. Default: each.",
-            metavar="N,...",
-        ),
-    ] = None,
-    lpips: Annotated[
-        Path | None,
-        typer.Option(
-            "--lpips",
-            help=(
-                "Measure LPIPS too, with the weights in this safetensors file (AlexNet or VGG-16)."
-            ),
-            metavar="FILE",
-        ),
-    ] = None,
-    codecs: Annotated[
-        str | None,
-        typer.Option(
-            "--codecs",
-            help="Compare at the same bytes with jpeg,webp,avif, or none. Default: all for photos.",
-            metavar="NAMES",
-        ),
-    ] = None,
-    sheet: Annotated[
-        Path | None,
-        typer.Option(
-            "--sheet",
-            help="Write the first originals beside what is made of them to this image.",
-            metavar="FILE",
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            help="Write curves, quality over bits: FILE as .svg and as .png.",
-            metavar="FILE",
-        ),
-    ] = None,
+    values: o.ValueRange = None,
+    wanted: MeasureOptions,
     force: o.Force = False,
-    device: o.Device = None,
-    precision: o.Precision = "fp32",
-    json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    running: o.RunningOptions,
 ) -> None:
-    """Measure a model: PSNR, SSIM, MS-SSIM, LPIPS, codebook use, bits.
+    """Measure a model: PSNR, SSIM, LPIPS, bits.
 
     Of codes shards, whose originals are not there: codebook use and bits.
     """
+    from vqtok import images
     from vqtok.data import open_data
     from vqtok.errors import InputError, UsageError
 
+    sheet, plot, json, quiet = wanted.sheet, wanted.plot, running.json, running.quiet
     parts = [word for word in split or () if "=" not in word] or ["test"]
     if len(parts) > 1 or parts[0] not in ("test", "train"):
         raise UsageError(f"there is no split {' '.join(parts)!r}", "choose test or train")
     if data is not None and shards.is_shards(data):
-        compared = {"--lpips": lpips, "--codecs": codecs, "--sheet": sheet, "--plot": plot}
-        _check_no_originals(data, compared)
-        made_by = ModelOptions(model, device, precision, verbose)
-        return _evaluate_shards(data, made_by, limit, _numbers(levels), json, quiet)
-    chosen = o.data_options([word for word in split or () if "=" in word], labels, member)
+        _check_no_originals(data, wanted)
+        levels = _numbers(wanted.levels)
+        return _evaluate_shards(data, running.model(model), wanted.limit, levels, json, quiet)
+    chosen = o.data_options([word for word in split or () if "=" in word], labels, member, values)
     _check_targets(sheet, plot, force)
-    asked: dict[str, Any] = {"levels": _numbers(levels), "codecs": _names(codecs)}
-    codec = ModelOptions(model, device, precision, verbose).load()
-    network = _load_lpips(lpips)
+    asked: dict[str, Any] = {"levels": _numbers(wanted.levels), "codecs": _names(wanted.codecs)}
+    codec = running.model(model).load()
+    if values is None and codec.range is not None:
+        chosen = replace(chosen, range=images.show_range(codec.range))
+    network = _load_lpips(wanted.lpips)
     from vqtok.evaluate import evaluate as measure
 
     dataset = open_data(data, "test" if parts[0] == "test" else "train", chosen)
@@ -139,7 +148,7 @@ def evaluate(
 
     with output.memory_errors(dataset.name), bar(f"eval {dataset.name}", quiet) as progress:
         result = measure(
-            codec, dataset, limit, progress, show, errors.append, lpips=network, **asked
+            codec, dataset, wanted.limit, progress, show, errors.append, lpips=network, **asked
         )
     for error in errors:
         output.show_error(error)
@@ -155,6 +164,7 @@ def evaluate(
                 "model": codec.name,
                 "fingerprint": codec.fingerprint,
                 "data": dataset.name,
+                "range": list(dataset.range) if dataset.range else None,
                 **result.to_json(),
                 "notes": [*dataset.notes, *result.notes],
             }
@@ -166,14 +176,15 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _check_no_originals(data: Path, options: dict[str, Any]) -> None:
+def _check_no_originals(data: Path, options: MeasureOptions) -> None:
     """UsageError where an option compares with originals, which codes shards do not hold."""
     from vqtok.errors import UsageError
 
-    for name, value in options.items():
+    for name in ("lpips", "codecs", "sheet", "plot"):
+        value = getattr(options, name)
         if value is not None and str(value).lower() != "none":
             raise UsageError(
-                f"{name} compares with the originals, and {data} holds codes",
+                f"--{name} compares with the originals, and {data} holds codes",
                 f"leave it out, or give the images in place of {data}",
             )
 

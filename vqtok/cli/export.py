@@ -2,11 +2,13 @@
 
 import os
 import time
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vqtok import files
 from vqtok.cli import options as o
 from vqtok.cli import output, progress
 from vqtok.errors import InputError, UsageError
@@ -23,8 +25,76 @@ def _complete_format(incomplete: str) -> list[str]:
     return [word for word in (*EXPORT_FORMATS, *TOKEN_FORMATS) if word.startswith(incomplete)]
 
 
+@dataclass(frozen=True)
+class SequenceOptions:
+    """Options of codes alone: how a grid becomes tokens, and which images are taken."""
+
+    order: Annotated[
+        str,
+        typer.Option(
+            "--order",
+            help=(
+                "raster: the levels of a place side by side; level-major: all of level 1, "
+                "then level 2."
+            ),
+            metavar="ORDER",
+            autocompletion=o.complete_choice("raster", "level-major"),
+        ),
+    ] = "raster"
+    offset: Annotated[
+        bool,
+        typer.Option("--offset", help="Give each level ids of its own: level l's start at l * K."),
+    ] = False
+    bos: Annotated[bool, typer.Option("--bos", help="Begin each image with a BOS token.")] = False
+    eol: Annotated[
+        bool, typer.Option("--eol", help="End each row of the grid with an EOL token.")
+    ] = False
+    eos: Annotated[bool, typer.Option("--eos", help="End each image with an EOS token.")] = False
+    class_tokens: Annotated[
+        bool,
+        typer.Option("--class-tokens", help="Put a token for the class before those of the grid."),
+    ] = False
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="Images of this split only, like train.", metavar="NAME"),
+    ] = None
+    shuffle: Annotated[
+        int | None,
+        typer.Option(
+            "--shuffle",
+            help="Shuffle the images by this seed. Default: their own order.",
+            metavar="SEED",
+            min=0,
+            max=2**31 - 1,
+        ),
+    ] = None
+    header: Annotated[
+        int | None,
+        typer.Option(
+            "--header", help="bin: 256 puts llm.c's 256 int32 words in front.", metavar="WORDS"
+        ),
+    ] = None
+    block: Annotated[
+        int | None,
+        typer.Option(
+            "--block",
+            help="litdata: tokens of a block of the reader. Default: an image's.",
+            metavar="N",
+            min=2,
+        ),
+    ] = None
+
+    @property
+    def given(self) -> list[str]:
+        """Those that are not as by default, as typed."""
+        changed = (f.name for f in fields(self) if getattr(self, f.name) != f.default)
+        return [f"--{name.replace('_', '-')}" for name in changed]
+
+
 @output.handle_errors
+@o.grouped
 def export(
+    *,
     source: Annotated[
         str,
         typer.Argument(
@@ -53,66 +123,13 @@ def export(
             autocompletion=_complete_format,
         ),
     ] = "diffusers",
-    order: Annotated[
-        str,
-        typer.Option(
-            "--order",
-            help=(
-                "raster: the levels of a place side by side; level-major: all of level 1, "
-                "then level 2."
-            ),
-            metavar="ORDER",
-            autocompletion=o.complete_choice("raster", "level-major"),
-        ),
-    ] = "raster",
-    offset: Annotated[
-        bool,
-        typer.Option("--offset", help="Give each level ids of its own: level l's start at l * K."),
-    ] = False,
-    bos: Annotated[bool, typer.Option("--bos", help="Begin each image with a BOS token.")] = False,
-    eol: Annotated[
-        bool, typer.Option("--eol", help="End each row of the grid with an EOL token.")
-    ] = False,
-    eos: Annotated[bool, typer.Option("--eos", help="End each image with an EOS token.")] = False,
-    class_tokens: Annotated[
-        bool,
-        typer.Option("--class-tokens", help="Put a token for the class before those of the grid."),
-    ] = False,
-    split: Annotated[
-        str | None,
-        typer.Option("--split", help="Images of this split only, like train.", metavar="NAME"),
-    ] = None,
-    shuffle: Annotated[
-        int | None,
-        typer.Option(
-            "--shuffle",
-            help="Shuffle the images by this seed. Default: their own order.",
-            metavar="SEED",
-            min=0,
-            max=2**31 - 1,
-        ),
-    ] = None,
-    header: Annotated[
-        int | None,
-        typer.Option(
-            "--header", help="bin: 256 puts llm.c's 256 int32 words in front.", metavar="WORDS"
-        ),
-    ] = None,
-    block: Annotated[
-        int | None,
-        typer.Option(
-            "--block",
-            help="litdata: tokens of a block of the reader. Default: an image's.",
-            metavar="N",
-            min=2,
-        ),
-    ] = None,
+    tokenized: SequenceOptions,
     model: o.FileModel = None,
     force: o.Force = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Write codes as training data of other programs, or a model as another program's.
+    """Write codes as training data, or a model, for other programs.
 
     meta.json beside the data tells the vocabulary, the order and every special token;
     `vqtok import-tokens` brings sequences back. Of models, diffusers takes those with the classic
@@ -121,20 +138,8 @@ def export(
     from vqtok.config import EXPORT_FORMATS, TOKEN_FORMATS
 
     if to in EXPORT_FORMATS:
-        given = {
-            "--order": order != "raster",
-            "--offset": offset,
-            "--bos": bos,
-            "--eol": eol,
-            "--eos": eos,
-            "--class-tokens": class_tokens,
-            "--split": split is not None,
-            "--shuffle": shuffle is not None,
-            "--header": header is not None,
-            "--block": block is not None,
-            "--model": model is not None,
-        }
-        _refuse_token_options(source, to, [name for name, is_given in given.items() if is_given])
+        given = [*tokenized.given, *(["--model"] if model is not None else [])]
+        _refuse_token_options(source, to, given)
         return _export_model(source, out, to, force, json, quiet)
     if to not in TOKEN_FORMATS:
         raise UsageError(
@@ -144,14 +149,24 @@ def export(
         )
     from vqtok import tokens
 
-    if order not in tokens.ORDERS:
-        raise UsageError(f"there is no order {order!r}", f"choose {' or '.join(tokens.ORDERS)}")
+    t = tokenized
+    if t.order not in tokens.ORDERS:
+        raise UsageError(f"there is no order {t.order!r}", f"choose {' or '.join(tokens.ORDERS)}")
     begin = time.perf_counter()
-    grids = open_codes(source, model)
-    sequences = tokens.Sequences(grids, order, offset, bos, eol, eos, class_tokens, None, split)
-    request = tokens.ExportRequest(to, shuffle, header, block, force)
+    sequences = tokens.Sequences(
+        open_codes(source, model),
+        t.order,
+        t.offset,
+        t.bos,
+        t.eol,
+        t.eos,
+        t.class_tokens,
+        None,
+        t.split,
+    )
+    request = tokens.ExportRequest(to, t.shuffle, t.header, t.block, force)
     with progress.bar(f"export to {to}", json or quiet) as advance:
-        report = tokens.export_tokens(sequences, out, request, advance)
+        report = tokens.export_tokens(sequences, files.as_path(out), request, advance)
     _report(source, to, sequences, report, time.perf_counter() - begin, json, quiet)
 
 
@@ -171,6 +186,10 @@ def open_codes(source: str, model: str | None) -> Any:
     from vqtok import tokens
     from vqtok.bulk import MANIFEST, CodesDataset
 
+    if files.is_url(source):
+        if (files.as_path(source) / MANIFEST).is_file():
+            return CodesDataset(source, model=model)
+        return tokens.CodesFiles([source], model)
     if os.path.isfile(os.path.join(source, MANIFEST)):
         return CodesDataset(source, model=model)
     if not os.path.exists(source) and not any(letter in source for letter in "*?["):

@@ -2,12 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+from vqtok.cli.start import ModelOptions
 
 if TYPE_CHECKING:
     from vqtok.data import DataOptions
@@ -144,6 +146,32 @@ Member = Annotated[
         help="Of several images a sample take this one, like seg.png. Default: the plain one.",
     ),
 ]
+ValueRange = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="LOW:HIGH",
+        help=(
+            "Values of images deeper than 8 bits that become black and white, like 0:4095; auto: "
+            "by the type of each. Default: the model's, else auto."
+        ),
+    ),
+]
+Frames = Annotated[
+    bool,
+    typer.Option(
+        "--frames",
+        help="Token arrays (.npy) are frames of a video: each is coded given the one before.",
+    ),
+]
+Grid = Annotated[
+    str | None,
+    typer.Option(
+        "--grid",
+        metavar="HxW",
+        help="Height and width of a grid whose tokens are stored in rows, like 8x16.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say which model, device and precision are used.")
@@ -212,8 +240,25 @@ Background = Annotated[
 ]
 
 
-def data_options(split: list[str] | None, labels: str | None, member: str | None) -> "DataOptions":
-    """What the three options say of the data. Raises UsageError."""
+@dataclass(frozen=True)
+class RunningOptions:
+    """Options that say where a model runs, and what is printed."""
+
+    device: Device = None
+    precision: Precision = "fp32"
+    json: Json = False
+    quiet: Quiet = False
+    verbose: Verbose = False
+
+    def model(self, name: str | None) -> ModelOptions:
+        """The model of that name, to run as these options say."""
+        return ModelOptions(name, self.device, self.precision, self.verbose)
+
+
+def data_options(
+    split: list[str] | None, labels: str | None, member: str | None, values: str | None = None
+) -> "DataOptions":
+    """What the options say of the data. Raises UsageError."""
     from vqtok.data import DataOptions
 
-    return DataOptions.of(split or (), labels, member)
+    return DataOptions.of(split or (), labels, member, values)

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from vqtok import files
 from vqtok.errors import OutputError, VqtokError
+from vqtok.remote import RemoteError
 
 P = ParamSpec("P")
 
@@ -218,6 +219,8 @@ def debugging() -> bool:
 
 def _unexpected(error: Exception) -> VqtokError:
     """What no check foresaw: a failing disk, or a mistake in vqtok."""
+    if isinstance(error, RemoteError):
+        return VqtokError(f"cannot reach {error.filename}: {error.strerror}", error.fix)
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return VqtokError(

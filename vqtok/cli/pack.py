@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output, rate, shards
+from vqtok.cli import output, rate, shards, token_sets
 from vqtok.cli.batch import (
     Batch,
     BatchOptions,
@@ -39,11 +39,20 @@ def pack(
     model: o.FileModel = None,
     force: o.Force = False,
     skip_existing: o.SkipExisting = False,
+    frames: o.Frames = False,
+    grid: o.Grid = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Make codes files small: img.npz -> img.compact.npz."""
+    """Make codes files small: img.npz -> img.compact.npz.
+
+    Or token arrays of other tokenizers:
+    tokens.npy -> tokens.vqtok.npz.
+    """
     options = BatchOptions(out, force, skip_existing, json, quiet)
+    shape = token_sets.parse_grid(grid)
+    if token_sets.arrays_of(inputs, model, frames or shape is not None):
+        return token_sets.pack(inputs, options, model, frames, shape)
     _rewrite(inputs, options, model, _Command("pack", ".compact", _packed, compact=True))
 
 
@@ -65,8 +74,14 @@ def unpack(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Make compact codes files plain again: img.npz -> img.plain.npz."""
+    """Make compact codes files plain again.
+
+    img.npz -> img.plain.npz; and packed token arrays:
+    tokens.vqtok.npz -> tokens.npy.
+    """
     options = BatchOptions(out, force, skip_existing, json, quiet)
+    if token_sets.packed_of(inputs):
+        return token_sets.unpack(inputs, options, model)
     if indices_only:
         folders, _ = shards.split(inputs)
         if folders:
@@ -110,6 +125,9 @@ class EntropyCoders:
     def __init__(self, model: str | None, quiet: bool = True) -> None:
         self.model, self.quiet = model, quiet
         self.loaded: dict[str, EntropyCoder | None] = {}  # by the tokenizer's fingerprint
+        self._only_packed: list[
+            str
+        ] = []  # models that have none, of which that is still to be said
 
     @cached_property
     def _named(self) -> "tuple[ModelFolder, str]":
@@ -138,12 +156,17 @@ class EntropyCoders:
         return self.loaded[codes.fingerprint]
 
     def _find_or_say(self, plain: "Codes") -> "EntropyCoder | None":
-        """As `find`; says once of a model that its codes can only be bit-packed."""
+        """As `find`; `tell` then says of a model that its codes can only be bit-packed."""
         first = plain.fingerprint not in self.loaded
         coder = self.find(plain)
         if first and coder is None:
-            output.say(rate.only_packed(plain.model), self.quiet)
+            self._only_packed.append(plain.model)
         return coder
+
+    def tell(self) -> None:
+        """Says once of each model without an entropy prior that its codes are only bit-packed."""
+        while self._only_packed:
+            output.say(rate.only_packed(self._only_packed.pop()), self.quiet)
 
     def _load(self, codes: "Codes | Compact") -> "EntropyCoder | None":
         from vqtok import model_registry
@@ -258,6 +281,7 @@ def _rewrite(
         command.compact,
     )
     batch.failures.merge(shards.run_folders(folders, len(words), options, rewriting.run))
+    coders.tell()  # of shards
     batch.run(command.verb, partial(_rewrite_one, coders, command.change, options.force), _describe)
     batch.finish()
 
@@ -282,6 +306,7 @@ def _rewrite_one(coders: EntropyCoders, change: Change, force: bool, job: Job) -
     except ModelError as error:
         raise error.about(job.source) from None
     output.write(job.target, encoded.data, force)
+    coders.tell()
     return [
         {
             "input": str(job.source.path or "-"),

@@ -55,29 +55,29 @@ class Quality:
     target: str = ""  # as typed
 
     def encode(
-        self, model: "Model", image: "np.ndarray", target: "RateTarget"
+        self, model: "Model", images: "list[np.ndarray]", target: "RateTarget"
     ) -> "tuple[Codes, str]":
-        """The codes of an image at the levels that the quality asks for; and where no level
-        suffices, all of them and what to say.
+        """The codes of images of one size (with a measure, of one alone) at the levels that the
+        quality asks for; and where no level suffices, all of them and what to say.
 
         Where a rate is to decide the levels, all of them, without a search: see `again`.
         """
         if target.bpp is not None or target.max_bytes is not None:
-            return model.encode_batch([image]), ""
+            return model.encode_batch(images), ""
         if self.measure is None:
             levels = target.levels if self.effort else None
-            return model.encode_batch([image], levels, effort=self.effort, goal=self.goal), ""
-        codes = model.encode_batch([image])
+            return model.encode_batch(images, levels, effort=self.effort, goal=self.goal), ""
+        codes = model.encode_batch(images)
         for count in range(1, model.config.levels + 1):
             if self.effort:
-                codes = model.encode_batch([image], count, effort=self.effort, goal=self.goal)
-            if self._reached(model, image, codes.first_levels(count)):
+                codes = model.encode_batch(images, count, effort=self.effort, goal=self.goal)
+            if self._reached(model, images[0], codes.first_levels(count)):
                 return codes.first_levels(count), ""
         return codes, f"all {model.config.levels} levels do not reach {self.target}"
 
-    def again(self, model: "Model", image: "np.ndarray", codes: "Codes") -> "Codes":
+    def again(self, model: "Model", images: "list[np.ndarray]", codes: "Codes") -> "Codes":
         """Searches for codes of just the levels that a rate has left."""
-        return model.encode_batch([image], codes.levels, effort=self.effort, goal=self.goal)
+        return model.encode_batch(images, codes.levels, effort=self.effort, goal=self.goal)
 
     def _reached(self, model: "Model", image: "np.ndarray", codes: "Codes") -> bool:
         assert self.measure is not None
@@ -88,10 +88,11 @@ def parse(
     effort: int, goal: str, target: str | None, lpips: Path | None, rate: "RateTarget"
 ) -> Quality:
     """Reads the options as typed; loads the weights of LPIPS. UsageError, errors of load_lpips."""
-    from vqtok.codec.effort import GOALS
+    if goal != "looks":  # the default needs no torch to be known
+        from vqtok.codec.effort import GOALS
 
-    if goal not in GOALS:
-        raise UsageError(f"--goal is {goal!r}", f"choose {' or '.join(GOALS)}")
+        if goal not in GOALS:
+            raise UsageError(f"--goal is {goal!r}", f"choose {' or '.join(GOALS)}")
     if target is None:
         if lpips is not None:
             raise UsageError("--lpips is for --target lpips:X", "give both, or leave it out")

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +23,70 @@ DEFAULT_OUTPUT = Path("samples.png")
 DEFAULT_KEEP = "top:0.5"
 
 
+@dataclass(frozen=True)
+class DrawOptions:
+    """Options that say how codes are drawn, and what of an image is kept."""
+
+    label: Annotated[
+        str | None,
+        typer.Option(
+            "--label",
+            help="Class to draw, by name or number. Default: all in turn.",
+            metavar="LABEL",
+        ),
+    ] = None
+    temperature: Annotated[
+        float,
+        typer.Option(
+            "--temperature",
+            help="Below 1: likelier images; 0: the likeliest.",
+            metavar="T",
+            min=0,
+        ),
+    ] = 1.0
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k", help="Draw each code from the K likeliest only.", metavar="K", min=1
+        ),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            "--top-p",
+            help="Draw each code from the likeliest that together have this probability.",
+            metavar="P",
+        ),
+    ] = None
+    complete: Annotated[
+        Path | None,
+        typer.Option(
+            "--complete",
+            help="Keep a part of this image (- for standard input), invent the rest.",
+            metavar="IMG",
+        ),
+    ] = None
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            "--keep",
+            help=f"What --complete keeps, as in left:0.25. Default: {DEFAULT_KEEP}.",
+            metavar="SIDE:PART",
+        ),
+    ] = None
+    levels: o.Levels = None
+    seed: o.Seed = 0
+
+    def keywords(self) -> dict[str, Any]:
+        """What `sample_codes` and `complete_codes` take of these."""
+        names = ("label", "seed", "temperature", "top_k", "top_p", "levels")
+        return {name: getattr(self, name) for name in names}
+
+
 @output.handle_errors
+@o.grouped
 def sample(
+    *,
     n: Annotated[
         int,
         typer.Option("-n", "--number", help="How many images.", metavar="N", min=1, max=10_000),
@@ -49,55 +112,7 @@ def sample(
             metavar="SIZE",
         ),
     ] = None,
-    label: Annotated[
-        str | None,
-        typer.Option(
-            "--label",
-            help="Class to draw, by name or number. Default: all in turn.",
-            metavar="LABEL",
-        ),
-    ] = None,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            "--temperature",
-            help="Below 1: likelier images; 0: the likeliest.",
-            metavar="T",
-            min=0,
-        ),
-    ] = 1.0,
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            "--top-k", help="Draw each code from the K likeliest only.", metavar="K", min=1
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            "--top-p",
-            help="Draw each code from the likeliest that together have this probability.",
-            metavar="P",
-        ),
-    ] = None,
-    complete: Annotated[
-        Path | None,
-        typer.Option(
-            "--complete",
-            help="Keep a part of this image (- for standard input), invent the rest.",
-            metavar="IMG",
-        ),
-    ] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            "--keep",
-            help=f"What --complete keeps, as in left:0.25. Default: {DEFAULT_KEEP}.",
-            metavar="SIDE:PART",
-        ),
-    ] = None,
-    levels: o.Levels = None,
-    seed: o.Seed = 0,
+    drawn: DrawOptions,
     force: o.Force = False,
     device: o.Device = None,
     json: o.Json = False,
@@ -105,42 +120,36 @@ def sample(
     verbose: o.Verbose = False,
 ) -> None:
     """Draw new images from a model's prior."""
-    _check_together(size, complete, keep)
+    complete = drawn.complete
+    _check_together(size, complete, drawn.keep)
     wanted = _parse_size(size)
     target = _target(out, n, json, force)
     chosen = ModelOptions(model, device, verbose=verbose)
-    chosen.check_levels(levels)
+    chosen.check_levels(drawn.levels)
     codec = chosen.load()
     begin = time.perf_counter()
-    options = {
-        "label": label,
-        "seed": seed,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "levels": levels,
-    }
+    options = drawn.keywords()
     with output.memory_errors(f"{n} images at once"), bar("sample", quiet) as progress:
         if complete is None:
             _check_sheet(target, n, wanted or codec.native_size)
             codes = codec.sample_codes(n, wanted, progress=progress, **options)
         else:
             codes = _complete(
-                codec, complete, keep or DEFAULT_KEEP, n, quiet, progress=progress, **options
+                codec, complete, drawn.keep or DEFAULT_KEEP, n, quiet, progress=progress, **options
             )
         paths = _write(
             codec,
             codes,
             target,
             force,
-            _captions(codec, n) if label is None and complete is None else None,
+            _captions(codec, n) if drawn.label is None and complete is None else None,
         )
     seconds, (height, width) = time.perf_counter() - begin, codes.sizes[0]
     if json:
         facts = {
             "model": codec.name,
             "fingerprint": codec.fingerprint,
-            "seed": seed,
+            "seed": drawn.seed,
             "size": [width, height],
         }
         for path in paths:
@@ -155,7 +164,7 @@ def sample(
     else:
         count = "1 image" if n == 1 else f"{n} images"
         output.say(
-            f"{count} of {width}x{height} from {codec.name}, seed {seed} -> "
+            f"{count} of {width}x{height} from {codec.name}, seed {drawn.seed} -> "
             f"{output.display_name(target)}  {seconds:.2f} s",
             quiet,
         )

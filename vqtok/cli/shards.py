@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqtok import files
 from vqtok.cli import bulk, output
 from vqtok.cli.batch import BatchOptions, Failures
 from vqtok.cli.progress import bar
@@ -28,16 +29,22 @@ if TYPE_CHECKING:
 def split(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The folders of codes shards among the inputs, and all else."""
     folders = [word for word in inputs if is_shards(word)]
-    return [Path(word) for word in folders], [word for word in inputs if word not in folders]
+    return [files.as_path(word) for word in folders], [
+        word for word in inputs if word not in folders
+    ]
 
 
 def is_shards(word: str | Path) -> bool:
     """Whether this is a folder of codes shards."""
-    if not os.path.isfile(os.path.join(word, "manifest.json")):
-        return False
+    folder = files.as_path(word)
+    try:
+        if not (folder / "manifest.json").is_file():
+            return False
+    except files.RemoteError as error:
+        raise files.unreadable(word, error) from None
     from vqtok.bulk import shards
 
-    return shards.is_shards(Path(word))
+    return shards.is_shards(folder)
 
 
 def open_shards(folder: Path, model: str | None = None, quiet: bool = True) -> "CodesDataset":

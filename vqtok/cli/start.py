@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vqtok.codec import Model
     from vqtok.codes import Codes, Compact
     from vqtok.config import TokenizerConfig
+    from vqtok.images import Range
     from vqtok.model_registry import ModelFolder
 
 
@@ -41,6 +42,15 @@ class ModelOptions:
         from vqtok import weights
 
         return weights.tokenizer_config(self.folder.tokenizer)
+
+    def value_range(self, given: str | None) -> "Range | None":
+        """The range of deep images: as given, else the model's; None is auto. Raises UsageError."""
+        from vqtok import images, weights
+
+        if given is not None:
+            return images.parse_range(given)
+        record = weights.read_meta(self.folder.tokenizer, "tokenizer")["record"]
+        return images.range_of_record(record)
 
     def check_levels(self, levels: int | None) -> None:
         """Raises UsageError where the model has fewer levels, before torch is imported."""

@@ -72,7 +72,7 @@ def run_study(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Compare models of raw pixels, a VAE and VQ-VAEs in equal time."""
+    """Compare models of pixels, a VAE and VQ-VAEs in equal time."""
     from vqtok import config, train
     from vqtok import study as studies
     from vqtok.codec import pick_device

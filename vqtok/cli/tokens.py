@@ -56,7 +56,7 @@ def import_tokens(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Turn token sequences into codes: what a transformer has drawn, or an export.
+    """Turn a transformer's tokens, or an export, into codes.
 
     It undoes the order, offsets and special tokens that meta.json tells of. `vqtok decode` then
     makes images.

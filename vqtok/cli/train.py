@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from vqtok.cli import options as o
-from vqtok.cli import output, progress
+from vqtok.cli import output, progress, token_sets
 from vqtok.config import registry
+from vqtok.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vqtok.data import Dataset
-    from vqtok.train import RunSpec, Status, Stop, TrainRequest
+    from vqtok.train import RunSpec, Status, Stop
 
 DEFAULT_OUTPUT = Path("vqtok-model")
 
@@ -45,6 +46,9 @@ class RunOptions:
     split: o.SplitPatterns = None
     labels: o.LabelSource = None
     member: o.Member = None
+    values: o.ValueRange = None
+    frames: o.Frames = False
+    grid: o.Grid = None
     stage: Annotated[
         str,
         typer.Option(
@@ -134,6 +138,15 @@ class SettingOptions:
         int | None,
         typer.Option("--size", help="Side of the training crops in pixels."),
         "data.size",
+    ] = None
+    network: Annotated[
+        str | None,
+        typer.Option(
+            "--network",
+            help=f"{registry.one_of(registry.NETWORKS)} (the VQ-VAE paper's own).",
+            autocompletion=o.complete_setting("NETWORKS"),
+        ),
+        "tokenizer.network",
     ] = None
     quantizer: Annotated[
         str | None,
@@ -265,6 +278,13 @@ def train(
     quiet: o.Quiet = False,
 ) -> None:
     """Train a tokenizer on images, then priors on its codes."""
+    if token_sets.for_training(run.data, run.stage, run.out):
+        return _train_tokens(run, force, json, quiet)
+    if run.frames or run.grid is not None:
+        raise UsageError(
+            "--frames and --grid are of token arrays (.npy, .npz)",
+            "give an array, --stage entropy, and as -o a folder without a tokenizer",
+        )
     from vqtok import config, distributed
     from vqtok import train as training
     from vqtok.codec import pick_device
@@ -284,9 +304,20 @@ def train(
         _train(request, target, stop, listener, run.max_time or "")
 
 
+def _train_tokens(run: RunOptions, force: bool, json: bool, quiet: bool) -> None:
+    """Learns a token array of another tokenizer."""
+    if run.resume or run.dry_run:
+        word = "--resume" if run.resume else "--dry-run"
+        raise UsageError(f"{word} does not go with a token array", "leave it out")
+    assert run.data is not None
+    grid = token_sets.parse_grid(run.grid)
+    facts = token_sets.train(run.data, run.out, run.frames, grid, force, quiet or json)
+    if json:
+        output.print_json(facts)
+
+
 def _check_options(run: RunOptions, force: bool) -> None:
     """Raises UsageError for options that do not go together."""
-    from vqtok.errors import UsageError
     from vqtok.train import STAGES
 
     if run.stage not in STAGES:
@@ -303,14 +334,14 @@ def _check_options(run: RunOptions, force: bool) -> None:
 
 
 def _train(
-    request: "TrainRequest", device: Any, stop: "Stop", listener: "Listener", max_time: str
+    request: "RunSpec", device: Any, stop: "Stop", listener: "Listener", max_time: str
 ) -> None:
     """Trains, alone or as one of the processes of a run, of which the first writes and speaks."""
     from vqtok import distributed
     from vqtok import train as training
 
     quiet, folder, stage = listener.quiet, request.folder, request.stage
-    spec, dataset, resume = training.open_run(request, lambda text: output.say(text, quiet))
+    spec, dataset = training.open_run(request, lambda text: output.say(text, quiet))
     with (
         listener,
         stop_on_signals(stop, together=distributed.world_size() > 1),
@@ -319,8 +350,7 @@ def _train(
         for note in dataset.notes:
             listener.note(note)
         listener.note(f"{dataset.description} -> {folder}")
-        run = training.context_for(spec, folder, device, stop, listener)
-        finished = training.train(spec.recipe, dataset, run, stage, resume, spec.compiled)
+        finished = training.train(training.RunContext(spec, device, stop, listener), dataset)
         stopped = not finished and stop.agree()  # by whom, all are to know
     if not finished:
         why = "Interrupted" if stopped and stop.signal else f"Stopped after {max_time}"
@@ -356,7 +386,7 @@ def _main_rank_errors_first(number: int) -> "Iterator[None]":
         raise
 
 
-def _make_request(run: RunOptions, settings: SettingOptions) -> "TrainRequest":
+def _make_request(run: RunOptions, settings: SettingOptions) -> "RunSpec":
     """All that the command line says about the run; flags and --set go over the recipe file."""
     from vqtok import config
     from vqtok import train as training
@@ -368,31 +398,29 @@ def _make_request(run: RunOptions, settings: SettingOptions) -> "TrainRequest":
         "the command line": settings.values(),
         "--set": parsed,
     }
-    return training.TrainRequest(
-        run.data,
-        run.preset,
-        training.merge(list(sources.values())),
-        " with ".join(name for name, values in sources.items() if values),
-        shlex.join(["vqtok", *sys.argv[1:]]),
-        perceptual=str(settings.perceptual) if settings.perceptual else None,
-        init=run.init,
+    return training.RunSpec(
+        data=run.data or "",
+        command=shlex.join(["vqtok", *sys.argv[1:]]),
+        perceptual=str(settings.perceptual or ""),
+        init=run.init or "",
+        options=o.data_options(run.split, run.labels, run.member, run.values),
+        preset=run.preset,
+        values=training.merge(list(sources.values())),
+        origin=" with ".join(name for name, values in sources.items() if values),
         folder=run.out,
         stage=run.stage,
         resume=run.resume,
-        options=o.data_options(run.split, run.labels, run.member),
     )
 
 
-def _print_plan(request: "TrainRequest", device: Any, json: bool) -> None:
+def _print_plan(request: "RunSpec", device: Any, json: bool) -> None:
     from vqtok import plots
     from vqtok import train as training
 
     spec, dataset = training.choose_run(request, request.resume)
     recipe = spec.recipe
     output.say("Measuring a few steps ...", quiet=json)
-    facts = training.plan(
-        recipe, dataset, request.stage, device, Path(spec.perceptual) if spec.perceptual else None
-    )
+    facts = training.plan(recipe, dataset, request.stage, device, spec.perceptual_path)
     if json:
         told = {"output": str(request.folder), "notes": list(dataset.notes)}
         output.print_json({**told, "recipe": recipe.to_dict(), **facts})

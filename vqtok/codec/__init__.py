@@ -1,4 +1,4 @@
-"""The library: load a model, encode images, decode codes, sample new ones.
+"""Holds the library: load a model, encode images, decode codes, sample new ones.
 
 The one place where file, array, tensor and network meet.
 

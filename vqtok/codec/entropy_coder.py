@@ -1,6 +1,7 @@
-"""Between codes and the streams of compact files: a model's integer prior."""
+"""Converts between codes and the streams of compact files by a model's integer prior."""
 
 from collections.abc import Callable
+from functools import partial
 
 from vqtok import config, model_registry, weights
 from vqtok.codes import Codes, Compact, index_dtype, to_compact
@@ -10,12 +11,13 @@ from vqtok.integer_prior import IntegerInference, integer_tensor_shapes
 
 
 class EntropyCoder:
-    """What codes grids into the streams of compact files, and decodes them:
-    a model's integer prior, without its tokenizer.
+    """Codes grids into the streams of compact files, and decodes them, by a model's integer prior,
+    without its tokenizer.
     """
 
     def __init__(self, folder: model_registry.ModelFolder, tokenizer: str | None = None) -> None:
-        """Of a model that has one; `tokenizer` is its tokenizer's fingerprint, where known.
+        """Loads the prior of a model that has one; `tokenizer` is its tokenizer's fingerprint,
+        where known.
 
         Raises InputError, FormatError, ModelError.
         """
@@ -43,7 +45,7 @@ class EntropyCoder:
         self.prior = IntegerInference(settings, stored.tensors)
 
     def pack(self, codes: Codes) -> Compact:
-        """The compact form, bit-packed where that is smaller."""
+        """Returns the compact form, bit-packed where that is smaller."""
         return self.pack_levels(codes)(codes.levels)
 
     def pack_levels(self, codes: Codes) -> Callable[[int], Compact]:
@@ -51,7 +53,7 @@ class EntropyCoder:
         self._check(codes)
         coded = self.prior.code(codes.indices)
         return lambda count: to_compact(
-            codes.first_levels(count), self.fingerprint, coded.streams(count)
+            codes.first_levels(count), self.fingerprint, partial(coded.streams, count)
         )
 
     def unpack(self, packed: Compact) -> Codes:
@@ -67,8 +69,8 @@ class EntropyCoder:
                 "give the model they were packed with: --model",
             )
         self._check(packed)
-        indices = self.prior.decode(packed.streams, *packed.shape[1:])
-        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)))
+        indices, carried = self.prior.decode_all(packed.streams, *packed.shape[1:])
+        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)), carried)
 
     def _check(self, codes: Codes | Compact) -> None:
         if codes.fingerprint != self.tokenizer:

@@ -1,4 +1,5 @@
-"""What a caller may give: images of many kinds, tensors of images or indices, sizes.
+"""Checks and converts what a caller may give: images of many kinds, tensors of images or indices,
+sizes.
 
 Each is checked here, so that nothing wrong becomes codes in silence.
 """
@@ -65,7 +66,7 @@ def _checked_list(given: list[Tensor], channels: int) -> list[Tensor]:
 
 
 def scale(images: Tensor) -> Tensor:
-    """uint8, or float in [0, 1], of any shape -> float32 in [-1, 1]; gradients pass.
+    """Scales uint8, or float in [0, 1], of any shape to float32 in [-1, 1]; gradients pass.
 
     A float that is a byte divided by 255 in float32 becomes what the byte becomes, exactly: the
     product of the two rounds back to it for all 256.
@@ -84,11 +85,16 @@ def pad(images: Tensor, multiple: int) -> Tensor:
 
 
 def to_dtype(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float in [-1, 1] -> that dtype in [0, 1]. Values outside are cut off."""
+    """Scales float in [-1, 1] to that dtype in [0, 1]. Values outside are cut off."""
     return images.float().clamp(-1, 1).add_(1).mul_(0.5).to(dtype)
 
 
-def as_batch(given: Iterable[Any] | Tensor, channels: int, background: images.Color) -> Batch:
+def as_batch(
+    given: Iterable[Any] | Tensor,
+    channels: int,
+    background: images.Color,
+    value_range: images.Range | None = None,
+) -> Batch:
     """Checks the images of a batch, and reads those that are files.
 
     Each is of a kind that `images.from_any` takes, or all are tensors (C, H, W); an array
@@ -108,7 +114,7 @@ def as_batch(given: Iterable[Any] | Tensor, channels: int, background: images.Co
                 "some of these images are tensors and some are not", "give all of one kind"
             )
         return _checked_list(listed, channels)
-    return [_pixels(image, channels, background) for image in listed]
+    return [_pixels(image, channels, background, value_range) for image in listed]
 
 
 def _is_list(given: object) -> bool:
@@ -118,8 +124,10 @@ def _is_list(given: object) -> bool:
     return isinstance(given, Iterable) and not one
 
 
-def _pixels(image: Any, channels: int, background: images.Color) -> np.ndarray:
-    """uint8 (H, W, C) of an image of any kind but a tensor."""
+def _pixels(
+    image: Any, channels: int, background: images.Color, value_range: images.Range | None
+) -> np.ndarray:
+    """Converts an image of any kind but a tensor to uint8 (H, W, C)."""
     ready = (
         isinstance(image, np.ndarray)
         and image.dtype == np.uint8
@@ -128,11 +136,11 @@ def _pixels(image: Any, channels: int, background: images.Color) -> np.ndarray:
         and image.size > 0
     )
     # bulk encoding gives such: no copy
-    return image if ready else images.from_any(image, channels, background).pixels
+    return image if ready else images.from_any(image, channels, background, value_range).pixels
 
 
 def size_of(image: np.ndarray | Tensor) -> tuple[int, int]:
-    """(H, W) of an array (H, W, C) or a tensor (C, H, W)."""
+    """Returns (H, W) of an array (H, W, C) or a tensor (C, H, W)."""
     H, W = image.shape[1:] if isinstance(image, Tensor) else image.shape[:2]
     return int(H), int(W)
 
@@ -172,7 +180,7 @@ def check_indices(indices: np.ndarray | Tensor, codebook_size: int, model: str) 
 
 
 def as_size(size: Any) -> tuple[int, int]:
-    """(H, W), of a pair or of one side for both. Raises UsageError."""
+    """Returns (H, W), of a pair or of one side for both. Raises UsageError."""
     sides = (size, size) if is_integer(size) else size
     if (
         not isinstance(sides, list | tuple | np.ndarray)
@@ -194,7 +202,8 @@ def is_count(value: Any) -> bool:
 
 
 def parse_keep(keep: str, h: int, w: int) -> tuple[slice, slice]:
-    """Rows and columns of an h x w grid that SIDE:PART keeps: at least one, and never all.
+    """Returns the rows and columns of an h x w grid that SIDE:PART keeps: at least one, and never
+    all.
 
     Raises UsageError.
     """

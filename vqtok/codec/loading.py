@@ -1,4 +1,4 @@
-"""From weights files to networks on a device."""
+"""Builds networks from weights files, on a device."""
 
 import os
 from pathlib import Path
@@ -72,14 +72,14 @@ def _device_name(name: Device, mps: bool) -> str:
 
 
 def to_device(network: N, device: torch.device) -> N:
-    """The network on the device, channels last: 1.7 times as fast on a CPU."""
+    """Moves the network to the device, channels last: 1.7 times as fast on a CPU."""
     return network.to(  # type: ignore[call-overload]
         device=device, memory_format=torch.channels_last
     )
 
 
 def load_tokenizer(path: Path) -> VQVAE:
-    """The network of a tokenizer file in float32 on the CPU, without training state.
+    """Loads the network of a tokenizer file in float32 on the CPU, without training state.
 
     Raises FormatError, InputError.
     """
@@ -87,14 +87,14 @@ def load_tokenizer(path: Path) -> VQVAE:
 
 
 def tokenizer_from_weights(stored: weights.Weights, path: Path) -> VQVAE:
-    """What `load_tokenizer` gives, of a file that has been read. Raises FormatError."""
+    """Builds what `load_tokenizer` gives, of a file that has been read. Raises FormatError."""
     network = build_tokenizer(stored, path)
     fill(network, stored.tensors)
     return network
 
 
 def build_tokenizer(stored: weights.Weights, path: Path) -> VQVAE:
-    """The network that these weights fill, still without values.
+    """Builds the network that these weights fill, still without values.
 
     Raises FormatError where they do not fit it.
     """
@@ -117,8 +117,8 @@ def build_tokenizer(stored: weights.Weights, path: Path) -> VQVAE:
 def load_prior(
     path: Path, tokenizer: TokenizerConfig, fingerprint: str
 ) -> tuple[Prior, dict[str, Any]]:
-    """The network of a prior file, and its record;
-    ModelError where it belongs to another tokenizer.
+    """Loads the network of a prior file, and its record; ModelError where it belongs to another
+    tokenizer.
     """
     stored = weights.load_weights(path, "prior")
     settings = config.from_dict(PriorConfig, stored.meta["config"], str(path))
@@ -162,6 +162,6 @@ def fill(network: torch.nn.Module, tensors: dict[str, np.ndarray], part: str = "
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:
-    """float32, channels last where it has four axes."""
+    """Converts to float32, channels last where it has four axes."""
     order = torch.channels_last if array.ndim == 4 else torch.contiguous_format
     return torch.from_numpy(array).to(torch.float32, memory_format=order)

@@ -1,10 +1,11 @@
-"""A model ready to use: images to codes and back, and codes that never were."""
+"""Holds a model ready to use: images to codes and back, and new images."""
 
 import os
 import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -47,7 +48,7 @@ _CODES_FIX = (
 
 
 class Model:
-    """A tokenizer, and its prior where it has one, ready to use on one device.
+    """Encodes, decodes and samples on one device: a tokenizer, and its prior where it has one.
 
     Each part of the network takes its values when it is first used:
     encoding needs no decoder, and decoding no encoder. A model can be copied and pickled, with
@@ -72,15 +73,20 @@ class Model:
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        """One line: name, fingerprint, grid, device and precision."""
+        """Shows name, fingerprint, grid, device and precision in one line."""
         return (
             f"<Model {self.name} ({self.fingerprint}): {self.config.grid}, "
             f"{self.device.type}, {self.precision}>"
         )
 
     @property
+    def range(self) -> images.Range | None:
+        """The values of deep images that it was trained with as 0 and 255; None: not told."""
+        return images.range_of_record(self.record)
+
+    @property
     def _family(self) -> Any:
-        """The network's class or module; no attribute, as a module cannot be pickled."""
+        """Returns the network's class or module; no attribute, as a module cannot be pickled."""
         return NETWORKS[self.config.network].load()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,7 +97,7 @@ class Model:
         self.__dict__.update(state, _lock=threading.Lock())
 
     def _part(self, name: str) -> Any:
-        """A part of the network, with its values and on the device."""
+        """Returns a part of the network, with its values and on the device."""
         part = self._network.get_submodule(name)
         # Off, whoever asks: tensors made in inference mode never take part in a gradient.
         with self._lock, torch.inference_mode(False):
@@ -118,7 +124,7 @@ class Model:
 
     @property
     def network(self) -> VQVAE:
-        """The whole of it."""
+        """Returns the whole network."""
         for name, _ in self._network.named_children():
             self._part(name)
         return self._network
@@ -136,11 +142,11 @@ class Model:
 
     @cached_property
     def entropy_coder(self) -> EntropyCoder | None:
-        """What compact files are coded with; None where the model has no entropy prior."""
+        """Returns what compact files are coded with; None where the model has no entropy prior."""
         return None if self.folder.entropy is None else EntropyCoder(self.folder, self.fingerprint)
 
     def pack(self, codes: Codes) -> Compact:
-        """The compact form of codes: `write_codes` makes a small file of it.
+        """Returns the compact form of codes: `write_codes` makes a small file of it.
 
         Bit-packed where the model has no entropy prior.
         """
@@ -162,18 +168,20 @@ class Model:
 
     @property
     def prior(self) -> Prior:
-        """The network that knows which grids are likely; ModelError where the model has none."""
+        """Returns the network that knows which grids are likely; ModelError where the model has
+        none.
+        """
         return self._prior[0]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes that `sample` can be asked for; none for an unconditional prior."""
+        """Names the classes that `sample` can be asked for; none for an unconditional prior."""
         return self.prior.config.labels
 
     @property
     def native_size(self) -> tuple[int, int]:
-        """(H, W) in pixels of the windows that the prior has learned from:
-        what `sample` draws unless it is told a size.
+        """Returns (H, W) in pixels of the windows that the prior has learned from: what `sample`
+        draws by default.
         """
         grid = self._prior[1].get("grid")
         if (
@@ -196,6 +204,7 @@ class Model:
         levels: int | None = None,
         effort: int = 0,
         goal: str = "looks",
+        value_range: images.Range | None = None,
     ) -> Tensor: ...
 
     @overload
@@ -206,6 +215,7 @@ class Model:
         levels: int | None = None,
         effort: int = 0,
         goal: str = "looks",
+        value_range: images.Range | None = None,
     ) -> Codes: ...
 
     def encode(
@@ -215,6 +225,7 @@ class Model:
         levels: int | None = None,
         effort: int = 0,
         goal: str = "looks",
+        value_range: images.Range | None = None,
     ) -> Codes | Tensor:
         """Encodes one image to Codes, or a batch of tensors to a tensor of indices.
 
@@ -228,13 +239,17 @@ class Model:
         `levels` keeps the first few only. With an `effort` of 1 to 9, the codes are searched for,
         so that these levels together decode to a nearer image: from 4 on through the decoder,
         which takes many times as long (see `codec.effort`). `goal` says which image is near: by
-        squared error and local contrast (looks), or by squared error alone (psnr).
+        squared error and local contrast (looks), or by squared error alone (psnr). Of images deeper
+        than 8 bits `value_range` becomes 0 to 255: by default the model's own `range`, else what
+        `images.to_8_bits` chooses.
         Raises InputError, UsageError.
         """
         if isinstance(image, Tensor):
             batch = inputs.checked_images(image, self.config.channels)
             return self._encode_all(batch, levels, effort, goal).to(image.device)
-        return self.encode_batch([image], levels, background, effort, goal)
+        found = images.from_any(image, self.config.channels, background, value_range or self.range)
+        codes = self.encode_batch([found.pixels], levels, effort=effort, goal=goal)
+        return replace(codes, range=found.range)
 
     def encode_batch(
         self,
@@ -250,14 +265,16 @@ class Model:
         (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Options are as in `encode`.
         Raises InputError, UsageError.
         """
-        batch = inputs.as_batch(images, self.config.channels, background)
+        batch = inputs.as_batch(images, self.config.channels, background, self.range)
         sizes = tuple(inputs.size_of(image) for image in batch)
         return self.codes(self._encode_all(batch, levels, effort, goal), sizes)
 
     def _encode_all(
         self, batch: inputs.Batch, levels: int | None, effort: int, goal: str
     ) -> Tensor:
-        """Indices int64 (n, L, h, w), of images that `_batch` gave, on the device of a tensor."""
+        """Encodes images that `_batch` gave to indices int64 (n, L, h, w), on the device of a
+        tensor.
+        """
         f, count = self.config.downsample, self._count(levels)
         wanted = parse_effort(effort, goal)
         sizes = {inputs.size_of(image) for image in batch}
@@ -284,8 +301,8 @@ class Model:
     def codes(
         self, indices: np.ndarray | Tensor, sizes: tuple[tuple[int, int], ...] | None = None
     ) -> Codes:
-        """Codes of index grids (n, L, h, w) from elsewhere, a transformer of your own for one:
-        to decode, or to write to a file.
+        """Makes Codes of index grids (n, L, h, w) from elsewhere, a transformer of your own for
+        one: to decode, or to write to a file.
 
         indices are integers of any dtype, of the model's first L levels. sizes are the (H, W) of
         each image, by default all that the grid spans: h*f x w*f. Raises UsageError.
@@ -314,7 +331,7 @@ class Model:
             ) from None
 
     def _check_indices(self, indices: np.ndarray | Tensor) -> None:
-        """UsageError unless these are index grids (n, L, h, w) of the model's first levels."""
+        """Raises UsageError unless these are index grids (n, L, h, w) of the first levels."""
         inputs.check_indices(indices, self.config.codebook_size, self.name)
         self._count(indices.shape[1])
 
@@ -409,7 +426,7 @@ class Model:
         return [self._decode(codes.indices[i : i + 1], *size) for i, size in enumerate(codes.sizes)]
 
     def _as_codes(self, given: Any) -> Codes:
-        """Codes, of whatever holds some."""
+        """Returns the Codes that something holds."""
         if isinstance(given, str | os.PathLike):
             given = read_any_codes(os.fspath(given))
         elif isinstance(given, bytes | bytearray | memoryview):
@@ -430,7 +447,7 @@ class Model:
         )
 
     def _decode_tensor(self, given: Tensor, levels: int | None, dtype: torch.dtype) -> Tensor:
-        """Images (B, C, h*f, w*f) of the dtype, from index tensors."""
+        """Decodes index tensors to images (B, C, h*f, w*f) of the dtype."""
         if dtype != torch.uint8 and not dtype.is_floating_point:
             raise UsageError(f"there are no images of {dtype}", "choose torch.uint8 or a float")
         indices = self._grids(given, levels)
@@ -476,8 +493,8 @@ class Model:
 
     @property
     def codebook(self) -> Tensor:
-        """The vectors of all levels, float32 (L, K, D), on the model's device; a copy, without
-        gradient.
+        """Returns the vectors of all levels, float32 (L, K, D), on the model's device; a copy,
+        without gradient.
 
         The sum over levels of a place's vectors, plus a mark of how many levels there are where
         there are several, is what `vectors` gives.
@@ -506,7 +523,7 @@ class Model:
         return ((mean + 1) / 2).to(images.device)
 
     def _straight_through(self, z: Tensor, count: int) -> Tensor:
-        """Vectors (B, D, h, w) of the first levels of z, with its gradient."""
+        """Returns vectors (B, D, h, w) of the first levels of z, with its gradient."""
         quantizer = self.quantizer
         if count < self.config.levels and isinstance(quantizer, ResidualQuantizer):
             return quantizer(z, torch.full((len(z),), count)).vectors
@@ -516,7 +533,7 @@ class Model:
         return z + (quantizer.lookup(quantized.indices[:, :count]) - z).detach()
 
     def _decode(self, indices: np.ndarray, H: int, W: int) -> np.ndarray:
-        """uint8 (H, W, C) from (1, L, h, w)."""
+        """Decodes (1, L, h, w) to uint8 (H, W, C)."""
         image = np.empty((H, W, self.config.channels), np.uint8)
         with self._inference():
             for where, output in self._outputs(indices):
@@ -526,8 +543,8 @@ class Model:
         return image
 
     def output(self, codes: Codes, i: int) -> Tensor:
-        """What the decoder says of image i: the likelihood's float32 parameters (1, n*C, H, W),
-        at the image's own size.
+        """Returns what the decoder says of image i: the likelihood's float32 parameters (1, n*C, H,
+        W), at the image's own size.
         """
         indices, (height, width) = codes.indices[i : i + 1], codes.sizes[i]
         f, (h, w) = self.config.downsample, indices.shape[2:]
@@ -542,8 +559,8 @@ class Model:
     def _outputs(
         self, indices: np.ndarray | Tensor
     ) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-        """Rows and columns of pixels, and what the decoder says of them, float32 (B, n*C, rows,
-        columns), from (B, L, h, w).
+        """Yields rows and columns of pixels, and what the decoder says of them, float32 (B, n*C,
+        rows, columns), from (B, L, h, w).
         """
         tiling = self._tiling(*indices.shape[2:], n=len(indices))
         lookups = (self._vectors(indices[:, :, *tiling.slices(part)]) for part in tiling.tiles)
@@ -555,20 +572,20 @@ class Model:
             ticks.tell(position, indices.shape[tiling.axis] * self.config.downsample)
 
     def _tiling(self, h: int, w: int, n: int = 1) -> Tiling:
-        """How n grids are worked on: in parts of `pixels_at_once`, or in one where the
-        network sees the whole image.
+        """Returns how n grids are cut: in parts of `pixels_at_once`, or in one where the network
+        sees the whole image.
         """
         f, whole = self.config.downsample, not self._family.STREAMABLE
         return Tiling.of(h, w, f, n * h * w * f * f if whole else self.pixels_at_once, n)
 
     def _vectors(self, indices: np.ndarray | Tensor) -> Tensor:
-        """(B, D, h, w) from (B, L, h, w)."""
+        """Looks up vectors (B, D, h, w) for indices (B, L, h, w)."""
         if isinstance(indices, np.ndarray):
             indices = torch.from_numpy(indices.astype(np.int64))
         return self.quantizer.lookup(indices.to(self.device))
 
     def to_image(self, output: Tensor) -> np.ndarray:
-        """The image to show for a decoder's output (1, n*C, H, W): uint8 (H, W, C)."""
+        """Returns the image to show for a decoder's output (1, n*C, H, W): uint8 (H, W, C)."""
         with torch.inference_mode():
             decoded = to_uint8(self.likelihood.mean(output))
         return decoded[0].permute(1, 2, 0).contiguous().cpu().numpy()
@@ -576,7 +593,7 @@ class Model:
     def sample(
         self, n: int = 1, size: int | tuple[int, int] | None = None, **options: Any
     ) -> list[np.ndarray]:
-        """n new images, uint8 (H, W, C); options as in `sample_codes`."""
+        """Draws n new images, uint8 (H, W, C); options as in `sample_codes`."""
         return self.decode_all(self.sample_codes(n, size, **options))
 
     def sample_codes(
@@ -667,7 +684,7 @@ class Model:
         return torch.full((n,), number)
 
     def _count(self, levels: int | None) -> int:
-        """How many levels are meant: all, unless fewer are asked for.
+        """Returns how many levels are meant: all, unless fewer are asked for.
 
         UsageError where the model has not so many.
         """
@@ -701,7 +718,7 @@ class Model:
 
     @property
     def pixels_at_once(self) -> int:
-        """How many pixels, more or less, are worked on at a time."""
+        """Returns how many pixels, more or less, are worked on at a time."""
         return PIXELS_AT_ONCE if self.device.type == "cpu" else GPU_PIXELS_AT_ONCE
 
     def _autocast(self) -> torch.autocast:
@@ -714,7 +731,7 @@ class Model:
 
 
 def _label_number(text: str, labels: Sequence[str]) -> int:
-    """The number of the class called `text`, or that number itself; -1 for neither.
+    """Returns the number of the class called `text`, or that number itself; -1 for neither.
 
     Where all names are numbers, a number is a name: of the classes 1 to 12, 0 is none.
     """

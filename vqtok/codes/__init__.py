@@ -1,4 +1,4 @@
-"""Codes <-> .npz: the file format and its checks.
+"""Reads, writes and checks codes files (.npz).
 
 A codes file is an ordinary .npz: `numpy.load(path, allow_pickle=False)` opens it.
 Its members, stored or deflated, are in the plain form

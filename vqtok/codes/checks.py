@@ -1,4 +1,4 @@
-"""What both forms of a codes file, and weights files, are checked with."""
+"""Checks both forms of a codes file, and weights files."""
 
 import json
 import math
@@ -13,8 +13,8 @@ COPY_AGAIN = "copy or download the file again"
 
 
 def parse_meta(text: str) -> dict[str, Any]:
-    """The JSON object that is the metadata of a codes or weights file;
-    FormatError where damaged or of a newer format.
+    """Parses the JSON object that is the metadata of a codes or weights file; FormatError where
+    damaged or of a newer format.
     """
     try:
         if not text.isascii():

@@ -1,4 +1,4 @@
-"""Index grids, and what both forms of a codes file say of them."""
+"""Describes index grids: what both forms of a codes file say of them."""
 
 import math
 import re
@@ -14,7 +14,7 @@ PIXELS_MAX = 200_000_000
 
 
 class GridDescription:
-    """What is said of index grids in either form."""
+    """Describes index grids in either form."""
 
     model: str
     fingerprint: str
@@ -22,17 +22,18 @@ class GridDescription:
     downsample: int
     channels: int
     sizes: tuple[tuple[int, int], ...]
+    range: tuple[float, float] | None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n, L, h, w)"""
+        """Returns (n, L, h, w)."""
         raise NotImplementedError
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        """One line: the model, sizes, grid and levels; no indices."""
+        """Shows the model, sizes, grid and levels in one line; no indices."""
         _, L, h, w = self.shape
         sizes = dict.fromkeys(f"{W}x{H}" for H, W in self.sizes)
         shown = ", ".join([*sizes][:3]) + (", ..." if len(sizes) > 3 else "")
@@ -44,7 +45,7 @@ class GridDescription:
 
     @property
     def levels(self) -> int:
-        """How many levels are here: the model's first ones, or all of them."""
+        """Counts the levels that are here: the model's first ones, or all of them."""
         return self.shape[1]
 
     @property
@@ -54,11 +55,11 @@ class GridDescription:
 
     @property
     def pixels(self) -> int:
-        """Pixels of all images together, at their own sizes."""
+        """Counts the pixels of all images together, at their own sizes."""
         return sum(H * W for H, W in self.sizes)
 
     def _check_description(self) -> None:
-        """All but the sizes, which `check_sizes` compares with the grid."""
+        """Checks all but the sizes, which `check_sizes` compares with the grid."""
         require(
             is_int(self.codebook_size, 2, 1 << 32), "the codebook size is no integer from 2 to 2^32"
         )
@@ -73,12 +74,13 @@ class GridDescription:
             and re.fullmatch("[0-9a-f]{8}", self.fingerprint) is not None
         )
         require(marked, "the fingerprint is not eight hex digits")
+        require(self.range is None or _is_range(self.range), "the range is no pair LOW, HIGH")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Codes(GridDescription):
-    """Index grids of n images that share a grid size, and what decoding needs;
-    FormatError where the parts disagree.
+    """Holds index grids of n images that share a grid size, and what decoding needs; FormatError
+    where the parts disagree.
     """
 
     indices: np.ndarray  # (n, L, h, w), of index_dtype(K)
@@ -88,6 +90,8 @@ class Codes(GridDescription):
     downsample: int  # f: pixels per index along each axis
     channels: int  # of the images: 1 or 3
     sizes: tuple[tuple[int, int], ...]  # (H, W) of each image
+    # values of the originals that became 0 and 255; None: they had 8 bits, or several ranges
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         self._check_description()
@@ -105,7 +109,7 @@ class Codes(GridDescription):
 
     @property
     def description(self) -> tuple[object, ...]:
-        """All that is said of the indices."""
+        """Returns all that is said of the indices."""
         return (
             self.model,
             self.fingerprint,
@@ -113,10 +117,11 @@ class Codes(GridDescription):
             self.downsample,
             self.channels,
             self.sizes,
+            self.range,
         )
 
     def first_levels(self, count: int) -> "Codes":
-        """The same images at their first `count` levels: fewer bits, less detail.
+        """Returns the same images at their first `count` levels: fewer bits, less detail.
 
         UsageError where so many are not here.
         """
@@ -128,8 +133,17 @@ class Codes(GridDescription):
         return replace(self, indices=np.ascontiguousarray(self.indices[:, :count]))
 
 
+def _is_range(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(type(end) is float and math.isfinite(end) for end in value)
+        and value[0] < value[1]
+    )
+
+
 def index_dtype(codebook_size: int) -> np.dtype:
-    """The smallest unsigned dtype that holds the indices of a codebook of that size."""
+    """Returns the smallest unsigned dtype that holds the indices of a codebook of that size."""
     return np.dtype(
         np.uint8
         if codebook_size <= 1 << 8
@@ -140,12 +154,12 @@ def index_dtype(codebook_size: int) -> np.dtype:
 
 
 def count_levels(levels: int) -> str:
-    """'1 level', '8 levels'."""
+    """Writes '1 level' or '8 levels'."""
     return "1 level" if levels == 1 else f"{levels} levels"
 
 
 def levels_fix(levels: int) -> str:
-    """What to do about a number of levels that is not among those there are."""
+    """Advises on a number of levels that is not among those there are."""
     return (
         "there is only one level: leave the number of levels out"
         if levels == 1
@@ -154,7 +168,7 @@ def levels_fix(levels: int) -> str:
 
 
 def _check_indices(indices: np.ndarray, K: int) -> None:
-    """They come from a file, or from a caller: the fixes are for both."""
+    """Checks indices from a file, or from a caller: the fixes are for both."""
     require(
         isinstance(indices, np.ndarray) and indices.ndim == 4,
         "the indices lack the four axes images, levels, rows, columns",
@@ -176,7 +190,7 @@ def _check_indices(indices: np.ndarray, K: int) -> None:
 
 
 def check_sizes(sizes: object, shape: tuple[int, ...], f: int) -> None:
-    """sizes against the (n, L, h, w) of the indices."""
+    """Compares sizes with the (n, L, h, w) of the indices."""
     n, _, h, w = shape
     if not isinstance(sizes, tuple) or len(sizes) != n:
         raise FormatError("the sizes do not match the number of images", COPY_AGAIN)

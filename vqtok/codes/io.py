@@ -32,7 +32,7 @@ _META_BYTES_EACH = 96  # ... and for each image: "[1234567890,1234567890],"
 
 
 def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
-    """The bytes of a codes file.
+    """Returns the bytes of a codes file.
 
     Equal codes give equal bytes, apart from how a machine's zlib packs them.
 
@@ -54,8 +54,8 @@ def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
 
 
 def indices_to_bytes(codes: Codes) -> bytes:
-    """The bytes of an .npz of the indices (n, L, h, w) alone, for programs that cannot read a
-    string member. Nothing in it says which model made it: vqtok does not read it.
+    """Returns the bytes of an .npz of the indices (n, L, h, w) alone, for programs that cannot read
+    a string member. Nothing in it says which model made it: vqtok does not read it.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -72,7 +72,7 @@ def write_codes(path: Path | str, codes: Codes | Compact, force: bool = False) -
 
 
 def read_plain_codes(source: Path | str | bytes) -> Codes:
-    """The codes in a file, or in the bytes of one; indices are writable.
+    """Reads the codes in a file, or in the bytes of one; indices are writable.
 
     InputError: unreadable. FormatError: not valid codes.
 
@@ -90,7 +90,7 @@ def read_plain_codes(source: Path | str | bytes) -> Codes:
 
 
 def read_any_codes(source: Path | str | bytes) -> Codes | Compact:
-    """What is in a file of either form. Errors as `read_plain_codes`."""
+    """Reads what is in a file of either form. Errors as `read_plain_codes`."""
     data, origin = _load(source)
     with name_in_errors(origin), open_archive(data) as archive:
         if _is_compact(archive):
@@ -103,12 +103,13 @@ def read_any_codes(source: Path | str | bytes) -> Codes | Compact:
             .astype(member.dtype.newbyteorder("="), copy=False)
         )
         sizes = _from_json_sizes(meta.pop("sizes"), len(indices) if indices.ndim else 0)
-        return Codes(indices, sizes=sizes, **meta)
+        value_range = _from_json_range(meta.pop("range", None))
+        return Codes(indices, sizes=sizes, range=value_range, **meta)
 
 
 def read_codes_meta(source: Path | str | bytes) -> dict[str, Any]:
-    """The metadata of a codes file, with "form" (plain, packed or coded) and "shape", the (n, L, h,
-    w) of the indices, not read.
+    """Reads the metadata of a codes file, with "form" (plain, packed or coded) and "shape", the (n,
+    L, h, w) of the indices, not read.
 
     Checked are the format number, that the keys are there, and that the file can hold the shape;
     not what the keys hold. Errors as `read_plain_codes`.
@@ -130,7 +131,7 @@ def read_codes_meta(source: Path | str | bytes) -> dict[str, Any]:
 
 
 def form(codes: Codes | Compact) -> str:
-    """plain, packed or coded."""
+    """Returns plain, packed or coded."""
     return "plain" if isinstance(codes, Codes) else "packed" if codes.prior is None else "coded"
 
 
@@ -151,7 +152,7 @@ def _read_compact(archive: zipfile.ZipFile) -> Compact:
 
 
 def _to_meta(codes: Codes | Compact) -> dict[str, Any]:
-    """The JSON object of the meta member."""
+    """Returns the JSON object of the meta member."""
     sizes = codes.sizes[:1] if len(set(codes.sizes)) == 1 else codes.sizes
     return {
         "format": FORMAT,
@@ -161,11 +162,12 @@ def _to_meta(codes: Codes | Compact) -> dict[str, Any]:
         "downsample": codes.downsample,
         "channels": codes.channels,
         "sizes": [list(size) for size in sizes],
+        **({} if codes.range is None else {"range": list(codes.range)}),
     }
 
 
 def _from_json_sizes(value: Any, n: int) -> tuple[tuple[int, int], ...]:
-    """The sizes of n images; Codes checks what the pairs hold."""
+    """Reads the sizes of n images; Codes checks what the pairs hold."""
     require(
         isinstance(value, list) and all(isinstance(size, list) for size in value),
         "the sizes are not a list of pairs",
@@ -174,15 +176,26 @@ def _from_json_sizes(value: Any, n: int) -> tuple[tuple[int, int], ...]:
     return sizes * n if len(sizes) == 1 else sizes
 
 
+def _from_json_range(value: Any) -> tuple[float, float] | None:
+    """The values that became 0 and 255; Codes checks that they are a range."""
+    if value is None:
+        return None
+    numbers = (
+        isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+    )
+    require(numbers and all(abs(v) < 1e308 for v in value), "the range is no pair LOW, HIGH")
+    return float(value[0]), float(value[1])
+
+
 def _load(source: Path | str | bytes) -> tuple[bytes, object]:
-    """The bytes of a codes file, and what to call it in errors."""
+    """Returns the bytes of a codes file, and what to call it in errors."""
     if isinstance(source, bytes):
         return source, "codes"
-    return files.read_bytes(Path(source), FILE_LIMIT), source
+    return files.read_bytes(files.as_path(source), FILE_LIMIT), source
 
 
 def _read_meta(archive: zipfile.ZipFile) -> tuple[dict[str, Any], Member]:
-    """The values of the meta member by field of Codes, and the indices' member, unread."""
+    """Reads the values of the meta member by field of Codes; finds the indices' member, unread."""
     meta = find(archive, "meta")
     require(meta.dtype.kind == "U" and meta.shape == (), "the member meta is not a string")
     limit = _META_BYTES + _META_BYTES_EACH * _claimed_images(archive)
@@ -195,12 +208,13 @@ def _read_meta(archive: zipfile.ZipFile) -> tuple[dict[str, Any], Member]:
     keys = ("model", "fingerprint", "codebook_size", "downsample", "channels", "sizes")
     for key in keys:
         require(key in values, f"the metadata lacks {key!r}")
-    return {key: values[key] for key in keys}, find(archive, "indices")
+    more = ("range",) if "range" in values else ()  # of files since 2026-11-28
+    return {key: values[key] for key in (*keys, *more)}, find(archive, "indices")
 
 
 def _claimed_images(archive: zipfile.ZipFile) -> int:
-    """How many images the indices' header tells of;
-    0 where it has no say, so that a newer format is still told by its meta.
+    """Returns how many images the indices' header claims; 0 where it says nothing, so that a newer
+    format is still recognized by its meta.
     """
     try:
         shape = find(archive, "indices").shape

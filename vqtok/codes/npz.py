@@ -75,7 +75,7 @@ def _write(archive: zipfile.ZipFile, name: str, data: bytes | memoryview, deflat
 
 @dataclass(frozen=True)
 class Member:
-    """An array in the archive, whose header was found plausible."""
+    """Describes an array in the archive, whose header was found plausible."""
 
     info: zipfile.ZipInfo
     dtype: np.dtype
@@ -89,7 +89,9 @@ class Member:
 
 @contextmanager
 def _zip_errors() -> Iterator[None]:
-    """zipfile raises all of these on damaged bytes; only its own calls stand under this guard."""
+    """Turns what zipfile raises on damaged bytes into FormatError; only zipfile's own calls run
+    under this guard.
+    """
     try:
         yield
     except _ZIP_ERRORS:
@@ -110,8 +112,8 @@ def open_archive(data: bytes) -> zipfile.ZipFile:
 
 
 def find(archive: zipfile.ZipFile, name: str) -> Member:
-    """A member of the archive by its array's name;
-    FormatError unless it can hold what its header claims.
+    """Finds a member of the archive by its array's name; FormatError unless it can hold what its
+    header claims.
     """
     info, most = _find(archive, f"{name}.npy", name)
     with _zip_errors(), archive.open(info) as file:
@@ -169,8 +171,8 @@ def _parse_npy_header(header: bytes, name: str) -> tuple[np.dtype, tuple[int, ..
 
 
 def read_member(archive: zipfile.ZipFile, member: Member) -> np.ndarray:
-    """The bytes of a member after its header, as uint8 (nbytes,);
-    zipfile compares the checksum when it reaches the end.
+    """Reads the bytes of a member after its header, as uint8 (nbytes,); zipfile compares the
+    checksum when it reaches the end.
     """
     try:
         raw = np.empty(member.nbytes, np.uint8)
@@ -189,7 +191,7 @@ def read_member(archive: zipfile.ZipFile, member: Member) -> np.ndarray:
 
 
 def data_offset(data: bytes, name: str) -> int:
-    """Where in the bytes of an archive the values of a stored array begin."""
+    """Returns where in the bytes of an archive the values of a stored array begin."""
     with open_archive(data) as archive:
         member = find(archive, name)
     assert member.info.compress_type == zipfile.ZIP_STORED

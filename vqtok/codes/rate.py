@@ -10,7 +10,7 @@ from vqtok.codes.io import form, to_bytes
 
 
 class Packer(Protocol):
-    """What gives the compact form: a model, or its entropy coder."""
+    """Gives the compact form: a model, or its entropy coder."""
 
     def pack(self, codes: Codes, /) -> Compact: ...
 
@@ -21,7 +21,7 @@ class Packer(Protocol):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A codes file in memory, and what it holds."""
+    """Holds a codes file in memory, and what it describes."""
 
     codes: Codes  # at the levels in the file
     form: str  # plain, packed or coded
@@ -38,7 +38,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class RateTarget:
-    """A number of levels, or the most that a file may take; nothing set means all levels.
+    """Asks for a number of levels, or the most that a file may take; nothing set means all levels.
 
     At most one of the three is set.
     """
@@ -52,7 +52,9 @@ class RateTarget:
         return self != RateTarget()
 
     def byte_limit(self, pixels: int) -> float | None:
-        """Bytes that a file of so many pixels may take; None where no size is asked for."""
+        """Returns the bytes that a file of so many pixels may take; None where no size is asked
+        for.
+        """
         if self.bpp is not None:
             # A billionth more, so that the bits per pixel of a file, given back as --bpp,
             # are not missed by rounding.

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: defaults < preset < TOML recipe < flags.
+"""Holds settings as frozen dataclasses: defaults < preset < TOML recipe < flags.
 
 Each class checks its own values.
 """

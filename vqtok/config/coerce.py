@@ -1,4 +1,4 @@
-"""Values from flags, recipes and files into settings, each checked and of its type."""
+"""Turns values from flags, recipes and files into settings, each checked and of its type."""
 
 import difflib
 import reprlib
@@ -16,6 +16,7 @@ TYPES = {
     str: "text in quotes",
     tuple[str, ...]: "a list of texts",
     tuple[int, ...]: "a list of whole numbers",
+    tuple[float, ...]: "a list of numbers",
 }
 # Settings that are younger than format 1, and what files without them were made with.
 OLD_DEFAULTS = {
@@ -34,6 +35,11 @@ OLD_DEFAULTS = {
     "z_channels": 0,
     "decoder_widths": (),
     "decoder_depths": (),
+    "encoder_layers": (),
+    "decoder_layers": (),
+    "input_mean": (),
+    "input_std": (),
+    "distance": "l2",
     **{name: setting.default for name, setting in registry.ADDED.items()},
 }
 T = TypeVar("T")
@@ -102,8 +108,8 @@ def _convert(key: str, value: Any, kind: Any, origin: str) -> Any:
 
 
 def from_dict(kind: type[T], values: Any, origin: str) -> T:
-    """A config dataclass from a file's JSON;
-    raises FormatError where keys, types or values are wrong.
+    """Builds a config dataclass from a file's JSON; raises FormatError where keys, types or values
+    are wrong.
     """
     names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, dict) or not names - set(OLD_DEFAULTS) <= set(values) <= names:

@@ -1,4 +1,4 @@
-"""The settings of priors, losses, data and training, and all of them together: a recipe."""
+"""Declares the settings of priors, losses, data and training; together they are a recipe."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ SCHEDULES = ("cosine", "constant")
 @dataclass(frozen=True)
 @with_settings(PRIORS, OUTPUTS)
 class PriorConfig:
-    """The network that knows which index grids are likely."""
+    """Configures the network that knows which index grids are likely."""
 
     codebook_size: int = 1024  # K, the tokenizer's
     levels: int = 1  # L, the tokenizer's
@@ -70,8 +70,8 @@ class PriorConfig:
         )
 
     def for_grid(self, h: int, w: int) -> "PriorConfig":
-        """With the size of the grids to come, where the network has weights
-        for each of their places.
+        """Sets the size of the grids to come, where the network has weights for each of their
+        places.
         """
         has_size = "rows" in PRIORS[self.architecture].settings
         return replace(self, rows=h, columns=w) if has_size else self
@@ -79,7 +79,7 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class EntropyConfig:
-    """The integer prior that compact files are coded with."""
+    """Configures the integer prior that compact files are coded with."""
 
     codebook_size: int = 1024  # K, the tokenizer's
     levels: int = 1  # L, the tokenizer's
@@ -101,8 +101,8 @@ class EntropyConfig:
 @dataclass(frozen=True)
 @with_settings(LOSSES)
 class LossConfig:
-    """What the tokenizer learns from besides its likelihood;
-    each weight is relative to that, 0 leaves the term out.
+    """Weighs the losses beside the likelihood; each weight is relative to that, 0 leaves the term
+    out.
     """
 
     ms_ssim: float = 0.0  # weight of 1 - MS-SSIM
@@ -132,7 +132,7 @@ class LossConfig:
 @dataclass(frozen=True)
 @with_settings(OPTIMIZERS)
 class StageConfig:
-    """How one network is trained; the tokenizer and the prior each have one."""
+    """Configures how one network is trained; the tokenizer and the priors each have one."""
 
     steps: int = 1000
     batch: int = 16
@@ -167,7 +167,7 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class TokenizerStageConfig(StageConfig):
-    """How a tokenizer is trained."""
+    """Configures how a tokenizer is trained."""
 
     # Only the decoder learns; the encoder and the codebook are those of --init, and so the codes
     # of the two models are the same, and files and priors of one serve the other.
@@ -176,7 +176,7 @@ class TokenizerStageConfig(StageConfig):
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How images become batches."""
+    """Configures how images become batches."""
 
     size: int = 128  # side of the training crops, in pixels
     min_scale: float = 1.0  # crops are taken from the image shrunk by a factor from here to 1
@@ -197,8 +197,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a training run is, apart from its data:
-    same recipe, same seed, same machine, same weights.
+    """Holds all settings of a training run, apart from its data: same recipe, same seed, same
+    machine, same weights.
     """
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -222,7 +222,7 @@ class Recipe:
         )
 
     def override(self, values: Mapping[str, Any], origin: str = "recipe") -> Self:
-        """A copy with the given values, nested as in the TOML file.
+        """Returns a copy with the given values, nested as in the TOML file.
 
         Unknown keys raise UsageError and name the nearest one.
         """

@@ -1,4 +1,5 @@
-"""Names that settings may have, and the class behind each: the one table to add a line to.
+"""Lists the names that settings may have, and the class behind each: the one table to add a line
+to.
 
 A class stands as a dotted path, so that reading the table imports no PyTorch.
 """
@@ -13,7 +14,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Setting:
-    """A number that came with an entry: its value where none is given, and the range allowed."""
+    """Declares a number that came with an entry: its value where none is given, and the range
+    allowed.
+    """
 
     default: float  # or a bool or int: the setting has its type
     low: float
@@ -22,7 +25,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """The class behind a name, what it is in a few words, and the settings that it alone reads.
+    """Names a class, says in a few words what it is, and lists the settings that it alone reads.
 
     `settings` are fields that a config class declares. `adds` are further ones: the config class
     gets a field for each. Files without them were made with the default.
@@ -90,6 +93,11 @@ NETWORKS: Table = {
         "the VQGAN's, which sees the whole image",
         ("stages", "attention", "groups", "z_channels"),
     ),
+    "paper": Entry(
+        "vqtok.networks.paper",
+        "the VQ-VAE paper's own: strided and transposed convolutions, residual blocks",
+        ("encoder_layers", "decoder_layers", "input_mean", "input_std"),
+    ),
 }
 
 # Terms beside the likelihood. A name is also the setting in LossConfig that holds the weight.
@@ -139,6 +147,19 @@ OUTPUTS: Table = {
     ),
 }
 
+# Data sets: functions as `data.place.DataSource`, asked in this order.
+# Folders and tars of image files come after them.
+DATA_SOURCES: Table = {
+    "npy": Entry("vqtok.data.arrays:npy_source", "one array of images"),
+    "npz": Entry("vqtok.data.arrays:npz_source", "arrays of images and labels"),
+    "zip": Entry("vqtok.data.archives:zip_source", "image files in a zip"),
+    "cifar": Entry("vqtok.data.cifar:cifar_source", "CIFAR-10 and CIFAR-100, unpacked or not"),
+    "stl": Entry("vqtok.data.cifar:stl_source", "STL-10"),
+    "idx": Entry("vqtok.data.idx:idx_source", "MNIST and its kin"),
+    "batch": Entry("vqtok.data.cifar:batch_source", "one binary batch of CIFAR"),
+    "pairs": Entry("vqtok.data.arrays:pairs_source", "images and labels in files of their own"),
+}
+
 # What `vqtok export --to` writes; each function is called as `interop.export.Exporter` says.
 EXPORT_FORMATS = {
     "diffusers": "vqtok.interop.diffusers:to_vqmodel",
@@ -161,7 +182,7 @@ TOKEN_FORMATS = {
 
 
 def added_settings(*tables: Table) -> dict[str, Setting]:
-    """All settings that entries of the tables add, by name."""
+    """Collects the settings that entries of the tables add, by name."""
     return {
         name: setting
         for table in tables
@@ -186,12 +207,12 @@ def with_settings(*tables: Table) -> Callable[[type[T]], type[T]]:
 
 
 def setting_of(config: Any, name: str) -> Any:
-    """The value of a setting that an entry added, which type checkers cannot know of."""
+    """Returns the value of a setting that an entry added, which type checkers cannot know of."""
     return getattr(config, name)
 
 
 def one_of(table: Table) -> str:
-    """The names in a sentence: a, b or c."""
+    """Joins the names in a sentence: a, b or c."""
     *first, last = (f"{name} {entry.note}".rstrip() for name, entry in table.items())
     comma = "," if list(table.values())[-1].note else ""
     return f"{', '.join(first)}{comma} or {last}"

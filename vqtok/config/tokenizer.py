@@ -1,22 +1,24 @@
-"""The settings of a tokenizer."""
+"""Declares the settings of a tokenizer."""
 
 from dataclasses import dataclass
 from itertools import pairwise
 
 from vqtok.config.coerce import check_added, check_choice, check_range, require
+from vqtok.config.paper import check_paper
 from vqtok.config.registry import LIKELIHOODS, NETWORKS, QUANTIZERS, with_settings
 
 # Quantizers of what an encoder gives; `pixels` are the image's own, and nothing is learned.
 LEARNED = tuple(name for name in QUANTIZERS if name != "pixels")
 GRAY_LEVELS = 256
 LEVELS_MAX = 32
+DISTANCES = ("l2", "dot")
 
 
 @dataclass(frozen=True)
 @with_settings(QUANTIZERS, LIKELIHOODS, NETWORKS)
 class TokenizerConfig:
-    """The network that turns images into indices and back;
-    with the tensors, all that decoding needs.
+    """Configures the network that turns images into indices and back; with the tensors, all that
+    decoding needs.
     """
 
     channels: int = 3  # of the images: 1 or 3
@@ -47,6 +49,15 @@ class TokenizerConfig:
     attention: tuple[int, ...] = ()
     groups: int = 0  # of its normalization over space
     z_channels: int = 0  # between encoder and codes, and codes and decoder
+    # Of the paper's network: its layers one by one ("down 64", "relu", "block 32"; see
+    # `config.paper`), () for the paper's own; and mean and standard deviation by which pixels in
+    # [0, 1] are scaled, one or one a channel, () for pixels in [-1, 1].
+    encoder_layers: tuple[str, ...] = ()
+    decoder_layers: tuple[str, ...] = ()
+    input_mean: tuple[float, ...] = ()
+    input_std: tuple[float, ...] = ()
+    # of vectors and codes: l2, or dot, where the code of the largest inner product is taken (IBQ)
+    distance: str = "l2"
     # Of the folded network's decoder, where it is not the encoder's mirror image: channels and
     # residual blocks of each stage, finest first. s stages end at 2**(s - 1) / downsample of the
     # resolution and unfold what is missing at once.
@@ -94,6 +105,13 @@ class TokenizerConfig:
         check_choice("quantizer", self.quantizer, QUANTIZERS)
         check_choice("likelihood", self.likelihood, LIKELIHOODS)
         check_choice("network", self.network, NETWORKS)
+        check_choice("distance", self.distance, DISTANCES)
+        require(
+            self.distance == "l2" or (self.quantizer in ("vq", "ema") and not self.normalize),
+            "distance=dot is for the quantizers vq and ema, without normalization",
+            "leave distance out, or use --quantizer vq --no-normalize",
+        )
+        check_paper(self)
         if self.network == "classic":
             self._check_classic()
         else:
@@ -222,7 +240,7 @@ class TokenizerConfig:
 
     @property
     def grid(self) -> str:
-        """What a place of the grid stands for, in words."""
+        """Describes in words what a position of the grid stands for."""
         if self.is_pixels:
             return (
                 f"{'a gray value' if self.channels == 1 else '3 gray values'} of "

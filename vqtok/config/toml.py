@@ -1,4 +1,4 @@
-"""Settings as text: TOML recipes, KEY=VALUE, durations."""
+"""Reads and writes settings as text: TOML recipes, KEY=VALUE, durations."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from vqtok.errors import InputError, UsageError
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The nested values of a TOML recipe, unchecked: `Recipe.override` checks them."""
+    """Reads the nested values of a TOML recipe, unchecked: `Recipe.override` checks them."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -25,8 +25,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def parse_setting(text: str) -> dict[str, Any]:
-    """{"prior": {"width": 192}} from "prior.width=192";
-    the value is written as in TOML, a bare word counts as a string.
+    """Parses "prior.width=192" to {"prior": {"width": 192}}; the value is written as in TOML, a
+    bare word counts as a string.
     """
     key, equals, value = text.partition("=")
     try:
@@ -44,7 +44,7 @@ def parse_setting(text: str) -> dict[str, Any]:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from '90', '90s', '10m', '1.5h' or '1h30m'.
+    """Parses '90', '90s', '10m', '1.5h' or '1h30m' to seconds.
 
     Only a lone number goes without a unit: '1h30' could mean two things.
     """
@@ -60,7 +60,9 @@ def parse_duration(text: str) -> float:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The recipe as a TOML file that `read_recipe` and `Recipe.override` turn into an equal one."""
+    """Writes the recipe as a TOML file that `read_recipe` and `Recipe.override` turn into an equal
+    one.
+    """
     values = recipe.to_dict()
     lines = [
         f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)
@@ -76,8 +78,8 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def _toml(value: Any) -> str:
-    """Numbers, strings, booleans and lists of strings are written alike in JSON and
-    TOML, but for two things.
+    """Writes numbers, strings, booleans and lists of strings, which are alike in JSON and TOML but
+    for two things.
     """
     # TOML has no \ud83d\ude00 for one letter
     return "inf" if value == math.inf else json.dumps(value, ensure_ascii=False)

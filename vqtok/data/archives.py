@@ -7,16 +7,28 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from vqtok import images
-from vqtok.data import arrays
-from vqtok.data.listing import TEXTS, Files
-from vqtok.data.tar import MEMBER_LIMIT, TarMember, index_tar, is_hidden, is_image
+from vqtok.data import arrays, foreign
+from vqtok.data.dataset import DataOptions, ImageFiles
+from vqtok.data.listing import TEXTS, Files, images_of
+from vqtok.data.place import Place
+from vqtok.data.splits import Split
+from vqtok.data.tar import MEMBER_LIMIT, TarMember, index_tar, is_hidden, is_image, is_image_member
 from vqtok.errors import InputError
 
 _START = 64  # bytes by which images are told from what is none
 
 
-def _is_wanted(name: str) -> bool:
-    return is_image(name) or (PurePosixPath(name).suffix.lower() in TEXTS and not is_hidden(name))
+def _is_text(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in TEXTS
+
+
+def zip_source(place: Place, split: Split, options: DataOptions) -> ImageFiles | None:
+    """Opens a zip of image files; of arrays it is an .npz, which is asked for before."""
+    if not place.head.startswith(b"PK"):
+        return None
+    if refused := foreign.refuse_file(place.path):  # torch.save writes zips
+        raise refused
+    return images_of(zip_files(place.path), split, options)
 
 
 def zip_files(path: Path) -> Files:
@@ -25,9 +37,22 @@ def zip_files(path: Path) -> Files:
         archive = zipfile.ZipFile(path)
     except arrays.BROKEN as error:
         raise InputError(f"{path} is a damaged zip: {error}", "copy or download it again") from None
-    members = [
-        m for m in archive.infolist() if not m.filename.endswith("/") and _is_wanted(m.filename)
-    ]
+    recognizer = images.Recognizer()
+
+    def is_wanted(member: zipfile.ZipInfo) -> bool:
+        def start() -> bytes:
+            try:
+                with archive.open(member) as file:
+                    return file.read(images.START)
+            except arrays.BROKEN as error:
+                raise ValueError(str(error)) from None
+
+        name = member.filename
+        if name.endswith("/") or is_hidden(name):
+            return False
+        return _is_text(name) or recognizer.is_image(name, start)
+
+    members = [m for m in archive.infolist() if is_wanted(m)]
     members.sort(key=lambda m: m.filename)
     lock = threading.Lock()  # one file handle, so one seek at a time; decoding is outside of it
 
@@ -46,7 +71,8 @@ def zip_files(path: Path) -> Files:
             ) from None
 
     names = [member.filename for member in members]
-    return Files(path.name, names, fetch, lambda i: members[i].file_size)
+    notes = tuple(filter(None, [recognizer.note()]))
+    return Files(path.name, names, fetch, lambda i: members[i].file_size, notes=notes)
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
@@ -70,15 +96,16 @@ def tar_files(paths: Sequence[Path], name: str, root: Path | None = None) -> Fil
     that says so. Raises InputError where no tar can be read. `root`: shards are named from there.
     """
     members = list[tuple[Path, TarMember]]()
-    broken, notes = list[InputError](), list[str]()
+    broken, notes, recognizer = list[InputError](), list[str](), images.Recognizer()
     for path in paths:
-        found, error = _index(path)
+        found, error = _index(path, recognizer)
         members += [(path, member) for member in found]
         if error is not None:
             broken.append(error)
             notes.append(f"{error}; {len(found):,} files before that are used.")
     if broken and not members:
         raise broken[0]
+    notes += filter(None, [recognizer.note()])
 
     def fetch(index: int) -> bytes:
         path, member = members[index]
@@ -107,14 +134,15 @@ def tar_files(paths: Sequence[Path], name: str, root: Path | None = None) -> Fil
     )
 
 
-def _index(path: Path) -> tuple[list[TarMember], InputError | None]:
+def _index(path: Path, recognizer: images.Recognizer) -> tuple[list[TarMember], InputError | None]:
     """The files wanted in a tar, and what is wrong with what comes after them."""
     length, found = path.stat().st_size, list[TarMember]()
     try:
         for member in index_tar(path):
             name = member.name.removeprefix("./")
             fits = member.size <= MEMBER_LIMIT and member.offset + member.size <= length
-            if _is_wanted(name) and fits:
+            wanted = _is_text(name) and not is_hidden(name)
+            if fits and (wanted or is_image_member(path, member, recognizer)):
                 found.append(member._replace(name=name))
     except InputError as error:
         return found, error

@@ -12,13 +12,16 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
+from vqtok import images
 from vqtok.data.classes import Classes, of_integers
-from vqtok.data.dataset import ArrayData
+from vqtok.data.dataset import ArrayData, DataOptions
+from vqtok.data.place import Place
 from vqtok.data.splits import Split
 from vqtok.errors import InputError
 
@@ -29,6 +32,7 @@ _PICKLED = "holds Python objects, which vqtok never loads"
 _PIXELS = (np.dtype(np.uint8), np.dtype(np.bool_))
 _CLASSES_MAX = 65536
 _AT_ONCE = 4096  # images looked at together
+_AT_ONCE_BYTES = 1 << 26  # of deep ones
 # What zipfile, gzip and NumPy's header reader let through for damaged files (NumPy the last two;
 # MemoryError: LZMA's dictionary).
 BROKEN = (
@@ -87,24 +91,113 @@ def is_npz(path: Path) -> bool:
         return False
 
 
-def open_npy(path: Path) -> ArrayData:
-    """One array (N, H, W[, C]), memory-mapped: it may be larger than memory.
+class ScaledPixels:
+    """Deep pixels (N, H, W, C), in memory or memory-mapped, as uint8: converted where asked for,
+    all by one range.
+    """
+
+    dtype, ndim = np.dtype(np.uint8), 4
+
+    def __init__(self, values: np.ndarray, value_range: images.Range) -> None:
+        self._values, self._range, self.shape = values, value_range, values.shape
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return images.to_8_bits(np.asarray(self._values[index]), self._range, check=False).pixels
+
+
+def _range_of(values: np.ndarray, given: images.Range | None) -> tuple[images.Range, list[str]]:
+    """The one range of a whole array, and what to say of it."""
+    lows, highs = list[float](), list[float]()
+    step = max(1, _AT_ONCE_BYTES // max(1, values[0].nbytes))
+    for i in range(0, len(values), step):
+        with suppress(InputError):  # no finite number
+            low, high = images.used_range(np.asarray(values[i : i + step]))
+            lows.append(low)
+            highs.append(high)
+    if not lows:
+        raise InputError("no value of the images is a finite number", "give images that have some")
+    ends = np.array([min(lows), max(highs)], values.dtype)
+    whole = values.dtype.kind != "f" or _are_whole(values, step)
+    scaled = images.to_8_bits(
+        ends if whole else np.append(ends, ends[:1] + ends.dtype.type(1e-3)), given
+    )
+    return scaled.range, [f"{note}." for note in scaled.notes]
+
+
+def _are_whole(values: np.ndarray, step: int) -> bool:
+    """Whether floats are whole numbers: bytes that went through floats."""
+    parts = (np.asarray(values[i : i + step]) for i in range(0, len(values), step))
+    return all(bool((part == np.rint(part))[np.isfinite(part)].all()) for part in parts)
+
+
+def _as_bytes(
+    pixels: np.ndarray, dtype: np.dtype, given: images.Range | None
+) -> tuple[np.ndarray, list[str], images.Range | None]:
+    """Images (N, H, W, C) as uint8, what was done to them, and the range where they are deep."""
+    if dtype.itemsize == 1 and dtype.kind in "bu":
+        return (*_stretched(pixels, dtype), None)
+    found, notes = _range_of(pixels, given)
+    return cast(np.ndarray, ScaledPixels(pixels, found)), notes, found
+
+
+def npy_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
+    """Opens a .npy file, known by its first bytes."""
+    return (
+        open_npy(place.path, options.value_range) if place.head.startswith(b"\x93NUMPY") else None
+    )
+
+
+def npz_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
+    """Opens an .npz file, known by its name or by a zip of arrays."""
+    found = place.head.startswith(b"PK") and is_npz(place.path)
+    return open_npz(place.path, split, options.value_range) if found else None
+
+
+def pairs_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
+    """Opens a folder of images and labels in files of their own, like KMNIST's .npz."""
+    pairs = [name for name in place.names if re.search(r"(imgs|images)\.np[yz]$", name)]
+    marks = ("train",) if split == "train" else ("test", "val")
+    own = [name for mark in marks for name in pairs if mark in name]
+    if not own and any(mark in name for name in pairs for mark in ("train", "test", "val")):
+        raise InputError(f"{place.path} holds no {split} images", "name one of its files")
+    for name in own or pairs[:1]:
+        path = place.path / name
+        data = (
+            open_npz(path, split, options.value_range)
+            if name.endswith("z")
+            else open_npy(path, options.value_range)
+        )
+        data.split = split if own else data.split
+        return data
+    return None
+
+
+def open_npy(path: Path, given: images.Range | None = None) -> ArrayData:
+    """One array (N, H, W[, C]), memory-mapped: it may be larger than memory. Of values deeper than
+    8 bits `given` becomes 0 to 255.
 
     Labels are in the .npy whose name has labels in the place of imgs or images.
     """
     with path.open("rb") as file:
         shape, fortran, dtype = _npy_header(file, path)
         offset = file.tell()
-    check_images(path, shape, np.dtype(np.uint8) if dtype == np.bool_ else dtype)
-    if path.stat().st_size - offset < math.prod(shape):
+    check_images(path, shape, dtype)
+    if path.stat().st_size - offset < math.prod(shape) * dtype.itemsize:
         raise damaged(path, "it is shorter than its header says")
-    pixels = np.memmap(path, np.uint8, "r", offset, shape, "F" if fortran else "C")
+    kind = np.dtype(np.uint8) if dtype == np.bool_ else dtype
+    pixels = np.memmap(path, kind, "r", offset, shape, "F" if fortran else "C")
     pixels = pixels if len(shape) == 4 else pixels[..., None]
     beside, targets = _labels_beside(path), None
     if beside is not None:
         with beside.open("rb") as file:
             targets = _read_stream(file, beside, beside.stat().st_size, images=False)
-    return with_targets(path.name, path, *_stretched(pixels, dtype), targets)
+    pixels, notes, found = _as_bytes(pixels, dtype, given)
+    data = with_targets(path.name, path, pixels, notes, targets)
+    data.range = found if given is not None else None
+    return data
 
 
 def _labels_beside(path: Path) -> Path | None:
@@ -134,12 +227,29 @@ _IMAGES = ("images", "imgs", "x", "data", "arr_0")
 _LABELS = ("labels", "y", "label")
 
 
-def open_npz(path: Path, split: Split) -> ArrayData:
+def npz_splits(path: Path) -> list[str]:
+    """Which of train, val and test the names in an .npz have images of, in that order."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {n.removesuffix(".npy").lower() for n in archive.namelist()}
+    except BROKEN as error:
+        raise damaged(path, error) from None
+    return [
+        split
+        for split in ("train", "val", "test")
+        if any(form in names for n in _IMAGES for form in (f"{n}_{split}", f"{split}_{n}"))
+    ]
+
+
+def open_npz(
+    path: Path, split: Split, given: images.Range | None = None, words: Sequence[str] = ()
+) -> ArrayData:
     """The images and labels in an .npz, under names like images and labels, or x_train and
     y_train; else the first array that can hold images. Labels may be in an .npz beside it.
+    `words` are what names say of the split: by default train, or test and val.
 
-    Raises InputError when there is no array of images, or it is not uint8
-    (N, H, W) or (N, H, W, 1|3).
+    Raises InputError when there is no array of images, or it is not of
+    numbers (N, H, W) or (N, H, W, 1|3). Of values deeper than 8 bits `given` becomes 0 to 255.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -151,15 +261,16 @@ def open_npz(path: Path, split: Split) -> ArrayData:
             compact = "c" in archive.namelist() or list(members) == ["stream"]
             if ("meta" in members and "indices" in members) or compact:
                 raise InputError(f"{path} holds codes, not images", "decode it: vqtok decode")
-            own, images = _pick(members, _IMAGES, split)
-            images = images or _first_images(archive, members, path)
-            if images is None:
+            words = words or (("train",) if split == "train" else ("test", "val"))
+            own, name = _pick(members, _IMAGES, words)
+            name = name or _first_images(archive, members, path)
+            if name is None:
                 raise InputError(
                     f"{path} holds no array of images",
                     "name it images: uint8 (N, H, W) or (N, H, W, C)",
                 )
-            pixels, dtype = _read_member(archive, members[images], path, images=True)
-            labels = _pick(members, _LABELS, split)[1]
+            pixels, dtype = _read_member(archive, members[name], path, images=True)
+            labels = _pick(members, _LABELS, words)[1]
             targets = (
                 None
                 if labels is None
@@ -169,8 +280,11 @@ def open_npz(path: Path, split: Split) -> ArrayData:
         raise damaged(path, error) from None
     if targets is None and (beside := _labels_beside(path)) is not None:
         targets = _lone_array(beside)
-    pixels, notes = _stretched(pixels if pixels.ndim == 4 else pixels[..., None], dtype)
-    return with_targets(path.name, path, pixels, notes, targets, split if own else None)
+    pixels = pixels if pixels.ndim == 4 else pixels[..., None]
+    pixels, notes, found = _as_bytes(pixels, dtype, given)
+    data = with_targets(path.name, path, pixels, notes, targets, split if own else None)
+    data.range = found if given is not None else None
+    return data
 
 
 def _lone_array(path: Path) -> np.ndarray:
@@ -187,11 +301,10 @@ def _lone_array(path: Path) -> np.ndarray:
 
 
 def _pick(
-    members: dict[str, zipfile.ZipInfo], names: Sequence[str], split: Split
+    members: dict[str, zipfile.ZipInfo], names: Sequence[str], words: Sequence[str]
 ) -> tuple[bool, str | None]:
     """The member of that split, or of no split: whether it names the split, and its name."""
-    splits = ("train",) if split == "train" else ("test", "val")
-    own = [form for s in splits for n in names for form in (f"{n}_{s}", f"{s}_{n}")]
+    own = [form for s in words for n in names for form in (f"{n}_{s}", f"{s}_{n}")]
     lower = {name.lower(): name for name in members}
     found = next((name for name in (*own, *names) if name in lower), None)
     return found in own, None if found is None else lower[found]
@@ -227,7 +340,7 @@ def _read_member(
     with archive.open(member) as file:
         shape, fortran, dtype = _npy_header(file, path)
         if images:
-            check_images(path, shape, np.dtype(np.uint8) if dtype == np.bool_ else dtype)
+            check_images(path, shape, dtype)
         array = _read_array(
             file, path, shape, fortran, dtype, member.compress_size * DEFLATE, images
         )
@@ -280,13 +393,13 @@ def _npy_header(file: BinaryReader, path: Path) -> tuple[tuple[int, ...], bool, 
 
 
 def check_images(path: Path, shape: Sequence[int], dtype: np.dtype | None = None) -> None:
-    """Raises InputError unless this is uint8 (N, H, W) or (N, H, W,
-    1|3) with at least one pixel.
+    """Raises InputError unless these are numbers (N, H, W) or (N, H, W, 1|3) with at least one
+    pixel.
     """
-    if dtype is not None and dtype != np.uint8:
+    if dtype is not None and dtype.kind not in "biuf":
         raise InputError(
-            f"{path} holds {dtype}, not uint8",
-            "scale the images to 0...255 and store them as uint8",
+            f"{path} holds {dtype}, not numbers",
+            "store the images as uint8, or as other integers or floats",
         )
     if len(shape) not in (3, 4) or min(shape, default=0) < 1:
         raise InputError(

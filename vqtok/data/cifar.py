@@ -11,7 +11,8 @@ import numpy as np
 from vqtok.data import tar
 from vqtok.data.arrays import BROKEN, damaged
 from vqtok.data.classes import of_integers
-from vqtok.data.dataset import ArrayData
+from vqtok.data.dataset import ArrayData, DataOptions
+from vqtok.data.place import Place
 from vqtok.data.splits import Split
 from vqtok.errors import InputError
 
@@ -52,6 +53,26 @@ _CIFAR100 = _Kind(
 _KINDS = (_CIFAR10, _CIFAR100)
 # of the archives for Python: batches of CIFAR-10; what CIFAR-100 calls its meta.
 _PICKLED = re.compile(r"batches\.meta|(data|test)_batch(_\d)?|meta")
+
+
+def cifar_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
+    """Opens an unpacked folder, or the archive as it is downloaded."""
+    if kind := folder_kind(place.path, place.names):
+        return open_folder(place.path, kind, split)
+    packed = place.head.startswith(b"\x1f\x8b") and "cifar" in place.path.name
+    return open_archive(place.path, split) if packed else None
+
+
+def batch_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
+    """Opens one batch, known by its ending alone."""
+    return open_file(place.path) if place.named(".bin") else None
+
+
+def stl_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
+    """Opens an unpacked folder of STL-10, or one of its files of images."""
+    if any(is_stl(name) for name in place.names):
+        return open_stl_folder(place.path, split)
+    return open_stl(place.path) if place.head and is_stl(place.path.name) else None
 
 
 def folder_kind(folder: Path, names: Sequence[str]) -> _Kind | None:

@@ -18,6 +18,7 @@ from vqtok.data.splits import Split, parse_patterns
 from vqtok.errors import InputError, VqtokError
 from vqtok.files import human_count
 
+_LOOKED_AT = 9  # images whose depth is looked at when a set is opened
 _SAMPLED = 64  # images of an array by which it is known again
 
 
@@ -28,19 +29,31 @@ class DataOptions:
     split: tuple[tuple[Split, str], ...] = ()  # (train or test, glob of names)
     labels: str = ""  # none, folders, cls or a file; "": by the data
     member: str = ""  # of several images a sample the one with this field, like seg.png
+    range: str = ""  # of deep images LOW:HIGH, the values that become 0 and 255; "": by their type
 
     @classmethod
     def of(
-        cls, split: Iterable[str] = (), labels: str | None = None, member: str | None = None
+        cls,
+        split: Iterable[str] = (),
+        labels: str | None = None,
+        member: str | None = None,
+        range: str | None = None,
     ) -> "DataOptions":
         """From what a command takes. Raises UsageError."""
-        return cls(parse_patterns(split), labels or "", member or "")
+        given = images.parse_range(range)
+        shown = "" if given is None else images.show_range(given)
+        return cls(parse_patterns(split), labels or "", member or "", shown)
+
+    @property
+    def value_range(self) -> images.Range | None:
+        return images.parse_range(self.range)
 
     def to_dict(self) -> dict[str, object]:
         return {
             "split": [f"{name}={pattern}" for name, pattern in self.split],
             "labels": self.labels,
             "member": self.member,
+            "range": self.range,
         }
 
 
@@ -80,6 +93,11 @@ class Dataset(Protocol):
         """Which part this is; None where the data does not tell its parts apart."""
         ...
 
+    @property
+    def range(self) -> images.Range | None:
+        """The values of deep images that become 0 and 255, where the user says so."""
+        ...
+
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> np.ndarray:
@@ -110,6 +128,7 @@ class Plain:
 
     notes: tuple[str, ...] = ()
     split: Split | None = None
+    range: images.Range | None = None
 
     def image_name(self, index: int) -> str:
         return f"{index:06}"
@@ -146,6 +165,7 @@ class ArrayData(Plain):
         self.channels = int(pixels.shape[3])
         self.notes = tuple(notes)
         self.split: Split | None = split
+        self.range: images.Range | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -176,7 +196,9 @@ class ArrayData(Plain):
         """The same images of other classes."""
         targets = np.asarray(classes.targets, np.int64) if classes.labels else None
         notes = (*self.notes, classes.note) if classes.note else self.notes
-        return ArrayData(self.name, self._pixels, targets, classes.labels, notes, self.split)
+        data = ArrayData(self.name, self._pixels, targets, classes.labels, notes, self.split)
+        data.range = self.range
+        return data
 
     def digest(self) -> str:
         places = np.unique(np.linspace(0, len(self) - 1, _SAMPLED).astype(np.int64))
@@ -206,12 +228,14 @@ class ImageFiles(Plain):
         split: Split | None = None,
         caption: Callable[[int], str | None] | None = None,
         size: Callable[[int], int] | None = None,
+        value_range: images.Range | None = None,
     ) -> None:
         self.name, self.labels = name, tuple(labels)
         self.notes = tuple(notes)
         self.split: Split | None = split
         self._names, self._fetch, self._targets = names, fetch, targets
         self._caption, self._size = caption, size
+        self.range = value_range
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -249,7 +273,13 @@ class ImageFiles(Plain):
         if index in self._bad:
             raise self._error(index)
         try:
-            found = images.read_image(self._fetch(index), self.channels, shrink=shrink, least=least)
+            found = images.read_image(
+                self._fetch(index),
+                self.channels,
+                shrink=shrink,
+                least=least,
+                value_range=self.range,
+            )
             return found.pixels, found.reduced
         except VqtokError as error:
             with self._lock:
@@ -279,6 +309,34 @@ class ImageFiles(Plain):
             f"the first: {first}",
             "check that the files are whole and are images",
         )
+
+    def look_at_ranges(self) -> None:
+        """Notes, of a few images, whether they are deeper than 8 bits and use little of the range
+        that their values are taken from: one line for the set.
+        """
+        places = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(np.int64))
+        narrow, ranges = list[images.Range](), set[images.Range]()
+        for place in map(int, places):
+            with suppress(VqtokError, OSError):
+                source = self._fetch(place)
+                if not images.is_deep(source):
+                    continue
+                found = images.read_image(source, self.channels, value_range=self.range)
+                narrow += [found.narrow] if found.narrow else []
+                ranges |= {found.range} if found.range else set()
+        if not ranges:
+            return
+        shown = " or ".join(images.show_range(each) for each in sorted(ranges)[:3])
+        lines = [f"images deeper than 8 bits: values {shown} become 8 bits."]
+        if narrow:
+            wanted = images.show_range(images.suggest(narrow))
+            each = "" if len(ranges) == 1 else " Each image has a range of its own."
+            lines = [
+                f"{lines[0]} Of {len(places)} images looked at, {len(narrow)} use little of that, "
+                f"such as {images.show_range(narrow[0])}.{each} "
+                f"--range {wanted} would use it all."
+            ]
+        self.notes = (*self.notes, *lines)
 
     def _error(self, index: int) -> InputError:
         reason = self._bad[index]

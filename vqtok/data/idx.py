@@ -9,12 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from vqtok.data.arrays import BROKEN, DEFLATE, check_images, damaged, read_pixels, with_targets
-from vqtok.data.dataset import ArrayData
+from vqtok.data.dataset import ArrayData, DataOptions
+from vqtok.data.place import Place
 from vqtok.data.splits import Split
 from vqtok.errors import InputError
 
 IDX_NAME = re.compile(r"images?[-.]idx[34]-ubyte(\.gz)?$")
 _TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+
+
+def idx_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
+    """Opens a file of images, or a folder that holds such files for training or tests."""
+    if found := [place.path / name for name in place.names if IDX_NAME.search(name)]:
+        return open_idx_folder(place.path, found, split)
+    return open_idx(place.path) if is_idx(place.path, place.head) else None
 
 
 def is_idx(path: Path, head: bytes) -> bool:

@@ -65,8 +65,10 @@ def images_of(files: Files, split: Split | None, options: DataOptions) -> ImageF
         of_split,
         (lambda i: _caption(files, texts, places[i])) if texts else None,
         lambda i: files.size(places[i]),
+        options.value_range,
     )
     data.check_readable()
+    data.look_at_ranges()
     return data
 
 
@@ -215,11 +217,15 @@ def _caption(files: Files, texts: dict[str, list[int]], place: int) -> str | Non
     if ".txt" in by_suffix and (text := _read_text(files, by_suffix[".txt"])) is not None:
         return text.strip()
     if ".json" in by_suffix and (text := _read_text(files, by_suffix[".json"])) is not None:
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError):
-            return None
-        if isinstance(fields, dict):
-            found = (fields.get(key) for key in _CAPTION_KEYS)
-            return next((value for value in found if isinstance(value, str)), None)
+        return caption_in(text)
     return None
+
+
+def caption_in(text: str) -> str | None:
+    """The caption in a JSON object: its first field called caption, text or the like."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    found = (fields.get(key) for key in _CAPTION_KEYS) if isinstance(fields, dict) else ()
+    return next((value for value in found if isinstance(value, str)), None)

@@ -1,31 +1,32 @@
 """Finds out what a path holds, and opens it: the entry point of all that reads images in number."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vqtok import files
-from vqtok.data import arrays, cifar, classes, foreign, idx
-from vqtok.data.archives import tar_files, zip_files
+from vqtok.config import registry
+from vqtok.data import classes, foreign
+from vqtok.data.archives import tar_files
 from vqtok.data.classes import Classes
 from vqtok.data.dataset import ArrayData, DataOptions, Dataset
 from vqtok.data.listing import TEXTS, Files, images_of
+from vqtok.data.place import Place
 from vqtok.data.shapes import Shapes
 from vqtok.data.splits import Split
 from vqtok.errors import InputError, UsageError
 from vqtok.files import expand, human_count
-from vqtok.images import IMAGE_SUFFIXES
+from vqtok.images import IMAGE_SUFFIXES, Recognizer
 
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _TEST_SEED = 2**32  # beyond every training seed: no test shape is a training shape
 _NO_OPTIONS = DataOptions()
-Place = Path | str | Sequence[Path]
+AnyPath = Path | str | Sequence[Path]
 
 
 def open_data(
-    path: Place | None, split: Split = "train", options: DataOptions = _NO_OPTIONS
+    path: AnyPath | None, split: Split = "train", options: DataOptions = _NO_OPTIONS
 ) -> Dataset:
     """The images at `path`: a folder, zip, tar or tar shards, CIFAR, STL-10, IDX, .npz or .npy;
     None is the built-in `Shapes`.
@@ -42,6 +43,8 @@ def open_data(
         return _with_options(data, options)
     try:
         return _with_options(_open(path, split, options), options)
+    except files.RemoteError as error:
+        raise files.unreadable(error.filename or path, error) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
@@ -50,7 +53,7 @@ def open_data(
 
 
 def open_splits(
-    path: Place | None, options: DataOptions = _NO_OPTIONS
+    path: AnyPath | None, options: DataOptions = _NO_OPTIONS
 ) -> dict[Split | None, Dataset]:
     """All parts of the data: train and test where it tells them apart, else all of it under None.
 
@@ -73,14 +76,15 @@ def open_splits(
     return found
 
 
-def _open(path: Place, split: Split, options: DataOptions) -> Dataset:
+def _open(path: AnyPath, split: Split, options: DataOptions) -> Dataset:
     if not isinstance(path, Path | str):
-        return _open_many([Path(p) for p in path], f"{len(path)} files", options)
-    if any(letter in str(path) for letter in "*?[{") and not os.path.exists(path):
+        return _open_many([files.as_path(p) for p in path], f"{len(path)} files", options)
+    if files.is_pattern(str(files.as_path(path))) and not os.path.exists(path):
         wanted = IMAGE_SUFFIXES | {".tar"}
-        found = [s.path for s in expand(files.expand_braces(str(path)), wanted) if s.path]
+        name = str(files.as_path(path))
+        found = [s.path for s in expand(files.expand_braces(name), wanted) if s.path]
         return _open_many(found, str(path), options)
-    return _open_one(Path(path), split, options)
+    return _open_one(files.as_path(path), split, options)
 
 
 def _with_options(data: Dataset, options: DataOptions) -> Dataset:
@@ -108,35 +112,22 @@ def _open_one(path: Path, split: Split, options: DataOptions) -> Dataset:
             f"there is no {path}",
             "give a folder, zip, tar, CIFAR-10, IDX, .npz or .npy file, or leave it out",
         )
-    if path.is_dir():
-        return _open_folder(path, split, options)
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
+    place = Place.of(path)
+    if not place.head and not path.is_dir():
         raise InputError(f"{path} is empty", "give a whole file")
-    if head.startswith(b"\x93NUMPY"):
-        return arrays.open_npy(path)
-    if head.startswith(b"PK"):
-        if arrays.is_npz(path):
-            return arrays.open_npz(path, split)
-        if refused := foreign.refuse_file(path):  # torch.save writes zips
-            raise refused
-        return images_of(zip_files(path), split, options)
-    if idx.is_idx(path, head):
-        return idx.open_idx(path)
-    if cifar.is_stl(path.name):
-        return cifar.open_stl(path)
-    if path.name.endswith(".bin"):
-        return cifar.open_file(path)
-    return _open_tar_file(path, head, split, options)
+    for entry in registry.DATA_SOURCES.values():
+        data = entry.load()(place, split, options)
+        if data is not None:
+            return data
+    if path.is_dir():
+        return _open_folder(place, split, options)
+    return _open_tar_file(path, place.head, split, options)
 
 
 def _open_tar_file(path: Path, head: bytes, split: Split, options: DataOptions) -> Dataset:
     if head[257:262] == b"ustar" or (path.suffix == ".tar" and head[:2] not in _PACKED):
         # named itself: its own name tells no split
         return images_of(replace(tar_files([path], path.name), groups=()), split, options)
-    if head[:2] == b"\x1f\x8b" and "cifar" in path.name:
-        return cifar.open_archive(path, split)
     if head[:2] in _PACKED:
         raise InputError(
             f"{path} is compressed ({_PACKED[head[:2]]}); "
@@ -151,14 +142,13 @@ def _open_tar_file(path: Path, head: bytes, split: Split, options: DataOptions) 
     )
 
 
-def _open_folder(folder: Path, split: Split, options: DataOptions) -> Dataset:
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if found := _open_arrays(folder, names, split):
-        return found
+def _open_folder(place: Place, split: Split, options: DataOptions) -> Dataset:
+    folder, names = place.path, place.names
     name = folder.name or str(folder)
-    wanted = IMAGE_SUFFIXES | {".tar"} | TEXTS
+    wanted, recognizer = IMAGE_SUFFIXES | {".tar"} | TEXTS, Recognizer()
     try:
-        found = [(s.path, s.relative.as_posix()) for s in expand([str(folder)], wanted) if s.path]
+        sources = expand([str(folder)], wanted, recognizer.is_image_file)
+        found = [(s.path, s.relative.as_posix()) for s in sources if s.path]
     except InputError:
         found = []
     tars = [path for path, _ in found if path.suffix == ".tar"]
@@ -166,40 +156,25 @@ def _open_folder(folder: Path, split: Split, options: DataOptions) -> Dataset:
     loose = [path for path, _ in others if path.suffix.lower() not in TEXTS]
     if tars and (not loose or any(n.endswith(".tar") for n in names)):
         shards = tar_files(tars, name, root=folder)
+        shards = replace(shards, notes=(*shards.notes, *filter(None, [recognizer.note()])))
         if loose:
             note = f"{human_count(len(loose), 'image')} beside the tars left out."
             shards = replace(shards, notes=(*shards.notes, note))
         return images_of(shards, split, options)
     if loose:
         listed = _loose([path for path, _ in others], [n for _, n in others], name)
-        if tars:
-            listed = replace(listed, notes=(f"{human_count(len(tars), 'tar')} left out.",))
+        left = f"{human_count(len(tars), 'tar')} left out." if tars else ""
+        listed = replace(listed, notes=tuple(filter(None, [left, recognizer.note()])))
         return images_of(listed, split, options)
+    if recognizer.passed and not any((folder / name).is_dir() for name in names):
+        raise InputError(
+            f"{folder} holds no images that vqtok reads: {recognizer.note().partition(':')[0]}",
+            "convert them to PNG or JPEG",
+        )
     return _open_other(folder, names, split, options)
 
 
-def _open_arrays(folder: Path, names: list[str], split: Split) -> Dataset | None:
-    """The arrays that a folder is known by: CIFAR, STL-10, IDX, pairs of .npz like KMNIST's."""
-    if kind := cifar.folder_kind(folder, names):
-        return cifar.open_folder(folder, kind, split)
-    if any(cifar.is_stl(name) for name in names):
-        return cifar.open_stl_folder(folder, split)
-    if found := [folder / name for name in names if idx.IDX_NAME.search(name)]:
-        return idx.open_idx_folder(folder, found, split)
-    pairs = [name for name in names if re.search(r"(imgs|images)\.np[yz]$", name)]
-    marks = ("train",) if split == "train" else ("test", "val")
-    own = [name for mark in marks for name in pairs if mark in name]
-    if not own and any(mark in name for name in pairs for mark in ("train", "test", "val")):
-        raise InputError(f"{folder} holds no {split} images", "name one of its files")
-    for name in own or pairs[:1]:
-        found = arrays.open_npz if name.endswith("z") else lambda path, _: arrays.open_npy(path)
-        data = found(folder / name, split)
-        data.split = split if own else data.split
-        return data
-    return None
-
-
-def _open_other(folder: Path, names: list[str], split: Split, options: DataOptions) -> Dataset:
+def _open_other(folder: Path, names: Sequence[str], split: Split, options: DataOptions) -> Dataset:
     """A folder without images: one with a single array or folder in it, else an error."""
     if refused := foreign.refuse_folder(folder, names):
         raise refused
@@ -208,7 +183,7 @@ def _open_other(folder: Path, names: list[str], split: Split, options: DataOptio
     if len(lone) == 1:
         return _open_one(folder / lone[0], split, options)
     if len(inner) == 1:  # an archive unpacked into a folder of its own
-        return _open_folder(inner[0], split, options)
+        return _open_one(inner[0], split, options)
     many = f"; none of its {len(names)} entries is one" if names else ""
     raise InputError(
         f"{folder} holds no images{many}", "put files like .png, .jpg or .webp into it"

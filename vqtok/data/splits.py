@@ -18,6 +18,7 @@ def words(text: str) -> frozenset[str]:
 
 _TRAIN = words("train training trains trainset trainval trn")
 _TEST = words("test testing testset tst val valid validation valset dev eval heldout holdout")
+_VAL = words("val valid validation valset dev eval")  # of _TEST: not the test itself
 _WORDS: dict[str, Split] = dict.fromkeys(_TRAIN, "train")
 _WORDS.update(dict.fromkeys(_TEST, "test"))
 # Beside a split word they say nothing of a class: train_images, DIV2K_train_HR.
@@ -63,6 +64,13 @@ def split_word(name: str) -> tuple[Split, tuple[str, ...]] | None:
         return None
     rest = [token for i, token in enumerate(tokens) if i not in places]
     return _WORDS[tokens[first]], (*rest[:first], _OTHER, *rest[first:])
+
+
+def part_of(kind: Split | None, text: str) -> str | None:
+    """The split by its usual name, where `text` told it: train, val or test."""
+    if kind == "test" and any(token in _VAL for token in _tokens(text)):
+        return "val"
+    return kind
 
 
 def _is_generic(template: Sequence[str]) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vqtok.errors import InputError
-from vqtok.images import IMAGE_SUFFIXES
+from vqtok.images import IMAGE_SUFFIXES, START, Recognizer
 
 BLOCK = 512
 _RECORDS_MAX = 1 << 20  # bytes of an extended header: names are at most a few kB
@@ -164,13 +164,28 @@ def is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name)
 
 
-def tar_images(path: Path) -> Iterator[TarMember]:
-    """The images in a tar, in its order; names are a stranger's: never open them as paths.
+def is_image_member(path: Path, member: TarMember, recognizer: Recognizer) -> bool:
+    """Whether a member is an image, by its name or its first bytes; what is hidden is none."""
+
+    def start() -> bytes:
+        with path.open("rb") as file:
+            file.seek(member.offset)
+            return file.read(min(START, member.size))
+
+    name = member.name.removeprefix("./")
+    return not is_hidden(name) and recognizer.is_image(name, start)
+
+
+def tar_images(path: Path, recognizer: Recognizer | None = None) -> Iterator[TarMember]:
+    """The images in a tar, in its order, told by suffix or content.
+
+    Names are a stranger's: never open them as paths.
 
     InputError where the file is no tar or is damaged comes after what stands before that; OSError
     where it cannot be read. The last image may reach past the end of a tar that is cut off.
     """
+    recognizer = recognizer or Recognizer()
     for member in index_tar(path):
         name = member.name.removeprefix("./")
-        if is_image(name):
+        if is_image_member(path, member, recognizer):
             yield member._replace(name=name)

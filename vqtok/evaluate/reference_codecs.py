@@ -29,9 +29,10 @@ class _Format:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-# One thread keeps an AVIF in one tile, which is smallest. Its speed stays at Pillow's 6: 4
-# saves 2 to 5 % of the bytes and takes 6 to 12 times as long, for a search that writes
-# twenty files of an image.
+# One thread, so that an AVIF has the same bytes on every machine: they differ between one thread
+# and more (Pillow 13.0.0 with libavif 1.4.2), and one is not always smaller. Its speed stays at
+# Pillow's 6: 4 saves 2 to 5 % of the bytes and takes 6 to 12 times as long, for a search that
+# writes twenty files of an image.
 _FORMATS = {
     "jpeg": _Format(
         "JPEG", "jpg", 1, 95, gray=True, options={"optimize": True, "progressive": True}

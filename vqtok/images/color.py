@@ -1,4 +1,6 @@
-"""Color modes, profiles and transparency to 8-bit gray or sRGB, and the names of colors."""
+"""Converts color modes, profiles and transparency to 8-bit gray or sRGB, and parses names of
+colors.
+"""
 
 import io
 import re
@@ -14,32 +16,9 @@ Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
 
 
-def to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Gray modes of 16 or 32 bits or float as mode L;
-    PIL's own conversion would clip them at 255.
-    """
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.asarray(image)  # (H, W) of uint16, int32 or float32
-    is_float = values.dtype.kind == "f"
-    if is_float:
-        values = np.nan_to_num(values, nan=0.0)
-    low, high = values.min().item(), values.max().item()
-    if is_float and low >= 0 and high <= 255:
-        notes.append("float values turned into 8 bits")
-        scaled = values * (255.0 if high <= 1 else 1.0)
-    elif not is_float and low >= 0 and high <= 65535:
-        notes.append("16-bit values reduced to 8 bits")
-        scaled = values // 256  # as PIL does with 16-bit colors
-    else:
-        notes.append(f"values from {low:g} to {high:g} scaled to 8 bits")
-        scaled = (values.astype(np.float64) - low) * (255.0 / max(high - low, 1e-30))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
-
-
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The image in L, RGB, CMYK or LAB, and its transparency (mode L, 255
-    opaque) where it has some.
+    """Splits an image into L, RGB, CMYK or LAB, and its transparency (mode L, 255 opaque) where it
+    has some.
     """
     if not image.has_transparency_data:
         return image if image.mode in ("L", "RGB", "CMYK", "LAB") else image.convert("RGB"), None
@@ -49,8 +28,8 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """The image in L or RGB, colors as sRGB;
-    a profile that is broken, or of another kind of color, counts as none.
+    """Converts an image in L or RGB to sRGB; a profile that is broken, or of another kind of color,
+    counts as none.
     """
     transform = _transform(profile or b"", image.mode) if profile or image.mode == "LAB" else None
     if transform is not None:
@@ -67,8 +46,8 @@ def to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Imag
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> Any | None:
-    """PIL's transform from a color profile to sRGB;
-    None when it changes nothing, is broken, or PIL has no ImageCms.
+    """Returns PIL's transform from a color profile to sRGB; None when it changes nothing, is
+    broken, or PIL has no ImageCms.
 
     Whether the profile is sRGB is seen by what it does to 4913 colors:
     descriptions are not to be trusted.
@@ -111,7 +90,7 @@ def _color_name(color: Color) -> str:
 
 
 def parse_color(text: str) -> Color:
-    """(red, green, blue) from '#fff', '#ffffff', a CSS name or 'r,g,b'. Raises UsageError."""
+    """Parses '#fff', '#ffffff', a CSS name or 'r,g,b' to (red, green, blue). Raises UsageError."""
     parts = re.fullmatch(r"\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*", text)
     try:
         color = tuple(map(int, parts.groups())) if parts else ImageColor.getrgb(text.strip())

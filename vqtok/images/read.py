@@ -6,16 +6,29 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from vqtok.errors import InputError
 from vqtok.files import read_bytes
-from vqtok.images.color import WHITE, Color, lay_over, split_alpha, to_8_bit, to_srgb
+from vqtok.images.color import WHITE, Color, lay_over, split_alpha, to_srgb
+from vqtok.images.depth import Range, Scaled, narrow_of_bytes, parse_nodata, to_8_bits, words_note
+from vqtok.images.tiff import (
+    check_layout,
+    describe_tiff,
+    is_inverted,
+    is_whole_tiff,
+    layout_refusal,
+    nodata_text,
+    read_tags,
+    sample_bits,
+    sample_kind,
+    signed_bytes,
+)
 
 # 600 MB as an array; a header that asks for more is refused before decoding
 MAX_PIXELS = 200_000_000
@@ -60,7 +73,7 @@ _MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd8])")
 # formats without a signature.
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "QOI")
 _SIGNATURES = re.compile(
-    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|....ftypavi[fs]|BM|GIF8|II\*\0|MM\0\*|P[1-6]"
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|....ftypavi[fs]|BM|GIF8|II[*+]\0|MM\0[*+]|P[1-6]"
     rb"\s|\0\0\0\x0cjP "
     rb" |qoif",
     re.DOTALL,
@@ -72,6 +85,8 @@ _STARTS = re.compile(
     rb"|\0\0\0\x0cjP|qoif|[^\0]\0\0\0",
     re.DOTALL,
 )
+# formats that hold values of more than 8 bits which Pillow gives as they are
+_DEEP = re.compile(rb"\x89PNG|II[*+]\0|MM\0[*+]|P[2-6fy]\s|\0\0\0\x0cjP |\xff\x4f\xff\x51")
 _ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF tag 0x0112
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -91,6 +106,8 @@ class DecodedImage:
     notes: tuple[str, ...] = ()  # what the user should know: "transparency laid over white"
     source_bytes: int = 0  # size of the file it came from; 0 for arrays
     reduced: int = 1  # how many pixels of the file, along each axis, became one
+    range: Range | None = None  # values that became 0 and 255; None: it had 8 bits
+    narrow: Range | None = None  # values in use, where another range would serve them better
 
 
 def read_image(
@@ -99,6 +116,7 @@ def read_image(
     background: Color = WHITE,
     shrink: int = 1,
     least: int = 1,
+    value_range: Range | None = None,
 ) -> DecodedImage:
     """An image file, by path or content, as uint8 (H, W, channels); channels is 1 or 3.
 
@@ -106,7 +124,8 @@ def read_image(
     be less than `least`: that takes a part of the time. Other formats come whole.
 
     EXIF orientation is applied, color profiles are converted to sRGB, transparency is laid over
-    `background`, 16-bit and float values are scaled to 8 bits, an animation gives its first frame.
+    `background`, an animation gives its first frame. Of images deeper than 8 bits `value_range`
+    becomes 0 to 255; None chooses (see `depth.to_8_bits`).
     Raises InputError for whatever cannot be read.
     """
     data = source if isinstance(source, bytes) else read_bytes(source, MAX_BYTES)
@@ -117,8 +136,32 @@ def read_image(
         _check_work(image, data, name)
         frames = _first_frame(image, len(data))
         reduced = _reduce(image, shrink, least)
-        pixels, notes = _decode(image, name, channels, background)
-    return DecodedImage(pixels, frames + notes, len(data), reduced)
+        found = _decode(image, name, channels, background, value_range, data)
+    return replace(found, notes=frames + found.notes, source_bytes=len(data), reduced=reduced)
+
+
+def is_deep(source: Path | bytes) -> bool:
+    """Whether an image file has more than 8 bits a value, by its header alone; no, where it
+    cannot be read.
+    """
+    start = source[:64] if isinstance(source, bytes) else _first_bytes(source, 64)
+    if not _DEEP.match(start):
+        return False
+    try:
+        with (
+            pillow_limits,
+            Image.open(
+                io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS
+            ) as image,
+        ):
+            return image.mode.startswith(("I", "F")) or _words_mode(image) != ""
+    except Exception:  # damaged ones raise about anything
+        return False
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def may_be_image(start: bytes) -> bool:
@@ -128,29 +171,65 @@ def may_be_image(start: bytes) -> bool:
     return _STARTS.match(start) is not None
 
 
-def from_any(image: Any, channels: int = 3, background: Color = WHITE) -> DecodedImage:
-    """A path, file content, PIL image, DecodedImage or uint8 array (H, W), (H, W, 1|3|4) as
-    DecodedImage with `channels` channels.
+_HEIC = re.compile(rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL)
+_JXL = re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")
 
-    An animated PIL image gives the frame it stands at. Raises InputError for what is none of these.
+
+def foreign_kind(start: bytes) -> str:
+    """'a HEIC image', where a file begins like one of a format that is not read; else nothing."""
+    return "a HEIC image" if _HEIC.match(start) else "a JPEG XL image" if _JXL.match(start) else ""
+
+
+def from_any(
+    image: Any, channels: int = 3, background: Color = WHITE, value_range: Range | None = None
+) -> DecodedImage:
+    """A path, file content, PIL image, DecodedImage or array (H, W), (H, W, 1|3|4) as DecodedImage
+    with `channels` channels.
+
+    Arrays are uint8, bool, or deeper: those are scaled as in `read_image`. An animated PIL image
+    gives the frame it stands at. Raises InputError for what is none of these.
     """
     if isinstance(image, str | Path):
-        return read_image(Path(image), channels, background)
+        return read_image(Path(image), channels, background, value_range=value_range)
     if isinstance(image, bytes | bytearray | memoryview):
-        return read_image(bytes(image), channels, background)
+        return read_image(bytes(image), channels, background, value_range=value_range)
     size = image.source_bytes if isinstance(image, DecodedImage) else 0
     notes = image.notes if isinstance(image, DecodedImage) else ()
     array = image.pixels if isinstance(image, DecodedImage) else image
+    scaled = None
     if isinstance(array, np.ndarray):
+        scaled, array = _scaled_array(array, value_range)
         array = Image.fromarray(checked(array))
     if not isinstance(array, Image.Image):
         raise InputError(
             f"a {type(image).__name__} is no image",
-            "give a path, bytes, a PIL image or a uint8 array (H, W, C)",
+            "give a path, bytes, a PIL image or an array (H, W, C)",
         )
     with _guard("the image"):
-        pixels, more = _decode(array, "the image", channels, background)
-    return DecodedImage(pixels, notes + more, size)
+        found = _decode(array, "the image", channels, background, value_range)
+    if scaled is not None:
+        notes += scaled.notes
+        found = replace(found, range=scaled.range, narrow=scaled.narrow)
+    return replace(found, notes=notes + found.notes, source_bytes=size)
+
+
+def _scaled_array(array: np.ndarray, value_range: Range | None) -> tuple[Scaled | None, np.ndarray]:
+    """The array as uint8, and what was done to it where it was none; an alpha channel keeps the
+    range of its type.
+    """
+    if array.dtype == np.bool_:
+        return None, array.astype(np.uint8) * np.uint8(255)
+    shaped = array.ndim in (2, 3) and array.shape[2:] in ((), (1,), (3,), (4,)) and array.size
+    if array.dtype == np.uint8 or array.dtype.kind not in "iuf" or not shaped:
+        return None, array
+    colors = array[..., :3] if array.shape[2:] == (4,) else array
+    scaled = to_8_bits(colors, value_range)
+    if array.shape[2:] != (4,):
+        return scaled, scaled.pixels
+    alpha = array[..., 3:]
+    full = (0.0, 1.0) if array.dtype.kind == "f" else (0.0, float(np.iinfo(array.dtype).max))
+    top = full if array.dtype.kind != "f" or float(alpha.max()) <= 1 else (0.0, 255.0)
+    return scaled, np.concatenate([scaled.pixels, to_8_bits(alpha, top).pixels], axis=2)
 
 
 def checked(array: np.ndarray) -> np.ndarray:
@@ -162,7 +241,7 @@ def checked(array: np.ndarray) -> np.ndarray:
     ):
         raise InputError(
             f"an array of {array.dtype} {array.shape} is no image",
-            "give uint8 of shape (H, W) or (H, W, C), C 1, 3 or 4",
+            "give numbers of shape (H, W) or (H, W, C), C 1, 3 or 4",
         )
     return np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
@@ -214,6 +293,12 @@ def _guard(name: str, data: bytes | None = None) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise _too_large(name) from None
     except UnidentifiedImageError:
+        if data is not None and (kind := foreign_kind(data[:64])):
+            raise InputError(
+                f"{name} is {kind}, which vqtok does not read", "convert it to PNG or JPEG"
+            ) from None
+        if data is not None and (tags := _whole_tiff(data)):
+            raise layout_refusal(name, tags) from None
         if data is not None and _SIGNATURES.match(data):
             raise InputError(
                 f"{name} is damaged or cut off: its header cannot be read", "get the file again"
@@ -225,9 +310,22 @@ def _guard(name: str, data: bytes | None = None) -> Iterator[None]:
         raise InputError(f"{name} does not fit into memory", "shrink the image first") from None
     except Exception as error:
         reason = str(error) or type(error).__name__
+        if data is not None and (tags := _whole_tiff(data)):
+            raise InputError(
+                f"{name} cannot be decoded ({reason}): a TIFF of {describe_tiff(tags)}",
+                "save it as PNG, or as TIFF without compression",
+            ) from None
         raise InputError(
             f"{name} is damaged or cut off: {reason}", "get the file again, or save it as PNG"
         ) from None
+
+
+def _whole_tiff(data: bytes) -> dict[int, Any] | None:
+    """The tags of a TIFF whose pixels are all there; None for what is none, or is cut off."""
+    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return None
+    tags = read_tags(data)
+    return tags if tags and is_whole_tiff(tags, len(data)) else None
 
 
 def _too_large(name: str) -> InputError:
@@ -321,20 +419,36 @@ def _reduce(image: Image.Image, shrink: int, least: int) -> int:
 
 
 def _decode(
-    image: Image.Image, name: str, channels: int, background: Color
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Pixels (H, W, channels) and notes of an opened image."""
+    image: Image.Image,
+    name: str,
+    channels: int,
+    background: Color,
+    value_range: Range | None = None,
+    data: bytes | None = None,
+) -> DecodedImage:
+    """Pixels (H, W, channels) and notes of an opened image; `data` is the content of its file."""
     assert channels in (1, 3), channels
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(name)
     if image.width * image.height == 0:
         raise InputError(f"{name} has no pixels", "give an image of at least 1x1")
-    notes: list[str] = []
+    tags = dict(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    if tags:
+        check_layout(name, tags)
+    deep_mode = _words_mode(image)
     image.load()
     # after load: for some formats PIL applies it then, and drops the tag
     orientation = _orientation(image)
     profile = image.info.get("icc_profile")
-    image = to_8_bit(image, notes)
+    notes: list[str] = []
+    scaled: Scaled | None = None
+    if image.mode.startswith(("I", "F")) or (signed_bytes(tags) and image.mode == "L"):
+        scaled, image = _gray_to_8_bits(image, name, tags, value_range)
+    elif deep_mode:
+        scaled, image = _colors_to_8_bits(image, deep_mode, name, value_range, data)
+    elif value_range is not None and image.mode == "CMYK" and sample_bits(tags) == 16:
+        notes.append("the range does not count for CMYK")
+    notes += scaled.notes if scaled else ()
     image, alpha = split_alpha(image)
     image = to_srgb(image, profile, notes)
     image = lay_over(image, alpha, background, notes)
@@ -342,7 +456,94 @@ def _decode(
     if channels == 1 and image.mode == "RGB" and (np.asarray(image) != pixels[..., None]).any():
         notes.append("color dropped")
     pixels = _ORIENTATIONS.get(orientation, lambda x: x)(pixels)
-    return np.ascontiguousarray(pixels).reshape(*pixels.shape[:2], channels), tuple(notes)
+    pixels = np.ascontiguousarray(pixels).reshape(*pixels.shape[:2], channels)
+    if scaled is None:
+        return DecodedImage(pixels, tuple(notes))
+    return DecodedImage(pixels, tuple(notes), range=scaled.range, narrow=scaled.narrow)
+
+
+def _gray_to_8_bits(
+    image: Image.Image, name: str, tags: dict[int, Any], value_range: Range | None
+) -> tuple[Scaled, Image.Image]:
+    """Gray modes of 16 or 32 bits or float as mode L, or LA where a gray level is transparent;
+    PIL's own conversion would clip them at 255.
+    """
+    values, bits = np.asarray(image), None  # (H, W) of uint16, int32 or float32
+    if tags and values.dtype.kind == "i":
+        # PIL has one mode for all of these
+        unsigned = sample_kind(tags) == 1 and sample_bits(tags) == 32
+        signed = sample_kind(tags) == 2 and sample_bits(tags) == 16
+        values = values.view(np.uint32) if unsigned else values
+        values = values.astype(np.int16) if signed else values
+    values = values.view(np.int8) if signed_bytes(tags) else values
+    if tags and values.dtype == np.uint16 and sample_bits(tags) < 16:
+        bits = sample_bits(tags)
+    nodata = parse_nodata(nodata_text(tags)) if tags else None
+    try:
+        scaled = to_8_bits(values, value_range, bits, nodata)
+    except InputError as error:
+        raise InputError(str(error).replace("the image", name), error.fix) from None
+    pixels = 255 - scaled.pixels if tags and is_inverted(tags) else scaled.pixels
+    gray, key = Image.fromarray(pixels), image.info.get("transparency")
+    if isinstance(key, int):  # of a PNG
+        alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
+        gray = Image.merge("LA", (gray, alpha))
+    return scaled, gray
+
+
+def _words_mode(image: Image.Image) -> str:
+    """PIL's raw mode of colors that have 16 bits in the file, of which it keeps the high 8; else
+    nothing.
+    """
+    tiles = getattr(image, "tile", None) or ()
+    args = tiles[0].args if len(tiles) > 0 else ""
+    raw = args[0] if isinstance(args, tuple) and args else args
+    found = isinstance(raw, str) and re.fullmatch(r"(RGB|RGBA|RGBX|RGBa|LA);16[LBN]", raw)
+    return str(raw) if found and image.format in ("PNG", "TIFF") else ""
+
+
+def _colors_to_8_bits(
+    image: Image.Image, raw: str, name: str, value_range: Range | None, data: bytes | None
+) -> tuple[Scaled, Image.Image]:
+    """Colors of 16 bits, loaded as the high bytes: these, or the range of the whole values."""
+    high = np.asarray(image)  # (H, W, 3|4)
+    if value_range is None or value_range == (0.0, 65535.0) or data is None:
+        used = narrow_of_bytes(high[..., :3])
+        notes = () if used is None else (words_note(used),)
+        return Scaled(high, (0.0, 65535.0), used, notes), image
+    values = _words(data, image.mode, raw, name, high)
+    scaled = to_8_bits(values, value_range)
+    pixels = np.concatenate([scaled.pixels, high[..., 3:]], axis=2)  # transparency as it is
+    changed = Image.fromarray(pixels, image.mode)
+    changed.info = {k: v for k, v in image.info.items() if k != "transparency"}
+    return scaled, changed
+
+
+def _words(data: bytes, mode: str, raw: str, name: str, high: np.ndarray) -> np.ndarray:
+    """The colors (H, W, 3) in uint16.
+
+    Pillow gives the high byte of each. Read in the other byte order it gives the low one; gray with
+    transparency, of which it has no other order, is read as four bytes a pixel.
+    """
+
+    def load(as_raw: str) -> np.ndarray:
+        with Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as image:
+            image.tile = [  # type: ignore[attr-defined]
+                tile._replace(
+                    args=(as_raw, *tile.args[1:]) if isinstance(tile.args, tuple) else as_raw
+                )
+                for tile in image.tile  # type: ignore[attr-defined]
+            ]
+            image.load()
+            return np.asarray(image)
+
+    if raw.startswith("LA"):
+        found = load("RGBA")
+        return np.repeat(found[..., :1].astype(np.uint16) * 256 + found[..., 1:2], 3, axis=2)
+    base = raw.partition(";")[0]
+    one, other = load(f"{base};16L"), load(f"{base};16B")
+    low = other if np.array_equal(one[..., :3], high[..., :3]) else one
+    return high[..., :3].astype(np.uint16) * 256 + low[..., :3]
 
 
 def _to_array(image: Image.Image, mode: str) -> np.ndarray:

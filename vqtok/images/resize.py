@@ -1,4 +1,4 @@
-"""Images to another size: padded to a multiple, cropped, or resized."""
+"""Changes images to another size: padded to a multiple, cropped, or resized."""
 
 import numpy as np
 from PIL import Image
@@ -15,14 +15,14 @@ def pad(pixels: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def crop(pixels: np.ndarray, H: int, W: int) -> np.ndarray:
-    """The top left (H, W, C) of the pixels, a view: takes back `pad`."""
+    """Crops to the top left (H, W, C) of the pixels, a view: takes back `pad`."""
     assert pixels.shape[0] >= H > 0 < W <= pixels.shape[1], (pixels.shape, H, W)
     return pixels[:H, :W]
 
 
 def resize_to(pixels: np.ndarray, H: int, W: int) -> np.ndarray:
-    """uint8 (H, W, C) resized from any size:
-    Lanczos, after a box filter where it shrinks more than threefold.
+    """Resizes uint8 (H, W, C) from any size: Lanczos, after a box filter where it shrinks more than
+    threefold.
     """
     if pixels.shape[:2] == (H, W):
         return pixels

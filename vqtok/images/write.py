@@ -1,4 +1,4 @@
-"""uint8 array (H, W, C) -> image file."""
+"""Writes uint8 arrays (H, W, C) to image files."""
 
 import io
 from pathlib import Path
@@ -24,7 +24,7 @@ _SAVE: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """The content of a PNG file; pixels are uint8 (H, W), (H, W, 1) or (H, W, 3)."""
+    """Returns the content of a PNG file; pixels are uint8 (H, W), (H, W, 1) or (H, W, 3)."""
     return _encode(pixels, ".png")
 
 

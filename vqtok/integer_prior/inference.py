@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vqtok import entropy, ticks
+from vqtok.codes.checks import require
 from vqtok.config import EntropyConfig
 from vqtok.entropy import BLOCK, Frequencies
 from vqtok.errors import FormatError
@@ -50,12 +51,12 @@ class CodedGrids:
     intervals: np.ndarray  # int64 (B, L, h, w, 2): first frequency, and one past the last
     neighborhood: Neighborhood = IMAGE
 
-    def streams(self, levels: int) -> list[bytes]:
-        """The stream of the first levels of each grid."""
+    def streams(self, levels: int, carried: int = 0) -> list[bytes]:
+        """The stream of the first levels of each grid; each carries that number, below 2^32."""
         sides = self.intervals.shape[2:-1]
         order = np.concatenate(list(self.neighborhood.steps(levels, sides)), axis=1)
         found = self.intervals[:, *order]  # (B, n, 2)
-        return [entropy.encode(one[:, 0], one[:, 1] - one[:, 0]) for one in found]
+        return [entropy.encode(one[:, 0], one[:, 1] - one[:, 0], carried) for one in found]
 
 
 class ContextSums:
@@ -227,9 +228,9 @@ class IntegerInference:
         weights = self.powers.take(drop, out=logits, mode="clip")
         return Frequencies(weights.reshape(len(logits), BLOCK, -1), self.config.codebook_size)
 
-    def encode(self, indices: np.ndarray) -> list[bytes]:
+    def encode(self, indices: np.ndarray, carried: int = 0) -> list[bytes]:
         """A stream for each of the grids (B, l, h, w) of the first l levels."""
-        return self.code(indices).streams(indices.shape[1])
+        return self.code(indices).streams(indices.shape[1], carried)
 
     def code(self, indices: np.ndarray) -> CodedGrids:
         """What each index of the grids (B, L, h, w) takes: streams of any number of first levels
@@ -278,7 +279,17 @@ class IntegerInference:
         return result
 
     def decode(self, streams: Sequence[bytes], levels: int, *sides: int) -> np.ndarray:
-        """The grids (B, l, h, w) int64 in B streams; FormatError where a stream is damaged."""
+        """The grids (B, l, h, w) int64 in B streams that carry 0. Errors as `decode_all`."""
+        indices, carried = self.decode_all(streams, levels, *sides)
+        require(not any(carried), "the stream is damaged")
+        return indices
+
+    def decode_all(
+        self, streams: Sequence[bytes], levels: int, *sides: int
+    ) -> tuple[np.ndarray, list[int]]:
+        """The grids (B, l, h, w) int64 in B streams, and the number that each carries; FormatError
+        where a stream is damaged.
+        """
         widest = levels * math.prod(sides) // max(sides)  # no step has more places
         size = min(IMAGES_AT_ONCE, max(1, PLACES_AT_ONCE // widest))
         with blas.one_thread():
@@ -286,9 +297,11 @@ class IntegerInference:
                 self._decode(streams[b : b + size], levels, sides)
                 for b in range(0, len(streams), size)
             ]
-        return np.concatenate(parts)
+        return np.concatenate([grids for grids, _ in parts]), [n for _, each in parts for n in each]
 
-    def _decode(self, streams: Sequence[bytes], levels: int, sides: tuple[int, ...]) -> np.ndarray:
+    def _decode(
+        self, streams: Sequence[bytes], levels: int, sides: tuple[int, ...]
+    ) -> tuple[np.ndarray, list[int]]:
         decoder = entropy.Decoder(streams)
         sums = ContextSums(self, len(streams), levels, sides)
         times = self.neighborhood.last_time(levels, sides) + 1
@@ -300,8 +313,7 @@ class IntegerInference:
                 owners = rows.images[len(found) : len(found) + len(frequencies)]
                 found += decoder.decode(frequencies, owners)
             sums.add(rows, centers, np.array(found))
-        decoder.finish()
-        return np.ascontiguousarray(np.moveaxis(sums.indices, 0, 1))
+        return np.ascontiguousarray(np.moveaxis(sums.indices, 0, 1)), decoder.carried()
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,17 @@ Each program has a module with the names of its tensors and an entry in `convert
 format of export has a function and an entry in `config.registry`. Nothing of a file is executed.
 """
 
-from vqtok.interop.convert import convert_checkpoint
+from vqtok.interop.convert import Imported, convert_checkpoint
 from vqtok.interop.export import export_model
+from vqtok.interop.options import ImportOptions, Trial
 from vqtok.interop.read import Checkpoint, read_checkpoint
 
-__all__ = ["Checkpoint", "convert_checkpoint", "export_model", "read_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "ImportOptions",
+    "Imported",
+    "Trial",
+    "convert_checkpoint",
+    "export_model",
+    "read_checkpoint",
+]

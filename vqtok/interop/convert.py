@@ -3,8 +3,10 @@ of its tensors give the settings.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +14,19 @@ from vqtok import weights
 from vqtok._version import __version__
 from vqtok.config import TokenizerConfig
 from vqtok.errors import FormatError, UsageError
-from vqtok.interop import diffusers, layout, llamagen, taming
+from vqtok.interop import (
+    diffusers,
+    families,
+    layout,
+    llamagen,
+    paper,
+    prefixes,
+    ranges,
+    taming,
+    trial,
+)
 from vqtok.interop.layout import Layout
+from vqtok.interop.options import Converted, ImportOptions, Trial
 from vqtok.interop.read import Checkpoint
 from vqtok.meta_init import init_empty_weights
 from vqtok.networks.vqvae import VQVAE
@@ -24,45 +37,129 @@ _COPY_AGAIN = "copy or download the file again"
 LOG_SCALE = math.log(0.1)  # of the likelihood, as training starts with it: no source has one
 
 
-def convert_checkpoint(checkpoint: Checkpoint, normalize: bool | None = None) -> weights.Weights:
-    """Makes a tokenizer of a checkpoint.
+@dataclass(frozen=True)
+class Imported:
+    """A checkpoint as a tokenizer, and what was assumed on the way."""
 
-    `normalize`: whether its codes are on the unit sphere; None: as its program has it.
+    weights: weights.Weights
+    notes: tuple[str, ...] = ()  # a line each, for people
+    trials: tuple[Trial, ...] = ()  # of what it could be, best first
+    originals: tuple[np.ndarray, ...] = ()  # the images of the trials, uint8 (H, W, C)
+
+
+def convert_checkpoint(
+    checkpoint: Checkpoint,
+    options: ImportOptions | None = None,
+    images: Sequence[np.ndarray] = (),
+) -> Imported:
+    """Makes a tokenizer of a checkpoint; `images`, uint8 (H, W, 3), are reconstructed to see what
+    it could be.
 
     FormatError where the checkpoint holds no network that vqtok knows, or not all of it, or more;
+    UsageError where it does not say what it needs, or an option does not fit;
     InputError where a file beside it is missing.
     """
-    path = checkpoint.path
+    options, path = options or ImportOptions(), checkpoint.path
+    within = None if options.part == checkpoint.taken else options.part
+    tensors, taken = prefixes.strip(checkpoint.tensors, within)
+    if within is not None and taken != within and within not in taken.split("."):
+        raise UsageError(f"{path} holds no weights named {within!r}", "leave --weights out")
+    families.check(tensors, str(path))
     found = next(
-        (
-            known
-            for known in LAYOUTS
-            if any(name.startswith(known.mark) for name in checkpoint.tensors)
-        ),
-        None,
+        (known for known in LAYOUTS if any(name.startswith(known.mark) for name in tensors)), None
     )
-    if found is None:
+    if found is not None:
+        made = _convert_classic(found, tensors, path, options, images)
+    elif paper.looks_like_paper(tensors):
+        file = paper.read_paper(tensors, str(path))
+        if images and images[0].shape[2] != file.channels:
+            images = [image.mean(2, keepdims=True).astype(np.uint8) for image in images]
+        made = trial.convert_paper(file, options, images, str(path))
+    else:
         raise FormatError(
             f"{path} holds no tokenizer that vqtok knows",
-            "give one of taming-transformers, LlamaGen (VQ-8, VQ-16) or diffusers (VQModel)",
+            "give one of taming-transformers, LlamaGen (VQ-8, VQ-16) or diffusers (VQModel), or "
+            "one with the VQ-VAE paper's network",
         )
-    theirs = {found.rename(name): value for name, value in checkpoint.tensors.items()}
-    normalize = found.normalize if normalize is None else normalize
-    settings = _settings(found, theirs, found.groups(path.parent), normalize, str(path))
-    tensors = _taken(found, theirs, settings, str(path))
-    source = {
-        "program": found.name,
-        "file": "".join(c if c.isprintable() else "_" for c in path.name),
-    }
+    names = " and ".join(filter(None, (checkpoint.taken, taken)))
+    notes = (f"its weights {names!r} are taken",) if names else ()
+    stored = _record(made, path)
+    return Imported(stored, notes + made.notes, made.trials, made.originals)
+
+
+def _record(made: Converted, path: Path) -> weights.Weights:
+    """The weights file of a converted network, with where it comes from."""
+    with init_empty_weights():
+        shapes = {
+            name: tuple(value.shape) for name, value in VQVAE(made.settings).release_state().items()
+        }
+    scale = shapes.pop("likelihood.log_scale")
+    weights.check_tensors(dict(made.tensors), shapes, str(path))
+    tensors = {**made.tensors, "likelihood.log_scale": np.full(scale, LOG_SCALE, np.float32)}
+    file = "".join(c if c.isprintable() else "_" for c in path.name)
     record = {
-        "imported": source,
-        "data": f"unknown: imported, a {found.name}",
+        "imported": {"program": made.program, "file": file},
+        "data": f"unknown: imported, a {made.program}",
         "metrics": {},
         "version": __version__,
     }
+    if made.notes:
+        record["imported"]["notes"] = list(made.notes)
     return weights.Weights(
-        tensors, {"format": 1, "kind": "tokenizer", "config": asdict(settings), "record": record}
+        tensors,
+        {"format": 1, "kind": "tokenizer", "config": asdict(made.settings), "record": record},
     )
+
+
+def _convert_classic(
+    found: Layout,
+    tensors: Mapping[str, np.ndarray],
+    path: Path,
+    options: ImportOptions,
+    images: Sequence[np.ndarray],
+) -> Converted:
+    """Settings and tensors of a VQGAN's network."""
+    if options.input_range is not None:
+        pixels = ranges.parse_range(options.input_range)
+        if (pixels.mean, pixels.std) != ((0.5,), (0.5,)):
+            raise UsageError(
+                f"a {found.name} takes pixels in -1:1, not {options.input_range}",
+                "leave --input-range out",
+            )
+    if options.variant is not None:
+        raise UsageError("--variant is for the paper's network", "leave it out")
+    theirs = {found.rename(name): value for name, value in tensors.items()}
+    distance = trial.distance_settings(options, found.normalize)
+    settings = _settings(
+        found, theirs, found.groups(path.parent), bool(distance["normalize"]), str(path)
+    )
+    changes: dict[str, Any] = {"distance": distance.get("distance", "l2")}
+    if options.beta is not None:
+        changes["beta"] = options.beta
+    settings = replace(settings, **changes)
+    made = Converted(found.name, settings, _taken(found, theirs, settings, str(path)))
+    asked = options.distance is not None or options.normalize is not None
+    either = found is taming.LAYOUT and not asked
+    notes: list[str] = []
+    if images:
+        if settings.channels == 1:
+            images = [image.mean(2, keepdims=True).astype(np.uint8) for image in images]
+        distances = ["l2", "dot"] if either else [settings.distance]
+        trials, originals = trial.try_classic(made, images, distances)
+        made = replace(made, trials=trials, originals=originals)
+        if either and trials[0].psnr - trials[-1].psnr >= trial.CLEAR:
+            settings = replace(settings, distance=trials[0].distance)
+            notes.append(
+                f"distance {settings.distance}: {trials[0].psnr:.2f} dB, against "
+                f"{trials[1].psnr:.2f} dB of {trials[1].distance}"
+            )
+            either = False
+    if either:
+        notes.append(
+            "warning: an IBQ tokenizer (SEED-Voken) has the same tensors; if this is one, import "
+            "it with --distance dot, else its codes are wrong. --distance l2 says that it is none"
+        )
+    return replace(made, settings=settings, notes=tuple(notes))
 
 
 def _settings(
@@ -136,7 +233,7 @@ def _taken(
         shapes = {
             name: tuple(value.shape) for name, value in VQVAE(settings).release_state().items()
         }
-    scale = shapes.pop("likelihood.log_scale")
+    shapes.pop("likelihood.log_scale")
     names = {name: found.theirs(name, len(settings.stages)) for name in shapes}
     more = sorted(set(found.needed(theirs)) - set(names.values()))
     if more:
@@ -153,10 +250,7 @@ def _taken(
                 f"{origin}: tensor {name} is of type {array.dtype}", "save it as float32 or float16"
             )
     weights.check_tensors(own, {name: shapes[ours] for ours, name in names.items()}, origin)
-    return {
-        **{ours: own[name] for ours, name in names.items()},
-        "likelihood.log_scale": np.full(scale, LOG_SCALE, np.float32),
-    }
+    return {ours: own[name] for ours, name in names.items()}
 
 
 def _flat(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -158,6 +158,8 @@ def _check(settings: TokenizerConfig, name: str) -> None:
         other.append(f"the likelihood {settings.likelihood}")  # the decoder's output is no image
     if settings.levels > 1:
         other.append("several levels")
+    if settings.distance != "l2":
+        other.append("codes of the largest inner product")
     if settings.decoder_blocks != settings.encoder_blocks + 1:
         other.append("more decoder blocks than one past the encoder's")
     if other:

@@ -18,6 +18,7 @@ SHARED = {  # what all three programs call alike: our names to theirs
     "decoder.last": "decoder.conv_out",
 }
 # beside them: losses, averages, schedules
+_AVERAGES = (".cluster_size", ".embed_avg")  # of taming's EMA quantizer, for training alone
 _OWN = re.compile(r"(?:encoder|decoder|quantize|quant_conv|post_quant_conv)\.")
 
 
@@ -64,7 +65,11 @@ class Layout:
 
     def needed(self, names: Iterable[str]) -> list[str]:
         """Returns those of their tensors that encoding and decoding need."""
-        return [name for name in names if _OWN.match(name) and name not in self.ignored]
+        return [
+            name
+            for name in names
+            if _OWN.match(name) and name not in self.ignored and not name.endswith(_AVERAGES)
+        ]
 
 
 def _filled(template: str, numbers: list[int]) -> str:

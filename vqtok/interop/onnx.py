@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from vqtok import codec
 from vqtok.config import TokenizerConfig
+from vqtok.config.paper import pixel_scale
 from vqtok.errors import InputError, ModelError
 from vqtok.interop.export import Exported
 from vqtok.losses.likelihood import Bernoulli, Heteroscedastic
 from vqtok.model_registry import ModelFolder
-from vqtok.networks import vqgan, vqvae
+from vqtok.networks import paper, vqgan, vqvae
 from vqtok.quantizers import Quantizer
 from vqtok.quantizers.codebook import Codebook
 from vqtok.quantizers.finite import FSQuantizer, LFQuantizer
@@ -191,6 +192,8 @@ def _nearest(g: _Graph, level: Quantizer, x: str) -> str:
         x = g.op("Div", x, g.op("Max", length, g.number(1e-12)))
     entries = level.codebooks()[0]  # (K, D)
     products = g.op("MatMul", x, g.floats(2 * entries.T))
+    if level.dot:
+        return g.op("ArgMax", products, axis=-1, keepdims=0)
     scores = g.op("Sub", products, g.floats(torch.linalg.vecdot(entries, entries)))
     return g.op("ArgMax", scores, axis=-1, keepdims=0)
 
@@ -277,12 +280,12 @@ def _sequence(g: _Graph, module: Any, x: str) -> str:
     return x
 
 
-def _convolution(g: _Graph, module: nn.Conv2d, x: str) -> str:
+def _convolution(g: _Graph, module: nn.Conv2d | nn.ConvTranspose2d, x: str) -> str:
     assert isinstance(module.padding, tuple)
     assert module.bias is not None
     (top, left), weight = module.padding, g.floats(module.weight)
     return g.op(
-        "Conv",
+        "Conv" if isinstance(module, nn.Conv2d) else "ConvTranspose",
         *(x, weight, g.floats(module.bias)),
         strides=list(module.stride),
         pads=[top, left, top, left],
@@ -318,6 +321,25 @@ def _encoder_layers(g: _Graph, module: vqvae.Encoder, x: str) -> str:
     factor = fold.downscale_factor
     x = _unshuffle(g, first.in_channels // factor**2, factor, x)
     return _sequence(g, list(module)[1:], x)
+
+
+def _paper_block(g: _Graph, module: paper.ResidualBlock, x: str) -> str:
+    y = g.op("Relu", _convolution(g, module.first, g.op("Relu", x)))
+    return g.op("Add", x, _convolution(g, module.second, y))
+
+
+def _paper_side(g: _Graph, module: paper.Encoder | paper.Decoder, x: str) -> str:
+    """Layers between the scalings of the pixels."""
+    scale, shift = (
+        g.floats(np.array(values, np.float32).reshape(1, -1, 1, 1)) if values else ""
+        for values in pixel_scale(module.config)
+    )
+    if scale and isinstance(module, paper.Encoder):
+        x = g.op("Add", g.op("Mul", x, scale), shift)
+    x = _sequence(g, module.layers, x)
+    if scale and isinstance(module, paper.Decoder):
+        x = g.op("Div", g.op("Sub", x, shift), scale)
+    return x
 
 
 def _residual_block(g: _Graph, module: vqvae.ResidualBlock, x: str) -> str:
@@ -411,6 +433,13 @@ def _classic_decoder(g: _Graph, module: vqgan.Decoder, x: str) -> str:
 
 # Subclasses before their base.
 _LAYERS: dict[type[nn.Module], Callable[[_Graph, Any, str], str]] = {
+    paper.Encoder: _paper_side,
+    paper.Decoder: _paper_side,
+    paper.ResidualBlock: _paper_block,
+    nn.ConvTranspose2d: _convolution,
+    nn.ReLU: lambda g, _, x: g.op("Relu", x),
+    nn.Tanh: lambda g, _, x: g.op("Tanh", x),
+    nn.Sigmoid: lambda g, _, x: g.op("Sigmoid", x),
     vqvae.Encoder: _encoder_layers,
     vqvae.ResidualBlock: _residual_block,
     vqvae.Downsample: _downsample,

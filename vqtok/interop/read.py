@@ -17,7 +17,7 @@ from vqtok.errors import FormatError
 from vqtok.interop import folders
 
 # where the tensors stand, the better ones first: LlamaGen's two, and taming's
-_INNER = ("ema", "model", "state_dict")
+_INNER = ("ema", "model", "state_dict", "model_state_dict", "net", "weights")
 _MEMBERS_MAX = 200_000
 _LIGHTNING = ("pytorch_lightning", "lightning.pytorch")
 # Classes that checkpoints of PyTorch Lightning, taming's among them, name as keys of their
@@ -44,11 +44,14 @@ class Checkpoint:
 
     path: Path
     tensors: dict[str, np.ndarray]
+    taken: str = ""  # the key of the file that they stand under, where there were several
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, part: str | None = None) -> Checkpoint:
     """Reads a checkpoint that torch.save wrote, a safetensors file, an index of several, or the one
     in a folder: of a diffusers model or pipeline, or with a single checkpoint in it.
+
+    `part` names the weights to take where a file holds several, like ema or model.
 
     InputError: not there, or not readable.
     FormatError: damaged, not of these kinds, or made of more than tensors.
@@ -57,7 +60,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if folders.is_index(path):
         return _from_several(path)
     folders.check_whole(path)
-    return _read_file(path)
+    return _read_file(path, part)
 
 
 def _from_several(index: Path) -> Checkpoint:
@@ -74,11 +77,11 @@ def _from_several(index: Path) -> Checkpoint:
     return Checkpoint(index, tensors)
 
 
-def _read_file(path: Path) -> Checkpoint:
+def _read_file(path: Path, part: str | None = None) -> Checkpoint:
     with files.open_input(path) as file:
         start = file.read(9)
     if start[:2] == b"PK":
-        return Checkpoint(path, _torch_tensors(path))
+        return _torch_tensors(path, part)
     if start[8:] == b"{":
         return Checkpoint(path, weights.read_tensors(path))
     if start[:1] == b"\x80":
@@ -91,7 +94,7 @@ def _read_file(path: Path) -> Checkpoint:
     )
 
 
-def _torch_tensors(path: Path) -> dict[str, np.ndarray]:
+def _torch_tensors(path: Path, part: str | None) -> Checkpoint:
     """The tensors of what torch.save wrote: in the dictionary itself, or in the
     one that it holds for them.
     """
@@ -103,18 +106,36 @@ def _torch_tensors(path: Path) -> dict[str, np.ndarray]:
         # UnpicklingError, RuntimeError, KeyError, IndexError, struct.error...:
         # by what the bytes hold
         raise _refused(path, str(error)) from None
-    for name in _INNER:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
-            loaded = loaded[name]
-            break
+    inner = _inner(loaded)
+    taken = part if part in inner else next(iter(inner), "")
+    loaded = inner.get(taken, loaded)
     tensors = (
         {name: value for name, value in loaded.items() if isinstance(name, str)}
         if isinstance(loaded, Mapping)
         else {}
     )
-    return _arrays(
+    arrays = _arrays(
         path, {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
     )
+    return Checkpoint(path, arrays, taken if len(inner) > 1 else "")
+
+
+def _inner(loaded: Any) -> dict[str, Mapping]:
+    """The dictionaries of tensors in what was loaded, the better ones first."""
+    if not isinstance(loaded, Mapping):
+        return {}
+    found = {
+        name: value
+        for name, value in loaded.items()
+        if isinstance(name, str)
+        and isinstance(value, Mapping)
+        and any(isinstance(tensor, Tensor) for tensor in value.values())
+    }
+    first = [name for name in _INNER if name in found]
+    rest = [name for name in found if name not in _INNER]
+    # beside tensors of its own, a file's other dictionaries are no weights
+    flat = any(isinstance(value, Tensor) for value in loaded.values())
+    return {name: found[name] for name in first + ([] if flat or first else rest)}
 
 
 def _stand_ins() -> AbstractContextManager:
@@ -127,6 +148,7 @@ def _stand_ins() -> AbstractContextManager:
         for package in _LIGHTNING
         for module, name in _CALLBACKS.items()
     ]
+    names.append(("argparse", "Namespace"))  # the options of a training run, LlamaGen's among them
     return (
         nullcontext()
         if allow is None
@@ -153,6 +175,11 @@ def _check_zip(path: Path) -> None:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError) as error:
         raise FormatError(f"{path} is damaged or truncated ({error})", _COPY_AGAIN) from None
+    if any("/code/" in member.filename for member in members):
+        raise FormatError(
+            f"{path} is a TorchScript program, not a file of tensors, as Cosmos' .jit files are",
+            "vqtok runs no code of a file's: import its state dict, where there is one",
+        )
     stored = all(
         member.compress_type == zipfile.ZIP_STORED and member.file_size == member.compress_size
         for member in members
@@ -178,8 +205,10 @@ def _arrays(path: Path, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
         for name, t in tensors.items()
         if t.layout is torch.strided and t.dtype in _FLOATS and t.device.type == "cpu"
     }
-    # a step of 0 makes much of little
-    if sum(t.numel() * t.element_size() for t in dense.values()) > path.stat().st_size:
+    # A step of 0 makes much of little. One layer under several names (MishaLaskin's blocks) counts
+    # once: its tensors are one memory.
+    once = {(t.data_ptr(), tuple(t.shape), t.stride()): t for t in dense.values()}
+    if sum(t.numel() * t.element_size() for t in once.values()) > path.stat().st_size:
         raise FormatError(f"{path} holds tensors that are larger than the file", _COPY_AGAIN)
     return {
         name: (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()

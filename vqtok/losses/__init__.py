@@ -1,4 +1,4 @@
-"""What a decoder's output is measured by: likelihoods, structure, and distances of features."""
+"""Measures a decoder's output: likelihoods, structure, and distances of features."""
 
 from vqtok.losses.criterion import Criterion
 from vqtok.losses.likelihood import (

@@ -1,4 +1,4 @@
-"""What `Criterion` knows of a loss term beside the likelihood."""
+"""Declares what `Criterion` knows of a loss term beside the likelihood."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ class LossTerm(nn.Module):
     """Compares reconstructions with their originals. It learns nothing."""
 
     def __init__(self, config: LossConfig, file: Path | None, size: int) -> None:
-        """`file` is what `--perceptual` names; `size` is the side of the images to come.
+        """Takes the `file` that `--perceptual` names, and `size`, the side of the images to come.
 
         Raises UsageError where the term cannot work with them.
         """
@@ -22,7 +22,7 @@ class LossTerm(nn.Module):
         """Prepares for autocast to `dtype`. To be called once the term is on its device."""
 
     def forward(self, reconstruction: Tensor, images: Tensor, shared: bool) -> Tensor:
-        """The term without its weight, a scalar; images are (B, C, H, W) in [-1, 1].
+        """Returns the term without its weight, a scalar; images are (B, C, H, W) in [-1, 1].
 
         `shared`: they are this process's part of a batch. The mean of what the processes return
         is then the term of the whole batch.

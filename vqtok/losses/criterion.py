@@ -1,4 +1,4 @@
-"""The loss terms that a recipe asks for beside the likelihood."""
+"""Combines the loss terms that a recipe asks for beside the likelihood."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ class Criterion(nn.Module):
     """Adds up the terms that a LossConfig gives a weight. It learns nothing."""
 
     def __init__(self, config: LossConfig, file: Path | None, size: int) -> None:
-        """`file` holds the perceptual weights, needed where config asks for them;
-        `size` is the side of the images to come.
+        """Takes the `file` of the perceptual weights, needed where config asks for them, and
+        `size`, the side of the images to come.
 
         UsageError where both do not go with the config; errors as `lpips.load_lpips`.
         """
@@ -35,7 +35,8 @@ class Criterion(nn.Module):
         shared: bool = False,
         perceptual: bool = True,
     ) -> dict[str, Tensor]:
-        """Each term by name, a scalar that bears its weight; images are (B, C, H, W) in [-1, 1].
+        """Returns each term by name, a scalar that bears its weight; images are (B, C, H, W) in
+        [-1, 1].
 
         `shared`: they are this process's part of a batch, for which the means of the terms over all
         processes hold. Without `perceptual`, the perceptual distance is left out.

@@ -1,4 +1,4 @@
-"""A patch discriminator, and what it and the tokenizer want of its scores.
+"""Scores images by a patch discriminator, and turns scores into its loss and the tokenizer's.
 
 It tells images from reconstructions patch by patch (Isola et al. 2017, arXiv
 1611.07004, section 3.2.2).
@@ -21,7 +21,7 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class DiscriminatorOutput:
-    """What a discriminator makes of images."""
+    """Holds a discriminator's scores and features."""
 
     # float32 (B, 1, ceil(H/16), ceil(W/16)); above 0: an image, below: a reconstruction
     scores: Tensor
@@ -29,8 +29,7 @@ class DiscriminatorOutput:
 
 
 class PatchDiscriminator(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] -> one score for every 16 x 16 pixels,
-    each of which sees 80 x 80.
+    """Scores every 16 x 16 pixels of images (B, C, H, W) in [-1, 1]; each score sees 80 x 80.
 
     It folds 4 x 4 pixels into channels first: cheap, and each place in the decoder's last pixel
     shuffle has weights of its own, so that a pattern of that period is seen at once. No batch norm,
@@ -60,20 +59,20 @@ class PatchDiscriminator(nn.Module):
 
 
 def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss from its scores (Lim and Ye 2017, arXiv 1705.02894):
-    2 tells nothing apart, 0 everything.
+    """Computes the discriminator's loss from its scores (Lim and Ye 2017, arXiv 1705.02894): 2
+    where it tells nothing apart, 0 where everything.
     """
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
 def generator_hinge(fake: Tensor) -> Tensor:
-    """The tokenizer's loss from the scores of its reconstructions."""
+    """Computes the tokenizer's loss from the scores of its reconstructions."""
     return -fake.mean()
 
 
 def feature_matching(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
-    """Distance of the features of reconstructions from those of their images, mean over layers
-    (Larsen et al. 2016, section 2.3).
+    """Computes the distance of the features of reconstructions from those of their images, mean
+    over layers (Larsen et al. 2016, section 2.3).
 
     Each layer's is relative to the size of the real features, which nothing else bounds (Défossez
     et al. 2022, arXiv 2210.13438, eq. 2): 0 for equal ones, 1 for features of 0. `real` gets no
@@ -88,8 +87,8 @@ def feature_matching(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
 
 
 def lecam(real: Tensor, fake: Tensor, averages: Tensor) -> Tensor:
-    """Squared distance of each score from the average of the other kind (Tseng et al. 2021,
-    arXiv 2104.03310, eq. 3).
+    """Computes the squared distance of each score from the average of the other kind (Tseng et al.
+    2021, arXiv 2104.03310, eq. 3).
 
     averages (2,) are the moving ones of real and of fake scores.
     It holds back a discriminator that has become too sure.

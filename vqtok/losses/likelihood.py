@@ -1,5 +1,5 @@
-"""Reconstruction likelihoods: what the decoder's output says about an
-image, and how wrong that is.
+"""Defines reconstruction likelihoods: what the decoder's output says about an image, and how wrong
+that is.
 
 Images are floats in [-1, 1], (B, C, H, W). Each likelihood gives a loss for training and a
 mean for showing. Each also learns one scale per channel of a discretized logistic around that
@@ -29,7 +29,7 @@ PIXEL_LOG_SCALES = (-7.0, 2.0)
 
 
 def discretized_logistic(mean: Tensor, log_scale: Tensor, image: Tensor) -> Tensor:
-    """-log p in nats of each pixel value, the logistic density integrated over its bin
+    """Computes -log p in nats of each pixel value, the logistic density integrated over its bin
     (Salimans et al. 2017, eq. 2).
 
     mean and image are (B, C, H, W), log_scale (C,) or (B, C, H, W).
@@ -44,8 +44,9 @@ def discretized_logistic(mean: Tensor, log_scale: Tensor, image: Tensor) -> Tens
 def log_bin_probability(
     centered: Tensor, scale: Tensor, half: float, lowest: Tensor, highest: Tensor
 ) -> Tensor:
-    """log p of bins of width 2 * half under logistic distributions of 1 / scale; `centered` is the
-    middle of the bin less the mean. The lowest and the highest bin take the tails.
+    """Computes log p of bins of width 2 * half under logistic distributions of 1 / scale;
+    `centered` is the middle of the bin less the mean. The lowest and the highest bin take the
+    tails.
 
     log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)), exact and
     stable in float32, with l - u from its definition: the difference of the rounded two is 0 for
@@ -58,7 +59,7 @@ def log_bin_probability(
 
 
 class Likelihood(nn.Module):
-    """p(x | z_q) for decoder outputs (B, n*C, H, W) and images (B, C, H, W)."""
+    """Defines p(x | z_q) for decoder outputs (B, n*C, H, W) and images (B, C, H, W)."""
 
     outputs = 1  # n: numbers that the decoder gives for each value of an image
     first_scale = 0.1
@@ -68,25 +69,27 @@ class Likelihood(nn.Module):
         self.log_scale = nn.Parameter(torch.full((channels,), math.log(self.first_scale)))
 
     def mean(self, output: Tensor) -> Tensor:
-        """The image to show, in [-1, 1]."""
+        """Returns the image to show, in [-1, 1]."""
         return output.clamp(-1, 1)
 
     def logistic(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (B, C, H, W) and log scale, (C,) or (B, C, H, W), of the discretized logistic."""
+        """Returns mean (B, C, H, W) and log scale, (C,) or (B, C, H, W), of the discretized
+        logistic.
+        """
         return self.mean(output), self.log_scale
 
     def nats(self, output: Tensor, image: Tensor) -> Tensor:
-        """-log p of each value, (B, C, H, W)."""
+        """Computes -log p of each value, (B, C, H, W)."""
         return discretized_logistic(*self.logistic(output.float()), image)
 
     def nll(self, output: Tensor, image: Tensor) -> Tensor:
-        """-log p in nats per dimension, a scalar; over log 2 it is bits per dimension."""
+        """Computes -log p in nats per dimension, a scalar; over log 2 it is bits per dimension."""
         return self.nats(output, image).mean()
 
     @torch.no_grad()
     def sample(self, output: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] drawn from p, each value a gray level:
-        the logistic's inverse CDF of uniform draws.
+        """Draws images (B, C, H, W) in [-1, 1] from p, each value a gray level: the logistic's
+        inverse CDF of uniform draws.
         """
         mean, log_scale = self.logistic(output.float())
         scale = log_scale.clamp(*LOG_SCALES).exp()
@@ -97,7 +100,7 @@ class Likelihood(nn.Module):
         return drawn.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
 
     def forward(self, output: Tensor, image: Tensor) -> Tensor:
-        """The training loss, a scalar.
+        """Computes the training loss, a scalar.
 
         Only the scale learns from the likelihood: the term has the value 0.
         """
@@ -109,7 +112,7 @@ class Likelihood(nn.Module):
 
 
 class MeanSquared(Likelihood):
-    """A Gaussian of fixed variance."""
+    """Models pixels by a Gaussian of fixed variance."""
 
     def error(self, output: Tensor, image: Tensor) -> Tensor:
         # 4: [-1, 1] is twice as wide as [0, 1]
@@ -117,15 +120,15 @@ class MeanSquared(Likelihood):
 
 
 class MeanAbsolute(Likelihood):
-    """A Laplace distribution of fixed scale."""
+    """Models pixels by a Laplace distribution of fixed scale."""
 
     def error(self, output: Tensor, image: Tensor) -> Tensor:
         return F.l1_loss(output, image) / (2 * PIXEL_DEVIATION)
 
 
 class Charbonnier(Likelihood):
-    """sqrt(d^2 + e^2), the L1 distance without its corner (Charbonnier et al. 1994):
-    a Laplace distribution, smooth at its mean.
+    """Uses sqrt(d^2 + e^2), the L1 distance without its corner (Charbonnier et al. 1994): a Laplace
+    distribution, smooth at its mean.
     """
 
     EPSILON = 1 / 255  # half a gray level in [-1, 1]: smaller errors are rounded away anyway
@@ -136,7 +139,7 @@ class Charbonnier(Likelihood):
 
 
 class Bernoulli(Likelihood):
-    """Binary cross-entropy in nats per dimension; outputs are logits."""
+    """Uses the binary cross-entropy in nats per dimension; outputs are logits."""
 
     def mean(self, output: Tensor) -> Tensor:
         return 2 * torch.sigmoid(output) - 1
@@ -146,7 +149,7 @@ class Bernoulli(Likelihood):
 
 
 class Logistic(Likelihood):
-    """Discretized logistic; network and scale both learn from it."""
+    """Models pixels by a discretized logistic; network and scale both learn from it."""
 
     def logistic(self, output: Tensor) -> tuple[Tensor, Tensor]:
         # Not around the clamped mean: one beyond white makes white likelier, and the
@@ -158,8 +161,8 @@ class Logistic(Likelihood):
 
 
 class Heteroscedastic(Logistic):
-    """Discretized logistic whose scale the decoder gives, too:
-    (B, 2C, H, W) are C means, then C log scales beside the channel's own.
+    """Models pixels by a discretized logistic whose scale the decoder gives, too: (B, 2C, H, W) are
+    C means, then C log scales beside the channel's own.
 
     Flat parts of an image are known far better than edges: one scale for both wastes bits.
     """
@@ -182,7 +185,7 @@ def output_channels(config: TokenizerConfig) -> int:
 
 
 def build_likelihood(config: TokenizerConfig) -> Likelihood:
-    """The likelihood that a tokenizer's config names."""
+    """Builds the likelihood that a tokenizer's config names."""
     likelihood: Likelihood = LIKELIHOODS[config.likelihood].load()(config.channels)
     if config.is_pixels:
         nn.init.constant_(likelihood.log_scale, _rounding_log_scale(config.codebook_size))
@@ -190,8 +193,8 @@ def build_likelihood(config: TokenizerConfig) -> Likelihood:
 
 
 def _rounding_log_scale(K: int) -> float:
-    """Of a logistic that has the deviation of what rounding to K gray levels in [-1, 1] leaves;
-    the narrowest where nothing is lost.
+    """Returns the log scale of a logistic whose deviation is that of rounding to K gray levels in
+    [-1, 1]; the narrowest where nothing is lost.
     """
     if K == GRAY_LEVELS:
         return LOG_SCALES[0]

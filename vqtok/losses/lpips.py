@@ -1,5 +1,5 @@
-"""LPIPS: the distance of two images in the features of a classifier (Zhang et al. 2018, arXiv
-1801.03924, version 0.1).
+"""Computes LPIPS: the distance of two images in the features of a classifier (Zhang et al. 2018,
+arXiv 1801.03924, version 0.1).
 
 The weights are a safetensors file that the user gives: `features.N.weight` and `.bias` of
 torchvision's VGG-16 or AlexNet, and the linear heads `lin0..4.model.1.weight`. Which of the two
@@ -27,8 +27,8 @@ ELEMENTS = 2**16  # of features that operations go over while they are in a core
 
 @dataclass(frozen=True)
 class _Conv:
-    """One convolution of a backbone: its place in torchvision's
-    `features`, and what it looks like.
+    """Describes one convolution of a backbone: its position in torchvision's `features`, and its
+    shape.
     """
 
     position: int
@@ -40,7 +40,7 @@ class _Conv:
 
 @dataclass(frozen=True)
 class _Backbone:
-    """Five slices; each ends where a head reads.
+    """Describes a backbone in five slices; each ends where a head reads.
 
     All but the first begin with a max pooling where `pool` says so.
     """
@@ -78,7 +78,7 @@ ALEX = _Backbone(
 
 
 class _ChunkedDistance(torch.autograd.Function):
-    """What `LPIPS.between` gives for one slice's features (B, C, h, w) before they are made of unit
+    """Computes `LPIPS.between` for one slice's features (B, C, h, w) before they are made of unit
     length; y gets no gradient.
 
     On a CPU, where a fifth of the time of LPIPS went into walking over features of full resolution
@@ -114,7 +114,7 @@ class _ChunkedDistance(torch.autograd.Function):
 
 
 def _rows(features: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h*w, C), of the same memory where that is channels last."""
+    """Reshapes (B, C, h, w) to (B, h*w, C), of the same memory where that is channels last."""
     return features.permute(0, 2, 3, 1).flatten(1, 2)
 
 
@@ -124,14 +124,16 @@ def _split(*features: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (n, C) at unit length in float32, and the inverse of their lengths, (n, 1)."""
+    """Scales rows (n, C) to unit length in float32; returns them and the inverse of their lengths,
+    (n, 1).
+    """
     rows = rows.float()
     inverse = torch.linalg.vector_norm(rows, dim=1, keepdim=True).add_(EPSILON).reciprocal_()
     return rows * inverse, inverse
 
 
 class LPIPS(nn.Module):
-    """The distance of images (B, 3, H, W) in [-1, 1]; (B,), 0 for equal ones.
+    """Computes the distance of images (B, 3, H, W) in [-1, 1]; (B,), 0 for equal ones.
 
     It learns nothing itself.
     """
@@ -173,7 +175,7 @@ class LPIPS(nn.Module):
         return F.conv2d(x, *self._cast[position], conv.stride, conv.padding)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Features of each slice, (B, C, h, w), of unit length over C."""
+        """Computes features of each slice, (B, C, h, w), of unit length over C."""
         found = self._slices(images)
         lengths = [
             f.square().sum(1, keepdim=True, dtype=torch.float32).sqrt() + EPSILON for f in found
@@ -183,7 +185,7 @@ class LPIPS(nn.Module):
         ]
 
     def _slices(self, images: Tensor) -> list[Tensor]:
-        """Features of each slice, (B, C, h, w), as they come."""
+        """Computes features of each slice, (B, C, h, w), as they come."""
         x = (images - self.shift) / self.scale
         found = []
         for part, pool in zip(self.backbone.slices, self.backbone.pool, strict=True):
@@ -212,7 +214,7 @@ class LPIPS(nn.Module):
 
 
 class PerceptualTerm(LossTerm):
-    """The mean LPIPS of the first `perceptual_part` of the images."""
+    """Computes the mean LPIPS of the first `perceptual_part` of the images."""
 
     def __init__(self, config: LossConfig, file: Path | None, size: int) -> None:
         super().__init__(config, file, size)
@@ -228,7 +230,9 @@ class PerceptualTerm(LossTerm):
         self.lpips.keep_cast(dtype)
 
     def forward(self, reconstruction: Tensor, images: Tensor, shared: bool) -> Tensor:
-        """Of a shared batch, this process's share of the mean times the number of processes."""
+        """Returns, of a shared batch, this process's share of the mean times the number of
+        processes.
+        """
         processes = distributed.world_size() if shared else 1
         count = max(1, round(self.part * processes * len(images)))
         mine = distributed.local_count(count) if shared else count
@@ -240,7 +244,7 @@ class PerceptualTerm(LossTerm):
 
 
 def load_lpips(path: Path) -> LPIPS:
-    """The distance whose weights a safetensors file holds.
+    """Loads the distance whose weights a safetensors file holds.
 
     InputError: not readable. FormatError: no such weights, or damaged.
     """

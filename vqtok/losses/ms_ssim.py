@@ -1,4 +1,4 @@
-"""Structural similarity as a loss: differentiable, of float images."""
+"""Computes structural similarity as a loss: differentiable, of float images."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _kept_bands: dict[tuple[int, str, int | None], Tensor] = {}
 
 
 class StructureTerm(LossTerm):
-    """1 - MS-SSIM."""
+    """Computes 1 - MS-SSIM."""
 
     def __init__(self, config: LossConfig, file: Path | None, size: int) -> None:
         super().__init__(config, file, size)
@@ -34,8 +34,8 @@ class StructureTerm(LossTerm):
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
-    """Mean multi-scale structural similarity (Wang et al. 2003) of images (B, C, H, W) in [-1,
-    1]; a scalar, 1 for equal ones.
+    """Computes the mean multi-scale structural similarity (Wang et al. 2003) of images (B, C, H, W)
+    in [-1, 1]; a scalar, 1 for equal ones.
 
     Each channel is compared by itself. Where the sides are too short for five scales with a
     window of 11, the coarsest are left out and the weights of the others scaled up to a sum
@@ -62,7 +62,7 @@ def _ms_ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _ssim_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Means over the image of SSIM and of its contrast-structure term alone, each (B, C)
+    """Computes means over the image of SSIM and of its contrast-structure term alone, each (B, C)
     (Wang et al. 2004, eq. 13).
     """
     planes = torch.cat([x, y, x * x, y * y, x * y], 1)  # (B, 5*C, H, W)
@@ -73,8 +73,8 @@ def _ssim_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blur(planes: Tensor) -> Tensor:
-    """Each plane of (B, C, H, W) under the Gaussian window, without padding:
-    (B, C, H - 10, W - 10).
+    """Filters each plane of (B, C, H, W) by the Gaussian window, without padding: (B, C, H - 10, W
+    - 10).
 
     As two products with band matrices: on a CPU they take a twentieth of the time of
     convolutions with one channel.
@@ -84,7 +84,7 @@ def _blur(planes: Tensor) -> Tensor:
 
 
 def _band(length: int, device: torch.device) -> Tensor:
-    """(length, length - 10): column i holds the window from row i on.
+    """Returns a matrix (length, length - 10) whose column i holds the window from row i on.
 
     Short ones are made once: a run's crops are all of one size.
     """

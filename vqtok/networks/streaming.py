@@ -1,5 +1,5 @@
-"""An image of any size in bounded memory:
-an encoder or decoder goes over it part by part, and gives what it gives at once.
+"""Runs an encoder or decoder tile by tile on an image of any size in bounded memory; the result
+equals one full pass.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ from vqtok.networks.vqvae import (
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a grid is cut into parts that are worked on one after the other."""
+    """Cuts a grid into parts that are worked on one after the other."""
 
     axis: int  # 2: into rows, 3: into columns
     tiles: tuple[slice, ...]  # of the grid, along the axis
@@ -44,14 +44,14 @@ class Tiling:
         )
 
     def slices(self, part: slice, scale: int = 1) -> tuple[slice, slice]:
-        """Rows and columns of a part."""
+        """Returns the rows and columns of a part."""
         part = slice(part.start * scale, part.stop * scale)
         return (part, slice(None)) if self.axis == 2 else (slice(None), part)
 
 
 class StreamingConv2d:
-    """A convolution over features that come part by part along an axis, 2 (rows) or 3 (columns):
-    what it gives is, put together, what it gives at once.
+    """Convolves features that come part by part along an axis, 2 (rows) or 3 (columns); its
+    outputs, joined, equal those of one pass.
 
     It keeps as many rows as its kernel reaches back.
     """
@@ -65,8 +65,8 @@ class StreamingConv2d:
         self.whole = False
 
     def extend(self, x: Tensor, last: bool, silu: bool = False) -> Tensor:
-        """What `convolve` needs: x or silu(x), the next part, with what the kernel
-        needs before and after it.
+        """Returns what `convolve` needs: x or silu(x), the next part, with what the kernel needs
+        before and after it.
         """
         self.whole = self.buffer is None and last  # a part that is all there is goes in as it is
         if self.whole:
@@ -74,7 +74,7 @@ class StreamingConv2d:
         return self._extended(x, last, silu)
 
     def convolve(self, x: Tensor) -> Tensor | None:
-        """The output that the part makes possible; None as long as there is none."""
+        """Returns the output that the part makes possible; None as long as there is none."""
         layer = self.layer
         if self.whole:
             return F.conv2d(x, layer.weight, layer.bias, layer.stride, self.padding)
@@ -86,8 +86,8 @@ class StreamingConv2d:
         return F.conv2d(x, layer.weight, layer.bias, layer.stride, padding) if done else None
 
     def _extended(self, x: Tensor, last: bool, silu: bool) -> Tensor:
-        """x or silu(x) behind what is held of the part before, or the padding, and
-        before the padding at the end.
+        """Returns x or silu(x) behind the rows kept of the part before, or the padding, and before
+        the padding at the end.
         """
         before = self.edge if self.buffer is None else self.buffer.shape[self.axis]
         shape, count = list(x.shape), x.shape[self.axis]
@@ -109,7 +109,7 @@ class StreamingConv2d:
 
 
 class StreamingLayer:
-    """A layer of an encoder or decoder for features that come part by part, without gradients:
+    """Runs a layer of an encoder or decoder on features that come part by part, without gradients;
     it works in place where it can.
     """
 
@@ -179,8 +179,8 @@ class StreamingLayer:
 def stream(
     network: AnyEncoder | AnyDecoder, parts: Iterable[Tensor], axis: int, max_length: int
 ) -> Iterator[Tensor]:
-    """What a network makes of its input, which comes in parts along an axis, 2 (rows) or 3
-    (columns): part by part along the same axis.
+    """Runs a network on an input that comes in parts along an axis, 2 (rows) or 3 (columns); yields
+    its output in parts along the same axis.
 
     Nothing is computed twice, and put together it is what comes out at once, up to float rounding:
     each layer keeps the few rows that its next part needs. A part holds `max_length` positions of
@@ -204,7 +204,7 @@ def stream(
 
 
 def _scale(layer: nn.Module, axis: int) -> float:
-    """How many positions of a layer's input one of its output stands for, along an axis."""
+    """Returns how many positions of a layer's input one of its output stands for, along an axis."""
     if isinstance(layer, nn.PixelUnshuffle):
         return layer.downscale_factor
     if isinstance(layer, nn.PixelShuffle):
@@ -213,7 +213,7 @@ def _scale(layer: nn.Module, axis: int) -> float:
 
 
 def _run_layers(steps: list[tuple[StreamingLayer, int]], x: Tensor, last: bool) -> Iterator[Tensor]:
-    """One part through the layers that are left."""
+    """Runs one part through the layers that are left."""
     for i, (step, most) in enumerate(steps):
         # the limit is for the memory's sake: parts that are a little larger do not hurt
         if x.shape[step.axis] > 1.5 * most:

@@ -1,4 +1,4 @@
-"""The variational autoencoder, the VQ-VAE's counterpart with Gaussian latents (Kingma and
+"""Defines the variational autoencoder, the VQ-VAE's counterpart with Gaussian latents (Kingma and
 Welling 2014, arXiv 1312.6114).
 
 Encoder, decoder and likelihood are those of the VQ-VAE: what differs is how a latent is said.
@@ -21,8 +21,8 @@ LOG_VARIANCES = (-14.0, 6.0)  # of q: float32 holds both e^-14 and what the loss
 
 @dataclass(frozen=True)
 class VAEOutput:
-    """One training step's view of a batch; loss = kl + nll is a bound on -log p(x), in nats per
-    dimension of the images.
+    """Holds one training step's view of a batch; loss = kl + nll is a bound on -log p(x), in nats
+    per dimension of the images.
     """
 
     reconstruction: Tensor  # (B, C, H, W) in [-1, 1]
@@ -32,19 +32,19 @@ class VAEOutput:
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) | N(0, 1)) in nats of each number, in the shape of the two (Kingma and
-    Welling 2014, appendix B).
+    """Computes KL(N(mean, variance) | N(0, 1)) in nats of each number, in the shape of the two
+    (Kingma and Welling 2014, appendix B).
     """
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
 
 
 class VAE(nn.Module):
-    """A Gaussian latent of D numbers at each place of the grid, standard normal beforehand;
-    the config's quantizer is not used.
+    """Encodes images to a Gaussian latent of D numbers at each position of the grid, with a
+    standard normal prior; the config's quantizer is not used.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
-        """UsageError where the config is that of the identity."""
+        """Raises UsageError where the config is that of the identity."""
         super().__init__()
         if config.is_pixels:
             raise UsageError(
@@ -57,15 +57,15 @@ class VAE(nn.Module):
         self.likelihood = losses.build_likelihood(config)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z | x), each (B, D, h, w);
-        images (B, C, H, W) in [-1, 1], H and W multiples of f.
+        """Returns mean and log variance of q(z | x), each (B, D, h, w); images (B, C, H, W) in [-1,
+        1], H and W multiples of f.
         """
         mean, log_variance = self.encoder(images).float().chunk(2, 1)
         return mean, log_variance.clamp(*LOG_VARIANCES)
 
     def forward(self, images: Tensor) -> VAEOutput:
-        """The negative evidence lower bound of a batch, by one draw of z that
-        the gradient passes through.
+        """Computes the negative evidence lower bound of a batch, by one draw of z that the gradient
+        passes through.
         """
         mean, log_variance = self.encode(images)
         output = self.decoder(_reparameterize(mean, log_variance)).float()
@@ -77,8 +77,8 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def bits(self, images: Tensor, samples: int = 1) -> Tensor:
-        """An upper bound on -log2 p(x) / (C*H*W) of each image, (B,) bits per dimension;
-        what is drawn makes it a little random.
+        """Computes an upper bound on -log2 p(x) / (C*H*W) of each image, (B,) bits per dimension;
+        the draws make it a little random.
 
         One sample: KL in closed form plus -log2 p(x | z). More: the importance-weighted
         bound, which falls towards the exact value as their number grows (Burda et al. 2016,
@@ -97,12 +97,12 @@ class VAE(nn.Module):
         return nats / (images[0].numel() * math.log(2))
 
     def _nll(self, z: Tensor, images: Tensor) -> Tensor:
-        """-log p(x | z) in nats, (B,)."""
+        """Computes -log p(x | z) in nats, (B,)."""
         return self.likelihood.nats(self.decoder(z).float(), images).sum((1, 2, 3))
 
     def _log_weight(self, mean: Tensor, log_variance: Tensor, images: Tensor) -> Tensor:
-        """log p(x, z) / q(z | x) for one draw of z, (B,):
-        the constants of the two Gaussians cancel.
+        """Computes log p(x, z) / q(z | x) for one draw of z, (B,): the constants of the two
+        Gaussians cancel.
         """
         z = _reparameterize(mean, log_variance)
         prior = -0.5 * z.square()
@@ -113,8 +113,8 @@ class VAE(nn.Module):
     def sample(
         self, n: int, h: int, w: int, generator: torch.Generator | None = None, pixels: bool = False
     ) -> Tensor:
-        """n images (n, C, h*f, w*f) in [-1, 1] of latents from the prior:
-        the likelihood's mean, or with `pixels` drawn from it.
+        """Decodes n images (n, C, h*f, w*f) in [-1, 1] of latents from the prior: the likelihood's
+        mean, or with `pixels` drawn from it.
         """
         position = self.likelihood.log_scale.device
         z = torch.randn(
@@ -130,5 +130,5 @@ class VAE(nn.Module):
 
 
 def _reparameterize(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """z ~ q(z | x), differentiable in both (Kingma and Welling 2014, section 2.4)."""
+    """Draws z ~ q(z | x), differentiable in both (Kingma and Welling 2014, section 2.4)."""
     return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)

@@ -1,5 +1,5 @@
-"""Encoder and decoder of the VQGAN family (Esser et al. 2021, arXiv 2012.09841):
-what published tokenizers are made of.
+"""Defines encoder and decoder of the VQGAN family (Esser et al. 2021, arXiv 2012.09841): what
+published tokenizers are made of.
 
 Residual blocks with normalization over space, and attention at the coarse stages: each output
 depends on the whole image, so that an image cannot be cut into parts as the folded network's can
@@ -23,8 +23,8 @@ PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**16, 2**20
 
 
 class ResnetBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), (B, C, H, W) -> (B, D, H, W);
-    a 1x1 convolution of x where D is not C.
+    """Computes x + conv(silu(norm(conv(silu(norm(x)))))), (B, C, H, W) -> (B, D, H, W); a 1x1
+    convolution of x where D is not C.
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
@@ -43,8 +43,8 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + what each position gathers from all others by one attention head, (B,
-    C, h, w) -> (B, C, h, w).
+    """Adds to x what each position gathers from all others by one attention head, (B, C, h, w) ->
+    (B, C, h, w).
     """
 
     def __init__(self, channels: int, groups: int) -> None:
@@ -61,7 +61,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Conv2d):
-    """(B, C, H, W) -> (B, C, H/2, W/2) by a 3x3 convolution, padded at the
+    """Halves the resolution, (B, C, H, W) -> (B, C, H/2, W/2), by a 3x3 convolution, padded at the
     right and at the bottom alone.
     """
 
@@ -73,7 +73,9 @@ class Downsample(nn.Conv2d):
 
 
 class Upsample(nn.Conv2d):
-    """(B, C, h, w) -> (B, C, 2*h, 2*w): each position four times, then a 3x3 convolution."""
+    """Doubles the resolution, (B, C, h, w) -> (B, C, 2*h, 2*w): each position four times, then a
+    3x3 convolution.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
@@ -114,8 +116,8 @@ class Stage(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Two blocks at the coarsest resolution, with attention between them
-    where the network has it.
+    """Runs two blocks at the coarsest resolution, with attention between them where the network has
+    it.
     """
 
     def __init__(self, channels: int, groups: int, attention: bool) -> None:
@@ -129,18 +131,18 @@ class MidBlock(nn.Module):
 
 
 class WholeImageNetwork(nn.Module):
-    """What encoder and decoder share: images go in whole, as many at once as memory allows."""
+    """Runs images whole, as many at once as memory allows: what encoder and decoder share."""
 
     def __init__(self, config: TokenizerConfig, scale: int) -> None:
         super().__init__()
         self.config, self.scale = config, scale
 
     def run_batch(self, x: Tensor) -> Tensor:
-        """Output for one or a few inputs."""
+        """Computes the output for one or a few inputs."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output (B, ...) of x (B, ..., H, W).
+        """Computes the output (B, ...) of x (B, ..., H, W).
 
         InputError where one image takes more than MEMORY_LIMIT.
         """
@@ -155,7 +157,7 @@ class WholeImageNetwork(nn.Module):
 
 
 class Encoder(WholeImageNetwork):
-    """Images (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f)."""
+    """Encodes images (B, C, H, W) in [-1, 1] to vectors (B, D, H/f, W/f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config, scale=1)
@@ -185,7 +187,7 @@ class Encoder(WholeImageNetwork):
 
 
 class Decoder(WholeImageNetwork):
-    """Vectors (B, D, h, w) -> what the likelihood needs, (B, C, h*f, w*f).
+    """Decodes vectors (B, D, h, w) to what the likelihood needs, (B, C, h*f, w*f).
 
     Its stages stand coarsest first.
     """
@@ -232,13 +234,13 @@ def check_size(config: TokenizerConfig, H: int, W: int) -> None:
 
 
 def _silu(x: Tensor) -> Tensor:
-    """In place where no gradient needs x: it is what a normalization has just made."""
+    """Applies silu in place where no gradient needs x: it is what a normalization has just made."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def _bytes_per_pixel(config: TokenizerConfig) -> int:
-    """Memory that a pixel of an image takes:
-    TENSORS of the size of the largest one, which a change of resolution may have made.
+    """Estimates the memory that a pixel of an image takes: TENSORS of the size of the largest one,
+    which a change of resolution may have made.
     """
     largest = max(max(config.stages[i : i + 2]) / 4**i for i in range(len(config.stages)))
     return round(4 * TENSORS * largest)

@@ -1,5 +1,5 @@
-"""The folded encoder and decoder, and the VQ-VAE around a quantizer (van den Oord et
-al. 2017, arXiv 1711.00937).
+"""Defines the folded encoder and decoder, and the VQ-VAE around a quantizer (van den Oord et al.
+2017, arXiv 1711.00937).
 
 The folded network has no normalization over space and no attention: each output depends on a
 bounded neighborhood, so that an image of any size can be encoded whole or part by part with the
@@ -23,7 +23,7 @@ STREAMABLE = True  # layer by layer, in parts of the image: `streaming`
 
 @dataclass(frozen=True)
 class VQVAEOutput:
-    """One training step's view of a batch."""
+    """Holds one training step's view of a batch."""
 
     reconstruction: Tensor  # (B, C, H, W) in [-1, 1]
     indices: Tensor  # (B, L, h, w)
@@ -31,18 +31,18 @@ class VQVAEOutput:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) -> float32 in [-1, 1], whatever torch's default dtype is."""
+    """Scales uint8 (B, C, H, W) to float32 in [-1, 1], whatever torch's default dtype is."""
     return images.to(torch.float32).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float in [-1, 1] -> uint8, rounded to the nearest gray level."""
+    """Scales float in [-1, 1] to uint8, rounded to the nearest gray level."""
     return images.float().clamp(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(silu(x)))), (B, C, H, W) -> (B, C, H, W);
-    it starts as the identity, its last convolution being zero.
+    """Computes x + conv(silu(conv(silu(x)))), (B, C, H, W) -> (B, C, H, W); it starts as the
+    identity, its last convolution being zero.
     """
 
     def __init__(self, channels: int) -> None:
@@ -57,8 +57,8 @@ class ResidualBlock(nn.Module):
 
 
 class Downsample(nn.Conv2d):
-    """Half the resolution, (B, C, H, W) -> (B, D, H/2, W/2), by a 4x4 convolution
-    beside a path without weights.
+    """Halves the resolution, (B, C, H, W) -> (B, D, H/2, W/2), by a 4x4 convolution beside a path
+    without weights.
 
     That path folds 2x2 positions into channels and averages neighboring ones. A deep
     autoencoder learns far faster with it (Chen et al. 2024, arXiv 2410.10733, section 3.1): the
@@ -77,8 +77,8 @@ class Downsample(nn.Conv2d):
         return F.pixel_unshuffle(input, 2).reshape(B, self.out_channels, -1, H // 2, W // 2).mean(2)
 
     def add_shortcut(self, output: Tensor, input: Tensor) -> None:
-        """In place, and the same numbers: the channels of a place's two rows alternate, each the
-        mean of two neighbors in its row.
+        """Adds the path without weights in place, with the same numbers: the channels of a
+        position's two rows alternate, each the mean of two neighbors in its row.
         """
         means = (input[..., 0::2] + input[..., 1::2]).mul_(0.5)  # (B, C, H, W/2)
         for row in range(2):
@@ -102,14 +102,14 @@ class Upsample(nn.Conv2d):
         return input.repeat_interleave(self.out_channels // self.in_channels, 1)
 
     def add_shortcut(self, output: Tensor, input: Tensor) -> None:
-        """In place, and the same numbers."""
+        """Adds the path without weights in place, with the same numbers."""
         count = self.out_channels // self.in_channels
         for i in range(count):
             output[:, i::count].add_(input)
 
 
 class Encoder(nn.Sequential):
-    """Images (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f).
+    """Encodes images (B, C, H, W) in [-1, 1] to vectors (B, D, H/f, W/f).
 
     Folds `fold` x `fold` pixels into channels first: most of the cost of a tokenizer lies at full
     resolution. Without layers, the identity, where the pixels themselves are quantized.
@@ -137,8 +137,8 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """Vectors (B, D, h, w) -> what the likelihood needs, (B, n*C, h*f, w*f);
-    without layers, the identity, beside such an encoder.
+    """Decodes vectors (B, D, h, w) to what the likelihood needs, (B, n*C, h*f, w*f); without
+    layers, the identity, beside such an encoder.
 
     Its last layer gives all pixels under a place of the finest stage at once. Where that stage
     stands at 1/4 of the resolution, each of 4x4 pixels has weights of its own, and what they do not
@@ -172,7 +172,7 @@ AnyDecoder = Decoder | vqgan.Decoder
 
 
 class VQVAE(nn.Module):
-    """Encoder, quantizer, decoder and likelihood in one."""
+    """Joins encoder, quantizer, decoder and likelihood."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -201,8 +201,8 @@ class VQVAE(nn.Module):
         return self
 
     def forward(self, images: Tensor, depths: Tensor | None = None) -> VQVAEOutput:
-        """images (B, C, H, W) in [-1, 1], H and W multiples of f;
-        depths (B,) are `Quantizer.draw_depths`', where it gives any.
+        """Reconstructs images (B, C, H, W) in [-1, 1], H and W multiples of f; depths (B,) are
+        `Quantizer.draw_depths`', where it gives any.
         """
         z = self.encoder(images)
         quantized: Quantized = self.quantizer(z) if depths is None else self.quantizer(z, depths)
@@ -211,24 +211,24 @@ class VQVAE(nn.Module):
         return VQVAEOutput(self.likelihood.mean(output), quantized.indices, loss)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Indices (B, L, h, w) of images (B, C, H, W) in [-1, 1], H and W multiples of f."""
+        """Encodes images (B, C, H, W) in [-1, 1] to indices (B, L, h, w); f divides H and W."""
         return self.quantizer(self.encoder(images)).indices
 
     def decode(self, indices: Tensor) -> Tensor:
-        """Images (B, C, h*f, w*f) in [-1, 1] from indices (B, L, h, w), or from
-        those of the first few levels.
+        """Returns images (B, C, h*f, w*f) in [-1, 1] from indices (B, L, h, w), or from those of
+        the first few levels.
         """
         return self.likelihood.mean(self.decoder(self.quantizer.lookup(indices)).float())
 
     def nll(self, images: Tensor) -> Tensor:
-        """-log p(x | z_q) of images (B, C, H, W) in [-1, 1], (B,) in nats per image:
-        what their indices leave to be said.
+        """Computes -log p(x | z_q) of images (B, C, H, W) in [-1, 1], (B,) in nats per image: what
+        their indices leave to be said.
         """
         output = self.decoder(self.quantizer(self.encoder(images)).vectors)
         return self.likelihood.nats(output.float(), images).sum((1, 2, 3))
 
     def release_state(self) -> dict[str, Tensor]:
-        """The tensors that encoding and decoding need, without the
-        training state of the quantizer.
+        """Returns the tensors that encoding and decoding need, without the training state of the
+        quantizer.
         """
         return {name: value for name, value in self.state_dict().items() if ".average." not in name}

@@ -27,5 +27,5 @@ __all__ = [
 
 
 def build_prior(config: PriorConfig) -> Prior:
-    """The prior that a config names."""
+    """Builds the prior that a config names."""
     return PRIORS[config.architecture].load()(config)

@@ -1,5 +1,5 @@
-"""What every prior over index grids is: a likelihood of grids, level by level and in raster order,
-and a cursor that draws new ones.
+"""Defines what every prior over index grids is: a likelihood of grids, level by level and in raster
+order.
 
 Dropout, of which torch's own took 8 to 17 % of a training step on a CPU:
 it takes one draw from the generator for each feature.
@@ -28,8 +28,8 @@ LOGITS_AT_ONCE = 2**24
 
 
 class Context(nn.Module):
-    """What level l may know of the grids of all levels below it:
-    their embeddings, summed, through residual 3x3 convolutions.
+    """Computes what level l may know of the grids of all levels below it: their embeddings, summed,
+    through residual 3x3 convolutions.
     """
 
     def __init__(self, config: PriorConfig) -> None:
@@ -44,7 +44,7 @@ class Context(nn.Module):
         )
 
     def forward(self, indices: Tensor) -> Tensor:
-        """(B, L, h, w) indices -> (B, L, C, h, w): entry l depends on the levels below l only."""
+        """Maps indices (B, L, h, w) to (B, L, C, h, w): entry l depends on levels below l only."""
         B, L, h, w = indices.shape
         # (B, L-1, h, w, C)
         below = self.embedding(offset(indices[:, :-1], self.codebook_size)).cumsum(1)
@@ -57,7 +57,7 @@ class Context(nn.Module):
 
 
 class Prior(nn.Module, ABC):
-    """p(indices) = the product, over levels and then raster order, of p(index | levels
+    """Defines p(indices) as the product, over levels and then raster order, of p(index | levels
     below, indices before; label).
 
     An architecture says in `hidden` and `cursor` what a place's features are;
@@ -72,13 +72,13 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def hidden(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Features (B, L, h, w, F) for `readout`, of int64 indices (B, L, h, w):
-        all but the last layer.
+        """Returns features (B, L, h, w, F) for `readout`, of int64 indices (B, L, h, w): all but
+        the last layer.
         """
 
     def context_of(self, indices: Tensor) -> Tensor | None:
-        """What the levels know of those below them, (B, L, C, h, w);
-        None in a prior of one level.
+        """Returns what the levels know of those below them, (B, L, C, h, w); None in a prior of one
+        level.
         """
         context = getattr(self, "context", None)
         return None if context is None else context(indices)
@@ -88,8 +88,8 @@ class Prior(nn.Module, ABC):
         return True
 
     def forward(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (B, L, h, w, K) for int64 indices (B, L, h, w);
-        (l, i, j) sees the levels below l, and level l before (i, j).
+        """Returns logits (B, L, h, w, K) for int64 indices (B, L, h, w); (l, i, j) sees the levels
+        below l, and level l before (i, j).
 
         Indices of the first few levels alone do as well: no level needs to know of those above it.
         Labels (B,) are class numbers, -1 for none; None is -1 for all.
@@ -104,7 +104,7 @@ class Prior(nn.Module, ABC):
         return cast(OutputLayer, self.readout[level])
 
     def label_rows(self, labels: Tensor | None, B: int, device: torch.device) -> Tensor | None:
-        """Rows of the label embeddings, (B,): 0 is unconditional, 1 + c is class c.
+        """Returns rows of the label embeddings, (B,): 0 is unconditional, 1 + c is class c.
 
         None where the prior has no classes.
         """
@@ -115,13 +115,13 @@ class Prior(nn.Module, ABC):
         return labels.to(device) + 1
 
     def loss(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy in nats per index, a scalar;
-        the distributions are in float32 also under bf16 autocast.
+        """Returns the mean cross-entropy in nats per index, a scalar; the distributions are in
+        float32 also under bf16 autocast.
         """
         return self.nats(indices, labels).mean()
 
     def nats(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """-ln p of each index, (B, L, h, w).
+        """Computes -ln p of each index, (B, L, h, w).
 
         Holds at most LOGITS_AT_ONCE logits where there are many.
         """
@@ -156,8 +156,8 @@ class Prior(nn.Module, ABC):
 def cross_entropy(
     prior: Prior, indices: Tensor, labels: Tensor | None = None, batch: int = 32
 ) -> Tensor:
-    """-log2 p of each image's indices in bits, (B,) float64, without dropout,
-    `batch` images at a time.
+    """Computes -log2 p of each image's indices in bits, (B,) float64, without dropout, `batch`
+    images at a time.
     """
     training = prior.training
     prior.eval()
@@ -174,7 +174,7 @@ def cross_entropy(
 
 
 def code_embedding(config: PriorConfig, size: int, levels: int) -> nn.Embedding:
-    """Vectors (levels * K, size) for the codes of the first few levels, to be learned.
+    """Makes vectors (levels * K, size) for the codes of the first few levels, to be learned.
 
     Random ones; but where the output is logistic codes are gray levels, and those that are close
     start with vectors that are close: random projections of the gray level v in [-1, 1] and of its
@@ -198,7 +198,7 @@ def code_embedding(config: PriorConfig, size: int, levels: int) -> nn.Embedding:
 
 
 def offset(indices: Tensor, K: int) -> Tensor:
-    """Level l's indices moved up by l*K: the levels' embeddings lie in one table."""
+    """Moves level l's indices up by l*K: the levels' embeddings lie in one table."""
     return indices + K * torch.arange(indices.shape[1], device=indices.device)[:, None, None]
 
 
@@ -218,13 +218,13 @@ def dropout_mask(shape: torch.Size | tuple[int, ...], like: Tensor, part: float)
 
 
 def drop(values: Tensor, part: float) -> Tensor:
-    """Zeros for a part of the values; the others grow to keep the mean."""
+    """Sets a part of the values to zero; the others grow to keep the mean."""
     return values * dropout_mask(values.shape, values, part)
 
 
 @contextmanager
 def one_thread(wanted: bool = True) -> Iterator[None]:
-    """torch works with one thread inside, where `wanted`: for products too small to share.
+    """Makes torch work with one thread inside, where `wanted`: for products too small to share.
 
     Two threads on two busy cores waited for each other at every call:
     16 ms a sampled place at n = 1, where one thread took 1.2.

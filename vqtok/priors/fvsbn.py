@@ -1,5 +1,5 @@
-"""A fully visible sigmoid belief network over index grids:
-the plainest autoregressive model, without any hidden unit.
+"""Defines a fully visible sigmoid belief network over index grids: the plainest autoregressive
+model, without any hidden unit.
 
 In the original every binary place is a logistic regression on all places before it (Neal 1992;
 Frey, Hinton and Dayan 1996). Here a place holds one of K codes, so that the logistic becomes a
@@ -25,7 +25,7 @@ PLACES = 8192  # more, and one dimension alone takes 256 MiB
 
 
 class FVSBN(Prior):
-    """A regression of each place's code on those of all places before it, level by
+    """Predicts each position's code by a regression on those of all positions before it, level by
     level and in raster order.
     """
 
@@ -57,7 +57,7 @@ class FVSBN(Prior):
         return (h, w) == (self.config.rows, self.config.columns)
 
     def hidden(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B, L, h, w, E + PLACE)."""
+        """Returns features (B, L, h, w, E + PLACE)."""
         B, L, h, w = indices.shape
         assert self.fits(h, w), f"grids of {h}x{w} for {self.config.rows}x{self.config.columns}"
         T = L * self.size
@@ -71,13 +71,15 @@ class FVSBN(Prior):
         return self.features(sums, 0, T).view(B, L, h, w, -1)
 
     def embedded(self, indices: Tensor) -> Tensor:
-        """(B, E, T) of (B, L, h, w)."""
+        """Embeds (B, L, h, w) to (B, E, T)."""
         return (
             self.embedding(offset(indices, self.config.codebook_size)).flatten(1, 3).transpose(1, 2)
         )
 
     def initial_sums(self, rows: Tensor | None, T: int) -> Tensor:
-        """What the sums of the first T places start from: (E, T), or with labels (B, E, T)."""
+        """Returns what the sums of the first T positions start from: (E, T), or with labels (B, E,
+        T).
+        """
         bias = self.bias[:, :T]
         return (
             bias
@@ -86,6 +88,6 @@ class FVSBN(Prior):
         )
 
     def features(self, sums: Tensor, first: int, last: int) -> Tensor:
-        """(B, T', E + PLACE) of the sums (B, E, T') of the places from first to last."""
+        """Returns (B, T', E + PLACE) of the sums (B, E, T') of the positions from first to last."""
         position = self.place[first:last].expand(len(sums), -1, -1)
         return torch.cat([sums.transpose(1, 2), position.to(sums.dtype)], dim=2)

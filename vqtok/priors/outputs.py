@@ -1,4 +1,4 @@
-"""The last layer of a prior: from features to a distribution over K codes.
+"""Defines the last layer of a prior: from features to a distribution over K codes.
 
 A softmax has a logit for each code and sees no kinship between 99 and 100, which suits a codebook.
 Where the codes are gray levels they have an order, and a mixture of logistics knows it (Salimans et
@@ -20,23 +20,23 @@ LOG_SCALES = (-9.0, 9.0)
 
 
 class OutputLayer(nn.Linear, ABC):
-    """Features (N, F) to the distributions of N codes."""
+    """Maps features (N, F) to the distributions of N codes."""
 
     @abstractmethod
     def forward(self, input: Tensor) -> Tensor:
-        """Logits (..., K) of features (..., F)."""
+        """Returns logits (..., K) of features (..., F)."""
 
     @abstractmethod
     def nats(self, features: Tensor, wanted: Tensor) -> Tensor:
-        """-ln p in float32 of the codes `wanted` (N,), from features (N, F)."""
+        """Computes -ln p in float32 of the codes `wanted` (N,), from features (N, F)."""
 
     @abstractmethod
     def expand(self, values: Tensor) -> Tensor:
-        """Logits (..., K) of what the linear layer alone gives."""
+        """Returns logits (..., K) of what the linear layer alone gives."""
 
 
 class Softmax(OutputLayer):
-    """A logit for each code."""
+    """Gives each code a logit."""
 
     def __init__(self, config: PriorConfig, features: int) -> None:
         super().__init__(features, config.codebook_size)
@@ -54,8 +54,8 @@ class Softmax(OutputLayer):
 
 
 class LogisticMixture(OutputLayer):
-    """Weights, means and scales of a few logistic distributions over the K gray levels,
-    which lie evenly in [-1, 1].
+    """Gives weights, means and scales of a few logistic distributions over the K gray levels, which
+    lie evenly in [-1, 1].
 
     Each level's probability is the density's integral over its bin; the lowest and the highest
     take the tails. The three color channels are levels of the grid here, and each knows those
@@ -80,7 +80,7 @@ class LogisticMixture(OutputLayer):
         return -self._log_probability(F.linear(features, self.weight, self.bias).float(), wanted)
 
     def expand(self, values: Tensor) -> Tensor:
-        """ln p of each of the K gray levels; values are (..., 3M).
+        """Computes ln p of each of the K gray levels; values are (..., 3M).
 
         Each edge between two bins is looked at once.
         """
@@ -98,7 +98,7 @@ class LogisticMixture(OutputLayer):
         return torch.logsumexp(weights.log_softmax(-2) + each, dim=-2)
 
     def _log_probability(self, values: Tensor, wanted: Tensor) -> Tensor:
-        """ln p of gray levels (N,) under values (N, 3M); leading axes broadcast."""
+        """Computes ln p of gray levels (N,) under values (N, 3M); leading axes broadcast."""
         weights, means, log_scales = values.chunk(3, dim=-1)  # (..., M)
         half = 1 / (self.codebook_size - 1)  # of a bin in [-1, 1]
         level = wanted[..., None]
@@ -110,5 +110,5 @@ class LogisticMixture(OutputLayer):
 
 
 def build_output(config: PriorConfig, features: int) -> OutputLayer:
-    """The output that a prior's config names."""
+    """Builds the output layer that a prior's config names."""
     return OUTPUTS[config.output].load()(config, features)

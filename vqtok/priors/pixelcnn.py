@@ -1,5 +1,4 @@
-"""A gated PixelCNN over index grids: which grids are likely (van den Oord et
-al. 2016, arXiv 1606.05328).
+"""Defines a gated PixelCNN over index grids (van den Oord et al. 2016, arXiv 1606.05328).
 
 Two stacks run side by side. The vertical one sees the rows above, in a full rectangle; the
 horizontal one sees its own row to the left, and is fed by the vertical one at every layer. Together
@@ -18,14 +17,14 @@ from vqtok.priors.base import Context, Prior, code_embedding, dropout_mask, offs
 
 
 def gate(values: Tensor) -> Tensor:
-    """tanh(a) * sigmoid(b) of (B, 2C, h, w) -> (B, C, h, w); eq. 2 of the paper."""
+    """Computes tanh(a) * sigmoid(b) of (B, 2C, h, w) -> (B, C, h, w); eq. 2 of the paper."""
     a, b = values.chunk(2, dim=1)
     return torch.tanh(a) * torch.sigmoid(b)
 
 
 def gate_and_drop(values: Tensor, dropout: float) -> Tensor:
-    """`gate` of (B, 2C, h, w) -> (B, C, h, w);
-    of the results a part `dropout` becomes 0, and the others grow to keep the mean.
+    """Computes `gate` of (B, 2C, h, w) -> (B, C, h, w), and dropout: a part `dropout` becomes 0,
+    and the others grow to keep the mean.
     """
     return _Gate.apply(  # type: ignore[no-any-return]
         values, _dropout_mask(values, dropout) if dropout else None
@@ -33,7 +32,7 @@ def gate_and_drop(values: Tensor, dropout: float) -> Tensor:
 
 
 class _Gate(torch.autograd.Function):
-    """Written out: autograd takes more passes over memory.
+    """Computes the gate and its gradient in few passes: autograd takes more over memory.
 
     With `_dropout_mask` the cifar prior's step is 8 % (bfloat16: 15 %) shorter.
     """
@@ -60,16 +59,16 @@ class _Gate(torch.autograd.Function):
 
 
 def _dropout_mask(values: Tensor, dropout: float) -> Tensor:
-    """The factors of dropout for the gate of values (B, 2C, h, w):
-    (B, C, h, w), channels last as the values are.
+    """Draws the factors of dropout for the gate of values (B, 2C, h, w): (B, C, h, w), channels
+    last as the values are.
     """
     B, C, h, w = values.shape[0], values.shape[1] // 2, *values.shape[2:]
     return dropout_mask((B, h, w, C), values, dropout).permute(0, 3, 1, 2)
 
 
 class GatedLayer(nn.Module):
-    """One layer of both stacks: eq. 4 and figure 2 of the paper, with a residual
-    in the vertical stack too.
+    """Runs one layer of both stacks: eq. 4 and figure 2 of the paper, with a residual in the
+    vertical stack too.
     """
 
     def __init__(self, config: PriorConfig) -> None:
@@ -87,7 +86,7 @@ class GatedLayer(nn.Module):
     def forward(
         self, v: Tensor, x: Tensor, rows: Tensor | None, context: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The next v and x, and this layer's skip, all (B, C, h, w).
+        """Returns the next v and x, and this layer's skip, all (B, C, h, w).
 
         `rows` (B,) are the labels' rows in the embedding.
         """
@@ -107,7 +106,7 @@ class GatedLayer(nn.Module):
 
 
 def receptive_field(config: PriorConfig) -> tuple[int, int]:
-    """How far a prediction looks back: rows up, and columns to the left in its own row.
+    """Returns how far a prediction looks back: rows up, and columns to the left in its own row.
 
     In the rows above it sees one column fewer, to each side.
     At L > 1 it sees the levels below beyond its own position too.
@@ -117,7 +116,7 @@ def receptive_field(config: PriorConfig) -> tuple[int, int]:
 
 
 class PixelCNN(Prior):
-    """The gated PixelCNN."""
+    """Predicts each index from those above and to the left, by two stacks of gated convolutions."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
@@ -129,7 +128,7 @@ class PixelCNN(Prior):
         self.readout = self._readouts(2 * C)
 
     def hidden(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B, L, h, w, 2C)."""
+        """Returns features (B, L, h, w, 2C)."""
         B, L, h, w = indices.shape
         assert self.config.levels >= L, f"{L} levels in, {self.config.levels} in the prior"
         embedded = self.embedding(offset(indices, self.config.codebook_size))  # (B, L, h, w, C)

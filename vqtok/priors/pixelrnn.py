@@ -1,5 +1,5 @@
-"""A PixelRNN with Row LSTM layers over index grids (van den Oord et al. 2016, arXiv 1601.06759,
-sections 3.1, 3.3 and 3.4).
+"""Defines a PixelRNN with Row LSTM layers over index grids (van den Oord et al. 2016, arXiv
+1601.06759, sections 3.1, 3.3 and 3.4).
 
 A row's states follow from those of the row above it, through a convolution along the row: all of
 its columns are computed at once, and a row knows all rows above, in a triangle that widens by
@@ -28,8 +28,8 @@ FIRST_REACH = 3  # of the first layer: 7 columns, three rows up (table 1 of the 
 
 
 def scan(gates: Tensor, weight: Tensor, w: int) -> Tensor:
-    """Hidden states (h, w*N, C) of what the input tells the gates, (h, w*N, 4C), column by
-    column; eq. 3 of the paper.
+    """Computes hidden states (h, w*N, C), stored column by column, from what the input tells the
+    gates, (h, w*N, 4C); eq. 3 of the paper.
 
     The gates are input, forget, output and content; they are overwritten. weight (k*C, 4C) takes
     the states of the row above from k columns, the leftmost first; at the sides and at the top they
@@ -49,14 +49,14 @@ def gather(states: Tensor, out: Tensor, n: int) -> Tensor:
 
 
 def scatter(gathered: Tensor, out: Tensor, n: int) -> None:
-    """The transpose of `gather`: adds the copies (w*n, k, C) of each state to `out` (w*n, C)."""
+    """Adds the copies (w*n, k, C) of each state to `out` (w*n, C): the transpose of `gather`."""
     size, k, _ = gathered.shape
     for tap, here, there in _taps(size, k, n):
         out[there] += gathered[here, tap]
 
 
 def _taps(size: int, k: int, n: int) -> list[tuple[int, slice, slice]]:
-    """For each of k columns side by side: its number, the places that have a neighbor
+    """Lists for each of k columns side by side its number, the positions that have a neighbor
     there, and those neighbors.
     """
     shifts = [(tap, (tap - k // 2) * n) for tap in range(k)]
@@ -72,8 +72,8 @@ def _taps(size: int, k: int, n: int) -> list[tuple[int, slice, slice]]:
 
 
 class _Scan(torch.autograd.Function):
-    """Between the products all is float32, in buffers of one row, for bfloat16 gates too:
-    their own tanh takes six times as long.
+    """Runs the recurrence and its gradient. Between the products all is float32, in buffers of one
+    row, for bfloat16 gates too: their own tanh takes six times as long.
     """
 
     @staticmethod
@@ -121,7 +121,7 @@ class _Scan(torch.autograd.Function):
 
 
 class _StepBack:
-    """The gradient of one row, from the last to the first, in buffers that are made once."""
+    """Computes the gradient of one row, from the last to the first, in buffers made once."""
 
     def __init__(self, like: Tensor) -> None:
         size, C = like.shape
@@ -131,8 +131,8 @@ class _StepBack:
         self.C = C
 
     def __call__(self, gates: Tensor, cells: Tensor, before: Tensor | None) -> None:
-        """`gates` (w*N, 4C) become their own gradient, that of `cells` that of `before`,
-        the cells of the row above.
+        """Turns `gates` (w*N, 4C) into their own gradient, and that of `cells` into that of
+        `before`, the cells of the row above.
         """
         sigmoids, bounded, for_hidden, for_cell = (
             3 * self.C,
@@ -158,16 +158,16 @@ class _StepBack:
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A convolution that sees the rows above, and its own row to the left:
-    mask A of the paper's section 3.4, without the rows below.
+    """Convolves over the rows above, and its own row to the left: mask A of the paper's section
+    3.4, without the rows below.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, (FIRST_REACH + 1, 2 * FIRST_REACH + 1))
 
     def masked(self) -> Tensor:
-        """The weights (outputs, inputs, rows, columns), zero where they would see
-        their own place or beyond.
+        """Returns the weights (outputs, inputs, rows, columns), zero where they would see their own
+        position or beyond.
         """
         seen = torch.ones_like(self.weight[0, 0])
         seen[-1, FIRST_REACH:] = 0
@@ -179,8 +179,8 @@ class MaskedConv2d(nn.Conv2d):
 
 
 class RowLSTM(nn.Module):
-    """One layer: C hidden units between residual connections of 2C
-    features (figure 5 of the paper).
+    """Runs one layer: C hidden units between residual connections of 2C features (figure 5 of the
+    paper).
     """
 
     def __init__(self, config: PriorConfig) -> None:
@@ -197,11 +197,11 @@ class RowLSTM(nn.Module):
         nn.init.ones_(self.input.bias[C : 2 * C])
 
     def state_matrix(self) -> Tensor:
-        """(k*C, 4C): from the states of k columns of the row above to the gates."""
+        """Returns a matrix (k*C, 4C) from the states of k columns of the row above to the gates."""
         return self.state.weight.permute(2, 1, 0).flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The next x, of x (h, w, N, 2C): rows, columns, images, features."""
+        """Returns the next x, of x (h, w, N, 2C): rows, columns, images, features."""
         h, w, N, _ = x.shape
         # (h, 2C, w + reach, N), channels last
         padded = F.pad(x, (0, 0, 0, 0, self.reach, 0)).permute(0, 3, 1, 2)
@@ -213,7 +213,7 @@ class RowLSTM(nn.Module):
 
 
 class PixelRNN(Prior):
-    """The PixelRNN with Row LSTM layers."""
+    """Predicts each index from a recurrence over the rows above and its own row to the left."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
@@ -229,7 +229,7 @@ class PixelRNN(Prior):
         self.readout = self._readouts(2 * C)
 
     def hidden(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B, L, h, w, 2C)."""
+        """Returns features (B, L, h, w, 2C)."""
         B, L, h, w = indices.shape
         assert self.config.levels >= L, f"{L} levels in, {self.config.levels} in the prior"
         # (B*L, h, w, C/2)
@@ -247,8 +247,8 @@ class PixelRNN(Prior):
         return features.view(h, w, B, L, -1).permute(2, 3, 0, 1, 4)
 
     def constant(self, rows: Tensor | None, context: Tensor | None) -> Tensor | None:
-        """What the places know beside their own level, (B, L or 1, h or 1, w or 1, 2C), from the
-        labels' rows and (B, L, C, h, w).
+        """Returns what the positions know beside their own level, (B, L or 1, h or 1, w or 1, 2C),
+        from the labels' rows and (B, L, C, h, w).
         """
         parts = []
         if self.label is not None and rows is not None:

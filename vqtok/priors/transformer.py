@@ -1,5 +1,5 @@
-"""A causal transformer over index grids, in raster order (Vaswani et al. 2017, arXiv 1706.03762;
-Parmar et al. 2018, arXiv 1802.05751).
+"""Defines a causal transformer over index grids, in raster order (Vaswani et al. 2017, arXiv
+1706.03762; Parmar et al. 2018, arXiv 1802.05751).
 
 Each level is a sequence of its own of h*w tokens. Token t asks for the t-th index: it carries the
 one before it, the label, and what is known of the levels below around the place that it asks for.
@@ -32,8 +32,8 @@ SHORT = 256
 
 
 def token_positions(h: int, w: int) -> tuple[Tensor, Tensor]:
-    """(row, column) of what each of the h*w tokens asks for, and of the index that it carries;
-    both int64 (h*w, 2).
+    """Returns (row, column) of what each of the h*w tokens asks for, and of the index that it
+    carries; both int64 (h*w, 2).
 
     A token carries the index before the one it asks for: to the left or, at the left edge, the last
     of the row above. With both places told apart the index to the left is always (0, 1) away and
@@ -51,7 +51,7 @@ def token_positions(h: int, w: int) -> tuple[Tensor, Tensor]:
 
 
 def angles(positions: Tensor, size: int) -> Tensor:
-    """(..., size/2) float32 angles of places (..., 2) for heads of that many
+    """Computes (..., size/2) float32 angles of positions (..., 2) for heads of that many
     components, a multiple of 4.
     """
     # (size/4,), from 1 radian a place down
@@ -60,8 +60,8 @@ def angles(positions: Tensor, size: int) -> Tensor:
 
 
 def rotary_cos_sin(h: int, w: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (h*w, 2, 1, size/2) for `rotate`:
-    queries by the place that is asked for, keys by the place of the index.
+    """Computes cosines and sines (h*w, 2, 1, size/2) for `rotate`: queries by the position that is
+    asked for, keys by that of the index.
     """
     turned = angles(torch.stack(token_positions(h, w), dim=1), size)[:, :, None].to(device)
     return turned.cos(), turned.sin()
@@ -73,8 +73,8 @@ def rotate(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """Written out: nothing is kept for the gradient, which is turned
-    back, and no half is copied.
+    """Rotates without keeping anything for the gradient, which is turned back, and without copying
+    a half.
     """
 
     @staticmethod
@@ -98,7 +98,7 @@ def _turned(qkv: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), and that + mlp(norm(that))."""
+    """Computes x + attention(norm(x)), and adds mlp(norm()) of that."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Block(nn.Module):
             nn.init.normal_(layer.weight, std=(layer.in_features * 2 * config.layers) ** -0.5)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(N, T, C) -> (N, T, C): token t sees the tokens up to t.
+        """Maps (N, T, C) to (N, T, C): token t sees the tokens up to t.
 
         Cosines and sines as `rotary_cos_sin` gives them.
         """
@@ -130,8 +130,8 @@ class Block(nn.Module):
 
 
 def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(N, T, heads, D) of queries, keys and values (N, T, 3, heads, D):
-    causal, without a mask tensor or dropout, for the flash kernel.
+    """Computes (N, T, heads, D) of queries, keys and values (N, T, 3, heads, D): causal, without a
+    mask tensor or dropout, for the flash kernel.
     """
     short = qkv.device.type == "cpu" and qkv.shape[1] <= SHORT
     with torch.autocast("cpu", enabled=False) if short else nullcontext():
@@ -141,7 +141,7 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Transformer(Prior):
-    """The transformer."""
+    """Predicts each index by causal attention over those before it."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
@@ -159,7 +159,7 @@ class Transformer(Prior):
         return self.config.width // self.config.heads
 
     def hidden(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B, L, h, w, C)."""
+        """Returns features (B, L, h, w, C)."""
         B, L, h, w = indices.shape
         assert self.config.levels >= L, f"{L} levels in, {self.config.levels} in the prior"
         carried = self.embedding(offset(indices, self.config.codebook_size)).flatten(2, 3)[
@@ -176,8 +176,8 @@ class Transformer(Prior):
         return self.norm(x).view(B, L, h, w, -1)
 
     def added(self, indices: Tensor, rows: Tensor | None) -> Tensor | None:
-        """What a token carries besides its index, to be broadcast to (B, L, h*w, C):
-        the label, and the levels below; None for nothing.
+        """Returns what a token carries besides its index, to be broadcast to (B, L, h*w, C): the
+        label, and the levels below; None for nothing.
         """
         context, label = self.context_of(indices), None
         if self.label is not None and rows is not None:

@@ -1,5 +1,5 @@
-"""Vectors to indices and back: one small class per quantizer, all behind
-the protocol `Quantizer`.
+"""Turns vectors into indices and back: one small class per quantizer, all behind the protocol
+`Quantizer`.
 """
 
 from dataclasses import replace
@@ -13,7 +13,9 @@ __all__ = ["Quantized", "Quantizer", "ResidualQuantizer", "build_quantizer", "ch
 
 
 def build_quantizer(config: TokenizerConfig) -> Quantizer:
-    """The quantizer that a tokenizer's config names; with several levels, one for each of them."""
+    """Builds the quantizer that a tokenizer's config names; with several levels, one for each of
+    them.
+    """
     if config.is_pixels or config.levels == 1:
         return QUANTIZERS[config.quantizer].load()(config)
     single = replace(config, levels=1)

@@ -1,4 +1,4 @@
-"""The protocol that encoder, decoder and training know of a quantizer."""
+"""Declares the protocol that encoder, decoder and training know of a quantizer."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a quantizer makes of the encoder's vectors."""
+    """Holds the vectors, indices and loss of a forward pass."""
 
     vectors: Tensor  # (B, D, h, w), with the gradient passed straight through
     indices: Tensor  # (B, L, h, w), int64
@@ -36,10 +36,10 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def lookup(self, indices: Tensor) -> Tensor:
-        """Vectors (B, D, h, w) for indices (B, L, h, w); the first few levels suffice."""
+        """Returns vectors (B, D, h, w) for indices (B, L, h, w); the first few levels suffice."""
 
     def codebooks(self) -> Tensor:
-        """All entries, (L, K, D)."""
+        """Returns all entries, (L, K, D)."""
         assert self.levels == 1
         every = torch.arange(self.codebook_size, device=self._device())
         return self.lookup(every.view(1, 1, 1, -1))[0, :, 0].T[None]
@@ -57,14 +57,14 @@ class Quantizer(nn.Module, ABC):
         """Takes the codebook as it is to train on from, in place of `initialize`."""
 
     def draw_depths(self, images: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """From how many levels each image of a training batch is decoded, int64 (images,);
+        """Draws from how many levels each image of a training batch is decoded, int64 (images,);
         None for all of them.
         """
         return None
 
     def draw_rows(self, vectors: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Which of a batch's vectors dead codes move to:
-        int64 (L, n), the i-th dead code of a level to the i-th; None for no code.
+        """Draws which of a batch's vectors dead codes move to: int64 (L, n), the i-th dead code of
+        a level to the i-th; None for no code.
         """
         return None
 

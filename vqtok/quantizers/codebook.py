@@ -1,6 +1,4 @@
-"""Quantizers with one codebook of K vectors:
-trained by gradient (`vq`) or by moving averages (`ema`).
-"""
+"""Quantizes by one codebook of K vectors, trained by gradient (`vq`) or moving averages (`ema`)."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -22,8 +20,8 @@ ELEMENTS = 2**17  # numbers of vectors that several operations go over while the
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Indices (N,) of the entries of codebook (K, D) nearest to vectors (N, D) in Euclidean
-    distance; ties go to the lower index.
+    """Finds the indices (N,) of the entries of codebook (K, D) nearest to vectors (N, D) in
+    Euclidean distance; ties go to the lower index.
     """
     indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
     _NearestSearch(codebook).write(vectors, indices)
@@ -31,17 +29,21 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 class _NearestSearch:
-    """|x - e|^2 is smallest where 2 x.e - |e|^2 is largest:
-    one product, of [x, 1] and a codebook's [2 e, -|e|^2].
+    """Finds nearest codes by one product, of [x, 1] and a codebook's [2 e, -|e|^2]: |x - e|^2 is
+    smallest where 2 x.e - |e|^2 is largest.
 
     It is written to the same few rows again and again: no (N, K) matrix, whatever N and K.
     """
 
-    def __init__(self, codebook: Tensor) -> None:
+    def __init__(self, codebook: Tensor, dot: bool = False) -> None:
+        """`dot`: the entry of the largest inner product in place of the nearest one."""
         K, D = codebook.shape
         self.weights = codebook.new_empty(D + 1, K)
         torch.mul(codebook.T, 2, out=self.weights[:D])
-        torch.mul(torch.linalg.vecdot(codebook, codebook), -1, out=self.weights[D])
+        if dot:
+            self.weights[D] = 0
+        else:
+            torch.mul(torch.linalg.vecdot(codebook, codebook), -1, out=self.weights[D])
         self.rows = max(1, (CHUNK if codebook.device.type == "cpu" else GPU_CHUNK) // K)
         self.extended, self.scores = codebook.new_empty(0, D + 1), codebook.new_empty(0, K)
 
@@ -72,7 +74,7 @@ def _largest(scores: Tensor, out: Tensor) -> None:
 
 
 class Assignment(NamedTuple):
-    """What `StraightThrough` gives; N vectors, K entries."""
+    """Holds what `StraightThrough` returns; N vectors, K entries."""
 
     entries: Tensor  # (N, D), those chosen, with the gradient passed straight through
     indices: Tensor  # (N,)
@@ -82,8 +84,8 @@ class Assignment(NamedTuple):
 
 
 class StraightThrough(torch.autograd.Function):
-    """Vectors (N, D) to their nearest entries, with the gradient passed straight through,
-    and the terms of the loss.
+    """Maps vectors (N, D) to their nearest entries, with the gradient passed straight through, and
+    computes the terms of the loss.
 
     Written out because autograd would keep every step on the way: this needs what it returns and a
     few MiB, for any N and K. What goes over the vectors does so while a chunk of them is in cache.
@@ -91,9 +93,14 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, vectors: Tensor, entries: Tensor, beta: float, learns: bool
+        ctx: Any,
+        vectors: Tensor,
+        entries: Tensor,
+        beta: float,
+        learns: bool,
+        dot: bool = False,
     ) -> tuple[Tensor, ...]:
-        """`Assignment`; its loss is beta || x - sg[e] ||^2 and, where the entries learn
+        """Returns an `Assignment`; its loss is beta || x - sg[e] ||^2 and, where the entries learn
         by it, || sg[x] - e ||^2.
         """
         indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
@@ -101,7 +108,7 @@ class StraightThrough(torch.autograd.Function):
             torch.empty_like(vectors),
             vectors.new_zeros(()),
             torch.zeros_like(entries),
-            _NearestSearch(entries),
+            _NearestSearch(entries, dot),
         )
         for part in _chunks(vectors):
             some, which, near = vectors[part], indices[part], assignment[part]
@@ -122,7 +129,7 @@ class StraightThrough(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None, None]:
         passed, _, for_loss, *_ = gradients
         vectors, assignment, entries, counts, sums = ctx.saved_tensors
         scale = for_loss * (2 / max(1, vectors.numel()))
@@ -131,17 +138,20 @@ class StraightThrough(torch.autograd.Function):
             difference = torch.sub(vectors[part], assignment[part], out=difference.resize_(0))
             torch.addcmul(passed[part], difference, scale, value=ctx.beta, out=for_vectors[part])
         for_entries = (counts[:, None] * entries - sums) * scale if ctx.learns else None
-        return for_vectors, for_entries, None, None
+        return for_vectors, for_entries, None, None, None
 
 
-def choose(vectors: Tensor, entries: Tensor, beta: float, learns: bool) -> Assignment:
-    """As `StraightThrough`, in operations on whole tensors that a compiler can fuse:
-    no shape depends on what is chosen, so nothing waits for the device.
+def choose(
+    vectors: Tensor, entries: Tensor, beta: float, learns: bool, dot: bool = False
+) -> Assignment:
+    """Computes what `StraightThrough` does, in operations on whole tensors that a compiler can
+    fuse: no shape depends on what is chosen, so nothing waits for the device.
 
     On a CPU, chunks that stay in cache and NumPy's argmax are quicker.
     """
     fixed = vectors.detach()
     half, codes = -entries.detach().square().sum(1), entries.detach().T  # (K,), (D, K)
+    half = half * 0 if dot else half
     rows = max(1, GPU_CHUNK // len(entries))
     indices = torch.cat(
         [torch.addmm(half, part, codes, alpha=2).argmax(1) for part in fixed.split(rows)]
@@ -162,8 +172,8 @@ def in_chunks(device: torch.device) -> bool:
 
 
 def _chunks(vectors: Tensor) -> Iterator[slice]:
-    """Slices of vectors (N, D) that stay in a core's cache while several operations go over them;
-    all at once on a GPU.
+    """Cuts vectors (N, D) into slices that stay in a core's cache while several operations go over
+    them; all at once on a GPU.
     """
     N, D = vectors.shape
     rows = max(1, ELEMENTS // max(1, D) if vectors.device.type == "cpu" else N)
@@ -171,28 +181,30 @@ def _chunks(vectors: Tensor) -> Iterator[slice]:
 
 
 def sums_by_code(vectors: Tensor, indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """How many of vectors (N, D) chose each of `size` codes, (K,), and their sums, (K, D)."""
+    """Counts how many of vectors (N, D) chose each of `size` codes, (K,), and sums those vectors,
+    (K, D).
+    """
     counts = torch.bincount(indices, minlength=size).to(vectors.dtype)
     sums = vectors.new_zeros(size, vectors.shape[1]).index_add_(0, indices, vectors)
     return counts, sums
 
 
 def sample_vectors(vectors: Tensor, count: int) -> Tensor:
-    """`count` of vectors (N, D), drawn without replacement while there are enough."""
+    """Draws `count` of vectors (N, D), without replacement while there are enough."""
     return vectors[_sample_positions(len(vectors), count, vectors.device)]
 
 
 def _sample_positions(total: int, count: int, device: torch.device) -> Tensor:
-    """(count,) of the numbers below `total`, drawn without replacement while there are enough;
-    on the host, alike for all devices.
+    """Draws (count,) of the numbers below `total`, without replacement while there are enough; on
+    the host, alike for all devices.
     """
     drawn = torch.randperm(total)[:count] if count <= total else torch.randint(total, (count,))
     return drawn.to(device)
 
 
 def kmeans(vectors: Tensor, size: int, rounds: int = 10) -> Tensor:
-    """Lloyd's algorithm: `size` centers (K, D) of vectors (N, D), from a random start;
-    empty centers are drawn anew.
+    """Runs Lloyd's algorithm: `size` centers (K, D) of vectors (N, D), from a random start; empty
+    centers are drawn anew.
     """
     centers = sample_vectors(vectors, size)
     for _ in range(rounds):
@@ -216,7 +228,7 @@ class InitFlag(nn.Module):
 
 
 class _MovingAverages(InitFlag):
-    """Moving averages of how often each code is chosen and of the vectors that choose it.
+    """Holds moving averages of how often each code is chosen and of the vectors that choose it.
 
     Training state.
     """
@@ -231,7 +243,9 @@ class _MovingAverages(InitFlag):
 
 
 class Codebook(Quantizer):
-    """What quantizers with a list of entries share: search, lookup, and the terms of the loss."""
+    """Searches and looks up a list of entries, and computes the terms of the loss, for the
+    quantizers below.
+    """
 
     codebook: Tensor  # (K, D)
     levels = 1
@@ -244,9 +258,10 @@ class Codebook(Quantizer):
             config.normalize,
             config.beta,
         )
+        self.dot = config.distance == "dot"
 
     def _project(self, vectors: Tensor) -> Tensor:
-        """Onto the unit sphere where the config says so: (..., D) -> (..., D)."""
+        """Projects (..., D) onto the unit sphere where the config says so."""
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def _entries(self) -> Tensor:
@@ -259,11 +274,13 @@ class Codebook(Quantizer):
             if in_chunks(z.device):
                 assignment = Assignment(
                     *StraightThrough.apply(
-                        flat, self._entries(), self.beta, self.learned_by_gradient
+                        flat, self._entries(), self.beta, self.learned_by_gradient, self.dot
                     )
                 )  # type: ignore[misc]
             else:
-                assignment = choose(flat, self._entries(), self.beta, self.learned_by_gradient)
+                assignment = choose(
+                    flat, self._entries(), self.beta, self.learned_by_gradient, self.dot
+                )
             self._observe(flat.detach().view(batch, -1, dim), assignment)
         # (B, D, h, w)
         vectors = assignment.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)
@@ -275,13 +292,13 @@ class Codebook(Quantizer):
         return F.embedding(indices[:, 0], self._entries()).permute(0, 3, 1, 2)  # (B, D, h, w)
 
     def _observe(self, vectors: Tensor, assignment: Assignment) -> None:
-        """Hook for what `update_codebook` wants to know:
-        vectors (B, h*w, D), without gradient, and what they chose.
+        """Records what `update_codebook` needs: vectors (B, h*w, D), without gradient, and what
+        they chose. Nothing unless overridden.
         """
 
 
 class AveragedCodebook(Codebook):
-    """What `vq` and `ema` share: k-means start, averages, restart of dead codes."""
+    """Adds to `vq` and `ema` the k-means start, moving averages, and the restart of dead codes."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config)
@@ -309,8 +326,8 @@ class AveragedCodebook(Codebook):
         self.average.initialized.fill_(True)
 
     def draw_rows(self, vectors: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Drawn without replacement, for at most a quarter of the vectors:
-        else dead codes would crowd on the same few.
+        """Draws without replacement, for at most a quarter of the vectors: else dead codes would
+        crowd on the same few.
         """
         most = min(self.codebook_size, max(1, vectors // 4))
         return (
@@ -323,7 +340,7 @@ class AveragedCodebook(Codebook):
         return update_codebooks([self], rows, ok)
 
     def seen(self) -> tuple[Tensor, Assignment]:
-        """What the last forward in training mode saw; it is told once."""
+        """Returns what the last forward in training mode saw, once."""
         assert self._last_batch is not None, "update_codebook() follows a forward in training mode"
         seen, self._last_batch = self._last_batch, None
         return seen
@@ -334,8 +351,8 @@ class AveragedCodebook(Codebook):
 
 
 class VectorQuantizer(AveragedCodebook):
-    """Codebook trained by gradient: || sg[z_e] - e ||^2 + beta || z_e - sg[e] ||^2 (van den
-    Oord et al. 2017, eq. 3).
+    """Trains its codebook by gradient: || sg[z_e] - e ||^2 + beta || z_e - sg[e] ||^2 (van den Oord
+    et al. 2017, eq. 3).
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -344,7 +361,7 @@ class VectorQuantizer(AveragedCodebook):
 
 
 class EMAQuantizer(AveragedCodebook):
-    """Codebook that follows moving averages of the vectors that choose each code (van den Oord
+    """Moves its codebook to the moving averages of the vectors that choose each code (van den Oord
     et al. 2017, appendix A.1).
     """
 

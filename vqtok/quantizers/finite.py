@@ -1,5 +1,5 @@
-"""Quantizers without a codebook: a few numbers, each rounded on its own (`fsq`), or
-only their signs (`lfq`).
+"""Quantizes without a codebook: a few numbers, each rounded on its own (`fsq`), or only their signs
+(`lfq`).
 """
 
 import math
@@ -32,7 +32,7 @@ SMALLEST = 1e-8
 
 
 def fsq_levels(size: int) -> tuple[int, ...]:
-    """How many values each number takes, largest first, so that their product is `size`.
+    """Returns how many values each number takes, largest first, so that their product is `size`.
 
     As few numbers as possible with at most 8 values each, as evenly as possible: this gives table 1
     of Mentzer et al. 2023 (arXiv 2309.15505). Up to 16 where 8 do not suffice. Raises UsageError
@@ -64,8 +64,8 @@ def _split(size: int) -> tuple[int, ...] | None:
 
 
 def _products(size: int, count: int, highest: int) -> list[tuple[int, ...]]:
-    """All ways to write `size` as a product of `count` factors from 3 to
-    `highest`, in falling order.
+    """Lists all ways to write `size` as a product of `count` factors from 3 to `highest`, in
+    falling order.
     """
     if not LEVELS_LOW**count <= size <= highest**count:
         return []
@@ -76,7 +76,7 @@ def _products(size: int, count: int, highest: int) -> list[tuple[int, ...]]:
 
 
 def lfq_bits(size: int) -> int:
-    """d for K = 2^d codes; UsageError for other sizes."""
+    """Returns d for K = 2^d codes; UsageError for other sizes."""
     bits = size.bit_length() - 1
     if size != 2**bits:
         raise UsageError(
@@ -87,15 +87,15 @@ def lfq_bits(size: int) -> int:
 
 
 def pack(digits: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Indices (...), int64, from digits (..., d), whole numbers of any type, in a mixed radix;
-    the first digit counts ones.
+    """Packs digits (..., d), whole numbers of any type, into indices (...), int64, in a mixed
+    radix; the first digit counts ones.
     """
     units = digits.new_tensor([math.prod(sizes[:i]) for i in range(len(sizes))])
     return (digits @ units).long()  # in float32, too: whole numbers below 2^24 are exact
 
 
 def unpack(indices: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Digits (..., d) from indices (...)."""
+    """Unpacks indices (...) into digits (..., d)."""
     digits = []
     for size in sizes:
         digits.append(indices % size)
@@ -104,7 +104,7 @@ def unpack(indices: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 class _Rounded(torch.autograd.Function):
-    """The values in place of what was rounded, whose gradient passes straight through."""
+    """Replaces numbers by their rounded values; the gradient passes straight through."""
 
     @staticmethod
     def forward(ctx: Any, bounded: Tensor, values: Tensor) -> Tensor:
@@ -116,8 +116,8 @@ class _Rounded(torch.autograd.Function):
 
 
 class _ScalarQuantizer(Quantizer):
-    """What `fsq` and `lfq` share: d numbers from a linear layer, rounded one by
-    one, and a linear layer back.
+    """Rounds d numbers from a linear layer one by one, and maps them back by another: what `fsq`
+    and `lfq` share.
 
     The gradient passes straight through the rounding, as in the papers, and through the two layers,
     which learn by it: z gets the part that its d numbers can follow. Passing it on whole, as a
@@ -198,28 +198,30 @@ class _ScalarQuantizer(Quantizer):
         self.average.initialized.fill_(True)
 
     def _bound(self, inner: Tensor) -> Tensor:
-        """What is rounded, in the units of `_values`: (..., d) -> (..., d)."""
+        """Bounds the numbers before rounding, in the units of `_values`: (..., d) -> (..., d)."""
         raise NotImplementedError
 
     def _digits(self, bounded: Tensor) -> Tensor:
-        """The nearest values' places: (..., d) -> whole numbers of the same type (..., d)."""
+        """Returns the positions of the nearest values: (..., d) -> whole numbers of the same type
+        (..., d).
+        """
         raise NotImplementedError
 
     def _values(self, digits: Tensor) -> Tensor:
-        """Numbers in [-1, 1] from their places, whole numbers (..., d), in
-        float32 if these are int64.
+        """Returns numbers in [-1, 1] from their positions, whole numbers (..., d), in float32 if
+        these are int64.
         """
         raise NotImplementedError
 
     def _loss(self, inner: Tensor) -> Tensor:
-        """What the numbers (N, d) should be besides useful, a scalar:
-        nothing, unless a subclass says so.
+        """Returns a further loss of the numbers (N, d), a scalar: zero, unless a subclass says
+        otherwise.
         """
         return inner.new_zeros(())
 
 
 class FSQuantizer(_ScalarQuantizer):
-    """Each number bounded by tanh and rounded (Mentzer et al. 2023, arXiv 2309.15505, section 3
+    """Bounds each number by tanh and rounds it (Mentzer et al. 2023, arXiv 2309.15505, section 3
     and its appendix's code).
     """
 
@@ -229,8 +231,8 @@ class FSQuantizer(_ScalarQuantizer):
         super().__init__(config, fsq_levels(config.codebook_size))
 
     def _bound(self, inner: Tensor) -> Tensor:
-        """n values lie between -(n - 1)/2 and (n - 1)/2, moved by half a step where n is even
-        so that 0 is one of them.
+        """Bounds n values between -(n - 1)/2 and (n - 1)/2, moved by half a step where n is even so
+        that 0 is one of them.
         """
         reach = inner.new_tensor([(n - 1) / 2 * (1 - 1e-3) for n in self.sizes])  # (d,)
         offset = inner.new_tensor([0.5 * (n % 2 == 0) for n in self.sizes])
@@ -249,7 +251,7 @@ class FSQuantizer(_ScalarQuantizer):
 
 
 class LFQuantizer(_ScalarQuantizer):
-    """Only the sign of each number counts (Yu et al. 2023, arXiv 2310.05737, section 3.1).
+    """Keeps only the sign of each number (Yu et al. 2023, arXiv 2310.05737, section 3.1).
 
     Their entropy term makes each vector sure of its code, and all codes equally frequent. Only
     training asks for it. Their gradient takes the sign for the number itself; here it takes it
@@ -272,7 +274,7 @@ class LFQuantizer(_ScalarQuantizer):
         return 2.0 * digits - 1
 
     def _loss(self, inner: Tensor) -> Tensor:
-        """Commitment of the numbers to their signs, and the entropies."""
+        """Adds the commitment of the numbers to their signs, and the entropies."""
         if not self.training:
             return inner.new_zeros(())
         single, overall = entropies(4 / TEMPERATURE * inner)
@@ -281,8 +283,8 @@ class LFQuantizer(_ScalarQuantizer):
 
 
 def entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean entropy of each vector's code, and entropy of the mean
-    distribution over all codes, in nats.
+    """Computes the mean entropy of each vector's code, and the entropy of the mean distribution
+    over all codes, in nats.
 
     logits (N, d) are those of independent bits. Squared distances to +1 and -1 differ by 4 x,
     hence the logit 4 x / temperature. The distribution over 2^d codes is a product, so the first
@@ -304,16 +306,16 @@ def entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _joint(logits: Tensor) -> Tensor:
-    """The sum over logits (N, d) of the probabilities of all codes:
-    (2^(d/2), 2^(d/2)), rounded up and down.
+    """Sums over logits (N, d) the probabilities of all codes: (2^(d/2), 2^(d/2)), rounded up and
+    down.
     """
     low, high = logits.sigmoid().tensor_split(2, 1)
     return _distribution(high).T @ _distribution(low)
 
 
 def _distribution(bits: Tensor) -> Tensor:
-    """Probabilities (N, 2^d) of all codes from those of independent bits (N, d);
-    the first bit counts ones.
+    """Computes probabilities (N, 2^d) of all codes from those of independent bits (N, d); the first
+    bit counts ones.
     """
     codes = bits.new_ones(len(bits), 1)
     for i in range(bits.shape[1]):

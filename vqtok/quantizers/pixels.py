@@ -1,4 +1,4 @@
-"""`pixels`: the gray values themselves as indices, one level for each channel."""
+"""Takes the gray values themselves as indices (`pixels`), one level for each channel."""
 
 import torch
 from torch import Tensor
@@ -8,8 +8,8 @@ from vqtok.quantizers.base import Quantized, Quantizer
 
 
 class PixelQuantizer(Quantizer):
-    """Each channel's gray values rounded to K evenly spaced ones:
-    level l is channel l, and nothing is learned.
+    """Rounds each channel's gray values to K evenly spaced ones: level l is channel l, and nothing
+    is learned.
 
     With K = 256 an index is the byte itself, with K = 2 it says whether the value is above one
     half. A value never lies in the middle between two of the K: 2 b (K - 1) is even, 255 (2 k + 1)
@@ -27,14 +27,14 @@ class PixelQuantizer(Quantizer):
         self.register_buffer("palette", values.repeat(config.levels, 1))
 
     def forward(self, z: Tensor) -> Quantized:
-        """z (B, C, H, W) in [-1, 1]."""
+        """Quantizes z (B, C, H, W) in [-1, 1]."""
         # (B, C, H, W)
         indices = z.float().clamp(-1, 1).add(1).mul((self.codebook_size - 1) / 2).round().long()
         return Quantized(self.lookup(indices), indices, z.new_zeros(()))
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Gray values (B, C, H, W) in [-1, 1] for indices (B, n, H, W), the very
-        floats that bytes become.
+        """Returns gray values (B, C, H, W) in [-1, 1] for indices (B, n, H, W), the very floats
+        that bytes become.
         """
         count = indices.shape[1]
         known = (
@@ -49,7 +49,7 @@ class PixelQuantizer(Quantizer):
         )
 
     def codebooks(self) -> Tensor:
-        """(C, K, C): an entry says something of its own channel alone."""
+        """Returns (C, K, C): an entry says something of its own channel alone."""
         return torch.diag_embed((self.palette / 127.5 - 1).T).transpose(0, 1)
 
     def needs_init(self) -> bool:

@@ -1,6 +1,4 @@
-"""Residual quantization: several levels, each of which quantizes what the
-levels before it have left.
-"""
+"""Quantizes at several levels, each of which quantizes what the levels before it have left."""
 
 import math
 
@@ -16,8 +14,8 @@ from vqtok.quantizers.update import update_codebooks
 
 
 class ResidualQuantizer(Quantizer):
-    """L quantizers of one kind in a row; the sum of the first n of their vectors is an
-    image at n levels, for any n.
+    """Chains L quantizers of one kind; the sum of the first n of their vectors is an image at n
+    levels, for any n.
 
     Residual vector quantization as in Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312, section
     III-C), for any quantizer.
@@ -41,7 +39,7 @@ class ResidualQuantizer(Quantizer):
         return quantizer
 
     def forward(self, z: Tensor, depths: Tensor | None = None) -> Quantized:
-        """As Quantizer.forward.
+        """Quantizes as Quantizer.forward does.
 
         `depths` are `draw_depths`' (B,); without them, training draws them by
         torch's global generator.
@@ -76,14 +74,14 @@ class ResidualQuantizer(Quantizer):
         return Quantized(vectors, torch.cat(indices, 1), torch.stack(losses).mean())
 
     def _marks(self, depths: Tensor) -> Tensor:
-        """Marks (B, D) of depths (B,): a product, as the gradient of a look-up is a sum
-        in no fixed order on a GPU.
+        """Returns marks (B, D) of depths (B,): a product, as the gradient of a look-up is a sum in
+        no fixed order on a GPU.
         """
         chosen = depths[:, None] == torch.arange(1, self.levels + 1, device=depths.device)
         return chosen.to(self.depth.dtype) @ self.depth
 
     def draw_depths(self, images: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """How many levels each image is decoded from, int64 (images,); None for all.
+        """Draws how many levels each image is decoded from, int64 (images,); None for all.
 
         Drawn so that log n is uniform: the first levels matter at every rate, the last one at one
         rate only. Each process draws for the whole batch, of which it has every n-th image.
@@ -107,8 +105,8 @@ class ResidualQuantizer(Quantizer):
         return torch.cat(some) if some else None
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Vectors (B, D, h, w) for the indices (B, n, h, w) of the
-        first n levels, n from 1 to L.
+        """Returns vectors (B, D, h, w) for the indices (B, n, h, w) of the first n levels, n from 1
+        to L.
         """
         count = indices.shape[1]
         parts = [self._level(level).lookup(indices[:, level : level + 1]) for level in range(count)]

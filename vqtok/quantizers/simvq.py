@@ -1,5 +1,5 @@
-"""`simvq`: a codebook that moves as one, because all of its entries are a frozen random
-matrix times one learned layer.
+"""Quantizes by a codebook that moves as one (`simvq`): its entries are a frozen random matrix times
+one learned layer.
 """
 
 import torch
@@ -11,8 +11,8 @@ from vqtok.quantizers.codebook import Codebook, InitFlag
 
 
 class SimVQuantizer(Codebook):
-    """Entries are the rows of a frozen Gaussian matrix, mapped by one linear layer (Zhu et
-    al. 2024, arXiv 2411.02038).
+    """Maps the rows of a frozen Gaussian matrix to entries by one linear layer (Zhu et al. 2024,
+    arXiv 2411.02038).
 
     A step that moves the chosen entries moves the layer, and by it all the others, so that no
     code is left behind: there is no restart of dead codes, and `decay` and `restart` mean

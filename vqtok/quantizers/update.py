@@ -1,5 +1,4 @@
-"""The update of codebooks that follow averages, of all levels at once and without waiting for the
-device."""
+"""Updates codebooks that follow averages, all levels at once and without waiting for the device."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,8 +10,9 @@ from vqtok import distributed
 
 
 class Averaged(Protocol):
-    """What is updated: a codebook (K, D) beside moving averages of how often each code is chosen,
-    and of what chooses it."""
+    """Holds what is updated: a codebook (K, D) beside moving averages of how often each code is
+    chosen, and of what chooses it.
+    """
 
     codebook_size: int
     decay: float

@@ -208,12 +208,13 @@ class StudyContext:
         object.__setattr__(self, "dataset", open_data(self.images.path))
 
     def run(self, folder: Path, recipe: Recipe) -> RunContext:
-        return training.context_for(
-            self.spec(recipe), folder, self.device, self.stop, self.listener
-        )
+        return RunContext(self.spec(folder, recipe), self.device, self.stop, self.listener)
 
-    def spec(self, recipe: Recipe) -> RunSpec:
-        return RunSpec(recipe, os.path.abspath(self.images.path), len(self.dataset), self.command)
+    def spec(self, folder: Path, recipe: Recipe, stage: str = "all") -> RunSpec:
+        data, count = os.path.abspath(self.images.path), len(self.dataset)
+        return RunSpec(
+            recipe, data, count, self.command, folder=folder, stage=stage, resume=True, force=True
+        )
 
 
 @dataclass(frozen=True)
@@ -254,47 +255,33 @@ def train(context: StudyContext, system: System) -> TrainingRecord:
     """
     recipe = recipe_of(system, context.images.shape, context.seed)
     folder, settings = context.folder / system.name, training_digest(context, system)
-    if system.tokenizer == vae.NAME:
-        return _train_vae(context, folder, recipe, settings)
-    tokenizer = _tokenizer(context, system, recipe)
+    stage = vae.NAME if system.tokenizer == vae.NAME else "prior"
+    first = TrainingRecord("") if stage == vae.NAME else _tokenizer(context, system, recipe)
     found = _begin(context, folder, settings, recipe)
     if found.finished:
         return found
-    _share(context.folder / f"tokenizer-{system.tokenizer}", folder)
-    seconds = context.budget - tokenizer.all_seconds
-    recipe, done = _train_stage(context, folder, recipe, "prior", seconds)
+    if stage == "prior":
+        _share(context.folder / f"tokenizer-{system.tokenizer}", folder)
+    seconds = context.budget - first.all_seconds
+    recipe, done = _train_stage(context, folder, recipe, stage, seconds)
     # `vqtok train --resume` makes it again: 150 MB of raw pixels
     (folder / INDICES).unlink(missing_ok=True)
     trained = replace(
-        tokenizer,
+        first,
         settings=settings,
         finished=True,
         steps=done.steps,
         seconds=done.seconds,
-        batch=recipe.prior_training.batch,
+        batch=getattr(recipe, _table(stage)).batch,
         precision=recipe.precision,
     )
     write_training(folder, trained)
     return trained
 
 
-def _train_vae(
-    context: StudyContext, folder: Path, recipe: Recipe, settings: str
-) -> TrainingRecord:
-    found = _begin(context, folder, settings, recipe)
-    if found.finished:
-        return found
-    recipe, done = _train_stage(context, folder, recipe, vae.NAME, context.budget)
-    trained = TrainingRecord(
-        settings,
-        finished=True,
-        steps=done.steps,
-        seconds=done.seconds,
-        batch=recipe.tokenizer_training.batch,
-        precision=recipe.precision,
-    )
-    write_training(folder, trained)
-    return trained
+def _table(stage: str) -> str:
+    """Names the part of a recipe that says how a stage is trained."""
+    return "prior_training" if stage == "prior" else "tokenizer_training"
 
 
 def _train_stage(
@@ -304,15 +291,15 @@ def _train_stage(
     run = context.run(folder, recipe)
 
     def train(recipe: Recipe) -> bool:
-        training.save_run(folder, context.spec(recipe))
+        run.spec = context.spec(folder, recipe, stage)
+        training.save_run(folder, run.spec)
         if stage == vae.NAME:
             task = vae.VaeTask(recipe, context.dataset, run)
             return loop.train(task, recipe.tokenizer_training, run, resume=True)
-        return training.train(recipe, context.dataset, run, stage, resume=True)
+        return training.train(run, context.dataset)
 
     context.listener.begin(folder.name, seconds, elapsed(folder, stage).seconds)
-    table = "prior_training" if stage == "prior" else "tokenizer_training"
-    recipe = train_for(train, recipe, run, stage, seconds, table=table, steps=context.steps)
+    recipe = train_for(train, recipe, run, stage, seconds, table=_table(stage), steps=context.steps)
     return recipe, elapsed(folder, stage)
 
 
@@ -356,7 +343,7 @@ def _begin(context: StudyContext, folder: Path, settings: str, recipe: Recipe) -
         return found
     for path in (folder / MARK, folder / INDICES):
         path.unlink(missing_ok=True)
-    training.create_run(folder, context.spec(recipe), "all", force=True)
+    training.create_run(folder, context.spec(folder, recipe), "all", force=True)
     write_training(folder, TrainingRecord(settings))
     return TrainingRecord(settings)
 

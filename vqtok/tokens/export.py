@@ -7,7 +7,6 @@ meta.json, which must tell of one vocabulary.
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -112,6 +111,7 @@ def _writer(request: ExportRequest) -> type[Writer]:
 
 def _place(out: Path, kind: type[Writer], split: str | None) -> tuple[Path, str]:
     """The folder, and what files of one export are called."""
+    files.check_writable(out)
     if str(out) == "-":
         raise UsageError("several files do not go to standard output", "give a folder: -o DIR")
     if kind.single and out.suffix in kind.suffixes and not out.is_dir():
@@ -130,7 +130,7 @@ def _read_old(
     it is of further files that would stay.
     """
     path = folder / META
-    if not os.path.lexists(path):
+    if not _exists(path):
         return {}
     try:
         old = read_meta_file(path)
@@ -225,7 +225,7 @@ def _move(
 ) -> None:
     """Moves what was made into the folder, in place of what an earlier export left there."""
     for path in made:
-        if os.path.lexists(folder / path.name) and not force:
+        if _exists(folder / path.name) and not force:
             raise OutputError(
                 f"{folder / path.name} exists",
                 "use -f/--force to replace it, or choose another folder with -o",
@@ -236,12 +236,16 @@ def _move(
     for path in made:
         if path.is_dir():
             _remove(folder / path.name)
-        os.replace(path, folder / path.name)
+        files.move(path, folder / path.name)
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() if files.is_url(path) else os.path.lexists(path)
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        files.remove_tree(path)
     else:
         path.unlink(missing_ok=True)
 

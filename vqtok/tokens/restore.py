@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,6 +14,7 @@ import numpy as np
 from vqtok import codes, files
 from vqtok.codes import Codes, index_dtype
 from vqtok.codes.checks import is_int, require
+from vqtok.data.tar import index_tar
 from vqtok.errors import FormatError, InputError, UsageError
 from vqtok.tokens.export import META, origin_of, read_meta_file
 from vqtok.tokens.formats.flat import HEADER_WORDS
@@ -253,13 +253,12 @@ def _parse_line(line: bytes, number: int) -> np.ndarray:
 
 def _read_tar(path: Path, _meta: TokenMeta) -> Iterator[np.ndarray]:
     try:
-        with tarfile.open(path, "r|") as archive:
-            for member in archive:
-                if member.isfile() and member.name.endswith(".npy"):
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    yield from _rows(_load_npy(file.read(LIMIT)))
-    except (tarfile.TarError, EOFError, OSError) as error:
+        with path.open("rb") as file:
+            for member in index_tar(path):
+                if member.name.endswith(".npy"):
+                    file.seek(member.offset)
+                    yield from _rows(_load_npy(file.read(min(member.size, LIMIT))))
+    except OSError as error:
         raise InputError(f"cannot read {path}: {error}", "copy the file again") from None
 
 

@@ -152,20 +152,23 @@ def _number(keys: list[_Key], listed: tuple[str, ...]) -> tuple[tuple[str, ...],
     """The names of the classes, and the class of each key, -1 for none."""
     names = {str(value) for kind, value in keys if kind == "name"}
     numbers = [int(value) for kind, value in keys if kind == "number"]
-    require(not (names and numbers), "some labels are names, and some are numbers", "encode again")
     if not names and not numbers:
         labels, by_folder = _number_folders({str(value) for _, value in keys})
         return labels, [by_folder.get(str(value), -1) for _, value in keys]
-    if numbers:
+    if numbers and not names:
         highest = max(numbers)
         require(highest < _CLASSES_MAX, f"the label {highest} is no class", "encode again")
         labels = listed + ("",) * (highest + 1 - len(listed))
         return labels, [int(value) if kind == "number" else -1 for kind, value in keys]
-    unknown = sorted(names - set(listed)) if listed else []
-    require(not unknown, f"the label {unknown[:1]} is not in the list of labels", "encode again")
-    labels = listed or tuple(sorted(names))
+    # a number among names is one, too: that of the list, or else its digits
+    called = {n: listed[n] if n < len(listed) else str(n) for n in numbers}
+    unknown = (names | set(called.values())) - set(listed)
+    labels = (*listed, *sorted(unknown))
     by_name = {name: number for number, name in enumerate(labels)}
-    return labels, [by_name[str(value)] if kind == "name" else -1 for kind, value in keys]
+    return labels, [
+        -1 if kind == "folder" else by_name[str(value) if kind == "name" else called[int(value)]]
+        for kind, value in keys
+    ]
 
 
 def _number_folders(folders: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:

@@ -1,13 +1,11 @@
-"""Training: images to a model folder.
+"""Trains models: images to a model folder.
 
 The tokenizer first, then both priors on the indices it gives.
 """
 
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
-import torch
 
 from vqtok import distributed, weights
 from vqtok.codec import to_device, tokenizer_from_weights
@@ -21,8 +19,6 @@ from vqtok.train.grids import Grids, encode_dataset, load_grids, save_grids
 from vqtok.train.plan import plan
 from vqtok.train.prior import EntropyTask, PriorTask
 from vqtok.train.run import (
-    RunSpec,
-    TrainRequest,
     broadcast_spec,
     check_free,
     check_outside,
@@ -41,6 +37,7 @@ from vqtok.train.run import (
 )
 from vqtok.train.runtime import keep_memory
 from vqtok.train.shards import CodesData, copy_tokenizer, refuse_codes
+from vqtok.train.spec import RunSpec
 from vqtok.train.tokenizer import TokenizerTask, write_pixel_tokenizer
 
 __all__ = [
@@ -50,14 +47,12 @@ __all__ = [
     "RunSpec",
     "Status",
     "Stop",
-    "TrainRequest",
     "broadcast_spec",
     "check_free",
     "check_outside",
     "check_processes",
     "check_settable",
     "choose_run",
-    "context_for",
     "create_run",
     "is_restart_of",
     "merge",
@@ -76,72 +71,43 @@ STAGES = ("tokenizer", "prior", "entropy", "all")
 Parts = tuple[np.ndarray, np.ndarray]
 
 
-def context_for(
-    spec: RunSpec, folder: Path, device: torch.device, stop: Stop, listener: Listener
-) -> RunContext:
-    """What a run has while it trains, by what it was started with."""
-    recipe = spec.recipe
-    perceptual, init = (Path(path) if path else None for path in (spec.perceptual, spec.init))
-    return RunContext(
-        folder,
-        recipe.seed,
-        device,
-        recipe.precision,
-        stop,
-        listener,
-        perceptual,
-        init,
-        codes=spec.codes,
-    )
+def train(run: RunContext, dataset: Dataset) -> bool:
+    """Trains the stages of `run.spec` into its folder; returns whether all of them are finished.
 
-
-def train(
-    recipe: Recipe,
-    dataset: Dataset,
-    run: RunContext,
-    stage: str = "all",
-    resume: bool = False,
-    compiled: bool = False,
-) -> bool:
-    """Trains the stages into the run's folder; returns whether all of them are finished.
-
-    After an early stop (`run.stop`), the same call with `resume` continues as if there had been no
-    stop: on a CPU the result is bit-equal, given the same machine and number of threads. Some of
-    CUDA's sums have no fixed order.
+    After an early stop (`run.stop`), the same call with `resume` in the spec continues as if there
+    had been no stop: on a CPU the result is bit-equal, given the same machine and number of
+    threads. Some of CUDA's sums have no fixed order.
     Inside `distributed.process_group`, all processes of a run call this alike and share the work;
     the first needs the folder, all need the data. What comes out is the same for any number of
     them, but for rounding and for the prior's dropout.
     """
     keep_memory()
+    stage = run.spec.stage
     if stage in ("tokenizer", "all"):
         refuse_codes(dataset)
     if distributed.is_main_process():
         copy_tokenizer(run.folder, dataset)
-    parts = _parts(recipe, dataset, run)
+    parts = _parts(dataset, run)
     run.listener.note(
         f"{len(parts[0]):,} images to train on, {len(parts[1]):,} set aside for validation."
     )
-    if stage in ("tokenizer", "all") and not _train_tokenizer(
-        recipe, dataset, parts, run, resume, compiled
-    ):
+    if stage in ("tokenizer", "all") and not _train_tokenizer(dataset, parts, run):
         return False
-    return stage == "tokenizer" or _train_priors(recipe, dataset, parts, run, stage, resume)
+    return stage == "tokenizer" or _train_priors(dataset, parts, run)
 
 
-def _parts(recipe: Recipe, dataset: Dataset, run: RunContext) -> Parts:
-    """Training and validation images.
+def _parts(dataset: Dataset, run: RunContext) -> Parts:
+    """Splits the images into those to train on and those to validate with.
 
     The latter are all readable; where there are none, training images stand in.
     """
-    training, aside = split_indices(
-        dataset, recipe.data.validation, recipe.data.validation_max, recipe.seed
-    )
+    data = run.spec.recipe.data
+    training, aside = split_indices(dataset, data.validation, data.validation_max, run.seed)
     validation = [i for i in aside if _readable(dataset, i)]
     if not validation:
         run.listener.note("No image is set aside: validation looks at training images.")
-        validation = list(
-            islice((i for i in training if _readable(dataset, i)), recipe.data.validation_max)
-        )
+        readable = (i for i in training if _readable(dataset, i))
+        validation = list(islice(readable, data.validation_max))
     if not validation:
         raise InputError(
             f"no image of {dataset.name} can be read",
@@ -160,19 +126,17 @@ def _readable(dataset: Dataset, index: int) -> bool:
     return True
 
 
-def _train_tokenizer(
-    recipe: Recipe, dataset: Dataset, parts: Parts, run: RunContext, resume: bool, compiled: bool
-) -> bool:
+def _train_tokenizer(dataset: Dataset, parts: Parts, run: RunContext) -> bool:
+    recipe = run.spec.recipe
     if recipe.tokenizer.is_pixels:
         write_pixel_tokenizer(recipe, dataset, parts, run)
         return True
-    task = TokenizerTask(recipe, dataset, parts, run, compiled)
-    return loop.train(task, recipe.tokenizer_training, run, resume)
+    task = TokenizerTask(recipe, dataset, parts, run, run.spec.compiled)
+    return loop.train(task, recipe.tokenizer_training, run, run.spec.resume)
 
 
-def _train_priors(
-    recipe: Recipe, dataset: Dataset, parts: Parts, run: RunContext, stage: str, resume: bool
-) -> bool:
+def _train_priors(dataset: Dataset, parts: Parts, run: RunContext) -> bool:
+    recipe, stage, resume = run.spec.recipe, run.spec.stage, run.spec.resume
     network, fingerprint = _released_tokenizer(run)
     if network.config != recipe.tokenizer:
         raise TrainingError(
@@ -214,7 +178,7 @@ def _train_priors(
 def _all_grids(
     network: VQVAE, fingerprint: str, recipe: Recipe, dataset: Dataset, run: RunContext
 ) -> Grids | None:
-    """The grids of all images, from codes shards, from the run's folder or encoded now;
+    """Returns the grids of all images, from codes shards, from the run's folder or encoded now;
     None after an early stop.
     """
     if isinstance(dataset, CodesData):
@@ -247,8 +211,8 @@ def _all_grids(
 
 
 def _split_grids(grids: Grids, parts: Parts, mirror: bool) -> tuple[Grids, Grids]:
-    """Training and validation grids; mirror images only to train on, or validation would
-    see half its images twice.
+    """Splits the grids for training and validation. Mirror images are for training alone, or
+    validation would see half its images twice.
     """
     if not mirror:
         return grids.select(parts[0]).known(), grids.select(parts[1]).known()
@@ -258,8 +222,8 @@ def _split_grids(grids: Grids, parts: Parts, mirror: bool) -> tuple[Grids, Grids
 
 
 def _released_tokenizer(run: RunContext) -> tuple[VQVAE, str]:
-    """The tokenizer as `vqtok encode` will use it, rounded to float16:
-    the prior must know the indices that users get.
+    """Loads the tokenizer as `vqtok encode` will use it, rounded to float16: the prior must know
+    the indices that users get.
     """
     path = run.folder / "tokenizer.safetensors"
     stored = distributed.broadcast_weights(

@@ -1,6 +1,4 @@
-"""The discriminator beside the tokenizer:
-when it learns, when it is asked, and how much its opinion counts.
-"""
+"""Trains the discriminator beside the tokenizer, and weighs its term of the loss."""
 
 import math
 from dataclasses import dataclass, replace
@@ -32,7 +30,7 @@ DECAY = 0.99  # of the moving averages (LeCam's own)
 
 @dataclass(frozen=True)
 class _StepRecord:
-    """What a step of the tokenizer has shown.
+    """Holds what the discriminator's own step needs of the tokenizer's step.
 
     Nothing of it lasts before `update`: a step may turn out to be skipped.
     """
@@ -47,8 +45,8 @@ class _StepRecord:
 
 
 class Adversary(nn.Module):
-    """A patch discriminator with its optimizer and moving averages:
-    its state_dict and the optimizer's are all its state.
+    """Holds a patch discriminator, its optimizer and moving averages: its state_dict and the
+    optimizer's are all its state.
 
     At each step, after `schedule`, the tokenizer minimizes `generator_terms`; `compute_gradients`
     says whether the discriminator can learn from the same batch, and `update` lets it. A step that
@@ -101,8 +99,8 @@ class Adversary(nn.Module):
         self._score_rate.set(_following(step - self.first_update_step))
 
     def generator_terms(self, reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """What the tokenizer is to minimize besides, by name;
-        nothing before the discriminator is asked. (B, C, H, W) in [-1, 1].
+        """Returns the generator's loss terms by name, none before the start step. Images are (B, C,
+        H, W) in [-1, 1].
 
         The scale of scores and features is arbitrary, so the gradient is given a length.
         VQGAN's adaptive weight (Esser et al.
@@ -125,7 +123,9 @@ class Adversary(nn.Module):
     def _weighted_term(
         self, reconstruction: Tensor, images: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The term, and the average length of the gradient, this one included."""
+        """Returns the weighted term, and the moving average of its gradient's norm, this step
+        included.
+        """
         # the discriminator's own weights get no gradient here
         leaf = reconstruction.detach().requires_grad_()
         generator_loss = self._generator_loss(leaf, images)
@@ -141,8 +141,8 @@ class Adversary(nn.Module):
         }, grad_norm_ema
 
     def _generator_loss(self, leaf: Tensor, images: Tensor) -> Tensor:
-        """What the reconstructions are to be: taken for images, and like them in the
-        discriminator's features.
+        """Returns the loss of reconstructions that the discriminator recognizes, and whose features
+        differ from the images'.
         """
         fake = self.discriminator(leaf)
         generator_loss = generator_hinge(fake.scores)
@@ -155,13 +155,13 @@ class Adversary(nn.Module):
         return generator_loss
 
     def compute_gradients(self) -> dict[str, Tensor]:
-        """The gradient of its own loss on the batch just seen:
-        that hinge loss and the gradient's norm by name. Nothing changes yet.
+        """Computes the discriminator's gradients on the last batch; returns its hinge loss and the
+        gradients' norm by name. Weights stay as they are.
         """
         seen = self._last_step
         if seen is None:
             return {}
-        bf16, keeps = self.run.precision == "bf16", not sync_free(self.run.device)
+        bf16, keeps = self.run.bf16, not sync_free(self.run.device)
         with torch.autocast(
             self.run.device.type, torch.bfloat16, enabled=bf16, cache_enabled=keeps
         ):
@@ -177,8 +177,8 @@ class Adversary(nn.Module):
         return {"discriminator": hinge, "discriminator's gradient norm": norm}
 
     def update(self, ok: Tensor | None = None) -> dict[str, Tensor]:
-        """One step of the discriminator along that gradient, at the tokenizer's learning rate;
-        its hinge loss by name.
+        """Steps the discriminator's optimizer at the tokenizer's learning rate; returns its hinge
+        loss by name.
 
         `ok` (bool, scalar): false leaves all as it is.
         """
@@ -200,7 +200,7 @@ class Adversary(nn.Module):
 
 
 def _gradient_norm(gradient: Tensor) -> Tensor:
-    """That of the whole batch's gradient; each process has its images' part of it,
+    """Returns the norm of the whole batch's gradient. Each process holds its images' part of it,
     times the number of processes.
     """
     if distributed.world_size() == 1:
@@ -211,13 +211,13 @@ def _gradient_norm(gradient: Tensor) -> Tensor:
 
 
 def _following(step: int) -> float:
-    """How far a moving average follows in its step number `step`;
-    at first more than DECAY says, or the start would be felt for long.
+    """Returns the weight of the newest value in a moving average at step `step`: at first more than
+    DECAY says, or the start would be felt for long.
     """
     return 1 - min(DECAY, max(0, 1 + step) / max(1, 10 + step))
 
 
 @torch.no_grad()
 def _ema(average: Tensor, value: Tensor, rate: DeviceScalar) -> Tensor:
-    """A moving average after one step more."""
+    """Returns a moving average after one more step."""
     return average.lerp(value, rate.value)

@@ -1,4 +1,4 @@
-"""What a run has while it trains: its folder and device, who listens, and when it is to stop."""
+"""Holds what a run has while it trains: spec, device, listener, and when it is to stop."""
 
 import math
 import time
@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 
 from vqtok import distributed
+from vqtok.train.spec import RunSpec
 
 
 @dataclass(frozen=True)
 class Status:
-    """What a progress line shows."""
+    """Holds what a progress line shows."""
 
     stage: str
     step: int
@@ -26,7 +27,7 @@ class Status:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Those figures as they are now."""
+        """Computes the figures as they are now."""
         return self.figures()
 
 
@@ -34,20 +35,20 @@ class Listener(Protocol):
     """Hears what training has to say; the command line prints it."""
 
     def status(self, status: Status) -> None:
-        """After each step."""
+        """Is called after each step."""
         ...
 
     def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
-        """After each validation; `line` is what went to log.jsonl."""
+        """Is called after each validation; `line` is what went to log.jsonl."""
         ...
 
     def note(self, text: str) -> None:
-        """When something is worth a sentence."""
+        """Is called when something is worth a sentence."""
         ...
 
 
 class Silent:
-    """The listener that says nothing."""
+    """Ignores everything."""
 
     def status(self, status: Status) -> None:
         pass
@@ -61,7 +62,7 @@ class Silent:
 
 @dataclass
 class Stop:
-    """Why and when to stop early. Signal handlers set `signal`."""
+    """Says why and when to stop early. Signal handlers set `signal`."""
 
     deadline: float = math.inf  # time.monotonic()
     signal: int = 0
@@ -82,15 +83,22 @@ class Stop:
 
 @dataclass
 class RunContext:
-    """What all stages of a run share."""
+    """Holds what a run needs while it trains: spec, device, listener, and when to stop."""
 
-    folder: Path
-    seed: int
+    spec: RunSpec
     device: torch.device
-    precision: str = "fp32"
     stop: Stop = field(default_factory=Stop)
     listener: Listener = field(default_factory=Silent)
-    perceptual: Path | None = None  # weights of the perceptual loss
-    init: Path | None = None  # tokenizer file to start from in place of random weights
-    # whose codes it makes, as `weights.kept_codes`, where only its decoder is to learn
-    codes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.spec.folder
+
+    @property
+    def seed(self) -> int:
+        return self.spec.recipe.seed
+
+    @property
+    def bf16(self) -> bool:
+        """Whether matrix products and convolutions are computed in bfloat16."""
+        return self.spec.recipe.precision == "bf16"

@@ -1,5 +1,5 @@
-"""A moving average of a network's weights:
-the network that is kept, smoother than any step of the one that learns.
+"""Keeps a moving average of a network's weights: the model that is released, smoother than the
+weights of any one step.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class WeightAverage:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The averages by the names that they have in a state file."""
+        """Returns the averages by their names in a state file."""
         return {f"ema.{name}": value for name, value in self._mean.items()}
 
     def reset(self) -> None:
@@ -56,7 +56,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the network has the averaged weights."""
+        """Gives the network the averaged weights inside the block."""
         self._swap()
         try:
             yield

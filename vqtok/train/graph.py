@@ -1,5 +1,4 @@
-"""A training step as one CUDA graph: the host says "again" in place of thousands of kernels, one
-after another."""
+"""Captures a training step as one CUDA graph, which replaces thousands of kernel launches."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -35,8 +34,9 @@ class GraphedStep:
         self._warm, self._captures = 0, True
 
     def __call__(self, batch: Any, phase: Hashable) -> None:
-        """One step on a batch: a named tuple of tensors on the host, and of numbers that the step
-        does not look at."""
+        """Runs one step on a batch: a named tuple of tensors on the host, and of numbers that the
+        step does not look at.
+        """
         if self._batch is None or phase != self._phase:
             self._phase, self._graph, self._warm = phase, None, 0
         self._batch = batch = _fill(self._batch, batch, self._device)
@@ -55,7 +55,7 @@ class GraphedStep:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def _captured(self, batch: Any) -> torch.cuda.CUDAGraph | None:
-        """The graph of a step on this batch; nothing is computed."""
+        """Captures the graph of a step on this batch; computes nothing."""
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
         try:
@@ -74,7 +74,7 @@ class GraphedStep:
 
 
 def _fill(held: Any, batch: Any, device: torch.device) -> Any:
-    """The batch on the device, in the tensors of the batch before where there is one."""
+    """Copies the batch to the device, into the tensors of the batch before where there is one."""
     if held is None:
         return to_device(batch, device)
     fields = []
@@ -86,8 +86,9 @@ def _fill(held: Any, batch: Any, device: torch.device) -> Any:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A named tuple with its tensors on the device, without waiting for that; other batches as they
-    are."""
+    """Moves a named tuple's tensors to the device without waiting; returns other batches as they
+    are.
+    """
     if device.type == "cpu" or not hasattr(batch, "_fields"):
         return batch
     return type(batch)(
@@ -96,5 +97,5 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    """In memory that a GPU reads by itself."""
+    """Copies a tensor to page-locked memory, which a GPU reads by itself."""
     return tensor if tensor.is_cuda else tensor.pin_memory()

@@ -1,4 +1,4 @@
-"""Index grids to train priors on: encoded once, stored, and cut into batches of windows."""
+"""Encodes, stores and batches the index grids that priors train on."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +24,8 @@ AT_ONCE = 256  # images that a process encodes before all look whether to stop
 
 @dataclass(frozen=True)
 class Grids:
-    """Index grids of many images, of any shapes, one after another in one array:
-    a list of arrays takes 100 bytes more for each.
+    """Holds index grids of many images and shapes one after another in one array: a list of arrays
+    takes 100 bytes more for each.
     """
 
     flat: np.ndarray  # all indices, in the smallest unsigned dtype
@@ -35,7 +35,7 @@ class Grids:
 
     @classmethod
     def of(cls, flat: np.ndarray, shapes: np.ndarray, labels: np.ndarray) -> "Grids":
-        """Grids that follow one another without gaps."""
+        """Makes Grids of indices that follow one another without gaps."""
         ends = shapes.astype(np.int64).prod(1).cumsum()
         return cls(
             flat, shapes.astype(np.int64), np.concatenate([[0], ends[:-1]]).astype(np.int64), labels
@@ -43,7 +43,7 @@ class Grids:
 
     @classmethod
     def of_list(cls, grids: Sequence[np.ndarray], labels: np.ndarray) -> "Grids":
-        """From one array (L, h, w) each."""
+        """Makes Grids of one array (L, h, w) for each image."""
         return cls.of(
             np.concatenate([g.ravel() for g in grids]), np.array([g.shape for g in grids]), labels
         )
@@ -52,16 +52,16 @@ class Grids:
         return len(self.shapes)
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """One grid (L, h, w)."""
+        """Returns one grid (L, h, w)."""
         shape, start = self.shapes[i], int(self.starts[i])
         return self.flat[start : start + int(shape.prod())].reshape(shape)
 
     def select(self, which: np.ndarray) -> "Grids":
-        """Some of the grids; the indices themselves are shared."""
+        """Selects some of the grids; the indices themselves are shared."""
         return Grids(self.flat, self.shapes[which], self.starts[which], self.labels[which])
 
     def known(self) -> "Grids":
-        """Those of readable images."""
+        """Selects the grids of readable images."""
         return self.select(self.shapes.prod(1).nonzero()[0])
 
 
@@ -117,8 +117,8 @@ def _encode_part(
     stop: Stop,
     report: Callable[[int], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of some images and their mirror images, one after another, int64, and the
-    shapes (n, 3) of their grids.
+    """Encodes some images, each followed by its mirror image: int64 indices, and the shapes (n, 3)
+    of their grids.
 
     Fewer than those of all after an early stop. `report` hears how many are done.
     """
@@ -141,8 +141,8 @@ def _encode_part(
 
 
 def _encode(network: VQVAE, images: Sequence[np.ndarray], device: torch.device) -> np.ndarray:
-    """Indices (n, L, h, w) of images uint8 (H, W, C) of one size, padded
-    as `vqtok encode` does it.
+    """Encodes images uint8 (H, W, C) of one size to indices (n, L, h, w), padded as `vqtok encode`
+    does it.
     """
     padded = np.stack([pad(image, network.config.downsample) for image in images]).transpose(
         0, 3, 1, 2
@@ -152,7 +152,7 @@ def _encode(network: VQVAE, images: Sequence[np.ndarray], device: torch.device) 
 
 
 def _images(dataset: Dataset, numbers: range, channels: int) -> Iterator[np.ndarray]:
-    """Some images, whole; one without pixels in place of each that cannot be read."""
+    """Reads some images, whole; one without pixels stands for each that cannot be read."""
     # data in arrays gives many at once: 5 times as fast for the built-in shapes
     many = getattr(dataset, "images", None)
     if many is not None and numbers:
@@ -194,8 +194,8 @@ def save_grids(path: Path, grids: Grids, tokenizer: str) -> None:
 
 
 def load_grids(path: Path, tokenizer: str, count: int) -> Grids | None:
-    """What `save_grids` wrote, in the first process;
-    None when there is nothing, or it is of another tokenizer or not `count` grids.
+    """Reads what `save_grids` wrote, in the first process; None where there is nothing, or it is of
+    another tokenizer or not `count` grids.
 
     Raises TrainingError for a damaged file.
     """
@@ -239,7 +239,7 @@ class GridBatches:
         self._epoch, self._permutation = -1, np.empty(0, np.int64)
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices int64 (B, L, h, w) and labels (B,)."""
+        """Makes the batch of a step: indices int64 (B, L, h, w) and labels (B,)."""
         rank, count = self.share
         items = [
             self._item(position)
@@ -270,8 +270,8 @@ class GridBatches:
 
 
 def window_of(grids: Grids, recipe: Recipe) -> tuple[int, int]:
-    """Rows and columns that the prior learns at a time:
-    `prior_size` pixels, or the smallest image where that is smaller.
+    """Returns the rows and columns that the prior learns at a time: `prior_size` pixels, or the
+    smallest image where that is smaller.
     """
     side = max(1, recipe.data.prior_size // recipe.tokenizer.downsample)
     smallest = grids.shapes[:, 1:].min(0)

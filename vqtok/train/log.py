@@ -1,4 +1,4 @@
-"""log.jsonl of a run: a line for each validation, whole or not at all."""
+"""Writes a run's log.jsonl: a line for each validation, whole or not at all."""
 
 import errno
 import json

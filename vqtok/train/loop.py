@@ -1,4 +1,4 @@
-"""The one training loop, for tokenizer and prior: schedule, checkpoints, resume, log.jsonl."""
+"""Runs the one training loop, of tokenizer and priors: schedule, checkpoints, resume, log.jsonl."""
 
 import json
 import math
@@ -42,8 +42,8 @@ _SUMS = ("steps", "skipped")  # of a window: counts, of which there is no mean
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """That of a step: a linear rise over the first `warmup` steps, times what is left of the peak
-    by the schedule, which ends at 0.
+    """Returns a step's learning rate: a linear rise over the first `warmup` steps, times the
+    schedule, which falls from 1 to 0.
     """
     rise, done = min(1.0, (step + 1) / max(1, config.warmup)), step / config.steps
     left = (
@@ -167,7 +167,7 @@ class _Trainer:
             self._seen_step(batch)
 
     def _seen_step(self, batch: Any) -> None:
-        """A step whose figures are looked at before anything changes."""
+        """Takes a step whose figures are looked at before anything changes."""
         progress = self.progress
         result, shown, checked = self._gradients(batch)
         # one wait for the device
@@ -182,8 +182,8 @@ class _Trainer:
             progress.window[name] = progress.window.get(name, 0) + value
 
     def _unseen_step(self, batch: Any, phase: Hashable) -> None:
-        """A step that nobody waits for: whether it may change anything is
-        decided where its numbers are.
+        """Takes a step that nobody waits for: the device itself decides whether it may change
+        anything.
         """
         if phase != self.phase:
             self._look()  # other figures follow
@@ -197,22 +197,21 @@ class _Trainer:
             self._look()
 
     def _launch(self, batch: Any) -> None:
-        """The part of a step that a CUDA graph can hold."""
+        """Runs the part of a step that a CUDA graph can hold."""
         result, shown, checked = self._gradients(batch)
         ok = torch.isfinite(stacked(checked.values())).all()
         more = self._update(result, ok)
         self.window.add({name: checked[name] for name in shown} | more, checked, ok)
 
     def _gradients(self, batch: Any) -> tuple[Step, list[str], dict[str, Tensor]]:
-        """The step's result and gradients; the names of the figures to show,
-        and all that must be finite.
+        """Computes a step's result and gradients; returns the names of the figures to show, and all
+        that must be finite.
         """
         # bfloat16 reaches as far as float32: no gradient fades to 0 that a scale (GradScaler) would
         # save, as float16's would.
         # A graph would hold autocast's cache of weights for ever.
-        bf16 = self.run.precision == "bf16"
         with torch.autocast(
-            self.run.device.type, torch.bfloat16, enabled=bf16, cache_enabled=not self.free
+            self.run.device.type, torch.bfloat16, enabled=self.run.bf16, cache_enabled=not self.free
         ):
             result = self.task.forward(batch)
         result.loss.backward()
@@ -318,7 +317,9 @@ class _Trainer:
         return {name: value / steps for name, value in window.items() if name not in _SUMS}
 
     def _summary(self) -> tuple[dict[str, float], str]:
-        """The task's own, where a step of the window has taught anything, and how many have not."""
+        """Returns the task's own summary, where a step of the window has taught anything, and how
+        many steps have not.
+        """
         window = self.progress.window
         extra, sentence = (
             self.task.window_summary(window, self.counts) if window.get("steps") else ({}, "")
@@ -341,8 +342,8 @@ class _Trainer:
         )
 
     def _figures(self) -> dict[str, float]:
-        """What a progress line shows of the window so far;
-        on a GPU, as far as it has been looked at.
+        """Returns what a progress line shows of the window so far; on a GPU, as far as it has been
+        read.
         """
         figures = dict(self.known) if self.free else self._window_means() | self._summary()[0]
         figures.pop("skipped", None)
@@ -422,8 +423,8 @@ class _Trainer:
             self.saver.write(lambda: state.save_state(self.state_path, tensors, progress))
 
     def _extra_tensors(self) -> dict[str, Tensor]:
-        """Tensors that a resumed run needs besides its learners;
-        they share memory with what they are of.
+        """Returns tensors that a resumed run needs besides its learners; they share memory with
+        their owners.
         """
         return {
             "window.counts": self.counts,

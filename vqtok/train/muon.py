@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal before each step (Jordan et al.
+"""Implements Muon: momentum whose matrices are made orthogonal before each step (Jordan et al.
 2024), and AdamW for all else.
 
 A step moves a convolution's weights along all directions of their matrix equally, not mainly along
@@ -27,8 +27,8 @@ ADAMW_SIZE = 0.2
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for the weights of convolutions, AdamW for all other parameters;
-    both have the same learning rate.
+    """Steps the weights of convolutions by Muon and all other parameters by AdamW, at the same
+    learning rate.
     """
 
     takes_ok = True  # `runtime.step_if`
@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float | Tensor, **adamw: Any
     ) -> None:
-        """`adamw` are the options of torch.optim.AdamW."""
+        """Takes the options of torch.optim.AdamW as `adamw`."""
         parameters = list(parameters)
         matrices = [
             p
@@ -57,8 +57,8 @@ class Muon(torch.optim.Optimizer):
     def step(  # type: ignore[override]
         self, closure: None = None, ok: Tensor | None = None
     ) -> None:
-        """One step of all parameters; `ok` (bool, scalar):
-        false leaves every parameter and momentum as it is.
+        """Steps all parameters; where `ok` (bool, scalar) is false, every parameter and momentum
+        stays as it is.
         """
         step_if(self.adamw, ok)
         if not self.matrices:
@@ -79,8 +79,8 @@ class Muon(torch.optim.Optimizer):
             weight.add_(orthogonal(direction).view_as(weight), alpha=-scale)
 
     def _step_in_groups(self, ok: Tensor | None) -> None:
-        """The step of all matrices, those of one shape in one product:
-        10 products in place of 37 for the photo tokenizer.
+        """Steps all matrices, those of one shape in one product: 10 products in place of 37 for the
+        photo tokenizer.
 
         A GPU takes as long for one small matrix as for four.
         On a CPU it would be 1.2 times as slow as one by one.
@@ -105,8 +105,8 @@ class Muon(torch.optim.Optimizer):
             foreach._foreach_add_(weights, list(steps.permute(0, 1, 4, 2, 3).unbind()))
 
     def _grouped(self) -> list[tuple[list[nn.Parameter], Tensor]]:
-        """The matrices by shape, each group with its momenta (n, out, k, k, in), of
-        which the state holds views.
+        """Groups the matrices by shape, each group with its momenta (n, out, k, k, in), of which
+        the state holds views.
         """
         if not self._groups or any(
             self.state[w].get("momentum") is not view for w, view in self._views
@@ -127,7 +127,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def _scale(matrix: Tensor) -> float:
-    """What makes a step of an orthogonal matrix (out, in*k*k) as large as one of AdamW."""
+    """Returns the factor that makes a step of an orthogonal matrix (out, in*k*k) as large as one of
+    AdamW.
+    """
     return ADAMW_SIZE * max(matrix.shape) ** 0.5
 
 

@@ -1,4 +1,4 @@
-"""What a run would be: sizes, costs and expected time, measured here before anything is written."""
+"""Plans a run: sizes, costs and expected time, measured here before anything is written."""
 
 import math
 import time
@@ -24,8 +24,8 @@ def plan(
     device: torch.device,
     perceptual: Path | None = None,
 ) -> dict[str, Any]:
-    """Images, bits and multiply-adds per pixel;
-    and of each stage the parameters, steps, and seconds that it will take.
+    """Measures images, bits and multiply-adds per pixel, and for each stage the parameters, steps
+    and expected seconds.
 
     `perceptual` is the file of that loss. The seconds are those of the steps;
     decoding images, validation and encoding for the prior come on top.
@@ -75,7 +75,7 @@ def plan(
 
 
 def multiply_adds_by_part(network: VQVAE) -> dict[str, float]:
-    """Multiply-adds per image pixel of the convolutions that encode ("encoder") and
+    """Counts the multiply-adds per image pixel of the convolutions that encode ("encoder") and
     decode ("decoder") an image.
     """
     side = 16 * network.config.downsample
@@ -109,7 +109,7 @@ def multiply_adds_by_part(network: VQVAE) -> dict[str, float]:
 
 
 class _Tokenizing(nn.Module):
-    """A tokenizer with all its losses, as it is trained."""
+    """Runs training steps of a tokenizer with all its losses."""
 
     def __init__(self, tokenizer: VQVAE, criterion: losses.Criterion) -> None:
         super().__init__()
@@ -121,15 +121,15 @@ class _Tokenizing(nn.Module):
 
 
 class _Coding(IntegerPrior):
-    """An integer prior, as it is trained."""
+    """Runs training steps of an integer prior."""
 
     def loss(self, indices: Tensor) -> Tensor:
         return self.bits(indices).mean()
 
 
 def _window(recipe: Recipe, dataset: Dataset) -> tuple[int, int]:
-    """Rows and columns of the grids that the prior will learn, as far as can be told without
-    looking at every image.
+    """Estimates rows and columns of the grids that the prior will learn, without a look at every
+    image.
     """
     size = getattr(dataset, "size", (recipe.data.prior_size, recipe.data.prior_size))
     height, width = (
@@ -157,7 +157,7 @@ def _stage(network: nn.Module, steps: int, batch: int, seconds: float) -> dict[s
 
 
 def _seconds(network: nn.Module, batch: Tensor, precision: str, device: torch.device) -> float:
-    """Seconds of a training step, the median of three after one to warm up."""
+    """Times a training step in seconds: the median of three after one to warm up."""
     network, batch, times = to_device(network, device), batch.to(device), []
     optimizer = torch.optim.AdamW(network.parameters(), fused=device.type in ("cpu", "cuda"))
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""Training of both priors: each learns windows of the training set's index grids."""
+"""Trains both priors: each learns windows of the training set's index grids."""
 
 import math
 from abc import abstractmethod
@@ -25,8 +25,8 @@ LABEL_DROPOUT = 0.1  # so that one prior also samples without a label
 
 
 class GridTask(Task):
-    """A network that learns how likely index grids are:
-    windows of the training grids, and of the validation grids.
+    """Trains a network on the likelihood of index grids: windows of the training grids, and of the
+    validation grids.
     """
 
     def __init__(
@@ -58,20 +58,20 @@ class GridTask(Task):
     @property
     @abstractmethod
     def stage(self) -> StageConfig:
-        """How it is trained."""
+        """Returns the settings that it is trained by."""
 
     @property
     @abstractmethod
     def config(self) -> PriorConfig | EntropyConfig:
-        """The network's settings, from which it can be built again."""
+        """Returns the network's settings, from which it can be built again."""
 
     @abstractmethod
     def make(self) -> nn.Module:
-        """The network, with random weights."""
+        """Builds the network, with random weights."""
 
     @abstractmethod
     def loss(self, indices: Tensor, labels: Tensor) -> Tensor:
-        """Mean nats an index, a scalar; indices (B, L, h, w), labels (B,)."""
+        """Returns the mean nats an index, a scalar; indices (B, L, h, w), labels (B,)."""
 
     def on_start(self) -> None:
         pass
@@ -116,8 +116,8 @@ class GridTask(Task):
         )
 
     def _file(self, tensors: dict[str, np.ndarray], record: dict[str, Any]) -> weights.Weights:
-        """The file of these tensors, with the fingerprint of the
-        tokenizer whose indices they know.
+        """Makes the file of these tensors, with the fingerprint of the tokenizer whose indices they
+        know.
         """
         record = {
             **record,
@@ -134,7 +134,7 @@ class GridTask(Task):
 
 
 class PriorTask(GridTask):
-    """The network that `vqtok sample` draws from."""
+    """Trains the network that `vqtok sample` draws from."""
 
     name = "prior"
     network: Prior
@@ -154,7 +154,7 @@ class PriorTask(GridTask):
         return self.network.loss(indices, labels)
 
     def release(self, record: dict[str, Any]) -> weights.Weights:
-        """float16 tensors."""
+        """Returns the weights file, in float16."""
         state = self.network.state_dict().items()
         return self._file(
             {name: value.detach().cpu().half().numpy() for name, value in state}, record
@@ -162,8 +162,8 @@ class PriorTask(GridTask):
 
 
 class EntropyTask(GridTask):
-    """The integer prior that compact files are coded with;
-    it starts from the tokenizer's codebooks.
+    """Trains the integer prior that compact files are coded with; it starts from the tokenizer's
+    codebooks.
     """
 
     name = "entropy"
@@ -207,6 +207,6 @@ class EntropyTask(GridTask):
 
 
 def _pad_grid(grid: np.ndarray, window: tuple[int, int]) -> np.ndarray:
-    """A validation grid may be smaller than every training grid: its edge is repeated."""
+    """Repeats the edge of a validation grid that is smaller than every training grid."""
     missing = [max(0, m - n) for n, m in zip(grid.shape[1:], window, strict=True)]
     return np.pad(grid, [(0, 0), (0, missing[0]), (0, missing[1])], mode="edge")

@@ -1,5 +1,5 @@
-"""From what the user asks for to the recipe and the data of a run:
-a new one, one that goes on, or a prior for a tokenizer.
+"""Fills in a run's spec and opens its data and folder: a new run, a resumed one, or a prior for a
+tokenizer.
 """
 
 import json
@@ -7,17 +7,20 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import PIL
+
 from vqtok import config, distributed, files, losses, model_registry, quantizers, weights
 from vqtok.config import Recipe, TokenizerConfig
-from vqtok.data import DataOptions, Dataset, ImageFiles, Shapes, open_data
+from vqtok.data import ArrayData, DataOptions, Dataset, ImageFiles, Shapes, open_data
 from vqtok.errors import InputError, OutputError, TrainingError, UsageError, VqtokError
 from vqtok.train import state
 from vqtok.train.shards import CodesData, check_codes, is_codes, refuse_codes, tokenizer_for
+from vqtok.train.spec import RunSpec, spec_from_json, spec_to_json
 from vqtok.train.state import RECIPE_FILE, RUN_FILE
 
 FORMAT = 1
@@ -45,45 +48,10 @@ _FREE = {
 }
 
 
-@dataclass(frozen=True)
-class TrainRequest:
-    """One call to train, as the user asks for it."""
-
-    data: str | None = None  # None: the built-in shapes, or the data of the resumed run
-    preset: str | None = None  # None: by the data
-    values: dict[str, Any] = field(default_factory=dict)  # settings, nested as in a recipe
-    origin: str = "the recipe"  # of the values, for messages
-    command: str = ""
-    compiled: bool = False
-    perceptual: str | None = None  # file with the weights of the perceptual loss
-    init: str | None = None  # model whose tokenizer's weights are the first ones
-    folder: Path = Path()  # of the run
-    stage: str = "all"
-    resume: bool = False
-    force: bool = False  # may replace a run that is there
-    options: DataOptions = field(default_factory=DataOptions)
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """What a run was started with: the request with all defaults filled in. run.json keeps it."""
-
-    recipe: Recipe
-    data: str  # an absolute path; "" for the built-in shapes
-    pictures: int
-    command: str = ""
-    compiled: bool = False
-    perceptual: str = ""  # an absolute path; "" for none
-    init: str = ""  # likewise
-    # whose codes it makes, as `weights.kept_codes`, where the encoder stays as it is
-    codes: dict[str, str] = field(default_factory=dict)
-    job: str = ""  # the torchrun that last went on with it; "" for none
-    options: DataOptions = field(default_factory=DataOptions)  # what the user said about the data
-    digest: str = ""  # of the images' names and sizes; "" where it was not kept
-
-
-def choose_run(request: TrainRequest, resume: bool) -> tuple[RunSpec, Dataset]:
-    """The run in the request's folder, or a new prior for its tokenizer, or a new run."""
+def choose_run(request: RunSpec, resume: bool) -> tuple[RunSpec, Dataset]:
+    """Resumes the run in the request's folder, or fills in a new prior for its tokenizer, or a new
+    run.
+    """
     if resume:
         return resume_run(request.folder, request)
     prior = request.stage in ("prior", "entropy")
@@ -92,10 +60,11 @@ def choose_run(request: TrainRequest, resume: bool) -> tuple[RunSpec, Dataset]:
     return spec, dataset
 
 
-def open_run(request: TrainRequest, say: Callable[[str], None]) -> tuple[RunSpec, Dataset, bool]:
-    """Makes a run's folder ready; returns the run, its data, and whether it goes on.
+def open_run(request: RunSpec, say: Callable[[str], None]) -> tuple[RunSpec, Dataset]:
+    """Fills in a run and makes its folder ready; returns the run and its data.
 
-    All processes of a run call this alike.
+    `resume` is then set also where a torchrun starts the command again. All processes of a run
+    call this alike.
     """
 
     def decide() -> bytes:
@@ -113,12 +82,14 @@ def open_run(request: TrainRequest, say: Callable[[str], None]) -> tuple[RunSpec
 
     how = distributed.broadcast_bytes(decide)
     if how == b"again":  # a run that goes on has its preset and its first weights already
-        request = replace(request, preset=None, init=None)
+        request = replace(request, preset=None, init="")
         say(f"A process of this run has ended: it goes on from what is saved in {request.folder}.")
     spec, dataset = broadcast_spec(lambda: choose_run(request, bool(how)))
     check_processes(spec.recipe, request.stage, distributed.world_size())
     distributed.broadcast_bytes(make_ready)
-    return spec, dataset, bool(how)
+    # the first process tells the others what run.json keeps, and nothing else
+    asked = {name: getattr(request, name) for name in ("folder", "stage", "force")}
+    return replace(spec, **asked, resume=bool(how)), dataset
 
 
 def check_free(folder: Path, stage: str, force: bool) -> None:
@@ -167,34 +138,10 @@ def clear_run(folder: Path, stage: str, force: bool) -> None:
 def save_run(folder: Path, spec: RunSpec) -> None:
     """Writes what `load_run` reads, and takes away what a killed run was writing."""
     files.remove_stale(folder)
-    run = {
-        "format": FORMAT,
-        "data": spec.data,
-        "pictures": spec.pictures,
-        "command": spec.command,
-        "compiled": spec.compiled,
-        "perceptual": spec.perceptual,
-        "init": spec.init,
-        "codes": spec.codes,
-        "job": spec.job,
-        "options": spec.options.to_dict(),
-        "digest": spec.digest,
-    }
+    run = {"format": FORMAT, **spec.kept(), "pillow": PIL.__version__}
+    del run["recipe"]
     files.write_bytes(folder / RECIPE_FILE, config.to_toml(spec.recipe).encode(), force=True)
     files.write_bytes(folder / RUN_FILE, (json.dumps(run) + "\n").encode(), force=True)
-
-
-def spec_to_json(spec: RunSpec) -> bytes:
-    """All of it, for another process."""
-    told = {"recipe": spec.recipe.to_dict(), "options": spec.options.to_dict()}
-    return json.dumps({**vars(spec), **told}).encode()
-
-
-def spec_from_json(data: bytes) -> RunSpec:
-    """What `spec_to_json` wrote."""
-    values = json.loads(data)
-    options = DataOptions.of(**values.pop("options"))
-    return RunSpec(Recipe().override(values.pop("recipe")), options=options, **values)
 
 
 def is_restart_of(folder: Path) -> bool:
@@ -218,8 +165,8 @@ def is_restart_of(folder: Path) -> bool:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Inside, what cannot be written stops a run that can go on once it can:
-    another folder is no way out.
+    """Advises `--resume`, inside the block, where a file cannot be written: another folder is no
+    way out of a run.
     """
     try:
         yield
@@ -242,6 +189,7 @@ def load_run(folder: Path) -> RunSpec:
         perceptual, init, job = (str(run.get(name, "")) for name in ("perceptual", "init", "job"))
         codes = {str(key): str(value) for key, value in run.get("codes", {}).items()}
         options, digest = DataOptions.of(**run.get("options", {})), str(run.get("digest", ""))
+        pillow = str(run.get("pillow", ""))
     except (FileNotFoundError, NotADirectoryError):
         raise TrainingError(
             f"{folder} holds no run to resume", "leave --resume out to start one"
@@ -255,8 +203,8 @@ def load_run(folder: Path) -> RunSpec:
     if newer:
         raise TrainingError(f"the run in {folder} was started by a newer vqtok", "upgrade vqtok")
     recipe = _recipe(folder / RECIPE_FILE)
-    texts = (command, compiled, perceptual, init, codes, job, options, digest)
-    return RunSpec(recipe, data, images, *texts)
+    texts = (command, compiled, perceptual, init, codes, job, options, digest, pillow)
+    return RunSpec(recipe, data, images, *texts, folder=folder)
 
 
 def _recipe(path: Path) -> Recipe:
@@ -267,8 +215,8 @@ def _recipe(path: Path) -> Recipe:
 
 
 def _replaced(folder: Path, stage: str) -> list[Path]:
-    """Files that a new run, or a new prior, writes itself;
-    others in the folder are the user's own.
+    """Lists the files that a new run, or a new prior, writes itself; others in the folder are the
+    user's own.
     """
     pattern = {"prior": _PRIOR_FILES, "entropy": _ENTROPY_FILES}.get(stage, _RUN_FILES)
     try:
@@ -282,8 +230,8 @@ def _replaced(folder: Path, stage: str) -> list[Path]:
         ) from None
 
 
-def new_run(request: TrainRequest) -> tuple[RunSpec, Dataset]:
-    """A new run: the preset for the data, changed by the wanted values."""
+def new_run(request: RunSpec) -> tuple[RunSpec, Dataset]:
+    """Fills in a new run: the preset for the data, changed by the values that were asked for."""
     dataset = _open(request.data, request.options)
     refuse_codes(dataset)
     recipe = preset_for(dataset, request.preset)
@@ -294,7 +242,7 @@ def new_run(request: TrainRequest) -> tuple[RunSpec, Dataset]:
         recipe = replace(recipe, tokenizer=before)
     recipe = fit_to_data(recipe.override(request.values, request.origin), dataset)
     if before is not None:
-        _check_same_network(before, recipe.tokenizer, str(request.init))
+        _check_same_network(before, recipe.tokenizer, request.init)
     if (
         request.perceptual
         and recipe.losses.perceptual == 0
@@ -309,9 +257,7 @@ def new_run(request: TrainRequest) -> tuple[RunSpec, Dataset]:
         )
     # here, before `create_run` clears the folder, and so is the next
     quantizers.check_quantizer(recipe.tokenizer)
-    losses.Criterion(
-        recipe.losses, Path(request.perceptual) if request.perceptual else None, recipe.data.size
-    )
+    losses.Criterion(recipe.losses, request.perceptual_path, recipe.data.size)
     return _make_spec(recipe, dataset, request), dataset
 
 
@@ -327,24 +273,22 @@ def _for_values(tokenizer: TokenizerConfig, values: Mapping[str, Any]) -> Tokeni
     return replace(tokenizer, decoder_widths=(), decoder_depths=())
 
 
-def _init_tokenizer(model: str | None) -> TokenizerConfig | None:
-    """The settings of the tokenizer whose weights a run starts from."""
-    return (
-        None
-        if model is None
-        else weights.tokenizer_config(model_registry.find_model(model).tokenizer)
-    )
+def _init_tokenizer(model: str) -> TokenizerConfig | None:
+    """Reads the settings of the tokenizer whose weights a run starts from; "" is none."""
+    return weights.tokenizer_config(model_registry.find_model(model).tokenizer) if model else None
 
 
 def _for_channels(tokenizer: TokenizerConfig, channels: int) -> TokenizerConfig:
-    """The tokenizer for images of that many channels; of the identity each is a level."""
+    """Changes a tokenizer to images of that many channels; a tokenizer of pixels has a level for
+    each.
+    """
     more = {"levels": channels, "code_dim": channels} if tokenizer.is_pixels else {}
     return replace(tokenizer, channels=channels, **more)
 
 
 def _check_same_network(before: TokenizerConfig, after: TokenizerConfig, model: str) -> None:
-    """UsageError where weights of one do not fit the other:
-    all but what only training looks at must be equal.
+    """Raises UsageError where weights of one do not fit the other: all but what training alone
+    reads must be equal.
     """
     names = (f.name for f in fields(before) if getattr(before, f.name) != getattr(after, f.name))
     fixed = _fixed([f"tokenizer.{name}" for name in names], "init")
@@ -356,8 +300,8 @@ def _check_same_network(before: TokenizerConfig, after: TokenizerConfig, model: 
         )
 
 
-def resume_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
-    """The run in a folder; only its numbers of steps may change, and where its data lies.
+def resume_run(folder: Path, request: RunSpec) -> tuple[RunSpec, Dataset]:
+    """Fills in the run in a folder; only its numbers of steps may change, and where its data lies.
 
     TrainingError for anything else.
     """
@@ -389,28 +333,40 @@ def resume_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
             "their number is the same, names or sizes are not",
             "give it the same data, or start a new run",
         )
-    data = _absolute(request.data) if request.data else before.data
-    perceptual = _absolute(request.perceptual) if request.perceptual else before.perceptual
-    compiled = before.compiled or request.compiled
-    command = before.command or request.command
-    again = RunSpec(
-        recipe,
-        data,
-        before.pictures,
-        command,
-        compiled,
-        perceptual,
-        before.init,
-        before.codes,
-        distributed.torchrun_job(),
-        options,
-        before.digest or dataset.digest(),
+    _note_other_pillow(dataset, before.pillow)
+    again = replace(
+        request,
+        recipe=recipe,
+        data=_absolute(request.data) or before.data,
+        pictures=before.pictures,
+        command=before.command or request.command,
+        compiled=before.compiled or request.compiled,
+        perceptual=_absolute(request.perceptual) or before.perceptual,
+        init=before.init,
+        codes=before.codes,
+        job=distributed.torchrun_job(),
+        options=options,
+        digest=before.digest or dataset.digest(),
+        pillow=before.pillow,
     )
     return again, dataset
 
 
-def new_prior_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
-    """A new prior for the tokenizer in a folder, be it of a run or of a model without one.
+def _note_other_pillow(dataset: Dataset, before: str) -> None:
+    """Says where images are decoded by another Pillow than so far: 13.0.0 and others resize in
+    another order of passes, by one gray level. (Equal bits are promised under one version only.)
+    """
+    if before in ("", PIL.__version__) or not isinstance(dataset, ArrayData | ImageFiles):
+        return
+    note = (
+        f"The run began with Pillow {before}, and this is {PIL.__version__}: images may differ by "
+        "a gray level, so that the result is not bit by bit that of a run without a stop."
+    )
+    dataset.notes = (*dataset.notes, note)
+
+
+def new_prior_run(folder: Path, request: RunSpec) -> tuple[RunSpec, Dataset]:
+    """Fills in a new prior for the tokenizer in a folder, be it of a run or of a model without one.
 
     The tokenizer's settings stay.
     """
@@ -431,9 +387,9 @@ def new_prior_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset
     return _make_spec(fit_to_data(recipe, dataset), dataset, request), dataset
 
 
-def _next_prior_run(folder: Path, request: TrainRequest) -> tuple[RunSpec, Dataset]:
-    """A new prior in a run's folder: all that the tokenizer depends on stays, so that the
-    run can still be resumed.
+def _next_prior_run(folder: Path, request: RunSpec) -> tuple[RunSpec, Dataset]:
+    """Fills in a new prior in a run's folder. All settings that the tokenizer depends on stay, so
+    that the run can still be resumed.
     """
     if request.preset is not None:
         raise UsageError(
@@ -464,7 +420,8 @@ def _refuse(changed: list[str], folder: Path) -> None:
 
 
 def broadcast_spec(begin: Callable[[], tuple[RunSpec, Dataset]]) -> tuple[RunSpec, Dataset]:
-    """What `begin` gives in the first process, in all: no other needs the run's folder.
+    """Sends the spec that `begin` makes in the first process to all others, which need no access to
+    the run's folder.
 
     Each opens the data by itself.
 
@@ -493,8 +450,8 @@ def broadcast_spec(begin: Callable[[], tuple[RunSpec, Dataset]]) -> tuple[RunSpe
 
 
 def preset_for(dataset: Dataset, name: str | None = None) -> Recipe:
-    """The named preset, or the one for the data;
-    for small images of one size, with crops of that size.
+    """Returns the named preset, or the one for the data; for small images of one size, with crops
+    of that size.
     """
     size = getattr(dataset, "size", None)
     small = size is not None and size[0] == size[1] <= 64
@@ -511,8 +468,8 @@ def preset_for(dataset: Dataset, name: str | None = None) -> Recipe:
 
 
 def fit_to_data(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with what is not the user's to choose:
-    the prior's class names are the data's, both priors' K and L the tokenizer's.
+    """Sets what is not the user's to choose: the prior's class names are the data's, both priors' K
+    and L the tokenizer's.
     """
     tokenizer = recipe.tokenizer
     prior = replace(
@@ -528,7 +485,7 @@ def fit_to_data(recipe: Recipe, dataset: Dataset) -> Recipe:
 
 
 def changed_settings(old: Recipe, new: Recipe) -> list[str]:
-    """Names of the settings that differ, like seed or prior.width."""
+    """Names the settings that differ, like seed or prior.width."""
     changed = []
     for name, value in old.to_dict().items():
         other = new.to_dict()[name]
@@ -540,7 +497,7 @@ def changed_settings(old: Recipe, new: Recipe) -> list[str]:
 
 
 def merge(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Nested settings in one; the later ones win."""
+    """Merges nested settings; later ones win."""
     whole: dict[str, Any] = {}
     for part in parts:
         for key, value in part.items():
@@ -580,36 +537,32 @@ def check_settable(values: Mapping[str, Any]) -> None:
             raise UsageError(f"{name}.{key} cannot be set: it is the {owner}'s", "leave it out")
 
 
-def _make_spec(recipe: Recipe, dataset: Dataset, request: TrainRequest) -> RunSpec:
+def _make_spec(recipe: Recipe, dataset: Dataset, request: RunSpec) -> RunSpec:
     init = str(model_registry.find_model(request.init).tokenizer.absolute()) if request.init else ""
-    perceptual = _absolute(request.perceptual)
     frozen = recipe.tokenizer_training.freeze_encoder
     codes = weights.kept_codes(weights.load_weights(Path(init), "tokenizer")) if frozen else {}
-    return RunSpec(
-        recipe,
-        _absolute(request.data),
-        len(dataset),
-        request.command,
-        request.compiled,
-        perceptual,
-        init,
-        codes,
-        distributed.torchrun_job(),
-        request.options,
-        dataset.digest(),
+    return replace(
+        request,
+        recipe=recipe,
+        data=_absolute(request.data),
+        pictures=len(dataset),
+        perceptual=_absolute(request.perceptual),
+        init=init,
+        codes=codes,
+        job=distributed.torchrun_job(),
+        digest=dataset.digest(),
     )
 
 
-def _open(data: str | None, options: DataOptions) -> Dataset:
-    return (
-        CodesData(Path(data))
-        if data and is_codes(Path(data))
-        else open_data(Path(data) if data else None, options=options)
-    )
+def _open(data: str, options: DataOptions) -> Dataset:
+    place = files.as_path(data) if data else None
+    return CodesData(place) if place and is_codes(place) else open_data(place, options=options)
 
 
 def check_outside(folder: Path, data: str, dataset: Dataset) -> None:
-    """UsageError where the run's folder lies among the images: its sheets would be some of them."""
+    """Raises UsageError where the run's folder lies among the images: its sheets would be taken for
+    some of them.
+    """
     if not isinstance(dataset, ImageFiles) or not os.path.isdir(data):
         return
     inside = Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(data))
@@ -621,8 +574,8 @@ def check_outside(folder: Path, data: str, dataset: Dataset) -> None:
         )
 
 
-def _absolute(data: str | None) -> str:
-    return os.path.abspath(data) if data else ""
+def _absolute(data: str) -> str:
+    return (data if files.is_url(data) else os.path.abspath(data)) if data else ""
 
 
 def _describe_data(images: int, labels: tuple[str, ...]) -> str:

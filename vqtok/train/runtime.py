@@ -14,8 +14,8 @@ READ_EVERY = 50  # steps between two looks at a GPU's figures: a wait empties it
 
 @cache
 def keep_memory() -> None:
-    """Has glibc keep what training frees: giving 64 MB back to the system at every operation
-    took half the time of a step.
+    """Makes glibc keep what training frees: giving 64 MB back to the system at every operation took
+    half the time of a step.
     """
     with suppress(OSError, AttributeError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -30,8 +30,9 @@ def sync_free(device: torch.device) -> bool:
 
 
 class DeviceScalar:
-    """A number that changes with the step: a float on a CPU; on a GPU a tensor, which kernels in a
-    CUDA graph read anew each time."""
+    """Holds a number that changes with the step: a float on a CPU; on a GPU a tensor, which kernels
+    in a CUDA graph read anew each time.
+    """
 
     def __init__(self, device: torch.device, value: float = 0.0) -> None:
         self.value: float | torch.Tensor = (
@@ -46,8 +47,9 @@ class DeviceScalar:
 
 
 def where(ok: torch.Tensor | None, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """`new` after a step that may change something, else `old`; `ok` is None where that has been
-    asked on the host."""
+    """Returns `new` after a step that may change something, else `old`; `ok` is None where the host
+    has decided.
+    """
     return new if ok is None else torch.where(ok, new, old)
 
 
@@ -74,5 +76,5 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: DeviceScalar) -> None:
 
 
 def fused(device: torch.device) -> dict[str, bool]:
-    """The options with which torch's optimizers are fastest on a device."""
+    """Returns the options with which torch's optimizers are fastest on a device."""
     return {"fused": device.type in ("cpu", "cuda"), "capturable": sync_free(device)}

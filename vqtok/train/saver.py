@@ -1,5 +1,6 @@
-"""Files written beside the steps of a GPU: a step takes a hundredth of the time that a disk needs
-for a state."""
+"""Writes files beside the steps of a GPU: a step takes a hundredth of the time that a disk needs
+for a state.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ class Saver:
         self._waiting: list[Future[None]] = []
 
     def write(self, call: Callable[[], None]) -> None:
-        """Has `call` write a file, now or soon."""
+        """Writes a file by `call`, now or soon."""
         if self._pool is None:
             call()
             return
@@ -26,8 +27,9 @@ class Saver:
         self._waiting.append(self._pool.submit(call))
 
     def snapshot(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors as they are now, for a call to write: those of a GPU go on changing
-        meanwhile."""
+        """Copies the tensors as they are now, for a call to write: those of a GPU go on changing
+        meanwhile.
+        """
         return (
             tensors
             if self._pool is None

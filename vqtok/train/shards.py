@@ -1,5 +1,5 @@
-"""Codes shards as training data of priors:
-the grids are there already, and are read when a batch needs them.
+"""Gives codes shards to priors as training data: the grids are there already, and are read when a
+batch needs them.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from vqtok.bulk import MANIFEST, CodesDataset
 from vqtok.codes import index_dtype
 from vqtok.config import TokenizerConfig
 from vqtok.data import Dataset, Plain
-from vqtok.data.classes import of_folders, without_root
+from vqtok.data.classes import Classes, of_folders, without_root
 from vqtok.errors import InputError, TrainingError, UsageError
+from vqtok.tokens.sources import read_fields
 from vqtok.train.grids import Grids
 
 
@@ -24,8 +25,9 @@ def is_codes(path: Path) -> bool:
 
 
 class CodesData(Plain):
-    """Codes shards in the place of a data set of images;
-    folders become labels, as they do with images.
+    """Stands in for a data set of images with codes shards.
+
+    Labels are those that the shards hold; where they hold none, folders, as with images.
     """
 
     skipped = 0
@@ -35,21 +37,28 @@ class CodesData(Plain):
         self.codes = CodesDataset(folder)
         self.name = folder.name or str(folder)
         self.channels = self.codes.manifest.channels
-        names, sizes = [], set()
+        names, sizes, labelled = [], set(), False
         for _, line in self.codes.entries():
+            labelled |= line.label is not None
             names.append(PurePosixPath(line.name).parts)
             sizes.add((line.size[1], line.size[0]))
         if not names:
             raise InputError(f"{folder} holds codes of no image", "encode some")
         self._sizes = sizes
-        classes = of_folders(without_root(names))
+        classes = self._stored() if labelled else of_folders(without_root(names))
         self.labels, self._targets = classes.labels, classes.targets
         self.notes = (classes.note,) if classes.note else ()
 
+    def _stored(self) -> Classes:
+        """The classes that the shards hold."""
+        fields = read_fields(self.codes)
+        labels = tuple(name or str(number) for number, name in enumerate(fields.labels))
+        return Classes(labels, np.concatenate(fields.classes).astype(np.int64))
+
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of every image; AttributeError where they differ, as for data
-        sets that have no one size.
+        """Returns (H, W) of every image; AttributeError where they differ, as for data sets that
+        have no one size.
         """
         if len(self._sizes) != 1:
             raise AttributeError("size")
@@ -73,8 +82,8 @@ class CodesData(Plain):
 
     @cached_property
     def grids(self) -> Grids:
-        """All grids: read when they are asked for, or, where compact shards
-        must be decoded, all at once.
+        """Returns all grids: read when a batch needs them or, where compact shards must be decoded,
+        all at once.
         """
         labels = np.array([self.label(i) for i in range(len(self))], np.int64)
         if self.codes.manifest.compact:
@@ -85,8 +94,8 @@ class CodesData(Plain):
         )
 
     def check_tokenizer(self, config: TokenizerConfig, fingerprint: str, folder: Path) -> None:
-        """TrainingError where the codes are not all levels of that
-        tokenizer, which lies in `folder`.
+        """Raises TrainingError where the codes are not all levels of that tokenizer, which lies in
+        `folder`.
         """
         manifest = self.codes.manifest
         if manifest.fingerprint != fingerprint:
@@ -104,7 +113,7 @@ class CodesData(Plain):
 
 @dataclass(frozen=True)
 class ShardGrids(Grids):
-    """Grids that lie in codes shards; `starts` holds their numbers there, and `flat` nothing."""
+    """Reads grids from codes shards; `starts` holds their numbers there, and `flat` nothing."""
 
     codes: CodesDataset
 
@@ -118,7 +127,7 @@ class ShardGrids(Grids):
 
 
 def check_codes(dataset: Dataset, tokenizer: Path) -> None:
-    """TrainingError where codes shards are not of the tokenizer in that file."""
+    """Raises TrainingError where codes shards are not of the tokenizer in that file."""
     if isinstance(dataset, CodesData):
         dataset.check_tokenizer(
             weights.tokenizer_config(tokenizer),
@@ -128,7 +137,7 @@ def check_codes(dataset: Dataset, tokenizer: Path) -> None:
 
 
 def refuse_codes(dataset: Dataset) -> None:
-    """UsageError where a tokenizer is to be trained on codes."""
+    """Raises UsageError where a tokenizer is to be trained on codes."""
     if isinstance(dataset, CodesData):
         raise UsageError(
             f"{dataset.name} holds codes, and a tokenizer learns from images",
@@ -137,7 +146,8 @@ def refuse_codes(dataset: Dataset) -> None:
 
 
 def tokenizer_for(folder: Path, data: Path | None) -> Path:
-    """The tokenizer's file in a folder, or, where there is none, that of the codes' own model.
+    """Returns the path of the tokenizer in a folder or, where there is none, of the codes' own
+    model.
 
     Raises TrainingError, ModelError.
     """

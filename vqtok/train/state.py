@@ -1,5 +1,5 @@
-"""A run's state on disk: everything that continuing needs so that the result equals the
-run that was never stopped.
+"""Reads and writes a run's state: everything that a resumed run needs to equal one that never
+stopped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _AGAIN = "start anew with -f/--force"
 
 @dataclass
 class Progress:
-    """Where a stage stands.
+    """Holds how far a stage has come.
 
     All random draws of a step come from (seed, step), so a step number is the whole position.
     """
@@ -37,21 +37,21 @@ class Progress:
 
 @dataclass(frozen=True)
 class Learner:
-    """A network and the optimizer that changes it."""
+    """Holds a network and the optimizer that changes it."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     prefix: str = ""  # of its tensors' names in a state file
 
     def weights(self) -> dict[str, Tensor]:
-        """The network's tensors by the names that they have in a state file."""
+        """Returns the network's tensors by their names in a state file."""
         return {
             f"{self.prefix}network.{name}": value
             for name, value in self.network.state_dict().items()
         }
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is learned, by the beginning of the names that its moments have in a state file."""
+        """Returns what is learned, by the prefix that its moments have in a state file."""
         return {
             f"{self.prefix}optimizer.{name}.": parameter
             for name, parameter in self.network.named_parameters()
@@ -59,8 +59,8 @@ class Learner:
 
 
 def tensors_of(learners: Sequence[Learner], extra: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights, optimizer moments and extra tensors by the names that they have in a state file;
-    they share memory with what they are of.
+    """Returns weights, optimizer moments and extra tensors by their names in a state file; they
+    share memory with their owners.
     """
     tensors = dict(extra)
     for learner in learners:
@@ -128,7 +128,7 @@ def _fill_moments(learner: Learner, tensors: Mapping[str, Tensor], path: Path) -
 
 
 def read_state(path: Path, fix: str) -> weights.Weights:
-    """A state file; damage is a TrainingError with a fix for those who train."""
+    """Reads a state file; damage is a TrainingError with a fix for those who train."""
     try:
         return weights.load_weights(path, "state")
     except FormatError as error:
@@ -136,8 +136,8 @@ def read_state(path: Path, fix: str) -> weights.Weights:
 
 
 def _like(value: Tensor, parameter: nn.Parameter, fused: bool) -> Tensor:
-    """A moment in the memory layout of its parameter:
-    fused Adam walks both by address and would mix up channels-last weights.
+    """Gives a moment the memory layout of its parameter: fused Adam walks both by address and would
+    mix up channels-last weights.
     """
     if value.shape != parameter.shape or value.dim() == 0:
         return value.to(parameter.device) if fused else value  # the count of steps

@@ -1,4 +1,6 @@
-"""What the training loop knows of a task: a network, its batches, its steps and validations."""
+"""Declares what the training loop knows of a task: a network, its batches, its steps and
+validations.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Hashable
@@ -14,7 +16,7 @@ from vqtok.weights import Weights
 
 @dataclass(frozen=True)
 class Step:
-    """What one step gave."""
+    """Holds the results of one step."""
 
     loss: Tensor  # scalar, to be minimized
     metrics: dict[str, Tensor]  # scalars to be averaged over the window
@@ -23,7 +25,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Validation:
-    """What the validation images gave."""
+    """Holds the results of a validation."""
 
     score: float  # lower is better: chooses the best weights
     metrics: dict[str, float]
@@ -33,7 +35,7 @@ class Validation:
 
 
 class Task(ABC):
-    """A network, its batches, and how well it does."""
+    """Gives the training loop a network and its batches, and measures how well it does."""
 
     name: str
     network: nn.Module
@@ -52,7 +54,7 @@ class Task(ABC):
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Generator[Any, None, None]:
-        """The batch of each step from start to stop; a pure function of the step.
+        """Yields the batch of each step from start to stop; a pure function of the step.
 
         Closing it ends its threads.
         """
@@ -91,11 +93,11 @@ class Task(ABC):
     def window_summary(
         self, window: dict[str, float], counts: Tensor
     ) -> tuple[dict[str, float], str]:
-        """Further figures of the window since the last validation, and one plain sentence
+        """Returns further figures of the window since the last validation, and one plain sentence
         about them ('' for none).
         """
         return {}, ""
 
     @abstractmethod
     def release(self, record: dict[str, Any]) -> Weights:
-        """The weights file for the network as it is now."""
+        """Returns the weights file for the network as it is now."""

@@ -1,4 +1,4 @@
-"""Training of the tokenizer: images in, encoder, codebook and decoder out."""
+"""Trains the tokenizer: images in, encoder, codebook and decoder out."""
 
 import math
 import os
@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Generator, Hashable
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ BANK_SHARE = 4  # part of a GPU's free memory that the images may take: a fourth
 
 
 class Batch(NamedTuple):
-    """A step of the tokenizer: what the host says about it."""
+    """Holds what the host says about a step of the tokenizer."""
 
     step: int
     images: Tensor  # uint8 (B, C, size, size), or a plan of the bank, float64 (5, B)
@@ -48,7 +49,9 @@ class Batch(NamedTuple):
 
 
 class TokenizerTask(Task):
-    """A VQ-VAE, crops of the training images, and center crops of the validation images."""
+    """Trains a VQ-VAE on crops of the training images; validates on center crops of the validation
+    images.
+    """
 
     name = "tokenizer"
 
@@ -70,11 +73,11 @@ class TokenizerTask(Task):
             self.frozen = ("encoder.", "quantizer.")
         self.codes = recipe.tokenizer.codebook_size * recipe.tokenizer.levels
         self.criterion = to_device(
-            losses.Criterion(recipe.losses, run.perceptual, recipe.data.size), run.device
+            losses.Criterion(recipe.losses, run.spec.perceptual_path, recipe.data.size), run.device
         )
         if recipe.losses.ms_ssim:
             keep_bands(recipe.data.size, run.device)
-        if run.precision == "bf16":
+        if run.bf16:
             self.criterion.keep_cast(torch.bfloat16)
         self.adversary = Adversary(recipe, run) if recipe.losses.adversarial else None
         data, stage = recipe.data, recipe.tokenizer_training
@@ -104,7 +107,7 @@ class TokenizerTask(Task):
         )
 
     def _load_bank(self, indices: np.ndarray) -> BankBatches | None:
-        """The training images on the device, where they have room there."""
+        """Loads the training images to the device, where they have room there."""
         limit = bank_limit(self.run.device)
         bank = (
             load_bank(self.dataset, indices, self.recipe.tokenizer.channels, self.run.device, limit)
@@ -123,9 +126,10 @@ class TokenizerTask(Task):
 
     def on_start(self) -> None:
         quantizer = self.vqvae.quantizer
-        if self.run.init is not None:
+        if self.run.spec.init:
             # it has no training state
-            self.vqvae.load_state_dict(load_tokenizer(self.run.init).state_dict(), strict=False)
+            first = load_tokenizer(Path(self.run.spec.init))
+            self.vqvae.load_state_dict(first.state_dict(), strict=False)
             if self._learns_codes:
                 quantizer.adopt_codebook()
         if self._learns_codes and quantizer.needs_init():
@@ -133,7 +137,7 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def _vectors(self, count: int) -> Tensor:
-        """Encoder outputs (N, D) on training batches, N >= count; the same in all processes."""
+        """Encodes training batches to vectors (N, D), N >= count; the same in all processes."""
         parts, have, step = [], 0, 0
         while have < count:
             images, _ = self._batches.batch(step)
@@ -147,7 +151,7 @@ class TokenizerTask(Task):
         return torch.cat(parts)
 
     def _to_device(self, images: np.ndarray | Tensor) -> Tensor:
-        """uint8 (B, C, H, W), or a plan of the bank -> float in [-1, 1] on the device."""
+        """Moves uint8 (B, C, H, W), or a plan of the bank, to the device as float in [-1, 1]."""
         given = torch.as_tensor(images).to(self.run.device)
         if given.dtype == torch.float64:
             assert self._bank is not None
@@ -164,7 +168,7 @@ class TokenizerTask(Task):
                 yield Batch(step, arrays, drawn.depths, drawn.rows)
 
     def _shown(self, start: int, stop: int) -> Generator[Tensor, None, None]:
-        """What each step's images are, for `Batch`."""
+        """Describes each step's images, for `Batch`."""
         if self._bank is not None:
             for step in range(start, stop):
                 yield self._bank.plan(step)
@@ -207,15 +211,15 @@ class TokenizerTask(Task):
     def _reconstruct(
         self, images: Tensor, depths: Tensor | None, perceptual: bool
     ) -> tuple[VQVAEOutput, dict[str, Tensor]]:
-        """The network's output and the criterion's terms: all that is compiled."""
+        """Computes the network's output and the criterion's terms: all that is compiled."""
         output = self.vqvae(images, depths)
         return output, self.criterion(
             output.reconstruction, images, shared=True, perceptual=perceptual
         )
 
     def _numbered(self, indices: Tensor) -> Tensor:
-        """Indices (B, L, h, w) that tell the levels apart:
-        level l's come after all K of the level before.
+        """Numbers indices (B, L, h, w) so that levels differ: level l's come after all K of the
+        level before.
         """
         K, L = self.recipe.tokenizer.codebook_size, self.recipe.tokenizer.levels
         return indices + K * torch.arange(L, device=indices.device)[:, None, None]
@@ -239,8 +243,8 @@ class TokenizerTask(Task):
         return figures, self._sentence(usage, perplexity, int(window.get("restarts", 0)))
 
     def _sentence(self, usage: float, perplexity: float, restarts: int) -> str:
-        """How the codebook, of several that with the fewest codes in use, does, and what
-        was done about dead codes.
+        """Says how the codebook with the fewest codes in use does, and what was done about dead
+        codes.
         """
         K, L = self.recipe.tokenizer.codebook_size, self.recipe.tokenizer.levels
         where = f" of the level that uses the fewest, of {L}," if L > 1 else ""
@@ -283,13 +287,13 @@ class TokenizerTask(Task):
         return Validation(self._score(metrics), metrics, self._sheet(torch.cat(shown)), keep=asked)
 
     def _depths(self) -> list[int]:
-        """At how many levels validation looks: 1, 2, 4, ..., and all."""
+        """Returns the numbers of levels that validation looks at: 1, 2, 4, ..., and all."""
         L = self.recipe.tokenizer.levels
         return [2**i for i in range(L.bit_length()) if 2**i < L] + [L]
 
     def _measure(self, images: Tensor, x: Tensor, back: Tensor) -> dict[str, Tensor]:
-        """Figures of reconstructions, means over the batch:
-        x are the images, uint8 (B, C, H, W), as floats.
+        """Computes figures of reconstructions, means over the batch: x are the images, uint8 (B, C,
+        H, W), as floats.
         """
         difference = to_uint8(back).float() - images.to(back.device).float()
         mse = difference.square().mean((1, 2, 3)) / 255**2  # (B,)
@@ -300,8 +304,8 @@ class TokenizerTask(Task):
         }
 
     def _score(self, metrics: dict[str, float]) -> float:
-        """What the best weights have the least of:
-        the mean over the depths of the error and the criterion's terms.
+        """Computes what the best weights minimize: the mean over the depths of the error and the
+        criterion's terms.
         """
         wanted = ("mse", *LOSSES)
         parts = [
@@ -324,7 +328,9 @@ class TokenizerTask(Task):
         return plots.sheet([image for row in order for image in row], columns, scale=scale)
 
     def release(self, record: dict[str, Any]) -> Weights:
-        """float16 tensors: half the download, and decoding rounds to 8 bits anyway."""
+        """Returns the weights file in float16: half the download, and decoding rounds to 8 bits
+        anyway.
+        """
         state = self.vqvae.release_state().items()
         tensors = {name: value.detach().cpu().half().numpy() for name, value in state}
         record = {
@@ -334,13 +340,14 @@ class TokenizerTask(Task):
             "seed": self.recipe.seed,
             "version": __version__,
             "size": self.recipe.data.size,
+            **({} if self.dataset.range is None else {"range": list(self.dataset.range)}),
         }
         meta = {
             "format": 1,
             "kind": "tokenizer",
             "config": self.recipe.to_dict()["tokenizer"],
             "record": record,
-            **({"codes": self.run.codes} if self.run.codes else {}),
+            **({"codes": self.run.spec.codes} if self.run.spec.codes else {}),
         }
         record["fingerprint"] = codes_fingerprint(Weights(tensors, meta))
         return Weights(tensors, meta)
@@ -364,15 +371,15 @@ def write_pixel_tokenizer(
 
 
 def bank_limit(device: torch.device) -> int:
-    """Bytes of the device that the training images may take;
-    0 where the host cuts the crops, as a CPU does beside its steps.
+    """Returns the bytes of the device that training images may take; 0 where the host cuts the
+    crops, as a CPU does beside its steps.
     """
     return torch.cuda.mem_get_info(device)[0] // BANK_SHARE if device.type == "cuda" else 0
 
 
 def _compile(call: Callable[..., Any], network: VQVAE, device: torch.device) -> Any:
-    """The call, compiled at the first step, where a missing compiler would
-    show as a page of traceback.
+    """Compiles the call at the first step, where a missing compiler would show as a page of
+    traceback.
 
     On a GPU as one graph. On a CPU without the quantizer:
     its search has nothing to fuse, and a compiler would take NumPy's quick argmax out of it.
@@ -397,7 +404,7 @@ def _compile(call: Callable[..., Any], network: VQVAE, device: torch.device) -> 
 
 
 def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle size x size of an image (H, W, C); edges are repeated where it is smaller."""
+    """Cuts the middle size x size of an image (H, W, C); edges are repeated where it is smaller."""
     for axis in (0, 1):
         missing = size - image.shape[axis]
         if missing > 0:

@@ -1,5 +1,6 @@
-"""Figures of a GPU's steps, added up where they are made and read now and then: each look would
-empty the GPU's queue of work."""
+"""Sums figures of a GPU's steps on the device and reads them now and then: each read would empty
+the GPU's queue of work.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Read:
-    """What has been added since the last look."""
+    """Holds what has been added since the last read."""
 
     figures: dict[str, float]  # sums over the steps that have taught something
     learned: int  # how many those are
@@ -21,10 +22,10 @@ class Read:
 
 
 class DeviceWindow:
-    """Sums of figures on a device. What is added has the same names until it is read."""
+    """Sums figures on a device. What is added has the same names until it is read."""
 
     def __init__(self, device: torch.device, in_a_row: int = 0) -> None:
-        """`in_a_row`: how many steps just before were skipped."""
+        """Takes `in_a_row`, the number of steps just before that were skipped."""
         self._shown: tuple[str, ...] = ()
         self._checked: tuple[str, ...] = ()
         self._sums = self._spoiled = torch.zeros(0, dtype=torch.float64, device=device)
@@ -33,8 +34,9 @@ class DeviceWindow:
         self._counts[2] = in_a_row
 
     def add(self, shown: dict[str, Tensor], checked: dict[str, Tensor], ok: Tensor) -> None:
-        """A step's figures; `checked` are those that decided whether the step may teach anything,
-        which `ok` (bool, scalar) says."""
+        """Adds a step's figures; `checked` are those that decided whether the step may teach
+        anything, which `ok` (bool, scalar) says.
+        """
         if (tuple(shown), tuple(checked)) != (self._shown, self._checked):
             self._shown, self._checked = tuple(shown), tuple(checked)
             self._sums, self._spoiled = (
@@ -51,7 +53,7 @@ class DeviceWindow:
         )
 
     def read(self) -> Read:
-        """The sums since the last look, which start again at 0. Waits for the device."""
+        """Returns the sums since the last read, which start again at 0. Waits for the device."""
         learned, skipped, in_a_row, longest = (int(n) for n in self._counts.tolist())
         figures = dict(zip(self._shown, self._sums.tolist(), strict=True)) if learned else {}
         spoiled = dict(zip(self._checked, self._spoiled.tolist(), strict=True)) if skipped else {}

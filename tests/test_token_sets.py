@@ -1,0 +1,175 @@
+"""Token arrays of any tokenizer, packed without loss: by a model, or by what they teach."""
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_helpers import fails, ok
+
+from vqtok import weights
+from vqtok.codes import npz
+from vqtok.errors import FormatError
+from vqtok.token_sets import arrays, counts, packed
+
+
+def video(frames: int = 40, codes: int = 16, seed: int = 0) -> np.ndarray:
+    """Frames (n, 4, 6) in which three of four tokens stay what they were."""
+    rng = np.random.default_rng(seed)
+    found = [rng.integers(0, codes, (4, 6))]
+    for _ in range(frames - 1):
+        keep = rng.random((4, 6)) < 0.75
+        found.append(np.where(keep, found[-1], rng.integers(0, codes, (4, 6))))
+    return np.stack(found)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    np.save(tmp_path / "train.npy", video(seed=1))
+    ok("train", tmp_path / "train.npy", "--frames", "--stage", "entropy", "-o", tmp_path / "m")
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize("dtype", ["<i8", ">i2", "u1", "<u4"])
+def test_the_same_array_comes_back(tmp_path: Path, model: Path, dtype: str) -> None:
+    path, small, back = (tmp_path / name for name in ("t.npy", "t.vqtok.npz", "back.npy"))
+    np.save(path, video().astype(dtype))
+    ok("pack", path, "-m", model, "-o", small)
+    ok("unpack", small, "-m", model, "-o", back)
+    found = np.load(back)
+    assert found.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(found, np.load(path))
+    assert small.stat().st_size < 40 * 24 * 4 / 8 * 0.75 + 800  # beside 560 bytes of headers
+
+
+@pytest.mark.parametrize(
+    ("shape", "codes"),
+    [((5, 7), 9), ((5, 3, 4), 1000), ((3, 2, 3, 4), 70000), ((4, 1, 1), 1), ((2, 2, 3), 1 << 32)],
+)
+@pytest.mark.parametrize("frames", [True, False])
+@pytest.mark.parametrize("trained", [True, False])
+def test_shapes_and_ids(shape: tuple[int, ...], codes: int, frames: bool, trained: bool) -> None:
+    array = np.random.default_rng(0).integers(0, codes, shape)
+    array.flat[0] = codes - 1
+    tokens = arrays.to_tokens(array, "t")
+    model = packed.empty(tokens, frames)
+    if trained:
+        learned = packed.train(tokens, frames)
+        tensors = learned.counts.tensors()
+        again = counts.Counts.of_tensors(learned.layout, tensors)
+        assert again == learned.counts
+        model = packed.TokenModel(
+            learned.bits, learned.levels, frames, learned.grid, again, weights.fingerprint(tensors)
+        )
+    data = packed.pack(tokens, model, "t")
+    np.testing.assert_array_equal(packed.Packed.of(data).unpack(model), array)
+
+
+def test_frames_see_the_one_before() -> None:
+    tokens = arrays.to_tokens(video(100), "t")
+    files = [packed.pack(tokens, packed.empty(tokens, f), "t") for f in (True, False)]
+    sizes = [len(packed.Packed.of(data).stream) for data in files]
+    assert sizes[0] < 0.75 * sizes[1]
+
+
+def test_rows_are_grids(tmp_path: Path, model: Path) -> None:
+    rows, back = tmp_path / "rows.npy", tmp_path / "back.npy"
+    np.save(rows, video().reshape(-1, 24))
+    ok("pack", rows, "-m", model)  # the model knows the grid
+    ok("unpack", tmp_path / "rows.vqtok.npz", "-m", model, "-o", back)
+    np.testing.assert_array_equal(np.load(back), np.load(rows))
+    ok("pack", rows, "--frames", "--grid", "4x6", "-o", tmp_path / "own.vqtok.npz")
+    ok("unpack", tmp_path / "own.vqtok.npz", "-o", back, "-f")  # no model is needed
+    np.testing.assert_array_equal(np.load(back), np.load(rows))
+
+
+def test_the_stream_is_the_same_everywhere() -> None:
+    """These bytes were written once; another machine must read and write the same."""
+    tokens = arrays.to_tokens(np.arange(240).reshape(10, 4, 6) * 7 % 31, "t")
+    data = packed.pack(tokens, packed.train(tokens, True), "t")
+    stream = packed.Packed.of(data).stream
+    assert hashlib.sha256(stream).hexdigest()[:16] == "4dfeea475b87531f"
+
+
+def test_intervals_are_exact_at_the_bounds() -> None:
+    """The largest alphabet, and a context that has counted as much as it may."""
+    layout = counts.Layout(1 << arrays.DIGIT_BITS, 1, True)
+    known = counts.Counts()
+    mixture = counts.Mixture(layout, known, 1, 1)
+    for _ in range(counts.COUNTED + 10):
+        mixture.learn(0, 4, mixture.contexts(0, 0, 4), layout.codebook_size - 1)
+    table = mixture.cumulative(0, mixture.contexts(0, 0, 4))
+    assert (table[0], table[-1]) == (0, 1 << 16)
+    assert (np.diff(table) > 0).all()
+    assert max(known.totals.values()) < counts.COUNTED
+
+
+def save_as(name: str) -> np.ndarray:
+    frames = video(3)
+    return {
+        "floats": frames * 1.0,
+        "negative": frames - 100,
+        "large": frames + 1000,
+        "flat": frames.ravel(),
+        "five": frames[None, None],
+        "empty": frames[:0],
+        "levels": frames.reshape(1, 3, 4, 6),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("floats", "integers"),
+        ("negative", "the id -"),
+        ("large", "ids below 16"),
+        ("flat", "shape (72,)"),
+        ("five", "shape (1, 1, 3, 4, 6)"),
+        ("empty", "shape (0, 4, 6)"),
+        ("levels", "3 levels"),
+    ],
+)
+def test_what_is_no_token_array(tmp_path: Path, model: Path, name: str, said: str) -> None:
+    np.save(tmp_path / "t.npy", save_as(name))
+    assert said in fails("pack", tmp_path / "t.npy", "-m", model)
+
+
+def test_no_model_and_another_model(tmp_path: Path, model: Path) -> None:
+    np.save(tmp_path / "t.npy", video())
+    ok("pack", tmp_path / "t.npy", "-m", model)
+    (tmp_path / "t.npy").unlink()
+    assert "--model" in fails("unpack", tmp_path / "t.vqtok.npz")
+    np.save(tmp_path / "other.npy", video(seed=5))
+    ok("train", tmp_path / "other.npy", "--stage", "entropy", "-o", tmp_path / "n")
+    assert "--model" in fails("unpack", tmp_path / "t.vqtok.npz", "-m", tmp_path / "n")
+
+
+def test_damage_is_found() -> None:
+    tokens = arrays.to_tokens(video(4), "t")
+    data = packed.pack(tokens, packed.empty(tokens, True), "t")
+    for at in range(0, len(data), 7):
+        for damaged in (data[:at], data[:at] + bytes([data[at] ^ 5]) + data[at + 1 :]):
+            try:
+                found = packed.Packed.of(damaged).unpack(None)
+            except FormatError:
+                continue
+            np.testing.assert_array_equal(found, tokens.array)
+
+
+@pytest.mark.parametrize(
+    "grids", [[1 << 40, 1, 4, 6], [40, 1, 1 << 30, 6], [1, 1 << 30, 1, 1], [0, 1, 4, 6]]
+)
+def test_a_header_does_not_ask_for_more_than_its_stream_holds(grids: list[int]) -> None:
+    tokens = arrays.to_tokens(video(), "t")
+    data = packed.pack(tokens, packed.empty(tokens, True), "t")
+    header = packed.Packed.of(data).header | {"grids": grids, "shape": grids}
+    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    changed = io.BytesIO()
+    with zipfile.ZipFile(changed, "w") as archive:
+        npz.write_member(archive, packed.HEADER, text)
+        npz.write_member(archive, "stream", np.frombuffer(packed.Packed.of(data).stream, np.uint8))
+    with pytest.raises(FormatError):
+        packed.Packed.of(changed.getvalue())

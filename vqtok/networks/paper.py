@@ -1,0 +1,155 @@
+"""The network of the VQ-VAE paper (van den Oord et al. 2017, arXiv 1711.00937, section 4.1), and
+those of its many copies.
+
+Strided 4x4 convolutions, residual blocks of 3x3 and 1x1, transposed 4x4 convolutions, ReLU. The
+copies differ in where a ReLU stands and which convolution is left out, so `encoder_layers` and
+`decoder_layers` list the layers one by one; where they are empty, the paper's own are made from
+`width`, the numbers of blocks and `downsample`.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqtok import files, losses
+from vqtok.config import TokenizerConfig
+from vqtok.config.paper import layers_of, parse_layer, pixel_scale
+from vqtok.errors import InputError
+
+STREAMABLE = False  # it is given the image whole
+TENSORS = 3  # of the largest layer's size that are alive at once
+MEMORY_LIMIT = 8 << 30  # bytes that one image may take
+# of several images, without gradients
+PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**18, 2**22
+
+
+class ResidualBlock(nn.Module):
+    """x + second(relu(first(relu(x)))), (B, C, H, W) -> (B, C, H, W); `first` is a 3x3
+    convolution, `second` one of 1x1 or 3x3.
+
+    Where a program's first ReLU works in place, its block computes relu(x) + ...: a layer "relu"
+    before the block gives the same.
+    """
+
+    def __init__(self, channels: int, hidden: int, kernel: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.second = nn.Conv2d(hidden, channels, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.first(F.relu(x))))
+
+
+def build_layers(specs: tuple[str, ...], channels: int) -> list[nn.Module]:
+    """Makes the layers that specs like "down 64" name, for an input of so many channels."""
+    layers: list[nn.Module] = []
+    for spec in specs:
+        kind, size = parse_layer(spec)
+        if kind == "down":
+            layers.append(nn.Conv2d(channels, size, 4, stride=2, padding=1))
+        elif kind == "up":
+            layers.append(nn.ConvTranspose2d(channels, size, 4, stride=2, padding=1))
+        elif kind == "conv":
+            layers.append(nn.Conv2d(channels, size, 3, padding=1))
+        elif kind == "point":
+            layers.append(nn.Conv2d(channels, size, 1))
+        elif kind in ("block", "block3"):
+            layers.append(ResidualBlock(channels, size, 3 if kind == "block3" else 1))
+        else:
+            layers.append({"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}[kind]())
+        channels = size if kind in ("down", "up", "conv", "point") else channels
+    return layers
+
+
+class _WholeImage(nn.Module):
+    """What encoder and decoder share: images go in whole, as many at once as memory allows."""
+
+    def __init__(self, config: TokenizerConfig, scale: int) -> None:
+        super().__init__()
+        self.config, self.scale = config, scale
+
+    def run_batch(self, x: Tensor) -> Tensor:
+        """Output for one or a few inputs."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output (B, ...) of x (B, ..., H, W). InputError where one image is too large."""
+        H, W = (side * self.scale for side in x.shape[2:])
+        check_size(self.config, H, W)
+        if torch.is_grad_enabled() or len(x) == 1:
+            return self.run_batch(x)
+        most = PIXELS_AT_ONCE if x.device.type == "cpu" else GPU_PIXELS_AT_ONCE
+        return torch.cat([self.run_batch(part) for part in x.split(max(1, most // (H * W)))])
+
+    def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        """One number a channel, or one for all, as (1, C or 1, 1, 1)."""
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+
+class Encoder(_WholeImage):
+    """Images (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f)."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__(config, scale=1)
+        specs, _ = layers_of(config)
+        self.layers = nn.Sequential(*build_layers(specs, config.channels))
+
+    def run_batch(self, x: Tensor) -> Tensor:
+        scale, shift = pixel_scale(self.config)
+        if scale:
+            x = x * self._per_channel(scale, x) + self._per_channel(shift, x)
+        return self.layers(x)
+
+
+class Decoder(_WholeImage):
+    """Vectors (B, D, h, w) -> what the likelihood needs, (B, n*C, h*f, w*f)."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__(config, scale=config.downsample)
+        _, specs = layers_of(config)
+        specs = specs or (*_paper_decoder(config),)
+        self.layers = nn.Sequential(*build_layers(specs, config.code_dim))
+
+    def run_batch(self, x: Tensor) -> Tensor:
+        y = self.layers(x)
+        scale, shift = pixel_scale(self.config)
+        if scale:
+            y = (y - self._per_channel(shift, y)) / self._per_channel(scale, y)
+        return y
+
+
+def _paper_decoder(config: TokenizerConfig) -> list[str]:
+    """The mirror image of the paper's encoder; its last layer gives what the likelihood needs."""
+    count = int(math.log2(config.downsample))
+    half = max(4, config.width // 2)
+    finest = losses.output_channels(config)
+    specs = [f"conv {config.width}", *[f"block {config.width}"] * config.decoder_blocks, "relu"]
+    for stage in range(count):
+        last = stage == count - 1
+        specs += [f"up {finest if last else half if stage == count - 2 else config.width}"]
+        specs += [] if last else ["relu"]
+    return specs
+
+
+def check_size(config: TokenizerConfig, H: int, W: int) -> None:
+    """Raises InputError where an image of H x W pixels takes more than MEMORY_LIMIT."""
+    each = _bytes_per_pixel(config)
+    if H * W * each > MEMORY_LIMIT:
+        need, most = files.human_bytes(H * W * each), MEMORY_LIMIT / each // 1e5 / 10
+        raise InputError(
+            f"an image of {W}x{H} takes about {need} of memory: "
+            "the paper's network needs all of it at once",
+            f"make it smaller, at most {most:.1f} megapixels, or choose another --model",
+        )
+
+
+def _bytes_per_pixel(config: TokenizerConfig) -> int:
+    """Memory that a pixel of an image takes: TENSORS of the size of the largest layer."""
+    largest, area = float(config.channels), 1.0
+    for spec in layers_of(config)[0]:
+        kind, size = parse_layer(spec)
+        area = area / 4 if kind == "down" else area
+        largest = max(largest, size * area)
+    return max(1, round(4 * TENSORS * largest))

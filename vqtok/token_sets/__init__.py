@@ -1,0 +1,1 @@
+"""Stored token grids of any tokenizer, packed without loss by an exact integer prior."""
