@@ -67,7 +67,7 @@ def assert_equal(found: dict[str, Any], codes: Codes) -> None:
 def test_golden_files_have_the_same_indices():
     paths = [*(GOLDEN / "codes").glob("*-*.npz"), GOLDEN / "small.npz", GOLDEN / "large.npz"]
     paths += (GOLDEN / "compact2").glob("*.npz")
-    assert len(paths) == 18
+    assert len(paths) == 20
     for plain in (False, True):
         jobs = [{"file": str(path), "prior": str(RUN), "plain": plain} for path in paths]
         for path, found in zip(paths, node(jobs), strict=True):
@@ -152,6 +152,7 @@ def test_damaged_files_are_refused_or_read_as_python_does(tmp_path: Path):
     rng, jobs, wanted = np.random.default_rng(2), [], []
     names = ("codes/two-sizes", "codes/bit-packed", "codes/one-size.plain", "small", "large")
     names += ("compact2/two-sizes", "compact2/bit-packed", "compact2/first-level")
+    names += ("codes/deep-coded", "compact2/deep-coded", "compact2/deep-packed")
     for name in names:
         whole = (GOLDEN / f"{name}.npz").read_bytes()
         stream = np.load(GOLDEN / f"{name}.npz").get("stream")
@@ -215,8 +216,8 @@ def python_reads(path: Path) -> Codes | None:
         prior = IntegerInference(config, stored.tensors)
         if packed.codebook_size != config.codebook_size or packed.levels > config.levels:
             return None
-        indices = prior.decode(packed.streams, *packed.shape[1:])
-        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)))
+        indices, carried = prior.decode_all(packed.streams, *packed.shape[1:])
+        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)), carried)
     except FormatError:
         return None
 
