@@ -190,6 +190,9 @@ def test_several_models_in_one_table_and_csv(four: Path):
         assert float(row["psnr"]) == wanted["psnr"]
         assert [float(row["psnr_low"]), float(row["psnr_high"])] == wanted["intervals"]["psnr"]
         assert float(row["bpp"]) == wanted.get("bpp_plain", wanted["bpp"])
+    message = fails("eval", "in", "-m", four, "-m", "nowhere")
+    assert "there is no model 'nowhere'" in message
+    assert "JPEG" not in message  # said before the first is measured
     assert "f.csv exists" in fails("eval", "in", "--csv", "f.csv")
     assert "shows one model" in fails(
         "eval", "in", "-m", four, "-m", "toy", "--sheet", "s.png", code=2

@@ -171,6 +171,8 @@ def evaluate(
         return
     chosen = o.data_options([word for word in split or () if "=" in word], labels, member, values)
     _check_targets(wanted, len(models), force)
+    for one in models:
+        one.check_levels(max(_numbers(wanted.levels) or [1]))  # finds each, before the work
     part: Literal["test", "train"] = "test" if parts[0] == "test" else "train"
     networks = _load_networks(wanted)
     found = [_measure(data, part, chosen, one, wanted, networks, quiet) for one in models]
