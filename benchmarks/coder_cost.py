@@ -5,6 +5,9 @@ matrix products alone.
 
 Grids of 512x768 pixels with all levels, random: the work is the same as for an image. Also the
 whole process of `vqtok pack`, over `import torch`. Figures are medians of the rounds.
+
+With `--megapixels 24` only the whole process of `encode --compact`, with `--max-bytes` and without,
+of an image of that size.
 """
 
 import argparse
@@ -102,6 +105,38 @@ def measure(checkout: Path, model: str, folder: str) -> dict[str, float]:
     return {**json.loads(done.stdout), "pack": pack, "import torch": bare}
 
 
+def limited(checkout: Path, model: str, folder: str) -> tuple[float, float]:
+    """Processor seconds of `encode --compact` without and with a size that 5 of 8 levels take."""
+    vqtok = [sys.executable, "-m", "vqtok", "encode", "large.png", "-m", model, "--compact", "-f"]
+    plain = whole_process([*vqtok, "-o", "large.npz"], checkout, folder)
+    limit = (Path(folder) / "large.npz").stat().st_size * 5 // 8
+    return plain, whole_process(
+        [*vqtok, "-o", "small.npz", "--max-bytes", str(limit)], checkout, folder
+    )
+
+
+def compare_limits(options: argparse.Namespace) -> None:
+    """Prints both, and their ratio, of both checkouts in turn."""
+    import numpy as np
+    from PIL import Image
+
+    found: dict[str, list[tuple[float, float]]] = {"before": [], "after": []}
+    with tempfile.TemporaryDirectory() as folder:
+        width = int((options.megapixels * 1e6 * 1.5) ** 0.5)
+        noise = np.random.default_rng(0).integers(0, 256, (width // 24, width // 16, 3), np.uint8)
+        image = Image.fromarray(noise).resize((width, int(width / 1.5)))
+        image.save(Path(folder) / "large.png", compress_level=1)
+        for _ in range(options.rounds):
+            for name, checkout in (("before", options.against.resolve()), ("after", HERE)):
+                found[name].append(limited(checkout, options.model, folder))
+    for name, rounds in found.items():
+        plain, small = (statistics.median(one[i] for one in rounds) for i in (0, 1))
+        ratio = statistics.median(one[1] / one[0] for one in rounds)
+        print(
+            f"{name}: encode --compact {plain:.2f} s, with --max-bytes {small:.2f} s ({ratio:.2f})"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -109,7 +144,10 @@ def main() -> None:
     parser.add_argument("--against", type=Path, required=True)
     parser.add_argument("--model", default="photo")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--megapixels", type=float)
     options = parser.parse_args()
+    if options.megapixels:
+        return compare_limits(options)
     found: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
     alone = []
     with tempfile.TemporaryDirectory() as folder:
