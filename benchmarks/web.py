@@ -53,7 +53,7 @@ ASK = """(async () => {
     for (const [data, name] of FILES) {
         try {
             const codes = await readCodes(bytesOf(data));
-            const done = codes.streams ? withIndices(codes, decodeIndices(codes, () => prior(name))) : codes;
+            const done = decodeIndices(codes, () => prior(name));
             const { buffer, byteOffset, byteLength } = done.indices;
             let text = "";
             for (const byte of new Uint8Array(buffer, byteOffset, byteLength)) text += String.fromCharCode(byte);

@@ -1,6 +1,6 @@
 // What a worker of the page does: files to indices, and strips of grid rows to pixels and back.
 
-import { readCodes, withIndices } from "./codes.mjs";
+import { readCodes } from "./codes.mjs";
 import { Encoder, joinStrips } from "./encoder.mjs";
 import { CodesError, require } from "./errors.mjs";
 import { Kernels } from "./kernels.mjs";
@@ -41,8 +41,7 @@ export class Model {
   async read(bytes, progress) {
     const codes = await readCodes(bytes);
     this._check(codes);
-    if (!codes.streams) return codes;
-    return withIndices(codes, decodeIndices(codes, () => this._priorOf(codes), progress));
+    return decodeIndices(codes, () => this._priorOf(codes), progress);
   }
 
   _check({ model, fingerprint, codebookSize, downsample, channels, shape }) {
@@ -60,7 +59,7 @@ export class Model {
   }
 
   _priorOf(codes) {
-    if (!this.bytes || this.meta.prior !== codes.prior)
+    if (!this.bytes || !this.meta.prior.startsWith(codes.prior))
       throw new CodesError(
         `the codes need the entropy prior ${codes.prior}, and this page has ${this.meta.prior ?? "none"}`,
         "make the page again from the model that packed them: vqtok web -m MODEL -o DIR");
