@@ -143,7 +143,7 @@ async function open(file) {
     const shown = (part) => mine === turn && progress(part * 0.5);
     const photo = !(await isCodes(file));
     if (photo && !ENCODER && file.type.startsWith("image/"))
-      throw { error: "an image, and this page decodes only", fix: "make codes of it with vqtok encode, or a page that does: vqtok web --encoder" };
+      throw { error: "an image, and this page decodes only", fix: "make codes of it with vqtok encode, or a page that does: vqtok web --encoder -o DIR" };
     if (photo && ENCODER) say(`Encoding ${file.name}`);
     const codes = await (photo && ENCODER
       ? encodePhoto(file, Number(element("side").value), shown, () => mine === turn) : readFile(file, shown));
@@ -186,13 +186,14 @@ function facts() {
   const { codes, photo, file } = current;
   const bytes = photo ? file.length : current.bytes;
   const [, levels, h, w] = codes.shape;
+  const saved = photo ? ` at ${element("levels").value} of ${levels} levels` : "";
   const [H, W] = codes.sizes[chosen()];
   const pixels = codes.sizes.reduce((sum, [height, width]) => sum + height * width, 0);
   const shown = {
     Size: `${W} x ${H} pixels`,
     Grid: `${w} x ${h}, ${codes.downsample} pixels per code`,
     Levels: `${levels} of ${model.config.levels}, ${codes.codebookSize} codes each`,
-    [photo ? "Codes file" : "File"]: `${(bytes / 1000).toFixed(1)} kB, ${((8 * bytes) / pixels).toFixed(2)} bits per pixel`,
+    [photo ? "Codes file" : "File"]: `${(bytes / 1000).toFixed(1)} kB${saved}, ${((8 * bytes) / pixels).toFixed(2)} bits per pixel`,
   };
   element("facts").replaceChildren(...Object.entries(shown).map(([term, value]) => {
     const pair = document.createElement("div");
