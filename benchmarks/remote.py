@@ -164,9 +164,12 @@ def encode(words: list[str], server: Server, kills: list[int]) -> tuple[float, i
     )
     while process.poll() is None:
         peak = max(peak, resident(process.pid))
-        if waiting and len(list((server.folder / "codes").glob("*.npz"))) + len(
-            list((server.folder / "codes").glob("*.tar"))
-        ) >= waiting[0]:
+        if (
+            waiting
+            and len(list((server.folder / "codes").glob("*.npz")))
+            + len(list((server.folder / "codes").glob("*.tar")))
+            >= waiting[0]
+        ):
             waiting.pop(0)
             time.sleep(draw.uniform(0, 1))
             server.kill()
@@ -199,8 +202,11 @@ def measure(folder: Path, tars: list[Path], count: int, kills: int, photos: int)
         wanted = {f"{i:07}.jpg" for i in range(count)}
         local = folder / f"local{count}"
         subprocess.run(
-            [sys.executable, "-m", "vqtok", "encode"]
-            + [*map(str, sorted((store / "in").iterdir())), "-o", str(local), *options, "-q"],
+            [
+                *(sys.executable, "-m", "vqtok", "encode"),
+                *(str(path) for path in sorted((store / "in").iterdir())),
+                *("-o", str(local), *options, "-q"),
+            ],
             check=True,
         )
         equal = contents(store / "codes") == contents(local)

@@ -34,7 +34,9 @@ _TIMEOUT = 60.0  # seconds without an answer
 _PATIENCE = 120.0  # seconds that requests are repeated: a server that restarts takes less
 _AHEAD = 1 << 20  # bytes of a request: of a tar, the headers of ten images of 100 kB
 _BLOCKS = 8  # of so many bytes that `read_near` keeps
-NEAR_MAX = 1 << 18  # bytes of a part that is read with its neighbors: larger ones come by themselves
+NEAR_MAX = (
+    1 << 18
+)  # bytes of a part that is read with its neighbors: larger ones come by themselves
 _WHOLE_MAX = 1 << 26  # of a file on a server that gives no parts of it
 _DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 _AGAIN = (408, 425, 429)  # answers below 500 that pass

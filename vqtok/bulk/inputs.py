@@ -278,6 +278,7 @@ class Inputs:
         """
         recognizer = recognizer or Recognizer()
         several = sum(files.is_folder(word) for word in self._words) > 1
+        listed = dict[str, set[str]]()
         for word in self._words:
             if os.path.isdir(word):
                 yield from _walk(
@@ -287,7 +288,7 @@ class Inputs:
                 )
             else:
                 for source in files.expand([word], _FOUND, recognizer.is_image_file):
-                    texts = _texts_beside(str(source.path))
+                    texts = _texts_beside(files.as_path(str(source.path)), listed)
                     yield Entry(source.relative.as_posix(), str(source.path), texts=texts)
 
 
@@ -376,11 +377,31 @@ def _tar_images(
     )
 
 
-def _texts_beside(path: str) -> tuple[Text, ...]:
-    """KEY.cls, KEY.txt and KEY.json beside an image KEY.jpg."""
-    key = facts.key_of(path)
-    paths = ((suffix, key + suffix) for suffix in sorted(TEXTS))
-    return tuple(Text(suffix, beside) for suffix, beside in paths if os.path.isfile(beside))
+def _texts_beside(path: Path, listed: dict[str, set[str]]) -> tuple[Text, ...]:
+    """KEY.cls, KEY.txt and KEY.json beside an image KEY.jpg.
+
+    A folder of a store is listed once, into `listed`; a web server lists none, so that there are
+    none.
+    """
+    key, folder = facts.key_of(path.name), path.parent
+    if not isinstance(path, files.RemotePath):
+        paths = ((suffix, os.path.join(folder, key + suffix)) for suffix in sorted(TEXTS))
+        return tuple(Text(suffix, beside) for suffix, beside in paths if os.path.isfile(beside))
+    if path.is_web:
+        return ()
+    if str(folder) not in listed:
+        listed.clear()  # images of one folder follow one another
+        try:
+            names = (found.name for found in folder.iterdir())
+            listed[str(folder)] = {name for name in names if facts.text_suffix(name)}
+        except files.RemoteError as error:
+            raise files.server_error(folder, error) from None
+    names = listed[str(folder)]
+    return tuple(
+        Text(suffix, str(folder / (key + suffix)))
+        for suffix in sorted(TEXTS)
+        if key + suffix in names
+    )
 
 
 def _walk(root: str, prefix: str, recognizer: Recognizer) -> Iterator[Entry]:

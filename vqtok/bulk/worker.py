@@ -2,10 +2,10 @@
 input ends.
 
 A request is a line of JSON: `path`, `offset`, `size` (see `Entry`), and where images are cropped
-`name` and `crops`; `sent` is how many bytes of the image follow, where it was read already. An answer is a line of JSON, `shape` [H, W, C], or [n, H, W, C] of crops, and
-`notes`, or `error`, with `fix` where all must stop; then the bytes of the pixels. Not
-multiprocessing: that imports
-the caller's script again, and pickles.
+`name` and `crops`. Where the image was read already, `sent` is how many bytes of it follow. An
+answer is a line of JSON, `shape` [H, W, C], or [n, H, W, C] of crops, and `notes`, or `error`, with
+`fix` where all must stop; then the bytes of the pixels. Not multiprocessing: that imports the
+caller's script again, and pickles.
 """
 
 import json
