@@ -33,7 +33,7 @@ _HTTP = ("http", "https")
 _TIMEOUT = 60.0  # seconds without an answer
 _PATIENCE = 120.0  # seconds that requests are repeated: a server that restarts takes less
 _AHEAD = 1 << 20  # bytes of a request: of a tar, the headers of ten images of 100 kB
-_BLOCKS = 8  # of so many bytes that `read_near` keeps
+_BLOCKS = 4  # of so many bytes that `read_near` keeps
 NEAR_MAX = (
     1 << 18
 )  # bytes of a part that is read with its neighbors: larger ones come by themselves

@@ -73,7 +73,7 @@ def encode(
     wanted = make_manifest(model, inputs, settings)
     # Before the first convolution: oneDNN keeps compiled code for the last 1,024 kinds of them, and
     # images of many sizes make a new kind with nearly every batch (80 MB more after 20,000).
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     inputs.number_labels(prepare_folder(out, wanted, work_slice, resume, force).labels)
     distributed.local_device(model.device)
     color = images.parse_color(settings.background)
@@ -93,9 +93,10 @@ def encode(
                 if count is not None and progress is not None:
                     progress(*count.add(item))
             else:
+                _give_memory_back()  # images were decoded
                 yield shard.finish(item, out)
                 shard = _ShardWriter(model, inputs, settings)
-                _give_memory_back()
+                _give_memory_back()  # and encoded
 
 
 def _give_memory_back() -> None:

@@ -18,7 +18,7 @@ from vqtok.bulk.facts import Facts, NameFacts, SomeNames, Text
 from vqtok.data import samples
 from vqtok.data.foreign import COMPRESSED, refuse_compressed
 from vqtok.data.listing import TEXTS
-from vqtok.data.tar import TarMember, index_tar, is_hidden, is_image_member
+from vqtok.data.tar import TarMember, has_end, index_tar, is_hidden, is_image_member
 from vqtok.errors import InputError, UsageError
 from vqtok.images import IMAGE_SUFFIXES, Range, Recognizer
 
@@ -97,6 +97,7 @@ class Inputs:
         self._member, self._listed, self._range = member, True, value_range
         self.left_out: dict[str, int] = {}
         self.recognizer = Recognizer()  # of what was seen so far
+        self.endless = list[str]()  # tars without an end mark
         self.stray_texts = 0  # .cls, .txt and .json of tars that do not stand at their image
         sets, self._words = find_data_sets(words)
         for word in self._words:
@@ -255,12 +256,20 @@ class Inputs:
             yield from _tar_images(source, path, pictures, tuple(texts))
         if error is not None:
             yield error
+        elif path.name not in self.endless and not _has_end(path):
+            self.endless.append(path.name)
 
     def note(self) -> str:
         """What was left out so far, a line each; empty where nothing was."""
         readers = [source.reader for source in self.all if source.reader is not None]
         lines = [samples.Choice([], self.left_out).note()]
         lines += [note for reader in readers for note in reader.notes]
+        if self.endless:
+            several = f" and {len(self.endless) - 1:,} more" if len(self.endless) > 1 else ""
+            lines.append(
+                f"{self.endless[0]}{several}: no end mark. If it was cut off, images are missing: "
+                "compare its size, or download it again."
+            )
         if self.stray_texts:
             lines.append(
                 f"{self.stray_texts:,} .cls, .txt and .json stand apart from their image: "
@@ -342,6 +351,16 @@ def _size(path: str) -> int:
         raise InputError(
             f"cannot read {path}: {error.strerror}", "check the name and the disk"
         ) from None
+
+
+def _has_end(path: Path) -> bool:
+    """As `has_end`; True where that cannot be known any more."""
+    try:
+        return has_end(path)
+    except files.RemoteError as error:
+        raise files.server_error(path, error) from None
+    except OSError:
+        return True
 
 
 class _Damage(NamedTuple):
