@@ -160,6 +160,7 @@ def _read_export(folder: Path, export: dict[str, Any], meta: TokenMeta) -> Itera
         if name.endswith("_codes/"):
             count = export.get("images")
             require(is_int(count, 0, 1 << 40), "meta.json is damaged")
+            assert count is not None
             for number in range(count):
                 yield from _read_file(folder / name / f"{number}.npy", meta)
         elif not name.endswith(("/", ".idx")):
