@@ -5,6 +5,8 @@ after kill -9 and --resume.
         the memory of all processes together
     python benchmarks/bulk.py photos TAR...
         # the photo model on photographs, beside one file an image
+    python benchmarks/bulk.py cifar cifar-10-batches-bin
+        # the cifar10 model on its test images: the data set, and the same as PNGs
     python benchmarks/bulk.py kill --times 100 # kill -9 of the process group at random moments,
         then --resume, until it is done
 """
@@ -29,6 +31,7 @@ import torch
 from PIL import Image
 from timing import machine, table
 
+import vqtok
 from vqtok import codes, weights
 from vqtok.bulk import CodesDataset
 from vqtok.config import TokenizerConfig
@@ -169,6 +172,43 @@ def photos(folder: Path, tars: list[Path], limit: int, workers: list[int], round
     print(table(["encode", "seconds", "images/s", "peak MiB"], rows))
 
 
+def cifar(folder: Path, data: Path, few: int, many: int) -> None:
+    """Seconds of processor time an image: of `many` images less that of `few`, so that the start
+    of the command drops out. Beside it the network alone, on one thread.
+    """
+    rows = np.fromfile(data / "test_batch.bin", np.uint8).reshape(-1, 3073)
+    spent: dict[str, list[float]] = {"the data set": [], "one file an image": []}
+    for count in (few, many):
+        (folder / f"set{count}").mkdir()
+        rows[:count].tofile(folder / f"set{count}" / "test_batch.bin")
+        shutil.copy(data / "batches.meta.txt", folder / f"set{count}")
+        (folder / f"png{count}").mkdir()
+        pixels = rows[:count, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        for i, each in enumerate(pixels):
+            Image.fromarray(each).save(folder / f"png{count}" / f"{i:05}.png")
+        for name, kind in zip(spent, ("set", "png"), strict=True):
+            words = [folder / f"{kind}{count}", "-o", folder / f"out-{kind}{count}"]
+            before = os.times()
+            assert start([*words, "--model", "cifar10", "-q"]).wait() == 0
+            after = os.times()
+            spent[name].append(sum(after[2:4]) - sum(before[2:4]))
+    each = {name: (long - short) / (many - few) for name, (short, long) in spent.items()}
+    model, group = vqtok.load("cifar10"), 128
+    images = torch.randn(group, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        taken = []
+        for _ in range(6):
+            before = time.process_time()
+            model.quantizer(model.encoder(images))
+            taken.append(time.process_time() - before)
+    each["the network alone"] = min(taken) / group
+    base = each["one file an image"]
+    shown = [
+        [name, f"{1000 * s:.2f}", f"{1 / s:.0f}", f"{base / s:.2f}"] for name, s in each.items()
+    ]
+    print(table(["encode", "ms of a core an image", "images/s a core", "times as fast"], shown))
+
+
 def equal(folder: Path, workers: list[int]) -> bool:
     """Whether all ways of encoding gave the same indices."""
     data = [CodesDataset(folder / f"photos-{count}") for count in workers]
@@ -266,7 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["memory", "photos", "kill"])
+    parser.add_argument("what", choices=["memory", "photos", "cifar", "kill"])
     parser.add_argument("tars", nargs="*", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 100_000])
     parser.add_argument("--loose", action="store_true")
@@ -280,6 +320,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         if asked.what == "memory":
             memory(Path(name), asked.counts, asked.loose)
+        elif asked.what == "cifar":
+            cifar(Path(name), asked.tars[0], 500, 4500)
         elif asked.what == "photos":
             photos(Path(name), asked.tars, asked.limit, asked.workers, asked.rounds)
         else:

@@ -362,7 +362,7 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> int:
     """
     path, decoded = str(save("a.png")), []
 
-    def decode(*_: object) -> images.DecodedImage:
+    def decode(*_: object, **__: object) -> images.DecodedImage:
         decoded.append(1)
         return images.DecodedImage(np.zeros((20, 30, 3), np.uint8))
 

@@ -1,12 +1,13 @@
 """What bulk encoding takes up, in which order and in which shares."""
 
 import os
+import tarfile
 import tracemalloc
 from pathlib import Path
 
 import pytest
 from bulk_helpers import image_files, make_tar, png
-from cli_helpers import save
+from cli_helpers import ok, run, save
 from conftest import image
 
 from vqtok.bulk.inputs import Chunk, Entry, Inputs, WorkSlice
@@ -247,3 +248,27 @@ def test_an_empty_tar_has_no_images_and_no_damage():
     inputs = Inputs(["000.tar"])
     (chunk,) = inputs.chunks(inputs.all[0], 10)
     assert chunk.entries == ()
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_tar_cut_between_members_says_so(extended: bool):
+    """Where a name waits for its member, it is cut; else it has no end mark, which some writers
+    leave out: all images are encoded, and a note says so.
+    """
+    names = [("ä" * 60 + f"{i}.png" if extended else f"{i}.png") for i in range(4)]
+    path = make_tar("t.tar", {name: png(image(16, 16, seed=i)) for i, name in enumerate(names)})
+    whole = ok("encode", path, "-o", "whole", "--workers", 0)
+    assert "no end mark" not in whole.stderr
+    with tarfile.open(path) as archive:
+        last = archive.getmembers()[-1]
+    # the last header stands before its bytes; without it, its extended header is left
+    cut = last.offset_data - 512 if extended else last.offset
+    path.write_bytes(path.read_bytes()[:cut])
+    found = run("encode", path, "-o", "codes", "--workers", 0)
+    assert "3 images" in found.stderr
+    if extended:
+        assert found.exit_code == 1
+        assert "it is cut off" in found.stderr
+    else:
+        assert found.exit_code == 0
+        assert "t.tar: no end mark. If it was cut off, images are missing" in found.stderr

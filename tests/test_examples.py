@@ -26,6 +26,7 @@ SHOWN = {
     "read_codes.py": "format.md",
     "roundtrip.py": "recipes.md",
     "train_classes.py": "tokens.md",
+    "train_litgpt.py": "tokens.md",
     "train_nanogpt.py": "tokens.md",
     "train_transformer.py": "transformer.md",
 }
@@ -125,6 +126,21 @@ def test_train_nanogpt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     ok("export", "codes", "-o", "data", "--to", "bin", "--bos")
     example(monkeypatch, "train_nanogpt.py", "data", 2)
     assert "step 0: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_train_litgpt():
+    """20 images are two batches an epoch; five steps go on into the third epoch."""
+    pytest.importorskip("litdata")
+    for number in range(20):
+        save(f"in/{'cat' if number % 2 else 'dog'}/{number}.png", image(16, 16, seed=number))
+    ok("encode", "in", "--bulk", "-o", "codes", "--workers", 0)
+    ok("export", "codes", "-o", "data", "--to", "litdata", "--class-tokens", "--offset")
+    run = _start("train_litgpt.py", "data", 5)
+    shown = run.communicate(timeout=300)[0]
+    assert run.returncode == 0
+    # log2(16 codes + 2 classes) = 4.2 bits, and more from random weights
+    assert 3.5 < float(shown.removeprefix("step 0: ").split()[0]) < 8
 
 
 @pytest.mark.slow

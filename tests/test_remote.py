@@ -280,3 +280,69 @@ def test_missing_in_a_store(memory: str):
     with pytest.raises(VqtokError, match="does not exist"):
         files.read_bytes(as_path(f"{memory}/x"), 10)
     assert "does not exist" in run("export", f"{memory}/x", "-o", "o", "--to", "bin").stderr
+
+
+def test_texts_beside_images_of_a_store(memory: str):
+    """Labels and captions of loose files by URL are those of the same files on the disk."""
+    members: dict[str, bytes] = {}
+    for i in range(4):
+        members[f"a/{i}.png"] = png(image(16, 16, seed=i))
+        members[f"a/{i}.cls"] = str(i % 2).encode()
+        if i != 2:
+            members[f"a/{i}.txt"] = f"image {i}".encode()
+    members["b/9.png"] = png(image(16, 16, seed=9))
+    store(f"{memory}/in", members)
+    for name, data in members.items():
+        Path("in", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("in", name).write_bytes(data)
+    for words in (["in"], ["in/a/*.png"]):
+        ok("encode", *words, "--bulk", "-o", "local", "--workers", 0, "-f")
+        urls = [f"{memory}/{word}" for word in words]
+        ok("encode", *urls, "--bulk", "-o", "codes", "--workers", 0, "-f")
+        there = CodesDataset("codes").sequences()
+        assert list(there.labels[:4]) == [0, 1, 0, 1]
+        assert list(there.captions[:4]) == ["image 0", "image 1", None, "image 3"]
+        assert contents("codes") == contents("local")
+
+
+def test_small_images_and_texts_of_a_tar_share_requests(server: FileServer):
+    """200 images with labels and captions: not a request for each, and the same bytes."""
+    members: dict[str, bytes] = {}
+    for i in range(200):
+        members[f"{i:03}.png"] = png(image(16, 16, seed=i))
+        members[f"{i:03}.cls"], members[f"{i:03}.txt"] = b"3", b"text"
+    path = make_tar("t.tar", members)
+    server.files["t.tar"] = path.read_bytes()
+    ok("encode", path, "-o", "local", "--workers", 0)
+    for workers in (0, 2):
+        server.requests = 0
+        ok("encode", f"{server.url}/t.tar", "-o", "codes", "--workers", workers, "-f")
+        assert server.requests < 10
+        assert contents("codes") == contents("local")
+
+
+def test_parts_over_the_borders_of_blocks(memory: str, monkeypatch: pytest.MonkeyPatch):
+    data = bytes(range(256)) * 4
+    store(memory, {"x": data})
+    path = as_path(f"{memory}/x")
+    assert isinstance(path, remote.RemotePath)
+    monkeypatch.setattr(remote, "_AHEAD", 100)
+    for start, end in ((0, 1), (99, 101), (100, 200), (50, 450), (1000, 1024), (5, 5)):
+        remote._kept.clear()
+        assert remote.read_near(path, start, end) == data[start:end]
+    remote._kept.clear()
+    monkeypatch.setenv("VQTOK_RETRY_SECONDS", "0")
+    with pytest.raises(remote.RemoteError, match="it gave 24 of 25 bytes"):
+        remote.read_near(path, 1000, 1025)
+
+
+def test_a_tar_cut_in_its_last_image(server: FileServer):
+    """The image counts as damaged, as on the disk: it is not waited for."""
+    path = make_tar("t.tar", image_files(3))
+    whole = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(whole[:-40])
+    server.files["t.tar"] = path.read_bytes()
+    local = run("encode", path, "-o", "local", "--workers", 0)
+    found = run("encode", f"{server.url}/t.tar", "-o", "codes", "--workers", 0)
+    assert (found.exit_code, local.exit_code) == (1, 1)
+    assert contents("codes") == contents("local")

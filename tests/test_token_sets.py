@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import fails, ok
+from cli_helpers import fails, ok, run
 
 from vqtok import weights
 from vqtok.codes import npz
@@ -173,3 +173,45 @@ def test_a_header_does_not_ask_for_more_than_its_stream_holds(grids: list[int]) 
         npz.write_member(archive, "stream", np.frombuffer(packed.Packed.of(data).stream, np.uint8))
     with pytest.raises(FormatError):
         packed.Packed.of(changed.getvalue())
+
+
+def test_the_model_is_found_by_its_fingerprint(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder of VQTOK_MODELS, beside a damaged one and another, whatever its name is now."""
+    np.save(tmp_path / "t.npy", video())
+    small, back = tmp_path / "t.vqtok.npz", tmp_path / "back.npy"
+    ok("pack", tmp_path / "t.npy", "-m", model)
+    assert "VQTOK_MODELS" in fails("unpack", small, "-o", back)
+    for name in ("a", "b"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    (tmp_path / "models/a/tokens.safetensors").write_bytes(b"x")
+    np.save(tmp_path / "other.npy", video(seed=2))
+    ok("train", tmp_path / "other.npy", "--stage", "entropy", "-o", tmp_path / "models/b")
+    model.rename(tmp_path / "models/c")
+    monkeypatch.setenv("VQTOK_MODELS", str(tmp_path / "models"))
+    ok("unpack", small, "-o", back)
+    np.testing.assert_array_equal(np.load(back), np.load(tmp_path / "t.npy"))
+
+
+@pytest.mark.parametrize("bad", ["damaged", "exists"])
+def test_of_several_arrays_the_good_ones_are_packed(tmp_path: Path, model: Path, bad: str) -> None:
+    """One that fails is reported, the others are whole, and the command exits with 1."""
+    for name in ("a", "b", "c"):
+        np.save(tmp_path / f"{name}.npy", video(seed=len(name)))
+    if bad == "damaged":
+        (tmp_path / "b.npy").write_bytes(b"\x93NUMPY no")
+    else:
+        (tmp_path / "b.vqtok.npz").write_bytes(b"mine")
+    paths = [tmp_path / f"{name}.npy" for name in ("a", "b", "c")]
+    found = run("pack", *paths, "-m", model)
+    assert found.exit_code == 1
+    assert found.stderr.splitlines()[-1] == "1 of 3 failed"
+    assert "b." in found.stderr
+    made = sorted(path.name for path in tmp_path.glob("*.vqtok.npz"))
+    assert made == (["a.vqtok.npz", "c.vqtok.npz"] if bad == "damaged" else made)
+    if bad == "exists":
+        assert (tmp_path / "b.vqtok.npz").read_bytes() == b"mine"
+    (tmp_path / "b.vqtok.npz").write_bytes(b"no")
+    back = run("unpack", *sorted(tmp_path.glob("*.vqtok.npz")), "-m", model, "-o", tmp_path / "o")
+    assert back.exit_code == 1

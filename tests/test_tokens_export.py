@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_helpers import fails, ok
+from cli_helpers import fails, ok, save
+from conftest import image
 from token_helpers import flatten, make_shards, written_out
 
 from vqtok import codes
@@ -567,3 +568,25 @@ def test_streaming_reads_it(made: list[np.ndarray]):
     export("mds")
     data = streaming.StreamingDataset(local="out", shuffle=False, batch_size=1)
     assert [data[i]["tokens"].tolist() for i in range(len(data))] == tokens_of(made)
+
+
+@pytest.mark.parametrize("to", ["webdataset", "jsonl", "bin"])
+@pytest.mark.parametrize("folder", [True, False])
+def test_an_export_that_lacks_its_end_is_refused(to: str, folder: bool):
+    """Cut between two sequences, it looks whole: meta.json tells how many there were."""
+    for number in range(4):
+        save(f"in/{number}.png", image(16, 16, seed=number))
+    ok("encode", "in", "--bulk", "-o", "codes", "--workers", 0)
+    ok("export", "codes", "-o", "data", "--to", to)
+    path = next(p for p in Path("data").iterdir() if p.name != "meta.json")
+    ok("import-tokens", "data" if folder else path, "-o", "back.npz")
+    data = path.read_bytes()
+    if to == "webdataset":
+        with tarfile.open(path) as archive:
+            end = archive.getmembers()[len(archive.getmembers()) // 4 * 3].offset
+    else:
+        end = len(data) // 4 * 3 if to == "bin" else data[:-1].rindex(b"\n") + 1
+    path.write_bytes(data[:end])
+    message = fails("import-tokens", "data" if folder else path, "-o", "cut.npz")
+    assert "holds 3 sequences, and meta.json tells of 4" in message
+    assert not Path("cut.npz").exists()

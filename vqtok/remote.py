@@ -15,8 +15,10 @@ import os
 import random
 import re
 import stat
+import threading
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
@@ -31,6 +33,10 @@ _HTTP = ("http", "https")
 _TIMEOUT = 60.0  # seconds without an answer
 _PATIENCE = 120.0  # seconds that requests are repeated: a server that restarts takes less
 _AHEAD = 1 << 20  # bytes of a request: of a tar, the headers of ten images of 100 kB
+_BLOCKS = 4  # of so many bytes that `read_near` keeps
+NEAR_MAX = (
+    1 << 18
+)  # bytes of a part that is read with its neighbors: larger ones come by themselves
 _WHOLE_MAX = 1 << 26  # of a file on a server that gives no parts of it
 _DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 _AGAIN = (408, 425, 429)  # answers below 500 that pass
@@ -220,13 +226,56 @@ def read(path: RemotePath, start: int, end: int) -> bytes:
     if end <= start:
         return b""
 
+    return _read(path, start, end, end - start)
+
+
+def read_near(path: RemotePath, start: int, end: int) -> bytes:
+    """As `read`, of a small part: it comes in a block of 1 MiB, and the last blocks are kept, so
+    that parts that follow one another cost one request in all.
+    """
+    first, last = start // _AHEAD, max(start, end - 1) // _AHEAD
+    parts = []
+    for number in range(first, last + 1):
+        least = (end - 1) % _AHEAD + 1 if number == last else _AHEAD
+        parts.append(_kept_block(path, number, least))
+    at = start - first * _AHEAD
+    return b"".join(parts)[at : at + end - start]
+
+
+_kept: dict[tuple[str, int], "Future[bytes]"] = {}
+_kept_lock = threading.Lock()
+
+
+def _kept_block(path: RemotePath, number: int, least: int) -> bytes:
+    """A block of a file of at least so many bytes; whoever asks for it meanwhile waits for it."""
+    key = (str(path), number)
+    with _kept_lock:
+        future = _kept.get(key)
+        is_mine = future is None
+        if future is None:
+            future = _kept[key] = Future()
+            while len(_kept) > _BLOCKS:
+                del _kept[next(iter(_kept))]
+    if is_mine:
+        try:
+            future.set_result(_read(path, number * _AHEAD, (number + 1) * _AHEAD, least))
+        except BaseException as error:
+            with _kept_lock:
+                _kept.pop(key, None)
+            future.set_exception(error)
+    return future.result()
+
+
+def _read(path: RemotePath, start: int, end: int, least: int) -> bytes:
+    """Bytes `start` to `end` of a file, or to its end where at least so many are there."""
+
     def once() -> bytes:
         if path.is_web:
             data = _http_range(path, start, end)
         else:
             data = _filesystem(path).cat_file(_inner(path), start=start, end=end)
-        if len(data) != end - start:
-            raise OSError(errno.EIO, f"it gave {len(data)} of {end - start} bytes")
+        if len(data) < least:
+            raise OSError(errno.EIO, f"it gave {len(data)} of {least} bytes")
         return data
 
     return _ask(path, once)

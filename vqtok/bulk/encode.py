@@ -2,9 +2,11 @@
 decode ahead, batch by grid, write a shard, go on.
 """
 
+import ctypes
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -69,6 +71,9 @@ def encode(
             "remove the folder, and leave -f out",
         )
     wanted = make_manifest(model, inputs, settings)
+    # Before the first convolution: oneDNN keeps compiled code for the last 1,024 kinds of them, and
+    # images of many sizes make a new kind with nearly every batch (80 MB more after 20,000).
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     inputs.number_labels(prepare_folder(out, wanted, work_slice, resume, force).labels)
     distributed.local_device(model.device)
     color = images.parse_color(settings.background)
@@ -88,8 +93,16 @@ def encode(
                 if count is not None and progress is not None:
                     progress(*count.add(item))
             else:
+                _give_memory_back()  # images were decoded
                 yield shard.finish(item, out)
                 shard = _ShardWriter(model, inputs, settings)
+                _give_memory_back()  # and encoded
+
+
+def _give_memory_back() -> None:
+    """Makes glibc give what is free to the system: batches of many sizes leave gaps."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Count:

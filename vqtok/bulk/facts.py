@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from vqtok import files
+from vqtok import files, remote
 from vqtok.data import classes, samples, splits
 from vqtok.data.listing import TEXTS, caption_in
 
@@ -33,15 +33,29 @@ class Text:
         """None where it is too large or cannot be read: an image does without."""
         if self.size is not None and self.size > TEXT_LIMIT:
             return None
+        path = files.as_path(self.path)
         try:
-            with files.as_path(self.path).open("rb") as file:
+            if isinstance(path, files.RemotePath):
+                return self._read_remote(path)
+            with path.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read(TEXT_LIMIT + 1 if self.size is None else self.size)
         except files.RemoteError as error:
-            raise files.server_error(files.as_path(self.path), error) from None
+            raise files.server_error(path, error) from None
         except OSError:
             return None
         return None if len(data) > TEXT_LIMIT else data.decode("utf-8", "replace")
+
+    def _read_remote(self, path: files.RemotePath) -> str | None:
+        """A part of a tar comes with its neighbors; of a file, its size is asked first."""
+        if self.size is not None:
+            data = remote.read_near(path, self.offset, self.offset + self.size)
+        else:
+            size = path.stat().st_size
+            if size > TEXT_LIMIT:
+                return None
+            data = remote.read(path, 0, size)
+        return data.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from vqtok.bulk.facts import Facts, NameFacts, SomeNames, Text
 from vqtok.data import samples
 from vqtok.data.foreign import COMPRESSED, refuse_compressed
 from vqtok.data.listing import TEXTS
-from vqtok.data.tar import TarMember, index_tar, is_hidden, is_image_member
+from vqtok.data.tar import TarMember, has_end, index_tar, is_hidden, is_image_member
 from vqtok.errors import InputError, UsageError
 from vqtok.images import IMAGE_SUFFIXES, Range, Recognizer
 
@@ -97,6 +97,7 @@ class Inputs:
         self._member, self._listed, self._range = member, True, value_range
         self.left_out: dict[str, int] = {}
         self.recognizer = Recognizer()  # of what was seen so far
+        self.endless = list[str]()  # tars without an end mark
         self.stray_texts = 0  # .cls, .txt and .json of tars that do not stand at their image
         sets, self._words = find_data_sets(words)
         for word in self._words:
@@ -255,12 +256,20 @@ class Inputs:
             yield from _tar_images(source, path, pictures, tuple(texts))
         if error is not None:
             yield error
+        elif path.name not in self.endless and not _has_end(path):
+            self.endless.append(path.name)
 
     def note(self) -> str:
         """What was left out so far, a line each; empty where nothing was."""
         readers = [source.reader for source in self.all if source.reader is not None]
         lines = [samples.Choice([], self.left_out).note()]
         lines += [note for reader in readers for note in reader.notes]
+        if self.endless:
+            several = f" and {len(self.endless) - 1:,} more" if len(self.endless) > 1 else ""
+            lines.append(
+                f"{self.endless[0]}{several}: no end mark. If it was cut off, images are missing: "
+                "compare its size, or download it again."
+            )
         if self.stray_texts:
             lines.append(
                 f"{self.stray_texts:,} .cls, .txt and .json stand apart from their image: "
@@ -278,6 +287,7 @@ class Inputs:
         """
         recognizer = recognizer or Recognizer()
         several = sum(files.is_folder(word) for word in self._words) > 1
+        listed = dict[str, set[str]]()
         for word in self._words:
             if os.path.isdir(word):
                 yield from _walk(
@@ -287,7 +297,7 @@ class Inputs:
                 )
             else:
                 for source in files.expand([word], _FOUND, recognizer.is_image_file):
-                    texts = _texts_beside(str(source.path))
+                    texts = _texts_beside(files.as_path(str(source.path)), listed)
                     yield Entry(source.relative.as_posix(), str(source.path), texts=texts)
 
 
@@ -343,6 +353,16 @@ def _size(path: str) -> int:
         ) from None
 
 
+def _has_end(path: Path) -> bool:
+    """As `has_end`; True where that cannot be known any more."""
+    try:
+        return has_end(path)
+    except files.RemoteError as error:
+        raise files.server_error(path, error) from None
+    except OSError:
+        return True
+
+
 class _Damage(NamedTuple):
     """Why the rest of a tar cannot be read."""
 
@@ -376,11 +396,31 @@ def _tar_images(
     )
 
 
-def _texts_beside(path: str) -> tuple[Text, ...]:
-    """KEY.cls, KEY.txt and KEY.json beside an image KEY.jpg."""
-    key = facts.key_of(path)
-    paths = ((suffix, key + suffix) for suffix in sorted(TEXTS))
-    return tuple(Text(suffix, beside) for suffix, beside in paths if os.path.isfile(beside))
+def _texts_beside(path: Path, listed: dict[str, set[str]]) -> tuple[Text, ...]:
+    """KEY.cls, KEY.txt and KEY.json beside an image KEY.jpg.
+
+    A folder of a store is listed once, into `listed`; a web server lists none, so that there are
+    none.
+    """
+    key, folder = facts.key_of(path.name), path.parent
+    if not isinstance(path, files.RemotePath):
+        paths = ((suffix, os.path.join(folder, key + suffix)) for suffix in sorted(TEXTS))
+        return tuple(Text(suffix, beside) for suffix, beside in paths if os.path.isfile(beside))
+    if path.is_web:
+        return ()
+    if str(folder) not in listed:
+        listed.clear()  # images of one folder follow one another
+        try:
+            names = (found.name for found in folder.iterdir())
+            listed[str(folder)] = {name for name in names if facts.text_suffix(name)}
+        except files.RemoteError as error:
+            raise files.server_error(folder, error) from None
+    names = listed[str(folder)]
+    return tuple(
+        Text(suffix, str(folder / (key + suffix)))
+        for suffix in sorted(TEXTS)
+        if key + suffix in names
+    )
 
 
 def _walk(root: str, prefix: str, recognizer: Recognizer) -> Iterator[Entry]:

@@ -18,7 +18,7 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from vqtok import files, images
+from vqtok import files, images, remote
 from vqtok.bulk import worker
 from vqtok.bulk.crops import AS_THEY_ARE, Crops
 from vqtok.bulk.datasets import Reader
@@ -120,8 +120,9 @@ class Pool:
             return InputError(entry.error, "get the file again")
         if entry.input is not None and entry.input.reader is not None:
             return self._read(entry, entry.input.reader)
-        if not self._workers:
-            try:
+        try:
+            data = _read_near(entry)
+            if not self._workers:
                 image = worker.decode(
                     entry.path,
                     entry.offset,
@@ -129,13 +130,14 @@ class Pool:
                     self._channels,
                     self._background,
                     self._range,
+                    data=data,
                 )
                 return self._crops.cut(image, entry.full_name)
-            except InputError as error:
-                return error
+        except InputError as error:
+            return error
         mine = self._idle.get()
         try:
-            return mine.ask(entry, self._crops)
+            return mine.ask(entry, self._crops, data)
         finally:
             self._idle.put(mine)
 
@@ -178,6 +180,28 @@ class _Gate:
             self._changed.notify_all()
 
 
+def _read_near(entry: Entry) -> bytes | None:
+    """The bytes of a small image in a remote tar, read with its neighbors; None of any other.
+
+    Raises InputError for one that reaches past the end of its tar, which no server could give.
+    """
+    if entry.size is None or not files.is_url(entry.path):
+        return None
+    end, source = entry.offset + entry.size, entry.input
+    if source is not None and source.bytes is not None and end > source.bytes:
+        raise InputError("it is cut off by the end of the tar", "get the file again")
+    if entry.size > remote.NEAR_MAX:
+        return None
+    path = files.as_path(entry.path)
+    assert isinstance(path, files.RemotePath)
+    try:
+        return remote.read_near(path, entry.offset, end)
+    except FileNotFoundError:
+        raise InputError("it does not exist", "check the name") from None
+    except files.RemoteError as error:
+        raise files.server_error(path, error) from None
+
+
 def _size(found: Decoded) -> int:
     return found.pixels.nbytes if isinstance(found, images.DecodedImage) else 0
 
@@ -190,7 +214,7 @@ class _Worker:
         assert process.stdout is not None
         self.process, self._requests, self._answers = process, process.stdin, process.stdout
 
-    def ask(self, entry: Entry, crops: Crops) -> Decoded:
+    def ask(self, entry: Entry, crops: Crops, data: bytes | None = None) -> Decoded:
         request: dict[str, Any] = {
             "path": entry.path,
             "offset": entry.offset,
@@ -198,8 +222,10 @@ class _Worker:
         }
         if not crops.is_none:
             request |= {"name": entry.full_name, "crops": asdict(crops)}
+        if data is not None:
+            request["sent"] = len(data)
         try:
-            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.write(json.dumps(request).encode() + b"\n" + (data or b""))
             self._requests.flush()
             line = self._answers.readline()
             if not line.endswith(b"\n"):

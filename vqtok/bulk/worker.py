@@ -2,10 +2,10 @@
 input ends.
 
 A request is a line of JSON: `path`, `offset`, `size` (see `Entry`), and where images are cropped
-`name` and `crops`. An answer is a line of JSON, `shape` [H, W, C], or [n, H, W, C] of crops, and
-`notes`, or `error`, with `fix` where all must stop; then the bytes of the pixels. Not
-multiprocessing: that imports
-the caller's script again, and pickles.
+`name` and `crops`. Where the image was read already, `sent` is how many bytes of it follow. An
+answer is a line of JSON, `shape` [H, W, C], or [n, H, W, C] of crops, and `notes`, or `error`, with
+`fix` where all must stop; then the bytes of the pixels. Not multiprocessing: that imports the
+caller's script again, and pickles.
 """
 
 import json
@@ -32,14 +32,15 @@ def decode(
     value_range: images.Range | None = None,
     name: str = "",
     crops: dict[str, Any] | None = None,
+    data: bytes | None = None,
 ) -> images.DecodedImage:
     """The image in a file, or in that part of one; with the settings of `crops`, the copies that
-    they make of it: pixels (n, H, W, C).
+    they make of it: pixels (n, H, W, C). `data` are its bytes, where they were read already.
 
     InputError says nothing of the path, so that it is the same on every machine.
     """
     try:
-        data = _bytes(path, offset, size)
+        data = _bytes(path, offset, size) if data is None else data
         image = images.read_image(data, channels, background, value_range=value_range)
         return image if crops is None else Crops(**crops).cut(image, name)
     except files.ServerError:
@@ -99,8 +100,11 @@ def serve(
     while line := requests.readline():
         pixels, answer = np.empty(0, np.uint8), dict[str, Any]()
         try:
+            request = json.loads(line)
+            sent = request.pop("sent", None)
             image = decode(
-                **json.loads(line),
+                **request,
+                data=None if sent is None else requests.read(sent),
                 channels=channels,
                 background=background,
                 value_range=value_range,

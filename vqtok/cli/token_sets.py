@@ -6,12 +6,13 @@ import shlex
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqtok import files
 from vqtok.cli import output, progress
-from vqtok.cli.batch import BatchOptions
+from vqtok.cli.batch import BatchOptions, Failures
 from vqtok.errors import InputError, UsageError, VqtokError
 
 if TYPE_CHECKING:
@@ -61,22 +62,27 @@ def arrays_of(words: Sequence[str], model: str | None, chosen: bool) -> bool:
 
 
 def packed_of(words: Sequence[str]) -> bool:
-    """Whether the inputs of `unpack` are packed token arrays. UsageError for a mixture."""
-    found = [_is_packed(word) for word in words]
-    if any(found) and not all(found):
+    """Whether the inputs of `unpack` are packed token arrays, damaged files among them.
+
+    UsageError for a mixture with codes files.
+    """
+    found = [_members(word) for word in words]
+    packed = any("vqtok_tokens.npy" in names for names in found)
+    if packed and any("meta.npy" in names for names in found):
         raise UsageError(
             "packed token arrays and codes files do not go together",
             "unpack them one kind at a time",
         )
-    return all(found)
+    return packed
 
 
-def _is_packed(word: str) -> bool:
+def _members(word: str) -> set[str]:
+    """The names in an .npz, none of any other file."""
     try:
         with zipfile.ZipFile(word) as archive:
-            return "vqtok_tokens.npy" in archive.NameToInfo
+            return set(archive.NameToInfo)
     except Exception:  # whatever else it is, is told by the one that reads it
-        return False
+        return set()
 
 
 def train(
@@ -153,14 +159,35 @@ def unpack(words: Sequence[str], options: BatchOptions, model: str | None) -> No
     from vqtok.token_sets import arrays, packed
 
     known = packed.load(Path(os.path.expanduser(model))) if model else None
+    found = dict[str, "TokenModel | None"]()  # by fingerprint
 
     def change(path: Path) -> tuple[bytes, dict[str, Any]]:
-        array = packed.Packed.of(files.read_bytes(path, arrays.FILE_LIMIT)).unpack(known)
+        small = packed.Packed.of(files.read_bytes(path, arrays.FILE_LIMIT))
+        prior = small.header["prior"]
+        if known is None and prior is not None and prior not in found:
+            found[prior] = _find(prior)
+        array = small.unpack(known or found.get(str(prior)))
         data = io.BytesIO()
         np.save(data, array, allow_pickle=False)
         return data.getvalue(), {"tokens": array.size, "shape": list(array.shape)}
 
     _run("unpack", words, options, ".npy", change)
+
+
+def _find(fingerprint: str) -> "TokenModel | None":
+    """The model of that fingerprint in the search path (VQTOK_MODELS), whatever its name."""
+    from vqtok import model_registry
+    from vqtok.token_sets import packed
+
+    for entry in model_registry.search_path():
+        inner = sorted(entry.iterdir()) if os.path.isdir(entry) else []
+        for folder in (entry, *inner):
+            if is_model(str(folder)):
+                with suppress(VqtokError):  # one damaged model must not hide the others
+                    model = packed.load(folder)
+                    if model.fingerprint == fingerprint:
+                        return model
+    return None
 
 
 def _run(
@@ -170,9 +197,12 @@ def _run(
     ending: str,
     change: Callable[[Path], tuple[bytes, dict[str, Any]]],
 ) -> None:
-    """Changes each file and writes the result; the first that fails ends the command."""
+    """Changes each file and writes the result; of several, those that fail are reported, and the
+    others go on.
+    """
     sources = files.expand(words, frozenset(ARRAYS))
     jobs: list[tuple[Path, Path]] = []
+    failures = Failures(len(sources))
     for source in sources:
         if source.path is None:
             raise InputError("token arrays are not read from standard input", "name a file")
@@ -181,16 +211,23 @@ def _run(
             target = target.with_name(target.name.removesuffix(PACKED[:-4] + ending) + ending)
         if options.skip_existing and target.exists():
             continue
-        output.check_target(target, options.force)
+        try:
+            output.check_target(target, options.force)
+        except VqtokError as error:
+            failures.add(error)
+            continue
         jobs.append((source.path, target))
     with progress.jobs(verb, len(jobs), options.quiet) as advance:
         for number, (path, target) in enumerate(jobs, 1):
             begin = time.perf_counter()
             try:
                 data, facts = change(path)
+                output.write(target, data, options.force)
             except VqtokError as error:
-                raise error if str(path) in str(error) else error.about(path) from None
-            output.write(target, data, options.force)
+                named = str(path) in str(error) or str(target) in str(error)
+                failures.add(error if named else error.about(path))
+                advance(number)
+                continue
             seconds = time.perf_counter() - begin
             facts = {"input": str(path), "output": str(target), "bytes": len(data), **facts}
             if options.json:
@@ -202,3 +239,4 @@ def _run(
                 options.quiet or options.json,
             )
             advance(number)
+    failures.finish()

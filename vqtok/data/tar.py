@@ -70,6 +70,17 @@ def index_tar_stream(file: BufferedIOBase, length: int, path: Path) -> Iterator[
         file.seek(at)
     if at == 0 and len(header) < BLOCK:  # zeros alone are an empty tar
         raise _damaged(path, "it has no header")
+    if records:  # of a member that does not follow
+        raise _damaged(path, "it is cut off")
+
+
+def has_end(path: Path) -> bool:
+    """Whether a tar ends in a block of zeros, its end mark: one that was cut off between two
+    members has none. OSError: unreadable.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - BLOCK))
+        return not file.read(BLOCK).strip(b"\0")
 
 
 def _checked(header: bytes, path: Path) -> int:

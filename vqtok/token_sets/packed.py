@@ -182,7 +182,7 @@ class Packed:
             raise ModelError(
                 f"the tokens were packed with the model {prior}{here}",
                 "give the model that they were packed with",
-                "give the folder of the model that packed them: --model DIR",
+                "give its folder with --model, or put it in a folder that VQTOK_MODELS names",
             )
         if (model.bits, model.levels, model.frames) != (
             header["bits"],

@@ -112,6 +112,31 @@ def read_sequences(path: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
     if path.is_dir():
         yield from _read_folder(path, meta)
         return
+    export = meta.export(path)
+    alone = [name for name in export.get("files", ()) if not name.endswith(".idx")] == [path.name]
+    found = _read_file(path, meta)
+    yield from _counted(found, export, path) if alone else found
+
+
+def _counted(
+    sequences: Iterator[np.ndarray], export: dict[str, Any], origin: object
+) -> Iterator[np.ndarray]:
+    """The sequences of an export; FormatError where they are not as many as meta.json tells: a tar
+    or text that was cut off between two of them shows no other sign.
+    """
+    count = 0
+    for sequence in sequences:
+        count += 1
+        yield sequence
+    told = export.get("sequences")
+    require(
+        told is None or told == count,
+        f"{origin} holds {count:,} sequences, and meta.json tells of {told}",
+        "copy the whole export again, meta.json too",
+    )
+
+
+def _read_file(path: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise UsageError(f"vqtok does not read sequences from {path}", GIVE)
@@ -126,14 +151,20 @@ def _read_folder(folder: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
             "save what its reader gives with numpy.save, and give that .npy",
         )
     for export in meta.exports.values():
-        for name in export["files"]:
-            if name.endswith("_codes/"):
-                count = export.get("images")
-                require(is_int(count, 0, 1 << 40), "meta.json is damaged")
-                for number in range(count):
-                    yield from read_sequences(folder / name / f"{number}.npy", meta)
-            elif not name.endswith(("/", ".idx")):
-                yield from read_sequences(folder / name, meta)
+        yield from _counted(_read_export(folder, export, meta), export, folder)
+
+
+def _read_export(folder: Path, export: dict[str, Any], meta: TokenMeta) -> Iterator[np.ndarray]:
+    """The sequences of all files of an export."""
+    for name in export["files"]:
+        if name.endswith("_codes/"):
+            count = export.get("images")
+            require(is_int(count, 0, 1 << 40), "meta.json is damaged")
+            assert count is not None
+            for number in range(count):
+                yield from _read_file(folder / name / f"{number}.npy", meta)
+        elif not name.endswith(("/", ".idx")):
+            yield from _read_file(folder / name, meta)
 
 
 def _read_npy(path: Path, _meta: TokenMeta) -> Iterator[np.ndarray]:
