@@ -13,8 +13,9 @@ from vqtok.config.coerce import check_range
 from vqtok.data.shapes import Shapes
 from vqtok.errors import FormatError, UsageError
 from vqtok.interop.options import Converted, ImportOptions, Trial
-from vqtok.interop.paper import VARIANTS, PaperFile, Variant, parse_variant
+from vqtok.interop.paper import PaperFile
 from vqtok.interop.ranges import PixelRange, candidates, parse_range
+from vqtok.interop.variants import VARIANTS, Variant, parse_variant
 from vqtok.networks.vqvae import VQVAE, to_float, to_uint8
 
 SIDE = 160  # of the part of an image that is tried, in pixels
