@@ -159,7 +159,7 @@ class SettingOptions:
     ] = None
     codebook_size: Annotated[
         int | None,
-        typer.Option("--codebook-size", help="K: number of codes, 2 to 65536."),
+        typer.Option("--codebook-size", help="K: number of codes, 2 to 262144."),
         "tokenizer.codebook_size",
     ] = None
     code_dim: Annotated[

@@ -21,7 +21,7 @@ from vqtok import codec, files, int8, model_registry, weights
 from vqtok.errors import ModelError
 from vqtok.quantizers import Quantizer
 from vqtok.quantizers.pixels import PixelQuantizer
-from vqtok.quantizers.residual import ResidualQuantizer
+from vqtok.quantizers.residual import LevelQuantizer
 
 MODULES = ("codes", "weights", "prior", "kernels", "network", "worker")  # each after those it needs
 CHUNK = 768 * 1024  # bytes of the model in a script: a step of its progress
@@ -123,7 +123,7 @@ def _codebooks(quantizer: Quantizer) -> dict[str, np.ndarray]:
         return {"codebooks": quantizer.palette.numpy()}
     entries = quantizer.codebooks().detach().numpy()
     depth = np.zeros((entries.shape[0], entries.shape[2]), np.float32)
-    if isinstance(quantizer, ResidualQuantizer):
+    if isinstance(quantizer, LevelQuantizer):
         depth = quantizer.depth.detach().numpy()
     return {"codebooks": _narrow(entries), "depth": _narrow(depth)}
 
