@@ -34,8 +34,6 @@ class TokenizerConfig:
     code_dim: int = 8  # D
     # L: more than 1 quantizes what the levels before have left (residual quantization)
     levels: int = 1
-    # each level quantizes a part of the vector of its own (product quantization)
-    product: bool = False
     # part of the training images that are decoded from their first few levels only
     level_dropout: float = 0.0
     # codes and vectors on the unit sphere (Yu et al. 2022, arXiv 2110.04627); not fsq, lfq
@@ -66,6 +64,8 @@ class TokenizerConfig:
     # resolution and unfold what is missing at once.
     decoder_widths: tuple[int, ...] = ()
     decoder_depths: tuple[int, ...] = ()
+    # each level quantizes a part of the vector of its own (product quantization)
+    product: bool = False
 
     def __post_init__(self) -> None:
         require(
