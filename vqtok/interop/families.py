@@ -27,7 +27,9 @@ def _has(names: Collection[str], *parts: str) -> bool:
 
 def _is_lookup_free(tensors: Tensors) -> bool:
     taming = _has(tensors, "encoder.down.") and not _has(tensors, "quant")
-    return taming and _has(tensors, "decoder.up.", "encoder.conv_in.", "encoder.conv_out.")
+    adaptive = _has(tensors, "decoder.adaptive.")
+    common = _has(tensors, "decoder.up.", "encoder.conv_in.", "encoder.conv_out.")
+    return taming and common and not adaptive
 
 
 def _is_var(tensors: Tensors) -> bool:
@@ -42,20 +44,9 @@ FAMILIES = (
         _is_var,
     ),
     Family(
-        "a VQ-VAE-2 of rosinality's layout",
-        "its top and bottom grids differ in size, and vqtok's levels share one size",
-        lambda tensors: _has(tensors, "enc_b.", "enc_t.", "quantize_t.", "quantize_b."),
-    ),
-    Family(
-        "an Open-MAGVIT2 tokenizer",
-        "its codes are signs (lookup-free, no codebook), up to 2^18 of them, and vqtok holds "
-        "65,536",
+        "a lookup-free tokenizer without Open-MAGVIT2's adaptive normalization",
+        "vqtok knows no program whose decoder it is",
         _is_lookup_free,
-    ),
-    Family(
-        "a MaskGIT-VQGAN",
-        "it averages pixels where taming's network has strided convolutions",
-        lambda tensors: _has(tensors, "encoder.down.", ".upsample_conv."),
     ),
     Family(
         "a VQGAN with a Gumbel quantizer",
