@@ -187,13 +187,11 @@ def test_an_order_that_numbers_contradict_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        (["enc_b.blocks.0.weight", "enc_t.x", "quantize_t.embed", "quantize_b.embed"], "VQ-VAE-2"),
         (["encoder.down.0.block.0.conv1.weight", "quantize.quant_resi.q.weight"], "VAR"),
         (
             ["encoder.down.0.x", "decoder.up.0.x", "encoder.conv_in.weight", "encoder.conv_out.x"],
-            "Open-MAGVIT2",
+            "lookup-free tokenizer without Open-MAGVIT2",
         ),
-        (["encoder.down.0.block.0.x", "decoder.up.1.upsample_conv.weight"], "MaskGIT"),
         (["encoder.down.0.x", "quantize.embed.weight", "quantize.proj.weight"], "Gumbel"),
         (["encoder.patcher3d.wavelets"], "Cosmos"),
         (["latent_tokens", "encoder.transformer.0.weight"], "TiTok"),

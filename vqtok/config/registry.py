@@ -177,6 +177,7 @@ DATA_SOURCES: Table = {
 EXPORT_FORMATS = {
     "diffusers": "vqtok.interop.diffusers:to_vqmodel",
     "onnx": "vqtok.interop.onnx:to_onnx",
+    "safetensors-taming": "vqtok.interop.taming_export:to_taming",
 }
 
 # What `vqtok export --to` writes of codes; each class is a `tokens.formats.base.Writer`.

@@ -70,8 +70,9 @@ def convert_checkpoint(
     tensors, taken = prefixes.strip(checkpoint.tensors, within)
     if within is not None and taken != within and within not in taken.split("."):
         raise UsageError(f"{path} holds no weights named {within!r}", "leave --weights out")
-    families.check(tensors, str(path))
     reader = next((one for one in READERS if one.fits(tensors)), None)
+    if reader is None:
+        families.check(tensors, str(path))
     found = next(
         (known for known in LAYOUTS if any(name.startswith(known.mark) for name in tensors)), None
     )

@@ -8,6 +8,11 @@ import numpy as np
 from vqtok.errors import FormatError
 
 _FIX = "import a tokenizer with one grid of codes; docs/interoperate.md lists those that are read"
+# what vqtok does for tokens of any tokenizer
+_TOKENS = (
+    "encode with its own program; vqtok packs its tokens: vqtok train TOKENS.npy --stage entropy, "
+    "then vqtok pack"
+)
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -18,6 +23,7 @@ class Family:
     what: str
     why: str
     fits: Callable[[Tensors], bool]
+    fix: str = _FIX
 
 
 def _has(names: Collection[str], *parts: str) -> bool:
@@ -36,12 +42,21 @@ def _is_var(tensors: Tensors) -> bool:
     return _has(tensors, "quantize.quant_resi.") or _has(tensors, "ema_vocab_hit_SV")
 
 
+def _is_cosmos(tensors: Tensors) -> bool:
+    """Whether images are folded by wavelets before the first layer, and no codebook is there."""
+    first = tensors.get("encoder.conv_in.weight")
+    folded = first is not None and first.ndim == 4 and first.shape[1] in (12, 48, 192)
+    plain = _has(tensors, "quant_conv.") and not _has(tensors, "quantize.")
+    return (folded and plain) or _has(tensors, ".patcher")
+
+
 FAMILIES = (
     Family(
         "a VAR tokenizer",
-        "its multi-scale codes are ten grids of growing size that share one codebook, and vqtok's "
-        "levels share one size",
+        "its multi-scale codes are ten grids of 1x1 to 16x16 that share one codebook; their "
+        "sizes do not divide each other, so they do not fold into the levels of one grid",
         _is_var,
+        _TOKENS,
     ),
     Family(
         "a lookup-free tokenizer without Open-MAGVIT2's adaptive normalization",
@@ -55,8 +70,9 @@ FAMILIES = (
     ),
     Family(
         "a Cosmos tokenizer",
-        "it works on wavelets with finite scalar quantization",
-        lambda tensors: _has(tensors, ".patcher") or _has(tensors, ".patcher3d"),
+        "it works on wavelets, with finite scalar quantization whose steps its tensors do not tell",
+        _is_cosmos,
+        _TOKENS,
     ),
     Family(
         "a one-dimensional tokenizer (TiTok)",
@@ -70,4 +86,4 @@ def check(tensors: Tensors, origin: str) -> None:
     """FormatError, with the network's name, where vqtok has no room for it."""
     found = next((family for family in FAMILIES if family.fits(tensors)), None)
     if found is not None:
-        raise FormatError(f"{origin}: this is {found.what}: {found.why}", _FIX)
+        raise FormatError(f"{origin}: this is {found.what}: {found.why}", found.fix)

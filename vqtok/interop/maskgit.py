@@ -15,7 +15,7 @@ import numpy as np
 from vqtok.config import TokenizerConfig
 from vqtok.errors import FormatError
 from vqtok.interop.options import Converted, ImportOptions
-from vqtok.interop.pieces import Pieces, residual_block
+from vqtok.interop.pieces import CHANNELS_MAX, DIMENSIONS_MAX, Pieces, residual_block
 from vqtok.interop.trial import distance_settings
 
 NAME = "MaskGIT-VQGAN"
@@ -46,6 +46,7 @@ def convert(tensors: Mapping[str, np.ndarray], options: ImportOptions, origin: s
         for j in range(blocks):
             _block(pieces, f"encoder.stages.{i}.blocks.{j}", f"encoder.down.{i}.block.{j}", out)
         stages.append(len(out[f"encoder.stages.{i}.blocks.0.conv1.weight"]))
+        pieces.check_at_most(stages[i], CHANNELS_MAX, "channels")
         if i < count - 1:
             _mean_of_four(f"encoder.stages.{i}.resample", stages[i], out)
     order = ["before", "after", *(f"more.{j}" for j in range(middle - 2))]
@@ -58,6 +59,7 @@ def convert(tensors: Mapping[str, np.ndarray], options: ImportOptions, origin: s
         out["encoder.last.weight"] = np.pad(last, ((0, 0), (0, 0), (1, 1), (1, 1)))
     codebook = pieces.get("quantize.embedding.weight", 2)
     size, dim = codebook.shape
+    pieces.check_at_most(dim, DIMENSIONS_MAX, "dimensions of a code")
     out["quantizer.codebook"] = codebook
     for side in ("encoder", "decoder"):  # it has no such layer: one that changes nothing
         out[f"{side}.project.weight"] = np.eye(dim, dtype=np.float32)[:, :, None, None]
@@ -102,18 +104,18 @@ def _block(pieces: Pieces, ours: str, theirs: str, out: dict[str, np.ndarray]) -
         return
     shortcut = out[f"{ours}.shortcut.weight"]
     outputs, inputs = out[f"{ours}.conv2.weight"].shape[0], out[f"{ours}.conv1.weight"].shape[1]
-    if shortcut.shape != (outputs, outputs, 1, 1):
+    bias = out[f"{ours}.conv2.bias"], out[f"{ours}.shortcut.bias"]
+    if shortcut.shape != (outputs, outputs, 1, 1) or any(len(b) != outputs for b in bias):
         raise FormatError(
             f"{pieces.origin}: the shortcut of {theirs} is of shape {shortcut.shape}",
             "import a MaskGIT-VQGAN as its program saves it",
         )
     factor = np.eye(outputs) + shortcut[:, :, 0, 0].astype(np.float64)
-    conv, bias = out[f"{ours}.conv2.weight"], out[f"{ours}.conv2.bias"]
-    added = out[f"{ours}.shortcut.bias"].astype(np.float64)
+    conv = out[f"{ours}.conv2.weight"]
     out[f"{ours}.conv2.weight"] = np.tensordot(factor, conv.astype(np.float64), 1).astype(
         np.float32
     )
-    out[f"{ours}.conv2.bias"] = (factor @ bias.astype(np.float64) + added).astype(np.float32)
+    out[f"{ours}.conv2.bias"] = (factor @ bias[0].astype(np.float64) + bias[1]).astype(np.float32)
     out[f"{ours}.shortcut.weight"] = np.zeros((outputs, inputs, 1, 1), np.float32)
     out[f"{ours}.shortcut.bias"] = np.zeros(outputs, np.float32)
 

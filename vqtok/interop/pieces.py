@@ -7,6 +7,7 @@ import numpy as np
 from vqtok.errors import FormatError
 
 COPY_AGAIN = "copy or download the file again"
+CHANNELS_MAX, DIMENSIONS_MAX = 2048, 1024  # as in `config.tokenizer`
 
 
 class Pieces:
@@ -55,6 +56,14 @@ class Pieces:
             self.get(bias, 1) if self.has(bias) else np.zeros(len(weight), weight.dtype)
         )
         return weight
+
+    def check_at_most(self, value: int, most: int, what: str) -> None:
+        """FormatError where what the file claims would make larger tensors than it holds itself."""
+        if value > most:
+            raise FormatError(
+                f"{self.origin} has {value} {what}, and vqtok's network at most {most}",
+                "import another checkpoint",
+            )
 
     def finish(self, *prefixes: str, ignored: tuple[str, ...] = ()) -> None:
         """FormatError where a tensor with one of the prefixes has not been taken."""

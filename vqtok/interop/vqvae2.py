@@ -20,8 +20,7 @@ LEVELS = 5  # a code of the top, four of the bottom
 
 def fits(tensors: Mapping[str, np.ndarray]) -> bool:
     """Whether the tensors are such a tokenizer's."""
-    names = ("quantize_t.embed", "quantize_b.embed", "quantize_conv_b.weight")
-    return all(name in tensors for name in names)
+    return {"quantize_t.embed", "quantize_b.embed"} <= set(tensors)
 
 
 def convert(tensors: Mapping[str, np.ndarray], options: ImportOptions, origin: str) -> Converted:

@@ -2,6 +2,7 @@
 attention, and a decoder that takes mean and spread of all codes of the image into account.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -54,7 +55,7 @@ class AdaptiveNorm(nn.Module):
         # one position alone has no spread
         variance = (flat - mean[:, :, None]).square().sum(2) / max(1, n - 1)
         scale = self.scale((variance + EPSILON).sqrt())
-        normal = F.group_norm(x, self.groups, eps=EPSILON)
+        normal = torch.group_norm(x, self.groups, eps=EPSILON)
         return scale[:, :, None, None] * normal + self.shift(mean)[:, :, None, None]
 
 
@@ -82,7 +83,7 @@ class Encoder(WholeImageNetwork):
             for i, n in enumerate(stages)
         )
         self.middle = _middle(config, config.encoder_blocks)
-        self.norm = nn.GroupNorm(config.groups, stages[-1], EPSILON)
+        self.norm = vqgan.GroupNorm(config.groups, stages[-1], EPSILON)
         self.last = nn.Conv2d(stages[-1], config.code_dim, 1)
 
     def run_batch(self, x: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ class Decoder(WholeImageNetwork):
             )
             for i in order
         )
-        self.norm = nn.GroupNorm(config.groups, stages[0], EPSILON)
+        self.norm = vqgan.GroupNorm(config.groups, stages[0], EPSILON)
         self.last = nn.Conv2d(stages[0], losses.output_channels(config), 3, padding=1)
 
     def run_batch(self, x: Tensor) -> Tensor:

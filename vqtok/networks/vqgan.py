@@ -24,6 +24,15 @@ MEMORY_LIMIT = 8 << 30  # bytes that one image may take
 PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**16, 2**20
 
 
+class GroupNorm(nn.GroupNorm):
+    """Normalizes groups of channels, (B, C, H, W) -> (B, C, H, W); a group of one number, at which
+    PyTorch's raises ValueError, becomes 0 before scale and offset.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class ResnetBlock(nn.Module):
     """Computes x + conv(silu(norm(conv(silu(norm(x)))))), (B, C, H, W) -> (B, D, H, W); a 1x1
     convolution of x where D is not C.
@@ -31,9 +40,9 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inputs, EPSILON)
+        self.norm1 = GroupNorm(groups, inputs, EPSILON)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, outputs, EPSILON)
+        self.norm2 = GroupNorm(groups, outputs, EPSILON)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         if inputs != outputs:
             self.shortcut = nn.Conv2d(inputs, outputs, 1)
@@ -51,7 +60,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, EPSILON)
+        self.norm = GroupNorm(groups, channels, EPSILON)
         self.query, self.key, self.value, self.out = (
             nn.Linear(channels, channels) for _ in range(4)
         )
@@ -195,7 +204,7 @@ class Encoder(WholeImageNetwork):
             for i, n in enumerate(stages)
         )
         self.middle = MidBlock(stages[-1], groups, len(stages) in config.attention, middle)
-        self.norm = nn.GroupNorm(groups, stages[-1], EPSILON)
+        self.norm = GroupNorm(groups, stages[-1], EPSILON)
         self.last = nn.Conv2d(stages[-1], config.z_channels, 3, padding=1)
         self.project = nn.Conv2d(config.z_channels, config.code_dim, 1)
 
@@ -230,7 +239,7 @@ class Decoder(WholeImageNetwork):
             )
             for i in reversed(range(len(stages)))
         )
-        self.norm = nn.GroupNorm(groups, stages[0], EPSILON)
+        self.norm = GroupNorm(groups, stages[0], EPSILON)
         self.last = nn.Conv2d(stages[0], config.channels, 3, padding=1)
 
     def run_batch(self, x: Tensor) -> Tensor:
