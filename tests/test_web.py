@@ -71,6 +71,22 @@ def test_golden_files_have_the_same_indices():
             assert_equal(found, vqtok.read_codes(path, str(GOLDEN / "run")))
 
 
+@needs_node
+def test_grids_of_more_codes_than_16_bits_hold(tmp_path: Path):
+    rng, jobs, expected = np.random.default_rng(0), [], []
+    for K in (65536, 65537, 1 << 18, (1 << 24) + 3, 1 << 32):
+        indices = rng.integers(0, K, (2, 3, 5, 7)).astype(index_dtype(K))
+        indices[0, 0, 0, 0], indices[-1, -1, -1, -1] = 0, K - 1
+        codes = Codes(indices, "a", "0badcafe", K, 4, 3, ((20, 27), (18, 28)))
+        for form in (codes, to_compact(codes)):
+            path = tmp_path / f"{len(jobs)}.npz"
+            write_codes(path, form)
+            jobs.append({"file": str(path), "prior": str(RUN), "plain": False})
+            expected.append(codes)
+    for found, codes in zip(node(jobs), expected, strict=True):
+        assert_equal(found, codes)
+
+
 def random_prior(rng: np.random.Generator, path: Path) -> tuple[IntegerInference, str]:
     """A prior of random shape and weights, whose probabilities are far from even."""
     config = EntropyConfig(

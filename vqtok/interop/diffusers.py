@@ -114,6 +114,7 @@ def _config_of(settings: TokenizerConfig) -> dict[str, Any]:
         "in_channels": settings.channels,
         "latent_channels": settings.z_channels,
         "layers_per_block": settings.encoder_blocks,
+        "lookup_from_codebook": True,  # else `decode` takes vectors alone
         "mid_block_add_attention": count in settings.attention,
         "norm_num_groups": settings.groups,
         "norm_type": "group",
