@@ -9,6 +9,7 @@ whose distances the two programs round differently.
 """
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,7 @@ def picture(rng: np.random.Generator, H: int, W: int, channels: int) -> np.ndarr
 
 def sessions(name: str, threads: int) -> tuple[Any, Any]:
     """onnxruntime's encoder and decoder of a model."""
-    import onnxruntime
-
+    onnxruntime: Any = import_module("onnxruntime")
     contents = export_model(model_registry.find_model(name), "onnx").contents
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -143,7 +143,7 @@ class SettingOptions:
         str | None,
         typer.Option(
             "--network",
-            help=f"{registry.one_of(registry.NETWORKS)} (the VQ-VAE paper's own).",
+            help=f"{registry.one_of(registry.NETWORKS)}. paper is the VQ-VAE paper's own.",
             autocompletion=o.complete_setting("NETWORKS"),
         ),
         "tokenizer.network",
