@@ -78,6 +78,13 @@ FAMILIES = (
         "a one-dimensional tokenizer (TiTok)",
         "its codes have no place in the image",
         lambda tensors: _has(tensors, "latent_tokens", "encoder.transformer"),
+        _TOKENS,
+    ),
+    Family(
+        "an RQ-VAE",
+        "its levels share what each leaves of a vector, and vqtok reads no such quantizer",
+        lambda tensors: _has(tensors, "quantizer.codebooks.0."),
+        _TOKENS,
     ),
 )
 
