@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vqtok import codec, interop, weights
 from vqtok.errors import FormatError, UsageError
+from vqtok.evaluate.baseline_coders import grid_bytes
 from vqtok.quantizers import ProductQuantizer
 
 
@@ -66,6 +67,9 @@ def test_codes_of_18_bits_pass_through_all_files(tmp_path: Path):
     assert codes.indices.dtype == np.uint32
     assert codes.indices.max() >= 1 << 16
     assert model.unpack(model.pack(codes)) == codes
+    sizes = grid_bytes(codes)
+    assert sizes["packed"] == -(-18 * codes.indices.size // 8)
+    assert sizes["png"] > 0
     # as the transformers of that program see them: 6 bits, and 12
     assert np.array_equal((codes.indices & 63) + ((codes.indices >> 6) << 6), codes.indices)
 
