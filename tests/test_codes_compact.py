@@ -56,7 +56,7 @@ def zipped_first(stream: bytes) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("K", [2, 16, 512, 1000, 1024, 65536])
+@pytest.mark.parametrize("K", [2, 16, 512, 1000, 1024, 65536, 65537, 1 << 18])
 @pytest.mark.parametrize("sizes", [((31, 77),), ((31, 77), (32, 75)), ((32, 80),) * 3])
 def test_round_trip(K: int, sizes: tuple[tuple[int, int], ...]):
     plain = make(K, sizes, levels=2, f=8, channels=1 if K == 16 else 3)

@@ -32,7 +32,7 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     (TokenizerConfig, "width", (4, 2048), (3, 2049)),
     (TokenizerConfig, "encoder_blocks", (0, 64), (-1, 65)),
     (TokenizerConfig, "decoder_blocks", (0, 64), (-1, 65)),
-    (TokenizerConfig, "codebook_size", (2, 65536), (0, 1, 65537)),
+    (TokenizerConfig, "codebook_size", (2, 1 << 18), (0, 1, (1 << 18) + 1)),
     (TokenizerConfig, "code_dim", (2, 1024), (0, 1, 1025)),  # 1 only where codes are not normalized
     (TokenizerConfig, "levels", (1,), (0, 2, 33)),  # 2 only where codes are not normalized
     (TokenizerConfig, "level_dropout", (0.0, 1.0), (-0.1, 1.1, math.nan)),
@@ -57,10 +57,12 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     (TokenizerConfig, "attention", ((),), ((0,),)),
     (TokenizerConfig, "groups", (0,), (1, 32)),
     (TokenizerConfig, "z_channels", (0,), (1, 256)),
+    (TokenizerConfig, "middle_blocks", (1, 64), (0, 65)),
+    (TokenizerConfig, "hidden", (1, 4096), (0, 4097)),
     # together: the next test but one
     (TokenizerConfig, "decoder_widths", ((),), ((64,), (64, 128))),
     (TokenizerConfig, "decoder_depths", ((),), ((1,), (1, 2))),
-    (PriorConfig, "codebook_size", (2, 65536), (1, 65537)),
+    (PriorConfig, "codebook_size", (2, 1 << 18), (1, (1 << 18) + 1)),
     (PriorConfig, "levels", (1, 32), (0, 33)),
     (PriorConfig, "width", (4, 2048), (3, 2049)),
     (PriorConfig, "layers", (1, 64), (0, 65)),
@@ -129,7 +131,7 @@ def test_values_in_range_pass_and_others_are_usage_errors(
 
 def test_every_setting_has_its_range_tested():
     tested = {(kind, name) for kind, name, _, _ in RANGES}
-    free = {("flip", bool), ("normalize", bool), ("shortcut", bool)}
+    free = {("flip", bool), ("normalize", bool), ("shortcut", bool), ("product", bool)}
     for kind in (TokenizerConfig, PriorConfig, StageConfig, DataConfig, LossConfig):
         assert {(kind, f.name) for f in fields(kind) if (f.name, f.type) not in free} <= tested
 

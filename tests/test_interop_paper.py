@@ -187,15 +187,14 @@ def test_an_order_that_numbers_contradict_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("names", "what"),
     [
-        (["enc_b.blocks.0.weight", "enc_t.x", "quantize_t.embed", "quantize_b.embed"], "VQ-VAE-2"),
         (["encoder.down.0.block.0.conv1.weight", "quantize.quant_resi.q.weight"], "VAR"),
         (
             ["encoder.down.0.x", "decoder.up.0.x", "encoder.conv_in.weight", "encoder.conv_out.x"],
-            "Open-MAGVIT2",
+            "lookup-free tokenizer without Open-MAGVIT2",
         ),
-        (["encoder.down.0.block.0.x", "decoder.up.1.upsample_conv.weight"], "MaskGIT"),
         (["encoder.down.0.x", "quantize.embed.weight", "quantize.proj.weight"], "Gumbel"),
         (["encoder.patcher3d.wavelets"], "Cosmos"),
+        (["encoder.down.0.x", "quantizer.codebooks.0.weight"], "RQ-VAE"),
         (["latent_tokens", "encoder.transformer.0.weight"], "TiTok"),
     ],
 )
@@ -203,6 +202,16 @@ def test_other_families_are_refused_by_name(names: list[str], what: str, tmp_pat
     torch.save({"state_dict": {name: torch.zeros(3) for name in names}}, tmp_path / "x.pt")
     with pytest.raises(FormatError, match=what):
         interop.convert_checkpoint(interop.read_checkpoint(tmp_path / "x.pt"))
+
+
+def test_a_cosmos_state_dict_is_refused_by_name(tmp_path: Path):
+    """Its wavelets are no tensors: 3 x 4 x 4 channels go in, and there is no codebook."""
+    first = {"encoder.conv_in.weight": torch.zeros(128, 48, 3, 3)}
+    names = ("encoder.down.0.block.0.conv1.weight", "quant_conv.weight", "post_quant_conv.weight")
+    torch.save(first | {name: torch.zeros(3) for name in names}, tmp_path / "x.pt")
+    with pytest.raises(FormatError, match="Cosmos") as caught:
+        interop.convert_checkpoint(interop.read_checkpoint(tmp_path / "x.pt"))
+    assert "vqtok pack" in caught.value.fix
 
 
 def test_a_torchscript_program_is_refused_by_name(tmp_path: Path):

@@ -53,7 +53,7 @@ def import_(
             "--input-range",
             help=(
                 "Range of the pixels: 0:1, -1:1, -0.5:0.5, or MEAN:STD of pixels in 0 to 1 "
-                "(one number, or R,G,B). For the paper's network."
+                "(one number, or R,G,B). For the paper's network and VQ-VAE-2."
             ),
             metavar="LOW:HIGH",
         ),
@@ -97,8 +97,8 @@ def import_(
     """Make a model of another program's VQ tokenizer.
 
     It reads tokenizers of taming-transformers (VQGAN), LlamaGen (VQ-8, VQ-16), diffusers
-    (VQModel) and SEED-Voken (IBQ), and the network of the VQ-VAE paper under any names. It runs
-    no code of theirs.
+    (VQModel) and SEED-Voken (IBQ, Open-MAGVIT2), MaskGIT-VQGAN, VQ-VAE-2, and the network of the
+    VQ-VAE paper under any names. It runs no code of theirs.
     """
     begin = time.perf_counter()
     _check_free(out, force)

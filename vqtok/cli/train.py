@@ -143,7 +143,7 @@ class SettingOptions:
         str | None,
         typer.Option(
             "--network",
-            help=f"{registry.one_of(registry.NETWORKS)} (the VQ-VAE paper's own).",
+            help=f"{registry.one_of(registry.NETWORKS)}. paper is the VQ-VAE paper's own.",
             autocompletion=o.complete_setting("NETWORKS"),
         ),
         "tokenizer.network",
@@ -159,7 +159,7 @@ class SettingOptions:
     ] = None
     codebook_size: Annotated[
         int | None,
-        typer.Option("--codebook-size", help="K: number of codes, 2 to 65536."),
+        typer.Option("--codebook-size", help="K: number of codes, 2 to 262144."),
         "tokenizer.codebook_size",
     ] = None
     code_dim: Annotated[

@@ -34,7 +34,7 @@ from vqtok.losses import Likelihood
 from vqtok.networks.streaming import Tiling, stream
 from vqtok.networks.vqvae import VQVAE, AnyDecoder, AnyEncoder, to_uint8
 from vqtok.priors import Prior
-from vqtok.quantizers import Quantizer, ResidualQuantizer
+from vqtok.quantizers import LevelQuantizer, Quantizer
 from vqtok.sampling import sample_grids
 
 # worked on, at about 60 bytes each; in smaller parts a pixel costs up to 1.3 times as much (2**16)
@@ -111,6 +111,8 @@ class Model:
 
     @property
     def encoder(self) -> AnyEncoder:
+        if hasattr(self._network.encoder, "use_codes"):
+            self._part("quantizer")
         return self._part("encoder")
 
     @property
@@ -528,7 +530,7 @@ class Model:
     def _straight_through(self, z: Tensor, count: int) -> Tensor:
         """Returns vectors (B, D, h, w) of the first levels of z, with its gradient."""
         quantizer = self.quantizer
-        if count < self.config.levels and isinstance(quantizer, ResidualQuantizer):
+        if count < self.config.levels and isinstance(quantizer, LevelQuantizer):
             return quantizer(z, torch.full((len(z),), count)).vectors
         quantized = quantizer(z)
         if count == self.config.levels and not self.config.is_pixels:

@@ -40,6 +40,7 @@ OLD_DEFAULTS = {
     "input_mean": (),
     "input_std": (),
     "distance": "l2",
+    "product": False,
     **{name: setting.default for name, setting in registry.ADDED.items()},
 }
 T = TypeVar("T")

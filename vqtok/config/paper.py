@@ -62,11 +62,16 @@ def check_paper(config: Any) -> None:
         check_range("input mean", value, -1e4, 1e4)
     for value in std:
         check_range("input std", value, 1e-4, 1e4)
+    require(
+        config.network != "folded" or (mean, std) == ((), ()),
+        "the folded network takes pixels in [-1, 1]",
+        "leave input_mean and input_std out",
+    )
     if config.network != "paper":
-        own = (config.encoder_layers, config.decoder_layers, mean, std)
+        own = (config.encoder_layers, config.decoder_layers)
         require(
-            own == ((), (), (), ()),
-            "encoder_layers, decoder_layers, input_mean and input_std are of the paper's network",
+            own == ((), ()),
+            "encoder_layers and decoder_layers are of the paper's network",
             "leave them out, or set network=paper",
         )
         return

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from vqtok.config.coerce import check_added, check_choice, check_range, override, require
 from vqtok.config.registry import LOSSES, OPTIMIZERS, OUTPUTS, PRIORS, with_settings
-from vqtok.config.tokenizer import LEVELS_MAX, TokenizerConfig
+from vqtok.config.tokenizer import CODES_MAX, LEVELS_MAX, TokenizerConfig
 
 ENTROPY_CODES_MAX = 4096  # K up to which a table of 65,536 leaves each code enough to choose from
 SCHEDULES = ("cosine", "constant")
@@ -36,7 +36,7 @@ class PriorConfig:
     columns: int = 0
 
     def __post_init__(self) -> None:
-        check_range("codebook size", self.codebook_size, 2, 65536)
+        check_range("codebook size", self.codebook_size, 2, CODES_MAX)
         check_range("levels", self.levels, 1, LEVELS_MAX)
         check_range("prior width", self.width, 4, 2048)
         check_range("prior layers", self.layers, 1, 64)
@@ -90,7 +90,7 @@ class EntropyConfig:
 
     def __post_init__(self) -> None:
         # training passes over those past ENTROPY_CODES_MAX
-        check_range("codebook size", self.codebook_size, 2, 65536)
+        check_range("codebook size", self.codebook_size, 2, CODES_MAX)
         check_range("levels", self.levels, 1, LEVELS_MAX)
         check_range("entropy embedding", self.embedding, 1, 256)
         check_range("entropy width", self.width, 4, 1024)

@@ -91,12 +91,25 @@ NETWORKS: Table = {
     "classic": Entry(
         "vqtok.networks.vqgan",
         "the VQGAN's, which sees the whole image",
-        ("stages", "attention", "groups", "z_channels"),
+        ("stages", "attention", "groups", "z_channels", "input_mean", "input_std"),
+        adds={"middle_blocks": Setting(2, 1, 64)},
     ),
     "paper": Entry(
         "vqtok.networks.paper",
         "the VQ-VAE paper's own: strided and transposed convolutions, residual blocks",
         ("encoder_layers", "decoder_layers", "input_mean", "input_std"),
+    ),
+    "magvit2": Entry(
+        "vqtok.networks.magvit2",
+        "Open-MAGVIT2's: VQGAN's blocks, and normalization by the codes' mean and spread",
+        ("stages", "groups", "input_mean", "input_std"),
+    ),
+    "vqvae2": Entry(
+        "vqtok.networks.vqvae2",
+        "VQ-VAE-2's with two grids of codes, as five levels",
+        ("input_mean", "input_std"),
+        # channels inside its residual blocks
+        adds={"hidden": Setting(32, 1, 4096)},
     ),
 }
 
@@ -164,6 +177,7 @@ DATA_SOURCES: Table = {
 EXPORT_FORMATS = {
     "diffusers": "vqtok.interop.diffusers:to_vqmodel",
     "onnx": "vqtok.interop.onnx:to_onnx",
+    "safetensors-taming": "vqtok.interop.taming_export:to_taming",
 }
 
 # What `vqtok export --to` writes of codes; each class is a `tokens.formats.base.Writer`.

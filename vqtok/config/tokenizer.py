@@ -11,6 +11,7 @@ from vqtok.config.registry import LIKELIHOODS, NETWORKS, QUANTIZERS, with_settin
 LEARNED = tuple(name for name in QUANTIZERS if name != "pixels")
 GRAY_LEVELS = 256
 LEVELS_MAX = 32
+CODES_MAX = 1 << 18  # K of one level
 DISTANCES = ("l2", "dot")
 
 
@@ -63,6 +64,8 @@ class TokenizerConfig:
     # resolution and unfold what is missing at once.
     decoder_widths: tuple[int, ...] = ()
     decoder_depths: tuple[int, ...] = ()
+    # each level quantizes a part of the vector of its own (product quantization)
+    product: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -80,7 +83,7 @@ class TokenizerConfig:
             f"fold is {self.fold} at downsample {self.downsample}",
             "choose 1, 2 or 4, at most downsample",
         )
-        check_range("codebook size", self.codebook_size, 2, 65536)
+        check_range("codebook size", self.codebook_size, 2, CODES_MAX)
         check_range("code dimension", self.code_dim, 1, 1024)
         check_range("width", self.width, 4, 2048)
         check_range("encoder blocks", self.encoder_blocks, 0, 64)
@@ -91,15 +94,21 @@ class TokenizerConfig:
         check_range("levels", self.levels, 1, LEVELS_MAX)
         check_range("level dropout", self.level_dropout, 0.0, 1.0)
         require(
-            not (self.normalize and self.levels > 1),
+            not (self.normalize and self.levels > 1 and not self.product),
             "codes on the unit sphere cannot hold what other levels have left, "
             "which differs in length",
             "use --no-normalize with several levels",
         )
         require(
-            not (self.normalize and self.code_dim == 1),
+            not (self.normalize and self.part_dim == 1),
             "code dimension 1 leaves two points on the unit sphere",
             "use a code dimension of 2 or more, or --no-normalize",
+        )
+        require(
+            not self.product or (self.levels > 1 and self.code_dim % self.levels == 0),
+            f"product levels are equal parts of a vector, and {self.levels} do not make code "
+            f"dimension {self.code_dim}",
+            "choose 2 levels or more, and a code dimension that they divide",
         )
         check_added(self)
         check_choice("quantizer", self.quantizer, QUANTIZERS)
@@ -112,16 +121,32 @@ class TokenizerConfig:
             "leave distance out, or use --quantizer vq --no-normalize",
         )
         check_paper(self)
-        if self.network == "classic":
+        if self.network in ("classic", "magvit2"):
             self._check_classic()
         else:
             own = (self.stages, self.attention, self.groups, self.z_channels)
             require(
                 own == ((), (), 0, 0),
-                "stages, attention, groups and z_channels are of the classic network",
+                "stages, attention, groups and z_channels are of the networks classic and magvit2",
                 "leave them out",
             )
+        if self.network == "vqvae2":
+            self._check_two_grids()
         self._check_decoder()
+
+    def _check_two_grids(self) -> None:
+        found = (self.downsample, self.levels, self.product)
+        require(
+            found == (8, 5, True),
+            "the vqvae2 network has downsample 8 and 5 product levels: a code of the top grid, and "
+            "4 of the bottom",
+            "set downsample=8, levels=5, product=true and a code_dim that 5 divides",
+        )
+        require(
+            self.quantizer != "pixels" and min(self.encoder_blocks, self.decoder_blocks) > 0,
+            "the vqvae2 network has blocks at each stage",
+            "choose 1 or more blocks",
+        )
 
     def _check_classic(self) -> None:
         count = len(self.stages)
@@ -129,7 +154,7 @@ class TokenizerConfig:
         require(2 ** (count - 1) == self.downsample, made, "there is a halving between two stages")
         require(
             (self.fold, self.shortcut) == (1, False),
-            "the classic network has no fold and no shortcut",
+            f"the {self.network} network has no fold and no shortcut",
             "set fold=1, shortcut=false",
         )
         require(
@@ -139,11 +164,18 @@ class TokenizerConfig:
         )
         require(
             min(self.encoder_blocks, self.decoder_blocks) > 0,
-            "the classic network has blocks at each stage",
+            f"the {self.network} network has blocks at each stage",
             "choose 1 or more blocks",
         )
         check_range("groups", self.groups, 1, 2048)
-        check_range("z channels", self.z_channels, 1, 2048)
+        if self.network == "magvit2":
+            require(
+                (self.attention, self.z_channels) == ((), 0),
+                "the magvit2 network has no attention, and no z_channels between encoder and codes",
+                "leave attention and z_channels out",
+            )
+        else:
+            check_range("z channels", self.z_channels, 1, 2048)
         for channels in self.stages:
             check_range("channels of a stage", channels, 4, 2048)
             require(
@@ -230,6 +262,11 @@ class TokenizerConfig:
             f"pixels are no parameters of {self.likelihood}",
             f"choose one of {', '.join(shown)}",
         )
+
+    @property
+    def part_dim(self) -> int:
+        """Dimension of what one level quantizes."""
+        return self.code_dim // self.levels if self.product else self.code_dim
 
     @property
     def is_pixels(self) -> bool:

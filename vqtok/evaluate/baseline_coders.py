@@ -25,7 +25,7 @@ LZMA_DICTIONARY = 4096, 2**26  # bytes: the smallest that there is, and that of 
 
 def grid_bytes(codes: Codes) -> dict[str, int]:
     """Returns the bytes of the indices alone by coder: bit-packed, zlib and lzma at their best, and
-    a gray PNG with the levels one below another.
+    a gray PNG with the levels one below another (and the halves of indices past 16 bits).
     """
     n, L, h, w = codes.indices.shape
     raw = codes.indices.tobytes()
@@ -59,6 +59,9 @@ def _lzma_bytes(raw: bytes) -> int:
 
 
 def _png_bytes(grid: np.ndarray) -> int:
+    """Counts a gray PNG's bytes; of indices past 16 bits, the low halves below the high ones."""
     file = io.BytesIO()
+    if grid.dtype.itemsize > 2:
+        grid = np.concatenate([grid >> 16, grid & 0xFFFF]).astype(np.uint16)
     Image.fromarray(grid).save(file, "PNG", optimize=True)
     return file.tell()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,14 @@ from vqtok.interop import (
     families,
     layout,
     llamagen,
+    magvit2,
+    maskgit,
     paper,
     prefixes,
     ranges,
     taming,
     trial,
+    vqvae2,
 )
 from vqtok.interop.layout import Layout
 from vqtok.interop.options import Converted, ImportOptions, Trial
@@ -33,6 +37,8 @@ from vqtok.networks.vqvae import VQVAE
 
 # A new source is a file with its names, and one entry here.
 LAYOUTS = (taming.LAYOUT, llamagen.LAYOUT, diffusers.LAYOUT)
+# And those whose layers are not VQGAN's own: modules with `fits` and `convert`.
+READERS = (magvit2, maskgit, vqvae2)
 _COPY_AGAIN = "copy or download the file again"
 LOG_SCALE = math.log(0.1)  # of the likelihood, as training starts with it: no source has one
 
@@ -64,11 +70,15 @@ def convert_checkpoint(
     tensors, taken = prefixes.strip(checkpoint.tensors, within)
     if within is not None and taken != within and within not in taken.split("."):
         raise UsageError(f"{path} holds no weights named {within!r}", "leave --weights out")
-    families.check(tensors, str(path))
+    reader = next((one for one in READERS if one.fits(tensors)), None)
+    if reader is None:
+        families.check(tensors, str(path))
     found = next(
         (known for known in LAYOUTS if any(name.startswith(known.mark) for name in tensors)), None
     )
-    if found is not None:
+    if reader is not None:
+        made = _convert_by(reader, tensors, path, options, images)
+    elif found is not None:
         made = _convert_classic(found, tensors, path, options, images)
     elif paper.looks_like_paper(tensors):
         file = paper.read_paper(tensors, str(path))
@@ -78,8 +88,8 @@ def convert_checkpoint(
     else:
         raise FormatError(
             f"{path} holds no tokenizer that vqtok knows",
-            "give one of taming-transformers, LlamaGen (VQ-8, VQ-16) or diffusers (VQModel), or "
-            "one with the VQ-VAE paper's network",
+            "give one of taming-transformers, LlamaGen (VQ-8, VQ-16), diffusers (VQModel) or "
+            "others in docs/interoperate.md, or one with the VQ-VAE paper's network",
         )
     names = " and ".join(filter(None, (checkpoint.taken, taken)))
     notes = (f"its weights {names!r} are taken",) if names else ()
@@ -109,6 +119,28 @@ def _record(made: Converted, path: Path) -> weights.Weights:
         tensors,
         {"format": 1, "kind": "tokenizer", "config": asdict(made.settings), "record": record},
     )
+
+
+def _convert_by(
+    reader: ModuleType,
+    tensors: Mapping[str, np.ndarray],
+    path: Path,
+    options: ImportOptions,
+    images: Sequence[np.ndarray],
+) -> Converted:
+    """Settings and tensors by one of READERS, with the pixel range that the options say."""
+    if options.variant is not None:
+        raise UsageError("--variant is for the paper's network", "leave it out")
+    try:
+        made = reader.convert(tensors, options, str(path))
+    except UsageError as error:
+        if options.beta is not None or options.distance is not None:
+            raise
+        raise FormatError(
+            f"{path} holds a network that vqtok has no room for: {error}",
+            "import another checkpoint",
+        ) from None
+    return trial.with_range(made, options, images, reader.OWN_RANGE, reader.ASKS, str(path))
 
 
 def _convert_classic(

@@ -14,6 +14,7 @@ import numpy as np
 from vqtok import files
 from vqtok.codec import build_tokenizer
 from vqtok.config import TokenizerConfig
+from vqtok.config.registry import setting_of
 from vqtok.errors import FormatError, InputError, ModelError
 from vqtok.interop.export import Exported
 from vqtok.interop.folders import STEM
@@ -113,6 +114,7 @@ def _config_of(settings: TokenizerConfig) -> dict[str, Any]:
         "in_channels": settings.channels,
         "latent_channels": settings.z_channels,
         "layers_per_block": settings.encoder_blocks,
+        "lookup_from_codebook": True,  # else `decode` takes vectors alone
         "mid_block_add_attention": count in settings.attention,
         "norm_num_groups": settings.groups,
         "norm_type": "group",
@@ -135,7 +137,7 @@ def to_vqmodel(stored: Weights, settings: TokenizerConfig, folder: ModelFolder) 
     }
     if settings.normalize:
         codebook = LAYOUT.parts[CODEBOOK]
-        tensors[codebook] = _unit(tensors[codebook])
+        tensors[codebook] = unit_codes(tensors[codebook])
     text = json.dumps(_config_of(settings), indent=2) + "\n"
     contents = {
         f"{STEM}.safetensors": to_safetensors(tensors, {"format": "pt"}),
@@ -158,6 +160,10 @@ def _check(settings: TokenizerConfig, name: str) -> None:
         other.append(f"the likelihood {settings.likelihood}")  # the decoder's output is no image
     if settings.levels > 1:
         other.append("several levels")
+    if settings.input_mean:
+        other.append("pixels in another range than -1:1")
+    if setting_of(settings, "middle_blocks") != 2:
+        other.append("other than two blocks in the middle")
     if settings.distance != "l2":
         other.append("codes of the largest inner product")
     if settings.decoder_blocks != settings.encoder_blocks + 1:
@@ -169,7 +175,7 @@ def _check(settings: TokenizerConfig, name: str) -> None:
         )
 
 
-def _unit(codebook: np.ndarray) -> np.ndarray:
+def unit_codes(codebook: np.ndarray) -> np.ndarray:
     """Scales the entries to length 1, float32 (K, D); VQModel, which normalizes nothing, then
     chooses the same codes and decodes the same vectors.
 

@@ -16,7 +16,7 @@ class ImportOptions:
     distance: str | None = None  # l2, dot or cosine
     beta: float | None = None
     input_range: str | None = None  # as `ranges.parse_range` reads it
-    variant: str | None = None  # as `paper.parse_variant` reads it
+    variant: str | None = None  # as `variants.parse_variant` reads it
     part: str | None = None  # which weights, where a file holds several
 
 

@@ -22,8 +22,11 @@ def strip(tensors: Mapping[str, np.ndarray], part: str | None) -> tuple[dict[str
     if part == "ema" and any(name.startswith(LIT_EMA) for name in tensors):
         averaged = _lit_ema(tensors)
         return strip(averaged, None)[0], "ema"
+    averaged = any(name.startswith(LIT_EMA) for name in tensors)
     tensors = {name: value for name, value in tensors.items() if not name.startswith(LIT_EMA)}
     prefixes = _prefixes(tensors)
+    if averaged and (part in (None, "model")) and prefixes == [""]:
+        return tensors, "model"
     if not prefixes:
         return dict(tensors), ""
     several = [prefix for prefix in prefixes if prefix]

@@ -178,7 +178,8 @@ def _check_zip(path: Path) -> None:
     if any("/code/" in member.filename for member in members):
         raise FormatError(
             f"{path} is a TorchScript program, not a file of tensors, as Cosmos' .jit files are",
-            "vqtok runs no code of a file's: import its state dict, where there is one",
+            "vqtok runs no code of a file's. Encode with its own program; vqtok packs its tokens: "
+            "vqtok train TOKENS.npy --stage entropy, then vqtok pack",
         )
     stored = all(
         member.compress_type == zipfile.ZIP_STORED and member.file_size == member.compress_size

@@ -13,8 +13,9 @@ from vqtok.config.coerce import check_range
 from vqtok.data.shapes import Shapes
 from vqtok.errors import FormatError, UsageError
 from vqtok.interop.options import Converted, ImportOptions, Trial
-from vqtok.interop.paper import VARIANTS, PaperFile, Variant, parse_variant
+from vqtok.interop.paper import PaperFile
 from vqtok.interop.ranges import PixelRange, candidates, parse_range
+from vqtok.interop.variants import VARIANTS, Variant, parse_variant
 from vqtok.networks.vqvae import VQVAE, to_float, to_uint8
 
 SIDE = 160  # of the part of an image that is tried, in pixels
@@ -57,20 +58,8 @@ def convert_paper(
         if options.input_range is None
         else [parse_range(options.input_range)]
     )
-    if len(ranges) > 1 and not images:
-        own = f" (the program's own examples: {file.known.input_range})" if file.known else ""
-        raise UsageError(
-            f"{origin} does not say which range its pixels have{own}",
-            f"give --input-range, one of {', '.join(r.name for r in ranges[:3])} or MEAN:STD; "
-            "or let it be found: --try IMAGE shows the PSNR of each",
-        )
-    for pixels in ranges:
-        if len(pixels.mean) not in (1, file.channels):
-            raise UsageError(
-                f"{pixels.name} has {len(pixels.mean)} numbers a side, and the images of {origin} "
-                f"{file.channels} channels",
-                f"give one, or {file.channels}",
-            )
+    own = f" (the program's own examples: {file.known.input_range})" if file.known else ""
+    _check_ranges(ranges, bool(images), file.channels, own, origin)
     variants = _variants(file, options)
     tried = images or ([_shapes(file.channels)] if len(variants) > 1 else [])
     crops = [_crop(image, file) for image in tried]
@@ -126,20 +115,8 @@ def _choose(
     """
     if not trials:
         return next(iter(readings.values())), []
+    notes = _clear_range(trials, origin)
     best = trials[0]
-    others = [trial for trial in trials if trial.input_range != best.input_range]
-    if others and (best.psnr < FAIR or best.psnr - others[0].psnr < CLEAR):
-        close = ", ".join(f"{t.input_range} {t.psnr:.2f} dB" for t in _best_of_each(trials))
-        raise UsageError(
-            f"{origin} does not show which range its pixels have: {close}",
-            "give --input-range, or --try another image, like those that it was trained on",
-        )
-    notes = []
-    if others:
-        notes.append(
-            f"pixels {best.input_range}: {best.psnr:.2f} dB, against {others[0].psnr:.2f} dB of "
-            f"{others[0].input_range}"
-        )
     same = [t for t in trials if t.input_range == best.input_range]
     chosen = _usual(same)
     rest = [t for t in same if _encoding(t) != _encoding(chosen)]
@@ -217,19 +194,110 @@ def _try(
     return Trial(pixels, variant, config.distance, float(np.mean(quality)), tuple(made))
 
 
-def try_classic(
-    made: Converted, images: Sequence[np.ndarray], distances: Sequence[str]
-) -> tuple[tuple[Trial, ...], tuple[np.ndarray, ...]]:
-    """Reconstructions by a VQGAN's network with each of the distances that it could have, best
-    first; and the parts of the images that were tried.
+def with_range(
+    made: Converted,
+    options: ImportOptions,
+    images: Sequence[np.ndarray],
+    own: str,
+    asks: bool,
+    origin: str,
+) -> Converted:
+    """The network with a pixel range: what the user says, else the program's `own`; where `asks`,
+    copies of it differ, and the images have to tell.
+
+    UsageError where nothing tells.
     """
-    f = made.settings.downsample
+    channels = made.settings.channels
+    if options.input_range is not None:
+        ranges = [parse_range(options.input_range)]
+    else:
+        ranges = candidates(channels) if asks else [parse_range(own)]
+    _check_ranges(ranges, bool(images), channels, f" (the program's own examples: {own})", origin)
+    if channels == 1:
+        images = [image.mean(2, keepdims=True).astype(np.uint8) for image in images]
+    crops = _corners(images, made.settings.downsample)
+    trials = [
+        _try(_in_range(made.settings, pixels), made.tensors, crops, pixels.name, made.program)
+        for pixels in ranges
+        if crops
+    ]
+    trials.sort(key=lambda trial: -trial.psnr)
+    chosen, notes = ranges[0], list(made.notes)
+    if len(ranges) > 1:
+        chosen = next(r for r in ranges if r.name == trials[0].input_range)
+        notes += _clear_range(trials, origin)
+    if asks:
+        notes.append(f"read with pixels {chosen.name}")
+    return replace(
+        made,
+        settings=_in_range(made.settings, chosen),
+        notes=tuple(notes),
+        trials=tuple(trials),
+        originals=tuple(crops),
+    )
+
+
+def _in_range(settings: TokenizerConfig, pixels: PixelRange) -> TokenizerConfig:
+    unit = (pixels.mean, pixels.std) == ((0.5,), (0.5,))
+    mean, std = ((), ()) if unit else (pixels.mean, pixels.std)
+    return replace(settings, input_mean=mean, input_std=std)
+
+
+def _check_ranges(
+    ranges: Sequence[PixelRange], images: bool, channels: int, own: str, origin: str
+) -> None:
+    """UsageError where several ranges and no images are left, or one does not fit the channels."""
+    if len(ranges) > 1 and not images:
+        raise UsageError(
+            f"{origin} does not say which range its pixels have{own}",
+            f"give --input-range, one of {', '.join(r.name for r in ranges[:3])} or MEAN:STD; "
+            "or let it be found: --try IMAGE shows the PSNR of each",
+        )
+    for pixels in ranges:
+        if len(pixels.mean) not in (1, channels):
+            raise UsageError(
+                f"{pixels.name} has {len(pixels.mean)} numbers a side, and the images of {origin} "
+                f"{channels} channels",
+                f"give one, or {channels}",
+            )
+
+
+def _clear_range(trials: Sequence[Trial], origin: str) -> list[str]:
+    """What to say of the best range. UsageError where it does not lead clearly."""
+    best = trials[0]
+    others = [trial for trial in trials if trial.input_range != best.input_range]
+    if not others:
+        return []
+    if best.psnr < FAIR or best.psnr - others[0].psnr < CLEAR:
+        close = ", ".join(f"{t.input_range} {t.psnr:.2f} dB" for t in _best_of_each(trials))
+        raise UsageError(
+            f"{origin} does not show which range its pixels have: {close}",
+            "give --input-range, or --try another image, like those that it was trained on",
+        )
+    return [
+        f"pixels {best.input_range}: {best.psnr:.2f} dB, against {others[0].psnr:.2f} dB of "
+        f"{others[0].input_range}"
+    ]
+
+
+def _corners(images: Sequence[np.ndarray], f: int) -> list[np.ndarray]:
+    """The corners of images, at most SIDE pixels a side and multiples of f: uint8 (H, W, C)."""
     crops = []
     for image in images:
         H, W = (min(SIDE, side) // f * f for side in image.shape[:2])
         if not H or not W:
             raise UsageError(f"an image to try has {f} pixels a side or more", "try a larger one")
         crops.append(image[:H, :W])
+    return crops
+
+
+def try_classic(
+    made: Converted, images: Sequence[np.ndarray], distances: Sequence[str]
+) -> tuple[tuple[Trial, ...], tuple[np.ndarray, ...]]:
+    """Reconstructions by a VQGAN's network with each of the distances that it could have, best
+    first; and the parts of the images that were tried.
+    """
+    crops = _corners(images, made.settings.downsample)
     trials = [
         _try(replace(made.settings, distance=distance), made.tensors, crops, "-1:1", "classic")
         for distance in distances

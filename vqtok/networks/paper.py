@@ -63,8 +63,10 @@ def build_layers(specs: tuple[str, ...], channels: int) -> list[nn.Module]:
     return layers
 
 
-class _WholeImage(nn.Module):
-    """What encoder and decoder share: images go in whole, as many at once as memory allows."""
+class WholeImage(nn.Module):
+    """Runs images whole, as many at once as memory allows, in the network's own range of pixels:
+    what encoder and decoder share.
+    """
 
     def __init__(self, config: TokenizerConfig, scale: int) -> None:
         super().__init__()
@@ -77,18 +79,32 @@ class _WholeImage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Output (B, ...) of x (B, ..., H, W). InputError where one image is too large."""
         H, W = (side * self.scale for side in x.shape[2:])
-        check_size(self.config, H, W)
+        self.check(H, W)
         if torch.is_grad_enabled() or len(x) == 1:
             return self.run_batch(x)
         most = PIXELS_AT_ONCE if x.device.type == "cpu" else GPU_PIXELS_AT_ONCE
         return torch.cat([self.run_batch(part) for part in x.split(max(1, most // (H * W)))])
+
+    def check(self, H: int, W: int) -> None:
+        """Raises InputError where an image of H x W pixels is too large."""
+        check_size(self.config, H, W)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """From pixels in [-1, 1] to the network's range."""
+        scale, shift = pixel_scale(self.config)
+        return x * self._per_channel(scale, x) + self._per_channel(shift, x) if scale else x
+
+    def unscaled(self, y: Tensor) -> Tensor:
+        """The inverse of `scaled`."""
+        scale, shift = pixel_scale(self.config)
+        return (y - self._per_channel(shift, y)) / self._per_channel(scale, y) if scale else y
 
     def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         """One number a channel, or one for all, as (1, C or 1, 1, 1)."""
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
 
 
-class Encoder(_WholeImage):
+class Encoder(WholeImage):
     """Images (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -97,13 +113,10 @@ class Encoder(_WholeImage):
         self.layers = nn.Sequential(*build_layers(specs, config.channels))
 
     def run_batch(self, x: Tensor) -> Tensor:
-        scale, shift = pixel_scale(self.config)
-        if scale:
-            x = x * self._per_channel(scale, x) + self._per_channel(shift, x)
-        return self.layers(x)
+        return self.layers(self.scaled(x))
 
 
-class Decoder(_WholeImage):
+class Decoder(WholeImage):
     """Vectors (B, D, h, w) -> what the likelihood needs, (B, n*C, h*f, w*f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -113,11 +126,7 @@ class Decoder(_WholeImage):
         self.layers = nn.Sequential(*build_layers(specs, config.code_dim))
 
     def run_batch(self, x: Tensor) -> Tensor:
-        y = self.layers(x)
-        scale, shift = pixel_scale(self.config)
-        if scale:
-            y = (y - self._per_channel(shift, y)) / self._per_channel(scale, y)
-        return y
+        return self.unscaled(self.layers(x))
 
 
 def _paper_decoder(config: TokenizerConfig) -> list[str]:
@@ -135,12 +144,16 @@ def _paper_decoder(config: TokenizerConfig) -> list[str]:
 
 def check_size(config: TokenizerConfig, H: int, W: int) -> None:
     """Raises InputError where an image of H x W pixels takes more than MEMORY_LIMIT."""
-    each = _bytes_per_pixel(config)
+    check_memory(_bytes_per_pixel(config), H, W)
+
+
+def check_memory(each: int, H: int, W: int) -> None:
+    """Raises InputError where H x W pixels of so many bytes take more than MEMORY_LIMIT."""
     if H * W * each > MEMORY_LIMIT:
         need, most = files.human_bytes(H * W * each), MEMORY_LIMIT / each // 1e5 / 10
         raise InputError(
             f"an image of {W}x{H} takes about {need} of memory: "
-            "the paper's network needs all of it at once",
+            "this network needs all of it at once",
             f"make it smaller, at most {most:.1f} megapixels, or choose another --model",
         )
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from vqtok import files
 from vqtok.config import TokenizerConfig
+from vqtok.config.paper import pixel_scale
+from vqtok.config.registry import setting_of
 from vqtok.errors import InputError
 
 STREAMABLE = False  # one part of an image at a time is not enough
@@ -22,6 +24,15 @@ MEMORY_LIMIT = 8 << 30  # bytes that one image may take
 PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**16, 2**20
 
 
+class GroupNorm(nn.GroupNorm):
+    """Normalizes groups of channels, (B, C, H, W) -> (B, C, H, W); a group of one number, at which
+    PyTorch's raises ValueError, becomes 0 before scale and offset.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class ResnetBlock(nn.Module):
     """Computes x + conv(silu(norm(conv(silu(norm(x)))))), (B, C, H, W) -> (B, D, H, W); a 1x1
     convolution of x where D is not C.
@@ -29,16 +40,16 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inputs, EPSILON)
+        self.norm1 = GroupNorm(groups, inputs, EPSILON)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, outputs, EPSILON)
+        self.norm2 = GroupNorm(groups, outputs, EPSILON)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         if inputs != outputs:
             self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(_silu(self.norm1(x)))
-        y = self.conv2(_silu(self.norm2(y)))
+        y = self.conv1(silu(self.norm1(x)))
+        y = self.conv2(silu(self.norm2(y)))
         return y + (self.shortcut(x) if hasattr(self, "shortcut") else x)
 
 
@@ -49,7 +60,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, EPSILON)
+        self.norm = GroupNorm(groups, channels, EPSILON)
         self.query, self.key, self.value, self.out = (
             nn.Linear(channels, channels) for _ in range(4)
         )
@@ -116,18 +127,21 @@ class Stage(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Runs two blocks at the coarsest resolution, with attention between them where the network has
-    it.
+    """Runs blocks at the coarsest resolution, usually two, with attention after the first where the
+    network has it.
     """
 
-    def __init__(self, channels: int, groups: int, attention: bool) -> None:
+    def __init__(self, channels: int, groups: int, attention: bool, count: int = 2) -> None:
         super().__init__()
         self.before = ResnetBlock(channels, channels, groups)
         self.attention = Attention(channels, groups) if attention else nn.Identity()
-        self.after = ResnetBlock(channels, channels, groups)
+        self.after = ResnetBlock(channels, channels, groups) if count > 1 else nn.Identity()
+        self.more = nn.Sequential(
+            *(ResnetBlock(channels, channels, groups) for _ in range(count - 2))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.attention(self.before(x)))
+        return self.more(self.after(self.attention(self.before(x))))
 
 
 class WholeImageNetwork(nn.Module):
@@ -140,6 +154,16 @@ class WholeImageNetwork(nn.Module):
     def run_batch(self, x: Tensor) -> Tensor:
         """Computes the output for one or a few inputs."""
         raise NotImplementedError
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Scales pixels in [-1, 1] to the network's range: one number, or one a channel."""
+        scale, shift = pixel_scale(self.config)
+        return x * _per_channel(scale, x) + _per_channel(shift, x) if scale else x
+
+    def unscaled(self, y: Tensor) -> Tensor:
+        """Inverts `scaled`."""
+        scale, shift = pixel_scale(self.config)
+        return (y - _per_channel(shift, y)) / _per_channel(scale, y) if scale else y
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the output (B, ...) of x (B, ..., H, W).
@@ -156,12 +180,17 @@ class WholeImageNetwork(nn.Module):
         return torch.cat([self.run_batch(part) for part in x.split(count)])
 
 
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+
 class Encoder(WholeImageNetwork):
     """Encodes images (B, C, H, W) in [-1, 1] to vectors (B, D, H/f, W/f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config, scale=1)
         stages, groups, last = config.stages, config.groups, len(config.stages) - 1
+        middle = setting_of(config, "middle_blocks")
         self.first = nn.Conv2d(config.channels, stages[0], 3, padding=1)
         self.stages = nn.ModuleList(
             Stage(
@@ -174,16 +203,16 @@ class Encoder(WholeImageNetwork):
             )
             for i, n in enumerate(stages)
         )
-        self.middle = MidBlock(stages[-1], groups, len(stages) in config.attention)
-        self.norm = nn.GroupNorm(groups, stages[-1], EPSILON)
+        self.middle = MidBlock(stages[-1], groups, len(stages) in config.attention, middle)
+        self.norm = GroupNorm(groups, stages[-1], EPSILON)
         self.last = nn.Conv2d(stages[-1], config.z_channels, 3, padding=1)
         self.project = nn.Conv2d(config.z_channels, config.code_dim, 1)
 
     def run_batch(self, x: Tensor) -> Tensor:
-        x = self.first(x)
+        x = self.first(self.scaled(x))
         for stage in self.stages:
             x = stage(x)
-        return self.project(self.last(_silu(self.norm(self.middle(x)))))
+        return self.project(self.last(silu(self.norm(self.middle(x)))))
 
 
 class Decoder(WholeImageNetwork):
@@ -195,9 +224,10 @@ class Decoder(WholeImageNetwork):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config, scale=config.downsample)
         stages, groups = config.stages, config.groups
+        middle = setting_of(config, "middle_blocks")
         self.project = nn.Conv2d(config.code_dim, config.z_channels, 1)
         self.first = nn.Conv2d(config.z_channels, stages[-1], 3, padding=1)
-        self.middle = MidBlock(stages[-1], groups, len(stages) in config.attention)
+        self.middle = MidBlock(stages[-1], groups, len(stages) in config.attention, middle)
         self.stages = nn.ModuleList(
             Stage(
                 stages[min(i + 1, len(stages) - 1)],
@@ -209,14 +239,14 @@ class Decoder(WholeImageNetwork):
             )
             for i in reversed(range(len(stages)))
         )
-        self.norm = nn.GroupNorm(groups, stages[0], EPSILON)
+        self.norm = GroupNorm(groups, stages[0], EPSILON)
         self.last = nn.Conv2d(stages[0], config.channels, 3, padding=1)
 
     def run_batch(self, x: Tensor) -> Tensor:
         x = self.middle(self.first(self.project(x)))
         for stage in self.stages:
             x = stage(x)
-        return self.last(_silu(self.norm(x)))
+        return self.unscaled(self.last(silu(self.norm(x))))
 
 
 def check_size(config: TokenizerConfig, H: int, W: int) -> None:
@@ -233,7 +263,7 @@ def check_size(config: TokenizerConfig, H: int, W: int) -> None:
         )
 
 
-def _silu(x: Tensor) -> Tensor:
+def silu(x: Tensor) -> Tensor:
     """Applies silu in place where no gradient needs x: it is what a normalization has just made."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 

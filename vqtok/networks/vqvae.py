@@ -182,6 +182,8 @@ class VQVAE(nn.Module):
         self.quantizer = quantizers.build_quantizer(config)
         self.decoder: AnyDecoder = network.Decoder(config)
         self.likelihood = losses.build_likelihood(config)
+        if hasattr(self.encoder, "use_codes"):
+            self.encoder.use_codes(self.quantizer)  # type: ignore[operator]
         self.encoder_frozen = False
 
     def freeze_encoder(self) -> None:

@@ -3,13 +3,22 @@
 """
 
 from dataclasses import replace
+from typing import Any
 
 from vqtok.config import QUANTIZERS, TokenizerConfig
 from vqtok.meta_init import init_empty_weights
 from vqtok.quantizers.base import Quantized, Quantizer
-from vqtok.quantizers.residual import ResidualQuantizer
+from vqtok.quantizers.residual import LevelQuantizer, ProductQuantizer, ResidualQuantizer
 
-__all__ = ["Quantized", "Quantizer", "ResidualQuantizer", "build_quantizer", "check_quantizer"]
+__all__ = [
+    "LevelQuantizer",
+    "ProductQuantizer",
+    "Quantized",
+    "Quantizer",
+    "ResidualQuantizer",
+    "build_quantizer",
+    "check_quantizer",
+]
 
 
 def build_quantizer(config: TokenizerConfig) -> Quantizer:
@@ -18,8 +27,27 @@ def build_quantizer(config: TokenizerConfig) -> Quantizer:
     """
     if config.is_pixels or config.levels == 1:
         return QUANTIZERS[config.quantizer].load()(config)
-    single = replace(config, levels=1)
-    return ResidualQuantizer(config, [build_quantizer(single) for _ in range(config.levels)])
+    kind = ProductQuantizer if config.product else ResidualQuantizer
+    return kind(config, [build_quantizer(_level_of(config)) for _ in range(config.levels)])
+
+
+# settings of a network that fits several levels, not one: a quantizer reads none of them
+_NO_NETWORK: dict[str, Any] = {
+    "network": "folded",
+    "stages": (),
+    "attention": (),
+    "groups": 0,
+    "z_channels": 0,
+    "encoder_layers": (),
+    "decoder_layers": (),
+    "input_mean": (),
+    "input_std": (),
+}
+
+
+def _level_of(config: TokenizerConfig) -> TokenizerConfig:
+    """Returns the settings of the quantizer of one level."""
+    return replace(config, levels=1, product=False, code_dim=config.part_dim, **_NO_NETWORK)
 
 
 def check_quantizer(config: TokenizerConfig) -> None:
@@ -27,4 +55,4 @@ def check_quantizer(config: TokenizerConfig) -> None:
     not in that code dimension.
     """
     with init_empty_weights():
-        build_quantizer(config if config.is_pixels else replace(config, levels=1))
+        build_quantizer(config if config.is_pixels else _level_of(config))

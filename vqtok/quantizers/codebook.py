@@ -16,6 +16,7 @@ from vqtok.quantizers.update import update_codebooks
 # half or twice as many take 1.1 times as long
 CHUNK = 2**18
 GPU_CHUNK = 2**24
+ROWS_MIN = 16  # of vectors, also where K is large: one by one, each would read all codes
 ELEMENTS = 2**17  # numbers of vectors that several operations go over while they are in cache
 
 
@@ -44,7 +45,7 @@ class _NearestSearch:
             self.weights[D] = 0
         else:
             torch.mul(torch.linalg.vecdot(codebook, codebook), -1, out=self.weights[D])
-        self.rows = max(1, (CHUNK if codebook.device.type == "cpu" else GPU_CHUNK) // K)
+        self.rows = max(ROWS_MIN, (CHUNK if codebook.device.type == "cpu" else GPU_CHUNK) // K)
         self.extended, self.scores = codebook.new_empty(0, D + 1), codebook.new_empty(0, K)
 
     def write(self, vectors: Tensor, indices: Tensor) -> None:

@@ -1,4 +1,6 @@
-"""Quantizes at several levels, each of which quantizes what the levels before it have left."""
+"""Quantizes at several levels: each takes what the levels before it have left, or a part of the
+vector of its own.
+"""
 
 import math
 
@@ -13,15 +15,12 @@ from vqtok.quantizers.codebook import AveragedCodebook
 from vqtok.quantizers.update import update_codebooks
 
 
-class ResidualQuantizer(Quantizer):
-    """Chains L quantizers of one kind; the sum of the first n of their vectors is an image at n
+class LevelQuantizer(Quantizer):
+    """Joins L quantizers of one kind; the sum of the first n of their vectors is an image at n
     levels, for any n.
 
-    Residual vector quantization as in Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312, section
-    III-C), for any quantizer.
-    With level dropout, which their section III-C proposes too, part of the images is decoded from
-    fewer levels in training:
-    that makes the decoder good at every n.
+    With level dropout (Zeghidour et al. 2021, arXiv 2107.03312, section III-C), part of the images
+    is decoded from fewer levels in training: that makes the decoder good at every n.
     """
 
     def __init__(self, config: TokenizerConfig, levels: list[Quantizer]) -> None:
@@ -32,11 +31,6 @@ class ResidualQuantizer(Quantizer):
         # How many levels there are is worth knowing to the decoder:
         # a few tell less about fine detail than their vectors claim.
         self.depth = nn.Parameter(torch.zeros(self.levels, config.code_dim))
-
-    def _level(self, level: int) -> Quantizer:
-        quantizer = self.quantizers[level]
-        assert isinstance(quantizer, Quantizer)
-        return quantizer
 
     def forward(self, z: Tensor, depths: Tensor | None = None) -> Quantized:
         """Quantizes as Quantizer.forward does.
@@ -49,29 +43,22 @@ class ResidualQuantizer(Quantizer):
             if depths is None and self.training:
                 depths = self.draw_depths(len(z))
             depths = depths if depths is None else depths.to(z.device)
-            residual, total, vectors = z, torch.zeros_like(z), torch.zeros_like(z)
-            indices, losses = [], []
-            for level in range(self.levels):
-                part = self._level(level)(residual)
-                residual, total = residual - part.vectors, total + part.vectors
-                vectors = (
-                    total
-                    if depths is None
-                    else torch.where((depths > level)[:, None, None, None], total, vectors)
-                )
-                indices.append(part.indices)
-                losses.append(part.loss)
-                if level:
-                    # The gradient that reaches z through `residual` is zero after a level that
-                    # passes it straight through, so the commitment of a later level, whose value
-                    # is in its loss, gets its gradient here: z should lie near what all levels
-                    # up to this one make of it.
-                    commitment = self.beta * F.mse_loss(z, total.detach())
-                    losses[-1] = losses[-1] + commitment - commitment.detach()
+            vectors, indices, losses = self._quantize(z, depths)
             # The mark of the depth that each image is decoded from.
             depth = self.depth[-1:] if depths is None else self._marks(depths)  # (B, D)
             vectors = vectors + depth[:, :, None, None]
         return Quantized(vectors, torch.cat(indices, 1), torch.stack(losses).mean())
+
+    def _quantize(
+        self, z: Tensor, depths: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Returns the sum of the levels (B, D, h, w), and the indices and losses of each."""
+        raise NotImplementedError
+
+    def _level(self, level: int) -> Quantizer:
+        quantizer = self.quantizers[level]
+        assert isinstance(quantizer, Quantizer)
+        return quantizer
 
     def _marks(self, depths: Tensor) -> Tensor:
         """Returns marks (B, D) of depths (B,): a product, as the gradient of a look-up is a sum in
@@ -104,6 +91,49 @@ class ResidualQuantizer(Quantizer):
         some = [rows for rows in drawn if rows is not None]
         return torch.cat(some) if some else None
 
+    def needs_init(self) -> bool:
+        return any(self._level(level).needs_init() for level in range(self.levels))
+
+    def adopt_codebook(self) -> None:
+        for level in range(self.levels):
+            self._level(level).adopt_codebook()
+
+    def update_codebook(self, rows: Tensor | None = None, ok: Tensor | None = None) -> Tensor:
+        levels = [level for level in self.quantizers if isinstance(level, AveragedCodebook)]
+        return update_codebooks(levels, rows, ok) if levels else super().update_codebook()
+
+
+class ResidualQuantizer(LevelQuantizer):
+    """Chains quantizers, each of what the levels before it have left.
+
+    Residual vector quantization as in Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312, section
+    III-C), for any quantizer.
+    """
+
+    def _quantize(
+        self, z: Tensor, depths: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        residual, total, vectors = z, torch.zeros_like(z), torch.zeros_like(z)
+        indices, losses = [], []
+        for level in range(self.levels):
+            part = self._level(level)(residual)
+            residual, total = residual - part.vectors, total + part.vectors
+            vectors = (
+                total
+                if depths is None
+                else torch.where((depths > level)[:, None, None, None], total, vectors)
+            )
+            indices.append(part.indices)
+            losses.append(part.loss)
+            if level:
+                # The gradient that reaches z through `residual` is zero after a level that
+                # passes it straight through, so the commitment of a later level, whose value
+                # is in its loss, gets its gradient here: z should lie near what all levels
+                # up to this one make of it.
+                commitment = self.beta * F.mse_loss(z, total.detach())
+                losses[-1] = losses[-1] + commitment - commitment.detach()
+        return vectors, indices, losses
+
     def lookup(self, indices: Tensor) -> Tensor:
         """Returns vectors (B, D, h, w) for the indices (B, n, h, w) of the first n levels, n from 1
         to L.
@@ -114,9 +144,6 @@ class ResidualQuantizer(Quantizer):
 
     def codebooks(self) -> Tensor:
         return torch.cat([self._level(level).codebooks() for level in range(self.levels)])
-
-    def needs_init(self) -> bool:
-        return any(self._level(level).needs_init() for level in range(self.levels))
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor) -> None:
@@ -130,10 +157,49 @@ class ResidualQuantizer(Quantizer):
             quantizer.train(training)
             residual = residual - quantizer.lookup(indices)[0, :, :, 0].T
 
-    def adopt_codebook(self) -> None:
-        for level in range(self.levels):
-            self._level(level).adopt_codebook()
 
-    def update_codebook(self, rows: Tensor | None = None, ok: Tensor | None = None) -> Tensor:
-        levels = [level for level in self.quantizers if isinstance(level, AveragedCodebook)]
-        return update_codebooks(levels, rows, ok) if levels else super().update_codebook()
+class ProductQuantizer(LevelQuantizer):
+    """Cuts a vector into L equal parts, and quantizes each by itself (Jegou et al. 2011, product
+    quantization).
+
+    An entry of level l is the vector that has the code in part l and zeros elsewhere: sums of
+    entries, and of the mark of their number, are vectors as with residual levels.
+    """
+
+    def _quantize(
+        self, z: Tensor, depths: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        parts = [self._level(level)(part) for level, part in enumerate(z.chunk(self.levels, 1))]
+        vectors = [part.vectors for part in parts]
+        if depths is not None:
+            vectors = [
+                torch.where((depths > level)[:, None, None, None], part, 0.0)
+                for level, part in enumerate(vectors)
+            ]
+        return torch.cat(vectors, 1), [part.indices for part in parts], [p.loss for p in parts]
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Returns vectors (B, D, h, w) for the indices (B, n, h, w) of the first n levels, n from 1
+        to L; the parts of the others are the mark's.
+        """
+        B, count, h, w = indices.shape
+        parts = [self._level(level).lookup(indices[:, level : level + 1]) for level in range(count)]
+        size = self.depth.shape[1] // self.levels
+        parts.append(parts[0].new_zeros(B, (self.levels - count) * size, h, w))
+        return torch.cat(parts, 1) + self.depth[count - 1][:, None, None]
+
+    def codebooks(self) -> Tensor:
+        entries = [self._level(level).codebooks()[0] for level in range(self.levels)]
+        size = entries[0].shape[1]
+        return torch.stack(
+            [
+                F.pad(part, (level * size, (self.levels - 1 - level) * size))
+                for level, part in enumerate(entries)
+            ]
+        )
+
+    @torch.no_grad()
+    def initialize(self, vectors: Tensor) -> None:
+        for level, part in enumerate(vectors.float().chunk(self.levels, 1)):
+            if self._level(level).needs_init():
+                self._level(level).initialize(part)

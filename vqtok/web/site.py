@@ -25,7 +25,7 @@ from vqtok.quantizers import Quantizer
 from vqtok.quantizers.codebook import Codebook
 from vqtok.quantizers.finite import FSQuantizer, LFQuantizer
 from vqtok.quantizers.pixels import PixelQuantizer
-from vqtok.quantizers.residual import ResidualQuantizer
+from vqtok.quantizers.residual import LevelQuantizer
 
 # each after those it needs
 MODULES = (
@@ -172,7 +172,7 @@ def _codebooks(quantizer: Quantizer) -> dict[str, np.ndarray]:
         return {"codebooks": quantizer.palette.numpy()}
     entries = quantizer.codebooks().detach().numpy()
     depth = np.zeros((entries.shape[0], entries.shape[2]), np.float32)
-    if isinstance(quantizer, ResidualQuantizer):
+    if isinstance(quantizer, LevelQuantizer):
         depth = quantizer.depth.detach().numpy()
     return {"codebooks": _narrow(entries), "depth": _narrow(depth)}
 
