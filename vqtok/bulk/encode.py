@@ -27,7 +27,7 @@ WORKERS_MAX = 16
 
 @dataclass(frozen=True)
 class BulkSettings:
-    """How to encode."""
+    """Settings for encoding images to shards."""
 
     levels: int | None = None  # None: all
     compact: bool = False
@@ -38,8 +38,8 @@ class BulkSettings:
 
 
 def default_workers() -> int:
-    """A process for each processor, divided among the ranks that torchrun starts on
-    this machine; at most 16.
+    """Returns one process for each processor, divided among the ranks that torchrun starts on this
+    machine; at most 16.
     """
     return max(1, min(WORKERS_MAX, (os.cpu_count() or 1) // distributed.local_world_size()))
 
@@ -93,8 +93,8 @@ def encode(
 
 
 class _Count:
-    """How many images are done, and how many there are about: of tars, which are not listed
-    beforehand, by the part of their bytes that is read.
+    """Counts the images that are done, and estimates how many there are: of tars, which are not
+    listed beforehand, by the part of their bytes that is read.
     """
 
     def __init__(self, inputs: Inputs, work_slice: WorkSlice, copies: int) -> None:
@@ -114,7 +114,7 @@ class _Count:
                 )
 
     def skip(self, shard: Shard) -> None:
-        """A shard that is finished already."""
+        """Counts a shard that is finished already."""
         self.done += round(shard.head.pictures / self.copies) + shard.head.failed
 
     def add(self, entry: Entry) -> tuple[int, int | None]:
@@ -138,7 +138,7 @@ Work = Shard | Entry | Chunk
 def _work(
     inputs: Inputs, out: Path, settings: BulkSettings, work_slice: WorkSlice, resume: bool
 ) -> Iterator[tuple[Work, Entry | None]]:
-    """What there is to do for one part, in order, each with the image to decode for it."""
+    """Yields what there is to do for one part, in order, each with the image to decode for it."""
     for source in inputs.all:
         whole = work_slice.takes_input(source, inputs.tars)
         if whole is False:
@@ -163,7 +163,7 @@ def _work(
 
 
 def _finished_input(out: Path, number: int) -> list[Shard]:
-    """All shards of a tar where all are finished, else none: it need not be looked into again.
+    """Returns all shards of a tar if all are finished, else none. A finished tar is not read again.
 
     Its size is in the manifest.
     """
@@ -176,8 +176,8 @@ def _finished_input(out: Path, number: int) -> list[Shard]:
 
 
 def _finished(out: Path, chunk: Chunk, resume: bool) -> Shard | None:
-    """The finished shard of these images; OutputError where it is one of other images, or
-    where it may not be there.
+    """Returns the finished shard of these images. Raises OutputError where it is one of other
+    images, or where none may be there.
     """
     found = shards.find_shard(out, chunk.input.number, chunk.number)
     if found is None or not found.is_complete():
@@ -195,7 +195,7 @@ def _finished(out: Path, chunk: Chunk, resume: bool) -> Shard | None:
 
 
 def make_manifest(model: Model, inputs: Inputs, settings: BulkSettings) -> Manifest:
-    """What the manifest of such a run says."""
+    """Makes the manifest of such a run."""
     config, levels = model.config, settings.levels or model.config.levels
     return Manifest(
         model.name,
@@ -225,7 +225,7 @@ class _Bucket:
 
 
 class _ShardWriter:
-    """A shard in the making.
+    """Collects the images of one shard and writes it.
 
     What is encoded together depends on the images before it alone, not on time.
     """
@@ -242,7 +242,9 @@ class _ShardWriter:
         self.rows: dict[tuple[int, int], list[int]] = {}
 
     def add(self, entry: Entry, image: images.DecodedImage | VqtokError) -> None:
-        """The next image, with all copies that were made of it, or why it could not be read."""
+        """Adds the next image, with all copies that were made of it, or the reason why it could not
+        be read.
+        """
         if isinstance(image, VqtokError):
             self.lines.append(ShardRecord(entry.name, error=str(image)))
             self.ranges.append(None)
@@ -314,7 +316,7 @@ class _ShardWriter:
         return ShardReport(found, seconds, failed, narrow, len(self.narrow))
 
     def _stack(self, positions: list[int]) -> Codes | Compact:
-        """The codes of the images at these places, all of one grid."""
+        """Joins the codes of the images at these positions, all of one grid."""
         sizes = tuple((H, W) for W, H in (self.lines[position].size for position in positions))
         stack = self.model.codes(np.stack([self.grids[position] for position in positions]), sizes)
         ranges = {self.ranges[position] for position in positions}

@@ -1,4 +1,4 @@
-"""A folder that codes shards are written to: begun, gone on with, or emptied."""
+"""Prepares a folder for codes shards: begins it, resumes it, or empties it."""
 
 import time
 from dataclasses import dataclass, fields, replace

@@ -177,7 +177,7 @@ def evaluate(
 
 
 def _check_no_originals(data: Path, options: MeasureOptions) -> None:
-    """UsageError where an option compares with originals, which codes shards do not hold."""
+    """Raises UsageError where an option compares with originals, which codes shards do not hold."""
     from vqtok.errors import UsageError
 
     for name in ("lpips", "codecs", "sheet", "plot"):
@@ -395,7 +395,7 @@ def _level_table(levels: list[Facts]) -> "Table":
 
 
 def _coder_table(levels: list[Facts]) -> "Table":
-    """Bits per pixel by our coders and by those of others."""
+    """Makes a table of bits per pixel by our coders and by those of others."""
     from vqtok import plots
     from vqtok.evaluate import TITLES
 
@@ -412,7 +412,7 @@ def _coder_table(levels: list[Facts]) -> "Table":
 
 
 def _codec_table(figures: Facts, model: str, measure: str) -> "Table":
-    """Each level, and below it the other codecs at its bytes."""
+    """Makes a table of the levels, and below each the other codecs at its bytes."""
     from vqtok import plots
 
     columns = {

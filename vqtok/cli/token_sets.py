@@ -22,7 +22,7 @@ ARRAYS = (".npy", ".npz")
 
 
 def parse_grid(text: str | None) -> tuple[int, int] | None:
-    """8x16 as (8, 16). Raises UsageError."""
+    """Parses 8x16 as (8, 16). Raises UsageError."""
     if text is None:
         return None
     match = re.fullmatch(r"([1-9]\d{0,6})x([1-9]\d{0,6})", text)
@@ -138,7 +138,7 @@ def pack(
 
 
 def _grid_for(model: "TokenModel | None", array: Any) -> tuple[int, int] | None:
-    """Rows as long as the grids of the model are such grids."""
+    """Returns the grid that rows as long as the model's grids stand for."""
     if model and array.ndim == 2 and model.grid[0] * model.grid[1] == array.shape[1]:
         return model.grid
     return None

@@ -166,7 +166,7 @@ def _from_json_sizes(value: Any, n: int) -> tuple[tuple[int, int], ...]:
 
 
 def _from_json_range(value: Any) -> tuple[float, float] | None:
-    """The values that became 0 and 255; Codes checks that they are a range."""
+    """Parses the values that became 0 and 255; `Codes` checks that they are a range."""
     if value is None:
         return None
     numbers = (

@@ -1,4 +1,4 @@
-"""Members of an .npz: arrays in a zip archive, of which nothing is trusted.
+"""Reads arrays in an .npz, a zip archive, without trusting anything in it.
 
 Names, sizes and headers are checked before memory is reserved for what they claim. The .npy
 headers are parsed here: NumPy evaluates them as Python literals, and raises nine kinds of

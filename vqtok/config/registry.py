@@ -25,7 +25,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """Names a class, says in a few words what it is, and lists the settings that it alone reads.
+    """A class by its dotted path, with its help and the settings that only it reads.
 
     `settings` are fields that a config class declares. `adds` are further ones: the config class
     gets a field for each. Files without them were made with the default.

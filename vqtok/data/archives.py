@@ -32,7 +32,7 @@ def zip_source(place: Place, split: Split, options: DataOptions) -> ImageFiles |
 
 
 def zip_files(path: Path) -> Files:
-    """The images in a zip, and the texts beside them. Raises InputError."""
+    """Lists the images in a zip, and the texts beside them. Raises InputError."""
     try:
         archive = zipfile.ZipFile(path)
     except arrays.BROKEN as error:
@@ -76,7 +76,7 @@ def zip_files(path: Path) -> Files:
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """A member's bytes; ValueError where an image's are none's, before more than the
+    """Reads a member's bytes. Raises ValueError where they are no image's, before more than the
     first of them are unpacked.
     """
     with archive.open(member) as file:
@@ -90,7 +90,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 
 def tar_files(paths: Sequence[Path], name: str, root: Path | None = None) -> Files:
-    """The images in tars, and the texts beside them; each is then one read at a known offset.
+    """Lists the images in tars, and the texts beside them; each is then one read at a known offset.
 
     An empty tar holds none; of one that is cut off, those before the cut are used, with a line
     that says so. Raises InputError where no tar can be read. `root`: shards are named from there.
@@ -135,7 +135,7 @@ def tar_files(paths: Sequence[Path], name: str, root: Path | None = None) -> Fil
 
 
 def _index(path: Path, recognizer: images.Recognizer) -> tuple[list[TarMember], InputError | None]:
-    """The files wanted in a tar, and what is wrong with what comes after them."""
+    """Lists the files wanted in a tar, and what is wrong with what comes after them."""
     length, found = path.stat().st_size, list[TarMember]()
     try:
         for member in index_tar(path):

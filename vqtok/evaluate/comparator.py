@@ -82,5 +82,5 @@ def mean_quality(found: Sequence[Quality]) -> Quality:
 
 
 def count_exact(found: Sequence[Quality]) -> int:
-    """How many images equal their originals."""
+    """Counts the images that equal their originals."""
     return sum(q.psnr == math.inf for q in found)

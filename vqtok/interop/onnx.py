@@ -84,15 +84,15 @@ class _Graph:
         return name
 
     def integers(self, *values: int) -> str:
-        """A constant, int64 (n,)."""
+        """Adds a constant, int64 (n,)."""
         return self._constant(np.array(values, np.int64))
 
     def number(self, value: float) -> str:
-        """A constant, a float32 scalar."""
+        """Adds a constant, a float32 scalar."""
         return self._constant(np.array(value, np.float32))
 
     def floats(self, values: Tensor | np.ndarray) -> str:
-        """A constant of float32, held as float16 where that loses nothing."""
+        """Adds a constant of float32, held as float16 where that loses nothing."""
         wide = np.ascontiguousarray(
             values.detach().numpy() if isinstance(values, Tensor) else values
         )
@@ -108,7 +108,7 @@ class _Graph:
         return name
 
     def model(self, name: str, facts: dict[str, Any]) -> bytes:
-        """The bytes of the file; `facts` go into its metadata, one string each."""
+        """Returns the bytes of the file; `facts` go into its metadata, one string each."""
         helper = self.onnx.helper
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, self.weights)
         model = helper.make_model(
@@ -160,7 +160,7 @@ def _pad(g: _Graph, x: str, f: int) -> str:
 
 
 def _quantize(g: _Graph, quantizer: Quantizer, z: str) -> str:
-    """Indices (B, L, h, w) of vectors (B, D, h, w)."""
+    """Adds the quantizer: indices (B, L, h, w) of vectors (B, D, h, w)."""
     if isinstance(quantizer, PixelQuantizer):
         bounded = g.op("Clip", z, g.number(-1), g.number(1))
         scale = g.number((quantizer.codebook_size - 1) / 2)
@@ -183,7 +183,7 @@ def _quantize(g: _Graph, quantizer: Quantizer, z: str) -> str:
 
 
 def _nearest(g: _Graph, level: Quantizer, x: str) -> str:
-    """Indices (B, h, w) of one level for x (B, h, w, D)."""
+    """Adds one level: indices (B, h, w) for x (B, h, w, D)."""
     if isinstance(level, FSQuantizer | LFQuantizer):
         return _digits(g, level, x)
     assert isinstance(level, Codebook)
@@ -241,7 +241,9 @@ def _decoder(onnx: Any, network: vqvae.VQVAE) -> _Graph:
 
 
 def _lookup(g: _Graph, quantizer: Quantizer) -> str:
-    """Vectors (B, D, h, w) of the input `indices` (B, n, h, w), any n from 1 to L."""
+    """Adds the lookup: vectors (B, D, h, w) of the input `indices` (B, n, h, w), any n from 1
+    to L.
+    """
     entries = quantizer.codebooks()  # (L, K, D)
     L, K, D = entries.shape
     count = g.op("Slice", g.op("Shape", "indices"), g.integers(1), g.integers(2))  # (1,)
@@ -305,8 +307,8 @@ def _shuffle(g: _Graph, module: nn.PixelShuffle, x: str) -> str:
 
 
 def _unshuffle(g: _Graph, channels: int, factor: int, x: str) -> str:
-    """PixelUnshuffle. SpaceToDepth gives the pixels of a place first, and then channels: they are
-    put in order.
+    """Adds a PixelUnshuffle. SpaceToDepth gives the pixels of a position first, and then channels:
+    they are put in order.
     """
     order = np.arange(factor**2 * channels).reshape(factor**2, channels).T.ravel().tolist()
     return g.op("Gather", g.op("SpaceToDepth", x, blocksize=factor), g.integers(*order), axis=1)
@@ -329,7 +331,7 @@ def _paper_block(g: _Graph, module: paper.ResidualBlock, x: str) -> str:
 
 
 def _paper_side(g: _Graph, module: paper.Encoder | paper.Decoder, x: str) -> str:
-    """Layers between the scalings of the pixels."""
+    """Adds the layers between the scalings of the pixels."""
     scale, shift = (
         g.floats(np.array(values, np.float32).reshape(1, -1, 1, 1)) if values else ""
         for values in pixel_scale(module.config)

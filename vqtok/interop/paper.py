@@ -29,7 +29,7 @@ _OTHER = "import a VQ-VAE with the paper's network, or one of those in docs/inte
 
 @dataclass(frozen=True)
 class Variant:
-    """What shapes do not tell of such a network."""
+    """Properties of such a network that shapes do not tell."""
 
     inplace: bool = True  # blocks compute relu(x) + f(x): their first ReLU works in place
     relu: bool = True  # a ReLU follows the residual blocks of the encoder
@@ -37,7 +37,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """As `--variant` takes it."""
+        """Returns the name that `--variant` takes."""
         blocks = "inplace" if self.inplace else "plain"
         return f"{blocks},{'relu' if self.relu else 'linear'},{self.output}"
 
@@ -61,7 +61,7 @@ def parse_variant(text: str) -> Variant:
 
 @dataclass(frozen=True)
 class Known:
-    """A program whose tensors are recognized by name, and what its code says of the rest."""
+    """A program whose tensors are recognized by name, and the properties that its code fixes."""
 
     name: str
     marks: tuple[str, ...]  # parts of names, all of which are there
@@ -129,13 +129,13 @@ class PaperFile:
 
     @property
     def channels(self) -> int:
-        """Of the images: 1 or 3."""
+        """Returns the channels of the images, 1 or 3."""
         return self.encoder[0][1][0].weight.shape[1]
 
     def convert(
         self, variant: Variant, pixels: PixelRange, beta: float, settings: Mapping[str, object]
     ) -> tuple[TokenizerConfig, dict[str, np.ndarray]]:
-        """Settings and tensors of our network, without the likelihood's.
+        """Returns settings and tensors of our network, without the likelihood's.
 
         FormatError where vqtok has no room for such a network.
         """
@@ -215,7 +215,9 @@ class PaperFile:
 
 
 def _gap(a: Conv, b: Conv) -> int | None:
-    """How far apart the numbers of two layers are in the Sequential that holds both, if any."""
+    """Returns how far apart the numbers of two layers are in the Sequential that holds both, if
+    any.
+    """
     for x, y in zip(a.parts, b.parts, strict=False):
         if x != y:
             both = x.isdecimal() and y.isdecimal()
@@ -287,7 +289,7 @@ def read_paper(tensors: Mapping[str, np.ndarray], origin: str) -> PaperFile:
 
 
 def _tidy(name: str) -> str:
-    """A tensor's name with dots, and PyTorch's leaves: sonnet has "encoder/enc_1/w:0"."""
+    """Returns a tensor's name with dots, and PyTorch's leaves: sonnet has "encoder/enc_1/w:0"."""
     name = re.sub(r":\d+$", "", name).replace("/", ".")
     stem, _, leaf = name.rpartition(".")
     return f"{stem}.{_LEAVES.get(leaf, leaf)}" if stem else leaf
@@ -309,7 +311,7 @@ def _natural(stem: str) -> list[tuple[int, int, str]]:
 def _convolutions(
     tensors: Mapping[str, np.ndarray], origin: str
 ) -> tuple[list[Conv], dict[str, np.ndarray]]:
-    """All convolutions in natural order of their names, and the tensors that are none."""
+    """Returns all convolutions in natural order of their names, and the tensors that are none."""
     layers: dict[str, dict[str, np.ndarray]] = {}
     rest: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
@@ -352,7 +354,7 @@ def _convolutions(
 
 
 def _before(stem: str, convs: Mapping[str, Conv]) -> str | None:
-    """The convolution that a batch normalization follows: the number before its own in one
+    """Returns the convolution that a batch normalization follows: the number before its own in one
     Sequential, or bn1 beside conv1.
     """
     parent, _, last = stem.rpartition(".")
@@ -369,7 +371,9 @@ def _before(stem: str, convs: Mapping[str, Conv]) -> str | None:
 
 
 def _folded(conv: Conv, norm: Mapping[str, np.ndarray], origin: str) -> Conv:
-    """The convolution with the batch normalization after it: (x - mean) / std * weight + bias."""
+    """Returns the convolution with the batch normalization after it: (x - mean) / std * weight +
+    bias.
+    """
     mean, variance = (norm[leaf].astype(np.float64) for leaf in ("running_mean", "running_var"))
     axis = 1 if len(mean) == conv.weight.shape[1] and _is_transposed(conv) else 0
     if conv.weight.shape[axis] != len(mean) or conv.norms:
@@ -390,7 +394,7 @@ def _is_transposed(conv: Conv) -> bool:
 
 
 def _blocks(convs: list[Conv], origin: str) -> tuple[list[Item], list[Conv]]:
-    """The residual blocks, and the convolutions that are in none."""
+    """Returns the residual blocks, and the convolutions that are in none."""
     strided = {conv.stem.rpartition(".")[0] for conv in convs if conv.kernel == 4}
     groups: dict[tuple[str, str], list[Conv]] = {}
     rest = []
@@ -432,7 +436,9 @@ def _blocks(convs: list[Conv], origin: str) -> tuple[list[Item], list[Conv]]:
 
 
 def _encoder(convs: list[Conv], origin: str) -> list[Item]:
-    """Layers of the encoder: halvings, 3x3 convolutions, residual blocks, 1x1 convolutions."""
+    """Returns the layers of the encoder: halvings, 3x3 convolutions, residual blocks, 1x1
+    convolutions.
+    """
     blocks, rest = _blocks(convs, origin)
     items: list[Item] = []
     downs = _chain([conv for conv in rest if conv.kernel == 4], (1, 3), origin)
@@ -460,8 +466,8 @@ def _encoder(convs: list[Conv], origin: str) -> list[Item]:
 def _decoder(
     convs: list[Conv], dim: int, channels: int, origin: str
 ) -> tuple[list[Item], str | None]:
-    """Layers of the decoder: 1x1 and 3x3 convolutions, residual blocks, doublings; and the name
-    of a 3x3 convolution that could as well be a transposed one.
+    """Returns the layers of the decoder (1x1 and 3x3 convolutions, residual blocks, doublings), and
+    the name of a 3x3 convolution that could as well be a transposed one.
     """
     blocks, rest = _blocks(convs, origin)
     ups = [conv for conv in rest if conv.kernel == 4]
@@ -526,7 +532,7 @@ def _chain(convs: list[Conv], starts: tuple[int, ...], origin: str) -> list[Conv
 
 
 def _check_chain(items: list[Item], channels: int, origin: str) -> None:
-    """FormatError where a layer does not take the channels that the one before gives."""
+    """Raises FormatError where a layer does not take the channels that the one before gives."""
     for kind, convs in items:
         out, into = convs[0].weight.shape[:2]
         out, into = (into, out) if kind == "up" else (out, into)
@@ -540,7 +546,7 @@ def _check_chain(items: list[Item], channels: int, origin: str) -> None:
 
 
 def _check_order(items: list[Item], origin: str) -> None:
-    """FormatError where the numbers of a Sequential say another order."""
+    """Raises FormatError where the numbers of a Sequential say another order."""
     for i, (_, convs) in enumerate(items):
         for _, others in items[i + 1 :]:
             gap = _gap(convs[-1], others[0])
@@ -553,7 +559,7 @@ def _check_order(items: list[Item], origin: str) -> None:
 
 
 def _codebook(rest: Mapping[str, np.ndarray], dim: int, origin: str) -> np.ndarray:
-    """The codes (K, D). FormatError where there is none, or more than one."""
+    """Returns the codes (K, D). FormatError where there is none, or more than one."""
     found = {
         name: value
         for name, value in rest.items()

@@ -14,7 +14,7 @@ LIT_EMA = "model_ema."  # of latent-diffusion: names without dots
 
 
 def strip(tensors: Mapping[str, np.ndarray], part: str | None) -> tuple[dict[str, np.ndarray], str]:
-    """The tensors of one network, without the prefix before `encoder`; and which of several
+    """Returns the tensors of one network, without the prefix before `encoder`; and which of several
     networks that was, "" where there is one.
 
     `part` names the one to take, like ema. UsageError where there is none of that name.
@@ -46,8 +46,8 @@ def strip(tensors: Mapping[str, np.ndarray], part: str | None) -> tuple[dict[str
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """What stands before `encoder` in the names, the network with most tensors first; those of
-    losses and averages are none, where there is another.
+    """Lists what comes before `encoder` in the names, the network with most tensors first. Those of
+    losses and averages count only where there is no other.
     """
     counts: dict[str, int] = {}
     for name in names:

@@ -119,7 +119,7 @@ def _rows(features: Tensor) -> Tensor:
 
 
 def _split(*features: Tensor) -> list[tuple[Tensor, ...]]:
-    """Parts of (n, C) that stay in a core's cache."""
+    """Splits (n, C) into parts that stay in a core's cache."""
     return [f.split(max(1, ELEMENTS // f.shape[1])) for f in features]
 
 

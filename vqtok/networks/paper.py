@@ -26,7 +26,7 @@ PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**18, 2**22
 
 
 class ResidualBlock(nn.Module):
-    """x + second(relu(first(relu(x)))), (B, C, H, W) -> (B, C, H, W); `first` is a 3x3
+    """Computes x + second(relu(first(relu(x)))), (B, C, H, W) to (B, C, H, W); `first` is a 3x3
     convolution, `second` one of 1x1 or 3x3.
 
     Where a program's first ReLU works in place, its block computes relu(x) + ...: a layer "relu"
@@ -64,18 +64,20 @@ def build_layers(specs: tuple[str, ...], channels: int) -> list[nn.Module]:
 
 
 class _WholeImage(nn.Module):
-    """What encoder and decoder share: images go in whole, as many at once as memory allows."""
+    """The base of encoder and decoder: images go in whole, as many at once as memory allows."""
 
     def __init__(self, config: TokenizerConfig, scale: int) -> None:
         super().__init__()
         self.config, self.scale = config, scale
 
     def run_batch(self, x: Tensor) -> Tensor:
-        """Output for one or a few inputs."""
+        """Returns the output for one or a few inputs."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output (B, ...) of x (B, ..., H, W). InputError where one image is too large."""
+        """Returns the output (B, ...) of x (B, ..., H, W). Raises InputError where one image is too
+        large.
+        """
         H, W = (side * self.scale for side in x.shape[2:])
         check_size(self.config, H, W)
         if torch.is_grad_enabled() or len(x) == 1:
@@ -84,12 +86,12 @@ class _WholeImage(nn.Module):
         return torch.cat([self.run_batch(part) for part in x.split(max(1, most // (H * W)))])
 
     def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        """One number a channel, or one for all, as (1, C or 1, 1, 1)."""
+        """Returns one number a channel, or one for all, as (1, C or 1, 1, 1)."""
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
 
 
 class Encoder(_WholeImage):
-    """Images (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f)."""
+    """Maps images (B, C, H, W) in [-1, 1] to vectors (B, D, H/f, W/f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config, scale=1)
@@ -104,7 +106,7 @@ class Encoder(_WholeImage):
 
 
 class Decoder(_WholeImage):
-    """Vectors (B, D, h, w) -> what the likelihood needs, (B, n*C, h*f, w*f)."""
+    """Maps vectors (B, D, h, w) to what the likelihood needs, (B, n*C, h*f, w*f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__(config, scale=config.downsample)
@@ -121,7 +123,9 @@ class Decoder(_WholeImage):
 
 
 def _paper_decoder(config: TokenizerConfig) -> list[str]:
-    """The mirror image of the paper's encoder; its last layer gives what the likelihood needs."""
+    """Returns the layers of the paper's encoder in reverse; the last one gives what the likelihood
+    needs.
+    """
     count = int(math.log2(config.downsample))
     half = max(4, config.width // 2)
     finest = losses.output_channels(config)
@@ -146,7 +150,9 @@ def check_size(config: TokenizerConfig, H: int, W: int) -> None:
 
 
 def _bytes_per_pixel(config: TokenizerConfig) -> int:
-    """Memory that a pixel of an image takes: TENSORS of the size of the largest layer."""
+    """Returns the memory that a pixel of an image takes: TENSORS of the size of the largest
+    layer.
+    """
     largest, area = float(config.channels), 1.0
     for spec in layers_of(config)[0]:
         kind, size = parse_layer(spec)

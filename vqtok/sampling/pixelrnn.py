@@ -1,5 +1,5 @@
-"""The sampler of the PixelRNN: every position is computed once, from the states of the row above
-and the columns before.
+"""The sampler of the PixelRNN: computes every position once, from the states of the row above and
+the columns before.
 
 What the rows above add to a row, all of its gates included, is computed for the whole row at once.
 Then each layer takes eight calls a position, on 2-D views that are made once. Calls of NumPy in
@@ -44,7 +44,7 @@ class LayerState:
         )
 
     def next_row(self) -> None:
-        """What the states of the row that is done tell the gates of the next."""
+        """Adds what the states of the finished row contribute to the gates of the next."""
         torch.addmm(
             self.bias,
             gather(self.hidden, self.gathered, self.n).flatten(1),
@@ -53,7 +53,7 @@ class LayerState:
         )
 
     def next_column(self, j: int, x: Tensor) -> None:
-        """x (n, 2C) of column j becomes the next layer's."""
+        """Turns x (n, 2C) of column j into the next layer's."""
         told, cells, hidden = self.columns[j]
         self.slots[j].copy_(x)
         torch.addmm(told, self.windows[j], self.input, out=self.gates)
@@ -82,7 +82,9 @@ class PixelRNNCursor:
     def __init__(
         self, prior: PixelRNN, level: int, n: int, w: int, constant: Tensor | None
     ) -> None:
-        """`constant` (n, h or 1, w or 1, 2C): what the places know beside their own level."""
+        """Prepares the states. `constant` (n, h or 1, w or 1, 2C) is what the positions know beside
+        their own level.
+        """
         K, C, self.w = prior.config.codebook_size, prior.config.width, w
         self.embedding = prior.embedding.weight[level * K : (level + 1) * K]
         E = self.embedding.shape[1]

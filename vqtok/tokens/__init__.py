@@ -1,4 +1,4 @@
-"""Codes as token sequences: for training code of any kind, and back.
+"""Converts codes to token sequences, for training code of any kind, and back.
 
 `layout` says which id stands where, `sources` where grids come from, `reader` and `sequences` read
 them as sequences, `stream`
