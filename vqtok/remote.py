@@ -359,7 +359,7 @@ def _explain(error: Exception) -> tuple[bool, RemoteError]:
     ):
         return False, RemoteRefusedError(
             f"the server refuses it{answered}",
-            "check the credentials: see docs/scale.md, From where the data lies",
+            "check the credentials: see docs/scale.md, Data on servers",
         )
     if isinstance(error, TimeoutError) or any("Timeout" in name for name in names):
         return True, RemoteError(

@@ -239,20 +239,20 @@ class Inputs:
         """
         members, error = _wanted(path, self.recognizer), None
         for _, group in groupby(members, lambda member: facts.key_of(member.name)):
-            pictures, texts = list[TarMember](), list[Text]()
+            found, texts = list[TarMember](), list[Text]()
             for member in group:
                 if isinstance(member, _Damage):
                     error = Entry(path.name, str(path), error=member.reason, input=source)
                 elif suffix := facts.text_suffix(member.name):
                     texts.append(Text(suffix, str(path), member.offset, member.size))
                 else:
-                    pictures.append(member)
-                if len(pictures) + len(texts) >= _SAMPLE_MAX:  # so many are no sample
-                    yield from _tar_images(source, path, pictures, ())
+                    found.append(member)
+                if len(found) + len(texts) >= _SAMPLE_MAX:  # so many are no sample
+                    yield from _tar_images(source, path, found, ())
                     self.stray_texts += len(texts)
-                    pictures, texts = [], []
-            self.stray_texts += 0 if pictures else len(texts)
-            yield from _tar_images(source, path, pictures, tuple(texts))
+                    found, texts = [], []
+            self.stray_texts += 0 if found else len(texts)
+            yield from _tar_images(source, path, found, tuple(texts))
         if error is not None:
             yield error
 
