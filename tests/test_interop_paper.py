@@ -291,6 +291,9 @@ def test_weights_of_a_name(tmp_path: Path):
         )
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.serialization, "safe_globals"), reason="torch before 2.5 has no safe_globals"
+)
 def test_options_of_a_training_run_beside_the_tensors(tmp_path: Path):
     import argparse
 

@@ -42,12 +42,19 @@ class _Pace(ProgressColumn):
         return Text("" if speed is None else f"{speed:.3g}/s")
 
 
+class _Lines(Progress):
+    def stop(self) -> None:
+        """Leaves nothing where nothing was shown: Rich 13.0 prints an empty line there."""
+        if not self.disable:
+            super().stop()
+
+
 def lines(*columns: str) -> Progress:
     """Makes a progress line that vanishes when done: counts and the time left first, then a bar,
     and further columns, which are cut where the terminal is narrow.
     """
     target = output.console()
-    return Progress(
+    return _Lines(
         TextColumn("{task.description}", markup=False),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

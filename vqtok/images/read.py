@@ -522,7 +522,7 @@ def _colors_to_8_bits(
     values = _words(data, image.mode, raw, name, high)
     scaled = to_8_bits(values, value_range)
     pixels = np.concatenate([scaled.pixels, high[..., 3:]], axis=2)  # transparency as it is
-    changed = Image.fromarray(pixels, image.mode)
+    changed = Image.fromarray(pixels)
     changed.info = {k: v for k, v in image.info.items() if k != "transparency"}
     return scaled, changed
 
