@@ -10,7 +10,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -566,6 +566,17 @@ def write_bytes(path: Path, data: bytes, force: bool = False) -> None:
         return
     with atomic(path, force) as temporary:
         temporary.write_bytes(data)
+
+
+def write_all(folder: Path, contents: Mapping[str, bytes], force: bool = False) -> None:
+    """Writes files by their names into a folder, made if missing.
+
+    Unless `force`, OutputError where one exists, before any is written.
+    """
+    for name in contents:
+        check_free(folder / name, force)
+    for name, data in contents.items():
+        write_bytes(folder / name, data, force)
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

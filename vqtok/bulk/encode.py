@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vqtok import distributed, files, images
+from vqtok import distributed, images
 from vqtok.bulk import shards
 from vqtok.bulk.crops import AS_THEY_ARE, Crops
 from vqtok.bulk.folder import ShardReport, prepare_folder
@@ -236,9 +236,9 @@ class _ShardWriter:
         self.lines: list[ShardRecord] = []
         self.grids: dict[int, np.ndarray] = {}  # (L, h, w) of each line that has one
         self.waiting: dict[tuple[int, int], _Bucket] = {}  # by (w, h)
-        # places of the images of each grid, in order
         self.ranges: list[images.Range | None] = []  # of each line
         self.narrow: list[images.Range] = []
+        # positions of the images of each grid, in order
         self.rows: dict[tuple[int, int], list[int]] = {}
 
     def add(self, entry: Entry, image: images.DecodedImage | VqtokError) -> None:
@@ -301,15 +301,9 @@ class _ShardWriter:
         for grid in list(self.waiting):
             self._encode(grid)
         stacks = [self._stack(positions) for positions in self.rows.values()]
-        data, lines = shards.build_shard(
-            chunk.input, chunk.last, chunk.checksum, self.lines, stacks
+        found = shards.write_shard(
+            out, chunk.number, chunk.input, chunk.last, chunk.checksum, self.lines, stacks
         )
-        found = Shard(
-            out, chunk.input.number, chunk.number, shards.parse_head(lines.split(b"\n", 1)[0])
-        )
-        if data:
-            files.write_bytes(found.path, data, force=True)
-        files.write_bytes(found.records_path, lines, force=True)
         failed = tuple(line for line in self.lines if line.error is not None)
         narrow = images.suggest(self.narrow) if self.narrow else None
         seconds = time.perf_counter() - self.began

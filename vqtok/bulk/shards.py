@@ -428,6 +428,24 @@ def build_shard(
     return data, ("\n".join([head.to_json(), *(line.to_json() for line in lines)]) + "\n").encode()
 
 
+def write_shard(
+    out: Path,
+    chunk: int,
+    source: Input,
+    last: bool,
+    names: int,
+    lines: Sequence[ShardRecord],
+    stacks: Sequence[codes.Codes | codes.Compact],
+) -> Shard:
+    """Writes the shard as `build_shard` makes it, and then its manifest. Raises OutputError."""
+    data, text = build_shard(source, last, names, lines, stacks)
+    found = Shard(out, source.number, chunk, parse_head(text.split(b"\n", 1)[0]))
+    if data:
+        files.write_bytes(found.path, data, force=True)
+    files.write_bytes(found.records_path, text, force=True)
+    return found
+
+
 def _grid(stack: codes.Codes | codes.Compact) -> tuple[int, int]:
     _, _, h, w = stack.shape
     return w, h

@@ -4,22 +4,18 @@ import os
 import threading
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vqtok import images
 from vqtok.data import arrays, foreign
 from vqtok.data.dataset import DataOptions, ImageFiles
-from vqtok.data.listing import TEXTS, Files, images_of
+from vqtok.data.listing import Files, images_of, is_text
 from vqtok.data.place import Place
 from vqtok.data.splits import Split
 from vqtok.data.tar import MEMBER_LIMIT, TarMember, index_tar, is_hidden, is_image, is_image_member
 from vqtok.errors import InputError
 
 _START = 64  # bytes by which images are told from what is none
-
-
-def _is_text(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in TEXTS
 
 
 def zip_source(place: Place, split: Split, options: DataOptions) -> ImageFiles | None:
@@ -50,7 +46,7 @@ def zip_files(path: Path) -> Files:
         name = member.filename
         if name.endswith("/") or is_hidden(name):
             return False
-        return _is_text(name) or recognizer.is_image(name, start)
+        return is_text(name) or recognizer.is_image(name, start)
 
     members = [m for m in archive.infolist() if is_wanted(m)]
     members.sort(key=lambda m: m.filename)
@@ -141,7 +137,7 @@ def _index(path: Path, recognizer: images.Recognizer) -> tuple[list[TarMember], 
         for member in index_tar(path):
             name = member.name.removeprefix("./")
             fits = member.size <= MEMBER_LIMIT and member.offset + member.size <= length
-            wanted = _is_text(name) and not is_hidden(name)
+            wanted = is_text(name) and not is_hidden(name)
             if fits and (wanted or is_image_member(path, member, recognizer)):
                 found.append(member._replace(name=name))
     except InputError as error:

@@ -47,7 +47,7 @@ class _Chosen:
 
 def images_of(files: Files, split: Split | None, options: DataOptions) -> ImageFiles:
     """Makes the data set of the images among the files. Raises InputError, UsageError."""
-    places = [i for i, name in enumerate(files.names) if not _is_text(name)]
+    places = [i for i, name in enumerate(files.names) if not is_text(name)]
     chosen = _Chosen(places, list(files.notes))
     if not chosen.places:
         raise InputError(
@@ -169,7 +169,8 @@ def _classes(files: Files, chosen: _Chosen, parts: Sequence[splits.Parts], label
     return found
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether a file may hold the class, caption or facts of an image, by its suffix."""
     return PurePosixPath(name).suffix.lower() in TEXTS
 
 
@@ -177,7 +178,7 @@ def _texts(files: Files) -> dict[str, list[int]]:
     """Returns positions of texts, by the key of their sample."""
     found: dict[str, list[int]] = {}
     for i, name in enumerate(files.names):
-        if _is_text(name):
+        if is_text(name):
             found.setdefault(samples.take_apart(_unique(files, i)).key, []).append(i)
     return found
 

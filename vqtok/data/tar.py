@@ -174,18 +174,3 @@ def is_image_member(path: Path, member: TarMember, recognizer: Recognizer) -> bo
 
     name = member.name.removeprefix("./")
     return not is_hidden(name) and recognizer.is_image(name, start)
-
-
-def tar_images(path: Path, recognizer: Recognizer | None = None) -> Iterator[TarMember]:
-    """Yields the images in a tar, in its order, told by suffix or content.
-
-    Names are a stranger's: never open them as paths.
-
-    InputError where the file is no tar or is damaged comes after what stands before that; OSError
-    where it cannot be read. The last image may reach past the end of a tar that is cut off.
-    """
-    recognizer = recognizer or Recognizer()
-    for member in index_tar(path):
-        name = member.name.removeprefix("./")
-        if is_image_member(path, member, recognizer):
-            yield member._replace(name=name)

@@ -13,16 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok import files, losses
+from vqtok import losses
 from vqtok.config import TokenizerConfig
 from vqtok.config.paper import layers_of, parse_layer, pixel_scale
-from vqtok.errors import InputError
+from vqtok.networks.whole_image import Limits, WholeImageNetwork
 
 STREAMABLE = False  # it is given the image whole
 TENSORS = 3  # of the largest layer's size that are alive at once
-MEMORY_LIMIT = 8 << 30  # bytes that one image may take
-# of several images, without gradients
-PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**18, 2**22
 
 
 class ResidualBlock(nn.Module):
@@ -63,53 +60,26 @@ def build_layers(specs: tuple[str, ...], channels: int) -> list[nn.Module]:
     return layers
 
 
-class _WholeImage(nn.Module):
-    """The base of encoder and decoder: images go in whole, as many at once as memory allows."""
-
-    def __init__(self, config: TokenizerConfig, scale: int) -> None:
-        super().__init__()
-        self.config, self.scale = config, scale
-
-    def run_batch(self, x: Tensor) -> Tensor:
-        """Returns the output for one or a few inputs."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns the output (B, ...) of x (B, ..., H, W). Raises InputError where one image is too
-        large.
-        """
-        H, W = (side * self.scale for side in x.shape[2:])
-        check_size(self.config, H, W)
-        if torch.is_grad_enabled() or len(x) == 1:
-            return self.run_batch(x)
-        most = PIXELS_AT_ONCE if x.device.type == "cpu" else GPU_PIXELS_AT_ONCE
-        return torch.cat([self.run_batch(part) for part in x.split(max(1, most // (H * W)))])
-
-    def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        """Returns one number a channel, or one for all, as (1, C or 1, 1, 1)."""
-        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
-
-
-class Encoder(_WholeImage):
+class Encoder(WholeImageNetwork):
     """Maps images (B, C, H, W) in [-1, 1] to vectors (B, D, H/f, W/f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__(config, scale=1)
+        super().__init__(config, scale=1, limits=LIMITS)
         specs, _ = layers_of(config)
         self.layers = nn.Sequential(*build_layers(specs, config.channels))
 
     def run_batch(self, x: Tensor) -> Tensor:
         scale, shift = pixel_scale(self.config)
         if scale:
-            x = x * self._per_channel(scale, x) + self._per_channel(shift, x)
+            x = x * _per_channel(scale, x) + _per_channel(shift, x)
         return self.layers(x)
 
 
-class Decoder(_WholeImage):
+class Decoder(WholeImageNetwork):
     """Maps vectors (B, D, h, w) to what the likelihood needs, (B, n*C, h*f, w*f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__(config, scale=config.downsample)
+        super().__init__(config, scale=config.downsample, limits=LIMITS)
         _, specs = layers_of(config)
         specs = specs or (*_paper_decoder(config),)
         self.layers = nn.Sequential(*build_layers(specs, config.code_dim))
@@ -118,8 +88,13 @@ class Decoder(_WholeImage):
         y = self.layers(x)
         scale, shift = pixel_scale(self.config)
         if scale:
-            y = (y - self._per_channel(shift, y)) / self._per_channel(scale, y)
+            y = (y - _per_channel(shift, y)) / _per_channel(scale, y)
         return y
+
+
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Returns one number a channel, or one for all, as (1, C or 1, 1, 1)."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
 
 
 def _paper_decoder(config: TokenizerConfig) -> list[str]:
@@ -137,18 +112,6 @@ def _paper_decoder(config: TokenizerConfig) -> list[str]:
     return specs
 
 
-def check_size(config: TokenizerConfig, H: int, W: int) -> None:
-    """Raises InputError where an image of H x W pixels takes more than MEMORY_LIMIT."""
-    each = _bytes_per_pixel(config)
-    if H * W * each > MEMORY_LIMIT:
-        need, most = files.human_bytes(H * W * each), MEMORY_LIMIT / each // 1e5 / 10
-        raise InputError(
-            f"an image of {W}x{H} takes about {need} of memory: "
-            "the paper's network needs all of it at once",
-            f"make it smaller, at most {most:.1f} megapixels, or choose another --model",
-        )
-
-
 def _bytes_per_pixel(config: TokenizerConfig) -> int:
     """Returns the memory that a pixel of an image takes: TENSORS of the size of the largest
     layer.
@@ -159,3 +122,7 @@ def _bytes_per_pixel(config: TokenizerConfig) -> int:
         area = area / 4 if kind == "down" else area
         largest = max(largest, size * area)
     return max(1, round(4 * TENSORS * largest))
+
+
+LIMITS = Limits("paper's", _bytes_per_pixel, pixels_at_once=2**18, gpu_pixels_at_once=2**22)
+check_size = LIMITS.check_size

@@ -127,11 +127,6 @@ def pack(tokens: Tokens, model: TokenModel, origin: object) -> bytes:
     return data.getvalue()
 
 
-def is_packed(data: bytes) -> bool:
-    """Whether these bytes are a packed file of tokens."""
-    return data[:2] == b"PK" and f"{HEADER}.npy".encode() in data[:100]
-
-
 @dataclass(frozen=True)
 class Packed:
     """A packed file whose header has been checked."""

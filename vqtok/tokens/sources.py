@@ -217,9 +217,7 @@ class CodesFiles:
             if first is not None:
                 _check_same(first, (origin, source.path))
             first = first or (origin, source.path)
-            self.chunks.append(
-                FileChunk(source.path, source.relative.as_posix(), shape, origin, model)
-            )
+            self.chunks.append(FileChunk(source.path, source.relative.as_posix(), shape, model))
         assert first is not None  # `expand` raises where there is none
         self.origin = first[0]
 
@@ -258,7 +256,6 @@ class FileChunk:
     origin: Path
     name: str
     shape: tuple[int, ...]  # (n, L, h, w)
-    made_by: Origin
     model: str | None
 
     @property

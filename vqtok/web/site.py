@@ -45,10 +45,7 @@ class Site:
         """Writes them into a folder, made if missing; OutputError where one exists, unless
         `force`.
         """
-        for name in self.contents:
-            files.check_free(folder / name, force)
-        for name, data in self.contents.items():
-            files.write_bytes(folder / name, data, force)
+        files.write_all(folder, self.contents, force)
 
 
 def make_site(folder: model_registry.ModelFolder) -> Site:
