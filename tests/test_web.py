@@ -109,7 +109,8 @@ def random_file(
         return codes, False
     # not `to_compact`: it takes the streams of a prior only where they are smaller
     about = (*codes.description[:6], codes.levels, checksum(codes.indices, codes.sizes))
-    write_codes(path, Compact(*about, name, tuple(prior.encode(codes.indices))))  # type: ignore[arg-type]
+    streams = tuple(prior.encode(codes.indices))
+    write_codes(path, Compact(*about, name, streams))  # type: ignore[arg-type]
     return codes, True
 
 
@@ -374,9 +375,10 @@ def shown(page: Any) -> np.ndarray:
     """Pixels on the canvas, uint8 (H, W, 3)."""
     script = """(() => {
         const canvas = document.getElementById("canvas");
-        const {data, width, height} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        const context = canvas.getContext("2d");
+        const {data, width, height} = context.getImageData(0, 0, canvas.width, canvas.height);
         return {width, height, data: btoa(String.fromCharCode(...data))};
-    })()"""  # noqa: E501
+    })()"""
     found = page.run(script)
     data = np.frombuffer(base64.b64decode(found["data"]), np.uint8)
     return data.reshape(found["height"], found["width"], 4)[..., :3]
