@@ -118,7 +118,7 @@ def process_group(device: torch.device) -> Iterator[None]:
             backend, store=store, rank=number, world_size=count, timeout=TIMEOUT
         )
     _Group.rank, _Group.world_size = number, count
-    yield  # after an error nobody is left to take leave of
+    yield  # after an error there is no other process to say goodbye to
     dist.destroy_process_group()
     _Group.rank, _Group.world_size = 0, 1
 

@@ -522,7 +522,7 @@ def remove_stale(folder: Path) -> None:
 
     Only for a folder with one writer.
     """
-    with suppress(OSError):  # a folder that is not there, or not ours: the first write tells
+    with suppress(OSError):  # a folder that is not there, or not ours: the first write fails
         for path in folder.iterdir():
             if is_temporary(path.name) and path.is_file():
                 path.unlink(missing_ok=True)

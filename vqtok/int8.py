@@ -61,7 +61,7 @@ def _step(channel: np.ndarray) -> float:
 
 def join(numbers: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """Joins what `split` took apart, to float16."""
-    # A damaged step may be infinite: whoever takes the tensors checks that they are finite.
+    # A damaged step may be infinite: the caller checks that tensors are finite.
     with np.errstate(over="ignore", invalid="ignore"):
         return (numbers.astype(np.float32) * steps.astype(np.float32)).astype(np.float16)
 

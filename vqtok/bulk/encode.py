@@ -55,11 +55,11 @@ def encode(
     force: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Generator[ShardReport, None, None]:
-    """Encodes this part of the inputs into a folder of codes shards, and tells of each shard
+    """Encodes this part of the inputs into a folder of codes shards, and yields each shard
     when it is whole on the disk. `progress` gets the images done and, where it is known, how many
     there are about.
 
-    With `resume` what is finished stays, and is told, too. Raises OutputError where the folder
+    With `resume` what is finished stays, and is yielded, too. Raises OutputError where the folder
     holds shards and neither `resume` nor `force` (anew) is given, or where they were made
     otherwise; VqtokError where a worker died. Closing the iterator ends all work.
     """

@@ -65,7 +65,7 @@ class Chunk:
     number: int
     entries: tuple[Entry, ...]
     last: bool  # of its input
-    checksum: int  # of the entries: tells on resuming whether the inputs are the same
+    checksum: int  # of the entries: shows on resuming whether the inputs are the same
 
     @property
     def stem(self) -> str:
@@ -73,7 +73,7 @@ class Chunk:
 
 
 def _checksum(entries: Sequence[Entry], origin: str = "") -> int:
-    """Computes the CRC-32 of names and positions, and of what tells a data set from others."""
+    """Computes the CRC-32 of names and positions, and of what identifies a data set."""
     places = [(entry.name, entry.offset, entry.size) for entry in entries]
     return zlib.crc32(json.dumps(places).encode(), zlib.crc32(origin.encode()))
 
@@ -388,7 +388,7 @@ def _walk(root: str, prefix: str, recognizer: Recognizer) -> Iterator[Entry]:
     sub-folders.
 
     Only the names of one folder are held at a time. Hidden ones are left out; links are followed,
-    each folder once. A folder that cannot be listed stands for itself, as an error.
+    each folder once. A folder that cannot be listed is yielded itself, as an error.
     """
     seen, waiting = set(), [("", root)]
     while waiting:

@@ -29,7 +29,7 @@ def rewrite(
     resume: bool = False,
     force: bool = False,
 ) -> Iterator[ShardReport]:
-    """Writes the shards of a folder to another one, each stack as `change` makes it, and tells of
+    """Writes the shards of a folder to another one, each stack as `change` makes it, and yields
     each when it is whole on the disk.
 
     `levels` and `compact` are what the new manifest says; None: as before. Names, sizes and images

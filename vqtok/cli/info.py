@@ -170,7 +170,7 @@ def _rows(facts: dict[str, Any], indent: str = "") -> Iterator[list[str]]:
             ]
         elif key == "levels" and facts.get("model_levels"):
             yield [name, f"{value} of {facts['model_levels']}"]
-        elif key == "model_levels":  # told beside the file's own
+        elif key == "model_levels":  # shown beside the file's own
             continue
         elif key in ("stages", "attention") and value:  # a list of numbers, no size
             yield [name, ", ".join(map(str, value))]

@@ -225,7 +225,7 @@ class _Command:
     compact: bool | None = None
 
     def change_stack(self, coders: EntropyCoders, found: "Codes | Compact") -> "Codes | Compact":
-        """Gives the codes of one grid of a shard in the form that the new manifest tells."""
+        """Gives the codes of one grid of a shard in the form that the new manifest states."""
         from vqtok.codes import Codes
 
         plain = coders.unpack(found)

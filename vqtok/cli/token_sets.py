@@ -75,7 +75,7 @@ def _is_packed(word: str) -> bool:
     try:
         with zipfile.ZipFile(word) as archive:
             return "vqtok_tokens.npy" in archive.NameToInfo
-    except Exception:  # whatever else it is, is told by the one that reads it
+    except Exception:  # any other file is described by the error of its reader
         return False
 
 

@@ -101,7 +101,7 @@ class Model:
     def _part(self, name: str) -> Any:
         """Returns a part of the network, with its values and on the device."""
         part = self._network.get_submodule(name)
-        # Off, whoever asks: tensors made in inference mode never take part in a gradient.
+        # off in any case: tensors made in inference mode never take part in a gradient
         with self._lock, torch.inference_mode(False):
             if any(tensor.startswith(f"{name}.") for tensor in self._waiting):
                 fill(self._network, self._waiting, name)

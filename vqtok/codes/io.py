@@ -28,7 +28,7 @@ def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
     Equal codes give equal bytes, apart from how a machine's zlib packs them.
 
     Without `deflate` plain indices are stored as they are:
-    `data_offset` tells where, and a memory map reads one image alone.
+    `data_offset` says where, and a memory map reads one image alone.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

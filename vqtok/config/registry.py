@@ -1,7 +1,7 @@
 """Lists the names that settings may have, and the class behind each: the one table to add a line
 to.
 
-A class stands as a dotted path, so that reading the table imports no PyTorch.
+A class is given as a dotted path, so that reading the table imports no PyTorch.
 """
 
 from collections.abc import Callable, Mapping

@@ -15,7 +15,7 @@ from vqtok.data.splits import Split
 from vqtok.data.tar import MEMBER_LIMIT, TarMember, index_tar, is_hidden, is_image, is_image_member
 from vqtok.errors import InputError
 
-_START = 64  # bytes by which images are told from what is none
+_START = 64  # first bytes, by which images are recognized
 
 
 def zip_source(place: Place, split: Split, options: DataOptions) -> ImageFiles | None:

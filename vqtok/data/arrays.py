@@ -308,7 +308,7 @@ def _lone_array(path: Path) -> np.ndarray:
 def _pick(
     members: dict[str, zipfile.ZipInfo], names: Sequence[str], words: Sequence[str]
 ) -> tuple[bool, str | None]:
-    """Picks the member of that split, or of no split; returns whether its name tells the split, and
+    """Picks the member of that split, or of no split; returns whether its name has the split, and
     its name.
     """
     own = [form for s in words for n in names for form in (f"{n}_{s}", f"{s}_{n}")]

@@ -67,7 +67,7 @@ class Batches:
 
     Decoded files stay in memory up to `keep` bytes (by default an eighth of the machine's memory, 4
     GiB at most). A JPEG whose crop is shrunk to half or less is decoded at 1/2, 1/4 or 1/8: which,
-    (seed, p) tells, so what is in memory changes no batch.
+    (seed, p) gives, so what is in memory changes no batch.
     """
 
     def __init__(

@@ -299,7 +299,7 @@ class ImageFiles(Plain):
                 return
         first = str(self._error(0))
         if len(self) == 1:
-            given_itself = self._names[0] == self.name  # then its own error tells all
+            given_itself = self._names[0] == self.name  # then its own error says all
             message = (
                 first if given_itself else f"the only image in {self.name} cannot be read: {first}"
             )

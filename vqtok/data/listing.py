@@ -95,7 +95,7 @@ def _unique(files: Files, index: int) -> str:
 def _of_split(
     files: Files, chosen: _Chosen, split: Split | None, options: DataOptions
 ) -> tuple[_Chosen, Split | None, list[splits.Parts]]:
-    """Selects the images of the split; returns them, which split it is where that was told, and
+    """Selects the images of the split; returns them, which split it is where that is known, and
     their names without it.
     """
     names = [files.names[i] for i in chosen.places]

@@ -32,7 +32,7 @@ def open_data(
     .npy; None is the built-in `Shapes`.
 
     Gives names, images, labels, captions, which split it is, and `notes`: what was guessed.
-    `split` chooses between training and test images where the data tells them apart (a word like
+    `split` chooses between training and test images where the data has both (a word like
     train or val in the names of folders or shards, CIFAR's and MNIST's own files); other data is
     used whole, and its `split` is None. A glob or a list of paths names tar shards or images, used
     as they are. Raises InputError when nothing is found or nothing can be read, UsageError where
@@ -55,7 +55,7 @@ def open_data(
 def open_splits(
     path: AnyPath | None, options: DataOptions = _NO_OPTIONS
 ) -> dict[Split | None, Dataset]:
-    """Opens all parts of the data: train and test where it tells them apart, else all of it under
+    """Opens all parts of the data: train and test where it has both, else all of it under
     None.
 
     Raises as `open_data`.
@@ -127,7 +127,7 @@ def _open_one(path: Path, split: Split, options: DataOptions) -> Dataset:
 
 def _open_tar_file(path: Path, head: bytes, split: Split, options: DataOptions) -> Dataset:
     if head[257:262] == b"ustar" or (path.suffix == ".tar" and head[:2] not in _PACKED):
-        # named itself: its own name tells no split
+        # named by the user: its own name gives no split
         return images_of(replace(tar_files([path], path.name), groups=()), split, options)
     if head[:2] in _PACKED:
         raise InputError(

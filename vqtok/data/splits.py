@@ -36,7 +36,7 @@ _OTHER = "\0"  # stands for the split word in a pattern of tokens
 
 
 class SplitLevel(NamedTuple):
-    """The part of the names that tells the split: its position among the parts, and the meaning of
+    """The part of the names that gives the split: its position among the parts, and the meaning of
     each text there; None: neither training nor test.
     """
 
@@ -52,7 +52,7 @@ def _tokens(name: str) -> list[str]:
 def split_word(name: str) -> tuple[Split, tuple[str, ...]] | None:
     """Returns what a name says of the split, and its other words; None where it says nothing.
 
-    The word stands between separators, digits or a change of case: train2017, DIV2K_train_HR,
+    The word is between separators, digits or a change of case: train2017, DIV2K_train_HR,
     trainA. `train_val` is for training, and a name with both words otherwise says nothing.
     """
     tokens = [token for token in _tokens(name) if not token.isdigit()]
@@ -67,7 +67,7 @@ def split_word(name: str) -> tuple[Split, tuple[str, ...]] | None:
 
 
 def part_of(kind: Split | None, text: str) -> str | None:
-    """Returns the split by its usual name, from the `text` that told it: train, val or test."""
+    """Returns the split by its usual name, from the `text` that gave it: train, val or test."""
     if kind == "test" and any(token in _VAL for token in _tokens(text)):
         return "val"
     return kind
@@ -78,8 +78,8 @@ def _is_generic(template: Sequence[str]) -> bool:
 
 
 def find_level(parts: Sequence[Parts]) -> SplitLevel | None:
-    """Finds the part of the images' names, folders first, that tells training and test images
-    apart.
+    """Finds the part of the images' names, folders first, that separates training and test
+    images.
     """
     for depth in range(max(map(len, parts)) - 1):
         here = [part for part in parts if len(part) > depth + 1]

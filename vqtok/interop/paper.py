@@ -184,7 +184,7 @@ class PaperFile:
         return tuple(specs)
 
     def _has_relu(self, items: tuple[Item, ...], i: int, variant: Variant, side: str) -> bool:
-        """Whether a ReLU stands between layers i and i + 1.
+        """Whether there is a ReLU between layers i and i + 1.
 
         Numbers in one Sequential tell; else the paper's places.
         """
@@ -220,7 +220,7 @@ def _kernel(name: str, value: np.ndarray) -> tuple[int, int]:
 
 
 def read_paper(tensors: Mapping[str, np.ndarray], origin: str) -> PaperFile:
-    """Recognizes the network. FormatError where it is another, or cannot be told."""
+    """Recognizes the network. Raises FormatError for another network, and where it is ambiguous."""
     known = next(
         (k for k in KNOWN if all(any(m in tidy_name(n) for n in tensors) for m in k.marks)), None
     )

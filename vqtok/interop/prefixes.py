@@ -7,7 +7,7 @@ import numpy as np
 
 from vqtok.errors import UsageError
 
-# parts of names that a network's own tensors have, whatever stands before them
+# parts of names that a network's own tensors have, whatever comes before them
 _ROOTS = re.compile(r"(?:^|[./])(_?encoder|enc|_?enc_[bt1])(?=[./_])")
 _EMA = re.compile(r"(?:^|[._/])ema(?:[._/]|$)")
 LIT_EMA = "model_ema."  # of latent-diffusion: names without dots

@@ -2,7 +2,7 @@
 those of its many copies.
 
 Strided 4x4 convolutions, residual blocks of 3x3 and 1x1, transposed 4x4 convolutions, ReLU. The
-copies differ in where a ReLU stands and which convolution is left out, so `encoder_layers` and
+copies differ in where a ReLU is and which convolution is left out, so `encoder_layers` and
 `decoder_layers` list the layers one by one; where they are empty, the paper's own are made from
 `width`, the numbers of blocks and `downsample`.
 """

@@ -28,7 +28,7 @@ def sample_categorical(
         logits, order = logits.sort(dim=1, descending=True, stable=True)
     odds = logits.softmax(1)
     if top_p is not None and top_p < 1:
-        # what stands before falls short of top_p: the first always stays
+        # what comes before falls short of top_p: the first always stays
         odds = odds * (odds.cumsum(1) - odds < top_p)
     reached = odds.cumsum(1)
     # 1 would reach past the last with odds

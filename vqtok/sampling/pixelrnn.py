@@ -31,7 +31,7 @@ class LayerState:
         self.input = layer.input.weight[..., 0].permute(2, 1, 0).flatten(0, 1).contiguous()
         zeros = self.state.new_zeros
         self.gathered = zeros(w * n, layer.state.kernel_size[0], C)
-        self.hidden, self.cells, self.told = zeros(w * n, C), zeros(w * n, C), zeros(w * n, 4 * C)
+        self.hidden, self.cells, self.above = zeros(w * n, C), zeros(w * n, C), zeros(w * n, 4 * C)
         self.gates, self.bounded = zeros(n, 4 * C), zeros(n, C)
         self.sigmoids, self.content = self.gates[:, : 3 * C], self.gates[:, 3 * C :]
         self.enter, self.keep, self.leave = self.sigmoids.chunk(3, dim=1)
@@ -40,7 +40,7 @@ class LayerState:
         self.windows = [self.entered[:, j * 2 * C : (j + r + 1) * 2 * C] for j in range(w)]
         self.slots = [window[:, r * 2 * C :] for window in self.windows]
         self.columns = list(
-            zip(*(part.split(n) for part in (self.told, self.cells, self.hidden)), strict=True)
+            zip(*(part.split(n) for part in (self.above, self.cells, self.hidden)), strict=True)
         )
 
     def next_row(self) -> None:
@@ -49,14 +49,14 @@ class LayerState:
             self.bias,
             gather(self.hidden, self.gathered, self.n).flatten(1),
             self.state,
-            out=self.told,
+            out=self.above,
         )
 
     def next_column(self, j: int, x: Tensor) -> None:
         """Turns x (n, 2C) of column j into the next layer's."""
-        told, cells, hidden = self.columns[j]
+        above, cells, hidden = self.columns[j]
         self.slots[j].copy_(x)
-        torch.addmm(told, self.windows[j], self.input, out=self.gates)
+        torch.addmm(above, self.windows[j], self.input, out=self.gates)
         self.sigmoids.sigmoid_()
         self.content.tanh_()
         cells.mul_(self.keep).addcmul_(self.enter, self.content)
@@ -125,7 +125,7 @@ class PixelRNNCursor:
                 layer.next_row()
         else:
             for layer in self.layers:
-                layer.told.copy_(layer.bias.expand_as(layer.told))
+                layer.above.copy_(layer.bias.expand_as(layer.above))
         self.i, self.j = self.i + 1, -1
         patches = self.rows.unfold(1, 2 * self.reach + 1, 1)  # (reach, w, n, E, columns)
         patches = patches.permute(1, 2, 0, 4, 3).flatten(2)  # (w, n, reach * columns * E)

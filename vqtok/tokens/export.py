@@ -58,7 +58,7 @@ def export_tokens(
 ) -> ExportReport:
     """Writes all sequences in a format.
 
-    `out` is a folder, or for formats of one file that file. `progress` is told how many
+    `out` is a folder, or for formats of one file that file. `progress` gets how many
     sequences are done, and of how many, after each batch. UsageError where the format cannot hold
     them, OutputError where files exist (unless `force`) or cannot be written; FormatError and
     InputError of the source.

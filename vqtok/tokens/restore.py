@@ -78,7 +78,7 @@ def restore(
 ) -> list[Codes]:
     """Makes codes of sequences (T,), in their order, those of one grid size together.
 
-    `grid` is (h, w), by default what meta.json tells; `origin` stands first in errors. FormatError
+    `grid` is (h, w), by default that of meta.json; errors begin with `origin`. FormatError
     where an id does not belong where
     it stands: it names the sequence, the place and the id.
     """
@@ -111,7 +111,7 @@ def read_sequences(path: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
 
     Integers as .npy ((n, T), (T,), or LlamaGen's (1, copies, T)), .bin, .jsonl (arrays, or objects
     with "tokens"), .tar (its .npy members), .parquet (the column `tokens`) or Megatron's .bin with
-    its .idx; a folder stands for all of its export. Raises InputError, FormatError.
+    its .idx; a folder means all of its export. Raises InputError, FormatError.
     """
     if path.is_dir():
         yield from _read_folder(path, meta)

@@ -60,7 +60,7 @@ class Sequences(SequenceReader):
         sequences of one grid (n, T): these are what `Model.codes` takes.
 
         `grid` is (h, w); by default that of the window, or that of all images where they share one.
-        FormatError where an id does not belong where it stands.
+        FormatError where an id is in the wrong place.
         """
         tokens = np.asarray(sequence.detach().cpu() if hasattr(sequence, "detach") else sequence)
         if tokens.ndim == 2:

@@ -97,7 +97,7 @@ class GridSource(Protocol):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Returns names of the classes by number, where the source tells them."""
+        """Returns names of the classes by number, where the source has them."""
         ...
 
 
