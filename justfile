@@ -16,6 +16,10 @@ fast *ARGS:
 lowest *ARGS:
     .ci/lowest {{ARGS}}
 
+# The quick tests at the newest versions, also of Python
+newest *ARGS:
+    .ci/newest {{ARGS}}
+
 # Rules, format and types
 lint:
     ruff check .

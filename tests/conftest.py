@@ -4,6 +4,7 @@ small models made on the spot.
 
 import signal
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +95,6 @@ def make_model(
     seed: int = 0,
 ) -> Path:
     """A model folder with untrained weights: everything works, nothing looks good."""
-    from dataclasses import asdict
-
     from vqtok.networks.vqvae import VQVAE
     from vqtok.priors import PixelCNN
 
@@ -134,6 +133,22 @@ def make_model(
     return folder
 
 
+def make_default(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes a model the default of every command, hides the bundled ones; a terminal has 120
+    columns.
+    """
+    monkeypatch.setattr(model_registry, "bundled_models", lambda: model.parent / ".none")
+    monkeypatch.setenv("VQTOK_MODEL", model.name)
+    monkeypatch.setenv("COLUMNS", "120")
+    return model
+
+
+def make_levels(folder: Path, levels: int) -> Path:
+    """A model like that of `make_model`, with so many levels of 16 codes for 4x4 pixels."""
+    tokenizer = replace(TOKENIZER, levels=levels, normalize=False)
+    return make_model(folder, tokenizer, replace(PRIOR, levels=levels))
+
+
 def _meta(kind: str, config: dict[str, object], record: dict[str, object]) -> dict[str, object]:
     return {"kind": kind, "config": config, "record": record}
 
@@ -147,10 +162,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def toy(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default model of every command is the toy of `model`, and no bundled model is there."""
-    monkeypatch.setattr(model_registry, "bundled_models", lambda: model.parent / ".none")
-    monkeypatch.setenv("VQTOK_MODEL", "toy")
-    monkeypatch.setenv("COLUMNS", "120")
-    return model
+    return make_default(model, monkeypatch)
 
 
 @pytest.fixture

@@ -9,12 +9,16 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from conftest import image
 from torch import Tensor
+
+from vqtok import codec, interop, weights
 
 STAGES, Z, K, D = (32, 32, 64), 8, 40, 4
 
@@ -236,3 +240,45 @@ def save(name: str, folder: Path) -> tuple[Source, Path]:
             json.dumps({"_class_name": "VQModel", "act_fn": "silu", "norm_num_groups": 16})
         )
     return source, path
+
+
+def imported(path: Path, folder: Path, **options: Any) -> codec.Model:
+    """The checkpoint as a model in a folder; options are those of `ImportOptions`."""
+    found = interop.convert_checkpoint(
+        interop.read_checkpoint(path), interop.ImportOptions(**options)
+    )
+    weights.save_weights(folder / "tokenizer.safetensors", found.weights)
+    return codec.load(folder)
+
+
+class Network(Protocol):
+    """Another program's network, on images in the range that it takes."""
+
+    def encode(self, x: Tensor) -> Tensor: ...
+    def decode(self, indices: Tensor) -> Tensor: ...
+
+
+def as_floats(pixels: np.ndarray, half: float = 1.0) -> Tensor:
+    """Floats (1, 3, H, W) between -half and half, of uint8 (H, W, 3)."""
+    return (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1) * half
+
+
+def check_same(
+    source: Network,
+    model: codec.Model,
+    half: float = 1.0,
+    size: tuple[int, int] = (24, 32),
+    rtol: float = 0,
+    atol: float = 1e-4,
+) -> None:
+    """Equal indices, and images that differ by rounding, on images that use many codes. The other
+    network takes values between -half and half.
+    """
+    for seed in range(3):
+        pixels = image(*size, seed=seed)
+        codes = model.encode(pixels)
+        wanted = source.encode(as_floats(pixels, half))
+        assert np.array_equal(codes.indices[0, 0], wanted.numpy())
+        assert len(wanted.unique()) > 3
+        ours = model.output(codes, 0) * half
+        torch.testing.assert_close(ours, source.decode(wanted), rtol=rtol, atol=atol)

@@ -4,6 +4,7 @@ import re
 
 from docs_helpers import ROOT
 
+FOLDERS = ("vqtok", "tests", "benchmarks", "examples")
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
@@ -27,6 +28,19 @@ def test_short_names_stand_beside_a_file_that_is_named_in_full() -> None:
         folders = {ROOT / path for path in re.findall(r"`(vqtok/(?:\w+/)*)[\w.]*`", line)}
         for name in re.findall(r"`(\w+\.py)`", line) if folders else ():
             assert any((folder / name).exists() for folder in folders), (name, line)
+
+
+def test_no_line_is_wider_than_100_columns() -> None:
+    """Ruff passes over lines that end in a comment for a tool."""
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 200
+    wide = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in files
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if len(line) > 100
+    ]
+    assert wide == []
 
 
 def test_the_journey_has_ten_stops_and_each_names_a_file() -> None:

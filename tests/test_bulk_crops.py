@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,12 +126,10 @@ def test_copies_are_records_of_one_name_and_equal_however_they_are_made(words: t
     run_failing(*common, "-o", "parts", "--resume", "--workers", 0)
     assert contents("here") == contents("there") == contents("parts")
     data, model = CodesDataset("here"), codec.load("toy")
-    names = dict(zip(("--size", "--crop", "--max-size", "--seed"), [None] * 4, strict=True))
-    given = {str(w): words[i + 1] for i, w in enumerate(words) if w in names}
-    crops = Crops.of(
-        given.get("--size"), given.get("--crop"), "--flip" in words, given.get("--max-size"),  # type: ignore[arg-type]
-        given.get("--seed"),  # type: ignore[arg-type]
-    )  # fmt: skip
+    names = ("--size", "--crop", "--max-size", "--seed")
+    given: dict[str, Any] = {str(w): words[i + 1] for i, w in enumerate(words) if w in names}
+    size, crop, most, seed = map(given.get, names)
+    crops = Crops.of(size, crop, "--flip" in words, most, seed)
     at = 0
     for i, name in enumerate(members):
         if i == 2:

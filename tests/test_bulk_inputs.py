@@ -10,8 +10,9 @@ from bulk_helpers import image_files, make_tar, png
 from cli_helpers import ok, run, save
 from conftest import image
 
+from vqtok import images
+from vqtok.bulk import inputs as bulk_inputs
 from vqtok.bulk.inputs import Chunk, Entry, Inputs, WorkSlice
-from vqtok.data.tar import tar_images
 from vqtok.errors import InputError, UsageError
 
 
@@ -165,7 +166,7 @@ def test_a_share_is_given_or_torchruns(monkeypatch: pytest.MonkeyPatch):
 def test_listing_a_tar_holds_no_list():
     make_tar("a.tar", dict.fromkeys((f"{i:05}.png" for i in range(5000)), b"x"))
     tracemalloc.start()
-    count = sum(1 for _ in tar_images(Path("a.tar")))
+    count = sum(1 for _ in bulk_inputs._wanted(Path("a.tar"), images.Recognizer()))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 5000

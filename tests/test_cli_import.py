@@ -127,7 +127,7 @@ def test_errors_are_two_lines_and_leave_nothing():
 
 def test_a_image_too_large_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch):
     imported()
-    monkeypatch.setattr("vqtok.networks.vqgan.MEMORY_LIMIT", 30 * 30 * 4 * 5 * 64)
+    monkeypatch.setattr("vqtok.networks.whole_image.MEMORY_LIMIT", 30 * 30 * 4 * 5 * 64)
     save("in/a.png", image(16, 16))
     save("in/b.png", image(64, 64))
     done = run("encode", "in", "-o", "out", "--model", "m")

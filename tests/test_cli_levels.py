@@ -6,14 +6,13 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli_helpers import fails, ok, run, save
-from conftest import PRIOR, TOKENIZER, image, make_model
+from conftest import image, make_default, make_levels
 
-from vqtok import codec, codes, images, model_registry
+from vqtok import codec, codes, images
 from vqtok.cli.rate import parse_bytes
 from vqtok.errors import UsageError
 
@@ -21,14 +20,7 @@ from vqtok.errors import UsageError
 @pytest.fixture(autouse=True)
 def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default model has three levels of 16 codes for 4x4 pixels."""
-    monkeypatch.setattr(model_registry, "bundled_models", lambda: tmp_path / ".none")
-    monkeypatch.setenv("VQTOK_MODEL", "three")
-    monkeypatch.setenv("COLUMNS", "120")
-    return make_model(
-        tmp_path / "models" / "three",
-        replace(TOKENIZER, levels=3, normalize=False),
-        replace(PRIOR, levels=3),
-    )
+    return make_default(make_levels(tmp_path / "models" / "three", 3), monkeypatch)
 
 
 @pytest.fixture

@@ -5,31 +5,23 @@ and eval.
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bulk_helpers import contents, image_files, make_tar, png
 from cli_helpers import fails, ok, run, save
-from conftest import PRIOR, TOKENIZER, image, make_model
+from conftest import image, make_default, make_levels, make_model
 from test_cli_pack import add_entropy
 
-from vqtok import codec, images, model_registry
+from vqtok import codec, images
 from vqtok.bulk import CodesDataset
 
 
 @pytest.fixture(autouse=True)
 def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default model has two levels of 16 codes for 4x4 pixels."""
-    monkeypatch.setattr(model_registry, "bundled_models", lambda: tmp_path / ".none")
-    monkeypatch.setenv("VQTOK_MODEL", "two")
-    monkeypatch.setenv("COLUMNS", "120")
-    return make_model(
-        tmp_path / "models" / "two",
-        replace(TOKENIZER, levels=2, normalize=False),
-        replace(PRIOR, levels=2),
-    )
+    return make_default(make_levels(tmp_path / "models" / "two", 2), monkeypatch)
 
 
 @pytest.fixture

@@ -198,7 +198,9 @@ def test_a_state_is_taken_up_whole(name: str, stage: str, golden: Path):
 
 @pytest.mark.parametrize(("name", "stage"), [("stopped", "tokenizer"), ("run", "all")])
 def test_a_run_goes_on_to_its_end(name: str, stage: str, golden: Path):
-    """The losses are those of the machine that made the run, within 0.1 %."""
+    """The losses are those of the machine that made the run, within 0.1 %; those of the integer
+    prior, whose weights are rounded, within 1 %: torch 2.14 differs by 0.5 % from 2.4 to 2.13.
+    """
     folder = golden / name
     words = ("--resume", "--stage", stage, "-o", folder, "--device", "cpu")
     grids = folder / "indices.state.safetensors"
@@ -212,8 +214,9 @@ def test_a_run_goes_on_to_its_end(name: str, stage: str, golden: Path):
         (line["stage"], line["step"]) for line in expected
     ]
     for found, line in zip(after[len(before) :], expected[len(before) :], strict=True):
+        within = 1e-2 if line["stage"] == "entropy" else 1e-3
         for key in ("loss", *(name for name in line if name.startswith("val_"))):
-            assert found[key] == pytest.approx(line[key], rel=1e-3), (found["stage"], key)
+            assert found[key] == pytest.approx(line[key], rel=within), (found["stage"], key)
     if name == "run":
         kept = (folder / "tokenizer.safetensors").read_bytes()
         assert kept == (GOLDEN / name / "tokenizer.safetensors").read_bytes()

@@ -17,36 +17,11 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import image
-from interop_helpers import SOURCES, STAGES, D, K, Source, Z, save
+from interop_helpers import SOURCES, STAGES, D, K, Z, as_floats, check_same, imported, save
 
-from vqtok import codec, interop, model_registry, weights
+from vqtok import interop, model_registry, weights
 from vqtok.config import TokenizerConfig, from_dict
 from vqtok.errors import FormatError, InputError, ModelError, VqtokError
-
-
-def imported(path: Path, folder: Path, **options: Any) -> codec.Model:
-    weights.save_weights(
-        folder / "tokenizer.safetensors",
-        interop.convert_checkpoint(
-            interop.read_checkpoint(path), interop.ImportOptions(**options)
-        ).weights,
-    )
-    return codec.load(folder)
-
-
-def as_floats(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-
-
-def check_same(source: Source, model: codec.Model) -> None:
-    """Equal indices, and images that differ by rounding, on images that use many codes."""
-    for seed in range(3):
-        pixels = image(24, 32, seed=seed)
-        codes = model.encode(pixels)
-        wanted = source.encode(as_floats(pixels))
-        assert np.array_equal(codes.indices[0, 0], wanted.numpy())
-        assert len(wanted.unique()) > 4
-        torch.testing.assert_close(model.output(codes, 0), source.decode(wanted), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SOURCES)

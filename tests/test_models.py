@@ -103,7 +103,10 @@ def test_readme_figures_are_those_of_the_cards() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu.toml", "cpu.toml"])
-def test_recipes_for_the_photo_tokenizer_are_runs_of_its_network(name: str, alex: Path) -> None:  # noqa: F811
+def test_recipes_for_the_photo_tokenizer_are_runs_of_its_network(
+    name: str,
+    alex: Path,  # noqa: F811
+) -> None:
     """What the card's commands would begin: the bundled network, with the perceptual loss."""
     values = config.read_recipe(MODELS / "photo" / name)
     request = training.RunSpec(preset="photo", values=values, perceptual=str(alex))

@@ -8,7 +8,7 @@ import torch
 
 from vqtok.config import TokenizerConfig
 from vqtok.errors import InputError, UsageError
-from vqtok.networks import vqgan
+from vqtok.networks import vqgan, whole_image
 from vqtok.networks.vqvae import VQVAE
 
 CLASSIC = TokenizerConfig(
@@ -68,7 +68,7 @@ def test_many_images_give_what_each_gives_alone(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         vqgan.Encoder, "run_batch", lambda self, x: runs.append(len(x)) or run(self, x)
     )
-    monkeypatch.setattr(vqgan, "PIXELS_AT_ONCE", 2 * 16 * 24)
+    monkeypatch.setattr(made.encoder, "limits", replace(vqgan.LIMITS, pixels_at_once=2 * 16 * 24))
     with torch.inference_mode():
         together, alone = made.encoder(x), torch.cat([made.encoder(part) for part in x.split(1)])
         torch.testing.assert_close(together, alone)
@@ -89,7 +89,7 @@ def test_a_image_too_large_for_memory_is_an_input_error(monkeypatch: pytest.Monk
     need = vqgan._bytes_per_pixel(CLASSIC)
     # the second stage's 16 channels, at the first one's resolution
     assert need == 4 * vqgan.TENSORS * 16
-    monkeypatch.setattr(vqgan, "MEMORY_LIMIT", need * 16 * 16)
+    monkeypatch.setattr(whole_image, "MEMORY_LIMIT", need * 16 * 16)
     with torch.inference_mode():
         made.decode(made.encode(torch.zeros(2, 3, 16, 16)))
         with pytest.raises(InputError, match="an image of 20x16 takes about"):

@@ -100,7 +100,9 @@ def random_file(
         return codes, False
     # not `to_compact`: it takes the streams of a prior only where they are smaller
     streams = tuple(prior.encode(codes.indices, checksum(codes.indices, codes.sizes)))
-    write_codes(path, Compact(*codes.description, codes.levels, None, name, streams))  # type: ignore[arg-type]
+    about = codes.description
+    compact = Compact(*about, codes.levels, None, name, streams)  # type: ignore[arg-type]
+    write_codes(path, compact)
     return codes, True
 
 

@@ -1,3 +1,3 @@
-"""The version, alone: whoever writes it into a file need not import the package's door."""
+"""The version number, alone: modules that write it into files need not import the package."""
 
 __version__ = "0.1.0"

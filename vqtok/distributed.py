@@ -1,5 +1,5 @@
-"""One training run in several processes, as torchrun starts them:
-how each takes its part, and how all come to the same numbers.
+"""Runs one training in several processes, as torchrun starts them: each takes its part, and all
+come to the same numbers.
 
 A run is the same for any number of processes: each takes every n-th image of a step's batch, and
 what the whole batch decides (gradients, averages, codes in use, random draws) is summed or drawn
@@ -34,7 +34,7 @@ BUCKET = 2**23  # numbers summed at a time: 32 MiB
 
 
 class _Group:
-    """Where this process stands.
+    """This process's position in the group.
 
     Plain numbers: torch.compile, which goes through what asks for them,
     stumbles over torch's own answer.
@@ -44,22 +44,22 @@ class _Group:
 
 
 def world_size_from_env() -> int:
-    """How many processes torchrun has started for this command, in all; 1 without it."""
+    """Returns how many processes torchrun has started for this command, in all; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 
 
 def rank_from_env() -> tuple[int, int]:
-    """This process's number in the run, and in its machine, by what torchrun says."""
+    """Returns this process's number in the run, and in its machine, as torchrun says."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
 
 
 def local_world_size() -> int:
-    """How many of this machine's processes are of this run."""
+    """Returns how many of this machine's processes belong to this run."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world_size_from_env() > 1 else 1
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process: of several GPUs in a machine, the one with its number.
+    """Returns the device of this process: of several GPUs in a machine, the one with its number.
 
     UsageError where several processes are asked to share one GPU.
     """
@@ -79,7 +79,8 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def torchrun_job() -> str:
-    """What all starts of this command by one torchrun have in common, and no others; "" without it.
+    """Returns what all starts of this command by one torchrun have in common, and no others; ""
+    without it.
 
     torchrun's --rdzv-id, where it has one; else the process that starts this one and its machine.
     """
@@ -96,7 +97,8 @@ def is_restart() -> bool:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Inside, this process is one of its run's: gloo connects those on CPUs, nccl those on GPUs.
+    """Makes this process one of its run's while the context is open: gloo connects those on CPUs,
+    nccl those on GPUs.
 
     Entered by all of them or by none.
     """
@@ -116,13 +118,13 @@ def process_group(device: torch.device) -> Iterator[None]:
             backend, store=store, rank=number, world_size=count, timeout=TIMEOUT
         )
     _Group.rank, _Group.world_size = number, count
-    yield  # after an error nobody is left to take leave of
+    yield  # after an error there is no other process to say goodbye to
     dist.destroy_process_group()
     _Group.rank, _Group.world_size = 0, 1
 
 
 def _agree_on_store_prefix(store: Store, number: int, count: int) -> str:
-    """A name that the processes which are here now, and no others, agree on.
+    """Agrees on a name with the processes that are here now, and no others.
 
     A torchrun that starts its processes again keeps the store in which those before have left their
     addresses, and its count of restarts differs from machine to machine. So each process calls with
@@ -149,12 +151,12 @@ def _agree_on_store_prefix(store: Store, number: int, count: int) -> str:
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Returns how many processes there are."""
     return _Group.world_size
 
 
 def rank() -> int:
-    """The number of this one, from 0."""
+    """Returns the number of this process, from 0."""
     return _Group.rank
 
 
@@ -164,8 +166,8 @@ def is_main_process() -> bool:
 
 
 def local_count(count: int) -> int:
-    """How many of the first `count` images of a batch are this process's:
-    those with j % world_size() == rank().
+    """Returns how many of the first `count` images of a batch are this process's: those with j %
+    world_size() == rank().
     """
     return len(range(rank(), count, world_size()))
 
@@ -234,7 +236,7 @@ class _MeanOverRanks(torch.autograd.Function):
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a value over all processes, for losses that are no mean over images themselves.
+    """Averages a value over all processes, for losses that are no mean over images themselves.
 
     Its gradient is taken for that of one's own value. The mean over processes of such
     gradients is the whole batch's: each is the world_size()-th part of what the loss
@@ -250,7 +252,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def gather_rows(mine: Tensor, which: Tensor, block: int) -> Tensor:
-    """Rows `which` (n,) of the whole batch's (N, D), of which `mine` are this process's;
+    """Gathers rows `which` (n,) of the whole batch's (N, D), of which `mine` are this process's;
     each image has `block` of them.
     """
     if world_size() == 1:
@@ -264,8 +266,8 @@ def gather_rows(mine: Tensor, which: Tensor, block: int) -> Tensor:
 
 
 def gather_all_rows(mine: Tensor, block: int) -> Tensor:
-    """All rows (N, D) of the whole batch, of which `mine` are this process's;
-    each image has `block` of them.
+    """Gathers all rows (N, D) of the whole batch, of which `mine` are this process's; each image
+    has `block` of them.
     """
     return (
         mine
@@ -275,7 +277,7 @@ def gather_all_rows(mine: Tensor, block: int) -> Tensor:
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
-    """Of each number the highest in any process."""
+    """Returns, of each number, the highest in any process."""
     if world_size() == 1:
         return list(numbers)
     values = torch.tensor(numbers)
@@ -295,7 +297,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def broadcast_bytes(make: Callable[[], bytes]) -> bytes:
-    """What `make` gives in the first process; called there only.
+    """Sends all processes what `make` gives in the first, which alone calls it.
 
     A VqtokError of it is raised in all.
     """
@@ -326,7 +328,7 @@ def broadcast_bytes(make: Callable[[], bytes]) -> bytes:
 
 
 def broadcast_weights(read: Callable[[], Weights | None]) -> Weights | None:
-    """The weights that `read` gives in the first process: only that one needs the file.
+    """Sends all processes the weights that `read` gives in the first: only that one needs the file.
 
     Errors as `broadcast_bytes`.
     """
@@ -348,7 +350,7 @@ def broadcast_weights(read: Callable[[], Weights | None]) -> Weights | None:
 
 
 def all_gather_bytes(mine: bytes) -> list[bytes]:
-    """What each process has, in their order."""
+    """Returns what each process has, in their order."""
     if world_size() == 1:
         return [mine]
     lengths = torch.zeros(world_size(), dtype=torch.int64)

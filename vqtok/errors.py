@@ -1,10 +1,10 @@
-"""What can go wrong through a user's input, each kind with one sentence and one way out."""
+"""Errors that a user can cause, each kind with one sentence and one fix."""
 
 from typing import Self
 
 
 class VqtokError(Exception):
-    """An error a user can cause and mend.
+    """An error that a user can cause and mend.
 
     `fix` says what to do, in words for a caller of the library. The command line prints two lines:
     the message, then `command_fix`, which speaks of options; by default it is `fix`.
@@ -22,7 +22,7 @@ class VqtokError(Exception):
         return type(self)(f"{origin}: {self}", self.fix, self.command_fix)
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:
-        """All of it crosses to another process."""
+        """Keeps all of it when it is sent to another process."""
         return type(self), (str(self), self.fix, self.command_fix)
 
 

@@ -1,4 +1,4 @@
-"""Which files go in, what comes out is called, and writes that happen whole or not at all."""
+"""Finds input files, names outputs, and writes files whole or not at all."""
 
 import errno
 import io
@@ -10,7 +10,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -43,8 +43,8 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Source:
-    """One input: where it lies, and its path below the folder or glob that named
-    it (what `-o DIR` mirrors).
+    """One input: its path, and its path below the folder or glob that named it (which `-o DIR`
+    mirrors).
     """
 
     path: Path | None  # None: standard input
@@ -59,8 +59,8 @@ def expand(
     suffixes: frozenset[str],
     is_other: Callable[[Path], bool] | None = None,
 ) -> list[Source]:
-    """The files that names, folders, globs and '-' stand for:
-    in the order given, sorted within each, each file once.
+    """Lists the files that names, folders, globs and '-' stand for: in the order given, sorted
+    within each, each file once.
 
     A named file counts whatever its suffix; in folders, and for globs that end in '*', only
     `suffixes` (lower case, with the dot), and what `is_other` says of the rest. Hidden files are
@@ -122,7 +122,7 @@ def _expand_one(
 
 
 def _expand_url(name: str, suffixes: frozenset[str], several: bool) -> list[Source]:
-    """As `_expand_one`; a file is not asked for: reading it tells whether it is there."""
+    """Expands as `_expand_one`. A file is not looked up: reading it shows whether it is there."""
     if (words := expand_braces(name)) != [name]:
         return [source for word in words for source in _expand_url(word, suffixes, several)]
     path = as_path(name)
@@ -148,7 +148,9 @@ def _expand_url(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
 
 
 def without_query(name: str) -> str:
-    """A web address without what follows `?`, often a signature; any other name as it is."""
+    """Returns a web address without what follows `?`, often a signature; any other name as it
+    is.
+    """
     return name.partition("?")[0] if name.lower().startswith(("http:", "https:")) else name
 
 
@@ -168,17 +170,17 @@ def is_folder(name: str | Path) -> bool:
 
 
 def unreadable(name: object, error: RemoteError) -> InputError:
-    """The error of two lines for what a server says."""
+    """Makes the error of two lines for what a server says."""
     return InputError(f"cannot read {name}: {error.strerror}", error.fix)
 
 
 def server_error(name: object, error: RemoteError) -> ServerError:
-    """As `unreadable`, where the work cannot go on."""
+    """Makes the error as `unreadable`, where the work cannot go on."""
     return ServerError(f"cannot read {name}: {error.strerror}", error.fix)
 
 
 def expand_braces(name: str) -> list[str]:
-    """`{000..002}` and `{a,b}` written out, as a shell does it and webdataset's users write it.
+    """Writes out `{000..002}` and `{a,b}`, as a shell does it and webdataset's users write it.
 
     A range keeps its zeros in front; the name itself where it has none, or stands for more than
     a million.
@@ -235,7 +237,7 @@ def _is_wanted(
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]] | None:
-    """The visible entries of a folder, sorted; None when it cannot be listed."""
+    """Lists the visible entries of a folder, sorted; None when it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
@@ -249,7 +251,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]] | None]]:
-    """A folder and all below it with their entries, each real folder once: a loop of links ends."""
+    """Yields a folder and all below it with their entries, each real folder once: a loop of links
+    ends.
+    """
     seen, waiting = set(), [root]
     while waiting:
         folder = waiting.pop()
@@ -263,8 +267,8 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]] | None]]
 
 
 def _files(root: Path) -> list[Path]:
-    """All visible files below a folder, sorted;
-    broken links and folders that cannot be listed stand for themselves.
+    """Lists all visible files below a folder, sorted; broken links and folders that cannot be
+    listed stay in the list as they are.
     """
     found = []
     for folder, entries in _folders(root):
@@ -279,7 +283,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _match(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
-    """The files below a folder that match the parts of a glob.
+    """Yields the files below a folder that match the parts of a glob.
 
     Written here because `glob` follows loops of links.
     """
@@ -297,8 +301,8 @@ def _match(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _names(folder: Path, part: str) -> list[str]:
-    """The names in a folder that match one part of a glob;
-    hidden ones only where the part itself begins with a dot.
+    """Returns the names in a folder that match one part of a glob; hidden ones only where the part
+    itself begins with a dot.
     """
     try:
         names = os.listdir(folder)
@@ -310,8 +314,8 @@ def _names(folder: Path, part: str) -> list[str]:
 
 
 def output_path(source: Source, suffix: str, out: Path | None, many: bool) -> Path:
-    """Where the result of `source` goes: img.png -> img.npz beside it;
-    below `out` when that is a folder; else `out` itself.
+    """Returns where the result of `source` goes: img.png -> img.npz beside it; below `out` when
+    that is a folder; else `out` itself.
 
     `out` is a file when there is one input and `out` ends in a file suffix (and is no folder).
     `Path("-")` is standard output: for `-o -`, and for standard input without -o. Raises UsageError
@@ -334,7 +338,7 @@ def output_path(source: Source, suffix: str, out: Path | None, many: bool) -> Pa
 
 
 def inside(path: Path) -> Path:
-    """The path without what leads up or away, as in `*/../../x.png`: results stay below -o."""
+    """Drops from a path what leads up or away, as in `*/../../x.png`: results stay below -o."""
     return Path(*(part for part in path.parts if part not in ("..", path.anchor)))
 
 
@@ -472,7 +476,7 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 def _age(path: Path) -> float:
-    """Seconds since a file or folder was changed; 0 where it is gone."""
+    """Returns the seconds since a file or folder was changed; 0 where it is gone."""
     try:
         return time.time() - path.stat().st_mtime
     except OSError:
@@ -518,7 +522,7 @@ def remove_stale(folder: Path) -> None:
 
     Only for a folder with one writer.
     """
-    with suppress(OSError):  # a folder that is not there, or not ours: the first write tells
+    with suppress(OSError):  # a folder that is not there, or not ours: the first write fails
         for path in folder.iterdir():
             if is_temporary(path.name) and path.is_file():
                 path.unlink(missing_ok=True)
@@ -564,8 +568,19 @@ def write_bytes(path: Path, data: bytes, force: bool = False) -> None:
         temporary.write_bytes(data)
 
 
+def write_all(folder: Path, contents: Mapping[str, bytes], force: bool = False) -> None:
+    """Writes files by their names into a folder, made if missing.
+
+    Unless `force`, OutputError where one exists, before any is written.
+    """
+    for name in contents:
+        check_free(folder / name, force)
+    for name, data in contents.items():
+        write_bytes(folder / name, data, force)
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
-    """The whole file.
+    """Reads the whole file.
 
     Raises InputError when it is missing, refused, a folder, or larger than `limit` bytes.
     """
@@ -575,7 +590,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 @contextmanager
 def open_input(path: Path) -> Iterator[io.BufferedReader]:
-    """The file, to be read.
+    """Opens the file for reading.
 
     Raises InputError when it is missing, refused or a folder, or fails while it is read.
     """
@@ -602,7 +617,7 @@ def open_input(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def read_stdin(limit: int) -> bytes:
-    """All of standard input.
+    """Reads all of standard input.
 
     Raises InputError when it is a terminal, cannot be read, or exceeds `limit` bytes.
     """
@@ -632,7 +647,9 @@ def _read(stream: BinaryIO, limit: int, name: str) -> bytes:
 
 
 def human_bytes(n: int) -> str:
-    """'812 B', '3.4 kB', '56 MB': powers of 1000, two digits where there is a fraction."""
+    """Formats bytes like '812 B', '3.4 kB', '56 MB': powers of 1000, two digits where there is a
+    fraction.
+    """
     size, units = float(n), ["B", "kB", "MB", "GB", "TB", "PB"]
     while size >= 999.5 and len(units) > 1:
         size, units = size / 1000, units[1:]
@@ -640,12 +657,12 @@ def human_bytes(n: int) -> str:
 
 
 def human_duration(seconds: float) -> str:
-    """'42 s', '12 min', '3.1 h'."""
+    """Formats seconds like '42 s', '12 min', '3.1 h'."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def human_count(n: int, noun: str) -> str:
-    """'1 image', '1,234 images'."""
+    """Formats a count like '1 image', '1,234 images'."""
     return f"1 {noun}" if n == 1 else f"{n:,} {noun}s"

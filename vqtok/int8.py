@@ -1,4 +1,4 @@
-"""Weights of convolutions in one byte each, exactly: whole numbers times a step per channel.
+"""Holds weights of convolutions in one byte each, exactly: whole numbers times a step per channel.
 
 A weights file whose metadata has `int8` holds such a float16 tensor NAME as its whole numbers
 (int8) under NAME, and its steps, one per output channel (float16), under NAME.step. Reading
@@ -45,7 +45,7 @@ def split(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _step(channel: np.ndarray) -> float:
-    """The largest step whose multiples the channel's numbers are."""
+    """Finds the largest step of which all numbers of the channel are multiples."""
     smallest = np.abs(channel[channel != 0]).min(initial=np.inf)
     if not np.isfinite(smallest):
         return 1.0
@@ -60,8 +60,8 @@ def _step(channel: np.ndarray) -> float:
 
 
 def join(numbers: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """What `split` took apart, float16."""
-    # A damaged step may be infinite: whoever takes the tensors checks that they are finite.
+    """Joins what `split` took apart, to float16."""
+    # A damaged step may be infinite: the caller checks that tensors are finite.
     with np.errstate(over="ignore", invalid="ignore"):
         return (numbers.astype(np.float32) * steps.astype(np.float32)).astype(np.float16)
 

@@ -13,7 +13,7 @@ _SCALINGS = ("mul", "__mul__", "div", "__truediv__")
 
 
 class _SkipRandomInit(TorchFunctionMode):
-    """No normal draws, and none scaled: on the meta device torch does both in Python.
+    """Skips normal draws and their scaling: on the meta device torch does both in Python.
 
     It imports sympy for the one and all of torch._dynamo for the other, 0.2 and 0.5 s.
     """
@@ -35,8 +35,8 @@ class _SkipRandomInit(TorchFunctionMode):
 
 @contextmanager
 def init_empty_weights() -> Iterator[None]:
-    """Modules made inside have neither memory nor values (the meta device), whatever shapes a
-    damaged config may ask for.
+    """Makes modules without memory or values (the meta device), whatever shapes a damaged config
+    may ask for.
     """
     with torch.device("meta"), _SkipRandomInit():
         yield

@@ -1,4 +1,4 @@
-"""How near two images are (PSNR, SSIM, MS-SSIM on uint8), and how well a codebook is used.
+"""Measures how near two images are (PSNR, SSIM, MS-SSIM on uint8), and how well a codebook is used.
 
 NumPy only.
 """
@@ -21,7 +21,7 @@ _BAND = 2**18
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> int:
-    """Sum of the squared differences of two images, exact.
+    """Sums the squared differences of two images, exactly.
 
     Both are uint8 (H, W, C); raises InputError where they are not.
     """
@@ -34,7 +34,7 @@ def squared_error(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB over all channels; infinite for equal images.
+    """Computes the peak signal-to-noise ratio in dB over all channels; infinite for equal images.
     uint8 (H, W, C); InputError otherwise.
     """
     error = squared_error(a, b)
@@ -42,7 +42,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity, at most 1: the mean over the channels of each channel's SSIM
+    """Computes structural similarity, at most 1: the mean over the channels of each channel's SSIM
     (not the SSIM of the luma).
 
     Gaussian window of 11x11 with sigma 1.5, kept inside the image;
@@ -54,8 +54,8 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Multi-scale structural similarity in [0, 1]:
-    the mean over the channels of each channel's MS-SSIM.
+    """Computes multi-scale structural similarity in [0, 1]: the mean over the channels of each
+    channel's MS-SSIM.
 
     Five scales where the shorter side has 176 pixels or more. Below that, only the scales whose
     shorter side still holds the 11-pixel window (88: four, 44: three, 22: two, else one, which
@@ -68,8 +68,8 @@ def ms_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def similarities(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """SSIM and MS-SSIM, as `ssim` and `ms_ssim` give them, in the time of one:
-    the finest scale is SSIM. InputError as there.
+    """Computes SSIM and MS-SSIM, as `ssim` and `ms_ssim` give them, in the time of one: the finest
+    scale is SSIM. InputError as there.
     """
     _check_pair(a, b)
     single, several = np.mean(
@@ -79,7 +79,8 @@ def similarities(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 def usage_perplexity(counts: np.ndarray) -> tuple[float, float]:
-    """How a codebook is used: (part of the codes used at all, in [0, 1]; perplexity, from 1 to K).
+    """Computes how a codebook is used: (part of the codes used at all, in [0, 1]; perplexity, from
+    1 to K).
 
     counts (K,) says how often each code was chosen. Perplexity is exp of the entropy in nats: the
     number of codes that, equally used, would carry as much. Both are 0 where nothing was counted.
@@ -95,14 +96,14 @@ def usage_perplexity(counts: np.ndarray) -> tuple[float, float]:
 
 
 def bits_per_pixel(bits: float, pixels: int) -> float:
-    """Bits spent for each pixel (of H*W; channels do not count)."""
+    """Computes the bits spent for each pixel (of H*W; channels do not count)."""
     assert pixels > 0
     return bits / pixels
 
 
 def normalized_error(squared_error: float, variance: float, count: int) -> float:
-    """Mean squared error over the variance of the data:
-    0 is perfect, 1 is what the mean color of the data set gives.
+    """Computes the mean squared error over the variance of the data: 0 is perfect, 1 is what the
+    mean color of the data set gives.
 
     squared_error is the sum over `count` values (images times H*W*C); variance is the data's, per
     value and in the same units (0..255 for both, or 0..1 for both). Data that never vary give 0
@@ -131,14 +132,14 @@ def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
 
 
 def _gaussian(size: int) -> np.ndarray:
-    """Weights (size,) of sum 1, centered."""
+    """Returns weights (size,) of sum 1, centered."""
     weights = np.exp(-((np.arange(size) - (size - 1) / 2) ** 2) / (2 * SIGMA**2))
     return weights / weights.sum()
 
 
 def _filter_rows(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Weighted sums along the last axis, inside the image only:
-    (H, W) -> (H, W - len(kernel) + 1).
+    """Computes weighted sums along the last axis, inside the image only: (H, W) -> (H, W -
+    len(kernel) + 1).
     """
     # One pass over the flat array: np.correlate has unrolled loops for up to 11 taps.
     # Sums that straddle rows are cut off.
@@ -147,9 +148,7 @@ def _filter_rows(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def _similarity(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Means over all windows of SSIM and of its contrast-structure
-    factor, for one channel (H, W).
-    """
+    """Averages SSIM and its contrast-structure factor over all windows, for one channel (H, W)."""
     H, W = a.shape
     down, along = _gaussian(min(WINDOW, H)), _gaussian(min(WINDOW, W))
     rows, overlap = max(1, _BAND // W), len(down) - 1
@@ -166,7 +165,7 @@ def _similarity(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 def _maps(
     a: np.ndarray, b: np.ndarray, down: np.ndarray, along: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Contrast-structure and luminance of each window (Wang et al. 2004, eq. 6 and 13)."""
+    """Computes contrast-structure and luminance of each window (Wang et al. 2004, eq. 6 and 13)."""
 
     def blur(x: np.ndarray) -> np.ndarray:
         return _filter_rows(_filter_rows(x, along).T, down).T
@@ -179,7 +178,7 @@ def _maps(
 
 
 def _similarities(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """SSIM and MS-SSIM of one channel (H, W)."""
+    """Computes SSIM and MS-SSIM of one channel (H, W)."""
     weights = SCALE_WEIGHTS[: _scales(min(a.shape))]
     single, value = 0.0, 1.0
     for scale, weight in enumerate(weights):
@@ -201,7 +200,7 @@ def _scales(side: int) -> int:
 
 
 def _halve(x: np.ndarray) -> np.ndarray:
-    """Means of 2x2 values: (H, W) -> float64 (H // 2, W // 2)."""
+    """Averages 2x2 values: (H, W) -> float64 (H // 2, W // 2)."""
     H, W = x.shape[0] // 2 * 2, x.shape[1] // 2 * 2
     return sum(
         (x[i:H:2, j:W:2] * 0.25 for i in (0, 1) for j in (0, 1)), start=np.zeros((H // 2, W // 2))

@@ -29,7 +29,7 @@ class ModelFolder:
 
     @property
     def entropy(self) -> Path | None:
-        """The integer prior that compact files are coded with."""
+        """Returns the integer prior that compact files are coded with."""
         return self._part(f"entropy{SUFFIX}")
 
     def _part(self, name: str) -> Path | None:
@@ -38,8 +38,8 @@ class ModelFolder:
 
 
 def bundled_models() -> Path:
-    """The folder of the models that come with vqtok:
-    inside the package in a wheel, beside it in a checkout.
+    """Returns the folder of the models that come with vqtok: inside the package in a wheel, beside
+    it in a checkout.
     """
     package = Path(__file__).resolve().parent
     inside = package / "models"
@@ -47,13 +47,15 @@ def bundled_models() -> Path:
 
 
 def search_path() -> list[Path]:
-    """Folders that hold models, first to last: those in VQTOK_MODELS, then the bundled one."""
+    """Returns the folders that hold models, first to last: those in VQTOK_MODELS, then the bundled
+    one.
+    """
     entries = os.environ.get("VQTOK_MODELS", "").split(os.pathsep)
     return [Path(os.path.expanduser(entry)) for entry in entries if entry] + [bundled_models()]
 
 
 def list_models() -> list[ModelFolder]:
-    """All models in the search path, by name; of two with one name, the first found."""
+    """Lists all models in the search path, by name; of two with one name, the first found."""
     found: dict[str, ModelFolder] = {}
     for model in _all_models():
         found.setdefault(model.name, model)
@@ -61,8 +63,8 @@ def list_models() -> list[ModelFolder]:
 
 
 def find_model(name_or_path: str | None = None) -> ModelFolder:
-    """The model of that name in the search path, or else at that path;
-    None means VQTOK_MODEL, or photo.
+    """Finds the model of that name in the search path, or else at that path; None means
+    VQTOK_MODEL, or photo.
 
     A path is that of a model folder or of a .safetensors file.
     ModelError where there is no such model.
@@ -85,8 +87,8 @@ def find_model(name_or_path: str | None = None) -> ModelFolder:
 
 @dataclass(frozen=True)
 class StoredTokenizer:
-    """What a model's tokenizer file holds, read once:
-    its fingerprint is known only when all of it is read.
+    """The content of a model's tokenizer file, read once: its fingerprint is known only when all of
+    it is read.
     """
 
     folder: ModelFolder
@@ -95,13 +97,13 @@ class StoredTokenizer:
 
 
 def read_tokenizer(folder: ModelFolder) -> StoredTokenizer:
-    """The tokenizer of a model. Errors as `load_weights`."""
+    """Reads the tokenizer of a model. Raises the errors of `load_weights`."""
     stored = load_weights(folder.tokenizer, "tokenizer")
     return StoredTokenizer(folder, stored, codes_fingerprint(stored))
 
 
 def find_by_fingerprint(name: str, fingerprint: str) -> ModelFolder:
-    """The model that a codes file names.
+    """Finds the model that a codes file names.
 
     ModelError where no model in the search path has that tokenizer.
     """
@@ -109,7 +111,8 @@ def find_by_fingerprint(name: str, fingerprint: str) -> ModelFolder:
 
 
 def read_by_fingerprint(name: str, fingerprint: str) -> StoredTokenizer:
-    """The tokenizer that a codes file names. ModelError where no model in the search path has it.
+    """Reads the tokenizer that a codes file names. Raises ModelError where no model in the search
+    path has it.
 
     The name comes from a file that may be hostile: it is compared with names, never used as a path.
     """
@@ -148,7 +151,7 @@ def _all_models() -> Iterator[ModelFolder]:
 
 
 def _at(path: Path) -> ModelFolder | None:
-    """The model at a folder, or at a .safetensors file; None where there is none."""
+    """Returns the model at a folder, or at a .safetensors file; None where there is none."""
     if path.name == f"tokenizer{SUFFIX}":
         path = path.parent
     single = path.suffix == SUFFIX

@@ -1,5 +1,5 @@
-"""Work beside the main thread: the next image is read, and the last result written, while
-the present one is encoded.
+"""Reads the next image and writes the last result on threads, while the present image is
+encoded.
 """
 
 import threading
@@ -13,7 +13,7 @@ S = TypeVar("S")
 
 
 def run_in_thread(call: Callable[[], R], leave: bool = False) -> "Future[R]":
-    """The result of a call that a thread of its own makes.
+    """Runs a call in a thread of its own and returns its result.
 
     The process waits for it at its end, unless it may `leave`.
     """
@@ -30,7 +30,7 @@ def _settle(future: "Future[R]", call: Callable[[], R]) -> None:
 
 
 def read_ahead(read: Callable[[T], R], items: Sequence[T]) -> "Iterator[Future[R]]":
-    """What `read` makes of each item in turn.
+    """Yields what `read` makes of each item in turn.
 
     The first is begun at once, and each other when the one before it is given out.
 
@@ -54,8 +54,8 @@ def read_ahead(read: Callable[[T], R], items: Sequence[T]) -> "Iterator[Future[R
 def write_behind(
     work: "Callable[[T, S], Future[R]]", items: Iterable[tuple[T, S]]
 ) -> "Iterator[tuple[T, Future[R]]]":
-    """Each item with what `work` has begun for it, one later than that was begun;
-    an error of `work` itself is told there, too.
+    """Yields each item with what `work` has begun for it, one item late; an error of `work` itself
+    is raised there, too.
     """
     last = None
     for item, given in items:

@@ -1,4 +1,4 @@
-"""Paths that are URLs: s3://, gs://, hf:// and what else fsspec knows, and http://.
+"""Paths that are URLs: s3://, gs://, hf:// and others that fsspec knows, and http://.
 
 A `RemotePath` does what the code asks of a `Path`: it is joined, listed, read and written. Files
 are read by ranges, each a request of its own that is repeated while the server is away, and never
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class RemoteError(OSError):
-    """A server did not give or take a file."""
+    """A file on a server could not be read or written."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(errno.EIO, what)
@@ -80,7 +80,7 @@ def is_url(name: object) -> bool:
 
 
 def as_path(name: "str | os.PathLike[str]") -> Path:
-    """A RemotePath for a URL, else a Path."""
+    """Returns a RemotePath for a URL, else a Path."""
     if isinstance(name, Path) and (isinstance(name, RemotePath) or ":" not in str(name)):
         return name
     text = os.fspath(name)
@@ -131,7 +131,7 @@ class RemotePath(type(Path())):
         return self
 
     def relative_to(self, *other: Any, **_: Any) -> Path:
-        """A Path, to be joined with any other."""
+        """Returns a Path, to be joined with any other."""
         return Path(*super().relative_to(*other).parts)
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
@@ -222,7 +222,7 @@ class _RemoteFile(io.RawIOBase):
 
 
 def read(path: RemotePath, start: int, end: int) -> bytes:
-    """Bytes `start` to `end` of a file. Raises RemoteError, also where it is shorter."""
+    """Reads bytes `start` to `end` of a file. Raises RemoteError, also where it is shorter."""
     if end <= start:
         return b""
 
@@ -288,7 +288,7 @@ def put(path: RemotePath, data: bytes) -> None:
 
 
 def upload(source: Path, path: RemotePath) -> None:
-    """As `put`, from a local file, a part at a time."""
+    """Writes as `put`, from a local file, a part at a time."""
     check_writable(path)
 
     def once() -> None:
@@ -307,7 +307,7 @@ def check_writable(path: RemotePath) -> None:
 
 
 def find(folder: RemotePath) -> list[RemotePath]:
-    """All visible files below a folder, sorted; [] for a file, or nothing."""
+    """Lists all visible files below a folder, sorted; [] for a file, or nothing."""
     if folder.is_web:
         return []
     inner = _inner(folder).rstrip("/")
@@ -318,7 +318,7 @@ def find(folder: RemotePath) -> list[RemotePath]:
 
 
 def match(pattern: RemotePath) -> list[RemotePath]:
-    """The files that match a glob, sorted. Raises UsageError for http."""
+    """Lists the files that match a glob, sorted. Raises UsageError for http."""
     if pattern.is_web:
         raise UsageError(
             f"a server of {pattern.scheme} lists no files, so that {pattern} matches none",
@@ -335,7 +335,7 @@ def match(pattern: RemotePath) -> list[RemotePath]:
 
 
 def _info(path: RemotePath) -> tuple[str, int]:
-    """'file' or 'directory', and the size in bytes."""
+    """Returns 'file' or 'directory', and the size in bytes."""
     if path.is_web:
         return "file", _ask(path, lambda: _http_size(path))
     found = _ask(path, lambda: _filesystem(path).info(_inner(path)))
@@ -343,7 +343,7 @@ def _info(path: RemotePath) -> tuple[str, int]:
 
 
 def _inner(path: RemotePath) -> str:
-    """The name that fsspec's file system has for a path."""
+    """Returns the name that fsspec's file system has for a path."""
     return _filesystem(path)._strip_protocol(str(path))
 
 
@@ -368,7 +368,7 @@ def _filesystem(path: RemotePath) -> Any:
 
 @lru_cache(16)
 def _open_filesystem(scheme: str, process: int) -> Any:
-    """One a process: its connections do not survive a fork."""
+    """Opens the file system, once a process: its connections do not survive a fork."""
     import fsspec
 
     return fsspec.filesystem(scheme, use_listings_cache=False)
@@ -408,7 +408,7 @@ def _explain(error: Exception) -> tuple[bool, RemoteError]:
     ):
         return False, RemoteRefusedError(
             f"the server refuses it{answered}",
-            "check the credentials: see docs/scale.md, From where the data lies",
+            "check the credentials: see docs/scale.md, Data on servers",
         )
     if isinstance(error, TimeoutError) or any("Timeout" in name for name in names):
         return True, RemoteError(
@@ -424,7 +424,7 @@ def _explain(error: Exception) -> tuple[bool, RemoteError]:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status in an error, or in what caused it."""
+    """Returns the HTTP status in an error, or in what caused it."""
     for _ in range(8):
         if error is None:
             return None
@@ -468,7 +468,7 @@ def _timeout() -> float:
 
 
 def _http_size(path: RemotePath) -> int:
-    """From a request for the first byte: many servers refuse HEAD for signed URLs."""
+    """Asks for the first byte to learn the size: many servers refuse HEAD for signed URLs."""
     try:
         with _http(path, 0, 1) as answer:
             total = answer.headers.get("Content-Range", "").rpartition("/")[2]

@@ -1,6 +1,6 @@
-"""How far one long computation is: its loop tells, and whoever started it may listen.
+"""Passes on how far a long computation is: its loop reports, and a caller may listen.
 
-Only the thread that listens hears: a computation on another thread tells nobody.
+Only the thread that listens hears: a computation on another thread reports to no one.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Config and tensors <-> .safetensors.
+"""Reads and writes config and tensors as .safetensors.
 
 A weights file is a safetensors file whose metadata has the one key "vqtok": one JSON object in
 ASCII, keys sorted: "format" (1), "kind" (one of KINDS),
@@ -53,8 +53,8 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, and what they are: meta has the keys kind, config and record, int8 where a
-    file holds some of them in one byte a number, and format once it was in a file.
+    """Tensors by name, and their description: meta has the keys kind, config and record, int8 where
+    a file holds some of them in one byte a number, and format once it was in a file.
     """
 
     tensors: dict[str, np.ndarray]
@@ -114,7 +114,7 @@ def load_weights(path: Path, kind: str) -> Weights:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of any safetensors file, one of another program's too.
+    """Reads the tensors of any safetensors file, also of another program's.
 
     Errors as `load_weights`.
     """
@@ -123,7 +123,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _header(file: io.BufferedReader, path: Path) -> bytes:
-    """The JSON that a safetensors file begins with; the file then stands at the first tensor."""
+    """Reads the JSON that a safetensors file begins with; the file is then at the first tensor."""
     size = os.fstat(file.fileno()).st_size
     length = _header_size(file.read(9), size, path)
     file.seek(8)
@@ -131,7 +131,7 @@ def _header(file: io.BufferedReader, path: Path) -> bytes:
 
 
 def _tensors(file: io.BufferedReader, header: bytes, path: Path) -> dict[str, np.ndarray]:
-    """The tensors that stand behind the header, by name.
+    """Reads the tensors that follow the header, by name.
 
     Each is read to where it stays: there is never a second copy in memory.
     """
@@ -153,7 +153,7 @@ def _tensors(file: io.BufferedReader, header: bytes, path: Path) -> dict[str, np
 
 
 def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
-    """The metadata alone: reads the header, not the tensors.
+    """Reads the metadata alone: the header, not the tensors.
 
     Errors as `load_weights`; kind None takes any.
     """
@@ -165,7 +165,7 @@ def read_meta(path: Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def tokenizer_config(path: Path) -> config.TokenizerConfig:
-    """The settings of a tokenizer file, from its header alone.
+    """Reads the settings of a tokenizer file, from its header alone.
 
     Errors as `load_weights`, and FormatError where they are damaged.
     """
@@ -175,8 +175,8 @@ def tokenizer_config(path: Path) -> config.TokenizerConfig:
 
 
 def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
-    """Eight hex digits of SHA-256 over the tensors in name order:
-    name, dtype, shape, and bytes in C order, little-endian.
+    """Returns eight hex digits of SHA-256 over the tensors in name order: name, dtype, shape, and
+    bytes in C order, little-endian.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -188,7 +188,7 @@ def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def codes_fingerprint(tokenizer: Weights) -> str:
-    """The fingerprint that codes of a tokenizer bear.
+    """Returns the fingerprint that codes of a tokenizer bear.
 
     It is that of its tensors; but a tokenizer whose decoder alone was trained further makes the
     codes of the one it comes from, and bears its fingerprint. Its file says so in `codes`, and
@@ -206,12 +206,12 @@ def codes_fingerprint(tokenizer: Weights) -> str:
 
 
 def encoder_fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
-    """As `fingerprint`, of all that makes a tokenizer's codes: of all but its decoder."""
+    """Computes `fingerprint` of all that makes a tokenizer's codes: of all but its decoder."""
     return fingerprint({n: t for n, t in tensors.items() if not n.startswith(DECODER)})
 
 
 def kept_codes(tokenizer: Weights) -> dict[str, str]:
-    """What `codes` says in the file of a tokenizer with this one's encoder and codebook."""
+    """Returns what `codes` says in the file of a tokenizer with this one's encoder and codebook."""
     return {
         "fingerprint": codes_fingerprint(tokenizer),
         "encoder": encoder_fingerprint(tokenizer.tensors),
@@ -219,7 +219,7 @@ def kept_codes(tokenizer: Weights) -> dict[str, str]:
 
 
 def tokenizer_fingerprint(path: Path) -> str:
-    """`codes_fingerprint` of a tokenizer file; reads all of it, 0.1 s for 32 MB.
+    """Computes `codes_fingerprint` of a tokenizer file; reads all of it, 0.1 s for 32 MB.
 
     Errors as `load_weights`.
     """
@@ -256,13 +256,13 @@ def check_tensors(
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """The array in C order and little-endian; 0-d stays 0-d."""
+    """Returns the array in C order and little-endian; 0-d stays 0-d."""
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
 
 def _array(file: io.BufferedReader, entry: Mapping[str, Any], origin: str) -> np.ndarray:
-    """A writable array of this machine's byte order, of the next bytes in the file;
-    the entry is its dtype and shape.
+    """Reads the next array in the file, writable and in this machine's byte order; the entry is its
+    dtype and shape.
     """
     dtype = "<u2" if entry["dtype"] == "BF16" else _DTYPES.get(entry["dtype"])
     if dtype is None:
@@ -283,8 +283,8 @@ def _array(file: io.BufferedReader, entry: Mapping[str, Any], origin: str) -> np
 
 
 def _header_size(start: bytes, size: int, path: Path) -> int:
-    """Bytes of JSON that follow the first eight;
-    start is the first nine bytes of a file of the given size.
+    """Returns the bytes of JSON that follow the first eight; start is the first nine bytes of a
+    file of the given size.
     """
     if len(start) < 9 or start[8:] != b"{":
         # torch.save writes a zip, and wrote a bare pickle before 1.6
@@ -308,7 +308,9 @@ def _header_size(start: bytes, size: int, path: Path) -> int:
 
 
 def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
-    """The checked metadata in a safetensors header, which is JSON that starts with a brace."""
+    """Returns the checked metadata in a safetensors header, which is JSON that starts with a
+    brace.
+    """
     try:
         metadata = json.loads(header.decode("utf-8")).get("__metadata__")
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What is made of an image before it is encoded: resized, cropped, mirrored.
+"""Resizes, crops and mirrors images before they are encoded.
 
 One rule resizes everything: Lanczos over all pixels that a new pixel stands for (antialiased), in
 one step from the file's pixels, as in training.
@@ -27,7 +27,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Crops:
-    """What is made of each image; as it stands, nothing.
+    """Settings for resizing, cropping and mirroring; the default leaves an image as it is.
 
     - `size`: squares of that side, of which `crop` says where they lie and how many there are:
       `center`, the largest square in the middle; `ten`, the corners and the middle of a square of
@@ -52,7 +52,7 @@ class Crops:
         max_size: int | None = None,
         seed: int | None = None,
     ) -> "Crops":
-        """From what the command takes. Raises UsageError."""
+        """Makes settings of what the command takes. Raises UsageError."""
         for name, side in (("--size", size), ("--max-size", max_size)):
             if side is not None and not 1 <= side <= _SIDE_MAX:
                 raise UsageError(f"{name} is {side}", f"give 1 to {_SIDE_MAX} pixels")
@@ -84,13 +84,13 @@ class Crops:
 
     @property
     def copies(self) -> int:
-        """How many images are made of each."""
+        """Returns how many images are made of each."""
         if self.crop == "ten":
             return 10
         return (int(self.crop.partition(":")[2] or 1)) * (1 + self.flip)
 
     def describe(self) -> str:
-        """All settings in a few words, '' for none: equal where they are."""
+        """Returns all settings in a few words, '' for none; equal settings give equal words."""
         words = [
             f"size {self.size}, {self.crop}" if self.size is not None else "",
             f"seed {self.seed}" if self.crop.startswith("random") else "",
@@ -100,7 +100,7 @@ class Crops:
         return ", ".join(filter(None, words))
 
     def apply(self, pixels: np.ndarray, name: str) -> np.ndarray:
-        """The copies, uint8 (n, H, W, C), of an image uint8 (H, W, C).
+        """Returns the copies, uint8 (n, H, W, C), of an image uint8 (H, W, C).
 
         `name` draws the random crops: it does not matter which images are encoded with it.
         """
@@ -118,7 +118,9 @@ class Crops:
         return found
 
     def cut(self, image: DecodedImage, name: str) -> DecodedImage:
-        """An image with its copies (n, H, W, C) for pixels; without settings as it is."""
+        """Returns an image with its copies (n, H, W, C) as pixels; without settings, the image as
+        it is.
+        """
         if self.is_none:
             return image
         note = self.note(*image.pixels.shape[:2])
@@ -126,13 +128,13 @@ class Crops:
         return replace(image, pixels=self.apply(image.pixels, name), notes=notes)
 
     def note(self, H: int, W: int) -> str:
-        """What to say of an image that the crops enlarge; '' of others."""
+        """Returns what to say of an image that the crops enlarge; '' for others."""
         largest = min(H, W) / (TEN_MARGIN if self.crop == "ten" else 1)
         enlarged = self.size is not None and largest < self.size
         return f"enlarged from {W}x{H}" if enlarged else ""
 
     def _boxes(self, H: int, W: int, name: str) -> list[Box]:
-        """Where the crops lie in an image of H x W, in front of their mirror images."""
+        """Returns where the crops lie in an image of H x W, followed by their mirror images."""
         short = min(H, W)
         left, top = (W - short) / 2, (H - short) / 2
         if self.crop == "center":
@@ -157,7 +159,9 @@ class Crops:
 
 
 def _resize(pixels: np.ndarray, boxes: list[Box], size: tuple[int, int]) -> np.ndarray:
-    """The parts of an image uint8 (H, W, C), each at the same size (h, w): uint8 (n, h, w, C)."""
+    """Returns the parts of an image uint8 (H, W, C), each at the same size (h, w): uint8 (n, h, w,
+    C).
+    """
     H, W, C = pixels.shape
     h, w = size
     image = Image.fromarray(checked(pixels))

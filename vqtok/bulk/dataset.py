@@ -60,7 +60,7 @@ class CodesDataset:
 
     @property
     def pool_chunks(self) -> int:
-        """That a shuffled stream may have open."""
+        """Returns how many shards a shuffled stream may have open."""
         return 2 * self._most_open
 
     def __init__(

@@ -28,17 +28,17 @@ class Reader(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
+        """Returns names of the classes."""
         ...
 
     @property
     def left_out(self) -> dict[str, int]:
-        """Further images of samples, by field."""
+        """Returns how many further images of samples are left out, by field."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was guessed or left out, a line each."""
+        """Returns what was guessed or left out, a line each."""
         ...
 
     @property
@@ -53,7 +53,7 @@ class Reader(Protocol):
 
     def name(self, index: int) -> str: ...
     def size(self, index: int) -> int | None:
-        """Of its file, in bytes."""
+        """Returns the size of its file, in bytes."""
         ...
 
     def label(self, index: int) -> str | None: ...
@@ -95,7 +95,7 @@ def _holds_codes(path: Path) -> bool:
 
 
 def find_data_sets(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The data sets among paths and globs, and what is left of these."""
+    """Separates the data sets among paths and globs from the rest."""
     sets, rest = dict[str, None](), list[str]()
     for word in words:
         paths = [word]
@@ -126,7 +126,7 @@ def _is_folder_of_arrays(folder: Path) -> bool:
 
 
 def open_reader(word: str, member: str = "", value_range: images.Range | None = None) -> Reader:
-    """The images of such a data set; `value_range` is that of deep ones. Raises InputError as
+    """Opens the images of such a data set; `value_range` is that of deep ones. Raises InputError as
     `open_data`; UsageError where `member` is given and it has none.
     """
     path = Path(word)
@@ -150,7 +150,7 @@ def open_reader(word: str, member: str = "", value_range: images.Range | None = 
 
 
 def _parts(path: Path, value_range: images.Range | None) -> list[tuple[str | None, Dataset]]:
-    """The parts of a data set with their splits; of an .npz val apart from test."""
+    """Returns the parts of a data set with their splits; of an .npz, val apart from test."""
     shown = "" if value_range is None else images.show_range(value_range)
     options, lone = DataOptions(range=shown), path
     while lone.is_dir() and len(names := os.listdir(lone)) == 1:
@@ -171,7 +171,7 @@ def _parts(path: Path, value_range: images.Range | None) -> list[tuple[str | Non
 
 
 def _named(parts: list[tuple[str | None, Dataset]], path: Path) -> list[tuple[str | None, Dataset]]:
-    """A lone part is of the split that the file's name tells."""
+    """Gives a lone part the split that the file's name tells."""
     if len(parts) > 1 or parts[0][0] is not None:
         return parts
     stem = path.name.partition(".")[0]
@@ -247,7 +247,7 @@ class ZipReader:
         self.classes = self._of_members() if self._has_cls else self._facts.classes
 
     def _of_members(self) -> tuple[str, ...]:
-        """The classes that .cls members name: () where they are numbers."""
+        """Returns the classes that .cls members name; () where they are numbers."""
         found = {self.label(i) for i in range(len(self))} - {None}
         names = sorted(label for label in found if label is not None)
         return () if all(isinstance(number_or_name(n), int) for n in names) else tuple(names)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vqtok import distributed, files, images
+from vqtok import distributed, images
 from vqtok.bulk import shards
 from vqtok.bulk.crops import AS_THEY_ARE, Crops
 from vqtok.bulk.folder import ShardReport, prepare_folder
@@ -29,7 +29,7 @@ WORKERS_MAX = 16
 
 @dataclass(frozen=True)
 class BulkSettings:
-    """How to encode."""
+    """Settings for encoding images to shards."""
 
     levels: int | None = None  # None: all
     compact: bool = False
@@ -40,8 +40,8 @@ class BulkSettings:
 
 
 def default_workers() -> int:
-    """A process for each processor, divided among the ranks that torchrun starts on
-    this machine; at most 16.
+    """Returns one process for each processor, divided among the ranks that torchrun starts on this
+    machine; at most 16.
     """
     return max(1, min(WORKERS_MAX, (os.cpu_count() or 1) // distributed.local_world_size()))
 
@@ -57,11 +57,11 @@ def encode(
     force: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Generator[ShardReport, None, None]:
-    """Encodes this part of the inputs into a folder of codes shards, and tells of each shard
+    """Encodes this part of the inputs into a folder of codes shards, and yields each shard
     when it is whole on the disk. `progress` gets the images done and, where it is known, how many
     there are about.
 
-    With `resume` what is finished stays, and is told, too. Raises OutputError where the folder
+    With `resume` what is finished stays, and is yielded, too. Raises OutputError where the folder
     holds shards and neither `resume` nor `force` (anew) is given, or where they were made
     otherwise; VqtokError where a worker died. Closing the iterator ends all work.
     """
@@ -106,8 +106,8 @@ def _give_memory_back() -> None:
 
 
 class _Count:
-    """How many images are done, and how many there are about: of tars, which are not listed
-    beforehand, by the part of their bytes that is read.
+    """Counts the images that are done, and estimates how many there are: of tars, which are not
+    listed beforehand, by the part of their bytes that is read.
     """
 
     def __init__(self, inputs: Inputs, work_slice: WorkSlice, copies: int) -> None:
@@ -127,7 +127,7 @@ class _Count:
                 )
 
     def skip(self, shard: Shard) -> None:
-        """A shard that is finished already."""
+        """Counts a shard that is finished already."""
         self.done += round(shard.head.pictures / self.copies) + shard.head.failed
 
     def add(self, entry: Entry) -> tuple[int, int | None]:
@@ -151,7 +151,7 @@ Work = Shard | Entry | Chunk
 def _work(
     inputs: Inputs, out: Path, settings: BulkSettings, work_slice: WorkSlice, resume: bool
 ) -> Iterator[tuple[Work, Entry | None]]:
-    """What there is to do for one part, in order, each with the image to decode for it."""
+    """Yields what there is to do for one part, in order, each with the image to decode for it."""
     for source in inputs.all:
         whole = work_slice.takes_input(source, inputs.tars)
         if whole is False:
@@ -176,7 +176,7 @@ def _work(
 
 
 def _finished_input(out: Path, number: int) -> list[Shard]:
-    """All shards of a tar where all are finished, else none: it need not be looked into again.
+    """Returns all shards of a tar if all are finished, else none. A finished tar is not read again.
 
     Its size is in the manifest.
     """
@@ -189,8 +189,8 @@ def _finished_input(out: Path, number: int) -> list[Shard]:
 
 
 def _finished(out: Path, chunk: Chunk, resume: bool) -> Shard | None:
-    """The finished shard of these images; OutputError where it is one of other images, or
-    where it may not be there.
+    """Returns the finished shard of these images. Raises OutputError where it is one of other
+    images, or where none may be there.
     """
     found = shards.find_shard(out, chunk.input.number, chunk.number)
     if found is None or not found.is_complete():
@@ -208,7 +208,7 @@ def _finished(out: Path, chunk: Chunk, resume: bool) -> Shard | None:
 
 
 def make_manifest(model: Model, inputs: Inputs, settings: BulkSettings) -> Manifest:
-    """What the manifest of such a run says."""
+    """Makes the manifest of such a run."""
     config, levels = model.config, settings.levels or model.config.levels
     return Manifest(
         model.name,
@@ -238,7 +238,7 @@ class _Bucket:
 
 
 class _ShardWriter:
-    """A shard in the making.
+    """Collects the images of one shard and writes it.
 
     What is encoded together depends on the images before it alone, not on time.
     """
@@ -249,13 +249,15 @@ class _ShardWriter:
         self.lines: list[ShardRecord] = []
         self.grids: dict[int, np.ndarray] = {}  # (L, h, w) of each line that has one
         self.waiting: dict[tuple[int, int], _Bucket] = {}  # by (w, h)
-        # places of the images of each grid, in order
         self.ranges: list[images.Range | None] = []  # of each line
         self.narrow: list[images.Range] = []
+        # positions of the images of each grid, in order
         self.rows: dict[tuple[int, int], list[int]] = {}
 
     def add(self, entry: Entry, image: images.DecodedImage | VqtokError) -> None:
-        """The next image, with all copies that were made of it, or why it could not be read."""
+        """Adds the next image, with all copies that were made of it, or the reason why it could not
+        be read.
+        """
         if isinstance(image, VqtokError):
             self.lines.append(ShardRecord(entry.name, error=str(image)))
             self.ranges.append(None)
@@ -312,22 +314,16 @@ class _ShardWriter:
         for grid in list(self.waiting):
             self._encode(grid)
         stacks = [self._stack(positions) for positions in self.rows.values()]
-        data, lines = shards.build_shard(
-            chunk.input, chunk.last, chunk.checksum, self.lines, stacks
+        found = shards.write_shard(
+            out, chunk.number, chunk.input, chunk.last, chunk.checksum, self.lines, stacks
         )
-        found = Shard(
-            out, chunk.input.number, chunk.number, shards.parse_head(lines.split(b"\n", 1)[0])
-        )
-        if data:
-            files.write_bytes(found.path, data, force=True)
-        files.write_bytes(found.records_path, lines, force=True)
         failed = tuple(line for line in self.lines if line.error is not None)
         narrow = images.suggest(self.narrow) if self.narrow else None
         seconds = time.perf_counter() - self.began
         return ShardReport(found, seconds, failed, narrow, len(self.narrow))
 
     def _stack(self, positions: list[int]) -> Codes | Compact:
-        """The codes of the images at these places, all of one grid."""
+        """Joins the codes of the images at these positions, all of one grid."""
         sizes = tuple((H, W) for W, H in (self.lines[position].size for position in positions))
         stack = self.model.codes(np.stack([self.grids[position] for position in positions]), sizes)
         ranges = {self.ranges[position] for position in positions}

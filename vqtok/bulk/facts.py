@@ -1,4 +1,4 @@
-"""What is known of an image beside its pixels: class, caption, split; from names and small files.
+"""Class, caption and split of an image, from names and small files beside it.
 
 As training finds them out (`vqtok.data`), but without a list of all images: what the folders of
 loose images mean is told by some names of each folder.
@@ -30,7 +30,9 @@ class Text:
     size: int | None = None  # bytes; None: the whole file
 
     def read(self) -> str | None:
-        """None where it is too large or cannot be read: an image does without."""
+        """Reads the text. Returns None where it is too large or cannot be read: the image does
+        without.
+        """
         if self.size is not None and self.size > TEXT_LIMIT:
             return None
         path = files.as_path(self.path)
@@ -60,7 +62,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """As in `ShardRecord`."""
+    """Class, caption and split of an image, as in `ShardRecord`."""
 
     label: int | str | None = None
     caption: str | None = None
@@ -69,13 +71,15 @@ class Facts:
 
 
 def text_suffix(name: str) -> str:
-    """`.cls`, `.txt` or `.json` of a name that ends so; else ''."""
+    """Returns the suffix of a name that ends in `.cls`, `.txt` or `.json`; else ''."""
     suffix = PurePosixPath(name).suffix.lower()
     return suffix if suffix in TEXTS else ""
 
 
 def read_texts(texts: Iterable[Text]) -> tuple[str | None, str | None, tuple[str, ...]]:
-    """Class and caption as the files beside an image say, and notes on those that say nothing."""
+    """Reads class and caption from the files beside an image; returns them with notes on files that
+    say nothing.
+    """
     found = {text.suffix: text.read() for text in texts}
     lost = [suffix for suffix, text in found.items() if text is None]
     notes = tuple(f"{suffix} left out: over 64 KiB, or unreadable" for suffix in lost)
@@ -86,14 +90,16 @@ def read_texts(texts: Iterable[Text]) -> tuple[str | None, str | None, tuple[str
 
 
 def number_or_name(label: str) -> int | str | None:
-    """A class as `ShardRecord` has it; None for a number below 0, which stands for none."""
+    """Returns a class in the form of `ShardRecord`; None for a number below 0, which means no
+    class.
+    """
     if _NUMBER.fullmatch(label):
         return int(label)
     return None if re.fullmatch(r"-\d+", label) else label
 
 
 class SomeNames:
-    """The first and last names of each folder, of names that come one after another."""
+    """Keeps the first and last names of each folder, of names that come one after another."""
 
     def __init__(self) -> None:
         self._folders: dict[str, tuple[list[str], deque[str]]] = {}
@@ -110,7 +116,7 @@ class SomeNames:
 
 
 class NameFacts:
-    """Which split and class the names of images tell: by folders, or by the files' own names."""
+    """Tells the split and class of images by their folders, or by the files' own names."""
 
     def __init__(self, names: Iterable[str]) -> None:
         parts = [PurePosixPath(name).parts for name in names]
@@ -128,7 +134,7 @@ class NameFacts:
         self.classes = classes.of_folders(inner).labels
 
     def split(self, name: str) -> str | None:
-        """train, val or test; None where the name does not tell."""
+        """Returns train, val or test; None where the name does not tell."""
         if self._level is None:
             return None
         part, level = self._rooted(name), self._level
@@ -142,7 +148,7 @@ class NameFacts:
         return splits.part_of(kind, text) if kind else rest
 
     def label(self, name: str) -> str | None:
-        """The name of its class; None where it has none."""
+        """Returns the name of its class; None where it has none."""
         if not self.classes:
             return None
         part = self._without_split(self._rooted(name))[self._inner :]
@@ -159,18 +165,20 @@ class NameFacts:
 
 
 def split_of_folder(name: str) -> str | None:
-    """The split that the first folder of a name tells where it is called that alone."""
+    """Returns the split that the first folder of a name stands for, where the folder is called that
+    alone.
+    """
     first, slash, _ = name.partition("/")
     mark = splits.split_word(first) if slash else None
     return splits.part_of(mark[0], first) if mark and len(mark[1]) == 1 else None
 
 
 def splits_of_tars(names: Sequence[str]) -> list[str | None]:
-    """The split that the name of each tar tells."""
+    """Returns the split that the name of each tar tells."""
     kinds = splits.shard_kinds([PurePosixPath(name).parts for name in names])
     return [splits.part_of(kind, name) for kind, name in zip(kinds, names, strict=True)]
 
 
 def key_of(name: str) -> str:
-    """What an image and the files beside it have in common."""
+    """Returns what the names of an image and of the files beside it have in common."""
     return samples.take_apart(name).key

@@ -1,4 +1,4 @@
-"""A folder that codes shards are written to: begun, gone on with, or emptied."""
+"""Prepares a folder for codes shards: begins it, resumes it, or empties it."""
 
 import time
 from dataclasses import dataclass, fields, replace
@@ -90,7 +90,7 @@ def _check_same(before: Manifest, now: Manifest, out: Path) -> None:
 
 def _remove(out: Path, paths: list[Path]) -> None:
     try:
-        # it goes last: it tells whose files these are
+        # it goes last: it says whose files these are
         for path in sorted(paths, key=lambda p: p.name == MANIFEST):
             path.unlink(missing_ok=True)
     except OSError as error:

@@ -1,5 +1,5 @@
-"""What there is to encode, cut into the images of one shard each:
-streamed, never listed as a whole.
+"""Lists what there is to encode, cut into the images of one shard each. The list is streamed, never
+held as a whole.
 """
 
 import json
@@ -42,7 +42,7 @@ class Entry:
 
     @property
     def full_name(self) -> str:
-        """Its name among all inputs."""
+        """Returns its name among all inputs."""
         return self.name if self.input is None else f"{self.input.name}/{self.name}"
 
 
@@ -65,7 +65,7 @@ class Chunk:
     number: int
     entries: tuple[Entry, ...]
     last: bool  # of its input
-    checksum: int  # of the entries: tells on resuming whether the inputs are the same
+    checksum: int  # of the entries: shows on resuming whether the inputs are the same
 
     @property
     def stem(self) -> str:
@@ -73,13 +73,13 @@ class Chunk:
 
 
 def _checksum(entries: Sequence[Entry], origin: str = "") -> int:
-    """CRC-32 of names and places, and of what tells a data set from others."""
+    """Computes the CRC-32 of names and positions, and of what identifies a data set."""
     places = [(entry.name, entry.offset, entry.size) for entry in entries]
     return zlib.crc32(json.dumps(places).encode(), zlib.crc32(origin.encode()))
 
 
 def stem(number: int, chunk: int) -> str:
-    """The file name, without suffix, of a shard."""
+    """Returns the file name, without suffix, of a shard."""
     return f"{number:05}-{chunk:05}"
 
 
@@ -133,7 +133,7 @@ class Inputs:
         self._set_labels(found)
 
     def _open_sets(self, words: Sequence[str], first: int) -> list[Input]:
-        """The data sets, each as an input with a name of its own."""
+        """Opens the data sets, each as an input with a name of its own."""
         found, taken = list[Input](), dict[str, int]()
         for number, word in enumerate(words, first):
             name = os.path.basename(os.path.abspath(word))
@@ -145,7 +145,7 @@ class Inputs:
         return found
 
     def _set_labels(self, found: Sequence[Input]) -> None:
-        """Numbers the classes: numbers stay as they are, names get their place in `labels`."""
+        """Numbers the classes. Numbers stay as they are; a name gets its position in `labels`."""
         lists = [source.reader.classes for source in found if source.reader is not None]
         if self._loose and not self._has_cls:
             lists.append(self._names.classes)
@@ -155,14 +155,14 @@ class Inputs:
         self._places = {name: place for place, name in enumerate(self.labels)}
 
     def number_labels(self, labels: tuple[str, ...]) -> None:
-        """Numbers the classes by the list in a manifest: one of before has none, and then images
-        get no labels that need one.
+        """Numbers the classes by the list in a manifest. A manifest of an earlier version has no
+        list; then no image gets a label that needs one.
         """
         self._places = {name: place for place, name in enumerate(labels)}
         self._listed = bool(labels) or not self.labels
 
     def facts(self, entry: Entry) -> Facts:
-        """The class, caption and split of an image. Reads the files beside it."""
+        """Returns the class, caption and split of an image; reads the files beside it."""
         source = entry.input
         if source is not None and source.reader is not None:
             reader, at = source.reader, entry.offset
@@ -186,7 +186,7 @@ class Inputs:
         return label if self._places and found is not None else found
 
     def chunks(self, source: Input, size: int) -> Iterator[Chunk]:
-        """The images of an input, `size` a chunk; at least one chunk, even of no images."""
+        """Yields the images of an input, `size` a chunk; at least one chunk, even of no images."""
         entries = self._entries(source)
         origin = "" if source.reader is None else source.reader.digest()
         here = tuple(islice(entries, size))
@@ -207,7 +207,7 @@ class Inputs:
         return self._images() if source.path is None else self._members(source, source.path)
 
     def _images(self) -> Iterator[Entry]:
-        """Images outside of tars; of a folder's, one a sample."""
+        """Yields images outside of tars; of a folder's, one a sample."""
         loose = (entry for entry in self._found() if not _is_tar(entry))
         for _, group in groupby(loose, lambda entry: os.path.dirname(entry.path)):
             entries = list(group)
@@ -235,32 +235,32 @@ class Inputs:
         yield from errors
 
     def _tar_entries(self, source: Input, path: Path) -> Iterator[Entry]:
-        """The images in a tar, each with the texts that stand at it; damage becomes a last entry
-        that says so.
+        """Yields the images in a tar, each with the texts of its sample; damage becomes a last
+        entry that says so.
         """
         members, error = _wanted(path, self.recognizer), None
         for _, group in groupby(members, lambda member: facts.key_of(member.name)):
-            pictures, texts = list[TarMember](), list[Text]()
+            found, texts = list[TarMember](), list[Text]()
             for member in group:
                 if isinstance(member, _Damage):
                     error = Entry(path.name, str(path), error=member.reason, input=source)
                 elif suffix := facts.text_suffix(member.name):
                     texts.append(Text(suffix, str(path), member.offset, member.size))
                 else:
-                    pictures.append(member)
-                if len(pictures) + len(texts) >= _SAMPLE_MAX:  # so many are no sample
-                    yield from _tar_images(source, path, pictures, ())
+                    found.append(member)
+                if len(found) + len(texts) >= _SAMPLE_MAX:  # so many are no sample
+                    yield from _tar_images(source, path, found, ())
                     self.stray_texts += len(texts)
-                    pictures, texts = [], []
-            self.stray_texts += 0 if pictures else len(texts)
-            yield from _tar_images(source, path, pictures, tuple(texts))
+                    found, texts = [], []
+            self.stray_texts += 0 if found else len(texts)
+            yield from _tar_images(source, path, found, tuple(texts))
         if error is not None:
             yield error
         elif path.name not in self.endless and not _has_end(path):
             self.endless.append(path.name)
 
     def note(self) -> str:
-        """What was left out so far, a line each; empty where nothing was."""
+        """Returns what was left out so far, a line each; empty where nothing was."""
         readers = [source.reader for source in self.all if source.reader is not None]
         lines = [samples.Choice([], self.left_out).note()]
         lines += [note for reader in readers for note in reader.notes]
@@ -282,8 +282,8 @@ class Inputs:
             self.left_out[kind] = self.left_out.get(kind, 0) + count
 
     def _found(self, recognizer: Recognizer | None = None) -> Iterator[Entry]:
-        """Every image and tar, and every folder that cannot be listed; what is passed over is
-        counted in the recognizer that is given.
+        """Yields every image and tar, and every folder that cannot be listed; counts in the given
+        recognizer what is passed over.
         """
         recognizer = recognizer or Recognizer()
         several = sum(files.is_folder(word) for word in self._words) > 1
@@ -318,7 +318,7 @@ def is_folder_of_tars(word: str) -> bool:
 
 
 def _compressed(word: str) -> list[str]:
-    """The compressed tars that lie in a folder."""
+    """Lists the compressed tars that lie in a folder."""
     try:
         names = sorted(os.listdir(word)) if os.path.isdir(word) else []
     except OSError:
@@ -364,14 +364,14 @@ def _has_end(path: Path) -> bool:
 
 
 class _Damage(NamedTuple):
-    """Why the rest of a tar cannot be read."""
+    """The reason why the rest of a tar cannot be read."""
 
     name: str
     reason: str
 
 
 def _wanted(path: Path, recognizer: Recognizer) -> Iterator[TarMember | _Damage]:
-    """The images in a tar, and the texts that may belong to them."""
+    """Yields the images in a tar, and the texts that may belong to them."""
     try:
         for member in index_tar(path):
             name = member.name.removeprefix("./")
@@ -424,11 +424,11 @@ def _texts_beside(path: Path, listed: dict[str, set[str]]) -> tuple[Text, ...]:
 
 
 def _walk(root: str, prefix: str, recognizer: Recognizer) -> Iterator[Entry]:
-    """The images and tars below a folder: in each folder sorted by name, before
-    those of its sub-folders.
+    """Yields the images and tars below a folder: in each folder sorted by name, before those of its
+    sub-folders.
 
     Only the names of one folder are held at a time. Hidden ones are left out; links are followed,
-    each folder once. A folder that cannot be listed stands for itself, as an error.
+    each folder once. A folder that cannot be listed is yielded itself, as an error.
     """
     seen, waiting = set(), [("", root)]
     while waiting:
@@ -454,7 +454,7 @@ def _walk(root: str, prefix: str, recognizer: Recognizer) -> Iterator[Entry]:
 def _listed(
     folder: str, recognizer: Recognizer
 ) -> tuple[list[str] | None, list[str], dict[str, list[str]]]:
-    """Wanted files, and folders, each sorted by name; and texts by the key of their image.
+    """Lists wanted files, and folders, each sorted by name; and texts by the key of their image.
 
     None for a folder that cannot be listed.
     """
@@ -479,8 +479,8 @@ def _listed(
 
 
 def _readable_kind(entry: os.DirEntry[str]) -> bool:
-    """A file, or a link to nothing, which is reported when it is read;
-    no pipes or devices: reading one could wait for ever.
+    """Accepts files, and links to nothing, which are reported when they are read; refuses pipes and
+    devices: reading one could block forever.
     """
     return os.path.isfile(entry) or (entry.is_symlink() and not os.path.exists(entry))
 
@@ -494,8 +494,8 @@ class WorkSlice:
 
     @classmethod
     def parse(cls, text: str | None) -> "WorkSlice":
-        """From `i/n`, counted from 0; None: from RANK and WORLD_SIZE, which torchrun sets, else all
-        of the work. Raises UsageError.
+        """Parses `i/n`, counted from 0. None stands for RANK and WORLD_SIZE, which torchrun sets,
+        or else all of the work. Raises UsageError.
         """
         rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
         source, given = "--shard", text

@@ -47,7 +47,9 @@ class Pool:
         crops: Crops = AS_THEY_ARE,
         processes: bool = True,
     ) -> None:
-        """`processes` is whether there are files for them: data sets are read by threads."""
+        """Starts processes if `processes` says that there are files for them. Data sets are read by
+        threads.
+        """
         self._channels, self._background, self._range = channels, background, value_range
         self._crops = crops
         self._is_quick = crops.size is None and crops.max_size is None
@@ -92,8 +94,8 @@ class Pool:
             yield self._pop(*waiting.popleft())
 
     def _submit(self, entry: Entry) -> "Future[Decoded] | Entry":
-        """The image to come; the entry itself where it is pixels in memory, for a thread takes
-        longer than to copy them.
+        """Begins to decode an image. An entry whose pixels are in memory is returned as it is: a
+        thread takes longer than the copy.
         """
         if self._is_quick and entry.input and entry.input.reader and entry.input.reader.is_array:
             return entry
@@ -142,7 +144,7 @@ class Pool:
             self._idle.put(mine)
 
     def _read(self, entry: Entry, reader: Reader) -> Decoded:
-        """An image of a data set, which this process reads."""
+        """Reads an image of a data set, in this process."""
         try:
             image = reader.read(entry.offset, self._channels, self._background)
             return self._crops.cut(image, entry.full_name)

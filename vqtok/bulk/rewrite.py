@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from vqtok import files
 from vqtok.bulk import shards
 from vqtok.bulk.dataset import CodesDataset
 from vqtok.bulk.folder import ShardReport, prepare_folder
@@ -30,7 +29,7 @@ def rewrite(
     resume: bool = False,
     force: bool = False,
 ) -> Iterator[ShardReport]:
-    """Writes the shards of a folder to another one, each stack as `change` makes it, and tells of
+    """Writes the shards of a folder to another one, each stack as `change` makes it, and yields
     each when it is whole on the disk.
 
     `levels` and `compact` are what the new manifest says; None: as before. Names, sizes and images
@@ -70,9 +69,6 @@ def _rewrite_one(data: CodesDataset, shard: Shard, out: Path, change: Change) ->
     head = shard.head
     stacks = [change(data.stack(shard, stack)) for stack in head.stacks]
     source = Input(shard.number, head.input, None, None)
-    content, lines = shards.build_shard(source, head.last, head.names, shard.records(), stacks)
-    found = Shard(out, shard.number, shard.chunk, shards.parse_head(lines.split(b"\n", 1)[0]))
-    if content:
-        files.write_bytes(found.path, content, force=True)
-    files.write_bytes(found.records_path, lines, force=True)
-    return found
+    return shards.write_shard(
+        out, shard.chunk, source, head.last, head.names, shard.records(), stacks
+    )

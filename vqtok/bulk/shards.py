@@ -1,6 +1,4 @@
-"""The files in a folder of codes shards: how they are put together, and how they are read and
-checked. See the package.
-"""
+"""Builds, reads and checks the files in a folder of codes shards. See the package."""
 
 import io
 import json
@@ -31,7 +29,7 @@ STEM = re.compile(r"(\d{5,12})-(\d{5,12})", re.ASCII)
 
 @dataclass(frozen=True)
 class Manifest:
-    """What holds for all shards of a folder."""
+    """Values that are equal in all shards of a folder."""
 
     model: str
     fingerprint: str
@@ -49,7 +47,7 @@ class Manifest:
     labels: tuple[str, ...] = ()  # names of the classes by number; none where labels tell all
 
     def __post_init__(self) -> None:
-        """FormatError where a value cannot be."""
+        """Raises FormatError where a value cannot be."""
         kinds = {
             "range": str,
             "model": str,
@@ -126,7 +124,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_labels(folder: Path) -> tuple[str, ...]:
-    """The names of the classes by number, () where the manifest lists none.
+    """Reads the names of the classes by number, () where the manifest lists none.
 
     Errors as `read_manifest`.
     """
@@ -189,7 +187,7 @@ class ShardHeader:
 
     @property
     def suffix(self) -> str:
-        """Of the shard's file."""
+        """Returns the suffix of the shard's file."""
         return ".npz" if len(self.stacks) == 1 else ".tar"
 
     def to_json(self) -> str:
@@ -197,7 +195,7 @@ class ShardHeader:
 
 
 def parse_head(line: bytes) -> ShardHeader:
-    """What `ShardHeader.to_json` wrote; FormatError where it is damaged."""
+    """Parses what `ShardHeader.to_json` wrote. Raises FormatError where it is damaged."""
     values = _parse(line)
     counts = [values.get(name) for name in ("pictures", "failed", "bytes", "names", "crc32")]
     require(all(is_int(count, 0, 1 << 62) for count in counts), "the first line is damaged")
@@ -224,7 +222,7 @@ def parse_head(line: bytes) -> ShardHeader:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """An image of a shard's manifest: where it is, or why not."""
+    """An image in a shard's manifest: where it is, or why it is not there."""
 
     name: str
     size: tuple[int, int] = (0, 0)  # (W, H)
@@ -300,7 +298,7 @@ class Shard:
 
     @property
     def path(self) -> Path:
-        """Of the shard's file."""
+        """Returns the path of the shard's file."""
         return self.records_path.with_suffix(self.head.suffix)
 
     def is_complete(self) -> bool:
@@ -332,7 +330,7 @@ class Shard:
             )
 
     def records(self) -> list[ShardRecord]:
-        """All its images, those that failed, too."""
+        """Reads the records of all its images, also of those that failed."""
         data = files.read_bytes(self.records_path, LINES_LIMIT)
         with codes.name_in_errors(self.records_path):
             lines = [ShardRecord.from_json(line) for line in data.splitlines()[1:]]
@@ -345,7 +343,7 @@ class Shard:
 
 
 def find_shard(folder: Path, number: int, chunk: int) -> Shard | None:
-    """The shard of that input and number; None where it is not finished.
+    """Returns the shard of that input and number; None where it is not finished.
 
     FormatError where its manifest is damaged.
     """
@@ -364,7 +362,7 @@ def find_shard(folder: Path, number: int, chunk: int) -> Shard | None:
 
 
 def find_shards(folder: Path) -> list[Shard]:
-    """All finished shards, in the order of the inputs. Raises InputError, FormatError."""
+    """Returns all finished shards, in the order of the inputs. Raises InputError, FormatError."""
     try:
         names = [path.stem for path in folder.iterdir() if path.suffix == ".jsonl"]
     except OSError as error:
@@ -377,7 +375,7 @@ def find_shards(folder: Path) -> list[Shard]:
 
 
 def count_missing(manifest: Manifest, found: Sequence[Shard]) -> int:
-    """How many inputs of a folder have shards that are not finished."""
+    """Counts the inputs of a folder whose shards are not all finished."""
     chunks: dict[int, list[Shard]] = {}
     for shard in found:
         chunks.setdefault(shard.number, []).append(shard)
@@ -396,7 +394,7 @@ def build_shard(
     lines: Sequence[ShardRecord],
     stacks: Sequence[codes.Codes | codes.Compact],
 ) -> tuple[bytes, bytes]:
-    """The bytes of a shard's file (none where no image could be encoded), and those of its
+    """Returns the bytes of a shard's file (none where no image could be encoded), and those of its
     manifest. Equal input gives equal bytes.
     """
     parts = [
@@ -430,6 +428,24 @@ def build_shard(
     return data, ("\n".join([head.to_json(), *(line.to_json() for line in lines)]) + "\n").encode()
 
 
+def write_shard(
+    out: Path,
+    chunk: int,
+    source: Input,
+    last: bool,
+    names: int,
+    lines: Sequence[ShardRecord],
+    stacks: Sequence[codes.Codes | codes.Compact],
+) -> Shard:
+    """Writes the shard as `build_shard` makes it, and then its manifest. Raises OutputError."""
+    data, text = build_shard(source, last, names, lines, stacks)
+    found = Shard(out, source.number, chunk, parse_head(text.split(b"\n", 1)[0]))
+    if data:
+        files.write_bytes(found.path, data, force=True)
+    files.write_bytes(found.records_path, text, force=True)
+    return found
+
+
 def _grid(stack: codes.Codes | codes.Compact) -> tuple[int, int]:
     _, _, h, w = stack.shape
     return w, h
@@ -440,8 +456,8 @@ def _member(grid: tuple[int, int]) -> str:
 
 
 def _tar(members: dict[str, bytes]) -> tuple[bytes, list[int]]:
-    """A tar of these, without dates or owners, and where each begins in it;
-    nothing for no members.
+    """Makes a tar of these, without dates or owners; returns it and where each member begins.
+    Nothing for no members.
     """
     if not members:
         return b"", []
@@ -456,7 +472,7 @@ def _tar(members: dict[str, bytes]) -> tuple[bytes, list[int]]:
 
 
 def map_indices(shard: Shard, stack: GridBatch, manifest: Manifest) -> np.ndarray:
-    """The plain indices (n, L, h, w) of a stack, mapped: only what is looked at is read.
+    """Maps the plain indices (n, L, h, w) of a stack into memory: only what is used is read.
 
     FormatError where the file is too short.
     """
@@ -482,7 +498,7 @@ def map_indices(shard: Shard, stack: GridBatch, manifest: Manifest) -> np.ndarra
 
 
 def read_stack(shard: Shard, stack: GridBatch) -> codes.Codes | codes.Compact:
-    """The codes file of a stack. Raises InputError, FormatError."""
+    """Reads the codes file of a stack. Raises InputError, FormatError."""
     with codes.name_in_errors(shard.path):
         require(shard.is_complete(), f"not the {shard.head.bytes} bytes that its manifest tells of")
         require(stack.bytes <= codes.FILE_LIMIT, "too large")
@@ -512,7 +528,7 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def stale_files(folder: Path) -> Iterator[Path]:
-    """All files in a folder that a run made, or was making when it was killed."""
+    """Yields all files in a folder that a run made, or was making when it was killed."""
     for path in folder.iterdir():
         ours = path.suffix in _SUFFIXES and STEM.fullmatch(path.stem)
         if (

@@ -34,8 +34,8 @@ def decode(
     crops: dict[str, Any] | None = None,
     data: bytes | None = None,
 ) -> images.DecodedImage:
-    """The image in a file, or in that part of one; with the settings of `crops`, the copies that
-    they make of it: pixels (n, H, W, C). `data` are its bytes, where they were read already.
+    """Decodes the image in a file, or in that part of one; with the settings of `crops`, makes the
+    copies of it: pixels (n, H, W, C). `data` are its bytes, where they were read already.
 
     InputError says nothing of the path, so that it is the same on every machine.
     """
@@ -76,7 +76,7 @@ def _bytes(path: str, offset: int, size: int | None) -> bytes:
 
 
 def _remote_bytes(path: Path, offset: int, size: int | None) -> bytes:
-    """One request of a part; of a whole file, two."""
+    """Reads bytes of a file on a server: a part in one request, a whole file in two."""
     assert isinstance(path, files.RemotePath)
     try:
         whole = path.stat().st_size if size is None else size

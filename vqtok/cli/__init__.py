@@ -34,8 +34,8 @@ _ParseError: Any = typer.BadParameter.__mro__[2]  # Typer's ClickException, whic
 
 
 class _Commands(TyperGroup):
-    """The commands; mistakes that Typer finds on the command line are told in
-    two lines, like all others.
+    """The commands. Errors that Typer finds on the command line are printed in two lines, like all
+    others.
     """
 
     def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
@@ -119,7 +119,7 @@ for name, command in (
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Runs the command."""
     if "_VQTOK_COMPLETE" in os.environ:  # a shell asks what a word may become
         # Typer breaks help at this width, and fish takes the second line for a word of its own
         os.environ["COLUMNS"] = "1000"

@@ -88,8 +88,8 @@ def plan(
 
 
 def _keep_suffixes(jobs: list[Job], ending: str) -> list[Job]:
-    """Where two inputs would write one file, names the results of all but the first by the whole
-    name of the input, and says so.
+    """Names results by the whole name of the input where two inputs would write one file, for all
+    but the first, and says so.
     """
     first: dict[str, Job] = {}
     for job in jobs:
@@ -109,7 +109,7 @@ def _keep_suffixes(jobs: list[Job], ending: str) -> list[Job]:
 
 
 def read_codes(source: "Source") -> "Codes | Compact":
-    """The codes in a file of either form. Raises InputError, FormatError."""
+    """Reads the codes in a file of either form. Raises InputError, FormatError."""
     from vqtok import codes, files
 
     path = source.path
@@ -122,8 +122,8 @@ def read_codes(source: "Source") -> "Codes | Compact":
 
 
 def check_codes_targets(jobs: Sequence[Job], out: Path | None) -> None:
-    """UsageError where -o names an image, or anything else that no codes file is called by:
-    `vqtok decode` and all other readers look for .npz.
+    """Raises UsageError where -o has a name that no codes file may have, such as an image's: `vqtok
+    decode` and all other readers look for .npz.
     """
     from vqtok import images
     from vqtok.files import STDIO

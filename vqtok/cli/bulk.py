@@ -96,7 +96,7 @@ Seed = Annotated[
 
 @dataclass(frozen=True)
 class CropOptions:
-    """What is made of images before they are encoded, as typed."""
+    """Options that say how images are cropped before they are encoded, as typed."""
 
     size: Size = None
     crop: Crop = None
@@ -113,7 +113,7 @@ class CropOptions:
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """The options of codes shards alone, as typed."""
+    """The options that only codes shards have, as typed."""
 
     shards: Bulk = False
     shard_size: ShardSize = None
@@ -160,7 +160,7 @@ def _is_image(word: str) -> bool:
 
 
 def check_free(options: Mapping[str, object]) -> None:
-    """UsageError where an option is given that codes shards have not."""
+    """Raises UsageError where an option is given that does not apply to codes shards."""
     for name, value in options.items():
         if value is not None and value is not False:
             fix = {"--skip-existing": "use --resume", "--verify": "leave it out"}.get(
@@ -273,7 +273,7 @@ class Reporter:
             output.say(_summary(report, source), self.quiet)
 
     def say_total(self, out: Path, seconds: float) -> None:
-        """The last line."""
+        """Prints the last line."""
         before = f", {self.old} of them before" if self.old else ""
         shards, images = human_count(self.shards, "shard"), human_count(self.images, "image")
         taken = f"{seconds:.1f} s" if seconds < 10 else human_duration(seconds)
@@ -281,7 +281,9 @@ class Reporter:
         output.say(f"{images} in {shards}{before} -> {out}{made}", self.quiet or self.json)
 
     def finish(self, out: Path, seconds: float) -> None:
-        """The last line; exit 1 where images have failed, in an earlier part of the run, too."""
+        """Prints the last line; exits with 1 where images have failed, also in an earlier part of
+        the run.
+        """
         self.say_total(out, seconds)
         if self.failed:
             output.say(f"{self.failed} of {self.images + self.failed} failed", style="bold red")
@@ -305,7 +307,9 @@ def _facts(report: "ShardReport", source: str | None) -> dict[str, Any]:
 
 
 def _summary(report: "ShardReport", source: str | None) -> str:
-    """train-000.tar -> codes/00000-00000.npz  1,000 images, 8.9 MB, 25 a second"""
+    """Returns a line like "train-000.tar -> codes/00000-00000.npz  1,000 images, 8.9 MB, 25 a
+    second".
+    """
     head = report.shard.head
     failed = f", {head.failed} failed" if head.failed else ""
     target = report.shard.path if head.bytes else report.shard.records_path

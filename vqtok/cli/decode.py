@@ -129,7 +129,7 @@ def _write(path: Path, image: "np.ndarray", force: bool) -> None:
 
 
 def _targets(target: Path, n: int) -> list[Path]:
-    """Names the files of n images: of several, numbered ones.
+    """Names the files of n images; more than one are numbered.
 
     Raises OutputError where several would go to standard output.
     """
@@ -149,7 +149,7 @@ def _targets(target: Path, n: int) -> list[Path]:
 
 
 def _describe(job: Job, facts: Facts) -> list[str]:
-    """img.npz -> img.decoded.png  96x64, 2 of 8 levels, 0.42 s
+    """Returns lines like "img.npz -> img.decoded.png  96x64, 2 of 8 levels, 0.42 s".
 
     Of several images in a file one line, with the first name and the last.
     """

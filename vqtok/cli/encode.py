@@ -31,7 +31,7 @@ Images = Annotated[
 
 @dataclass(frozen=True)
 class CodesOptions:
-    """Options that say what is kept of an image, and how it is written."""
+    """Options that say how much of an image is kept, and how it is written."""
 
     levels: o.Levels = None
     bpp: o.Bpp = None
@@ -133,8 +133,8 @@ def encode(
 
 
 def _one_a_sample(jobs: list[Job], inputs: list[str], member: str | None) -> tuple[list[Job], str]:
-    """The jobs without further images of a sample (s0.seg.png beside s0.jpg), and what to say of
-    them; what is named itself stays.
+    """Leaves out further images of a sample (s0.seg.png beside s0.jpg); returns the other jobs, and
+    what to say of those left out. Files that the user names stay.
     """
     found = [i for i, job in enumerate(jobs) if job.source.path is not None]
     listed = [i for i in found if str(jobs[i].source.path) not in inputs]
@@ -238,7 +238,7 @@ class _Encoder:
         return encoded
 
     def range_note(self) -> str:
-        """One range for all of several images that use little of theirs; else nothing."""
+        """Suggests one range for several images that use little of theirs; else nothing."""
         from vqtok import images
 
         if len(self.narrow) < 2:
@@ -262,7 +262,7 @@ class _Encoder:
 def _read(
     job: Job, channels: int, background: "Color", value_range: "Range | None", crops: "Crops"
 ) -> "DecodedImage":
-    """The image; with settings of crops, its pixels are (n, H, W, C)."""
+    """Reads the image; with settings of crops, its pixels are (n, H, W, C)."""
     from vqtok import files, images
 
     source = job.source.path or files.read_stdin(images.MAX_BYTES)
@@ -271,7 +271,9 @@ def _read(
 
 
 def _summary(job: Job, facts: Facts) -> str:
-    """img.png -> img.npz  96x64x1, 9.1 kB, 0.19 bpp, 41x fewer bytes than img.png, 0.42 s"""
+    """Returns a line like "img.png -> img.npz  96x64x1, 9.1 kB, 0.19 bpp, 41x fewer bytes than
+    img.png, 0.42 s".
+    """
     grid = "x".join(map(str, facts["grid"]))
     ratio = facts["source_bytes"] / facts["bytes"]
     source = "the source" if job.source.path is None else job.source.path.name

@@ -175,7 +175,8 @@ def evaluate(
         one.check_levels(max(_numbers(wanted.levels) or [1]))  # finds each, before the work
     part: Literal["test", "train"] = "test" if parts[0] == "test" else "train"
     networks = _load_networks(wanted)
-    found = [_measure(data, part, chosen, one, wanted, networks, quiet) for one in models]
+    asked = _Asked(data, part, chosen, values is None)
+    found = [_measure(asked, one, wanted, networks, quiet) for one in models]
     if wanted.sheet is not None:
         figures.write_sheet(wanted.sheet, found[0].views, force)
     _show([one.measured for one in found], wanted, found[0].description, force, json)
@@ -196,10 +197,18 @@ class _Found:
     failed: int
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """The images to measure on."""
+
+    data: Path | None
+    part: Literal["test", "train"]
+    options: "DataOptions"
+    range_of_model: bool  # no --range was given: each model's own counts
+
+
 def _measure(
-    data: Path | None,
-    part: Literal["test", "train"],
-    chosen: "DataOptions",
+    asked: _Asked,
     name: ModelOptions,
     wanted: MeasureOptions,
     networks: dict[str, Any],
@@ -211,10 +220,10 @@ def _measure(
     from vqtok.errors import InputError
     from vqtok.evaluate import evaluate as measure
 
-    codec = name.load()
-    if chosen.range is None and codec.range is not None:
-        chosen = replace(chosen, range=images.show_range(codec.range))
-    dataset = open_data(data, part, chosen)
+    codec, options = name.load(), asked.options
+    if asked.range_of_model and codec.range is not None:
+        options = replace(options, range=images.show_range(codec.range))
+    dataset = open_data(asked.data, asked.part, options)
     for note in dataset.notes:
         output.say(note, quiet)
     views: list[list[View]] = []
@@ -263,7 +272,7 @@ def _show(
 
 
 def _check_no_originals(data: Path, options: MeasureOptions) -> None:
-    """UsageError where an option compares with originals, which codes shards do not hold."""
+    """Raises UsageError where an option compares with originals, which codes shards do not hold."""
     from vqtok.errors import UsageError
 
     for name in ("lpips", "dists", "fid", "codecs", "sheet", "plot"):

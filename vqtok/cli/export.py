@@ -27,7 +27,7 @@ def _complete_format(incomplete: str) -> list[str]:
 
 @dataclass(frozen=True)
 class SequenceOptions:
-    """Options of codes alone: how a grid becomes tokens, and which images are taken."""
+    """Options that only codes have: how a grid becomes tokens, and which images are taken."""
 
     order: Annotated[
         str,
@@ -86,7 +86,7 @@ class SequenceOptions:
 
     @property
     def given(self) -> list[str]:
-        """Those that are not as by default, as typed."""
+        """Returns the options that differ from the default, as typed."""
         changed = (f.name for f in fields(self) if getattr(self, f.name) != f.default)
         return [f"--{name.replace('_', '-')}" for name in changed]
 
@@ -171,7 +171,9 @@ def export(
 
 
 def _refuse_token_options(source: str, to: str, given: list[str]) -> None:
-    """UsageError where a model is to be exported with the options of codes, or codes as a model."""
+    """Raises UsageError where a model is to be exported with the options of codes, or codes as a
+    model.
+    """
     from vqtok.config import TOKEN_FORMATS
 
     fix = f"choose one with --to: {', '.join(TOKEN_FORMATS)}"
@@ -182,7 +184,7 @@ def _refuse_token_options(source: str, to: str, given: list[str]) -> None:
 
 
 def open_codes(source: str, model: str | None) -> Any:
-    """The codes in a file, a folder of files or a folder of shards."""
+    """Opens the codes in a file, a folder of files or a folder of shards."""
     from vqtok import tokens
     from vqtok.bulk import MANIFEST, CodesDataset
 

@@ -1,4 +1,4 @@
-"""`vqtok info` and `vqtok models`: what files and models are, without torch."""
+"""`vqtok info` and `vqtok models`: describes files and models, without torch."""
 
 import math
 import os
@@ -43,8 +43,8 @@ def info(
 
 
 def _facts(file: str) -> dict[str, Any]:
-    """What there is to say of codes (read whole and checked), of a weights
-    file's header, or of a model.
+    """Returns what there is to say of codes (read whole and checked), of a weights file's header,
+    or of a model.
     """
     from vqtok import codes, files, model_registry
 
@@ -73,7 +73,9 @@ def _facts(file: str) -> dict[str, Any]:
 
 
 def _home(model: str, fingerprint: str) -> tuple[str | None, int | None]:
-    """The folder and the levels of the model that decodes codes; None where it is not here."""
+    """Returns the folder and the levels of the model that decodes codes; None where it is not
+    here.
+    """
     from vqtok import model_registry, weights
 
     try:
@@ -143,7 +145,9 @@ def _model_facts(model: "ModelFolder") -> dict[str, Any]:
 
 
 def _raw_bpp(values: dict[str, Any], path: Path) -> float:
-    """Bits per pixel of raw indices; FormatError where the config is damaged."""
+    """Computes the bits per pixel of raw indices. Raises FormatError where the config is
+    damaged.
+    """
     from vqtok import config
 
     checked = config.from_dict(config.TokenizerConfig, values, str(path))
@@ -151,7 +155,7 @@ def _raw_bpp(values: dict[str, Any], path: Path) -> float:
 
 
 def _rows(facts: dict[str, Any], indent: str = "") -> Iterator[list[str]]:
-    """Name and value of each fact; those that stand in another stand below it."""
+    """Yields name and value of each fact; nested facts come below the one that holds them."""
     from vqtok.files import human_bytes
 
     for key, value in facts.items():
@@ -166,7 +170,7 @@ def _rows(facts: dict[str, Any], indent: str = "") -> Iterator[list[str]]:
             ]
         elif key == "levels" and facts.get("model_levels"):
             yield [name, f"{value} of {facts['model_levels']}"]
-        elif key == "model_levels":  # told beside the file's own
+        elif key == "model_levels":  # shown beside the file's own
             continue
         elif key in ("stages", "attention") and value:  # a list of numbers, no size
             yield [name, ", ".join(map(str, value))]
@@ -238,7 +242,9 @@ def models(json: o.Json = False) -> None:
 
 
 def _listed(model: "ModelFolder") -> dict[str, Any]:
-    """The facts of a model that the list shows; FormatError where its files are damaged."""
+    """Returns the facts of a model that the list shows. Raises FormatError where its files are
+    damaged.
+    """
     facts = _model_facts(model)
     config, record, prior = (
         facts["tokenizer"]["config"],

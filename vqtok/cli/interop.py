@@ -135,14 +135,14 @@ def import_(
 
 
 def _read_image(path: Path) -> "np.ndarray":
-    """An image to try, uint8 (H, W, 3)."""
+    """Reads an image to try, uint8 (H, W, 3)."""
     from vqtok import images
 
     return images.from_any(path, 3, images.WHITE).pixels
 
 
 def _write_sheet(target: Path, found: "Imported", force: bool) -> None:
-    """The originals, and below them each trial's images."""
+    """Writes the originals, and below them each trial's images."""
     from vqtok import images
     from vqtok.plots import sheets
 
@@ -164,7 +164,7 @@ def _check_free(out: Path, force: bool) -> None:
 
 
 def _write(out: Path, tokenizer: "Weights", force: bool) -> None:
-    """A model's folder: what a run or another model has left in it goes."""
+    """Writes a model's folder; removes what a run or another model has left in it."""
     from vqtok import weights
     from vqtok.train import card
     from vqtok.train import run as train_run

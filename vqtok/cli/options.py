@@ -46,7 +46,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """What the shell completes a model to: names of models.
+    """Completes the name of a model in the shell.
 
     None fits a path, and the shell then completes it to files.
     """
@@ -58,7 +58,7 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_setting(names: str) -> Callable[[str], list[str]]:
-    """What the shell completes an option to whose words `config` lists under that name."""
+    """Returns the shell completion of an option whose words `config` lists under that name."""
 
     def complete(incomplete: str) -> list[str]:
         from vqtok import config
@@ -69,7 +69,7 @@ def complete_setting(names: str) -> Callable[[str], list[str]]:
 
 
 def complete_choice(*words: str) -> Callable[[str], list[str]]:
-    """What the shell completes an option to that takes one of a few words."""
+    """Returns the shell completion of an option that takes one of a few words."""
     return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
@@ -251,14 +251,14 @@ class RunningOptions:
     verbose: Verbose = False
 
     def model(self, name: str | None) -> ModelOptions:
-        """The model of that name, to run as these options say."""
+        """Loads the model of that name, to run as these options say."""
         return ModelOptions(name, self.device, self.precision, self.verbose)
 
 
 def data_options(
     split: list[str] | None, labels: str | None, member: str | None, values: str | None = None
 ) -> "DataOptions":
-    """What the options say of the data. Raises UsageError."""
+    """Returns what the options say of the data. Raises UsageError."""
     from vqtok.data import DataOptions
 
     return DataOptions.of(split or (), labels, member, values)

@@ -1,4 +1,4 @@
-"""What commands say: data on stdout, all else on stderr, progress on a terminal only."""
+"""Prints for all commands: data on stdout, all else on stderr, progress on a terminal only."""
 
 import functools
 import io
@@ -29,8 +29,8 @@ _shared: list[Console] = []  # the console of a progress line that is being show
 
 
 def console() -> Console:
-    """The console for messages: standard error, plain text where that is no terminal; while a
-    progress line is shown, the one that prints above it.
+    """Returns the console for messages: standard error, plain text where that is no terminal; while
+    a progress line is shown, the one that prints above it.
 
     NO_COLOR is heeded by Rich.
     """
@@ -48,21 +48,21 @@ def shared(target: Console) -> Iterator[None]:
 
 
 def say(text: str, quiet: bool = False, style: str = "") -> None:
-    """One line for a person."""
+    """Prints one line for a person."""
     if not quiet:
         # Text: file names may look like markup or :emoji:
         console().print(Text(printable(text), style))
 
 
 def show_error(error: VqtokError) -> None:
-    """The two lines of an error."""
+    """Prints the two lines of an error."""
     target = console()
     target.print(Text.assemble(("vqtok: error:", "bold red"), " ", printable(str(error))))
     target.print(Text.assemble(("  fix:", "green"), " ", printable(error.command_fix)))
 
 
 def total(images: int, size: int, seconds: float) -> str:
-    """'1,000 images, 8.9 MB, 40 s, 25 a second': what the last line of many images says."""
+    """Returns the last line of many images, like '1,000 images, 8.9 MB, 40 s, 25 a second'."""
     parts = [files.human_count(images, "image")]
     parts += [files.human_bytes(size)] if size else []
     parts.append(files.human_duration(seconds) if seconds >= 10 else f"{seconds:.1f} s")
@@ -72,13 +72,15 @@ def total(images: int, size: int, seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """One line of text. File names may hold line breaks, terminal escapes and undecodable bytes."""
+    """Returns text as one line. File names may hold line breaks, terminal escapes and undecodable
+    bytes.
+    """
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One object a line on standard output; infinity and NaN, for which JSON
-    has no word, become null.
+    """Prints one object a line on standard output; infinity and NaN, for which JSON has no word,
+    become null.
     """
     write_stdout((json.dumps(_finite(value), allow_nan=False) + "\n").encode())
 
@@ -92,7 +94,7 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(table: Table) -> None:
-    """A Rich table on standard output: it is the command's result.
+    """Prints a Rich table on standard output: it is the command's result.
 
     Without a terminal its lines are not folded.
     """
@@ -113,7 +115,7 @@ def _is_terminal() -> bool:
 
 
 def write_stdout(data: bytes) -> None:
-    """Bytes to standard output, all or an error."""
+    """Writes bytes to standard output: all of them, or raises an error."""
     if _is_terminal() and b"\0" in data[:1024]:
         raise OutputError(
             "standard output is a terminal, and the result is binary", "send it to a file: -o FILE"
@@ -134,7 +136,7 @@ def write_stdout(data: bytes) -> None:
 
 
 def write(target: Path, data: bytes, force: bool) -> None:
-    """A result's bytes to its file, or to standard output."""
+    """Writes a result's bytes to its file, or to standard output."""
     if target == files.STDIO:
         write_stdout(data)
     else:
@@ -142,7 +144,7 @@ def write(target: Path, data: bytes, force: bool) -> None:
 
 
 def _leave_quietly() -> NoReturn:
-    """The reader has gone (`| head`): nobody is left to tell."""
+    """Exits without a message, for the reader has gone (`| head`)."""
     _drop_stdout()
     raise typer.Exit(1)
 
@@ -156,7 +158,7 @@ def _drop_stdout() -> None:
 
 
 def display_name(target: Path | str) -> str:
-    """A result's place, for a person."""
+    """Returns where a result goes, for a person."""
     return "standard output" if str(target) == "-" else str(target)
 
 
@@ -167,8 +169,8 @@ def check_target(path: Path, force: bool) -> None:
 
 
 def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """A command whose errors are two lines on stderr and an exit code;
-    VQTOK_DEBUG=1 shows the traceback instead.
+    """Wraps a command: its errors become two lines on stderr and an exit code; VQTOK_DEBUG=1 shows
+    the traceback instead.
     """
 
     @functools.wraps(command)
@@ -193,8 +195,8 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does:
-    Python would die on the spot, and leave half a temporary file.
+    """Makes SIGTERM end a command as Ctrl-C does: Python would exit at once and leave half a
+    temporary file.
     """
     if (
         threading.current_thread() is not threading.main_thread()
@@ -218,7 +220,7 @@ def debugging() -> bool:
 
 
 def _unexpected(error: Exception) -> VqtokError:
-    """What no check foresaw: a failing disk, or a mistake in vqtok."""
+    """Describes an error that no check foresaw: a failing disk, or a mistake in vqtok."""
     if isinstance(error, RemoteError):
         return VqtokError(f"cannot reach {error.filename}: {error.strerror}", error.fix)
     if isinstance(error, OSError) and error.strerror:

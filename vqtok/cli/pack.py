@@ -131,7 +131,7 @@ class EntropyCoders:
 
     @cached_property
     def _named(self) -> "tuple[ModelFolder, str]":
-        """The model that --model names, and its fingerprint."""
+        """Returns the model that --model names, and its fingerprint."""
         from vqtok import model_registry, weights
 
         folder = model_registry.find_model(self.model)
@@ -156,7 +156,9 @@ class EntropyCoders:
         return self.loaded[codes.fingerprint]
 
     def _find_or_say(self, plain: "Codes") -> "EntropyCoder | None":
-        """As `find`; `tell` then says of a model that its codes can only be bit-packed."""
+        """Finds the coder as `find`; where there is none, `tell` says of the model that its codes
+        can only be bit-packed.
+        """
         first = plain.fingerprint not in self.loaded
         coder = self.find(plain)
         if first and coder is None:
@@ -190,7 +192,9 @@ class EntropyCoders:
         return codes.to_compact(plain) if coder is None else coder.pack(plain)
 
     def pack_levels(self, plain: "Codes") -> "Callable[[int], Compact]":
-        """Codes the levels once; the result gives the compact form of any number of the first."""
+        """Codes the levels once; the result gives the compact form of any number of the first
+        levels.
+        """
         from vqtok import codes
 
         coder = self._find_or_say(plain)
@@ -210,7 +214,9 @@ Change = Callable[[EntropyCoders, "Codes | Compact", object], "Encoded"]
 
 @dataclass(frozen=True)
 class _Command:
-    """What one of the three commands does to a codes file, and to the shards of a folder."""
+    """What sets one of the three commands apart: the change to a codes file, and to the shards of a
+    folder.
+    """
 
     verb: str
     ending: str  # of the new name: .compact for img.compact.npz
@@ -219,7 +225,7 @@ class _Command:
     compact: bool | None = None
 
     def change_stack(self, coders: EntropyCoders, found: "Codes | Compact") -> "Codes | Compact":
-        """Gives the codes of one grid of a shard in the form that the new manifest tells."""
+        """Gives the codes of one grid of a shard in the form that the new manifest states."""
         from vqtok.codes import Codes
 
         plain = coders.unpack(found)
@@ -321,7 +327,9 @@ def _rewrite_one(coders: EntropyCoders, change: Change, force: bool, job: Job) -
 
 
 def _describe(job: Job, facts: Facts) -> list[str]:
-    """img.npz -> img.truncated.npz  96x64x2, 2.1 kB, 0.12 bpp, 2 of 8 levels, coded, 0.01 s"""
+    """Returns lines like "img.npz -> img.truncated.npz  96x64x2, 2.1 kB, 0.12 bpp, 2 of 8 levels,
+    coded, 0.01 s".
+    """
     grid, size = "x".join(map(str, facts["grid"])), rate.shown(facts["bytes"], facts["bpp"])
     part = (
         f"{facts['levels']} of {facts['source_levels']} levels, "

@@ -42,12 +42,19 @@ class _Pace(ProgressColumn):
         return Text("" if speed is None else f"{speed:.3g}/s")
 
 
+class _Lines(Progress):
+    def stop(self) -> None:
+        """Leaves nothing where nothing was shown: Rich 13.0 prints an empty line there."""
+        if not self.disable:
+            super().stop()
+
+
 def lines(*columns: str) -> Progress:
-    """A progress line: counts and the time left first, then a bar, and further columns, which are
-    cut where the terminal is narrow. It vanishes when done.
+    """Makes a progress line that vanishes when done: counts and the time left first, then a bar,
+    and further columns, which are cut where the terminal is narrow.
     """
     target = output.console()
-    return Progress(
+    return _Lines(
         TextColumn("{task.description}", markup=False),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -65,7 +72,7 @@ def lines(*columns: str) -> Progress:
 
 @contextmanager
 def bar(description: str, quiet: bool) -> Iterator[Callable[[int, int | None], None] | None]:
-    """A callback for (done, total); None where nothing is to be shown."""
+    """Returns a callback for (done, total); None where nothing is to be shown."""
     if quiet or not output.console().is_terminal:
         yield None
         return
@@ -77,8 +84,8 @@ def bar(description: str, quiet: bool) -> Iterator[Callable[[int, int | None], N
 
 @contextmanager
 def jobs(description: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A line for several jobs, whose callback says how many are done, and below it one for a job
-    that takes more than a second.
+    """Shows how many jobs are done, by the returned callback, and below that a line for a job that
+    takes more than a second.
     """
     if quiet or not output.console().is_terminal:
         yield lambda done: None

@@ -1,4 +1,6 @@
-"""The options --effort, --goal and --target of `encode`: how good codes are to be, for how long."""
+"""The options --effort, --goal and --target of `encode`: how close decoded images must be, and how
+long to search.
+"""
 
 import math
 from collections.abc import Callable
@@ -46,7 +48,7 @@ MEASURES = ("psnr", "ssim", "ms-ssim", "lpips")
 
 @dataclass(frozen=True)
 class Quality:
-    """How codes are searched for, and what a decoded image is to reach."""
+    """Settings of the search for codes, and the quality that a decoded image must reach."""
 
     effort: int = 0
     goal: str = "looks"
@@ -57,8 +59,8 @@ class Quality:
     def encode(
         self, model: "Model", images: "list[np.ndarray]", target: "RateTarget"
     ) -> "tuple[Codes, str]":
-        """The codes of images of one size (with a measure, of one alone) at the levels that the
-        quality asks for; and where no level suffices, all of them and what to say.
+        """Encodes images of one size (with a measure, one alone) at the levels that the quality
+        asks for; where no level suffices, at all of them, with what to say.
 
         Where a rate is to decide the levels, all of them, without a search: see `again`.
         """
@@ -117,7 +119,7 @@ def parse(
 
 
 def _measure(name: str, lpips: Path | None) -> "Callable[[np.ndarray, np.ndarray], float]":
-    """A measure of (decoded, given) images, of which more is better."""
+    """Returns a measure of (decoded, given) images, of which more is better."""
     from vqtok import metrics
 
     if lpips is None:

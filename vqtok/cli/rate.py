@@ -1,4 +1,4 @@
-"""The options --levels, --bpp and --max-bytes, and what is said of a codes file's size."""
+"""The options --levels, --bpp and --max-bytes, and messages about the size of a codes file."""
 
 import math
 import re
@@ -31,7 +31,7 @@ def parse(levels: int | None, bpp: float | None, max_bytes: str | None) -> "Rate
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from '2000', '2k', '1.5kB' (thousands) or '2KiB' (1024 each). Raises UsageError."""
+    """Parses a size: '2000', '2k', '1.5kB' (thousands) or '2KiB' (1024 each). Raises UsageError."""
     match = _SIZE.fullmatch(text.strip())
     number, prefix, binary = match.groups() if match else ("0", None, "")
     size = int(Decimal(number) * (1024 if binary else 1000) ** _POWERS[prefix and prefix.lower()])
@@ -72,7 +72,7 @@ def first_levels(codes: "Codes", levels: int | None, name: object) -> "Codes":
 
 
 def _in_words(target: "RateTarget", size: int, pixels: int) -> tuple[str, str, str]:
-    """What a file takes, what was asked for, and what to ask for to get it."""
+    """Returns what a file takes, what was asked for, and what to ask for to get it."""
     if target.bpp is None:
         return f"{size} bytes", f"--max-bytes {target.max_bytes}", f"--max-bytes {size}"
     needed = _rounded_up(8 * size / pixels)
@@ -86,7 +86,7 @@ def _rounded_up(value: float) -> str:
 
 
 def only_packed(model: str) -> str:
-    """What is said where compact codes are asked for of a model that cannot code them."""
+    """Returns what is said where compact codes are asked for of a model that cannot code them."""
     return (
         f"the model {model} has no entropy prior: bits are packed, not coded "
         "(vqtok train --stage entropy makes one)"
@@ -107,7 +107,9 @@ def facts(codes: "Codes | Compact", form: str, size: int) -> dict[str, Any]:
 
 
 def shown(size: int, bpp: float) -> str:
-    """'3.2 kB, 0.083 bpp': three digits where two would hide the difference between two levels."""
+    """Returns text like '3.2 kB, 0.083 bpp', with three digits where two would hide the difference
+    between two levels.
+    """
     from vqtok.files import human_bytes
 
     return f"{human_bytes(size)}, {bpp:.{2 if bpp >= 0.1 else 3}f} bpp"

@@ -251,7 +251,7 @@ def _facts(codec: "Model", human: Any) -> list[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class _CodesFile:
-    """What a page of codes is about."""
+    """A codes file that a page is made of."""
 
     data: bytes
     found: "Codes | Compact"

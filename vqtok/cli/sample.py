@@ -78,7 +78,7 @@ class DrawOptions:
     seed: o.Seed = 0
 
     def keywords(self) -> dict[str, Any]:
-        """What `sample_codes` and `complete_codes` take of these."""
+        """Returns the arguments of `sample_codes` and `complete_codes` among these."""
         names = ("label", "seed", "temperature", "top_k", "top_p", "levels")
         return {name: getattr(self, name) for name in names}
 
@@ -183,7 +183,7 @@ def _check_together(size: str | None, complete: Path | None, keep: str | None) -
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
-    """(H, W) from "384x256" or "256"."""
+    """Parses (H, W) from "384x256" or "256"."""
     if text is None:
         return None
     parts = text.lower().split("x")
@@ -193,7 +193,7 @@ def _parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def _target(out: Path | None, n: int, json: bool, force: bool) -> Path:
-    """Where the result goes, checked before the work."""
+    """Returns where the result goes, checked before the work."""
     from vqtok import images
     from vqtok.files import STDIO
 
@@ -226,7 +226,7 @@ def _numbered(folder: Path, i: int) -> Path:
 
 
 def _check_sheet(target: Path, n: int, size: tuple[int, int]) -> None:
-    """One sheet of very many images could not be opened again, by vqtok or by most viewers."""
+    """Refuses a sheet of so many images that neither vqtok nor most viewers could open it again."""
     from vqtok.images import MAX_PIXELS
 
     if (
@@ -256,7 +256,7 @@ def _complete(
 
 
 def _captions(codec: "Model", n: int) -> list[str] | None:
-    """The label of each image, where they are drawn from all labels in turn."""
+    """Returns the label of each image, where they are drawn from all labels in turn."""
     return [codec.labels[i % len(codec.labels)] for i in range(n)] if codec.labels else None
 
 

@@ -1,5 +1,5 @@
-"""Codes shards where a command takes codes files: a folder is recognized, described, decoded to
-images of the old names, or rewritten to another folder.
+"""Codes shards where a command takes codes files: recognizes a folder, describes it, decodes it to
+images of the old names, or rewrites it to another folder.
 """
 
 import math
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def split(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The folders of codes shards among the inputs, and all else."""
+    """Separates the folders of codes shards among the inputs from all else."""
     folders = [word for word in inputs if is_shards(word)]
     return [files.as_path(word) for word in folders], [
         word for word in inputs if word not in folders
@@ -48,7 +48,9 @@ def is_shards(word: str | Path) -> bool:
 
 
 def open_shards(folder: Path, model: str | None = None, quiet: bool = True) -> "CodesDataset":
-    """The images of a folder; of an unfinished one those that are there, and a line says so."""
+    """Opens the images of a folder; of an unfinished one those that are there, and prints a line
+    that says so.
+    """
     from vqtok.bulk import CodesDataset, shards
 
     data = CodesDataset(folder, partial=True, model=model)
@@ -63,8 +65,8 @@ def open_shards(folder: Path, model: str | None = None, quiet: bool = True) -> "
 
 
 def out_folder(folder: Path, ending: str, out: Path | None, several: bool) -> Path:
-    """Where the result of a folder goes: codes -> codes.compact beside it, or -o; of several
-    folders each below -o by its name.
+    """Returns where the result of a folder goes: codes -> codes.compact beside it, or -o; of
+    several folders each below -o by its name.
     """
     whole = Path(os.path.abspath(folder))
     if out is None:
@@ -81,12 +83,12 @@ def out_folder(folder: Path, ending: str, out: Path | None, several: bool) -> Pa
 
 
 def _beside(folder: Path, name: str) -> Path:
-    """A name beside a folder, relative as the folder is."""
+    """Returns a name beside a folder, relative as the folder is."""
     return Path(os.path.normpath(os.path.join(folder, os.pardir, name)))
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What there is to say of codes shards, from their manifests."""
+    """Returns what there is to say of codes shards, from their manifests."""
     from vqtok.bulk import shards
 
     data = open_shards(folder)
@@ -119,7 +121,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What decoding a folder of shards needs."""
+    """The settings for decoding a folder of shards."""
 
     options: BatchOptions
     levels: int | None
@@ -190,7 +192,7 @@ class Decoding:
 
 
 def _check_levels(data: "CodesDataset", levels: int | None) -> None:
-    """InputError where more levels are asked for than the shards hold."""
+    """Raises InputError where more levels are asked for than the shards hold."""
     from vqtok.codes import count_levels, levels_fix
 
     held = data.manifest.levels
@@ -201,8 +203,8 @@ def _check_levels(data: "CodesDataset", levels: int | None) -> None:
 
 
 class _Targets:
-    """Names results by the images' names; of two that differ in their suffix alone the second keeps
-    its own.
+    """Names results by the images' names. Where two differ in their suffix alone, the second keeps
+    its suffix.
     """
 
     def __init__(self, out: Path, suffix: str) -> None:
@@ -228,7 +230,7 @@ class _Targets:
 def _report_damage(
     data: "CodesDataset", shard: "Shard", failures: Failures
 ) -> Iterator[tuple[str, "Codes"]]:
-    """The images of a shard; none where it is damaged, which is reported."""
+    """Yields the images of a shard; none where it is damaged, which is reported."""
     found: Iterable[tuple[str, Codes]] = ()
     try:
         found = data.images(shard)
@@ -242,7 +244,7 @@ def _report_damage(
 
 @dataclass(frozen=True)
 class Rewriting:
-    """How shards are rewritten: see `bulk.rewrite`."""
+    """The settings for rewriting shards: see `bulk.rewrite`."""
 
     verb: str
     options: BatchOptions
@@ -308,7 +310,9 @@ def run_folders(
 
 
 def first_images(data: "CodesDataset", most: int) -> "Codes":
-    """The first images of the first image's grid, at most so many of one shard, as one Codes."""
+    """Returns the first images of the first image's grid, at most so many of one shard, as one
+    Codes.
+    """
     import numpy as np
 
     from vqtok.codes import Codes
@@ -333,7 +337,9 @@ def first_images(data: "CodesDataset", most: int) -> "Codes":
 
 
 def refuse_rates(target: Any, folders: Sequence[Path]) -> None:
-    """UsageError where a size is asked for of codes shards, whose images have equal levels."""
+    """Raises UsageError where a size is asked for of codes shards, whose images have equal
+    levels.
+    """
     if folders and (target.bpp is not None or target.max_bytes is not None):
         raise UsageError(
             f"{folders[0]} holds codes shards: all their images have as many levels",

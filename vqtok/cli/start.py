@@ -31,20 +31,24 @@ class ModelOptions:
 
     @cached_property
     def folder(self) -> "ModelFolder":
-        """The model's folder; ModelError where there is none."""
+        """Returns the model's folder. Raises ModelError where there is none."""
         from vqtok import model_registry
 
         return model_registry.find_model(self.name)
 
     @cached_property
     def config(self) -> "TokenizerConfig":
-        """The tokenizer's settings, from the file's header; FormatError where it is damaged."""
+        """Returns the tokenizer's settings, from the file's header. Raises FormatError where it is
+        damaged.
+        """
         from vqtok import weights
 
         return weights.tokenizer_config(self.folder.tokenizer)
 
     def value_range(self, given: str | None) -> "Range | None":
-        """The range of deep images: as given, else the model's; None is auto. Raises UsageError."""
+        """Returns the range of deep images: as given, else the model's; None is auto. Raises
+        UsageError.
+        """
         from vqtok import images, weights
 
         if given is not None:

@@ -23,7 +23,7 @@ ARRAYS = (".npy", ".npz")
 
 
 def parse_grid(text: str | None) -> tuple[int, int] | None:
-    """8x16 as (8, 16). Raises UsageError."""
+    """Parses 8x16 as (8, 16). Raises UsageError."""
     if text is None:
         return None
     match = re.fullmatch(r"([1-9]\d{0,6})x([1-9]\d{0,6})", text)
@@ -81,7 +81,7 @@ def _members(word: str) -> set[str]:
     try:
         with zipfile.ZipFile(word) as archive:
             return set(archive.NameToInfo)
-    except Exception:  # whatever else it is, is told by the one that reads it
+    except Exception:  # any other file is described by the error of its reader
         return set()
 
 
@@ -144,7 +144,7 @@ def pack(
 
 
 def _grid_for(model: "TokenModel | None", array: Any) -> tuple[int, int] | None:
-    """Rows as long as the grids of the model are such grids."""
+    """Returns the grid that rows as long as the model's grids stand for."""
     if model and array.ndim == 2 and model.grid[0] * model.grid[1] == array.shape[1]:
         return model.grid
     return None

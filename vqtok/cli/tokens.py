@@ -97,7 +97,7 @@ def import_tokens(
 
 
 def _beside(source: Path) -> Path:
-    """The meta.json that goes with the sequences."""
+    """Returns the meta.json that belongs to the sequences."""
     folder = source if source.is_dir() else source.parent
     path = folder / "meta.json"
     if not path.exists():
@@ -109,7 +109,7 @@ def _beside(source: Path) -> Path:
 
 
 def _targets(out: Path, restored: "list[Codes]") -> list[Path]:
-    """The files that the codes go to."""
+    """Returns the files that the codes go to."""
     if out.suffix == ".npz" and not out.is_dir():
         if len(restored) > 1:
             raise UsageError(

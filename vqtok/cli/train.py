@@ -251,7 +251,7 @@ class SettingOptions:
     ] = None
 
     def values(self) -> dict[str, Any]:
-        """The settings that were given, nested as in a recipe."""
+        """Returns the settings that were given, nested as in a recipe."""
         found: dict[str, Any] = {}
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             path = next((word for word in hint.__metadata__ if isinstance(word, str)), "")
@@ -387,7 +387,9 @@ def _main_rank_errors_first(number: int) -> "Iterator[None]":
 
 
 def _make_request(run: RunOptions, settings: SettingOptions) -> "RunSpec":
-    """All that the command line says about the run; flags and --set go over the recipe file."""
+    """Collects all that the command line says about the run; options and --set override the recipe
+    file.
+    """
     from vqtok import config
     from vqtok import train as training
 
@@ -459,7 +461,7 @@ def _print_plan(request: "RunSpec", device: Any, json: bool) -> None:
 
 
 def _finish(spec: "RunSpec", out: Path, stage: str, device: str, quiet: bool) -> None:
-    """Card and samples of the finished model."""
+    """Writes the card and samples of the finished model."""
     from vqtok.train.card import write_card, write_samples
 
     if stage in ("prior", "all"):
@@ -476,7 +478,7 @@ def _finish(spec: "RunSpec", out: Path, stage: str, device: str, quiet: bool) ->
 
 
 def _summary(out: Path, stage: str, dataset: "Dataset") -> dict[str, Any]:
-    """The last line of --json."""
+    """Returns the last line of --json."""
     from vqtok import weights
 
     parts = [
@@ -496,7 +498,9 @@ def _summary(out: Path, stage: str, dataset: "Dataset") -> dict[str, Any]:
 
 
 def _tell_unreadable(dataset: "Dataset", quiet: bool) -> None:
-    """Training without a few bad images is a success; that they were left out is still said."""
+    """Says which images were left out. A training without a few bad images is a success all the
+    same.
+    """
     if dataset.skipped:
         output.say(
             f"{dataset.skipped} of {len(dataset):,} images could not be read and were left out.",
@@ -513,7 +517,7 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def stop_on_signals(stop: "Stop", together: bool) -> "Iterator[None]":
-    """SIGINT and SIGTERM ask training to save and stop; a second one ends it at once.
+    """Lets SIGINT and SIGTERM ask training to save and stop; a second one ends it at once.
 
     Not where several train `together`: torchrun passes on the ctrl-C that the terminal has sent to
     each, and it ends who takes 30 s.

@@ -93,7 +93,7 @@ def _of_image(file: str) -> tuple["np.ndarray", str]:
 def _of_codes(
     file: str, grid: bool, number: int, levels: int | None, model: str | None, device: str | None
 ) -> tuple["np.ndarray", str]:
-    """The image to show, and what there is to say of it."""
+    """Returns the image to show, and what there is to say of it."""
     from dataclasses import replace
 
     from vqtok import codes as codes_format
@@ -141,7 +141,7 @@ def _of_codes(
 def _model(
     found: "Codes | Compact", grid: bool, model: str | None, device: str | None
 ) -> "Model | None":
-    """The model of the codes; None where it is not here, and a grid can be shown without."""
+    """Loads the model of the codes; None where it is not here, and a grid can be shown without."""
     from vqtok.codes import Codes
 
     chosen = ModelOptions(model, device)
@@ -156,7 +156,7 @@ def _model(
 
 
 def _grids(codes: "Codes", codec: "Model | None") -> "np.ndarray":
-    """The index grids of one image in color, uint8 (H, W, 3); of several levels side by side."""
+    """Draws the index grids of one image in color, uint8 (H, W, 3); several levels side by side."""
     from vqtok import plots
     from vqtok.plots.palette import by_number
 

@@ -1,4 +1,4 @@
-"""Better codes for more time: a search for indices whose decoded image is nearer to the given one.
+"""Searches indices whose decoded image is nearer to the given one: better codes for more time.
 
 An encoder names the nearest entry of each codebook in turn. Two things do better, and any decoder
 reads what they give. A beam search keeps several partial sums of entries (as in additive
@@ -34,7 +34,7 @@ RATE = 0.05  # first step of gradient descent, in standard deviations of the vec
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to search."""
+    """Limits of the search."""
 
     width: int  # of the beam; 1 takes the nearest entry of each level
     steps: int  # of gradient descent through the decoder
@@ -64,7 +64,8 @@ def parse_effort(effort: int, goal: str) -> Effort | None:
 
 
 def beam_search(codebooks: Tensor, z: Tensor, width: int) -> Tensor:
-    """Entries whose sum is near each vector: indices (n, L, h, w), int64, for z (n, D, h, w).
+    """Searches entries whose sum is near each vector: indices (n, L, h, w), int64, for z (n, D, h,
+    w).
 
     codebooks are (L, K, D). At each level the `width` best partial sums go on.
     """
@@ -75,7 +76,7 @@ def beam_search(codebooks: Tensor, z: Tensor, width: int) -> Tensor:
 
 
 def _beam_rows(codebooks: Tensor, vectors: Tensor, width: int) -> Tensor:
-    """Indices (N, L) for vectors (N, D)."""
+    """Returns indices (N, L) for vectors (N, D)."""
     rest = vectors[:, None]  # (N, beam, D): what is left of each after its entries so far
     chosen = torch.empty(len(vectors), 1, 0, dtype=torch.int64, device=vectors.device)
     for codebook in codebooks:
@@ -93,12 +94,16 @@ def _beam_rows(codebooks: Tensor, vectors: Tensor, width: int) -> Tensor:
 
 
 def _take(beam: Tensor, parent: Tensor) -> Tensor:
-    """The rows (N, new beam, d) of a beam (N, beam, d) that `parent` (N, new beam) names."""
+    """Selects the rows (N, new beam, d) of a beam (N, beam, d) that `parent` (N, new beam)
+    names.
+    """
     return beam.gather(1, parent[:, :, None].expand(-1, -1, beam.shape[2]))
 
 
 def contrast(images: Tensor) -> Tensor:
-    """The deviation of each pixel's surroundings, (n, C, H, W), in the images' own units."""
+    """Computes the deviation of each pixel's surroundings, (n, C, H, W), in the images' own
+    units.
+    """
 
     def mean(values: Tensor) -> Tensor:
         return F.avg_pool2d(values, PATCH, 1, PATCH // 2, count_include_pad=False)
@@ -107,12 +112,12 @@ def contrast(images: Tensor) -> Tensor:
 
 
 class CodeSearch:
-    """Indices for vectors, by more effort than the quantizer makes."""
+    """Searches indices for vectors with more effort than the quantizer."""
 
     def __init__(
         self, quantizer: Quantizer, levels: int, effort: Effort, goal: str = "looks"
     ) -> None:
-        """Of the first `levels` levels. A beam is of use only to a sum of codebooks."""
+        """Searches the first `levels` levels. A beam is of use only to a sum of codebooks."""
         self.quantizer, self.levels, self.effort = quantizer, levels, effort
         self.contrast = GOALS[goal]
         self.codebooks = (
@@ -121,7 +126,7 @@ class CodeSearch:
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
-        """Indices (n, L, h, w) whose vectors are near z (n, D, h, w)."""
+        """Returns indices (n, L, h, w) whose vectors are near z (n, D, h, w)."""
         if self.codebooks is None:
             return self.quantizer(z).indices[:, : self.levels]
         return beam_search(self.codebooks, z, self.effort.width)
@@ -129,7 +134,7 @@ class CodeSearch:
     def improve(
         self, z: Tensor, images: Tensor, decode: Callable[[Tensor], Tensor], whole: bool
     ) -> Tensor:
-        """Indices (n, L, h, w) that decode to something near the images.
+        """Returns indices (n, L, h, w) that decode to something nearer to the images.
 
         z (n, D, h, w) are the encoder's vectors; images (n, C, H, W) in [-1, 1], H and W at most
         h*f and w*f, are what counts; `decode` gives (n, C, h*f, w*f) for vectors and passes the
@@ -210,7 +215,7 @@ def _windows(h: int, w: int, side: int) -> Iterator[_Window]:
 
 
 def _along(start: int, length: int, side: int) -> tuple[slice, slice, slice, slice]:
-    """The four slices of a window along one axis."""
+    """Returns the four slices of a window along one axis."""
     stop = min(start + side, length)
     low, high = max(0, start - CONTEXT), min(length, stop + CONTEXT)
     return (

@@ -49,7 +49,9 @@ class EntropyCoder:
         return self.pack_levels(codes)(codes.levels)
 
     def pack_levels(self, codes: Codes) -> Callable[[int], Compact]:
-        """Codes the levels once; the result gives the compact form of any number of the first."""
+        """Codes the levels once; the result gives the compact form of any number of the first
+        levels.
+        """
         self._check(codes)
         coded = self.prior.code(codes.indices)
         return lambda count: to_compact(

@@ -155,8 +155,9 @@ def floats(batch: Batch, rows: slice, columns: slice, f: int, device: torch.devi
         cut = [image[None, :, rows, columns] for image in batch]
         x = scale(torch.cat([pad(part.to(device), f) for part in cut]))  # type: ignore[union-attr]
     else:
-        # (n, H, W, C)
-        padded = np.stack([images.pad(p[rows, columns], f) for p in batch])  # type: ignore[arg-type]
+        cropped = [p[rows, columns] for p in batch]
+        padded = np.stack([images.pad(p, f) for p in cropped])  # type: ignore[arg-type]
+        # padded is (n, H, W, C)
         x = to_float(torch.from_numpy(padded).to(device).permute(0, 3, 1, 2))
     return x.contiguous(memory_format=torch.channels_last)
 

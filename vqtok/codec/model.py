@@ -84,7 +84,9 @@ class Model:
 
     @property
     def range(self) -> images.Range | None:
-        """The values of deep images that it was trained with as 0 and 255; None: not told."""
+        """Returns the values of deep images that became 0 and 255 in training; None where that is
+        not recorded.
+        """
         return images.range_of_record(self.record)
 
     @property
@@ -102,7 +104,7 @@ class Model:
     def _part(self, name: str) -> Any:
         """Returns a part of the network, with its values and on the device."""
         part = self._network.get_submodule(name)
-        # Off, whoever asks: tensors made in inference mode never take part in a gradient.
+        # off in any case: tensors made in inference mode never take part in a gradient
         with self._lock, torch.inference_mode(False):
             if any(tensor.startswith(f"{name}.") for tensor in self._waiting):
                 fill(self._network, self._waiting, name)
@@ -159,7 +161,9 @@ class Model:
         return to_compact(codes) if self.entropy_coder is None else self.entropy_coder.pack(codes)
 
     def pack_levels(self, codes: Codes) -> Callable[[int], Compact]:
-        """Codes the levels once; the result gives the compact form of any number of the first."""
+        """Codes the levels once; the result gives the compact form of any number of the first
+        levels.
+        """
         self._check(codes)
         if self.entropy_coder is None:
             return lambda count: to_compact(codes.first_levels(count))
@@ -180,7 +184,9 @@ class Model:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names the classes that `sample` can be asked for; none for an unconditional prior."""
+        """Returns the names of the classes that `sample` can be asked for; none for an
+        unconditional prior.
+        """
         return self.prior.config.labels
 
     @property
@@ -362,7 +368,7 @@ class Model:
                 ticks.tell(position, indices.shape[axis])
 
     def _encoded(self, batch: inputs.Batch, h: int, w: int) -> Iterator[Tensor]:
-        """The encoder's vectors, part by part: (n, D, rows, w) or (n, D, h, columns)."""
+        """Yields the encoder's vectors, part by part: (n, D, rows, w) or (n, D, h, columns)."""
         tiling, f = self._tiling(h, w, len(batch)), self.config.downsample
         parts = (
             inputs.floats(batch, *tiling.slices(part, f), f, self.device) for part in tiling.tiles
@@ -370,7 +376,7 @@ class Model:
         return stream(self.encoder, parts, tiling.axis, tiling.max_length * f)
 
     def _search(self, batch: inputs.Batch, indices: Tensor, search: CodeSearch) -> None:
-        """As `_encode`, by a search."""
+        """Encodes as `_encode`, by a search."""
         f, (h, w) = self.config.downsample, indices.shape[2:]
         decoder, likelihood = self.decoder, self.likelihood
         for i in range(len(batch)):
@@ -674,8 +680,8 @@ class Model:
         return self.codes(indices, codes.sizes * n)
 
     def _labels(self, label: str | int | None, n: int) -> Tensor | None:
-        """Class numbers (n,): one class for all, or all classes in turn;
-        None where there are no classes and none is asked for.
+        """Returns class numbers (n,): one class for all, or all classes in turn; None where there
+        are no classes and none is asked for.
         """
         if label is None:
             return torch.arange(n) % len(self.labels) if self.labels else None

@@ -235,7 +235,7 @@ def to_stream(codes: Compact) -> bytes:
 
 
 def _exponent(value: int) -> int:
-    """log2 of a power of two above 1; 0 for other numbers."""
+    """Returns log2 of a power of two above 1; 0 for other numbers."""
     return value.bit_length() - 1 if value & (value - 1) == 0 else 0
 
 
@@ -347,7 +347,7 @@ class _Reader:
         return self.data[self.at - count : self.at]
 
     def varint(self) -> int:
-        """At most 35 bits."""
+        """Reads a varint of at most 35 bits."""
         value = 0
         for shift in range(0, 35, 7):
             (byte,) = self.read(1)

@@ -50,7 +50,7 @@ class GridDescription:
 
     @property
     def bits(self) -> float:
-        """Bits that the raw indices take: n * L * h * w * log2(K)."""
+        """Returns the bits that the raw indices take: n * L * h * w * log2(K)."""
         return math.prod(self.shape) * math.log2(self.codebook_size)
 
     @property

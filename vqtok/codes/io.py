@@ -37,7 +37,7 @@ def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
     Equal codes give equal bytes, apart from how a machine's zlib packs them.
 
     Without `deflate` plain indices are stored as they are:
-    `data_offset` tells where, and a memory map reads one image alone.
+    `data_offset` says where, and a memory map reads one image alone.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -177,7 +177,7 @@ def _from_json_sizes(value: Any, n: int) -> tuple[tuple[int, int], ...]:
 
 
 def _from_json_range(value: Any) -> tuple[float, float] | None:
-    """The values that became 0 and 255; Codes checks that they are a range."""
+    """Parses the values that became 0 and 255; `Codes` checks that they are a range."""
     if value is None:
         return None
     numbers = (

@@ -1,4 +1,4 @@
-"""Members of an .npz: arrays in a zip archive, of which nothing is trusted.
+"""Reads arrays in an .npz, a zip archive, without trusting anything in it.
 
 Names, sizes and headers are checked before memory is reserved for what they claim. The .npy
 headers are parsed here: NumPy evaluates them as Python literals, and raises nine kinds of
@@ -131,7 +131,7 @@ def find(archive: zipfile.ZipFile, name: str) -> Member:
 
 
 def find_bytes(archive: zipfile.ZipFile, name: str) -> Member:
-    """A member that is no array, as bytes (n,). Errors as `find`."""
+    """Finds a member that is no array, as bytes (n,). Errors as `find`."""
     info, most = _find(archive, name, name)
     require(
         info.file_size <= most,
@@ -141,7 +141,7 @@ def find_bytes(archive: zipfile.ZipFile, name: str) -> Member:
 
 
 def _find(archive: zipfile.ZipFile, filename: str, name: str) -> tuple[zipfile.ZipInfo, int]:
-    """The one member of that file name, and the most bytes that it can hold."""
+    """Finds the one member of that file name, and the most bytes that it can hold."""
     infos = [info for info in archive.infolist() if info.filename == filename]
     require(len(infos) < 2, f"the member {name} stands twice in the file")
     require(len(infos) > 0, f"not a codes file: the member {name} is missing", GIVE_CODES)

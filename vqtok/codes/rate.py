@@ -15,7 +15,9 @@ class Packer(Protocol):
     def pack(self, codes: Codes, /) -> Compact: ...
 
     def pack_levels(self, codes: Codes, /) -> Callable[[int], Compact]:
-        """Codes the levels once; the result gives the compact form of any number of the first."""
+        """Codes the levels once; the result gives the compact form of any number of the first
+        levels.
+        """
         ...
 
 

@@ -10,7 +10,8 @@ CHANNELS_MAX, LAYERS_MAX = 4096, 256
 
 
 def parse_layer(spec: str) -> tuple[str, int]:
-    """Kind and channels of a layer like "down 64" or "relu" (0 channels); UsageError for others.
+    """Parses kind and channels of a layer like "down 64" or "relu" (0 channels). Raises UsageError
+    for others.
 
     down and up are 4x4 convolutions that halve and double the resolution, conv is 3x3, point 1x1;
     block and block3 are residual blocks of 3x3 and 1x1 or 3x3 with so many channels inside.
@@ -29,7 +30,9 @@ def parse_layer(spec: str) -> tuple[str, int]:
 
 
 def layers_of(config: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Layers of encoder and decoder; the decoder's are () where the network makes its own."""
+    """Returns the layers of encoder and decoder; the decoder's are () where the network makes its
+    own.
+    """
     if config.encoder_layers:
         return config.encoder_layers, config.decoder_layers
     width, count = config.width, config.downsample.bit_length() - 1

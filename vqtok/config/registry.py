@@ -1,7 +1,7 @@
 """Lists the names that settings may have, and the class behind each: the one table to add a line
 to.
 
-A class stands as a dotted path, so that reading the table imports no PyTorch.
+A class is given as a dotted path, so that reading the table imports no PyTorch.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """Names a class, says in a few words what it is, and lists the settings that it alone reads.
+    """A class by its dotted path, with its help and the settings that only it reads.
 
     `settings` are fields that a config class declares. `adds` are further ones: the config class
     gets a field for each. Files without them were made with the default.

@@ -226,15 +226,15 @@ class TokenizerConfig:
 
     @property
     def decoder_stages(self) -> list[tuple[int, int]]:
-        """Channels and residual blocks of the folded decoder's stages, finest first."""
+        """Returns channels and residual blocks of the folded decoder's stages, finest first."""
         if self.decoder_widths:
             return list(zip(self.decoder_widths, self.decoder_depths, strict=True))
         return [(width, self.decoder_blocks) for width in self.encoder_widths]
 
     @property
     def encoder_widths(self) -> list[int]:
-        """Channels of the folded encoder's stages, finest (1/fold of the
-        image) to coarsest (1/f).
+        """Returns the channels of the folded encoder's stages, finest (1/fold of the image) to
+        coarsest (1/f).
         """
         return [
             self.width * 2**stage for stage in range((self.downsample // self.fold).bit_length())

@@ -4,22 +4,18 @@ import os
 import threading
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vqtok import images
 from vqtok.data import arrays, foreign
 from vqtok.data.dataset import DataOptions, ImageFiles
-from vqtok.data.listing import TEXTS, Files, images_of
+from vqtok.data.listing import Files, images_of, is_text
 from vqtok.data.place import Place
 from vqtok.data.splits import Split
 from vqtok.data.tar import MEMBER_LIMIT, TarMember, index_tar, is_hidden, is_image, is_image_member
 from vqtok.errors import InputError
 
-_START = 64  # bytes by which images are told from what is none
-
-
-def _is_text(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in TEXTS
+_START = 64  # first bytes, by which images are recognized
 
 
 def zip_source(place: Place, split: Split, options: DataOptions) -> ImageFiles | None:
@@ -32,7 +28,7 @@ def zip_source(place: Place, split: Split, options: DataOptions) -> ImageFiles |
 
 
 def zip_files(path: Path) -> Files:
-    """The images in a zip, and the texts beside them. Raises InputError."""
+    """Lists the images in a zip, and the texts beside them. Raises InputError."""
     try:
         archive = zipfile.ZipFile(path)
     except arrays.BROKEN as error:
@@ -50,7 +46,7 @@ def zip_files(path: Path) -> Files:
         name = member.filename
         if name.endswith("/") or is_hidden(name):
             return False
-        return _is_text(name) or recognizer.is_image(name, start)
+        return is_text(name) or recognizer.is_image(name, start)
 
     members = [m for m in archive.infolist() if is_wanted(m)]
     members.sort(key=lambda m: m.filename)
@@ -76,7 +72,7 @@ def zip_files(path: Path) -> Files:
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """A member's bytes; ValueError where an image's are none's, before more than the
+    """Reads a member's bytes. Raises ValueError where they are no image's, before more than the
     first of them are unpacked.
     """
     with archive.open(member) as file:
@@ -90,7 +86,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 
 
 def tar_files(paths: Sequence[Path], name: str, root: Path | None = None) -> Files:
-    """The images in tars, and the texts beside them; each is then one read at a known offset.
+    """Lists the images in tars, and the texts beside them; each is then one read at a known offset.
 
     An empty tar holds none; of one that is cut off, those before the cut are used, with a line
     that says so. Raises InputError where no tar can be read. `root`: shards are named from there.
@@ -135,13 +131,13 @@ def tar_files(paths: Sequence[Path], name: str, root: Path | None = None) -> Fil
 
 
 def _index(path: Path, recognizer: images.Recognizer) -> tuple[list[TarMember], InputError | None]:
-    """The files wanted in a tar, and what is wrong with what comes after them."""
+    """Lists the files wanted in a tar, and what is wrong with what comes after them."""
     length, found = path.stat().st_size, list[TarMember]()
     try:
         for member in index_tar(path):
             name = member.name.removeprefix("./")
             fits = member.size <= MEMBER_LIMIT and member.offset + member.size <= length
-            wanted = _is_text(name) and not is_hidden(name)
+            wanted = is_text(name) and not is_hidden(name)
             if fits and (wanted or is_image_member(path, member, recognizer)):
                 found.append(member._replace(name=name))
     except InputError as error:

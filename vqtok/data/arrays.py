@@ -63,8 +63,8 @@ def damaged(path: Path, why: object) -> InputError:
 def read_pixels(
     file: BinaryReader, path: Path, shape: tuple[int, ...], available: int
 ) -> np.ndarray:
-    """uint8 of `shape` from an open file; memory is taken only for what
-    `available` bytes can hold.
+    """Reads uint8 of `shape` from an open file; takes memory only for what `available` bytes can
+    hold.
     """
     wanted = math.prod(shape)
     if wanted > available:
@@ -109,7 +109,7 @@ class ScaledPixels:
 
 
 def _range_of(values: np.ndarray, given: images.Range | None) -> tuple[images.Range, list[str]]:
-    """The one range of a whole array, and what to say of it."""
+    """Returns the one range of a whole array, and what to say of it."""
     lows, highs = list[float](), list[float]()
     step = max(1, _AT_ONCE_BYTES // max(1, values[0].nbytes))
     for i in range(0, len(values), step):
@@ -136,7 +136,9 @@ def _are_whole(values: np.ndarray, step: int) -> bool:
 def _as_bytes(
     pixels: np.ndarray, dtype: np.dtype, given: images.Range | None
 ) -> tuple[np.ndarray, list[str], images.Range | None]:
-    """Images (N, H, W, C) as uint8, what was done to them, and the range where they are deep."""
+    """Converts images (N, H, W, C) to uint8; returns them with what was done to them, and the range
+    where they are deep.
+    """
     if dtype.itemsize == 1 and dtype.kind in "bu":
         return (*_stretched(pixels, dtype), None)
     found, notes = _range_of(pixels, given)
@@ -176,8 +178,8 @@ def pairs_source(place: Place, split: Split, options: DataOptions) -> ArrayData 
 
 
 def open_npy(path: Path, given: images.Range | None = None) -> ArrayData:
-    """One array (N, H, W[, C]), memory-mapped: it may be larger than memory. Of values deeper than
-    8 bits `given` becomes 0 to 255.
+    """Opens one array (N, H, W[, C]), memory-mapped: it may be larger than memory. Of values deeper
+    than 8 bits, `given` becomes 0 to 255.
 
     Labels are in the .npy whose name has labels in the place of imgs or images.
     """
@@ -201,7 +203,9 @@ def open_npy(path: Path, given: images.Range | None = None) -> ArrayData:
 
 
 def _labels_beside(path: Path) -> Path | None:
-    """kmnist-train-labels.npz of kmnist-train-imgs.npz; None where there is none."""
+    """Returns the labels' file of an images' file, such as kmnist-train-labels.npz of kmnist-train-
+    imgs.npz; None where there is none.
+    """
     name = re.sub(r"(images|imgs|image|img|_x|-x|^x|_X|^X)(?=[-_.])", _labels_name, path.name)
     found = path.with_name(name)
     return found if name != path.name and found.is_file() else None
@@ -213,7 +217,9 @@ def _labels_name(match: re.Match[str]) -> str:
 
 
 def _stretched(pixels: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, list[str]]:
-    """Images of 0 and 1 alone, as dSprites has them, as 0 and 255, with a line that says so."""
+    """Turns images of 0 and 1 alone, as dSprites has them, into 0 and 255; returns them with a line
+    that says so.
+    """
     if dtype != np.bool_ and any(
         (pixels[i : i + _AT_ONCE] > 1).any() for i in range(0, len(pixels), _AT_ONCE)
     ):
@@ -228,7 +234,7 @@ _LABELS = ("labels", "y", "label")
 
 
 def npz_splits(path: Path) -> list[str]:
-    """Which of train, val and test the names in an .npz have images of, in that order."""
+    """Returns which of train, val and test the names in an .npz have images of, in that order."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = {n.removesuffix(".npy").lower() for n in archive.namelist()}
@@ -244,9 +250,9 @@ def npz_splits(path: Path) -> list[str]:
 def open_npz(
     path: Path, split: Split, given: images.Range | None = None, words: Sequence[str] = ()
 ) -> ArrayData:
-    """The images and labels in an .npz, under names like images and labels, or x_train and
-    y_train; else the first array that can hold images. Labels may be in an .npz beside it.
-    `words` are what names say of the split: by default train, or test and val.
+    """Opens the images and labels in an .npz, under names like images and labels, or x_train and
+    y_train; else the first array that can hold images. Labels may be in an .npz beside it. `words`
+    are what names say of the split: by default train, or test and val.
 
     Raises InputError when there is no array of images, or it is not of
     numbers (N, H, W) or (N, H, W, 1|3). Of values deeper than 8 bits `given` becomes 0 to 255.
@@ -288,7 +294,7 @@ def open_npz(
 
 
 def _lone_array(path: Path) -> np.ndarray:
-    """The labels in an .npz that holds nothing else."""
+    """Reads the labels in an .npz that holds nothing else."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
@@ -303,7 +309,9 @@ def _lone_array(path: Path) -> np.ndarray:
 def _pick(
     members: dict[str, zipfile.ZipInfo], names: Sequence[str], words: Sequence[str]
 ) -> tuple[bool, str | None]:
-    """The member of that split, or of no split: whether it names the split, and its name."""
+    """Picks the member of that split, or of no split; returns whether its name has the split, and
+    its name.
+    """
     own = [form for s in words for n in names for form in (f"{n}_{s}", f"{s}_{n}")]
     lower = {name.lower(): name for name in members}
     found = next((name for name in (*own, *names) if name in lower), None)
@@ -313,7 +321,7 @@ def _pick(
 def _first_images(
     archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], path: Path
 ) -> str | None:
-    """The first array (N, H, W, 1|3) of bytes or bools, else the first of 3 or 4 axes."""
+    """Returns the first array (N, H, W, 1|3) of bytes or bools, else the first of 3 or 4 axes."""
     forms = dict[str, tuple[tuple[int, ...], np.dtype]]()
     for name, member in members.items():
         with archive.open(member) as file:
@@ -336,7 +344,7 @@ def _first_images(
 def _read_member(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, images: bool
 ) -> tuple[np.ndarray, np.dtype]:
-    """The array, bools as bytes; and its type in the file."""
+    """Reads the array, bools as bytes; returns it with its type in the file."""
     with archive.open(member) as file:
         shape, fortran, dtype = _npy_header(file, path)
         if images:
@@ -371,8 +379,8 @@ def _read_array(
 
 
 def _npy_header(file: BinaryReader, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """(shape, Fortran order, dtype) of a .npy stream, which then stands
-    at the first byte of data.
+    """Reads (shape, Fortran order, dtype) of a .npy stream, which is then at the first byte of
+    data.
     """
     try:
         version = np.lib.format.read_magic(file)

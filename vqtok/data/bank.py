@@ -1,5 +1,5 @@
-"""All training images on the device, and a step's crops made there: no thread holds Python's lock
-while a GPU waits for images.
+"""Holds all training images on the device, and makes a step's crops there: no thread holds Python's
+lock while a GPU waits for images.
 
 The host only says what is to be seen, five numbers an image (`plan`). The crops are those of
 `Batches`, up to rounding: Lanczos resampling is linear, so a crop is two products of an image's
@@ -38,15 +38,16 @@ class Bank:
 
     @property
     def readable(self) -> np.ndarray:
-        """Which images there are, bool (N,)."""
+        """Returns which images can be read, bool (N,)."""
         return self.host_sizes[:, 0] > 0
 
 
 def load_bank(
     dataset: Dataset, indices: np.ndarray, channels: int, device: torch.device, limit: int
 ) -> Bank | None:
-    """The images `indices` of a data set on the device, in that order; None where they take more
-    than `limit` bytes."""
+    """Loads the images `indices` of a data set on the device, in that order; None where they take
+    more than `limit` bytes.
+    """
     if len(indices) > LOOKED_AT:
         some = indices[:: len(indices) // LOOKED_AT]
         guess = (
@@ -82,7 +83,9 @@ def load_bank(
 def _decoded(
     dataset: Dataset, indices: np.ndarray, channels: int
 ) -> Iterator[list[np.ndarray | None]]:
-    """Images uint8 (H, W, C), in order, a few hundred at a time; None for an unreadable one."""
+    """Yields images uint8 (H, W, C), in order, a few hundred at a time; None for an unreadable
+    one.
+    """
 
     def read(index: int) -> np.ndarray | None:
         try:
@@ -114,8 +117,8 @@ class BankBatches:
         self.window = min(math.ceil(most + 2 * reach) + 3, int(sides.max()))
 
     def plan(self, step: int) -> Tensor:
-        """float64 (5, B): number of the image in the bank, top, left and side of its box in pixels,
-        and 1 where it is mirrored.
+        """Returns float64 (5, B): number of the image in the bank; top, left and side of its box in
+        pixels; and 1 where it is mirrored.
 
         A pure function of the step, made on the host.
         """
@@ -128,8 +131,9 @@ class BankBatches:
         return torch.from_numpy(np.stack([images, top, left, side, mirrored]).astype(np.float64))
 
     def crops(self, plan: Tensor) -> Tensor:
-        """Float (B, C, size, size) of whole gray levels, 0 to 255, for a plan (5, B) on the bank's
-        device."""
+        """Makes float (B, C, size, size) of whole gray levels, 0 to 255, for a plan (5, B) on the
+        bank's device.
+        """
         bank, window = self.bank, self.window
         position = plan[0].long()
         top, left, side, mirrored = plan[1:]
@@ -151,8 +155,9 @@ class BankBatches:
     def _windows(
         self, position: Tensor, row: Tensor, column: Tensor, H: Tensor, W: Tensor
     ) -> Tensor:
-        """Float (B, C, window, window): the pixels from (row, column) on; past an image's end the
-        last ones again."""
+        """Cuts float (B, C, window, window): the pixels from (row, column) on; beyond an image's
+        edge the last pixels are repeated.
+        """
         bank, steps = self.bank, torch.arange(self.window, device=position.device)
         rows = torch.minimum(row[:, None] + steps, H[:, None] - 1).long()  # (B, window)
         columns = torch.minimum(column[:, None] + steps, W[:, None] - 1).long()

@@ -41,8 +41,8 @@ class OneSize(Protocol):
 def split_indices(
     dataset: Dataset, part: float, maximum: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(training, validation) indices, each int64 and sorted;
-    the same for the same data, part, maximum and seed.
+    """Returns (training, validation) indices, each int64 and sorted; the same for the same data,
+    part, maximum and seed.
 
     Validation gets `part` of the images, at most `maximum`, at least one when part > 0.
     A data set of one image is both: there is nothing to set aside.
@@ -67,7 +67,7 @@ class Batches:
 
     Decoded files stay in memory up to `keep` bytes (by default an eighth of the machine's memory, 4
     GiB at most). A JPEG whose crop is shrunk to half or less is decoded at 1/2, 1/4 or 1/8: which,
-    (seed, p) tells, so what is in memory changes no batch.
+    (seed, p) gives, so what is in memory changes no batch.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Batches:
         self._kept = DecodedCache(cache_budget() if keep is None else keep)
 
     def batch(self, step: int) -> Batch:
-        """Batch number `step`, from 0 without end. Safe to call from several threads."""
+        """Makes batch number `step`, from 0 without end. Safe to call from several threads."""
         positions = self.positions(step)
         chosen = self.indices[self._choose(positions)]
         if isinstance(self.dataset, OneSize) and self.dataset.size == (self.size, self.size):
@@ -122,7 +122,7 @@ class Batches:
     def prefetch(
         self, start: int, stop: int | None = None, workers: int | None = None
     ) -> Generator[Batch, None, None]:
-        """Batches start, start + 1, ... up to stop, in order, made ahead of time by threads,
+        """Yields batches start, start + 1, ... up to stop, in order, made ahead of time by threads,
         which end when it is closed.
 
         There are as many as processors, up to 16:
@@ -144,13 +144,13 @@ class Batches:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def positions(self, step: int) -> np.ndarray:
-        """The positions of a step's batch that are this process's."""
+        """Returns the positions of a step's batch that are this process's."""
         rank, count = self._share
         return np.arange(step * self._batch + rank, (step + 1) * self._batch, count)
 
     def draws(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """By how much each image is shrunk, and where its crop lies along both axes, from 0 to
-        1: float64 of that shape.
+        """Draws by how much each image is shrunk, and where its crop lies along both axes, from 0
+        to 1: float64 of that shape.
         """
         scale, top, left = (
             counter_rng.uniform(self._seed, stream, positions) for stream in (_SCALE, _TOP, _LEFT)
@@ -158,15 +158,15 @@ class Batches:
         return self.min_scale + (1 - self.min_scale) * scale, top, left
 
     def mirrored(self, positions: np.ndarray) -> np.ndarray:
-        """Which crops are mirrored, bool."""
+        """Draws which crops are mirrored, bool."""
         drawn = counter_rng.bits(self._seed, _FLIP, positions) >> np.uint64(63) == 1
         return drawn if self._flip else np.zeros_like(drawn)
 
     def boxes(
         self, factor: Any, down: Any, across: Any, H: Any, W: Any, reduced: int = 1
     ) -> tuple[Any, Any, Any]:
-        """Top, left and side of the squares that become crops, of images H x W:
-        floats, or arrays of one shape, by what `draws` gives.
+        """Returns top, left and side of the squares that become crops, of images H x W: floats, or
+        arrays of one shape, by what `draws` gives.
 
         `reduced`: how many pixels of the file one of the image stands for along each axis.
         A square of the crop's own size lies on whole pixels: it is copied.
@@ -178,8 +178,8 @@ class Batches:
         return top, left, side
 
     def images(self, positions: np.ndarray, readable: np.ndarray) -> np.ndarray:
-        """The place in `indices` of the image at each position;
-        `readable` (N,) says whose file can be read, others are replaced.
+        """Returns the position in `indices` of the image at each position; `readable` (N,) says
+        whose file can be read, others are replaced.
         """
         chosen = self._choose(positions)
         for number in np.flatnonzero(~readable[chosen]):
@@ -189,7 +189,9 @@ class Batches:
         return chosen
 
     def _choose(self, positions: np.ndarray) -> np.ndarray:
-        """The place in `indices` of the image at each position; a batch may span epochs."""
+        """Returns the position in `indices` of the image at each position; a batch may span
+        epochs.
+        """
         N = len(self.indices)
         epochs = positions // N
         chosen = np.empty(len(positions), np.int64)
@@ -199,7 +201,9 @@ class Batches:
         return chosen
 
     def _replacement(self, position: int, attempt: int) -> int:
-        """The place in `indices` of another image for a position whose own cannot be read."""
+        """Returns the position in `indices` of another image for a position whose own cannot be
+        read.
+        """
         if attempt == _TRIES:
             raise InputError(
                 f"{self.dataset.skipped} of {len(self.dataset)} images in "
@@ -223,7 +227,7 @@ class Batches:
     def _crop(
         self, index: int, position: int, factor: float, down: float, across: float
     ) -> tuple[int, np.ndarray]:
-        """(index used, uint8 (size, size, C))."""
+        """Returns (index used, uint8 (size, size, C))."""
         index, image, reduced = self._read(
             index, position, next(d for d in (8, 4, 2, 1) if factor * d <= 1)
         )
@@ -237,8 +241,8 @@ class Batches:
         return index, _resize(image, self.size, (left, top, left + side, top + side))
 
     def _read(self, index: int, position: int, shrink: int) -> tuple[int, np.ndarray, int]:
-        """(index used, uint8 (H, W, C), how many of the file's pixels became one along
-        each axis: at most `shrink`).
+        """Reads (index used, uint8 (H, W, C), how many of the file's pixels became one along each
+        axis: at most `shrink`).
         """
         attempt = 0
         while True:
@@ -260,8 +264,8 @@ class Batches:
 
 
 def _resize(pixels: np.ndarray, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
-    """The part `box` (left, top, right, bottom;
-    fractions of pixels allowed) of an image as uint8 (size, size, C).
+    """Resizes the part `box` (left, top, right, bottom; fractions of pixels allowed) of an image to
+    uint8 (size, size, C).
     """
     C = pixels.shape[2]
     image = Image.fromarray(np.ascontiguousarray(pixels if C == 3 else pixels[..., 0]))

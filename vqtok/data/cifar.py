@@ -76,7 +76,7 @@ def stl_source(place: Place, split: Split, options: DataOptions) -> ArrayData | 
 
 
 def folder_kind(folder: Path, names: Sequence[str]) -> _Kind | None:
-    """Which of the two a folder holds, by the names in it; None for neither."""
+    """Returns which of the two a folder holds, by the names in it; None for neither."""
     for kind in _KINDS:
         found = [n for n in names if re.fullmatch(f"{kind.train}|{kind.test}", n)]
         if found and (
@@ -100,7 +100,7 @@ def _starts_pickle(path: Path) -> bool:
 
 
 def refuse_pickled(place: Path, names: Sequence[str] = ()) -> InputError:
-    """What to say of CIFAR's batches for Python."""
+    """Returns what to say of CIFAR's batches for Python."""
     hundred = "meta" in names or "100" in place.name
     kind = _CIFAR100 if hundred else _CIFAR10
     return InputError(
@@ -110,7 +110,7 @@ def refuse_pickled(place: Path, names: Sequence[str] = ()) -> InputError:
 
 
 def open_folder(folder: Path, kind: _Kind, split: Split) -> ArrayData:
-    """The folder cifar-10-batches-bin (data_batch_1.bin to 5, test_batch.bin) or
+    """Opens the folder cifar-10-batches-bin (data_batch_1.bin to 5, test_batch.bin) or
     cifar-100-binary (train.bin, test.bin).
     """
     wanted = kind.pattern(split)
@@ -123,7 +123,7 @@ def open_folder(folder: Path, kind: _Kind, split: Split) -> ArrayData:
 
 
 def open_file(path: Path) -> ArrayData:
-    """One binary batch: of CIFAR-100 where its size and name say so, else of CIFAR-10."""
+    """Opens one binary batch: of CIFAR-100 where its size and name say so, else of CIFAR-10."""
     size = path.stat().st_size
     fits = [kind for kind in _KINDS if size and size % kind.record == 0]
     named = re.fullmatch(f"{_CIFAR100.train}|{_CIFAR100.test}", path.name)
@@ -140,7 +140,7 @@ def _open(paths: Sequence[Path], kind: _Kind, split: Split | None = None) -> Arr
 
 
 def open_archive(path: Path, split: Split) -> ArrayData:
-    """cifar-10-binary.tar.gz or cifar-100-binary.tar.gz, read in one pass without unpacking it."""
+    """Reads cifar-10-binary.tar.gz or cifar-100-binary.tar.gz in one pass, without unpacking it."""
     batches = dict[_Kind, list[tuple[Path, bytes]]]()
     texts: dict[str, str] = {}
     try:
@@ -211,7 +211,7 @@ def is_stl(name: str) -> bool:
 
 
 def open_stl_folder(folder: Path, split: Split) -> ArrayData:
-    """The folder stl10_binary: train_X.bin or test_X.bin; unlabeled_X.bin by its own name."""
+    """Opens the folder stl10_binary: train_X.bin or test_X.bin; unlabeled_X.bin by its own name."""
     path = folder / f"{split}_X.bin"
     if not path.is_file():
         raise InputError(
@@ -225,7 +225,9 @@ def open_stl_folder(folder: Path, split: Split) -> ArrayData:
 
 
 def open_stl(path: Path) -> ArrayData:
-    """Images of 96x96, memory-mapped, column by column in the file; labels 1 to 10 beside them."""
+    """Opens images of 96x96, memory-mapped, column by column in the file; labels 1 to 10 beside
+    them.
+    """
     size = path.stat().st_size
     if not size or size % _STL_PIXELS:
         raise damaged(path, f"it must hold images of {_STL_PIXELS} bytes, and has {size} bytes")

@@ -32,7 +32,7 @@ class Classes(NamedTuple):
 
 
 def of_values(values: Sequence[str | None], origin: str = "") -> Classes:
-    """The classes that occur, named by their values; numbers in the order of numbers.
+    """Returns the classes that occur, named by their values; numbers in the order of numbers.
 
     Raises InputError where there are too many.
     """
@@ -49,13 +49,13 @@ def of_values(values: Sequence[str | None], origin: str = "") -> Classes:
 
 
 def of_integers(values: np.ndarray) -> Classes:
-    """As `of_values`, of integers (N,)."""
+    """Returns the classes as `of_values`, for integers (N,)."""
     found, inverse = np.unique(values, return_inverse=True)
     return Classes(tuple(str(int(v)) for v in found), inverse.reshape(-1).astype(np.int64))
 
 
 def without_root(parts: Sequence[Parts]) -> list[Parts]:
-    """Names without the folders that all share, down to one that names a split."""
+    """Drops the folders that all names share, down to one that names a split."""
     found = list(parts)
     while (
         len(found[0]) > 1
@@ -72,7 +72,7 @@ def _is_split(folder: str) -> bool:
 
 
 def of_folders(parts: Sequence[Parts], force: bool = False) -> Classes:
-    """The top folders are classes when there are two or more and no image lies beside them,
+    """Takes the top folders as classes when there are two or more and no image lies beside them,
     and when they are not called images and masks, or number parts of the data.
 
     `force` takes them as classes whatever they are called.
@@ -130,7 +130,7 @@ def is_numbered(parts: Sequence[Parts]) -> bool:
 
 
 def read_labels(path: Path) -> dict[str, str] | list[str]:
-    """The labels in a file: by the names of images, or, without names, one for each in order.
+    """Reads the labels in a file: by the names of images, or, without names, one for each in order.
 
     CSV, TSV or lines of two words (a header may name the columns); JSON or JSON lines, as Hugging
     Face's metadata.jsonl or the dataset.json of StyleGAN; one label a line; an array .npy.
@@ -220,8 +220,9 @@ def _read_table(text: str) -> dict[str, str] | list[str]:
 
 
 def from_file(path: Path, names: Sequence[str]) -> Classes:
-    """The classes of images by a file: by their names, those without suffix or without folders,
-    or, where it holds only labels, in order. Raises InputError where it is of other images.
+    """Reads the classes of images from a file: by their names, those without suffix or without
+    folders, or, where it holds only labels, in order. Raises InputError where it is of other
+    images.
     """
     found = read_labels(path)
     if isinstance(found, list):

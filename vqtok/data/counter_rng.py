@@ -11,8 +11,8 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014):
-    a bijection of 64 bits in which every bit moves every other.
+    """Applies the finalizer of SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64 bits in
+    which every bit affects every other.
     """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -20,8 +20,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def bits(seed: int, stream: int, positions: np.ndarray) -> np.ndarray:
-    """uint64 of the shape of `positions`; `stream` tells apart the
-    draws that one position makes.
+    """Draws uint64 of the shape of `positions`; `stream` tells apart the draws that one position
+    makes.
     """
     state = np.zeros(1, np.uint64)  # arrays throughout: NumPy warns when a uint64 scalar wraps
     for word in (seed, stream, positions):
@@ -30,10 +30,10 @@ def bits(seed: int, stream: int, positions: np.ndarray) -> np.ndarray:
 
 
 def uniform(seed: int, stream: int, positions: np.ndarray) -> np.ndarray:
-    """float64 in [0, 1) of the shape of `positions`."""
+    """Draws float64 in [0, 1) of the shape of `positions`."""
     return (bits(seed, stream, positions) >> np.uint64(11)) * 2.0**-53
 
 
 def permutation(seed: int, stream: int, n: int) -> np.ndarray:
-    """The numbers 0 to n-1 in random order, int64 (n,)."""
+    """Returns the numbers 0 to n-1 in random order, int64 (n,)."""
     return np.argsort(bits(seed, stream, np.arange(n)), kind="stable")

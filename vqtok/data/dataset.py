@@ -1,5 +1,5 @@
-"""What a data set is, and its two kinds: pixels in memory, and image
-files decoded one at a time.
+"""The protocol of a data set, and its two kinds: pixels in memory, and image files decoded one at a
+time.
 """
 
 import threading
@@ -24,7 +24,7 @@ _SAMPLED = 64  # images of an array by which it is known again
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What the user says about data that does not say it itself."""
+    """The user's answers to what the data itself does not say."""
 
     split: tuple[tuple[Split, str], ...] = ()  # (train or test, glob of names)
     labels: str = ""  # none, folders, cls or a file; "": by the data
@@ -39,7 +39,7 @@ class DataOptions:
         member: str | None = None,
         range: str | None = None,
     ) -> "DataOptions":
-        """From what a command takes. Raises UsageError."""
+        """Makes options of what a command takes. Raises UsageError."""
         given = images.parse_range(range)
         shown = "" if given is None else images.show_range(given)
         return cls(parse_patterns(split), labels or "", member or "", shown)
@@ -58,73 +58,73 @@ class DataOptions:
 
 
 class Dataset(Protocol):
-    """Images that can be asked for by number, from any thread."""
+    """Images by number, readable from any thread."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes; empty when the images have none."""
+        """Returns names of the classes; empty when the images have none."""
         ...
 
     @property
     def channels(self) -> int:
-        """1 or 3: of what `image` returns."""
+        """Returns the channels of what `image` returns, 1 or 3."""
         ...
 
     @property
     def description(self) -> str:
-        """One clause for a person: how many images, how large, how many labels."""
+        """Describes the data in one clause: how many images, how large, how many labels."""
         ...
 
     @property
     def skipped(self) -> int:
-        """How many images proved unreadable so far."""
+        """Counts the images that proved unreadable so far."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was guessed or left out when the data was opened, a line each."""
+        """Returns what was guessed or left out when the data was opened, a line each."""
         ...
 
     @property
     def split(self) -> Split | None:
-        """Which part this is; None where the data does not tell its parts apart."""
+        """Returns which part this is; None where the data does not tell its parts apart."""
         ...
 
     @property
     def range(self) -> images.Range | None:
-        """The values of deep images that become 0 and 255, where the user says so."""
+        """Returns the values of deep images that become 0 and 255, where the user says so."""
         ...
 
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 (H, W, C); raises InputError when this one cannot be read."""
+        """Returns uint8 (H, W, C). Raises InputError where this one cannot be read."""
         ...
 
     def label(self, index: int) -> int:
-        """Position in `labels`; -1 when there are none."""
+        """Returns the position in `labels`; -1 when there are none."""
         ...
 
     def image_name(self, index: int) -> str:
-        """The image's name in its source, unique in it; of arrays its number."""
+        """Returns the image's name in its source, unique in it; for arrays, its number."""
         ...
 
     def caption(self, index: int) -> str | None:
-        """The text that comes with an image; None without one."""
+        """Returns the text that comes with an image; None without one."""
         ...
 
     def digest(self) -> str:
-        """Eight hex digits that differ for other images: of names and sizes of files, of some
-        pixels of arrays. Where the data lies does not count.
+        """Returns eight hex digits that differ for other images: of names and sizes of files, of
+        some pixels of arrays. Where the data lies does not count.
         """
         ...
 
 
 class Plain:
-    """What a data set says of itself where it has nothing to say."""
+    """Defaults for a data set that has no labels, captions, splits or notes."""
 
     notes: tuple[str, ...] = ()
     split: Split | None = None
@@ -169,7 +169,7 @@ class ArrayData(Plain):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of every image."""
+        """Returns (H, W) of every image."""
         return self._pixels.shape[1], self._pixels.shape[2]
 
     @property
@@ -186,14 +186,14 @@ class ArrayData(Plain):
         return np.array(self._pixels[index])
 
     def images(self, indices: np.ndarray) -> np.ndarray:
-        """Many at once: uint8 (n, H, W, C)."""
+        """Returns many at once: uint8 (n, H, W, C)."""
         return np.array(self._pixels[indices])
 
     def label(self, index: int) -> int:
         return -1 if self._targets is None else int(self._targets[index])
 
     def relabelled(self, classes: Classes) -> "ArrayData":
-        """The same images of other classes."""
+        """Returns the same images with other classes."""
         targets = np.asarray(classes.targets, np.int64) if classes.labels else None
         notes = (*self.notes, classes.note) if classes.note else self.notes
         data = ArrayData(self.name, self._pixels, targets, classes.labels, notes, self.split)
@@ -209,7 +209,7 @@ class ArrayData(Plain):
 
 
 class ImageFiles(Plain):
-    """Encoded images, decoded when asked for.
+    """Encoded images, decoded when they are asked for.
 
     `fetch` gives an image's path or bytes, `caption` its text, and `size` its file's bytes; all
     are safe to call from threads.
@@ -267,8 +267,8 @@ class ImageFiles(Plain):
         return self.reduced(index, 1, 1)[0]
 
     def reduced(self, index: int, shrink: int, least: int) -> tuple[np.ndarray, int]:
-        """An image at 1/shrink of its sides where that saves time (see `images.read_image`), and
-        the divisor that it has: 1 for most formats.
+        """Reads an image at 1/shrink of its sides where that saves time (see `images.read_image`);
+        returns it with the divisor that it has: 1 for most formats.
         """
         if index in self._bad:
             raise self._error(index)
@@ -299,7 +299,7 @@ class ImageFiles(Plain):
                 return
         first = str(self._error(0))
         if len(self) == 1:
-            given_itself = self._names[0] == self.name  # then its own error tells all
+            given_itself = self._names[0] == self.name  # then its own error says all
             message = (
                 first if given_itself else f"the only image in {self.name} cannot be read: {first}"
             )
@@ -348,8 +348,8 @@ class ImageFiles(Plain):
 
 
 def convert_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """(..., 1|3) to (..., channels): gray is repeated, color becomes luma (ITU-R
-    BT.601, as Pillow does it).
+    """Converts (..., 1|3) to (..., channels): gray is repeated, color becomes luma (ITU-R BT.601,
+    as Pillow does it).
     """
     if pixels.shape[-1] == channels:
         return pixels
@@ -360,7 +360,7 @@ def convert_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def read_whole(dataset: Dataset, index: int, channels: int) -> np.ndarray:
-    """An image as training and evaluation see it, uncropped: uint8 (H, W, channels)."""
+    """Reads an image as training and evaluation see it, uncropped: uint8 (H, W, channels)."""
     return convert_channels(dataset.image(index), channels)
 
 

@@ -10,7 +10,7 @@ SHARE, MOST, UNKNOWN = 8, 2**32, 2**29
 
 
 class DecodedCache:
-    """Images by key, from the first on, until `limit` bytes are full; none leaves again.
+    """Images by key. Keeps the first ones until `limit` bytes are full; none leaves again.
 
     Safe to use from several threads.
 
@@ -38,7 +38,7 @@ class DecodedCache:
 
 
 def cache_budget() -> int:
-    """Bytes for decoded images on this machine."""
+    """Returns the bytes for decoded images on this machine."""
     try:
         return min(MOST, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE)
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf

@@ -1,4 +1,6 @@
-"""Names data sets in formats that vqtok does not read, and how to get images out of them."""
+"""Recognizes data sets in formats that vqtok does not read, and says how to get images out of
+them.
+"""
 
 import json
 from collections.abc import Sequence
@@ -76,7 +78,9 @@ _SUFFIXES = {
 
 
 def refuse_folder(folder: Path, names: Sequence[str]) -> InputError | None:
-    """What to say of a folder in another format, by the names in it; None where it is in none."""
+    """Returns what to say of a folder in another format, by the names in it; None where it is in
+    none.
+    """
     if cifar.is_pickled(folder, names):
         return cifar.refuse_pickled(folder, names)
     packed = [name for name in names if name.lower().endswith(COMPRESSED)]
@@ -102,7 +106,9 @@ def refuse_compressed(folder: Path, packed: Sequence[str]) -> InputError:
 
 
 def refuse_file(path: Path) -> InputError | None:
-    """What to say of a file in another format, by its name and first bytes; None: unknown."""
+    """Returns what to say of a file in another format, by its name and first bytes; None:
+    unknown.
+    """
     with path.open("rb") as file:
         head = file.read(16)
     if head.startswith(b"\x80") and (path.name.startswith(("data_batch", "test_batch"))):
@@ -131,7 +137,7 @@ def _kind_below(folder: Path) -> str | None:
 
 
 def _index_kind(folder: Path, names: Sequence[str]) -> str | None:
-    """MDS and litdata by their index.json."""
+    """Tells MDS and litdata apart by their index.json."""
     path = folder / "index.json"
     if "index.json" not in names or path.stat().st_size > _INDEX_LIMIT:
         return None

@@ -33,7 +33,9 @@ def is_idx(path: Path, head: bytes) -> bool:
 
 
 def open_idx_folder(folder: Path, paths: Sequence[Path], split: Split) -> ArrayData:
-    """train-images-idx3-ubyte or t10k-images-idx3-ubyte, .gz or not, with its labels."""
+    """Opens train-images-idx3-ubyte or t10k-images-idx3-ubyte in a folder, .gz or not, with its
+    labels.
+    """
     marks = ("train",) if split == "train" else ("t10k", "test")
     chosen = {
         path.name.removesuffix(".gz"): path
@@ -54,8 +56,8 @@ def open_idx_folder(folder: Path, paths: Sequence[Path], split: Split) -> ArrayD
 
 
 def open_idx(path: Path, split: Split | None = None) -> ArrayData:
-    """An IDX file of images (N, H, W) or (N, H, W, C), and the file of its labels
-    when that lies beside it: bytes (N,), or QMNIST's integers (N, 8), the class first.
+    """Opens an IDX file of images (N, H, W) or (N, H, W, C), and the file of its labels when that
+    lies beside it: bytes (N,), or QMNIST's integers (N, 8), the class first.
     """
     pixels = _read_idx(path)
     if pixels.dtype != np.uint8:
@@ -78,7 +80,9 @@ def open_idx(path: Path, split: Split | None = None) -> ArrayData:
 
 
 def _labels_beside(path: Path) -> Path | None:
-    """train-labels-idx1-ubyte of train-images-idx3-ubyte, whatever its type, .gz or not."""
+    """Returns the labels' file of an images' file, such as train-labels-idx1-ubyte of train-images-
+    idx3-ubyte, whatever its type, .gz or not.
+    """
     parts = re.fullmatch(r"(.*)images?([-.])idx[34]-.*", path.name)
     if parts is None:
         return None

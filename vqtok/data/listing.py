@@ -1,4 +1,6 @@
-"""From the names of files to a data set: one image a sample, the split, the classes, captions."""
+"""Turns the names of files into a data set: one image a sample, the split, the classes,
+captions.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -34,7 +36,7 @@ class Files:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Images that are left, as places in `Files.names`, and what was said on the way."""
+    """Images that are left, as positions in `Files.names`, and notes for the user."""
 
     places: list[int]
     notes: list[str]
@@ -44,8 +46,8 @@ class _Chosen:
 
 
 def images_of(files: Files, split: Split | None, options: DataOptions) -> ImageFiles:
-    """The data set of the images among the files. Raises InputError, UsageError."""
-    places = [i for i, name in enumerate(files.names) if not _is_text(name)]
+    """Makes the data set of the images among the files. Raises InputError, UsageError."""
+    places = [i for i, name in enumerate(files.names) if not is_text(name)]
     chosen = _Chosen(places, list(files.notes))
     if not chosen.places:
         raise InputError(
@@ -85,7 +87,7 @@ def _one_a_sample(files: Files, chosen: _Chosen, member: str) -> _Chosen:
 
 
 def _unique(files: Files, index: int) -> str:
-    """A file's name, behind its shard's: two shards may hold equal names."""
+    """Returns a file's name, prefixed by its shard's: two shards may hold equal names."""
     name = files.names[index]
     return f"{files.groups[index]}/{name}" if files.groups else name
 
@@ -93,7 +95,9 @@ def _unique(files: Files, index: int) -> str:
 def _of_split(
     files: Files, chosen: _Chosen, split: Split | None, options: DataOptions
 ) -> tuple[_Chosen, Split | None, list[splits.Parts]]:
-    """The images of the split; which it is, where that was told; their names without it."""
+    """Selects the images of the split; returns them, which split it is where that is known, and
+    their names without it.
+    """
     names = [files.names[i] for i in chosen.places]
     parts = [PurePosixPath(name).parts for name in names]
     if split is None:
@@ -120,7 +124,7 @@ def _of_split(
 def _guess(
     files: Files, places: Sequence[int], parts: Sequence[splits.Parts]
 ) -> tuple[list[Split | None], int | None, list[str]]:
-    """What names say: the split of each image, the place of the folder that says it, and the
+    """Guesses from names: the split of each image, the position of the folder that says it, and the
     text that did.
     """
     if files.groups:
@@ -165,21 +169,22 @@ def _classes(files: Files, chosen: _Chosen, parts: Sequence[splits.Parts], label
     return found
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether a file may hold the class, caption or facts of an image, by its suffix."""
     return PurePosixPath(name).suffix.lower() in TEXTS
 
 
 def _texts(files: Files) -> dict[str, list[int]]:
-    """Places of texts, by the key of their sample."""
+    """Returns positions of texts, by the key of their sample."""
     found: dict[str, list[int]] = {}
     for i, name in enumerate(files.names):
-        if _is_text(name):
+        if is_text(name):
             found.setdefault(samples.take_apart(_unique(files, i)).key, []).append(i)
     return found
 
 
 def _of_members(files: Files, places: Sequence[int]) -> Classes:
-    """The classes that .cls members name; those of webdataset hold a number."""
+    """Returns the classes that .cls members name; those of webdataset hold a number."""
     by_key = {
         samples.take_apart(_unique(files, i)).key: i
         for i, name in enumerate(files.names)
@@ -200,7 +205,7 @@ def _of_members(files: Files, places: Sequence[int]) -> Classes:
 
 
 def _read_text(files: Files, index: int) -> str | None:
-    """A text; None where it is too large or unreadable: an image does without."""
+    """Reads a text; None where it is too large or unreadable: the image does without."""
     if files.size(index) > _TEXT_LIMIT:
         return None
     try:
@@ -211,7 +216,7 @@ def _read_text(files: Files, index: int) -> str | None:
 
 
 def _caption(files: Files, texts: dict[str, list[int]], place: int) -> str | None:
-    """A caption from KEY.txt, else from a field of KEY.json like caption."""
+    """Reads a caption from KEY.txt, else from a field of KEY.json like caption."""
     beside = texts.get(samples.take_apart(_unique(files, place)).key, [])
     by_suffix = {PurePosixPath(files.names[i]).suffix.lower(): i for i in beside}
     if ".txt" in by_suffix and (text := _read_text(files, by_suffix[".txt"])) is not None:
@@ -222,7 +227,7 @@ def _caption(files: Files, texts: dict[str, list[int]], place: int) -> str | Non
 
 
 def caption_in(text: str) -> str | None:
-    """The caption in a JSON object: its first field called caption, text or the like."""
+    """Returns the caption in a JSON object: its first field called caption, text or the like."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):

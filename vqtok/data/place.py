@@ -1,4 +1,4 @@
-"""A path as data sources see it, and what a data source is."""
+"""A path as data sources see it, and the protocol of a data source."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _HEAD = 512  # bytes by which a file is recognized
 
 @dataclass(frozen=True)
 class Place:
-    """A file with its first bytes, or a folder with the names in it; the other of both is empty."""
+    """A file with its first bytes, or a folder with the names in it; the other pair is empty."""
 
     path: Path
     head: bytes = b""

@@ -1,4 +1,4 @@
-"""One image a sample: s0.jpg, s0.seg.png and s0.depth.png are three views of one thing.
+"""Chooses one image a sample: s0.jpg, s0.seg.png and s0.depth.png are three views of one thing.
 
 A sample's key is its folder and its name up to the first dot (as webdataset has it), and what
 follows is the field: `jpg` is plain, `seg.png` is not.
@@ -30,14 +30,14 @@ _ENDINGS = ("_mask", "-mask", "_seg", "-seg", "_gt", "-gt", "_depth", "-depth", 
 
 
 class Member(NamedTuple):
-    """A name taken apart: folder and base name up to the first dot; what follows it."""
+    """The parts of a name: folder and base name up to the first dot, and what follows it."""
 
     key: str
     field: str
 
     @property
     def middle(self) -> str:
-        """The field without its suffix: seg of seg.png, nothing of a plain member."""
+        """Returns the field without its suffix: seg of seg.png, nothing of a plain member."""
         return self.field.rpartition(".")[0]
 
     @property
@@ -56,13 +56,13 @@ def take_apart(name: str) -> Member:
 
 
 class Choice(NamedTuple):
-    """Which images are kept, and how many of each field are left out."""
+    """The images that are kept, and how many of each field are left out."""
 
     kept: list[int]
     left_out: dict[str, int]
 
     def note(self, fields: bool = True) -> str:
-        """One line for a person; empty where nothing is left out."""
+        """Returns one line for a person; empty where nothing is left out."""
         if not self.left_out:
             return ""
         what = ", ".join(f"{count:,} {field}" for field, count in sorted(self.left_out.items()))
@@ -77,12 +77,12 @@ def is_field(name: str, wanted: str) -> bool:
 
 
 def count_fields(names: Iterable[str]) -> dict[str, int]:
-    """How many names have each field."""
+    """Counts the names of each field."""
     return _count(take_apart(name).field for name in names)
 
 
 def choose(names: Sequence[str], member: str = "", is_tar: bool = False) -> Choice:
-    """One image of each sample, or, with `member`, those of that field alone.
+    """Chooses one image of each sample, or, with `member`, those of that field alone.
 
     A plain member comes first, then one called rgb, image or the like, then the first by name.
     Without a plain one, fields count as such only where several samples have them, or in a tar:
@@ -110,8 +110,9 @@ def choose(names: Sequence[str], member: str = "", is_tar: bool = False) -> Choi
 
 
 def one_by_one(named: Iterable[tuple[str, T]], member: str, counts: dict[str, int]) -> Iterator[T]:
-    """As `choose` in a tar, for members that come one after another: only those of one sample
-    are held. Yields the second of each pair that is kept, and adds to `counts` what is left out.
+    """Chooses as `choose` in a tar, for members that come one after another: only those of one
+    sample are held. Yields the second of each pair that is kept, and adds to `counts` what is left
+    out.
     """
     for _, group in groupby(named, lambda pair: take_apart(pair[0]).key):
         pairs = list(islice(group, _SAMPLE_MAX))
@@ -129,7 +130,7 @@ def one_by_one(named: Iterable[tuple[str, T]], member: str, counts: dict[str, in
 
 
 def _kept(members: Sequence[Member], are_fields: bool, is_tar: bool) -> set[int]:
-    """Positions of the members of one sample that are kept."""
+    """Returns positions of the members of one sample that are kept."""
     plain = [i for i, member in enumerate(members) if not member.middle]
     numbers = {i for i, member in enumerate(members) if member.middle and not member.is_named}
     named = [i for i, member in enumerate(members) if member.is_named]
@@ -171,7 +172,7 @@ def _count(fields: Iterable[str]) -> dict[str, int]:
 
 
 def without_annotations(names: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Positions of the images that are no annotations of others, and the folders left out.
+    """Returns positions of the images that are no annotations of others, and the folders left out.
 
     annotations/7.png is one where images/7.jpg is there, at any depth.
     """

@@ -53,14 +53,14 @@ class Shapes(Plain):
         return self.images(np.array([index]))[0]
 
     def images(self, indices: np.ndarray) -> np.ndarray:
-        """Many at once: uint8 (n, size, size, 3)."""
+        """Returns many at once: uint8 (n, size, size, 3)."""
         drawn = np.empty((len(indices), *self.size, 3), np.uint8)
         for start in range(0, len(indices), AT_ONCE):
             drawn[start : start + AT_ONCE] = self._draw(indices[start : start + AT_ONCE])
         return drawn
 
     def _draw(self, indices: np.ndarray) -> np.ndarray:
-        """`images` of a few: their floats are ten times as large."""
+        """Draws the images of a few indices: their floats are ten times as large."""
         # before the drawing: it raises IndexError where there is no such image
         kinds = self._kinds[indices]
         draws = np.stack(
@@ -76,20 +76,20 @@ class Shapes(Plain):
 
 
 def _hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Colors (..., 3) in [0, 1] from hue in turns, saturation and value."""
+    """Converts hue in turns, saturation and value to colors (..., 3) in [0, 1]."""
     ramp = np.abs((hue[..., None] + np.array([0.0, 2 / 3, 1 / 3], np.float32)) % 1 * 6 - 3) - 1
     return value[..., None] * (1 + saturation[..., None] * (np.clip(ramp, 0, 1) - 1))
 
 
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(y, x) of the pixel centers from -1 to 1, (size, 1) and (1, size)."""
+    """Returns (y, x) of the pixel centers from -1 to 1, (size, 1) and (1, size)."""
     line = ((np.arange(size, dtype=np.float32) + 0.5) / size) * 2 - 1
     return line[:, None], line[None, :]
 
 
 def _colors(u: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The background, a gradient between two near hues, and the shape's color, whose hue and
-    value stand apart from it.
+    """Draws the background, a gradient between two near hues, and the shape's color, whose hue and
+    value differ from it.
     """
     y, x = _grid(size)
     hue, turn = u[0], u[1] * 2 * np.pi
@@ -108,8 +108,8 @@ def _colors(u: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _coverage(kinds: np.ndarray, u: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """How much of each pixel the shape and its shadow cover, in [0, 1], (n, size, size, 1):
-    antialiased by signed distance.
+    """Computes how much of each pixel the shape and its shadow cover, in [0, 1], (n, size, size,
+    1): antialiased by signed distance.
     """
     y, x = _grid(size)
     radius = 0.42 + 0.28 * u[0]
@@ -153,8 +153,8 @@ def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Folded into a tenth of the plane, a five-pointed star has one edge:
-    from the tip (1, 0) to the notch.
+    """Computes the distance to the edge of a five-pointed star. Folded into a tenth of the plane,
+    it has one edge: from the tip (1, 0) to the notch.
     """
     distance, sector = np.hypot(x, y), np.pi / 5
     # 0 at a tip, pi/5 at a notch

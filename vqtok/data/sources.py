@@ -28,11 +28,11 @@ AnyPath = Path | str | Sequence[Path]
 def open_data(
     path: AnyPath | None, split: Split = "train", options: DataOptions = _NO_OPTIONS
 ) -> Dataset:
-    """The images at `path`: a folder, zip, tar or tar shards, CIFAR, STL-10, IDX, .npz or .npy;
-    None is the built-in `Shapes`.
+    """Opens the images at `path`: a folder, zip, tar or tar shards, CIFAR, STL-10, IDX, .npz or
+    .npy; None is the built-in `Shapes`.
 
     Gives names, images, labels, captions, which split it is, and `notes`: what was guessed.
-    `split` chooses between training and test images where the data tells them apart (a word like
+    `split` chooses between training and test images where the data has both (a word like
     train or val in the names of folders or shards, CIFAR's and MNIST's own files); other data is
     used whole, and its `split` is None. A glob or a list of paths names tar shards or images, used
     as they are. Raises InputError when nothing is found or nothing can be read, UsageError where
@@ -55,7 +55,8 @@ def open_data(
 def open_splits(
     path: AnyPath | None, options: DataOptions = _NO_OPTIONS
 ) -> dict[Split | None, Dataset]:
-    """All parts of the data: train and test where it tells them apart, else all of it under None.
+    """Opens all parts of the data: train and test where it has both, else all of it under
+    None.
 
     Raises as `open_data`.
     """
@@ -126,7 +127,7 @@ def _open_one(path: Path, split: Split, options: DataOptions) -> Dataset:
 
 def _open_tar_file(path: Path, head: bytes, split: Split, options: DataOptions) -> Dataset:
     if head[257:262] == b"ustar" or (path.suffix == ".tar" and head[:2] not in _PACKED):
-        # named itself: its own name tells no split
+        # named by the user: its own name gives no split
         return images_of(replace(tar_files([path], path.name), groups=()), split, options)
     if head[:2] in _PACKED:
         raise InputError(
@@ -175,7 +176,9 @@ def _open_folder(place: Place, split: Split, options: DataOptions) -> Dataset:
 
 
 def _open_other(folder: Path, names: Sequence[str], split: Split, options: DataOptions) -> Dataset:
-    """A folder without images: one with a single array or folder in it, else an error."""
+    """Opens a folder without images: one with a single array or folder in it. Raises an error for
+    others.
+    """
     if refused := foreign.refuse_folder(folder, names):
         raise refused
     inner = [folder / name for name in names if (folder / name).is_dir()]
@@ -206,7 +209,7 @@ def _open_many(paths: Sequence[Path], name: str, options: DataOptions) -> Datase
 
 
 def _loose(paths: Sequence[Path], names: Sequence[str], name: str) -> Files:
-    """Image files, and texts beside them."""
+    """Lists image files, and texts beside them."""
     return Files(name, names, lambda i: paths[i], lambda i: _bytes(paths[i]))
 
 

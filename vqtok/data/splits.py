@@ -36,8 +36,8 @@ _OTHER = "\0"  # stands for the split word in a pattern of tokens
 
 
 class SplitLevel(NamedTuple):
-    """Which part of the names tells the split: its place among the parts, and what each text
-    there means; None: it is neither.
+    """The part of the names that gives the split: its position among the parts, and the meaning of
+    each text there; None: neither training nor test.
     """
 
     depth: int
@@ -50,9 +50,9 @@ def _tokens(name: str) -> list[str]:
 
 
 def split_word(name: str) -> tuple[Split, tuple[str, ...]] | None:
-    """What a name says of the split, and its other words; None where it says nothing.
+    """Returns what a name says of the split, and its other words; None where it says nothing.
 
-    The word stands between separators, digits or a change of case: train2017, DIV2K_train_HR,
+    The word is between separators, digits or a change of case: train2017, DIV2K_train_HR,
     trainA. `train_val` is for training, and a name with both words otherwise says nothing.
     """
     tokens = [token for token in _tokens(name) if not token.isdigit()]
@@ -67,7 +67,7 @@ def split_word(name: str) -> tuple[Split, tuple[str, ...]] | None:
 
 
 def part_of(kind: Split | None, text: str) -> str | None:
-    """The split by its usual name, where `text` told it: train, val or test."""
+    """Returns the split by its usual name, from the `text` that gave it: train, val or test."""
     if kind == "test" and any(token in _VAL for token in _tokens(text)):
         return "val"
     return kind
@@ -78,7 +78,9 @@ def _is_generic(template: Sequence[str]) -> bool:
 
 
 def find_level(parts: Sequence[Parts]) -> SplitLevel | None:
-    """The part of the images' names, folders first, that tells training and test images apart."""
+    """Finds the part of the images' names, folders first, that separates training and test
+    images.
+    """
     for depth in range(max(map(len, parts)) - 1):
         here = [part for part in parts if len(part) > depth + 1]
         deeper = {part[depth] for part in here if len(part) > depth + 2}
@@ -88,7 +90,7 @@ def find_level(parts: Sequence[Parts]) -> SplitLevel | None:
 
 
 def _folder_kinds(names: set[str], deeper: set[str]) -> dict[str, Split | None] | None:
-    """What folders beside each other mean; None where they are no split.
+    """Returns what folders beside each other mean; None where they are no split.
 
     `deeper`: those that hold folders. A class may be called train, test_tube or bullet_train:
     a split has both kinds under one pattern, or names that no class has.
@@ -123,7 +125,9 @@ def _is_twin(name: str, test: str) -> bool:
 
 
 def _file_level(parts: Sequence[Parts]) -> SplitLevel | None:
-    """Files name the split where each does, in one pattern: COCO_train2014_000000000009.jpg."""
+    """Finds the split in file names where each names it, in one pattern:
+    COCO_train2014_000000000009.jpg.
+    """
     kinds, seen = dict[str, "Split | None"](), set[tuple[Split, tuple[str, ...]]]()
     for part in parts:
         mark = split_word(part[-1].partition(".")[0])
@@ -139,7 +143,9 @@ def _file_level(parts: Sequence[Parts]) -> SplitLevel | None:
 
 
 def shard_kinds(names: Sequence[Parts]) -> list[Split | None]:
-    """What the name of each shard says, the first of its parts that says anything."""
+    """Returns what the name of each shard says: the first of its parts that says anything
+    counts.
+    """
     for depth in range(max(map(len, names), default=0)):
         marks = [split_word(_stem(name[depth])) if len(name) > depth else None for name in names]
         if any(marks):
@@ -152,7 +158,7 @@ def _stem(name: str) -> str:
 
 
 def parse_patterns(texts: Iterable[str]) -> tuple[tuple[Split, str], ...]:
-    """From `train=PATTERN` and `test=PATTERN` (or val, ...). Raises UsageError."""
+    """Parses `train=PATTERN` and `test=PATTERN` (or val, ...). Raises UsageError."""
     found: list[tuple[Split, str]] = []
     for text in texts:
         name, _, pattern = text.partition("=")
@@ -176,7 +182,7 @@ def matches(name: str, pattern: str) -> bool:
 def pattern_kinds(
     names: Sequence[str], patterns: Sequence[tuple[Split, str]]
 ) -> list[Split | None]:
-    """What the user's patterns make of each name: the first that matches counts.
+    """Applies the user's patterns to each name: the first that matches counts.
 
     What none matches is for the split that no pattern is given for.
     """
@@ -192,7 +198,7 @@ def pattern_kinds(
 
 
 def choose(kinds: Sequence[Split | None], split: Split | None, origin: str) -> list[int]:
-    """Positions of the wanted split among entries marked train, test or None.
+    """Returns positions of the wanted split among entries marked train, test or None.
 
     Without marks everything is wanted. Where some are marked test and none train, what is
     unmarked is for training. Raises InputError where nothing is of the split.
@@ -210,7 +216,7 @@ def choose(kinds: Sequence[Split | None], split: Split | None, origin: str) -> l
 
 
 def describe(groups: Sequence[str], kinds: Sequence[Split | None], split: Split) -> str:
-    """One line: which part was taken for what. `groups` names the part of each image."""
+    """Says in one line which part was taken for what. `groups` names the part of each image."""
     trains = "train" in kinds
     parts: dict[str, dict[str, int]] = {"train": {}, "test": {}, "neither": {}}
     for group, kind in zip(groups, kinds, strict=True):

@@ -1,5 +1,5 @@
-"""Which files a tar holds and where, from its headers alone:
-nothing is unpacked, no link is followed, no name becomes a path.
+"""Lists the files in a tar and their offsets, from its headers alone: nothing is unpacked, no link
+is followed, no name becomes a path.
 
 Written here because Python's tarfile keeps a kilobyte for every header, reserves memory for what a
 header claims, copies the global records for every member, and goes round in a circle where a size
@@ -38,8 +38,8 @@ class TarMember(NamedTuple):
 
 
 def index_tar(path: Path) -> Iterator[TarMember]:
-    """The ordinary files in a tar, in its order;
-    the last one may reach past the end of a tar that is cut off.
+    """Yields the ordinary files in a tar, in its order; the last one may reach past the end of a
+    tar that is cut off.
 
     InputError, where a header is damaged or the file is no tar or cut off, comes after what stands
     before that. OSError: unreadable.
@@ -49,8 +49,8 @@ def index_tar(path: Path) -> Iterator[TarMember]:
 
 
 def index_tar_stream(file: BufferedIOBase, length: int, path: Path) -> Iterator[TarMember]:
-    """As `index_tar`, of an open file of at most `length` bytes that is only ever read
-    forwards; path is for errors.
+    """Yields files as `index_tar`, from an open file of at most `length` bytes that is only ever
+    read forwards; path is for errors.
     """
     at, records = 0, {}
     while (header := file.read(BLOCK)).strip(b"\0"):
@@ -84,7 +84,7 @@ def has_end(path: Path) -> bool:
 
 
 def _checked(header: bytes, path: Path) -> int:
-    """The size in a header whose checksum is right."""
+    """Returns the size in a header whose checksum is right."""
     if len(header) < BLOCK:
         raise _damaged(path, "it is cut off")
     total = sum(header) - sum(header[148:156]) + 8 * 32
@@ -97,7 +97,7 @@ def _checked(header: bytes, path: Path) -> int:
 
 
 def _number(field: bytes) -> int | None:
-    """Octal digits, or, behind a byte of 0x80, GNU's base 256; None where it is neither.
+    """Parses octal digits, or, after a byte of 0x80, GNU's base 256; None where it is neither.
 
     A byte of 0xff is a negative one: None.
     """
@@ -120,7 +120,7 @@ def _name(header: bytes) -> str:
 
 
 def _records(file: BufferedIOBase, kind: bytes, size: int, path: Path) -> dict[str, str]:
-    """What an extended header says of the member that follows."""
+    """Parses what an extended header says of the member that follows."""
     if size > _RECORDS_MAX:
         raise _damaged(path, f"a header of {size} bytes")
     data = file.read(size)
@@ -154,7 +154,7 @@ def _pax(data: bytes, path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _size(records: dict[str, str], size: int, path: Path) -> int:
-    """The size of a member: that of its extended header, where there is one."""
+    """Returns the size of a member: that of its extended header, where there is one."""
     text = records.get("size")
     if text is None:
         return size
@@ -185,18 +185,3 @@ def is_image_member(path: Path, member: TarMember, recognizer: Recognizer) -> bo
 
     name = member.name.removeprefix("./")
     return not is_hidden(name) and recognizer.is_image(name, start)
-
-
-def tar_images(path: Path, recognizer: Recognizer | None = None) -> Iterator[TarMember]:
-    """The images in a tar, in its order, told by suffix or content.
-
-    Names are a stranger's: never open them as paths.
-
-    InputError where the file is no tar or is damaged comes after what stands before that; OSError
-    where it cannot be read. The last image may reach past the end of a tar that is cut off.
-    """
-    recognizer = recognizer or Recognizer()
-    for member in index_tar(path):
-        name = member.name.removeprefix("./")
-        if is_image_member(path, member, recognizer):
-            yield member._replace(name=name)

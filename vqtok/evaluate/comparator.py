@@ -96,8 +96,8 @@ def mean_quality(found: Sequence[Quality]) -> Quality:
 
 
 def intervals(found: Sequence[Quality]) -> dict[str, tuple[float, float]]:
-    """Where the means over other images of the kind lie with 95 %: by the bootstrap's percentiles,
-    from 1,000 draws of as many images with replacement (seed 0).
+    """Computes 95 % confidence intervals of the means, by the bootstrap's percentiles: 1,000 draws
+    of as many images with replacement (seed 0).
 
     A measure that fewer than two images have is left out.
     """
@@ -112,7 +112,7 @@ def intervals(found: Sequence[Quality]) -> dict[str, tuple[float, float]]:
 
 
 def _columns(found: Sequence[Quality]) -> dict[str, np.ndarray]:
-    """The finite values of each measure that was taken."""
+    """Returns the finite values of each measure that was taken."""
     columns = {}
     for name in MEASURES:
         values = [getattr(quality, name) for quality in found]
@@ -123,5 +123,5 @@ def _columns(found: Sequence[Quality]) -> dict[str, np.ndarray]:
 
 
 def count_exact(found: Sequence[Quality]) -> int:
-    """How many images equal their originals."""
+    """Counts the images that equal their originals."""
     return sum(q.psnr == math.inf for q in found)

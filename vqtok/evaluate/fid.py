@@ -170,7 +170,7 @@ _BLOCKS = (
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
-    """The shape of each convolution's weight, by its name in the file."""
+    """Returns the shape of each convolution's weight, by its name in the file."""
     found: dict[str, tuple[int, ...]] = {}
     channels = 3
     for conv in _STEM:
@@ -268,13 +268,15 @@ class FeatureSums:
         self.products += rows.T @ rows
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (2048,) and covariance (2048, 2048), unbiased."""
+        """Returns mean (2048,) and covariance (2048, 2048), unbiased."""
         mean = self.sum / self.count
         return mean, (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
 
 
 def frechet_distance(a: FeatureSums, b: FeatureSums) -> float | None:
-    """The squared Fréchet distance of two normal distributions; None of fewer than two samples."""
+    """Computes the squared Fréchet distance of two normal distributions; None of fewer than two
+    samples.
+    """
     if min(a.count, b.count) < 2:
         return None
     (mean_a, cov_a), (mean_b, cov_b) = a.statistics(), b.statistics()
@@ -287,9 +289,9 @@ def frechet_distance(a: FeatureSums, b: FeatureSums) -> float | None:
 
 
 def patches(H: int, W: int) -> list[tuple[slice, slice]]:
-    """Where an image is cut: squares of 256 pixels side by side from the top left corner, and those
-    moved by half a square both ways (Mentzer et al. 2020, arXiv 2006.09965, A.7); an image with a
-    shorter side is taken whole.
+    """Returns where an image is cut: squares of 256 pixels side by side from the top left corner,
+    and those moved by half a square both ways (Mentzer et al. 2020, arXiv 2006.09965, A.7); an
+    image with a shorter side is taken whole.
     """
     if min(H, W) < PATCH:
         return [(slice(0, H), slice(0, W))]
@@ -316,11 +318,11 @@ class FIDMeter:
             sums.add(self.network.features(x.expand(-1, 3, -1, -1)).cpu().numpy())
 
     def count(self, maker: object) -> int:
-        """How many patches of a maker were added."""
+        """Returns how many patches of a maker were added."""
         return self.sums[maker].count
 
     def distance(self, maker: object, other: object) -> float | None:
-        """FID of two makers' images; None of fewer than two patches."""
+        """Computes the FID of two makers' images; None of fewer than two patches."""
         return frechet_distance(self.sums[maker], self.sums[other])
 
 

@@ -45,7 +45,7 @@ class LevelRow:
 
     @property
     def bpp_packed(self) -> float:
-        """The old name of `bpp_plain`: nothing is packed in plain files."""
+        """Returns the old name of `bpp_plain`: nothing is packed in plain files."""
         return self.bpp_plain
 
 
@@ -100,11 +100,13 @@ class Evaluation:
 
     @property
     def bpp_packed(self) -> float:
-        """The old name of `bpp_plain`: nothing is packed in plain files."""
+        """Returns the old name of `bpp_plain`: nothing is packed in plain files."""
         return self.bpp_plain
 
     def to_json(self) -> dict[str, Any]:
-        """What `vqtok eval --json` prints; programs that read it know `bpp_plain` as bpp_packed."""
+        """Returns what `vqtok eval --json` prints; programs that read it know `bpp_plain` as
+        bpp_packed.
+        """
         values = asdict(self)
         values["levels"] = [row | {"bpp_packed": row["bpp_plain"]} for row in values["levels"]]
         return values | {"bpp_packed": self.bpp_plain}

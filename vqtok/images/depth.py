@@ -1,4 +1,5 @@
-"""Values deeper than 8 bits to 8: which range of them becomes 0 to 255, and how much of it is used.
+"""Converts values deeper than 8 bits to 8: which range of them becomes 0 to 255, and how much of it
+is used.
 
 Files: gray of 16 or 32 bits or float, colors of 16 bits. Arrays: any integers, floats and bools.
 """
@@ -24,7 +25,7 @@ _HUGE = 1e20  # of floats: larger ones are markers, such as 1e20, 9.97e36 and -3
 
 @dataclass(frozen=True)
 class Scaled:
-    """Values as 8 bits."""
+    """Values as 8 bits, and how they were made."""
 
     pixels: np.ndarray  # uint8, of the shape of the values
     range: Range  # the values that became 0 and 255
@@ -33,7 +34,7 @@ class Scaled:
 
 
 def parse_range(text: str | None) -> Range | None:
-    """LOW:HIGH; None for auto, and for no text. Raises UsageError."""
+    """Parses LOW:HIGH; None for auto, and for no text. Raises UsageError."""
     if text is None or text.strip().lower() in ("", "auto"):
         return None
     low, _, high = text.partition(":")
@@ -57,7 +58,9 @@ def _checked_range(given: Range) -> Range:
 
 
 def range_of_record(record: Mapping[str, Any]) -> Range | None:
-    """The range that a model's training record names; None where it names none, or no valid one."""
+    """Returns the range that a model's training record names; None where it names none, or no valid
+    one.
+    """
     found = record.get("range")
     try:
         low, high = (float(value) for value in found or ())
@@ -67,7 +70,7 @@ def range_of_record(record: Mapping[str, Any]) -> Range | None:
 
 
 def show_range(values: Range) -> str:
-    """0:4095, as `parse_range` reads it."""
+    """Formats a range as `parse_range` reads it, like 0:4095."""
     return ":".join(f"{value:.15g}" for value in values)
 
 
@@ -78,7 +81,7 @@ def to_8_bits(
     nodata: float | None = None,
     check: bool = True,
 ) -> Scaled:
-    """Values of any integer or float type as uint8 of the same shape.
+    """Scales values of any integer or float type to uint8 of the same shape.
 
     `given` are the values that become 0 and 255; those beyond are cut. None chooses: of integers of
     up to 16 bits their type's range (`bits`: of unsigned ones, where the file says fewer), of
@@ -119,13 +122,13 @@ def _narrow_note(share: float, chosen: Range, used: Range) -> str:
 
 
 def used_range(values: np.ndarray) -> Range:
-    """The lowest and highest value that counts. Raises InputError where there is none."""
+    """Returns the lowest and highest value that counts. Raises InputError where there is none."""
     return _used(values, None)[0]
 
 
 def suggest(used: list[Range]) -> Range:
-    """One range for images that use these: of whole numbers up to a power of two, else from the
-    lowest to the highest.
+    """Suggests one range for images that use these: of whole numbers up to a power of two, else
+    from the lowest to the highest.
     """
     low, high = min(a for a, _ in used), max(b for _, b in used)
     if low >= 0 and high >= 2 and float(high).is_integer() and float(low).is_integer():
@@ -134,7 +137,7 @@ def suggest(used: list[Range]) -> Range:
 
 
 def _used(values: np.ndarray, nodata: float | None) -> tuple[Range, str]:
-    """The lowest and highest value that counts, and a note where a marker was left out."""
+    """Returns the lowest and highest value that counts, and a note where a marker was left out."""
     if values.size == 0:
         raise InputError("the image has no pixels", "give an image of at least 1x1")
     flat = values.reshape(-1)
@@ -169,14 +172,18 @@ def _used(values: np.ndarray, nodata: float | None) -> tuple[Range, str]:
 
 
 def _decimal(value: np.generic) -> float:
-    """A number by the shortest text that means it: 1.3 of float32 is 1.3, not 1.2999999523."""
+    """Returns a number by the shortest text that means it: 1.3 of float32 is 1.3, not
+    1.2999999523.
+    """
     return float(str(value))
 
 
 def _choose(
     dtype: np.dtype, used: Range, bits: int | None, values: np.ndarray
 ) -> tuple[Range, list[str], bool]:
-    """The range for values of a type, what to say of it, and whether it was made of the values."""
+    """Chooses the range for values of a type; returns it, what to say of it, and whether it was
+    made of the values.
+    """
     low, high = used
     scaled = [f"values from {low:.6g} to {high:.6g} scaled to 8 bits"]
     if dtype.kind == "f":
@@ -207,7 +214,7 @@ def _is_whole(values: np.ndarray) -> bool:
 
 
 def _cut(values: np.ndarray, given: Range, nodata: float | None) -> list[str]:
-    """How many values a given range does not hold."""
+    """Says how many values a given range does not hold."""
     flat, outside, count = values.reshape(-1), 0, 0
     for i in range(0, flat.size, _STRIP):
         part = flat[i : i + _STRIP]
@@ -244,20 +251,20 @@ def _scale(values: np.ndarray, chosen: Range, nodata: float | None) -> np.ndarra
 
 
 def narrow_of_bytes(high: np.ndarray) -> Range | None:
-    """The values in use of 16-bit colors, of which only the high bytes are at hand, where these
-    are a small part of their range.
+    """Returns the values in use of 16-bit colors, of which only the high bytes are at hand, where
+    these are a small part of their range.
     """
     low, top = int(high.min()), int(high.max())
     return (256.0 * low, 256.0 * top + 255) if top - low < NARROW * 256 and top else None
 
 
 def words_note(used: Range) -> str:
-    """As for gray: how much of 16 bits colors use."""
+    """Says of colors, as of gray, how much of 16 bits they use."""
     return _narrow_note((used[1] - used[0]) / 65535, (0.0, 65535.0), used)
 
 
 def parse_nodata(text: object) -> float | None:
-    """The number in GDAL's tag 42113; None where it is none."""
+    """Parses the number in GDAL's tag 42113; None where it is none."""
     found = re.fullmatch(r"\s*([-+.\deE]+)\s*\0?", str(text))
     try:
         return float(found[1]) if found else None

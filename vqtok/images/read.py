@@ -1,4 +1,4 @@
-"""Image file -> uint8 array (H, W, C): orientation, odd color modes, hostile files."""
+"""Reads image files into uint8 arrays (H, W, C): orientation, odd color modes, hostile files."""
 
 import io
 import re
@@ -100,7 +100,7 @@ _ORIENTATIONS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # EXIF tag 0x0
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded image and what had to be done to it."""
+    """A decoded image, and notes on how it was converted."""
 
     pixels: np.ndarray  # uint8 (H, W, C), C 1 or 3, contiguous
     notes: tuple[str, ...] = ()  # what the user should know: "transparency laid over white"
@@ -118,7 +118,7 @@ def read_image(
     least: int = 1,
     value_range: Range | None = None,
 ) -> DecodedImage:
-    """An image file, by path or content, as uint8 (H, W, channels); channels is 1 or 3.
+    """Reads an image file, by path or content, as uint8 (H, W, channels); channels is 1 or 3.
 
     A JPEG is decoded at 1/shrink of its sides (1, 2, 4 or 8), or larger where its short side would
     be less than `least`: that takes a part of the time. Other formats come whole.
@@ -176,15 +176,17 @@ _JXL = re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")
 
 
 def foreign_kind(start: bytes) -> str:
-    """'a HEIC image', where a file begins like one of a format that is not read; else nothing."""
+    """Returns words like 'a HEIC image' where a file begins like one of a format that is not read;
+    else nothing.
+    """
     return "a HEIC image" if _HEIC.match(start) else "a JPEG XL image" if _JXL.match(start) else ""
 
 
 def from_any(
     image: Any, channels: int = 3, background: Color = WHITE, value_range: Range | None = None
 ) -> DecodedImage:
-    """A path, file content, PIL image, DecodedImage or array (H, W), (H, W, 1|3|4) as DecodedImage
-    with `channels` channels.
+    """Converts a path, file content, PIL image, DecodedImage or array (H, W), (H, W, 1|3|4) to a
+    DecodedImage with `channels` channels.
 
     Arrays are uint8, bool, or deeper: those are scaled as in `read_image`. An animated PIL image
     gives the frame it stands at. Raises InputError for what is none of these.
@@ -214,7 +216,7 @@ def from_any(
 
 
 def _scaled_array(array: np.ndarray, value_range: Range | None) -> tuple[Scaled | None, np.ndarray]:
-    """The array as uint8, and what was done to it where it was none; an alpha channel keeps the
+    """Converts the array to uint8; returns it with what was done to it. An alpha channel keeps the
     range of its type.
     """
     if array.dtype == np.bool_:
@@ -233,7 +235,7 @@ def _scaled_array(array: np.ndarray, value_range: Range | None) -> tuple[Scaled 
 
 
 def checked(array: np.ndarray) -> np.ndarray:
-    """The array as PIL takes it: uint8 (H, W) or (H, W, 3|4)."""
+    """Returns the array as PIL takes it: uint8 (H, W) or (H, W, 3|4)."""
     if (
         array.dtype != np.uint8
         or array.ndim not in (2, 3)
@@ -247,8 +249,8 @@ def checked(array: np.ndarray) -> np.ndarray:
 
 
 class _PillowLimits:
-    """While any thread decodes, PIL's warnings are ignored and its limit is ours;
-    the last to leave restores both.
+    """Ignores PIL's warnings and sets our limit while any thread decodes; the last to leave
+    restores both.
 
     Both are settings of the whole process, so `warnings.catch_warnings` in each of several threads
     would restore them in the wrong order.
@@ -321,7 +323,9 @@ def _guard(name: str, data: bytes | None = None) -> Iterator[None]:
 
 
 def _whole_tiff(data: bytes) -> dict[int, Any] | None:
-    """The tags of a TIFF whose pixels are all there; None for what is none, or is cut off."""
+    """Reads the tags of a TIFF whose pixels are all there; None for other files, and for one that
+    is cut off.
+    """
     if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return None
     tags = read_tags(data)
@@ -336,7 +340,7 @@ def _too_large(name: str) -> InputError:
 
 
 def _first_frame(image: Image.Image, size: int) -> tuple[str, ...]:
-    """The note on further frames of a file of `size` bytes, of which it stands at the first."""
+    """Returns the note on further frames of a file of `size` bytes, which is at the first one."""
     # MPO: a JPEG of a phone with a preview or depth map behind it
     if image.format == "MPO" or not getattr(image, "is_animated", False):
         return ()
@@ -351,8 +355,8 @@ def _first_frame(image: Image.Image, size: int) -> tuple[str, ...]:
 
 
 def _pages(image: Image.Image) -> int | None:
-    """How many pages a TIFF has, or None for many:
-    Pillow compares each with all before, 8 s for 40,000.
+    """Counts the pages of a TIFF; None for many: Pillow compares each with all before, 8 s for
+    40,000.
     """
     pages = 1
     try:
@@ -403,8 +407,8 @@ def _scans(data: bytes) -> int:
 
 
 def _reduce(image: Image.Image, shrink: int, least: int) -> int:
-    """Has a JPEG decoded from a part of each block's frequencies;
-    returns the divisor of its sides.
+    """Makes a JPEG decode from a part of each block's frequencies; returns the divisor of its
+    sides.
     """
     while shrink > 1 and min(image.size) < shrink * least:
         shrink //= 2
@@ -426,7 +430,9 @@ def _decode(
     value_range: Range | None = None,
     data: bytes | None = None,
 ) -> DecodedImage:
-    """Pixels (H, W, channels) and notes of an opened image; `data` is the content of its file."""
+    """Decodes pixels (H, W, channels) and notes of an opened image; `data` is the content of its
+    file.
+    """
     assert channels in (1, 3), channels
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(name)
@@ -465,8 +471,8 @@ def _decode(
 def _gray_to_8_bits(
     image: Image.Image, name: str, tags: dict[int, Any], value_range: Range | None
 ) -> tuple[Scaled, Image.Image]:
-    """Gray modes of 16 or 32 bits or float as mode L, or LA where a gray level is transparent;
-    PIL's own conversion would clip them at 255.
+    """Converts gray modes of 16 or 32 bits or float to mode L, or LA where a gray level is
+    transparent; PIL's own conversion would clip them at 255.
     """
     values, bits = np.asarray(image), None  # (H, W) of uint16, int32 or float32
     if tags and values.dtype.kind == "i":
@@ -492,8 +498,8 @@ def _gray_to_8_bits(
 
 
 def _words_mode(image: Image.Image) -> str:
-    """PIL's raw mode of colors that have 16 bits in the file, of which it keeps the high 8; else
-    nothing.
+    """Returns PIL's raw mode of colors that have 16 bits in the file, of which it keeps the high 8;
+    else nothing.
     """
     tiles = getattr(image, "tile", None) or ()
     args = tiles[0].args if len(tiles) > 0 else ""
@@ -505,7 +511,9 @@ def _words_mode(image: Image.Image) -> str:
 def _colors_to_8_bits(
     image: Image.Image, raw: str, name: str, value_range: Range | None, data: bytes | None
 ) -> tuple[Scaled, Image.Image]:
-    """Colors of 16 bits, loaded as the high bytes: these, or the range of the whole values."""
+    """Scales colors of 16 bits that are loaded as the high bytes, by these or by the range of the
+    whole values.
+    """
     high = np.asarray(image)  # (H, W, 3|4)
     if value_range is None or value_range == (0.0, 65535.0) or data is None:
         used = narrow_of_bytes(high[..., :3])
@@ -514,13 +522,13 @@ def _colors_to_8_bits(
     values = _words(data, image.mode, raw, name, high)
     scaled = to_8_bits(values, value_range)
     pixels = np.concatenate([scaled.pixels, high[..., 3:]], axis=2)  # transparency as it is
-    changed = Image.fromarray(pixels, image.mode)
+    changed = Image.fromarray(pixels)
     changed.info = {k: v for k, v in image.info.items() if k != "transparency"}
     return scaled, changed
 
 
 def _words(data: bytes, mode: str, raw: str, name: str, high: np.ndarray) -> np.ndarray:
-    """The colors (H, W, 3) in uint16.
+    """Reads the colors (H, W, 3) in uint16.
 
     Pillow gives the high byte of each. Read in the other byte order it gives the low one; gray with
     transparency, of which it has no other order, is read as four bytes a pixel.
@@ -547,7 +555,7 @@ def _words(data: bytes, mode: str, raw: str, name: str, high: np.ndarray) -> np.
 
 
 def _to_array(image: Image.Image, mode: str) -> np.ndarray:
-    """uint8 (H, W) for mode L, (H, W, 3) for RGB.
+    """Converts mode L to uint8 (H, W), RGB to (H, W, 3).
 
     Strip by strip: taken at once, PIL holds the image three times more.
     """
@@ -560,7 +568,7 @@ def _to_array(image: Image.Image, mode: str) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) when there is none or it cannot be parsed."""
+    """Returns the EXIF orientation, 1 (upright) when there is none or it cannot be parsed."""
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:

@@ -1,5 +1,5 @@
-"""Which files are images: by their suffix, else by their first bytes; and those of formats that are
-not read, counted.
+"""Recognizes image files by their suffix, else by their first bytes; counts those of formats that
+are not read.
 """
 
 import re
@@ -61,7 +61,7 @@ class Recognizer:
         return False
 
     def is_image_file(self, path: Path) -> bool:
-        """As `is_image`, of a file on disk."""
+        """Decides as `is_image`, for a file on disk."""
 
         def start() -> bytes:
             with path.open("rb") as file:
@@ -73,7 +73,7 @@ class Recognizer:
         self.passed[kind] = self.passed.get(kind, 0) + 1
 
     def note(self) -> str:
-        """One line on what was passed over; empty where nothing was."""
+        """Says in one line what was passed over; empty where nothing was."""
         if not self.passed:
             return ""
         counted = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.passed.items()))

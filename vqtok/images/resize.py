@@ -15,7 +15,7 @@ def pad(pixels: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def crop(pixels: np.ndarray, H: int, W: int) -> np.ndarray:
-    """Crops to the top left (H, W, C) of the pixels, a view: takes back `pad`."""
+    """Crops to the top left (H, W, C) of the pixels, a view: undoes `pad`."""
     assert pixels.shape[0] >= H > 0 < W <= pixels.shape[1], (pixels.shape, H, W)
     return pixels[:H, :W]
 

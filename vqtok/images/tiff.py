@@ -1,4 +1,4 @@
-"""What a TIFF's tags say of its pixels, and the layouts that Pillow reads wrongly or not at all."""
+"""Reads a TIFF's tags, and finds the layouts that Pillow reads wrongly or not at all."""
 
 import io
 import struct
@@ -28,7 +28,7 @@ _METHODS = {
 
 
 def read_tags(data: bytes) -> dict[int, Any] | None:
-    """The tags of a TIFF's first page; None where they cannot be read."""
+    """Reads the tags of a TIFF's first page; None where they cannot be read."""
     try:
         start = data[:16] if data[2:4] in (b"\x2b\0", b"\0\x2b") else data[:8]
         tags = TiffImagePlugin.ImageFileDirectory_v2(start)
@@ -45,13 +45,13 @@ def _tuple(value: Any) -> tuple[Any, ...]:
 
 
 def sample_bits(tags: dict[int, Any]) -> int:
-    """Bits of the first sample."""
+    """Returns the bits of the first sample."""
     bits = _tuple(tags.get(_BITS, 1))[0]
     return bits if isinstance(bits, int) else 1
 
 
 def sample_kind(tags: dict[int, Any]) -> int:
-    """1 unsigned, 2 signed, 3 float."""
+    """Returns 1 for unsigned, 2 for signed, 3 for float."""
     kind = _tuple(tags.get(_FORMAT, 1))[0]
     return kind if isinstance(kind, int) else 1
 
@@ -86,7 +86,9 @@ def _pillow_inverts() -> bool:
 
 
 def describe_tiff(tags: dict[int, Any]) -> str:
-    """'5 bands of 16-bit unsigned integers in separate planes, compression LZW'."""
+    """Returns words like '5 bands of 16-bit unsigned integers in separate planes, compression
+    LZW'.
+    """
     bands, bits = _tuple(tags.get(_BANDS, 1))[0], sample_bits(tags)
     kind = _KINDS.get(sample_kind(tags), "values of an unknown kind")
     text = f"{bands} {'band' if bands == 1 else 'bands'} of {bits}-bit {kind}"

@@ -22,8 +22,8 @@ EXACT = 1 << 24  # float32 holds every integer below
 
 
 def weight_step(fan_in: int) -> int:
-    """k, where weights are multiples of 2^-k:
-    127 of them are some eight standard deviations of a weight at the start.
+    """Returns k, where weights are multiples of 2^-k: 127 of them are some eight standard
+    deviations of a weight at the start.
     """
     # floor(log2(127 sqrt(fan_in) / 8)), by integers alone
     return ((WEIGHT_LIMIT**2 * fan_in // 64).bit_length() - 1) // 2
@@ -32,7 +32,7 @@ def weight_step(fan_in: int) -> int:
 def integer_tensor_shapes(
     config: EntropyConfig, neighborhood: Neighborhood = IMAGE
 ) -> dict[str, tuple[int, ...]]:
-    """The tensors of a prior of that config, by name."""
+    """Returns the shapes of the tensors of a prior of that config, by name."""
     K, L, E = config.codebook_size, config.levels, config.embedding
     C, R = config.width, config.rank
     layers = {"first": (1, C, neighborhood.places * E)}
@@ -46,8 +46,8 @@ def integer_tensor_shapes(
 
 
 def largest_sum(tensors: Mapping[str, np.ndarray]) -> int:
-    """The largest magnitude that any partial sum can reach, for all inputs and in any order;
-    FormatError unless it is below EXACT.
+    """Returns the largest magnitude that any partial sum can reach, for all inputs and in any
+    order. Raises FormatError unless it is below EXACT.
     """
     wide = {name: np.abs(value.astype(np.int64)) for name, value in tensors.items()}
     summed = wide["embedding"].max(1).sum(0)  # (E,): levels add up
@@ -69,16 +69,16 @@ def largest_sum(tensors: Mapping[str, np.ndarray]) -> int:
 
 
 def power_table(codebook_size: int) -> list[int]:
-    """Weights of indices by how far their logit is below the largest: T 2^(-d / 32), rounded down,
-    for d from 0 to the first that gives 0.
+    """Returns the weights of indices by how far their logit is below the largest: T 2^(-d / 32),
+    rounded down, for d from 0 to the first that gives 0.
     """
     top = min(EXACT // codebook_size, 1 << 16)
     return [*takewhile(bool, (_power(top, drop) for drop in range(1 << 16))), 0]
 
 
 def _power(top: int, drop: int) -> int:
-    """top * 2^(-drop / 2^LOGIT_STEP), rounded down, by integers alone:
-    the same table on every machine.
+    """Computes top * 2^(-drop / 2^LOGIT_STEP), rounded down, by integers alone: the same table on
+    every machine.
     """
     scale = 1 << 64
     value = top << 64
@@ -89,7 +89,7 @@ def _power(top: int, drop: int) -> int:
 
 
 def _root_of_two(times: int, scale: int) -> int:
-    """2^(1 / 2^times) as an integer over scale."""
+    """Computes 2^(1 / 2^times) as an integer over scale."""
     value = 2 * scale
     for _ in range(times):
         value = math.isqrt(value * scale)

@@ -25,7 +25,9 @@ _before = 0
 
 @cache
 def thread_functions() -> tuple[Any, Any] | None:
-    """What sets and gets the number of threads of NumPy's BLAS; None where that is not known."""
+    """Returns the functions that set and get the number of threads of NumPy's BLAS; None where they
+    are not known.
+    """
     try:
         extension = import_module("numpy._core._multiarray_umath")
         library = ctypes.CDLL(extension.__file__)  # a symbol is looked for in what it needs, too
@@ -39,7 +41,8 @@ def thread_functions() -> tuple[Any, Any] | None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """NumPy's BLAS works with one thread inside: for products too small to share.
+    """Makes NumPy's BLAS work with one thread while the context is open: for products too small to
+    share.
 
     Two threads on two busy cores wait for each other at every product: 4.9 s, where one takes 1.3.
     """

@@ -52,7 +52,9 @@ class CodedGrids:
     neighborhood: Neighborhood = IMAGE
 
     def streams(self, levels: int, carried: int = 0) -> list[bytes]:
-        """The stream of the first levels of each grid; each carries that number, below 2^32."""
+        """Returns the stream of the first levels of each grid; each carries that number, below
+        2^32.
+        """
         sides = self.intervals.shape[2:-1]
         order = np.concatenate(list(self.neighborhood.steps(levels, sides)), axis=1)
         found = self.intervals[:, *order]  # (B, n, 2)
@@ -93,7 +95,7 @@ class ContextSums:
             np.add(below, self.table[level][self.indices[level]], out=above)
 
     def centers(self, rows: "_Rows") -> np.ndarray:
-        """Which row of `sums` (n,) is that of each place."""
+        """Returns which row of `sums` (n,) is that of each position."""
         inner = self.strides @ rows.places[1:] + self.first
         return (rows.places[0] * self.B + rows.images) * self.grid + inner
 
@@ -108,7 +110,7 @@ class ContextSums:
         known[centers + self.B * self.grid] = added
 
     def inputs(self, centers: np.ndarray) -> np.ndarray:
-        """What the network sees at each place, (n, places * E)."""
+        """Returns what the network sees at each position, (n, positions * E)."""
         return self.rows.take(centers[:, None] + self.offsets, axis=0).reshape(len(centers), -1)
 
 
@@ -144,15 +146,15 @@ class IntegerInference:
     def _layer(
         self, tensors: Mapping[str, np.ndarray], name: str, shift: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Weights (kinds, in, out) and biases (L, out), both divided by 2^shift, and a half in each
-        bias: what `floor` then gives is rounded.
+        """Returns weights (kinds, in, out) and biases (L, out), both divided by 2^shift, and a half
+        in each bias: what `floor` then gives is rounded.
         """
         weight = tensors[f"{name}.weight"].transpose(0, 2, 1).astype(self.dtype) * 2.0**-shift
         bias = tensors[f"{name}.bias"].astype(self.dtype) * 2.0**-shift + 0.5
         return np.ascontiguousarray(weight, self.dtype), bias.astype(self.dtype)
 
     def _read_layer(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Weights (L, R + 1, columns) of the readout, with the bias as last row.
+        """Returns the weights (L, R + 1, columns) of the readout, with the bias as last row.
 
         Column r * blocks + b is that of index BLOCK * b + r, as `Frequencies` wants it. Columns
         past the last index have a bias so low that their weight is 0.
@@ -169,7 +171,7 @@ class IntegerInference:
         return np.ascontiguousarray(turned.reshape(L, rows, columns), self.dtype)
 
     def features(self, inputs: np.ndarray, runs: Runs) -> np.ndarray:
-        """What the readout multiplies, integers and a 1 in the last column, (n, R + 1).
+        """Computes what the readout multiplies: integers, and a 1 in the last column, (n, R + 1).
 
         inputs are (n, places * E), sorted by level; runs tell the levels.
         """
@@ -199,7 +201,9 @@ class IntegerInference:
         return result
 
     def logits(self, features: np.ndarray, runs: Runs) -> np.ndarray:
-        """Logits (n, columns) in 2^-LOGIT_STEP bits, not yet rounded down: see `_read_layer`."""
+        """Computes logits (n, columns) in 2^-LOGIT_STEP bits, not yet rounded down: see
+        `_read_layer`.
+        """
         found = np.empty((len(features), self.readout.shape[2]), self.dtype)
         start = 0
         for level, count in runs:
@@ -209,7 +213,9 @@ class IntegerInference:
         return found
 
     def frequencies(self, inputs: np.ndarray, runs: Runs) -> Iterator[Frequencies]:
-        """The frequencies of rows (n, places * E), at most ROWS_AT_ONCE of them at a time."""
+        """Computes the frequencies of rows (n, positions * E), at most ROWS_AT_ONCE of them at a
+        time.
+        """
         features, start = self.features(inputs, runs), 0
         for part in _split(runs, ROWS_AT_ONCE):
             size = sum(count for _, count in part)
@@ -218,7 +224,7 @@ class IntegerInference:
             start += size
 
     def weighed(self, logits: np.ndarray) -> Frequencies:
-        """Frequencies by what `logits` gives."""
+        """Computes frequencies from what `logits` gives."""
         # floor(max) - floor(z) = trunc(floor(max) + 1 - fine - z): z is a multiple of fine. Where
         # that difference is not exact it is far past the last power.
         top = np.floor(logits.max(1, keepdims=True))
@@ -229,12 +235,12 @@ class IntegerInference:
         return Frequencies(weights.reshape(len(logits), BLOCK, -1), self.config.codebook_size)
 
     def encode(self, indices: np.ndarray, carried: int = 0) -> list[bytes]:
-        """A stream for each of the grids (B, l, h, w) of the first l levels."""
+        """Encodes grids (B, l, h, w) of the first l levels, a stream for each."""
         return self.code(indices).streams(indices.shape[1], carried)
 
     def code(self, indices: np.ndarray) -> CodedGrids:
-        """What each index of the grids (B, L, h, w) takes: streams of any number of first levels
-        are made of it without another pass of the network.
+        """Computes the interval that codes each index of the grids (B, L, h, w): streams of any
+        number of first levels are made of it without another pass of the network.
         """
         B, *shape = indices.shape
         order = np.stack([axis.ravel() for axis in np.indices(shape)])  # (1 + axes, n)
@@ -247,15 +253,15 @@ class IntegerInference:
         return CodedGrids(found.reshape(B, *shape, 2), self.neighborhood)
 
     def bits(self, indices: np.ndarray) -> np.ndarray:
-        """What each index of the grids (B, l, h, w) takes in a stream, -log2 p:
+        """Computes the bits that each index of the grids (B, l, h, w) takes in a stream, -log2 p:
         float64 (B, l, h, w).
         """
         found = self.code(indices).intervals
         return entropy.BITS - np.log2(found[..., 1] - found[..., 0])
 
     def intervals(self, indices: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """First frequency and one past the last of each index of grids (B, l, h, w), in the order
-        of places (1 + axes, n): int64 (B, n, 2).
+        """Returns first frequency and one past the last of each index of grids (B, l, h, w), in the
+        order of positions (1 + axes, n): int64 (B, n, 2).
         """
         B, levels, *sides = indices.shape
         sums = ContextSums(self, B, levels, tuple(sides))
@@ -279,7 +285,7 @@ class IntegerInference:
         return result
 
     def decode(self, streams: Sequence[bytes], levels: int, *sides: int) -> np.ndarray:
-        """The grids (B, l, h, w) int64 in B streams that carry 0. Errors as `decode_all`."""
+        """Decodes B streams that carry 0 to grids (B, l, h, w) int64. Errors as `decode_all`."""
         indices, carried = self.decode_all(streams, levels, *sides)
         require(not any(carried), "the stream is damaged")
         return indices
@@ -287,8 +293,8 @@ class IntegerInference:
     def decode_all(
         self, streams: Sequence[bytes], levels: int, *sides: int
     ) -> tuple[np.ndarray, list[int]]:
-        """The grids (B, l, h, w) int64 in B streams, and the number that each carries; FormatError
-        where a stream is damaged.
+        """Decodes B streams to grids (B, l, h, w) int64, and the number that each carries. Raises
+        FormatError where a stream is damaged.
         """
         widest = levels * math.prod(sides) // max(sides)  # no step has more places
         size = min(IMAGES_AT_ONCE, max(1, PLACES_AT_ONCE // widest))
@@ -327,7 +333,7 @@ class _Rows:
 
     @classmethod
     def of(cls, step: np.ndarray, B: int) -> "_Rows":
-        """Of places (1 + axes, n), sorted by level, of each image."""
+        """Selects the rows of positions (1 + axes, n), sorted by level, of each image."""
         counts = np.bincount(step[0]).tolist()
         runs = [(level, count * B) for level, count in enumerate(counts) if count]
         which = np.arange(step.shape[1])
@@ -356,7 +362,7 @@ def _split(runs: Runs, most: int) -> Iterator[Runs]:
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros whose memory is taken where they are first written, whatever a file claims."""
+    """Returns zeros whose memory is taken where they are first written, whatever a file claims."""
     try:
         return np.zeros(shape, dtype)
     except (MemoryError, ValueError):  # ValueError: more than an address can say

@@ -45,7 +45,7 @@ LOG_SCALE = math.log(0.1)  # of the likelihood, as training starts with it: no s
 
 @dataclass(frozen=True)
 class Imported:
-    """A checkpoint as a tokenizer, and what was assumed on the way."""
+    """A checkpoint as a tokenizer, and the assumptions that were made."""
 
     weights: weights.Weights
     notes: tuple[str, ...] = ()  # a line each, for people
@@ -98,7 +98,7 @@ def convert_checkpoint(
 
 
 def _record(made: Converted, path: Path) -> weights.Weights:
-    """The weights file of a converted network, with where it comes from."""
+    """Makes the weights file of a converted network, with where it comes from."""
     with init_empty_weights():
         shapes = {
             name: tuple(value.shape) for name, value in VQVAE(made.settings).release_state().items()
@@ -150,7 +150,7 @@ def _convert_classic(
     options: ImportOptions,
     images: Sequence[np.ndarray],
 ) -> Converted:
-    """Settings and tensors of a VQGAN's network."""
+    """Converts settings and tensors of a VQGAN's network."""
     if options.input_range is not None:
         pixels = ranges.parse_range(options.input_range)
         if (pixels.mean, pixels.std) != ((0.5,), (0.5,)):

@@ -27,10 +27,7 @@ class Exported:
 
         OutputError where one exists, unless `force`.
         """
-        for name in self.contents:
-            files.check_free(folder / name, force)
-        for name, data in self.contents.items():
-            files.write_bytes(folder / name, data, force)
+        files.write_all(folder, self.contents, force)
 
 
 # Makes the files of the tokenizer in a folder. ModelError where the program has no layers for it,

@@ -18,7 +18,7 @@ Tensors = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Family:
-    """A network, and why vqtok has no room for it."""
+    """A network that vqtok cannot hold, and the reason."""
 
     what: str
     why: str
@@ -90,7 +90,7 @@ FAMILIES = (
 
 
 def check(tensors: Tensors, origin: str) -> None:
-    """FormatError, with the network's name, where vqtok has no room for it."""
+    """Raises FormatError, with the network's name, where vqtok has no room for it."""
     found = next((family for family in FAMILIES if family.fits(tensors)), None)
     if found is not None:
         raise FormatError(f"{origin}: this is {found.what}: {found.why}", found.fix)

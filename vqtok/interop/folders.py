@@ -115,7 +115,7 @@ def _without_twins(names: list[str]) -> list[str]:
 
 
 def _component(index: Path) -> str:
-    """The folder of a pipeline's VQModel. InputError where it has none."""
+    """Finds the folder of a pipeline's VQModel. Raises InputError where it has none."""
     parts = {
         name: str(value[1])
         for name, value in _read_json(index).items()

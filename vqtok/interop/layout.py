@@ -24,7 +24,7 @@ _OWN = re.compile(r"(?:encoder|decoder|quantize|quant_conv|post_quant_conv)\.")
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of one program, and what its shapes do not tell.
+    """The tensor names of one program, and its settings that shapes do not tell.
 
     In a name # is a number; the layers of blocks and of attention are named once for all stages.
     """

@@ -1,4 +1,4 @@
-"""What a user says of a checkpoint that the file itself does not, and what an import gives."""
+"""Settings of an import that the checkpoint does not say, and its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,9 @@ from vqtok.config import TokenizerConfig
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What a file does not say of its network, as far as the user does; None: as its program."""
+    """The user's answers to what a checkpoint does not say of its network; None: as its program
+    does.
+    """
 
     normalize: bool | None = None  # whether codes are on the unit sphere
     distance: str | None = None  # l2, dot or cosine
@@ -22,7 +24,7 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Trial:
-    """How well a reading of the file reconstructs images."""
+    """A measure of how well one reading of the file reconstructs images."""
 
     input_range: str
     variant: str

@@ -7,14 +7,14 @@ import numpy as np
 
 from vqtok.errors import UsageError
 
-# parts of names that a network's own tensors have, whatever stands before them
+# parts of names that a network's own tensors have, whatever comes before them
 _ROOTS = re.compile(r"(?:^|[./])(_?encoder|enc|_?enc_[bt1])(?=[./_])")
 _EMA = re.compile(r"(?:^|[._/])ema(?:[._/]|$)")
 LIT_EMA = "model_ema."  # of latent-diffusion: names without dots
 
 
 def strip(tensors: Mapping[str, np.ndarray], part: str | None) -> tuple[dict[str, np.ndarray], str]:
-    """The tensors of one network, without the prefix before `encoder`; and which of several
+    """Returns the tensors of one network, without the prefix before `encoder`; and which of several
     networks that was, "" where there is one.
 
     `part` names the one to take, like ema. UsageError where there is none of that name.
@@ -49,8 +49,8 @@ def strip(tensors: Mapping[str, np.ndarray], part: str | None) -> tuple[dict[str
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """What stands before `encoder` in the names, the network with most tensors first; those of
-    losses and averages are none, where there is another.
+    """Lists what comes before `encoder` in the names, the network with most tensors first. Those of
+    losses and averages count only where there is no other.
     """
     counts: dict[str, int] = {}
     for name in names:

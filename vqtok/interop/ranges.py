@@ -42,7 +42,9 @@ def parse_range(text: str) -> PixelRange:
 
 
 def candidates(channels: int) -> list[PixelRange]:
-    """The ranges that shared checkpoints have; the last is ImageNet's mean and deviation."""
+    """Returns the ranges that shared checkpoints have; the last is ImageNet's mean and
+    deviation.
+    """
     names = ["0:1", "-1:1", "-0.5:0.5"]
     names += ["0.485,0.456,0.406:0.229,0.224,0.225"] if channels == 3 else []
     return [parse_range(name) for name in names]

@@ -64,7 +64,7 @@ def read_checkpoint(path: Path, part: str | None = None) -> Checkpoint:
 
 
 def _from_several(index: Path) -> Checkpoint:
-    """The tensors of all files that an index names."""
+    """Reads the tensors of all files that an index names."""
     tensors: dict[str, np.ndarray] = {}
     for name, wanted in folders.read_index(index).items():
         found = _read_file(index.parent / name).tensors
@@ -95,8 +95,8 @@ def _read_file(path: Path, part: str | None = None) -> Checkpoint:
 
 
 def _torch_tensors(path: Path, part: str | None) -> Checkpoint:
-    """The tensors of what torch.save wrote: in the dictionary itself, or in the
-    one that it holds for them.
+    """Finds the tensors in what torch.save wrote: in the dictionary itself, or in the one that it
+    holds for them.
     """
     _check_zip(path)
     try:
@@ -121,7 +121,7 @@ def _torch_tensors(path: Path, part: str | None) -> Checkpoint:
 
 
 def _inner(loaded: Any) -> dict[str, Mapping]:
-    """The dictionaries of tensors in what was loaded, the better ones first."""
+    """Lists the dictionaries of tensors in what was loaded, the better ones first."""
     if not isinstance(loaded, Mapping):
         return {}
     found = {
@@ -169,7 +169,9 @@ def _refused(path: Path, reason: str) -> FormatError:
 
 
 def _check_zip(path: Path) -> None:
-    """FormatError where the zip is damaged, or could grow: torch stores its members as they are."""
+    """Raises FormatError where the zip is damaged, or could grow: torch stores its members as they
+    are.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -197,7 +199,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _arrays(path: Path, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Dense floating-point tensors as arrays, bfloat16 as float32; others are left out.
+    """Converts dense floating-point tensors to arrays, bfloat16 to float32; leaves out others.
 
     FormatError where they share one memory.
     """

@@ -1,4 +1,4 @@
-"""Which reading of a checkpoint is right: each that it could be reconstructs images."""
+"""Tries each possible reading of a checkpoint on images, to find the right one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +24,8 @@ FAIR = 14.0  # dB below which a reconstruction shows nothing: a gray image has s
 
 
 def distance_settings(options: ImportOptions, normalize: bool) -> dict[str, Any]:
-    """The settings `normalize` and `distance`; a program's own normalization where no option says.
+    """Returns the settings `normalize` and `distance`; a program's own normalization where no
+    option says.
 
     UsageError where the options contradict each other.
     """
@@ -44,7 +45,7 @@ def distance_settings(options: ImportOptions, normalize: bool) -> dict[str, Any]
 def convert_paper(
     file: PaperFile, options: ImportOptions, images: Sequence[np.ndarray], origin: str
 ) -> Converted:
-    """Settings and tensors of a file with the paper's network.
+    """Converts settings and tensors of a file with the paper's network.
 
     What the file leaves open comes from the options; else from a trial: of the pixel range on the
     user's images, of the variant on built-in ones where there are none.
@@ -86,7 +87,7 @@ def convert_paper(
 
 
 def _variants(file: PaperFile, options: ImportOptions) -> list[Variant]:
-    """What the file could be: what the user says, else what its program says, else all."""
+    """Lists what the file could be: what the user says, else what its program says, else all."""
     if options.variant is not None:
         return [parse_variant(options.variant)]
     if file.known is not None:
@@ -96,7 +97,9 @@ def _variants(file: PaperFile, options: ImportOptions) -> list[Variant]:
 
 
 def _outputs(pixels: PixelRange) -> tuple[str, ...]:
-    """Last layers whose values lie in the range: sigmoid gives 0 to 1, tanh both signs."""
+    """Returns the last layers whose values lie in the range: sigmoid gives 0 to 1, tanh both
+    signs.
+    """
     if (pixels.mean, pixels.std) == ((0.0,), (1.0,)):
         return "none", "sigmoid"
     return ("none", "tanh") if pixels.mean == (0.5,) else ("none",)
@@ -109,7 +112,7 @@ def _choose(
     asked: bool,
     origin: str,
 ) -> tuple[tuple[PixelRange, Variant], list[str]]:
-    """The reading to take, and what to say of it.
+    """Chooses the reading to take; returns it with what to say of it.
 
     UsageError where several pixel ranges are left and none leads clearly.
     """
@@ -132,12 +135,12 @@ def _choose(
 
 
 def _encoding(trial: Trial) -> str:
-    """The part of a variant's name that decides its indices."""
+    """Returns the part of a variant's name that decides its indices."""
     return trial.variant.rpartition(",")[0]
 
 
 def _usual(trials: Sequence[Trial]) -> Trial:
-    """The best reading, but the most usual one of those that are hardly worse."""
+    """Returns the best reading, or the most usual one of those that are hardly worse."""
     best = trials[0].psnr
     near = [trial for trial in trials if best - trial.psnr < CLEAR or best < FAIR]
     order = [variant.name for variant in VARIANTS]
@@ -145,7 +148,7 @@ def _usual(trials: Sequence[Trial]) -> Trial:
 
 
 def _best_of_each(trials: Sequence[Trial]) -> list[Trial]:
-    """The best trial of each pixel range, best first."""
+    """Returns the best trial of each pixel range, best first."""
     found: dict[str, Trial] = {}
     for trial in trials:
         found.setdefault(trial.input_range, trial)
@@ -153,14 +156,16 @@ def _best_of_each(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _shapes(channels: int) -> np.ndarray:
-    """A built-in image of 16 shapes, uint8 (128, 128, C)."""
+    """Draws a built-in image of 16 shapes, uint8 (128, 128, C)."""
     tiles = Shapes(n=16, size=32).images(np.arange(16))  # (16, 32, 32, 3)
     image = tiles.reshape(4, 4, 32, 32, 3).swapaxes(1, 2).reshape(128, 128, 3)
     return image if channels == 3 else image.mean(2, keepdims=True).astype(np.uint8)
 
 
 def _crop(image: np.ndarray, file: PaperFile) -> np.ndarray:
-    """The middle of an image, at most SIDE pixels a side and multiples of f: uint8 (H, W, C)."""
+    """Cuts the middle of an image, at most SIDE pixels a side and multiples of f: uint8 (H, W,
+    C).
+    """
     f = 2 ** sum(kind == "down" for kind, _ in file.encoder)
     H, W = (min(SIDE, side) // f * f for side in image.shape[:2])
     if not H or not W:

@@ -1,6 +1,6 @@
 """Scores images by a patch discriminator, and turns scores into its loss and the tokenizer's.
 
-It tells images from reconstructions patch by patch (Isola et al. 2017, arXiv
+It distinguishes images from reconstructions patch by patch (Isola et al. 2017, arXiv
 1611.07004, section 3.2.2).
 """
 
@@ -60,7 +60,7 @@ class PatchDiscriminator(nn.Module):
 
 def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
     """Computes the discriminator's loss from its scores (Lim and Ye 2017, arXiv 1705.02894): 2
-    where it tells nothing apart, 0 where everything.
+    where it distinguishes none, 0 where all.
     """
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 

@@ -180,7 +180,7 @@ class Heteroscedastic(Logistic):
 
 
 def output_channels(config: TokenizerConfig) -> int:
-    """Channels of what the decoder gives."""
+    """Returns the channels of what the decoder gives."""
     return config.channels * LIKELIHOODS[config.likelihood].load().outputs
 
 

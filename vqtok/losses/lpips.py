@@ -119,7 +119,7 @@ def _rows(features: Tensor) -> Tensor:
 
 
 def _split(*features: Tensor) -> list[tuple[Tensor, ...]]:
-    """Parts of (n, C) that stay in a core's cache."""
+    """Splits (n, C) into parts that stay in a core's cache."""
     return [f.split(max(1, ELEMENTS // f.shape[1])) for f in features]
 
 
@@ -200,7 +200,8 @@ class LPIPS(nn.Module):
         if x.device.type != "cpu" or y.requires_grad or torch.compiler.is_compiling():
             return self.between(self.features(x), self.features(y))
         slices = zip(self._slices(x), self._slices(y), self.heads, strict=True)
-        return torch.stack([_ChunkedDistance.apply(a, b, head) for a, b, head in slices]).sum(0)  # type: ignore[misc]
+        distances = [_ChunkedDistance.apply(a, b, head) for a, b, head in slices]
+        return torch.stack(distances).sum(0)  # type: ignore[arg-type]
 
     def between(self, x: list[Tensor], y: list[Tensor]) -> Tensor:
         """Distances (B,) of features: their squared differences, weighed by channel, averaged over

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from vqtok import losses
 from vqtok.config import TokenizerConfig
 from vqtok.networks import vqgan
-from vqtok.networks.vqgan import EPSILON, ResnetBlock, Stage, WholeImageNetwork
+from vqtok.networks.vqgan import EPSILON, LIMITS, ResnetBlock, Stage
+from vqtok.networks.whole_image import WholeImageNetwork
 
 STREAMABLE = False  # normalization is over the whole image
-check_size = vqgan.check_size
+check_size = LIMITS.check_size
 
 
 class Downsample(nn.Conv2d):
@@ -68,7 +69,7 @@ class Encoder(WholeImageNetwork):
     """Encodes images (B, C, H, W) in [-1, 1] to vectors (B, D, H/f, W/f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__(config, scale=1)
+        super().__init__(config, scale=1, limits=LIMITS)
         stages, last = config.stages, len(config.stages) - 1
         self.first = nn.Conv2d(config.channels, stages[0], 3, padding=1)
         self.stages = nn.ModuleList(
@@ -100,7 +101,7 @@ class Decoder(WholeImageNetwork):
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__(config, scale=config.downsample)
+        super().__init__(config, scale=config.downsample, limits=LIMITS)
         stages, dim = config.stages, config.code_dim
         self.first = nn.Conv2d(dim, stages[-1], 3, padding=1)
         self.middle = _middle(config, config.decoder_blocks)

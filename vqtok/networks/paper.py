@@ -9,20 +9,16 @@ copies differ in where a ReLU stands and which convolution is left out, so `enco
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok import files, losses
+from vqtok import losses
 from vqtok.config import TokenizerConfig
-from vqtok.config.paper import layers_of, parse_layer, pixel_scale
-from vqtok.errors import InputError
+from vqtok.config.paper import layers_of, parse_layer
+from vqtok.networks.whole_image import Limits, WholeImageNetwork
 
 STREAMABLE = False  # it is given the image whole
 TENSORS = 3  # of the largest layer's size that are alive at once
-MEMORY_LIMIT = 8 << 30  # bytes that one image may take
-# of several images, without gradients
-PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**18, 2**22
 
 
 class ResidualBlock(nn.Module):
@@ -63,52 +59,11 @@ def build_layers(specs: tuple[str, ...], channels: int) -> list[nn.Module]:
     return layers
 
 
-class WholeImage(nn.Module):
-    """Runs images whole, as many at once as memory allows, in the network's own range of pixels:
-    what encoder and decoder share.
-    """
-
-    def __init__(self, config: TokenizerConfig, scale: int) -> None:
-        super().__init__()
-        self.config, self.scale = config, scale
-
-    def run_batch(self, x: Tensor) -> Tensor:
-        """Output for one or a few inputs."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Output (B, ...) of x (B, ..., H, W). InputError where one image is too large."""
-        H, W = (side * self.scale for side in x.shape[2:])
-        self.check(H, W)
-        if torch.is_grad_enabled() or len(x) == 1:
-            return self.run_batch(x)
-        most = PIXELS_AT_ONCE if x.device.type == "cpu" else GPU_PIXELS_AT_ONCE
-        return torch.cat([self.run_batch(part) for part in x.split(max(1, most // (H * W)))])
-
-    def check(self, H: int, W: int) -> None:
-        """Raises InputError where an image of H x W pixels is too large."""
-        check_size(self.config, H, W)
-
-    def scaled(self, x: Tensor) -> Tensor:
-        """From pixels in [-1, 1] to the network's range."""
-        scale, shift = pixel_scale(self.config)
-        return x * self._per_channel(scale, x) + self._per_channel(shift, x) if scale else x
-
-    def unscaled(self, y: Tensor) -> Tensor:
-        """The inverse of `scaled`."""
-        scale, shift = pixel_scale(self.config)
-        return (y - self._per_channel(shift, y)) / self._per_channel(scale, y) if scale else y
-
-    def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        """One number a channel, or one for all, as (1, C or 1, 1, 1)."""
-        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
-
-
-class Encoder(WholeImage):
-    """Images (B, C, H, W) in [-1, 1] -> vectors (B, D, H/f, W/f)."""
+class Encoder(WholeImageNetwork):
+    """Maps images (B, C, H, W) in [-1, 1] to vectors (B, D, H/f, W/f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__(config, scale=1)
+        super().__init__(config, scale=1, limits=LIMITS)
         specs, _ = layers_of(config)
         self.layers = nn.Sequential(*build_layers(specs, config.channels))
 
@@ -116,11 +71,11 @@ class Encoder(WholeImage):
         return self.layers(self.scaled(x))
 
 
-class Decoder(WholeImage):
-    """Vectors (B, D, h, w) -> what the likelihood needs, (B, n*C, h*f, w*f)."""
+class Decoder(WholeImageNetwork):
+    """Maps vectors (B, D, h, w) to what the likelihood needs, (B, n*C, h*f, w*f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__(config, scale=config.downsample)
+        super().__init__(config, scale=config.downsample, limits=LIMITS)
         _, specs = layers_of(config)
         specs = specs or (*_paper_decoder(config),)
         self.layers = nn.Sequential(*build_layers(specs, config.code_dim))
@@ -130,7 +85,9 @@ class Decoder(WholeImage):
 
 
 def _paper_decoder(config: TokenizerConfig) -> list[str]:
-    """The mirror image of the paper's encoder; its last layer gives what the likelihood needs."""
+    """Returns the layers of the paper's encoder in reverse; the last one gives what the likelihood
+    needs.
+    """
     count = int(math.log2(config.downsample))
     half = max(4, config.width // 2)
     finest = losses.output_channels(config)
@@ -142,27 +99,17 @@ def _paper_decoder(config: TokenizerConfig) -> list[str]:
     return specs
 
 
-def check_size(config: TokenizerConfig, H: int, W: int) -> None:
-    """Raises InputError where an image of H x W pixels takes more than MEMORY_LIMIT."""
-    check_memory(_bytes_per_pixel(config), H, W)
-
-
-def check_memory(each: int, H: int, W: int) -> None:
-    """Raises InputError where H x W pixels of so many bytes take more than MEMORY_LIMIT."""
-    if H * W * each > MEMORY_LIMIT:
-        need, most = files.human_bytes(H * W * each), MEMORY_LIMIT / each // 1e5 / 10
-        raise InputError(
-            f"an image of {W}x{H} takes about {need} of memory: "
-            "this network needs all of it at once",
-            f"make it smaller, at most {most:.1f} megapixels, or choose another --model",
-        )
-
-
 def _bytes_per_pixel(config: TokenizerConfig) -> int:
-    """Memory that a pixel of an image takes: TENSORS of the size of the largest layer."""
+    """Returns the memory that a pixel of an image takes: TENSORS of the size of the largest
+    layer.
+    """
     largest, area = float(config.channels), 1.0
     for spec in layers_of(config)[0]:
         kind, size = parse_layer(spec)
         area = area / 4 if kind == "down" else area
         largest = max(largest, size * area)
     return max(1, round(4 * TENSORS * largest))
+
+
+LIMITS = Limits("paper's", _bytes_per_pixel, pixels_at_once=2**18, gpu_pixels_at_once=2**22)
+check_size = LIMITS.check_size

@@ -10,18 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqtok import files
 from vqtok.config import TokenizerConfig
-from vqtok.config.paper import pixel_scale
 from vqtok.config.registry import setting_of
-from vqtok.errors import InputError
+from vqtok.networks.whole_image import Limits, WholeImageNetwork
 
 STREAMABLE = False  # one part of an image at a time is not enough
 EPSILON = 1e-6  # of the normalization, in all three programs whose models `interop` reads
 TENSORS = 5  # of the finest stage's size that are alive at once
-MEMORY_LIMIT = 8 << 30  # bytes that one image may take
-# of several images, without gradients: about 0.16 and 2.6 GB with 128 channels
-PIXELS_AT_ONCE, GPU_PIXELS_AT_ONCE = 2**16, 2**20
 
 
 class GroupNorm(nn.GroupNorm):
@@ -144,51 +139,11 @@ class MidBlock(nn.Module):
         return self.more(self.after(self.attention(self.before(x))))
 
 
-class WholeImageNetwork(nn.Module):
-    """Runs images whole, as many at once as memory allows: what encoder and decoder share."""
-
-    def __init__(self, config: TokenizerConfig, scale: int) -> None:
-        super().__init__()
-        self.config, self.scale = config, scale
-
-    def run_batch(self, x: Tensor) -> Tensor:
-        """Computes the output for one or a few inputs."""
-        raise NotImplementedError
-
-    def scaled(self, x: Tensor) -> Tensor:
-        """Scales pixels in [-1, 1] to the network's range: one number, or one a channel."""
-        scale, shift = pixel_scale(self.config)
-        return x * _per_channel(scale, x) + _per_channel(shift, x) if scale else x
-
-    def unscaled(self, y: Tensor) -> Tensor:
-        """Inverts `scaled`."""
-        scale, shift = pixel_scale(self.config)
-        return (y - _per_channel(shift, y)) / _per_channel(scale, y) if scale else y
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Computes the output (B, ...) of x (B, ..., H, W).
-
-        InputError where one image takes more than MEMORY_LIMIT.
-        """
-        H, W = (side * self.scale for side in x.shape[2:])
-        check_size(self.config, H, W)
-        if torch.is_grad_enabled() or len(x) == 1:
-            return self.run_batch(x)
-        count = max(
-            1, (PIXELS_AT_ONCE if x.device.type == "cpu" else GPU_PIXELS_AT_ONCE) // (H * W)
-        )
-        return torch.cat([self.run_batch(part) for part in x.split(count)])
-
-
-def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
-
-
 class Encoder(WholeImageNetwork):
     """Encodes images (B, C, H, W) in [-1, 1] to vectors (B, D, H/f, W/f)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__(config, scale=1)
+        super().__init__(config, scale=1, limits=LIMITS)
         stages, groups, last = config.stages, config.groups, len(config.stages) - 1
         middle = setting_of(config, "middle_blocks")
         self.first = nn.Conv2d(config.channels, stages[0], 3, padding=1)
@@ -222,7 +177,7 @@ class Decoder(WholeImageNetwork):
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__(config, scale=config.downsample)
+        super().__init__(config, scale=config.downsample, limits=LIMITS)
         stages, groups = config.stages, config.groups
         middle = setting_of(config, "middle_blocks")
         self.project = nn.Conv2d(config.code_dim, config.z_channels, 1)
@@ -249,20 +204,6 @@ class Decoder(WholeImageNetwork):
         return self.unscaled(self.last(silu(self.norm(x))))
 
 
-def check_size(config: TokenizerConfig, H: int, W: int) -> None:
-    """Raises InputError where an image of H x W pixels takes more than MEMORY_LIMIT."""
-    each = _bytes_per_pixel(config)
-    if H * W * each > MEMORY_LIMIT:
-        need, most = files.human_bytes(H * W * each), MEMORY_LIMIT / each // 1e5 / 10
-        smaller = f"make it smaller, at most {most:.1f} megapixels, or choose another"
-        raise InputError(
-            f"an image of {W}x{H} takes about {need} of memory: "
-            "the classic network needs all of it at once",
-            f"{smaller} model",
-            f"{smaller} --model",
-        )
-
-
 def silu(x: Tensor) -> Tensor:
     """Applies silu in place where no gradient needs x: it is what a normalization has just made."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
@@ -274,3 +215,8 @@ def _bytes_per_pixel(config: TokenizerConfig) -> int:
     """
     largest = max(max(config.stages[i : i + 2]) / 4**i for i in range(len(config.stages)))
     return round(4 * TENSORS * largest)
+
+
+# about 0.16 and 2.6 GB with 128 channels
+LIMITS = Limits("classic", _bytes_per_pixel, pixels_at_once=2**16, gpu_pixels_at_once=2**20)
+check_size = LIMITS.check_size

@@ -86,7 +86,7 @@ class Downsample(nn.Conv2d):
 
 
 class Upsample(nn.Conv2d):
-    """Channels for twice the resolution, (B, C, h, w) -> (B, 4*D, h, w), by a 3x3 convolution
+    """Doubles the resolution: makes channels (B, 4*D, h, w) of (B, C, h, w), by a 3x3 convolution
     beside repeated channels.
 
     The counterpart of `Downsample`; PixelShuffle follows it.

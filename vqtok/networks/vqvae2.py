@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from vqtok import losses
 from vqtok.config import TokenizerConfig
 from vqtok.config.registry import setting_of
-from vqtok.networks.paper import WholeImage, build_layers, check_memory
+from vqtok.networks.paper import build_layers
+from vqtok.networks.whole_image import Limits, WholeImageNetwork
 from vqtok.quantizers import LevelQuantizer, Quantizer
 
 STREAMABLE = False  # it is given the image whole
@@ -38,13 +39,13 @@ def _sequence(specs: list[str], channels: int) -> nn.Sequential:
     return nn.Sequential(*build_layers(tuple(specs), channels))
 
 
-class Encoder(WholeImage):
+class Encoder(WholeImageNetwork):
     """Encodes images (B, C, H, W) in [-1, 1] to vectors (B, 5*D, H/8, W/8): the top's, and the
     four of the bottom.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__(config, scale=1)
+        super().__init__(config, scale=1, limits=LIMITS)
         width, dim = config.width, config.part_dim
         half = max(1, width // 2)
         blocks = [f"block {setting_of(config, 'hidden')}"] * config.encoder_blocks
@@ -80,15 +81,12 @@ class Encoder(WholeImage):
         joined = torch.cat([self.from_top(quantized.to(bottom.dtype)), bottom], 1)
         return torch.cat([top, fold(self.bottom_vectors(joined))], 1)
 
-    def check(self, H: int, W: int) -> None:
-        check_size(self.config, H, W)
 
-
-class Decoder(WholeImage):
+class Decoder(WholeImageNetwork):
     """Decodes vectors (B, 5*D, h, w) to what the likelihood needs, (B, n*C, 8*h, 8*w)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__(config, scale=config.downsample)
+        super().__init__(config, scale=config.downsample, limits=LIMITS)
         width, dim = config.width, config.part_dim
         blocks = [f"block {setting_of(config, 'hidden')}"] * config.decoder_blocks
         self.widen_top = nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1)
@@ -100,11 +98,14 @@ class Decoder(WholeImage):
         top, bottom = x[:, :dim].contiguous(), unfold(x[:, dim:].contiguous())
         return self.unscaled(self.layers(torch.cat([self.widen_top(top), bottom], 1)))
 
-    def check(self, H: int, W: int) -> None:
-        check_size(self.config, H, W)
 
-
-def check_size(config: TokenizerConfig, H: int, W: int) -> None:
-    """Raises InputError where an image of H x W pixels takes too much memory."""
+def _bytes_per_pixel(config: TokenizerConfig) -> int:
+    """Returns the memory that a pixel of an image takes: TENSORS of the size of the largest
+    layer.
+    """
     largest = max(config.channels, config.width / 8, (config.part_dim + config.width) / 16)
-    check_memory(max(1, round(4 * TENSORS * largest)), H, W)
+    return max(1, round(4 * TENSORS * largest))
+
+
+LIMITS = Limits("VQ-VAE-2", _bytes_per_pixel, pixels_at_once=2**18, gpu_pixels_at_once=2**22)
+check_size = LIMITS.check_size

@@ -176,7 +176,7 @@ def chart(panel: Panel, title: str = "") -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images of one size, of which one is drawn over the other."""
+    """Two images of one size, one drawn over the other."""
 
     name: str
     before: np.ndarray  # uint8 (H, W, 1 or 3)

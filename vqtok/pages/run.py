@@ -74,7 +74,7 @@ def read_run(folder: Path) -> RunReport:
     """Reads all files that are there.
 
     InputError where there is no log; what else is missing or damaged is
-    left out, and told in a note.
+    left out, and a note says so.
     """
     lines, notes = _log(folder / LOG_FILE)
     settings = _settings(folder / RECIPE_FILE, notes)

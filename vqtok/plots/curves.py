@@ -1,6 +1,6 @@
 """Draws curves as SVG and as pixels, both from one list of marks.
 
-A curve is told apart by its color, its dashes, the shape of its markers and the name at its end;
+A curve is recognized by its color, its dashes, the shape of its markers and the name at its end;
 any one of them is enough.
 """
 
@@ -20,7 +20,7 @@ PANEL_WIDTH, PANEL_HEIGHT = 440, 300  # of the area between the axes
 LEFT, TOP, BOTTOM = 60, 84, 52  # around it: tick labels, title and legend, name of the axis
 LOW_TOP = 32  # without title and legend
 END, END_MAX = 14, 160  # at the right: a gap, and the names of the curves, at most so wide
-WIDER = 1.12  # a browser's font than the one that widths are told by
+WIDER = 1.12  # a browser's font than the one that widths are measured with
 NAME_STEP = 14  # from one name to the next below it
 MARKERS = 24  # on one curve at most, or they hide it
 INK, FAINT, GRID = "#222222", "#666666", "#e4e4e4"

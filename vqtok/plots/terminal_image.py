@@ -59,7 +59,7 @@ def lines(pixels: np.ndarray, columns: int, rows: int, colors: str) -> list[str]
     assert colors in COLORS
     if colors == "none":
         # A character is twice as high as wide:
-        # each stands for two rows of pixels, of which there is one value.
+        # each shows two rows of pixels, of which there is one value.
         small = fit_to_terminal(pixels, columns, rows).astype(np.float64) @ (0.299, 0.587, 0.114)
         small = _even(small)
         light = (small[0::2] + small[1::2]) / 2

@@ -1,4 +1,4 @@
-"""New index grids from a prior: every position is computed once."""
+"""Samples new index grids from a prior; computes every position once."""
 
 from vqtok.sampling.sample import sample_grids
 

@@ -29,7 +29,7 @@ class NumpyBackend:
     """
 
     def native(self, values: Tensor) -> Any:
-        """The same memory as what this backend computes with."""
+        """Returns the same memory in the form that this backend computes with."""
         return values.numpy()
 
     def copy(self, a: Tensor, out: Tensor) -> Calls:
@@ -48,8 +48,8 @@ class NumpyBackend:
         return [partial(np.maximum, a.numpy(), np.zeros((), np.float32), out=out.numpy())]
 
     def matmul(self, a: Tensor, b: Tensor, out: Tensor) -> Calls:
-        """a @ b, in whichever library is quicker at its size; all three are contiguous but for the
-        rows of a.
+        """Computes a @ b, in whichever library is quicker at its size; all three are contiguous
+        except for the rows of a.
         """
         a, out = a.view(-1, len(b)), out.view(-1, b.shape[1])
         if len(a) * b.numel() >= SMALL:
@@ -57,11 +57,13 @@ class NumpyBackend:
         return [partial(a.numpy().dot, b.numpy(), out.numpy())]
 
     def matmul_add(self, a: Tensor, b: Tensor, c: Tensor, out: Tensor, product: Tensor) -> Calls:
-        """a @ b + c; `product` is a contiguous buffer like out, or out itself."""
+        """Computes a @ b + c; `product` is a contiguous buffer like out, or out itself."""
         return [*self.matmul(a, b, product), *self.add(product, c, out)]
 
     def gate(self, values: Tensor, out: Tensor) -> Calls:
-        """tanh(a) * (1 + tanh(b)) of values (n, 2C), which are overwritten, into out (n, C)."""
+        """Computes tanh(a) * (1 + tanh(b)) of values (n, 2C), which are overwritten, into out (n,
+        C).
+        """
         a, b = values.chunk(2, dim=1)
         return [*self.tanh(values, values), *self.multiply(a, b, out), *self.add(out, a, out)]
 
@@ -84,7 +86,9 @@ class NumpyBackend:
 
 
 class TorchBackend:
-    """The same in torch, in as few calls as it has: on a GPU starting them is what costs."""
+    """The same operations in torch, in as few calls as possible: on a GPU starting them is what
+    costs.
+    """
 
     def native(self, values: Tensor) -> Any:
         return values
@@ -128,7 +132,7 @@ NUMPY, TORCH = NumpyBackend(), TorchBackend()
 
 
 def pick_backend(prior: nn.Module) -> Backend:
-    """NumPy for a prior in float32 on a CPU, else torch."""
+    """Picks NumPy for a prior in float32 on a CPU, else torch."""
     weights = prior.parameters()
     fits = all(part.device.type == "cpu" and part.dtype == torch.float32 for part in weights)
     return NUMPY if fits else TORCH

@@ -1,4 +1,4 @@
-"""What the sampler of every prior is."""
+"""The protocol of a prior's sampler."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Generic, Protocol, TypeVar
@@ -13,7 +13,7 @@ Values = Any  # a NumPy array or a tensor, whichever the sampler's backend compu
 
 
 class Cursor(Protocol):
-    """A prior part-way through one level of n grids.
+    """A sampler's state part-way through one level of n grids.
 
     It keeps what it needs of earlier positions: nothing is computed twice.
     """
@@ -31,7 +31,7 @@ class Cursor(Protocol):
         ...
 
     def logits(self) -> Values:
-        """(n, K) of this position, valid until the next call."""
+        """Returns (n, K) of this position, valid until the next call."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""From logits and a uniform number to an index."""
+"""Draws an index from logits and a uniform number."""
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ def sample_categorical(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Tensor:
-    """One index (n,) for each row of logits (n, K):
-    where its uniform number (n,) falls in the cumulative distribution.
+    """Draws one index (n,) for each row of logits (n, K): the one where its uniform number (n,)
+    falls in the cumulative distribution.
     """
     if temperature == 0 or top_k == 1:
         return logits.argmax(1)
@@ -28,7 +28,7 @@ def sample_categorical(
         logits, order = logits.sort(dim=1, descending=True, stable=True)
     odds = logits.softmax(1)
     if top_p is not None and top_p < 1:
-        # what stands before falls short of top_p: the first always stays
+        # what comes before falls short of top_p: the first always stays
         odds = odds * (odds.cumsum(1) - odds < top_p)
     reached = odds.cumsum(1)
     # 1 would reach past the last with odds
@@ -40,8 +40,8 @@ def sample_categorical(
 def sample_categorical_numpy(
     logits: np.ndarray, uniform: np.ndarray, temperature: float = 1.0
 ) -> np.ndarray:
-    """`sample_categorical` on NumPy arrays, without top_k and top_p:
-    6 us for one row of 512, where torch takes 22.
+    """Draws as `sample_categorical`, on NumPy arrays, without top_k and top_p: 6 us for one row of
+    512, where torch takes 22.
     """
     if temperature == 0:
         return logits.argmax(1)

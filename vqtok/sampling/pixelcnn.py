@@ -1,4 +1,4 @@
-"""The sampler of the gated PixelCNN: every position is computed once, from kept activations.
+"""The sampler of the gated PixelCNN: computes every position once, from kept activations.
 
 The vertical stack needs only the rows above, so it moves on a row at a time. What it adds to the
 horizontal stack is computed for the whole row at once. The horizontal stack then goes from left to
@@ -70,7 +70,9 @@ class PixelCNNCursor:
     """A `Cursor` in buffers that never move: a row, a column and the logits are lists of calls."""
 
     def __init__(self, sampler: PixelCNNSampler, level: int, context: Tensor | None) -> None:
-        """`context` (n, C, h, w) is what is known of the levels below."""
+        """Prepares the buffers and calls. `context` (n, C, h, w) is what is known of the levels
+        below.
+        """
         config, n, w = sampler.prior.config, sampler.n, sampler.w
         C, K, r = config.width, config.codebook_size, config.kernel // 2
         self.layers, self.backend, self.reach = sampler.layers, sampler.backend, r
@@ -124,7 +126,7 @@ class PixelCNNCursor:
         return self._scores if logits is self.scores else self.backend.native(logits)
 
     def _row_calls(self) -> Calls:
-        """The vertical stack for one row: `v` from layer to layer, and `above` of each."""
+        """Prepares the vertical stack for one row: `v` from layer to layer, and `above` of each."""
         do, r, (w, _, n, _), C = self.backend, self.reach, self.above.shape, self.v.shape[2]
         zeros, k = self.v.new_zeros, 2 * r + 1
         windows, patches = self.v.unfold(0, k, 1).permute(0, 1, 3, 2), zeros(w, n, k, C)
@@ -152,7 +154,7 @@ class PixelCNNCursor:
         return calls
 
     def _column_calls(self) -> Calls:
-        """The horizontal stack for one column; the windows then move on."""
+        """Prepares the horizontal stack for one column; the windows then move on."""
         do, (n, size), C = self.backend, self.windows.shape[1:], self.v.shape[2]
         now, product = self.v.new_zeros(n, 2 * C), self.v.new_zeros(n, C)
         entered, gates = self.windows[..., -C:], self.gated.split(C, dim=1)
@@ -171,7 +173,7 @@ class PixelCNNCursor:
         return calls
 
     def _score_calls(self, sampler: PixelCNNSampler) -> Calls:
-        """The logits from the gates of all layers."""
+        """Prepares the logits from the gates of all layers."""
         do, n, C = self.backend, len(self.gated), self.v.shape[2]
         features, hidden = self.v.new_zeros(n, C), self.v.new_zeros(n, 2 * C)
         return [
@@ -196,8 +198,8 @@ def _down_calls(do: Backend, sums: Tensor, bias: Tensor, down: Tensor) -> Calls:
 
 
 def _matrix(conv: nn.Conv2d, scale: Tensor) -> Tensor:
-    """A convolution's weights as (columns * inputs, rows * outputs), the last row first, each
-    output times its scale.
+    """Reshapes a convolution's weights to (columns * inputs, rows * outputs), the last row first,
+    each output times its scale.
     """
     outputs, inputs, rows, columns = conv.weight.shape
     matrix = conv.weight.detach().flip(2).permute(3, 1, 2, 0).contiguous() * scale
@@ -205,7 +207,7 @@ def _matrix(conv: nn.Conv2d, scale: Tensor) -> Tensor:
 
 
 def _linear(layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Its weights (inputs, outputs), and its bias."""
+    """Returns a layer's weights (inputs, outputs), and its bias."""
     return layer.weight.detach().T.contiguous(), layer.bias.detach()
 
 

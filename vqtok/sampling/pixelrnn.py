@@ -1,5 +1,5 @@
-"""The sampler of the PixelRNN: every position is computed once, from the states of the row above
-and the columns before.
+"""The sampler of the PixelRNN: computes every position once, from the states of the row above and
+the columns before.
 
 What the rows above add to a row, all of its gates included, is computed for the whole row at once.
 Then each layer takes eight calls a position, on 2-D views that are made once. Calls of NumPy in
@@ -31,7 +31,7 @@ class LayerState:
         self.input = layer.input.weight[..., 0].permute(2, 1, 0).flatten(0, 1).contiguous()
         zeros = self.state.new_zeros
         self.gathered = zeros(w * n, layer.state.kernel_size[0], C)
-        self.hidden, self.cells, self.told = zeros(w * n, C), zeros(w * n, C), zeros(w * n, 4 * C)
+        self.hidden, self.cells, self.above = zeros(w * n, C), zeros(w * n, C), zeros(w * n, 4 * C)
         self.gates, self.bounded = zeros(n, 4 * C), zeros(n, C)
         self.sigmoids, self.content = self.gates[:, : 3 * C], self.gates[:, 3 * C :]
         self.enter, self.keep, self.leave = self.sigmoids.chunk(3, dim=1)
@@ -40,23 +40,23 @@ class LayerState:
         self.windows = [self.entered[:, j * 2 * C : (j + r + 1) * 2 * C] for j in range(w)]
         self.slots = [window[:, r * 2 * C :] for window in self.windows]
         self.columns = list(
-            zip(*(part.split(n) for part in (self.told, self.cells, self.hidden)), strict=True)
+            zip(*(part.split(n) for part in (self.above, self.cells, self.hidden)), strict=True)
         )
 
     def next_row(self) -> None:
-        """What the states of the row that is done tell the gates of the next."""
+        """Adds what the states of the finished row contribute to the gates of the next."""
         torch.addmm(
             self.bias,
             gather(self.hidden, self.gathered, self.n).flatten(1),
             self.state,
-            out=self.told,
+            out=self.above,
         )
 
     def next_column(self, j: int, x: Tensor) -> None:
-        """x (n, 2C) of column j becomes the next layer's."""
-        told, cells, hidden = self.columns[j]
+        """Turns x (n, 2C) of column j into the next layer's."""
+        above, cells, hidden = self.columns[j]
         self.slots[j].copy_(x)
-        torch.addmm(told, self.windows[j], self.input, out=self.gates)
+        torch.addmm(above, self.windows[j], self.input, out=self.gates)
         self.sigmoids.sigmoid_()
         self.content.tanh_()
         cells.mul_(self.keep).addcmul_(self.enter, self.content)
@@ -82,7 +82,9 @@ class PixelRNNCursor:
     def __init__(
         self, prior: PixelRNN, level: int, n: int, w: int, constant: Tensor | None
     ) -> None:
-        """`constant` (n, h or 1, w or 1, 2C): what the places know beside their own level."""
+        """Prepares the states. `constant` (n, h or 1, w or 1, 2C) is what the positions know beside
+        their own level.
+        """
         K, C, self.w = prior.config.codebook_size, prior.config.width, w
         self.embedding = prior.embedding.weight[level * K : (level + 1) * K]
         E = self.embedding.shape[1]
@@ -123,7 +125,7 @@ class PixelRNNCursor:
                 layer.next_row()
         else:
             for layer in self.layers:
-                layer.told.copy_(layer.bias.expand_as(layer.told))
+                layer.above.copy_(layer.bias.expand_as(layer.above))
         self.i, self.j = self.i + 1, -1
         patches = self.rows.unfold(1, 2 * self.reach + 1, 1)  # (reach, w, n, E, columns)
         patches = patches.permute(1, 2, 0, 4, 3).flatten(2)  # (w, n, reach * columns * E)

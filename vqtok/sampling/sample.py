@@ -109,14 +109,14 @@ def _fill(
 
 
 def _last(wanted: list[bool]) -> int:
-    """The last column that is wanted, -1 if none is:
-    nothing needs the horizontal stack to the right of it.
+    """Returns the last column that is wanted, -1 if none is. Nothing needs the horizontal stack to
+    the right of it.
     """
     return max((j for j, want in enumerate(wanted) if want), default=-1)
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager:
-    """Autocast off: half of the calls below would leave it, the other half not."""
+    """Turns autocast off: half of the calls below would ignore it, the other half not."""
     return (
         torch.autocast(device.type, enabled=False)
         if device.type in ("cpu", "cuda")
@@ -125,7 +125,7 @@ def _full_precision(device: torch.device) -> AbstractContextManager:
 
 
 def _uniform(seed: int | torch.Generator, n: int, count: int) -> Tensor:
-    """(n, count) numbers in [0, 1), on the CPU: row i depends on the seed and i alone."""
+    """Draws (n, count) numbers in [0, 1), on the CPU: row i depends on the seed and i alone."""
     if isinstance(seed, torch.Generator):
         seed = int(torch.randint(2**62, (), generator=seed, device=seed.device))
     rows = []

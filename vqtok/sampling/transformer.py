@@ -1,5 +1,5 @@
-"""The sampler's arithmetic: the keys and values of all tokens so far are kept, and each
-step computes one token more.
+"""The sampler of the transformer: keeps the keys and values of all tokens so far, and computes one
+token more at each step.
 
 Tokens are computed when a place's features are asked for. Where places were known and nothing was
 asked, the tokens since then are computed together: completing the lower half of an image takes
@@ -35,7 +35,7 @@ class BlockState:
         )
 
     def several(self, x: Tensor, start: int, end: int, cos: Tensor, sin: Tensor) -> Tensor:
-        """Tokens `start` to `end` (n, end - start, C) through the block."""
+        """Runs tokens `start` to `end` (n, end - start, C) through the block."""
         block, positions = self.block, torch.arange(end, device=x.device)
         qkv = rotate(
             block.qkv(block.attention_norm(x)).view(*x.shape[:2], *self.shape),
@@ -51,7 +51,7 @@ class BlockState:
         return x + block.down(F.gelu(block.up(block.mlp_norm(x))))
 
     def one(self, x: Tensor, t: int, cos: Tensor, sin: Tensor) -> Tensor:
-        """Token t (n, C) through the block; `cos` and `sin` are that token's (2C,)."""
+        """Runs token t (n, C) through the block; `cos` and `sin` are that token's (2C,)."""
         block, n, C, D = self.block, self.n, self.C, self.shape[2]
         projected = torch.mm(_norm(x, block.attention_norm), self.project)  # (n, 5C)
         turned = torch.addcmul(projected[:, : 2 * C] * cos, projected[:, 3 * C :], sin)
@@ -118,8 +118,8 @@ class TransformerCursor:
         return self.readout(self.norm(self.features))
 
     def _compute(self, end: int) -> Tensor:
-        """The tokens up to `end` that are missing, through all blocks;
-        the last one's features (n, C).
+        """Runs the tokens up to `end` that are missing through all blocks; returns the last one's
+        features (n, C).
         """
         start, self.done = self.done, end
         x = self._tokens(start, end)
@@ -133,7 +133,7 @@ class TransformerCursor:
         return x[:, -1]
 
     def _tokens(self, start: int, end: int) -> Tensor:
-        """What goes into the first block."""
+        """Returns what goes into the first block."""
         x = F.embedding(self.indices[:, max(start - 1, 0) : end - 1], self.embedding)
         if start == 0:
             x = torch.cat([self.start.expand(len(x), 1, -1), x], dim=1)
@@ -141,8 +141,8 @@ class TransformerCursor:
 
 
 def _rows(turn: Tensor, heads: int) -> Tensor:
-    """(T, 2, 1, D/2) for both halves of all heads of queries and keys, as
-    they lie in a row: (T, 2C).
+    """Lays out (T, 2, 1, D/2) for both halves of all heads of queries and keys, as they lie in a
+    row: (T, 2C).
     """
     return turn.repeat(1, 1, heads, 2).flatten(1)
 
@@ -152,8 +152,8 @@ def _norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def _with_quarter_turns(block: Block) -> Tensor:
-    """Weights (5C, C) of queries, keys, values, and of queries and keys turned by 90 degrees,
-    queries over the root of D.
+    """Returns weights (5C, C) of queries, keys, values, and of queries and keys turned by 90
+    degrees; queries are divided by the root of D.
 
     A turn by any angle is then cos times the one plus sin times the other: two calls.
     """

@@ -45,7 +45,7 @@ class Result:
 
     @property
     def bits(self) -> float:
-        """Bits per dimension, every one counted."""
+        """Returns bits per dimension, every one counted."""
         return self.bits_latents + self.bits_pixels
 
     @property

@@ -1,4 +1,4 @@
-"""Token arrays of any tokenizer (.npy, .npz) <-> grids of ids (n, L, h, w)."""
+"""Converts token arrays of any tokenizer (.npy, .npz) to grids of ids (n, L, h, w) and back."""
 
 import io
 import warnings
@@ -28,12 +28,13 @@ class Tokens:
 
     @property
     def bits(self) -> int:
-        """Bits that the largest id needs, at least 1."""
+        """Returns the bits that the largest id needs, at least 1."""
         return max(1, int(self.grids.max()).bit_length())
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The one array in an .npy or .npz file. InputError where there is not one, or it is damaged.
+    """Reads the one array in an .npy or .npz file. Raises InputError where there is not one, or it
+    is damaged.
 
     Memory is taken for what the file holds, not for what its header claims.
     """
@@ -82,8 +83,8 @@ def _lone_member(path: Path, data: bytes) -> bytes:
 
 
 def to_tokens(array: np.ndarray, origin: object, grid: tuple[int, int] | None = None) -> Tokens:
-    """An array (n, w), (n, h, w) or (n, L, h, w) of ids as grids; rows (n, h*w) become the `grid`
-    where one is given. InputError for other shapes, other types and negative ids.
+    """Converts an array (n, w), (n, h, w) or (n, L, h, w) of ids to grids; rows (n, h*w) become the
+    `grid` where one is given. Raises InputError for other shapes, other types and negative ids.
     """
     if array.dtype.kind not in "iu":
         raise InputError(f"{origin} holds {array.dtype}, and tokens are integers", _SAVE)
@@ -120,18 +121,18 @@ def to_tokens(array: np.ndarray, origin: object, grid: tuple[int, int] | None = 
 
 
 def padded_size(shape: Sequence[int]) -> int:
-    """Tokens of one of the grids (n, L, h, w) with an edge of one token around it."""
+    """Returns the tokens of one of the grids (n, L, h, w) with an edge of one token around it."""
     return shape[1] * (shape[2] + 2) * (shape[3] + 2)
 
 
 def digits_of(bits: int) -> tuple[int, int]:
-    """Into how many digits an id of that many bits is cut, and the bits of each."""
+    """Returns into how many digits an id of that many bits is cut, and the bits of each."""
     count = -(-bits // DIGIT_BITS)
     return count, -(-bits // count)
 
 
 def to_digits(grids: np.ndarray, bits: int) -> np.ndarray:
-    """(n, L, h, w) -> (n, L * digits, h, w): the highest digit of an id first."""
+    """Maps (n, L, h, w) to (n, L * digits, h, w): the highest digit of an id first."""
     count, size = digits_of(bits)
     parts = [grids >> size * i & (1 << size) - 1 for i in range(count)[::-1]]
     n, levels, h, w = grids.shape
@@ -139,7 +140,7 @@ def to_digits(grids: np.ndarray, bits: int) -> np.ndarray:
 
 
 def from_digits(digits: np.ndarray, bits: int) -> np.ndarray:
-    """The inverse of `to_digits`."""
+    """Inverts `to_digits`."""
     count, size = digits_of(bits)
     n, levels, h, w = digits.shape
     parts = digits.reshape(n, levels // count, count, h, w)

@@ -1,4 +1,4 @@
-"""An exact integer prior for token grids of any tokenizer: counts by context, mixed.
+"""An exact integer prior for token grids of any tokenizer: a mixture of counts by context.
 
 Each token is predicted from several contexts (tokens around it, the levels below, the frame
 before). A context counts what followed it; contexts are mixed with weights that follow what
@@ -23,8 +23,8 @@ _FORGET = 256  # weights move by at most 1 - 1/_FORGET, so that each can come ba
 
 @dataclass(frozen=True)
 class Layout:
-    """What grids look like: ids below `codebook_size`, `levels` of them a place, one grid after
-    another; with `frames` a grid also sees the two before it.
+    """The form of grids: ids below `codebook_size`, `levels` of them at each position, one grid
+    after another; with `frames` a grid also sees the two before it.
     """
 
     codebook_size: int
@@ -34,14 +34,14 @@ class Layout:
 
 @dataclass
 class Counts:
-    """What has been counted, by context, and the weights of the mixtures."""
+    """Counts by context, and the weights of the mixtures."""
 
     counts: dict[int, dict[int, int]] = field(default_factory=dict)
     totals: dict[int, int] = field(default_factory=dict)
     weights: dict[int, list[int]] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """All of it as arrays, sorted by key."""
+        """Returns all of it as arrays, sorted by key."""
         keys, mixed = sorted(self.counts), sorted(self.weights)
         pairs = [sorted(self.counts[key].items()) for key in keys]
         flat = np.array([pair for some in pairs for pair in some], np.int32).reshape(-1, 2)
@@ -59,7 +59,9 @@ class Counts:
 
     @classmethod
     def of_tensors(cls, layout: Layout, tensors: Mapping[str, np.ndarray]) -> "Counts":
-        """The inverse; ValueError or KeyError unless sums stay within the bounds of `Mixture`."""
+        """Inverts `tensors`. Raises ValueError or KeyError unless sums stay within the bounds of
+        `Mixture`.
+        """
         keys, sizes, tokens, seen, mixed, weights = (
             tensors[name]
             for name in ("contexts", "sizes", "tokens", "counts", "mixtures", "weights")
@@ -94,18 +96,18 @@ class Counts:
 
 
 def require_all(*good: bool) -> None:
-    """ValueError unless all hold."""
+    """Raises ValueError unless all hold."""
     if not all(good):
         raise ValueError("the tensors of a token model are damaged")
 
 
 def watched(layout: Layout) -> tuple[int, ...]:
-    """Which contexts choose the weights of a mixture, by how often they were counted."""
+    """Returns which contexts choose the weights of a mixture, by how often they were counted."""
     return (2, 4, 8) if layout.frames else (1, 4)
 
 
 def contexts_of(layout: Layout, level: int) -> int:
-    """How many contexts a token of a level has, the base among them."""
+    """Returns how many contexts a token of a level has, the base among them."""
     return (14 if layout.frames else 7) + (5 if level else 0)
 
 
@@ -130,7 +132,9 @@ class Mixture:
             self.grids[0] = [self.edge] * len(self.grids[0])
 
     def places(self) -> Iterator[tuple[int, int, int]]:
-        """Level, place and offset in the grid of each token, in the order of the stream."""
+        """Yields level, position and offset in the grid of each token, in the order of the
+        stream.
+        """
         for y in range(self.height):
             for x in range(self.width):
                 for level in range(self.layout.levels):
@@ -138,7 +142,9 @@ class Mixture:
                     yield level, y * self.width + x, offset
 
     def contexts(self, level: int, place: int, at: int) -> list[int]:
-        """A number for each context that the token at an offset has; the first is the base."""
+        """Returns a number for each context that the token at an offset has; the first is the
+        base.
+        """
         now, before, earlier = self.grids
         left, up = now[at - 1], now[at - self.row]
         corner, right = now[at - self.row - 1], now[at - self.row + 1]
@@ -174,7 +180,9 @@ class Mixture:
         return found
 
     def _state(self, keys: list[int], level: int) -> tuple[list[int], int]:
-        """The weights of the mixture, and their key: how often its best contexts were counted."""
+        """Returns the weights of the mixture, and their key: how often its best contexts were
+        counted.
+        """
         totals = self.learned.totals
         key = level
         for k in self.watched:
@@ -185,7 +193,7 @@ class Mixture:
         return weights, key
 
     def cumulative(self, level: int, keys: list[int]) -> np.ndarray:
-        """Cumulative frequencies int64 (K + 1,), strictly rising from 0 to TOTAL.
+        """Returns cumulative frequencies int64 (K + 1,), strictly rising from 0 to TOTAL.
 
         All is exact: a weighted sum is below 2^44, times TOTAL below 2^60.
         """
@@ -277,7 +285,7 @@ def train(layout: Layout, grids: np.ndarray, counts: Counts | None = None) -> Co
 
 
 def encode(layout: Layout, grids: np.ndarray, counts: Counts) -> bytes:
-    """The stream of grids (n, L, h, w); `counts` learns them."""
+    """Encodes grids (n, L, h, w) to a stream; `counts` learns them."""
     mixture = Mixture(layout, counts, *grids.shape[2:])
     flat = grids.transpose(0, 2, 3, 1).reshape(len(grids), -1)
     intervals = np.empty((flat.size, 2), np.int64)
@@ -296,7 +304,7 @@ def encode(layout: Layout, grids: np.ndarray, counts: Counts) -> bytes:
 def decode(
     layout: Layout, stream: bytes, shape: tuple[int, int, int, int], counts: Counts
 ) -> np.ndarray:
-    """The grids of a stream, int64 (n, L, h, w). FormatError where it is damaged."""
+    """Decodes a stream to grids, int64 (n, L, h, w). Raises FormatError where it is damaged."""
     n, levels, h, w = shape
     mixture, decoder = Mixture(layout, counts, h, w), entropy.Decoder([stream])
     found: list[int] = []

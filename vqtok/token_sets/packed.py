@@ -29,7 +29,7 @@ _AGAIN = "copy or download the file again"
 
 @dataclass(frozen=True)
 class TokenModel:
-    """What has been counted in a set of tokens, for sets alike."""
+    """The counts of a set of tokens, for packing others like it."""
 
     bits: int  # of an id
     levels: int
@@ -45,7 +45,7 @@ class TokenModel:
 
 
 def empty(tokens: Tokens, frames: bool) -> TokenModel:
-    """The model that has seen nothing: all is learned while it codes."""
+    """Returns a model that has seen nothing: it learns everything while it codes."""
     levels, h, w = tokens.grids.shape[1:]
     return TokenModel(tokens.bits, levels, frames, (h, w), Counts(), None)
 
@@ -72,7 +72,7 @@ def save(model: TokenModel, folder: Path, name: str, force: bool) -> str:
 
 
 def load(path: Path) -> TokenModel:
-    """The model in a folder. Raises InputError, FormatError, ModelError."""
+    """Loads the model in a folder. Raises InputError, FormatError, ModelError."""
     file = path if path.suffix == weights.SUFFIX else path / FILE
     if not file.is_file():
         raise ModelError(
@@ -95,7 +95,7 @@ def load(path: Path) -> TokenModel:
 
 
 def pack(tokens: Tokens, model: TokenModel, origin: object) -> bytes:
-    """The packed file of tokens. InputError where they do not fit the model."""
+    """Packs tokens to a file. Raises InputError where they do not fit the model."""
     if tokens.grids.shape[1] != model.levels:
         raise InputError(
             f"{origin} has {tokens.grids.shape[1]} levels, the model knows {model.levels}",
@@ -127,14 +127,9 @@ def pack(tokens: Tokens, model: TokenModel, origin: object) -> bytes:
     return data.getvalue()
 
 
-def is_packed(data: bytes) -> bool:
-    """Whether these bytes are a packed file of tokens."""
-    return data[:2] == b"PK" and f"{HEADER}.npy".encode() in data[:100]
-
-
 @dataclass(frozen=True)
 class Packed:
-    """A packed file whose header was found plausible."""
+    """A packed file whose header has been checked."""
 
     header: dict[str, Any]
     stream: bytes
@@ -170,7 +165,7 @@ class Packed:
         return cls(header, parts[1])
 
     def unpack(self, model: TokenModel | None) -> np.ndarray:
-        """The array, equal to the one that was packed. Raises ModelError, FormatError."""
+        """Unpacks the array, equal to the one that was packed. Raises ModelError, FormatError."""
         header = self.header
         prior, grids = header["prior"], tuple(header["grids"])
         if prior is None:

@@ -1,6 +1,6 @@
-"""Codes as token sequences: for training code of any kind, and back.
+"""Converts codes to token sequences, for training code of any kind, and back.
 
-`layout` says which id stands where, `sources` where grids come from, `reader` and `sequences` read
+`layout` says which id is where, `sources` where grids come from, `reader` and `sequences` read
 them as sequences, `stream`
 feeds them to torch, `export` writes them in a format of `formats`, `restore` reads a trainer's
 sequences back. Only `stream` needs torch.

@@ -29,7 +29,7 @@ _SYNCED = 64  # files; more are left to the system
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """How to write."""
+    """The settings of an export."""
 
     to: str  # of TOKEN_FORMATS
     shuffle: int | None = None  # seed; None: the order of the source
@@ -40,7 +40,7 @@ class ExportRequest:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written."""
+    """The files of an export, and counts."""
 
     folder: Path
     meta: Path
@@ -58,7 +58,7 @@ def export_tokens(
 ) -> ExportReport:
     """Writes all sequences in a format.
 
-    `out` is a folder, or for formats of one file that file. `progress` is told how many
+    `out` is a folder, or for formats of one file that file. `progress` gets how many
     sequences are done, and of how many, after each batch. UsageError where the format cannot hold
     them, OutputError where files exist (unless `force`) or cannot be written; FormatError and
     InputError of the source.
@@ -93,7 +93,9 @@ def export_tokens(
 
 
 def _writer(request: ExportRequest) -> type[Writer]:
-    """The class of the format; UsageError where there is none, or an option is not its own."""
+    """Returns the class of the format. Raises UsageError where there is none, or where an option
+    does not belong to it.
+    """
     if request.to not in TOKEN_FORMATS:
         raise UsageError(
             f"vqtok cannot export to {request.to!r}", f"choose {' or '.join(TOKEN_FORMATS)}"
@@ -110,7 +112,7 @@ def _writer(request: ExportRequest) -> type[Writer]:
 
 
 def _place(out: Path, kind: type[Writer], split: str | None) -> tuple[Path, str]:
-    """The folder, and what files of one export are called."""
+    """Returns the folder, and what files of one export are called."""
     files.check_writable(out)
     if str(out) == "-":
         raise UsageError("several files do not go to standard output", "give a folder: -o DIR")
@@ -124,7 +126,7 @@ def _place(out: Path, kind: type[Writer], split: str | None) -> tuple[Path, str]
 def _read_old(
     folder: Path, name: str, sequences: Sequences, request: ExportRequest, kind: type[Writer]
 ) -> dict[str, Any]:
-    """The meta.json of earlier exports into a folder, {} for none.
+    """Reads the meta.json of earlier exports into a folder, {} for none.
 
     OutputError where it is not ours, or is of other sequences, unless `force`; with it, too, where
     it is of further files that would stay.
@@ -162,7 +164,7 @@ def _read_old(
 
 
 def _common(sequences: Sequences) -> dict[str, Any]:
-    """What all exports in a folder share."""
+    """Returns what all exports in a folder share."""
     origin = sequences.source.origin
     return {
         "model": origin.model,
@@ -251,7 +253,9 @@ def _remove(path: Path) -> None:
 
 
 def read_meta_file(path: Path) -> dict[str, Any]:
-    """The meta.json of exports. Raises InputError; FormatError where it is damaged or not ours."""
+    """Reads the meta.json of exports. Raises InputError; FormatError where it is damaged or not
+    ours.
+    """
     data = files.read_bytes(path, META_LIMIT)
     with codes.name_in_errors(path):
         try:
@@ -281,7 +285,7 @@ def _is_inside(name: object) -> bool:
 
 
 def origin_of(meta: dict[str, Any]) -> Origin:
-    """The model that made the codes of an export."""
+    """Returns the model that made the codes of an export."""
     texts = all(isinstance(meta.get(key), str) for key in ("model", "fingerprint"))
     numbers = all(
         type(meta.get(key)) is int and meta[key] > 0

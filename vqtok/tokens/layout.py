@@ -22,7 +22,7 @@ DIGITS = "first dimension fastest"  # of the ids of fsq and lfq: `quantizers.fin
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What each id stands for."""
+    """The meaning of each id."""
 
     codebook_size: int  # K
     levels: int  # L
@@ -73,28 +73,28 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """How many ids there are."""
+        """Returns how many ids there are."""
         special = sum(each is not None for each in (self.bos, self.eol, self.eos))
         return self.codes + special + self.classes
 
     @property
     def codes(self) -> int:
-        """How many of them are codes: the first ones."""
+        """Returns how many of the ids are codes: the first ones."""
         return self.codebook_size * (self.levels if self.offset else 1)
 
     @property
     def dtype(self) -> np.dtype:
-        """The width of an id by rule: uint16 up to 65,536 ids, else uint32."""
+        """Returns the width of an id by rule: uint16 up to 65,536 ids, else uint32."""
         return np.dtype(np.uint16 if self.size <= 1 << 16 else np.uint32)
 
     @property
     def level_starts(self) -> list[int]:
-        """The first id of each level."""
+        """Returns the first id of each level."""
         step = self.codebook_size if self.offset else 0
         return [level * step for level in range(self.levels)]
 
     def describe(self, token: int) -> str:
-        """What an id is, in words: 'code 12 of level 2', 'the EOL token'."""
+        """Returns what an id is, in words: 'code 12 of level 2', 'the EOL token'."""
         names = {self.bos: "the BOS token", self.eol: "the EOL token", self.eos: "the EOS token"}
         if token in names:
             return names[token]
@@ -119,15 +119,15 @@ class Layout:
             raise UsageError(f"there is no order {self.order!r}", f"choose {' or '.join(ORDERS)}")
 
     def length(self, h: int, w: int) -> int:
-        """T: how long the sequence of a grid is."""
+        """Returns T, the length of the sequence of a grid."""
         v = self.vocabulary
         rows, per_row = self._rows(h, w)
         ends = v.eol is not None
         return self._before + rows * (per_row + ends) + (v.eos is not None)
 
     def encode(self, grids: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
-        """Sequences (n, T) of grids (n, L, h, w), with the class (n,) of each where the vocabulary
-        has class tokens.
+        """Makes sequences (n, T) of grids (n, L, h, w), with the class (n,) of each where the
+        vocabulary has class tokens.
 
         FormatError where an index is none of the codebook, UsageError where a class is none.
         """
@@ -162,7 +162,8 @@ class Layout:
     def decode(
         self, sequence: np.ndarray, grid: tuple[int, int] | None = None
     ) -> tuple[np.ndarray, int | None]:
-        """The grid (L, h, w), int64, of a sequence (T,), and its class, None where it has none.
+        """Returns the grid (L, h, w), int64, of a sequence (T,), and its class, None where it has
+        none.
 
         BOS, class token and EOS may be missing: a trainer's samples often begin after the prompt.
         `grid` is (h, w); where the sequence has EOL tokens they tell it. Raises FormatError, which
@@ -212,16 +213,16 @@ class Layout:
 
     @property
     def _before(self) -> int:
-        """How many tokens stand before those of the grid."""
+        """Returns how many tokens come before those of the grid."""
         return (self.vocabulary.bos is not None) + (self.vocabulary.class_start is not None)
 
     def _rows(self, h: int, w: int) -> tuple[int, int]:
-        """How many rows a sequence has, and the tokens of each without its EOL."""
+        """Returns how many rows a sequence has, and the tokens of each without its EOL."""
         L = self.vocabulary.levels
         return (h, w * L) if self.order == "raster" else (L * h, w)
 
     def _bounds(self, tokens: np.ndarray) -> tuple[int, int, int | None]:
-        """Where the tokens of the grid begin and end, and the class."""
+        """Returns where the tokens of the grid begin and end, and the class."""
         v, start, end, label = self.vocabulary, 0, len(tokens), None
         if v.bos is not None and start < end and tokens[start] == v.bos:
             start += 1
@@ -235,7 +236,7 @@ class Layout:
         return start, end, label
 
     def _measure(self, ends: np.ndarray, length: int) -> tuple[int, int]:
-        """(h, w) from the places of the EOL tokens among `length` others."""
+        """Returns (h, w) from the positions of the EOL tokens among `length` others."""
         v = self.vocabulary
         step = int(ends[0]) + 1
         even = np.array_equal(ends, np.arange(step - 1, length, step)) and length % step == 0
@@ -267,7 +268,7 @@ class Layout:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` takes, and more that a reader of meta.json wants to know."""
+        """Returns what `from_json` takes, and more that a reader of meta.json wants to know."""
         v = self.vocabulary
         return {
             "order": self.order,
@@ -286,7 +287,7 @@ class Layout:
         }
 
     def words(self) -> str:
-        """The sequence in words, for a person."""
+        """Describes the sequence in words, for a person."""
         v = self.vocabulary
         L = v.levels
         if L == 1:
@@ -305,7 +306,7 @@ class Layout:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Layout":
-        """The layout that meta.json tells of; FormatError where it cannot be."""
+        """Parses the layout in meta.json. Raises FormatError where it cannot be."""
         names = [*asdict(Vocabulary(2, 1))]
         damaged = "meta.json is damaged"
         require(all(name in value for name in ("order", *names)), damaged)
@@ -331,7 +332,7 @@ class Layout:
 
 
 def _checked(classes: np.ndarray | None, n: int, count: int) -> np.ndarray:
-    """The classes of n images, int64."""
+    """Returns the classes of n images, int64."""
     assert classes is not None
     assert classes.shape == (n,)
     if n and (classes.min() < 0 or classes.max() >= count):

@@ -42,7 +42,7 @@ class Batch:
 
     @property
     def rows(self) -> list[np.ndarray]:
-        """The sequences (T,), one an image."""
+        """Returns the sequences (T,), one an image."""
         return np.split(self.tokens, np.cumsum(self.lengths)[:-1])
 
 
@@ -61,8 +61,9 @@ class SequenceReader:
         window: int | tuple[int, int] | None = None,
         split: str | None = None,
     ) -> None:
-        """`window` (h, w) cuts each grid to one size, and leaves out those that are smaller: here
-        from its center, in a stream at a random place. `split` takes the images of that split only.
+        """Selects and lays out what is read. `window` (h, w) cuts each grid to one size, and leaves
+        out those that are smaller: here from its center, in a stream at a random position. `split`
+        takes the images of that split only.
 
         UsageError where class tokens are asked for and the images have no classes, where no image
         is of that split, or where none is as large as the window. FormatError, InputError.
@@ -108,7 +109,7 @@ class SequenceReader:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, number: int) -> np.ndarray:
-        """The sequence int64 (T,) of an image."""
+        """Returns the sequence int64 (T,) of an image."""
         chunk, image = self._at(number)
         return self.sequence(chunk, image)[0].astype(np.int64)
 
@@ -116,23 +117,25 @@ class SequenceReader:
         return (self[number] for number in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is open: a worker of a DataLoader opens its own."""
+        """Leaves out open files: a worker of a DataLoader opens its own."""
         return self.__dict__ | {"_open": OrderedDict(), "_known": OrderedDict()}
 
     @cached_property
     def fields(self) -> Fields:
-        """Which labels, captions and splits there are. Reads the names of all images."""
+        """Returns which labels, captions and splits there are. Reads the names of all images."""
         return read_fields(self.source)
 
     def kept(self, chunk: int) -> "np.ndarray | range":
-        """The numbers of a chunk's images that become sequences."""
+        """Returns the numbers of a chunk's images that become sequences."""
         return (
             self._kept[chunk] if self._kept is not None else range(self.source.chunks[chunk].images)
         )
 
     @cached_property
     def _kept(self) -> "list[np.ndarray | range] | None":
-        """None where all images are kept, which no reading is needed for."""
+        """Returns the kept images of each chunk; None where all are, for which nothing needs to be
+        read.
+        """
         if self.window is None and self.split is None:
             return None
         return [self._select(chunk) for chunk in self.source.chunks]
@@ -152,17 +155,17 @@ class SequenceReader:
 
     @cached_property
     def _only_grid(self) -> Grid | None:
-        """The grid that all images share, None where they differ."""
+        """Returns the grid that all images share, None where they differ."""
         grids = {grid for chunk in self.source.chunks for grid in chunk.grids}
         return next(iter(grids)) if len(grids) == 1 else None
 
     @property
     def only_grid(self) -> Grid | None:
-        """The grid (h, w) that all sequences share, None where they differ."""
+        """Returns the grid (h, w) that all sequences share, None where they differ."""
         return self.window or self._only_grid
 
     def item(self, chunk: int, image: int) -> Item:
-        """What is known of an image."""
+        """Returns what is known of an image."""
         return self._items_of(chunk)[image]
 
     def _items_of(self, chunk: int) -> list[Item]:
@@ -173,15 +176,15 @@ class SequenceReader:
         return self._known[chunk]
 
     def number(self, chunk: int, image: int) -> int:
-        """The number of the sequence that an image of a chunk became."""
+        """Returns the number of the sequence that an image of a chunk became."""
         before = self._ends[chunk - 1] if chunk else 0
         return before + int(np.searchsorted(np.asarray(self.kept(chunk)), image))
 
     def sequence(
         self, chunk: int, image: int, place: tuple[float, float] = (0.5, 0.5)
     ) -> tuple[np.ndarray, Grid]:
-        """The sequence (T,) of an image, and its grid (h, w); `place` is that of the window, from
-        0 to 1 along each axis.
+        """Returns the sequence (T,) of an image, and its grid (h, w); `place` is that of the
+        window, from 0 to 1 along each axis.
         """
         grid = self._window(self._loaded(chunk).grid(image), place)
         classes = None
@@ -199,7 +202,7 @@ class SequenceReader:
         self._may_open = max(OPEN_CHUNKS, len(pool))
 
     def pools(self, shuffle: bool, seed: int, epoch: int) -> Iterator[tuple[list[int], int]]:
-        """The chunks that are read together, in order, and how many sequences they give.
+        """Yields the chunks that are read together, in order, and how many sequences they give.
 
         A chunk is a pool of its own where nothing is shuffled. Else the chunks are drawn in random
         order, and joined until they hold POOL indices, or are as many as may be open.
@@ -225,7 +228,7 @@ class SequenceReader:
     def pool_order(
         self, pool: Sequence[int], shuffle: bool, seed: int, epoch: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The chunk (n,) and the number in it (n,) of each image of a pool, in order."""
+        """Returns the chunk (n,) and the number in it (n,) of each image of a pool, in order."""
         chunks = np.concatenate([np.full(len(self.kept(i)), i) for i in pool])
         images = np.concatenate([np.asarray(self.kept(i), np.int64) for i in pool])
         if shuffle:
@@ -236,7 +239,7 @@ class SequenceReader:
         return chunks, images
 
     def batches(self, shuffle: bool = False, seed: int = 0) -> Iterator[Batch]:
-        """All sequences in order, some thousands at a time, in bounded memory."""
+        """Yields all sequences in order, some thousands at a time, in bounded memory."""
         for pool, _ in self.pools(shuffle, seed, 0):
             chunks, images = self.pool_order(pool, shuffle, seed, 0)
             if not len(images):
@@ -249,7 +252,9 @@ class SequenceReader:
                 yield self._batch(loaded, chunks[part], images[part])
 
     def _batch(self, loaded: dict[int, Loaded], chunks: np.ndarray, images: np.ndarray) -> Batch:
-        """The sequences of some images of loaded chunks, made by grid size at once."""
+        """Makes the sequences of some images of loaded chunks, all images of one grid size at
+        once.
+        """
         where = {number: np.flatnonzero(chunks == number) for number in map(int, np.unique(chunks))}
         rows: list[np.ndarray] = [np.empty(0)] * len(images)
         lengths, grids = np.empty(len(images), np.int64), np.empty((len(images), 2), np.int64)
@@ -289,7 +294,7 @@ class SequenceReader:
         return found
 
     def _window(self, grids: np.ndarray, place: tuple[float, float]) -> np.ndarray:
-        """The window of grids (..., h, w) at a place from 0 to 1 along each axis."""
+        """Returns the window of grids (..., h, w) at a place from 0 to 1 along each axis."""
         if self.window is None:
             return grids
         (h, w), (rows, columns) = grids.shape[-2:], self.window
@@ -298,7 +303,7 @@ class SequenceReader:
         return grids[..., y : y + rows, x : x + columns]
 
     def window_place(self, seed: int, epoch: int, number: int) -> tuple[float, float]:
-        """Where a stream cuts the window of the number-th sample of an epoch."""
+        """Returns where a stream cuts the window of the number-th sample of an epoch."""
         if self.window is None:
             return 0.5, 0.5
         drawn = counter_rng.uniform(
@@ -307,7 +312,7 @@ class SequenceReader:
         return float(drawn[0]), float(drawn[1])
 
     def _at(self, number: int) -> tuple[int, int]:
-        """The chunk of a sequence, and the number of its image there."""
+        """Returns the chunk of a sequence, and the number of its image there."""
         number = number + len(self) if number < 0 else number
         if not 0 <= number < len(self):
             raise IndexError(f"sequence {number} of {len(self)}")
@@ -326,7 +331,7 @@ class SequenceReader:
 
 
 def _take(stack: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows of a stack: without a copy where they follow one another."""
+    """Returns rows of a stack: without a copy where they follow one another."""
     first, last = int(rows[0]), int(rows[-1])
     if last - first + 1 == len(rows) and (np.diff(rows) == 1).all():
         return stack[first : last + 1]

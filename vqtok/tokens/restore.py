@@ -1,4 +1,6 @@
-"""A trainer's sequences back to codes: from arrays, and from files of the formats we write."""
+"""Turns a trainer's sequences back into codes: from arrays, and from files of the formats we
+write.
+"""
 
 import io
 import json
@@ -28,7 +30,7 @@ GIVE = "give .npy, .bin, .jsonl, .tar or .parquet, or the folder of an export"
 
 @dataclass(frozen=True)
 class TokenMeta:
-    """What a meta.json says."""
+    """The content of a meta.json."""
 
     layout: Layout
     origin: Origin
@@ -36,7 +38,9 @@ class TokenMeta:
     exports: dict[str, Any]
 
     def export(self, path: Path) -> dict[str, Any]:
-        """What is said of a file; of the only export, or else nothing, for other files."""
+        """Returns what is said of a file; for other files, what is said of the only export, or else
+        nothing.
+        """
         for export in self.exports.values():
             if path.name in export["files"]:
                 return export
@@ -44,12 +48,12 @@ class TokenMeta:
 
     @property
     def grid(self) -> Grid | None:
-        """(h, w) where all exports share one."""
+        """Returns (h, w) where all exports share one."""
         return _only_pair([export.get("grid") for export in self.exports.values()])
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(H, W) of the images, where all exports share one."""
+        """Returns (H, W) of the images, where all exports share one."""
         return _only_pair([export.get("size") for export in self.exports.values()])
 
 
@@ -61,7 +65,7 @@ def _only_pair(found: list[Any]) -> tuple[int, int] | None:
 
 
 def read_meta(path: Path) -> TokenMeta:
-    """The meta.json in a folder, or that file. Raises InputError, FormatError."""
+    """Reads the meta.json in a folder, or that file. Raises InputError, FormatError."""
     meta = read_meta_file(path / META if path.is_dir() else path)
     return TokenMeta(Layout.from_json(meta), origin_of(meta), meta["container"], meta["exports"])
 
@@ -72,9 +76,9 @@ def restore(
     grid: Grid | None = None,
     origin: object = "sequences",
 ) -> list[Codes]:
-    """The codes of sequences (T,), in their order, those of one grid size together.
+    """Makes codes of sequences (T,), in their order, those of one grid size together.
 
-    `grid` is (h, w), by default what meta.json tells; `origin` stands first in errors. FormatError
+    `grid` is (h, w), by default that of meta.json; errors begin with `origin`. FormatError
     where an id does not belong where
     it stands: it names the sequence, the place and the id.
     """
@@ -103,11 +107,11 @@ def _codes(indices: np.ndarray, meta: TokenMeta) -> Codes:
 
 
 def read_sequences(path: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
-    """The sequences in a file that a trainer has written, or in those of an export.
+    """Yields the sequences in a file that a trainer has written, or in those of an export.
 
     Integers as .npy ((n, T), (T,), or LlamaGen's (1, copies, T)), .bin, .jsonl (arrays, or objects
     with "tokens"), .tar (its .npy members), .parquet (the column `tokens`) or Megatron's .bin with
-    its .idx; a folder stands for all of its export. Raises InputError, FormatError.
+    its .idx; a folder means all of its export. Raises InputError, FormatError.
     """
     if path.is_dir():
         yield from _read_folder(path, meta)
@@ -172,7 +176,7 @@ def _read_npy(path: Path, _meta: TokenMeta) -> Iterator[np.ndarray]:
 
 
 def _load_npy(data: bytes) -> np.ndarray:
-    """The array in an .npy, whose header is checked before memory is taken."""
+    """Loads the array in an .npy, whose header is checked before memory is taken."""
     file, save = io.BytesIO(data), "write it with numpy.save"
     try:
         version = np.lib.format.read_magic(file)
@@ -201,7 +205,9 @@ def _rows(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _read_bin(path: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
-    """A flat file is cut at its EOS or BOS tokens, or else into sequences of one length."""
+    """Yields sequences of a flat file, which is cut at its EOS or BOS tokens, or else into equal
+    lengths.
+    """
     export, v = meta.export(path), meta.layout.vocabulary
     index = path.with_suffix(".idx")
     if meta.container == "megatron" or index.exists():

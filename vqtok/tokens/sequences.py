@@ -25,42 +25,42 @@ class Sequences(SequenceReader):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes by number."""
+        """Returns names of the classes by number."""
         return self.fields.labels
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """The class of each image, int64 (N,); -1 where it has none."""
+        """Returns the class of each image, int64 (N,); -1 where it has none."""
         found = enumerate(self.fields.classes)
         kept = [classes[np.asarray(self.kept(chunk), np.int64)] for chunk, classes in found]
         return np.concatenate(kept).astype(np.int64)
 
     @cached_property
     def captions(self) -> list[str | None]:
-        """The caption of each image."""
+        """Returns the caption of each image."""
         return [item.caption for item in self._items()]
 
     @cached_property
     def splits(self) -> list[str | None]:
-        """The split of each image."""
+        """Returns the split of each image."""
         return [split_of(item) for item in self._items()]
 
     @cached_property
     def names(self) -> list[str]:
-        """The name of each image."""
+        """Returns the name of each image."""
         return [item.name for item in self._items()]
 
     @property
     def left_out(self) -> int:
-        """How many images are smaller than the window, or of another split."""
+        """Returns how many images are smaller than the window, or of another split."""
         return sum(chunk.images for chunk in self.source.chunks) - len(self)
 
     def inverse(self, sequence: Any, grid: Grid | None = None) -> np.ndarray:
-        """The grid (L, h, w), int64, of a sequence (T,), or the grids (n, L, h, w) of sequences of
-        one grid (n, T): these are what `Model.codes` takes.
+        """Returns the grid (L, h, w), int64, of a sequence (T,), or the grids (n, L, h, w) of
+        sequences of one grid (n, T): these are what `Model.codes` takes.
 
         `grid` is (h, w); by default that of the window, or that of all images where they share one.
-        FormatError where an id does not belong where it stands.
+        FormatError where an id is in the wrong place.
         """
         tokens = np.asarray(sequence.detach().cpu() if hasattr(sequence, "detach") else sequence)
         if tokens.ndim == 2:
@@ -76,7 +76,7 @@ class Sequences(SequenceReader):
         world_size: int | None = None,
         drop_last: bool = False,
     ) -> "TokenStream":
-        """A `torch.utils.data.IterableDataset` of these sequences: see `TokenStream`."""
+        """Returns a `torch.utils.data.IterableDataset` of these sequences: see `TokenStream`."""
         from vqtok.tokens.stream import TokenStream
 
         return TokenStream(self, batch_size, shuffle, seed, rank, world_size, drop_last)
@@ -88,7 +88,7 @@ class Sequences(SequenceReader):
 
 
 def check_grid(value: str) -> Grid:
-    """(h, w) of '16x24'. Raises UsageError."""
+    """Parses (h, w) of '16x24'. Raises UsageError."""
     parts = value.lower().split("x")
     if len(parts) == 2 and all(part.isascii() and part.isdigit() for part in parts):
         h, w = int(parts[0]), int(parts[1])

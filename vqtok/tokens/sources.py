@@ -1,4 +1,4 @@
-"""Where index grids come from: chunks of images, each a codes file or a codes shard.
+"""Sources of index grids: chunks of images, each a codes file or a codes shard.
 
 `CodesDataset` is a source of shards, `CodesFiles` one of codes files.
 """
@@ -32,7 +32,7 @@ Grid = tuple[int, int]  # (h, w)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What is known of an image beside its grid."""
+    """The facts about an image beside its grid."""
 
     name: str
     inner: str  # the name in its input, whose folders may be labels
@@ -44,14 +44,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The grids of a chunk, and where each image has its own."""
+    """The grids of a chunk, and the position of each image's own."""
 
     stacks: list[np.ndarray]  # (n, L, h, w), one for each grid size
     which: np.ndarray  # int64 (n,): the stack of each image
     rows: np.ndarray  # int64 (n,): its place in the stack
 
     def grid(self, image: int) -> np.ndarray:
-        """The grid (L, h, w) of an image."""
+        """Returns the grid (L, h, w) of an image."""
         return self.stacks[int(self.which[image])][int(self.rows[image])]
 
 
@@ -64,7 +64,7 @@ class Chunk(Protocol):
     def images(self) -> int: ...
     @property
     def grids(self) -> dict[Grid, int]:
-        """How many images there are of each grid size, without reading them."""
+        """Counts the images of each grid size, without reading them."""
         ...
 
     def load(self) -> Loaded: ...
@@ -92,18 +92,18 @@ class GridSource(Protocol):
     def chunks(self) -> Sequence[Chunk]: ...
     @property
     def pool_chunks(self) -> int:
-        """How many chunks may be loaded at a time."""
+        """Returns how many chunks may be loaded at a time."""
         ...
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the classes by number, where the source tells them."""
+        """Returns names of the classes by number, where the source has them."""
         ...
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Which labels, captions and splits the images of a source have."""
+    """The labels, captions and splits that the images of a source have."""
 
     labels: tuple[str, ...]  # names by number; "" for one without a name
     classes: list[np.ndarray]  # int32 (n,) for each chunk: the class of each image, -1 for none
@@ -112,7 +112,7 @@ class Fields:
 
 
 def split_of(item: Item) -> str | None:
-    """The split of an image; None where it has none."""
+    """Returns the split of an image; None where it has none."""
     return item.split or _split_of(item.name)
 
 
@@ -149,7 +149,7 @@ def _key(item: Item) -> _Key:
 
 
 def _number(keys: list[_Key], listed: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
-    """The names of the classes, and the class of each key, -1 for none."""
+    """Numbers the classes: returns their names, and the class of each key, -1 for none."""
     names = {str(value) for kind, value in keys if kind == "name"}
     numbers = [int(value) for kind, value in keys if kind == "number"]
     if not names and not numbers:
@@ -199,8 +199,8 @@ class CodesFiles:
     pool_chunks = 1 << 20  # they are read whole, and keep no file open
 
     def __init__(self, inputs: Sequence[str], model: str | None = None) -> None:
-        """`inputs` are files, folders and globs; `model` is the name or path of the model, where
-        compact files need one that is not found by its name.
+        """Lists the codes files. `inputs` are files, folders and globs; `model` is the name or path
+        of the model, where compact files need one that is not found by its name.
 
         Raises InputError, FormatError; UsageError where the files are of several models or have
         different numbers of levels.
@@ -217,15 +217,13 @@ class CodesFiles:
             if first is not None:
                 _check_same(first, (origin, source.path))
             first = first or (origin, source.path)
-            self.chunks.append(
-                FileChunk(source.path, source.relative.as_posix(), shape, origin, model)
-            )
+            self.chunks.append(FileChunk(source.path, source.relative.as_posix(), shape, model))
         assert first is not None  # `expand` raises where there is none
         self.origin = first[0]
 
 
 def _origin_of(meta: dict[str, object]) -> Origin:
-    """The origin in the metadata of a codes file; FormatError where it cannot be."""
+    """Parses the origin in the metadata of a codes file. Raises FormatError where it cannot be."""
     shape = meta["shape"]
     require(isinstance(shape, tuple) and len(shape) == 4, "the indices lack the four axes")
     assert isinstance(shape, tuple)
@@ -258,7 +256,6 @@ class FileChunk:
     origin: Path
     name: str
     shape: tuple[int, ...]  # (n, L, h, w)
-    made_by: Origin
     model: str | None
 
     @property

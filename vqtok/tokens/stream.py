@@ -43,10 +43,10 @@ class TokenStream(IterableDataset[dict[str, Any]]):
         world_size: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        """With `batch_size` it gives collated batches: give DataLoader batch_size=None. Without, it
-        gives samples. `rank` and `world_size` are by default RANK and WORLD_SIZE, which torchrun
-        sets. `drop_last` leaves out the last samples of an epoch, so that all ranks have as many
-        full batches.
+        """Configures the stream. With `batch_size` it gives collated batches: give DataLoader
+        batch_size=None. Without, it gives samples. `rank` and `world_size` are by default RANK and
+        WORLD_SIZE, which torchrun sets. `drop_last` leaves out the last samples of an epoch, so
+        that all ranks have as many full batches.
         """
         env = os.environ
         self.sequences, self.batch_size, self.shuffle = sequences, batch_size, shuffle
@@ -63,7 +63,7 @@ class TokenStream(IterableDataset[dict[str, Any]]):
         self._next, self._iterations = _SharedPosition(), 0
 
     def __len__(self) -> int:
-        """How many batches (or samples) a whole epoch of this rank has."""
+        """Returns how many batches (or samples) a whole epoch of this rank has."""
         n, size = len(self.sequences), self.batch_size or 1
         if self.drop_last:
             return n // self.world_size // size
@@ -71,7 +71,7 @@ class TokenStream(IterableDataset[dict[str, Any]]):
 
     @property
     def position(self) -> dict[str, int]:
-        """Where the next iteration begins.
+        """Returns where the next iteration begins.
 
         Workers read ahead, so only the batches know what has been given: each has a "position".
         """
@@ -86,7 +86,7 @@ class TokenStream(IterableDataset[dict[str, Any]]):
         self._next.write(*((epoch, done) if done < len(self) else (epoch + 1, 0)))
 
     def state_dict(self) -> dict[str, int]:
-        """The position, under the name that checkpointing tools look for."""
+        """Returns the position, under the name that checkpointing tools look for."""
         return self.position
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -122,7 +122,7 @@ class TokenStream(IterableDataset[dict[str, Any]]):
     def _samples(
         self, epoch: int, first: int, worker: int, workers: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The samples that a worker makes, each with the number of its batch."""
+        """Yields the samples that a worker makes, each with the number of its batch."""
         sequences, start, size, count = self.sequences, 0, self.batch_size or 1, len(self)
         for pool, images in sequences.pools(self.shuffle, self.seed, epoch):
             places = np.arange(start, start + images)  # in the epoch
@@ -163,7 +163,7 @@ class TokenStream(IterableDataset[dict[str, Any]]):
 
 
 def collate(samples: Sequence[dict[str, Any]], pad: int = 0) -> dict[str, Any]:
-    """A batch of samples of any lengths.
+    """Joins samples of any lengths to a batch.
 
     `tokens` int64 (B, T) with `pad` after the end of shorter ones, `mask` bool (B, T) of those that
     are no padding, `grid` int64 (B, 2): h and w; `image` int64 (B,): the number of each; and, where
@@ -217,7 +217,7 @@ class _SharedPosition:
             return known[2], known[3]
 
     def __getstate__(self) -> dict[str, Any]:
-        """To a process that is being started: what is shared. Else a copy."""
+        """Gives a process that is being started the shared memory; gives other readers a copy."""
         return self.__dict__.copy() if get_spawning_popen() is not None else self.read()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

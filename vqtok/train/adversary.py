@@ -19,7 +19,7 @@ from vqtok.losses.discriminator import (
 from vqtok.losses.likelihood import PIXEL_DEVIATION
 from vqtok.train.context import RunContext
 from vqtok.train.loop import learning_rate
-from vqtok.train.runtime import DeviceScalar, fused, set_rate, step_if, sync_free, where
+from vqtok.train.runtime import DeviceScalar, foreach, fused, set_rate, step_if, sync_free, where
 from vqtok.train.state import Learner
 
 # part of all steps that the discriminator learns alone, and again in which its
@@ -172,7 +172,8 @@ class Adversary(nn.Module):
         scores, hinge = torch.stack([real.mean(), fake.mean()]).detach(), hinge.detach()
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         distributed.all_reduce_mean(hinge, scores, *gradients)
-        norm = nn.utils.get_total_norm(gradients)
+        # as nn.utils.get_total_norm, which came with torch 2.6
+        norm = torch.linalg.vector_norm(torch.stack(foreach._foreach_norm(gradients)))
         self._last_step = replace(seen, scores=scores, loss=hinge)
         return {"discriminator": hinge, "discriminator's gradient norm": norm}
 

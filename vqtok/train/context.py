@@ -35,15 +35,15 @@ class Listener(Protocol):
     """Hears what training has to say; the command line prints it."""
 
     def status(self, status: Status) -> None:
-        """Is called after each step."""
+        """Called after each step."""
         ...
 
     def validated(self, stage: str, line: dict[str, Any], sentence: str) -> None:
-        """Is called after each validation; `line` is what went to log.jsonl."""
+        """Called after each validation; `line` is what went to log.jsonl."""
         ...
 
     def note(self, text: str) -> None:
-        """Is called when something is worth a sentence."""
+        """Called when something is worth a sentence."""
         ...
 
 

@@ -14,8 +14,8 @@ class WeightAverage:
     """Averages of all float tensors of a network but for the training state of its quantizer."""
 
     def __init__(self, network: nn.Module, decay: float, frozen: tuple[str, ...] = ()) -> None:
-        """Tensors whose names begin with one of `frozen` never change, and are left out: an
-        average of zeros forgets their signs, and a fingerprint sees those.
+        """Starts the average. Tensors whose names begin with one of `frozen` never change, and are
+        left out: an average of zeros forgets their signs, and a fingerprint sees those.
         """
         self.decay = decay
         state = network.state_dict(keep_vars=True).items()

@@ -15,7 +15,7 @@ class GraphedStep:
 
     A step must not look at a number on its way, and all that changes from one to the next lies in
     tensors: the batch, and what the caller fills before. `phase` is what the step's Python code
-    depends on: a new one is captured anew. Where a step cannot be captured, `note` is told why,
+    depends on: a new one is captured anew. Where a step cannot be captured, `note` gets the reason,
     `forget` drops what the attempt has left in Python's hands, and it goes on kernel by kernel.
     """
 

@@ -152,7 +152,7 @@ def _encode(network: VQVAE, images: Sequence[np.ndarray], device: torch.device) 
 
 
 def _images(dataset: Dataset, numbers: range, channels: int) -> Iterator[np.ndarray]:
-    """Reads some images, whole; one without pixels stands for each that cannot be read."""
+    """Reads some images, whole; one without pixels takes the place of each that cannot be read."""
     # data in arrays gives many at once: 5 times as fast for the built-in shapes
     many = getattr(dataset, "images", None)
     if many is not None and numbers:

@@ -260,7 +260,7 @@ class _Trainer:
         """Loss and metrics of the whole batch in place of those of this process's
         part; the gradients, too.
 
-        Not by DistributedDataParallel: its hooks would have to be told of the discriminator's
+        Not by DistributedDataParallel: its hooks would need exceptions for the discriminator's
         passes, and of what a step leaves out.
         """
         if distributed.world_size() == 1:

@@ -49,7 +49,7 @@ class Muon(torch.optim.Optimizer):
         self._groups: list[tuple[list[nn.Parameter], Tensor]] = []
         self._views: list[tuple[nn.Parameter, Tensor]] = []
         self.adamw = torch.optim.AdamW(others, lr, **adamw)
-        # one state and one list of groups: whoever saves or schedules need not know
+        # one state and one list of groups: code that saves or schedules need not know
         self.adamw.state = self.state
         self.param_groups = [*(self.param_groups if matrices else []), *self.adamw.param_groups]
 

@@ -38,7 +38,7 @@ _AGAIN = "start anew with -f/--force"
 # of the prior: the tokenizer and the data decide them
 DERIVED = ("codebook_size", "levels", "labels", "rows", "columns")
 # Settings that may differ from those that a run, or the tokenizer before it, was trained with; a
-# name stands for all that begin with it.
+# name covers all that begin with it.
 _FREE = {
     "resume": ("tokenizer_training.steps", "prior_training.steps", "entropy_training.steps"),
     "prior": ("prior", "entropy", "precision", "data.prior_size"),
@@ -87,7 +87,7 @@ def open_run(request: RunSpec, say: Callable[[str], None]) -> tuple[RunSpec, Dat
     spec, dataset = broadcast_spec(lambda: choose_run(request, bool(how)))
     check_processes(spec.recipe, request.stage, distributed.world_size())
     distributed.broadcast_bytes(make_ready)
-    # the first process tells the others what run.json keeps, and nothing else
+    # the first process sends the others what run.json keeps, and nothing else
     asked = {name: getattr(request, name) for name in ("folder", "stage", "force")}
     return replace(spec, **asked, resume=bool(how)), dataset
 

@@ -50,7 +50,7 @@ class CodesData(Plain):
         self.notes = (classes.note,) if classes.note else ()
 
     def _stored(self) -> Classes:
-        """The classes that the shards hold."""
+        """Returns the classes that the shards hold."""
         fields = read_fields(self.codes)
         labels = tuple(name or str(number) for number, name in enumerate(fields.labels))
         return Classes(labels, np.concatenate(fields.classes).astype(np.int64))

@@ -16,7 +16,7 @@ class RunSpec:
 
     Of a run as asked for, `recipe` is not looked at: `preset` and `values` say what it is to be.
     Filled in, all fields down to `digest` are set: run.json keeps those, and two specs are equal
-    where those are. An empty text stands for none.
+    where those are. An empty text means none.
     """
 
     recipe: Recipe = field(default_factory=Recipe)

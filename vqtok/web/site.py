@@ -54,10 +54,7 @@ class Site:
         """Writes them into a folder, made if missing; OutputError where one exists, unless
         `force`.
         """
-        for name in self.contents:
-            files.check_free(folder / name, force)
-        for name, data in self.contents.items():
-            files.write_bytes(folder / name, data, force)
+        files.write_all(folder, self.contents, force)
 
 
 def make_site(folder: model_registry.ModelFolder, encoder: bool = False) -> Site:
@@ -134,7 +131,7 @@ def encoder_weights(folder: model_registry.ModelFolder) -> bytes:
     """
     stored = weights.load_weights(folder.tokenizer, "tokenizer")
     quantizer = codec.load_tokenizer(folder.tokenizer).quantizer
-    levels = list(quantizer.quantizers) if isinstance(quantizer, ResidualQuantizer) else [quantizer]
+    levels = list(quantizer.quantizers) if isinstance(quantizer, LevelQuantizer) else [quantizer]
     tensors, sizes = _stored(stored.tensors, "encoder."), ()
     scalars = [level for level in levels if isinstance(level, FSQuantizer | LFQuantizer)]
     if scalars:

@@ -1,4 +1,4 @@
-"""What every format's writer is given, and gives."""
+"""The interface between an export and the writer of each format."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SHARD_BYTES = 1 << 26  # of the formats that have shards, as their own writers h
 
 @dataclass(frozen=True)
 class Job:
-    """Where to write, and what."""
+    """The target of an export, and its content."""
 
     folder: Path
     name: str  # of the files, without a suffix
@@ -27,7 +27,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Record:
-    """An image's sequence, and what is known of the image."""
+    """An image's sequence, and the facts about the image."""
 
     tokens: np.ndarray  # (T,)
     grid: tuple[int, int]  # (h, w)
@@ -66,11 +66,11 @@ class Writer:
 
     @property
     def dtype(self) -> np.dtype:
-        """That of the ids, little-endian."""
+        """Returns the type of the ids, little-endian."""
         return self.sequences.vocabulary.dtype.newbyteorder("<")
 
     def records(self, batch: Batch) -> Iterator[Record]:
-        """The sequences of a batch one by one."""
+        """Yields the sequences of a batch one by one."""
         fields = self.sequences.fields
         rows = zip(batch.rows, batch.grids.tolist(), batch.images, strict=True)
         for tokens, (h, w), (chunk, image) in rows:

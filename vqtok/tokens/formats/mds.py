@@ -62,7 +62,7 @@ class MdsWriter(Writer):
         return {"columns": list(self.columns)}
 
     def _sample(self, record: Record) -> bytes:
-        """The size of each column that has no fixed one, and the columns, sorted by name."""
+        """Writes the size of each column that has no fixed one, and the columns, sorted by name."""
         values = {
             "tokens": self._array(record.tokens),
             "h": struct.pack("<i", record.grid[0]),
@@ -81,8 +81,8 @@ class MdsWriter(Writer):
         return struct.pack(f"<{len(sizes)}I", *sizes) + b"".join(parts)
 
     def _array(self, tokens: np.ndarray) -> bytes:
-        """One axis: a byte with the number of axes and the width of their lengths, the length, and
-        the values.
+        """Writes an array of one axis: a byte with the number of axes and the width of their
+        lengths, the length, and the values.
         """
         count = len(tokens)
         code, width = (0, "B") if count < 1 << 8 else (1, "H") if count < 1 << 16 else (2, "I")

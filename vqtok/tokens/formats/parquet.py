@@ -68,5 +68,5 @@ class ParquetWriter(Writer):
 
 
 def _utf8(name: str) -> str:
-    """A file's name may hold bytes that are no text."""
+    """Replaces what is no text: a file's name may hold any bytes."""
     return name.encode(errors="replace").decode()
