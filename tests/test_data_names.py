@@ -297,7 +297,7 @@ def test_braces_and_compressed_tars(tmp_path: Path) -> None:
     assert red(open_data(str(tmp_path / "s-{000..002}.tar"))) == [0, 1, 2]
     assert red(open_data(str(tmp_path / "s-{001,003}.tar"))) == [1, 3]
     (tmp_path / "z").mkdir()
-    write_tar(tmp_path / "z" / "a.tar.gz", {"0.png": png(0)}, "w:gz")
-    with pytest.raises(InputError, match=r"1 compressed tars, such as a\.tar\.gz") as caught:
+    write_tar(tmp_path / "z" / "a.tar.bz2", {"0.png": png(0)}, "w:bz2")
+    with pytest.raises(InputError, match=r"1 compressed tars, such as a\.tar\.bz2") as caught:
         open_data(tmp_path / "z")
-    assert "gunzip" in caught.value.fix
+    assert "gzip, which is read" in caught.value.fix

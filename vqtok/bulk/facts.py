@@ -13,6 +13,8 @@ from pathlib import PurePosixPath
 from vqtok import files
 from vqtok.data import classes, samples, splits
 from vqtok.data.listing import TEXTS, caption_in
+from vqtok.errors import InputError
+from vqtok.gzipped import read_part
 
 TEXT_LIMIT = 1 << 16  # bytes of a caption: a shard's manifest holds thousands
 _LABEL_LIMIT = 1000
@@ -34,12 +36,11 @@ class Text:
         if self.size is not None and self.size > TEXT_LIMIT:
             return None
         try:
-            with files.as_path(self.path).open("rb") as file:
-                file.seek(self.offset)
-                data = file.read(TEXT_LIMIT + 1 if self.size is None else self.size)
+            size = TEXT_LIMIT + 1 if self.size is None else self.size
+            data = read_part(files.as_path(self.path), self.offset, size)
         except files.RemoteError as error:
             raise files.server_error(files.as_path(self.path), error) from None
-        except OSError:
+        except (InputError, OSError):
             return None
         return None if len(data) > TEXT_LIMIT else data.decode("utf-8", "replace")
 

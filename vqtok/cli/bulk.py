@@ -133,10 +133,7 @@ def is_bulk(inputs: Sequence[str], options: ShardOptions = _NONE) -> bool:
     """
     if options != _NONE:
         return True
-    if any(
-        files.without_query(word).lower().endswith(".tar") and not files.is_folder(word)
-        for word in inputs
-    ):
+    if any(files.is_tar(word) and not files.is_folder(word) for word in inputs):
         return True
     if all(_is_image(word) for word in inputs):
         return False  # fast

@@ -3,6 +3,7 @@
 import gzip
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from vqtok.errors import InputError
 _PIXELS = 3 * 32 * 32  # the red, green and blue planes
 _LIMIT = 2**28  # bytes of all batches together; the real ones have 185 MB
 _NAMES_LIMIT = 2**16
+_LOOKED_AT = 20  # files in an archive: the real ones have 8
 _STL_SIDE = 96
 _STL_PIXELS = 3 * _STL_SIDE**2
 
@@ -59,8 +61,7 @@ def cifar_source(place: Place, split: Split, options: DataOptions) -> ArrayData 
     """Opens an unpacked folder, or the archive as it is downloaded."""
     if kind := folder_kind(place.path, place.names):
         return open_folder(place.path, kind, split)
-    packed = place.head.startswith(b"\x1f\x8b") and "cifar" in place.path.name
-    return open_archive(place.path, split) if packed else None
+    return open_archive(place.path, split) if is_archive(place.path, place.head) else None
 
 
 def batch_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
@@ -137,6 +138,27 @@ def _open(paths: Sequence[Path], kind: _Kind, split: Split | None = None) -> Arr
         raise damaged(paths[0], f"it is too large for a batch of {kind.name}")
     batches = [(path, path.read_bytes()) for path in paths]
     return _cifar(paths[0].absolute().parent.name or kind.name, batches, text, kind, split)
+
+
+def is_archive(path: Path, head: bytes) -> bool:
+    """Whether a file is such an archive, or a damaged one: by its name and the first files in it.
+
+    Others of that name hold image files.
+    """
+    if not head.startswith(b"\x1f\x8b") or "cifar" not in path.name.lower():
+        return False
+    try:
+        with gzip.open(path) as file:
+            for member in islice(tar.index_tar_stream(file, _LIMIT, path), _LOOKED_AT):
+                name = PurePosixPath(member.name).name
+                if _PICKLED.fullmatch(name) or any(
+                    re.fullmatch(f"{kind.train}|{kind.test}|{re.escape(kind.names)}", name)
+                    for kind in _KINDS
+                ):
+                    return True
+    except (*BROKEN, InputError):
+        return True
+    return False
 
 
 def open_archive(path: Path, split: Split) -> ArrayData:

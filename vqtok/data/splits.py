@@ -148,7 +148,9 @@ def shard_kinds(names: Sequence[Parts]) -> list[Split | None]:
 
 
 def _stem(name: str) -> str:
-    return name.removesuffix(".tar")
+    for suffix in (".gz", ".tgz", ".tar"):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def parse_patterns(texts: Iterable[str]) -> tuple[tuple[Split, str], ...]:

@@ -12,6 +12,7 @@ from vqtok.errors import InputError
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _OFFSETS, _BANDS = 258, 259, 262, 273, 277
 _COUNTS, _PLANAR, _TILES, _TILE_COUNTS, _FORMAT, _NODATA = 279, 284, 324, 325, 339, 42113
+_TAGS_MAX = 4096  # real files have a few dozen; Pillow takes 200 bytes for each
 _KINDS = {
     1: "unsigned integers",
     2: "signed integers",
@@ -30,8 +31,11 @@ _METHODS = {
 def read_tags(data: bytes) -> dict[int, Any] | None:
     """The tags of a TIFF's first page; None where they cannot be read."""
     try:
-        start = data[:16] if data[2:4] in (b"\x2b\0", b"\0\x2b") else data[:8]
-        tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+        is_big = data[2:4] in (b"\x2b\0", b"\0\x2b")
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if is_big else 8])
+        count = data[tags.next : tags.next + (8 if is_big else 2)]
+        if int.from_bytes(count, "little" if data[:2] == b"II" else "big") > _TAGS_MAX:
+            return None
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
