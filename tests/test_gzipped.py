@@ -16,7 +16,7 @@ from vqtok import gzipped
 from vqtok.bulk.inputs import Inputs
 from vqtok.bulk.worker import decode
 from vqtok.cli.bulk import is_bulk
-from vqtok.data import open_data
+from vqtok.data import Split, open_data
 from vqtok.errors import InputError
 from vqtok.gzipped import Gzipped, read_part
 
@@ -116,7 +116,8 @@ def test_a_folder_of_packed_tars_gives_what_plain_ones_give(suffix: str):
             members[key.replace(".png", ".txt")] = b"caption of %d" % i
         make_tar(f"plain/{name}.tar", members)
         pack_tar(f"packed/{name}{suffix}", members)
-    for split, count in (("train", 6), ("test", 3)):
+    counts: tuple[tuple[Split, int], ...] = (("train", 6), ("test", 3))
+    for split, count in counts:
         plain, packed = open_data(Path("plain"), split), open_data(Path("packed"), split)
         assert packed.split == split
         assert (packed.digest(), packed.labels) == (plain.digest(), plain.labels)

@@ -1,7 +1,7 @@
-"""Gzip files, read at any place where they lie: for tars that were packed whole (train-000.tar.gz).
+"""Gzip files, read at any place where they lie: for tars that were packed whole (train-0.tar.gz).
 
-Deflate is unpacked from its beginning only. So copies of the decompressor are kept on the way, 36 KB
-each, and a read goes on from the nearest one before it. Nothing is unpacked to disk, and memory
+Deflate is unpacked from its beginning only. So copies of the decompressor, 36 KB each, are kept on
+the way, and a read goes on from the nearest one before it. Nothing is unpacked to disk, and memory
 does not grow with the file.
 """
 

@@ -6,7 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 from vqtok import files, images

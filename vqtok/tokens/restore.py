@@ -15,8 +15,8 @@ from vqtok import codes, files
 from vqtok.codes import Codes, index_dtype
 from vqtok.codes.checks import is_int, require
 from vqtok.data.tar import index_tar
-from vqtok.gzipped import read_part
 from vqtok.errors import FormatError, InputError, UsageError
+from vqtok.gzipped import read_part
 from vqtok.tokens.export import META, origin_of, read_meta_file
 from vqtok.tokens.formats.flat import HEADER_WORDS
 from vqtok.tokens.formats.megatron import DTYPES, MAGIC
