@@ -300,3 +300,12 @@ def test_many_tags_of_a_tiff_are_not_held_twice() -> None:
     data = b"II*\0\x08\0\0\0" + struct.pack("<H", count) + tags + bytes(4)
     assert read_tags(data) is None
     assert read_tags(data.replace(struct.pack("<H", count), struct.pack("<H", 9), 1)) is not None
+
+
+@pytest.mark.parametrize("shape", [(0, 2**32 - 1, 2**31, 7), (2**30, 2**32 - 1, 7, 0)])
+def test_idx_axes_of_which_one_is_empty(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """NumPy cannot reshape nothing to what overflows."""
+    path = tmp_path / "x-images-idx3-ubyte"
+    path.write_bytes(b"\0\0\x08\x04" + struct.pack(">4I", *shape))
+    with pytest.raises(InputError, match="holds no images"):
+        data.open_data(path)
