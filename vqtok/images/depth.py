@@ -82,7 +82,7 @@ def to_8_bits(
 
     `given` are the values that become 0 and 255; those beyond are cut. None chooses: of integers of
     up to 16 bits their type's range (`bits`: of unsigned ones, where the file says fewer), of
-    larger ones 0 to 65535 where that holds them; of floats 0 to 1 with some overshoot, or 0 to 255;
+    larger ones 0 to 255 or 65535 where that holds them; of floats 0 to 1 with some overshoot, or 0 to 255;
     else from the lowest to the highest value. Values that are not finite, or are `nodata`, never
     count, and become 0; +inf becomes 255. Without `check`
     nothing is said, and `given` is needed. Raises InputError where no value counts.
@@ -195,6 +195,8 @@ def _choose(
         limits = np.iinfo(dtype)
         name = f"{8 * dtype.itemsize}-bit values reduced to 8 bits"
         return (float(limits.min), float(limits.max)), [name], False
+    if low >= 0 and NARROW * 255 <= high <= 255:  # of arithmetic with 8-bit values
+        return (0.0, 255.0), [f"{8 * dtype.itemsize}-bit values up to 255 taken as 8 bits"], False
     if low >= 0 and high <= 65535:
         return (0.0, 65535.0), ["16-bit values reduced to 8 bits"], False
     return (low, high), scaled, True
