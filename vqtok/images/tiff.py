@@ -71,8 +71,8 @@ def nodata_text(tags: dict[int, Any]) -> object:
 
 
 def with_black_zero(data: bytes) -> bytes | None:
-    """The file with 0 as black in place of white, for a Pillow that opens deep gray of one byte order
-    alone; None where 0 is no white, or values have 8 bits.
+    """The file with 0 as black in place of white, for a Pillow that opens deep gray of only one
+    byte order; None where 0 is no white, or values have 8 bits.
     """
     tags = read_tags(data) if data[:4] in _MAGIC else None
     if not tags or tags.get(_PHOTOMETRIC) != 0 or sample_bits(tags) <= 8:
