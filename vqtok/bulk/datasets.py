@@ -81,6 +81,7 @@ def is_data_set(word: str) -> bool:
         or idx.is_idx(path, head)
         or path.suffix == ".bin"
         or cifar.is_archive(path, head)
+        or cifar.is_stl_archive(path, head)
     )
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import shlex
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -71,6 +72,11 @@ def batch_source(place: Place, split: Split, options: DataOptions) -> ArrayData 
 
 def stl_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
     """Opens an unpacked folder of STL-10, or one of its files of images."""
+    if is_stl_archive(place.path, place.head):
+        raise InputError(
+            f"{place.path} is the archive of STL-10, whose 3 GB are read from files",
+            f"unpack it, and give the folder stl10_binary: tar xf {shlex.quote(str(place.path))}",
+        )
     if any(is_stl(name) for name in place.names):
         return open_stl_folder(place.path, split)
     return open_stl(place.path) if place.head and is_stl(place.path.name) else None
@@ -225,6 +231,11 @@ def _cifar(
 
 
 # STL-10
+
+
+def is_stl_archive(path: Path, head: bytes) -> bool:
+    """Whether a file is stl10_binary.tar.gz, by its name."""
+    return head.startswith(b"\x1f\x8b") and path.name.lower().startswith("stl10_binary")
 
 
 def is_stl(name: str) -> bool:
