@@ -1,5 +1,6 @@
 """`vqtok eval`: measures a model on images."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -129,6 +130,7 @@ def evaluate(
         return _evaluate_shards(data, running.model(model), wanted.limit, levels, json, quiet)
     chosen = o.data_options([word for word in split or () if "=" in word], labels, member, values)
     _check_targets(sheet, plot, force)
+    _check_outside(sheet, data)
     asked: dict[str, Any] = {"levels": _numbers(wanted.levels), "codecs": _names(wanted.codecs)}
     codec = running.model(model).load()
     if values is None and codec.range is not None:
@@ -218,6 +220,19 @@ def _evaluate_shards(
         output.print_json({**facts, **result.to_json()})
     else:
         _print_tables(result, codec.name, f"the codes in {data}")
+
+
+def _check_outside(sheet: Path | None, data: Path | str | None) -> None:
+    """Refuses a sheet that the next run would take for one of the images."""
+    from vqtok.errors import UsageError
+
+    if sheet is None or data is None or not os.path.isdir(data):
+        return
+    if Path(os.path.realpath(sheet)).is_relative_to(os.path.realpath(data)):
+        raise UsageError(
+            f"the sheet {sheet} lies in the folder of images {data}, and would be taken for one",
+            "choose a place outside of it",
+        )
 
 
 def _check_targets(sheet: Path | None, plot: Path | None, force: bool) -> None:
