@@ -1,11 +1,10 @@
 """The page's own reader and decoder, in Node and in Chromium, against Python's."""
 
 import base64
-import json
+import io
 import re
-import shutil
 import subprocess
-import time
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import CHROMIUM, browser
+from browser import browser
 from cli_helpers import fails, ok
+from web_helpers import GOLDEN, MODULES, NODE, choose, needs_browser, needs_node, node, shown, wait
 
 import vqtok
 from vqtok import model_registry, weights
 from vqtok.codes import Codes, Compact, index_dtype, read_any_codes, to_compact, write_codes
-from vqtok.codes.compact import checksum
+from vqtok.codes.compact import checksum, to_stream
 from vqtok.codes.io import to_bytes
 from vqtok.codes.npz import data_offset
 from vqtok.config import EntropyConfig
@@ -29,20 +29,7 @@ from vqtok.priors.integer import IntegerPrior
 from vqtok.web import site
 from vqtok.weights import Weights
 
-GOLDEN = Path(__file__).parent / "golden" / "format1"
-MODULES = Path(site.__file__).parent
-NODE = shutil.which("node")
-needs_node = pytest.mark.skipif(NODE is None, reason="no Node here")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 RUN = GOLDEN / "run" / "entropy.safetensors"
-
-
-def node(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    script = Path(__file__).with_name("web_decode.mjs")
-    words = [str(NODE), str(script), str(MODULES)]
-    done = subprocess.run(words, input=json.dumps(jobs).encode(), capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    return json.loads(done.stdout)
 
 
 def assert_equal(found: dict[str, Any], codes: Codes) -> None:
@@ -56,6 +43,7 @@ def assert_equal(found: dict[str, Any], codes: Codes) -> None:
         found[key] for key in ("model", "fingerprint", "codebookSize", "downsample", "channels")
     ]
     assert said == list(codes.description)[:5]
+    assert found["range"] == (None if codes.range is None else list(codes.range))
 
 
 # Codes files
@@ -64,7 +52,8 @@ def assert_equal(found: dict[str, Any], codes: Codes) -> None:
 @needs_node
 def test_golden_files_have_the_same_indices():
     paths = [*(GOLDEN / "codes").glob("*-*.npz"), GOLDEN / "small.npz", GOLDEN / "large.npz"]
-    assert len(paths) == 10
+    paths += (GOLDEN / "compact2").glob("*.npz")
+    assert len(paths) == 20
     for plain in (False, True):
         jobs = [{"file": str(path), "prior": str(RUN), "plain": plain} for path in paths]
         for path, found in zip(paths, node(jobs), strict=True):
@@ -103,13 +92,15 @@ def random_file(
     sizes = [(h * f - int(rng.integers(f)), w * f - int(rng.integers(f))) for _ in range(n)]
     sizes = sizes[:1] * n if rng.random() < 0.5 else sizes
     described = (str(rng.choice(["a", "Füße 2", "long" * 40])), "0badcafe", K, f)
-    codes = Codes(indices.astype(index_dtype(K)), *described, int(rng.choice([1, 3])), tuple(sizes))
+    value_range = (-0.5, float(rng.random())) if rng.random() < 0.3 else None
+    more = (int(rng.choice([1, 3])), tuple(sizes), value_range)
+    codes = Codes(indices.astype(index_dtype(K)), *described, *more)
     if rng.random() < 0.1:
         write_codes(path, to_compact(codes))
         return codes, False
     # not `to_compact`: it takes the streams of a prior only where they are smaller
-    about = (*codes.description[:6], codes.levels, checksum(codes.indices, codes.sizes))
-    write_codes(path, Compact(*about, name, tuple(prior.encode(codes.indices))))  # type: ignore[arg-type]
+    streams = tuple(prior.encode(codes.indices, checksum(codes.indices, codes.sizes)))
+    write_codes(path, Compact(*codes.description, codes.levels, None, name, streams))  # type: ignore[arg-type]
     return codes, True
 
 
@@ -146,15 +137,24 @@ def test_damaged_files_are_refused_or_read_as_python_does(tmp_path: Path):
     """The page never reads what Python refuses, and never other indices."""
     rng, jobs, wanted = np.random.default_rng(2), [], []
     names = ("codes/two-sizes", "codes/bit-packed", "codes/one-size.plain", "small", "large")
+    names += ("compact2/two-sizes", "compact2/bit-packed", "compact2/first-level")
+    names += ("codes/deep-coded", "compact2/deep-coded", "compact2/deep-packed")
     for name in names:
         whole = (GOLDEN / f"{name}.npz").read_bytes()
         stream = np.load(GOLDEN / f"{name}.npz").get("stream")
+        member = np.load(GOLDEN / f"{name}.npz").get("c")
         for i in range(40):
             data = bytearray(whole)
             if i % 2 and stream is not None:  # inside the stream, where no checksum of zip helps
                 with_error = stream.copy()
                 with_error[rng.integers(min(60, len(stream)))] ^= 1 << rng.integers(8)
                 np.savez(tmp_path / "x.npz", stream=with_error)
+                data = bytearray((tmp_path / "x.npz").read_bytes())
+            elif i % 2 and member is not None:  # and so here, in a zip made anew
+                changed = bytearray(member)
+                changed[rng.integers(min(40, len(changed)))] ^= 1 << rng.integers(8)
+                with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+                    archive.writestr("c", bytes(changed))
                 data = bytearray((tmp_path / "x.npz").read_bytes())
             elif i % 4 == 0:
                 del data[rng.integers(len(data)) :]
@@ -202,8 +202,8 @@ def python_reads(path: Path) -> Codes | None:
         prior = IntegerInference(config, stored.tensors)
         if packed.codebook_size != config.codebook_size or packed.levels > config.levels:
             return None
-        indices = prior.decode(packed.streams, *packed.shape[1:])
-        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)))
+        indices, carried = prior.decode_all(packed.streams, *packed.shape[1:])
+        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)), carried)
     except FormatError:
         return None
 
@@ -227,13 +227,11 @@ def test_other_files_get_a_clear_message(data: bytes, said: str, tmp_path: Path)
 @needs_node
 def test_a_vast_claim_takes_no_memory(tmp_path: Path):
     """A compact file of 200 bytes that says it holds 2^24 images of 14,000 x 14,000 pixels."""
-    codes = Codes(np.zeros((1, 1, 2, 2), np.uint8), "a", "0badcafe", 256, 4, 3, ((8, 8),))
-    data = bytearray(to_bytes(to_compact(codes)))
-    with np.load(Path(write(tmp_path / "a.npz", bytes(data)))) as file:
-        stream = bytearray(file["stream"].tobytes())
-    at = stream.index(b"\x80\x02\x04\x01\x01\x01a") + 4  # K, f, L, n, bytes of the name, the name
-    stream[at : at + 1] = b"\x80\x80\x80\x08"
-    np.savez(tmp_path / "b.npz", stream=np.frombuffer(bytes(stream), np.uint8))
+    codes = Codes(np.zeros((2, 1, 2, 2), np.uint8), "a", "0badcafe", 256, 4, 3, ((8, 8),) * 2)
+    stream = to_stream(to_compact(codes))
+    assert stream[3] == 2  # n
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("c", stream[:3] + b"\x80\x80\x80\x08" + stream[4:])
     (found,) = node([{"file": str(tmp_path / "b.npz")}])
     assert "16777216 images are claimed" in found["error"]
 
@@ -312,7 +310,7 @@ def test_the_scripts_of_the_page_are_whole(tmp_path: Path):
     """Joined modules share one scope: names that stand twice, or imports that stay, break it."""
     for name, text in {
         "worker.js": site.bundle(site.MODULES),
-        "page.js": (MODULES / "page.js").read_text("utf-8"),
+        "page.js": "\n".join((MODULES / f"{name}.js").read_text("utf-8") for name in site.SCRIPTS),
     }.items():
         assert "</script" not in text
         assert not re.search(r"^(import|export) ", text, re.MULTILINE)
@@ -348,35 +346,20 @@ def test_the_page_decodes_in_a_browser(tmp_path: Path):
         assert [said for said in page.complaints() if not said.startswith(ours)] == []
 
 
-def choose(page: Any, path: Path) -> None:
-    page.run("document.getElementById('status').textContent = ''")
-    page.run("document.getElementById('error').textContent = ''")
-    root = page.call("DOM.getDocument")["root"]["nodeId"]
-    field = page.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
-    page.call("DOM.setFileInputFiles", files=[str(path)], nodeId=field)
-
-
-def wait(page: Any, status: str) -> str:
-    """Waits for a status or an error, and returns the error."""
-    end, said = time.monotonic() + 60, ""
-    while time.monotonic() < end:
-        said, error = (
-            page.run(f"document.getElementById('{name}').textContent")
-            for name in ("status", "error")
-        )
-        if error or said.startswith(status):
-            return error
-        time.sleep(0.05)
-    raise AssertionError(f"the page says {said!r}")
-
-
-def shown(page: Any) -> np.ndarray:
-    """Pixels on the canvas, uint8 (H, W, 3)."""
-    script = """(() => {
-        const canvas = document.getElementById("canvas");
-        const {data, width, height} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-        return {width, height, data: btoa(String.fromCharCode(...data))};
-    })()"""  # noqa: E501
-    found = page.run(script)
-    data = np.frombuffer(base64.b64decode(found["data"]), np.uint8)
-    return data.reshape(found["height"], found["width"], 4)[..., :3]
+@needs_node
+def test_a_deflate_bomb_takes_no_memory(tmp_path: Path):
+    """600 MiB of zeros in 600 kB: refused before they are unpacked."""
+    shape = (600, 1, 1024, 1024)
+    array = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        array, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("indices.npy", "w") as member:
+            member.write(array.getvalue())
+            for _ in range(600):
+                member.write(bytes(1024 * 1024))
+        archive.writestr("meta.npy", b"")
+    (found,) = node([{"file": str(tmp_path / "a.npz")}])
+    assert "too many for this page" in found["error"]
+    assert found["fix"] == "use vqtok decode"

@@ -1,141 +1,31 @@
 // Reads codes files, plain and compact, as docs/format.md describes them. Nothing in a file is
 // trusted: sizes and headers are checked before memory is taken for what they claim.
 
-const AGAIN = "copy or download the file again";
+import { CodesError, allocate, require } from "./errors.mjs";
+import { crc32, members, unpack } from "./zip.mjs";
+
 const PIXELS_MAX = 200e6;
-const DEFLATE_RATIO = 1032; // no deflate stream expands more
+const LOWEST_FIRST = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1;
 export const CODED_TOTAL = 65536; // frequencies of all indices together
 
-/** What a user can cause: a message, and what to do. */
-export class CodesError extends Error {
-  constructor(message, fix = AGAIN) {
-    super(message);
-    this.fix = fix;
-  }
-}
-
-export function require(ok, message, fix = AGAIN) {
-  if (!ok) throw new CodesError(message, fix);
-}
-
 const isInteger = (value, low, high) => Number.isInteger(value) && low <= value && value <= high;
-
-/** Memory that a file asks for; an array of a type such as Uint8Array. */
-export function allocate(Type, length) {
-  try {
-    return new Type(length);
-  } catch {
-    throw new CodesError(
-      `${Math.round((length * Type.BYTES_PER_ELEMENT) / 2 ** 20)} MiB do not fit in memory`,
-      "use a machine with more memory",
-    );
-  }
-}
-
-// Zip archives
-
-const CRC = new Uint32Array(256).map((_, n) => {
-  for (let bit = 0; bit < 8; bit++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
-  return n;
-});
-
-/** CRC-32 of bytes; `start` is that of the bytes before them. */
-export function crc32(bytes, start = 0) {
-  let value = ~start;
-  for (let i = 0; i < bytes.length; i++) value = CRC[(value ^ bytes[i]) & 255] ^ (value >>> 8);
-  return ~value >>> 0;
-}
-
-/** The members of a zip archive, from its central directory. */
-function members(bytes) {
-  require(bytes.length > 0, "the file is empty");
-  require(bytes[0] === 0x50 && bytes[1] === 0x4b, "not a codes file (.npz)",
-    "give a .npz that vqtok encode wrote");
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  let end = bytes.length - 22;
-  for (; end >= 0 && end > bytes.length - 22 - 65536; end--)
-    if (view.getUint32(end, true) === 0x06054b50) break;
-  require(end >= 0 && view.getUint32(end, true) === 0x06054b50, "damaged or truncated");
-  const start = end - view.getUint32(end + 12, true); // of the directory, which ends here
-  const shift = start - view.getUint32(end + 16, true); // bytes before the archive
-  require(start >= 0 && shift >= 0, "damaged or truncated");
-  const text = (at, length) => {
-    require(at + length <= bytes.length, "damaged or truncated");
-    return new TextDecoder().decode(bytes.subarray(at, at + length));
-  };
-  const found = [];
-  try {
-    for (let at = start; at < end; ) {
-      require(view.getUint32(at, true) === 0x02014b50, "damaged or truncated");
-      require(found.length < 1024, "more members than a codes file has");
-      const name = text(at + 46, view.getUint16(at + 28, true));
-      const local = view.getUint32(at + 42, true) + shift;
-      const named = view.getUint16(local + 26, true);
-      const data = local + 30 + named + view.getUint16(local + 28, true);
-      const packed = view.getUint32(at + 20, true);
-      require(view.getUint32(local, true) === 0x04034b50 && text(local + 30, named) === name
-        && bytes[at + 6] <= 63 && data + packed <= bytes.length, "damaged or truncated");
-      found.push({
-        name,
-        flags: view.getUint16(at + 8, true),
-        method: view.getUint16(at + 10, true),
-        crc: view.getUint32(at + 16, true),
-        size: view.getUint32(at + 24, true),
-        data: bytes.subarray(data, data + packed),
-      });
-      at += 46 + view.getUint16(at + 28, true) + view.getUint16(at + 30, true) + view.getUint16(at + 32, true);
-    }
-  } catch (error) {
-    if (error instanceof RangeError) throw new CodesError("damaged or truncated");
-    throw error;
-  }
-  return found;
-}
-
-/** The bytes of a member, at most as many as the archive says, compared with its checksum. */
-async function unpack(member, name) {
-  require(member.method === 0 || member.method === 8,
-    `the member ${name} is packed in a way that this page does not read`);
-  require(!(member.flags & 0x61), "damaged or truncated");
-  const most = member.data.length * (member.method ? DEFLATE_RATIO : 1);
-  require(member.size <= most,
-    `the member ${name} claims ${member.size} bytes, which the file cannot hold`);
-  let bytes = member.data;
-  if (member.method === 8) {
-    bytes = allocate(Uint8Array, member.size);
-    let done = 0;
-    const stream = new Blob([member.data]).stream().pipeThrough(
-      new DecompressionStream("deflate-raw"));
-    const reader = stream.getReader();
-    try {
-      for (;;) {
-        const part = await reader.read();
-        if (part.done) break;
-        if (done + part.value.length > bytes.length) throw new TypeError("too long");
-        bytes.set(part.value, done);
-        done += part.value.length;
-      }
-    } catch {
-      reader.cancel().catch(() => {});
-      throw new CodesError("damaged or truncated");
-    }
-    require(done === bytes.length, `the member ${name} is truncated`);
-  }
-  require(bytes.length === member.size && crc32(bytes) === member.crc, "damaged or truncated");
-  return bytes;
-}
 
 // Arrays
 
 const NPY = /^\s*\{\s*'descr':\s*'([^']{1,20})',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(([0-9, ]{0,100})\),?\s*\}\s*$/;
 
-/** An array of an .npz: its type, its shape, and the bytes of its values. */
-async function array(all, name) {
-  const found = all.filter((member) => member.name === `${name}.npy`);
+/** The bytes of the one member of that file name. */
+async function whole(all, filename, name) {
+  const found = all.filter((member) => member.name === filename);
   require(found.length < 2, `the member ${name} stands twice in the file`);
   require(found.length === 1, `not a codes file: the member ${name} is missing`,
     "give a .npz that vqtok encode wrote");
-  const bytes = await unpack(found[0], name);
+  return unpack(found[0], name);
+}
+
+/** An array of an .npz: its type, its shape, and the bytes of its values. */
+async function array(all, name) {
+  const bytes = await whole(all, `${name}.npy`, name);
   const magic = [0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59, 1, 0];
   require(bytes.length >= 10 && magic.every((byte, i) => bytes[i] === byte),
     `the member ${name} is not an .npy array`);
@@ -159,17 +49,19 @@ export const indexType = (K) => (K <= 256 ? Uint8Array : K <= 65536 ? Uint16Arra
 // Codes
 
 /**
- * What a codes file holds: { model, fingerprint, codebookSize, downsample, channels, sizes,
+ * What a codes file holds: { model, fingerprint, codebookSize, downsample, channels, sizes, range,
  * shape: [n, L, h, w] } and either `indices`, a typed array in C order, or, where a prior coded
- * them, `prior` (its fingerprint), `streams` (one an image) and `checksum`.
+ * them, `prior` (its fingerprint, or the first digits of it), `streams` (one an image) and
+ * `checksum` (the bytes of it that the file has; null: each stream carries it).
  */
 export async function readCodes(bytes) {
   const all = members(bytes);
-  const plain = all.some((member) => member.name === "indices.npy");
-  if (!plain && all.some((member) => member.name === "stream.npy")) {
+  const has = (name) => all.some((member) => member.name === name);
+  if (!has("indices.npy") && has("c")) return fromStream(await whole(all, "c", "c"));
+  if (!has("indices.npy") && has("stream.npy")) {
     const stream = await array(all, "stream");
     require(stream.type === "|u1" && stream.shape.length === 1, "the stream is no row of bytes");
-    return fromStream(stream.bytes);
+    return fromFirstForm(stream.bytes);
   }
   const indices = await array(all, "indices");
   return fromPlain(indices, parseMeta(await array(all, "meta")));
@@ -207,17 +99,25 @@ function fromPlain(member, meta) {
     ? Array(shape[0]).fill(meta.sizes[0]) : meta.sizes;
   const codes = {
     model: meta.model, fingerprint: meta.fingerprint, codebookSize: meta.codebook_size,
-    downsample: meta.downsample, channels: meta.channels, sizes, shape,
+    downsample: meta.downsample, channels: meta.channels, sizes, range: meta.range ?? null, shape,
   };
   check(codes);
   require(Type === indexType(codes.codebookSize), `the indices are ${type}, the wrong type`);
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const each = Type.BYTES_PER_ELEMENT;
-  const read = { 1: "getUint8", 2: "getUint16", 4: "getUint32" }[each];
-  codes.indices = allocate(Type, bytes.length / each);
-  for (let i = 0; i < codes.indices.length; i++) codes.indices[i] = view[read](i * each, true);
+  codes.indices = littleEndian(Type, bytes);
   checkIndices(codes);
   return codes;
+}
+
+/** Numbers of bytes, the lowest first: those bytes themselves where a machine holds numbers so. */
+function littleEndian(Type, bytes) {
+  const each = Type.BYTES_PER_ELEMENT;
+  if (LOWEST_FIRST && bytes.byteOffset % each === 0)
+    return new Type(bytes.buffer, bytes.byteOffset, bytes.length / each);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const read = { 1: "getUint8", 2: "getUint16", 4: "getUint32" }[each];
+  const numbers = allocate(Type, bytes.length / each);
+  for (let i = 0; i < numbers.length; i++) numbers[i] = view[read](i * each, true);
+  return numbers;
 }
 
 function checkIndices(codes) {
@@ -227,7 +127,7 @@ function checkIndices(codes) {
 }
 
 function check(codes) {
-  const { model, fingerprint, codebookSize, downsample, channels, sizes, shape } = codes;
+  const { model, fingerprint, codebookSize, downsample, channels, sizes, range, shape } = codes;
   require(isInteger(codebookSize, 2, 2 ** 32), "the codebook size is no integer from 2 to 2^32");
   require(isInteger(downsample, 1, 1024), "downsample is no integer from 1 to 1024");
   require(channels === 1 || channels === 3, "channels is neither 1 nor 3");
@@ -235,6 +135,9 @@ function check(codes) {
     "the model's name is not a line of text");
   require(typeof fingerprint === "string" && /^[0-9a-f]{8}$/.test(fingerprint),
     "the fingerprint is not eight hex digits");
+  const isRange = (value) => Array.isArray(value) && value.length === 2
+    && value.every((end) => Number.isFinite(end) && Math.abs(end) < 1e308) && value[0] < value[1];
+  require(range === null || isRange(range), "the range is no pair LOW, HIGH");
   require(Array.isArray(sizes) && sizes.length === shape[0],
     "the sizes do not match the number of images");
   const pair = (size) => Array.isArray(size) && size.length === 2
@@ -274,18 +177,47 @@ class Reader {
 const hex = (bytes) => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 const bitsOf = (K) => Math.max(1, Math.ceil(Math.log2(K))); // exact up to 2^32 (see the tests)
 
-/** The compact form, from the bytes of `stream`. */
+/** The compact form, from the bytes of the member `c`. */
 export function fromStream(bytes) {
   const reader = new Reader(bytes);
-  const [version, flags] = reader.read(2);
-  require(version <= 1, `the compact form is of version ${version}, newer than this page reads`,
-    "make the page again with a newer vqtok");
-  require(version === 1 && flags < 8, "the stream is damaged");
+  const [start] = reader.read(1);
+  checkForm(start >> 5, 2);
+  const flags = start & 31;
+  const [first, second] = reader.read(2);
+  const codebookSize = first & 15 ? 2 ** (first & 15) : reader.varint();
+  const downsample = first >> 4 ? 2 ** ((first >> 4) - 1) : reader.varint();
+  const levels = second & 15 || reader.varint();
+  const length = second >> 4 || reader.varint();
+  const n = flags & 8 ? reader.varint() : 1;
   const fingerprint = hex(reader.read(4));
-  const sum = reader.read(4);
-  const checksum = (sum[0] | (sum[1] << 8) | (sum[2] << 16) | (sum[3] << 24)) >>> 0;
+  const prior = flags & 1 ? hex(reader.read(2)) : null;
+  const checksum = flags & 1 ? null : reader.read(3);
+  return described(reader, flags, { codebookSize, downsample, levels, n, length, fingerprint, prior, checksum });
+}
+
+/** The same, from the member `stream` of the first form. */
+export function fromFirstForm(bytes) {
+  const reader = new Reader(bytes);
+  const [form, flags] = reader.read(2);
+  checkForm(form, 1);
+  require(flags < 16, "the stream is damaged");
+  const fingerprint = hex(reader.read(4));
+  const checksum = reader.read(4);
   const prior = flags & 1 ? hex(reader.read(4)) : null;
   const [codebookSize, downsample, levels, n, length] = [1, 2, 3, 4, 5].map(() => reader.varint());
+  const same = (flags & 7) | ((flags & 8) << 1); // where the second form has them
+  return described(reader, same, { codebookSize, downsample, levels, n, length, fingerprint, prior, checksum });
+}
+
+function checkForm(form, known) {
+  require(form <= known, `the compact form is of version ${form}, newer than this page reads`,
+    "make the page again with a newer vqtok");
+  require(form === known, "the stream is damaged");
+}
+
+/** The codes of which the rest is still to be read: name, sizes and streams. */
+function described(reader, flags, { codebookSize, downsample, levels, n, length, fingerprint, prior, checksum }) {
+  const { bytes } = reader;
   require(0 < n && n <= Math.min(2 ** 24, 8 * bytes.length),
     `${n} images are claimed, which the file cannot hold`);
   let model;
@@ -295,7 +227,7 @@ export function fromStream(bytes) {
     if (error instanceof CodesError) throw error;
     throw new CodesError("the model's name is not a line of text");
   }
-  const start = reader.at;
+  const range = flags & 16 ? float64s(reader.read(16)) : null;
   const size = () => [reader.varint(), reader.varint()];
   let sizes = flags & 4 ? [size()] : Array.from({ length: n }, size);
   const written = sizes.flat();
@@ -307,7 +239,7 @@ export function fromStream(bytes) {
   require(isInteger(downsample, 1, 1024), "downsample is no integer from 1 to 1024");
   const shape = [n, levels, ...sizes[0].map((side) => Math.ceil(side / downsample))];
   const codes = {
-    model, fingerprint, codebookSize, downsample, channels: flags & 2 ? 1 : 3, sizes, shape,
+    model, fingerprint, codebookSize, downsample, channels: flags & 2 ? 1 : 3, sizes, range, shape,
     prior, checksum, written: varints(written),
   };
   check(codes);
@@ -335,15 +267,27 @@ function checkStreams({ prior, codebookSize, shape }, streams) {
   require(size <= most, `the streams take ${size} bytes, ${total} indices at most ${most}`);
 }
 
-/** The same codes with the indices in place of streams, compared with their checksum. */
-export function withIndices(codes, indices) {
+function float64s(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  return Array.from({ length: bytes.length / 8 }, (_, i) => view.getFloat64(8 * i, true));
+}
+
+/**
+ * The same codes with the indices in place of streams, compared with their checksum: that of the
+ * file, or, where that is null, the number that each stream carries.
+ */
+export function withIndices(codes, indices, carried = []) {
   let bytes = new Uint8Array(indices.buffer, indices.byteOffset, indices.byteLength);
-  if (indices.BYTES_PER_ELEMENT > 1 && new Uint8Array(new Uint16Array([1]).buffer)[0] === 0) {
+  if (indices.BYTES_PER_ELEMENT > 1 && !LOWEST_FIRST) {
     const each = indices.BYTES_PER_ELEMENT; // a machine that puts the highest byte first
     bytes = bytes.map((_, i) => bytes[i - (i % each) + each - 1 - (i % each)]);
   }
-  require(crc32(codes.written, crc32(bytes)) === codes.checksum,
-    "the codes do not match their checksum");
+  const sum = crc32(codes.written, crc32(bytes));
+  const agrees = codes.checksum === null
+    ? carried.length === codes.shape[0] && carried.every((number) => number === sum)
+    : codes.checksum.every((byte, i) => byte === ((sum >>> (8 * i)) & 255))
+      && carried.every((number) => number === 0);
+  require(agrees, "the codes do not match their checksum");
   const { prior, streams, written, checksum, ...rest } = codes;
   const done = { ...rest, indices };
   checkIndices(done);
