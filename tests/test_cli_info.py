@@ -162,7 +162,7 @@ def test_info_shows_the_range_of_deep_images():
 
 def test_a_sheet_among_the_images_is_refused():
     save("in/a.png", image(12, 16))
-    said = fails("eval", "in", "--sheet", "in/sheet.png")
+    said = fails("eval", "in", "--sheet", "in/sheet.png", code=2)
     assert "lies in the folder of images in" in said
     assert not Path("in/sheet.png").exists()
     ok("eval", "in", "--sheet", "sheet.png")
