@@ -7,7 +7,7 @@ forked worker under a watchdog.
         model's prior (--model photo)
     python benchmarks/fuzz.py --kind bombs --count 200 # codes files that unpack to many MB
     python benchmarks/fuzz.py --kind weights --count 50000
-    python benchmarks/fuzz.py --kind images --count 20000
+    python benchmarks/fuzz.py --kind pictures --count 20000
     python benchmarks/fuzz.py --kind archives --count 10000
     python benchmarks/fuzz.py --kind codes --seed 0 --first 4711 --count 1 --keep /tmp/case # one
         case again, and its bytes

@@ -108,11 +108,11 @@ def test_folders_and_links_that_cannot_be_read_are_entries(monkeypatch: pytest.M
 
 def test_inputs_that_make_no_sense():
     Path("empty").mkdir()
-    Path("a.tar.gz").write_bytes(b"\x1f\x8b")
+    Path("a.tar.bz2").write_bytes(b"BZh")
     with pytest.raises(UsageError, match="standard input"):
         Inputs(["-"])
     with pytest.raises(InputError, match="is compressed"):
-        Inputs(["a.tar.gz"])
+        Inputs(["a.tar.bz2"])
     with pytest.raises(InputError, match="no images and no tars"):
         Inputs(["empty"])
     with pytest.raises(InputError, match=r"missing\.tar does not exist"):
@@ -238,9 +238,9 @@ def test_a_folder_of_compressed_tars_is_refused_by_name():
     from vqtok.cli.bulk import is_bulk
 
     Path("z").mkdir()
-    Path("z/a.tar.gz").write_bytes(b"\x1f\x8bx")
+    Path("z/a.tar.xz").write_bytes(b"\xfd7x")
     assert is_bulk(["z"])
-    with pytest.raises(InputError, match=r"1 compressed tars, such as a\.tar\.gz"):
+    with pytest.raises(InputError, match=r"1 compressed tars, such as a\.tar\.xz"):
         Inputs(["z"])
 
 

@@ -151,3 +151,18 @@ def test_environment_names_models_and_device(
     monkeypatch.setenv("VQTOK_DEVICE", "tpu")
     assert "no device 'tpu'" in fails("encode", "a.png", "-f", code=2)
     ok("encode", "a.png", "-f", "--device", "cpu")
+
+
+def test_info_shows_the_range_of_deep_images():
+    save("a.png", image(12, 16).astype("uint16")[..., 0] * 16)
+    ok("encode", "a.png", "--range", "0:4095")
+    assert json.loads(ok("info", "a.npz", "--json").stdout)["range"] == [0.0, 4095.0]
+    assert re.search(r"range +0, 4095", ok("info", "a.npz").stdout)
+
+
+def test_a_sheet_among_the_images_is_refused():
+    save("in/a.png", image(12, 16))
+    said = fails("eval", "in", "--sheet", "in/sheet.png", code=2)
+    assert "lies in the folder of images in" in said
+    assert not Path("in/sheet.png").exists()
+    ok("eval", "in", "--sheet", "sheet.png")

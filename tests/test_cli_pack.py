@@ -289,6 +289,20 @@ def test_damage_is_an_error_and_never_a_wrong_image(coding: Path):
         assert fails("decode", "bad.npz").count("\n") == 2
 
 
+def test_the_coder_codes_once_for_every_number_of_levels(
+    coding: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = vqtok.load("toy")
+    assert model.entropy_coder is not None
+    prior, calls = model.entropy_coder.prior, list[int]()
+    code = prior.code
+    monkeypatch.setattr(prior, "code", lambda grids: calls.append(1) or code(grids))
+    pack = model.pack_levels(model.encode(np.zeros((16, 16, 3), np.uint8)))
+    for _ in range(3):
+        pack(1)
+    assert len(calls) == 1
+
+
 def test_coding_imports_no_torch(coding: Path):
     """pack, unpack, truncate of compact files, and reading them in the library."""
     code = (

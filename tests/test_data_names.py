@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_data import png, red, targets, write_tar, write_tree
 
+from vqtok.bulk.inputs import Inputs
 from vqtok.data import DataOptions, Dataset, open_data, open_splits, splits
 from vqtok.errors import InputError, UsageError
 
@@ -297,7 +298,39 @@ def test_braces_and_compressed_tars(tmp_path: Path) -> None:
     assert red(open_data(str(tmp_path / "s-{000..002}.tar"))) == [0, 1, 2]
     assert red(open_data(str(tmp_path / "s-{001,003}.tar"))) == [1, 3]
     (tmp_path / "z").mkdir()
-    write_tar(tmp_path / "z" / "a.tar.gz", {"0.png": png(0)}, "w:gz")
-    with pytest.raises(InputError, match=r"1 compressed tars, such as a\.tar\.gz") as caught:
+    write_tar(tmp_path / "z" / "a.tar.bz2", {"0.png": png(0)}, "w:bz2")
+    with pytest.raises(InputError, match=r"1 compressed tars, such as a\.tar\.bz2") as caught:
         open_data(tmp_path / "z")
-    assert "gunzip" in caught.value.fix
+    assert "gzip, which is read" in caught.value.fix
+
+
+def test_words_beside_a_bare_split_word_when_a_number_is_shared(tmp_path: Path) -> None:
+    """torchvision unpacks Places365 so."""
+    names = {"train_256_places365standard/a/1.png": 1, "val_256/2.png": 2}
+    write_tree(tmp_path, names)
+    assert both(tmp_path) == ([1], [2])
+
+
+def test_classes_that_are_called_like_splits_are_said(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"bullet_train/1.png": 1, "test_tube/2.png": 2})
+    data = open_data(tmp_path)
+    assert data.labels == ("bullet_train", "test_tube")
+    assert "folders bullet_train, test_tube are taken as classes" in " ".join(data.notes)
+    assert "--split test='test_tube/*'" in " ".join(data.notes)
+
+
+def test_archives_in_an_archive_are_named(tmp_path: Path) -> None:
+    """ILSVRC2012_img_train.tar is one of tars."""
+    inner = write_tar(tmp_path / "n01.tar", {"0.png": png(0)}).read_bytes()
+    path = write_tar(tmp_path / "nest.tar", {"n01.tar": inner, "n02.tar": inner})
+    with pytest.raises(InputError, match="2 archives: unpack them, and give the folder"):
+        open_data(path)
+    inputs = Inputs([str(path)])
+    assert [len(chunk.entries) for chunk in inputs.chunks(inputs.all[0], 9)] == [0]
+    assert "2 archives: unpack them" in inputs.recognizer.note()
+    archive = tmp_path / "stl10_binary.tar.gz"
+    write_tar(archive, {"stl10_binary/train_X.bin": bytes(27648)}, "w:gz")
+    for read in (open_data, lambda path: Inputs([str(path)])):
+        with pytest.raises(InputError, match="archive of STL-10") as caught:
+            read(archive)
+        assert "tar xf" in caught.value.fix

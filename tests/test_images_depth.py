@@ -10,7 +10,16 @@ from image_helpers import saved
 from PIL import Image
 
 from vqtok.errors import InputError, UsageError
-from vqtok.images import DecodedImage, Recognizer, from_any, parse_range, read_image, suggest
+from vqtok.images import (
+    DecodedImage,
+    Recognizer,
+    from_any,
+    is_deep,
+    parse_range,
+    read_image,
+    suggest,
+)
+from vqtok.images.tiff import describe_tiff, read_tags
 
 RAMP = np.linspace(0, 4095, 64 * 48).reshape(48, 64).round().astype(np.uint16)
 
@@ -69,6 +78,16 @@ def tiff(
         return head + body + struct.pack("<Q", len(tags)) + entries + b"\0" * 8 + extra
     head = b"II*\0" + struct.pack("<I", directory)
     return head + body + struct.pack("<H", len(tags)) + entries + b"\0" * 4 + extra
+
+
+def white_zero_big_endian(values: np.ndarray) -> bytes:
+    """A gray TIFF with 0 as white, the high byte of each number first."""
+    (H, W), body = values.shape, values.astype(values.dtype.newbyteorder(">")).tobytes()
+    numbers = [(256, W), (257, H), (258, 8 * values.dtype.itemsize), (259, 1), (262, 0), (273, 8)]
+    numbers += [(277, 1), (278, H), (279, len(body)), (339, 1)]
+    tags = b"".join(struct.pack(">HHIHH", tag, 3, 1, number, 0) for tag, number in numbers)
+    head = b"MM\0*" + struct.pack(">I", 8 + len(body))
+    return head + body + struct.pack(">H", len(numbers)) + tags + bytes(4)
 
 
 def png16(pixels: np.ndarray, key: int | None = None) -> bytes:
@@ -224,6 +243,17 @@ def test_zero_is_white(dtype: type) -> None:
     assert found[0] == 255
     assert found[1] in (191, 192)
     assert found[2] == 0
+
+
+def test_zero_is_white_in_the_other_byte_order(tmp_path: Path) -> None:
+    """Pillow 13.0.0 does not open these."""
+    values = np.array([[0, 16383, 65535]], np.uint16)
+    data = white_zero_big_endian(values)
+    assert read_image(data, 1).pixels[0, :, 0].tolist() in ([255, 192, 0], [255, 191, 0])
+    path = tmp_path / "x.tif"
+    path.write_bytes(data)
+    assert is_deep(path)
+    assert "0 is white" in describe_tiff(read_tags(data) or {})
 
 
 @pytest.mark.parametrize(

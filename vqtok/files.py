@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from vqtok import remote
@@ -22,6 +22,7 @@ from vqtok.errors import InputError, OutputError, UsageError
 from vqtok.remote import RemoteError, RemotePath, ServerError, as_path, is_url
 
 STDIO = Path("-")
+TAR_SUFFIXES = frozenset((".tar", ".tar.gz", ".tgz"))
 _CHUNK = 1 << 20
 _TEMPORARY = re.compile(r"\.vqtok-[0-9a-f]{12}(\..{1,15})?")
 _BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")
@@ -140,7 +141,7 @@ def _expand_url(name: str, suffixes: frozenset[str], several: bool) -> list[Sour
             return [
                 Source(p, base / p.relative_to(root))
                 for p in found
-                if every or p.suffix.lower() in suffixes
+                if every or has_suffix(p.name, suffixes)
             ]
     except RemoteError as error:
         raise unreadable(name, error) from None
@@ -152,6 +153,17 @@ def without_query(name: str) -> str:
     is.
     """
     return name.partition("?")[0] if name.lower().startswith(("http:", "https:")) else name
+
+
+def has_suffix(name: str, suffixes: frozenset[str]) -> bool:
+    """Whether a name ends in one of these, of one part or of two, like .tar.gz."""
+    ends = [end.lower() for end in PurePosixPath(without_query(name)).suffixes[-2:]]
+    return "".join(ends[-1:]) in suffixes or "".join(ends) in suffixes
+
+
+def is_tar(name: object) -> bool:
+    """Whether a path or URL is called like a tar, packed by gzip or not."""
+    return has_suffix(str(name), TAR_SUFFIXES)
 
 
 def is_pattern(name: str) -> bool:
@@ -231,7 +243,7 @@ def _is_wanted(
 
     A folder in place of a file could not be listed: reading it says so.
     """
-    if path.suffix.lower() in suffixes or os.path.isdir(path):
+    if has_suffix(path.name, suffixes) or os.path.isdir(path):
         return True
     return is_other is not None and os.path.isfile(path) and is_other(path)
 

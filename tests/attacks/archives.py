@@ -32,6 +32,7 @@ _SUFFIXES = {
     "npy": ".npy",
     "idx": "-images-idx3-ubyte",
     "cifar": "cifar.tar.gz",
+    "tgz": ".tar.gz",
 }
 _FIELDS = (  # offsets and sizes in a tar header
     (0, 100), (100, 8), (108, 8), (124, 12), (124, 12), (124, 12), (136, 12), (156, 1),
@@ -139,6 +140,7 @@ def wholes() -> dict[str, bytes]:
         "idx": struct.pack(">IIII", 0x803, 4, 5, 6) + bytes(120),
         "idx packed": packed(struct.pack(">IIII", 0x803, 4, 5, 6) + bytes(120)),
         "cifar": packed(cifar.getvalue()),
+        "tgz": packed(gnu.getvalue()),
     }
 
 

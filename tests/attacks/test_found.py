@@ -24,6 +24,7 @@ from vqtok.data import archives as data_archives
 from vqtok.data import tar as data_tar
 from vqtok.errors import FormatError, InputError
 from vqtok.images import read as images_read
+from vqtok.images.tiff import read_tags
 
 
 def red(path: Path) -> list[int]:
@@ -290,3 +291,21 @@ def test_all_that_is_read_may_be_a_image() -> None:
     assert images.may_be_image(saved(Image.new("RGB", (2, 2)), "DIB")[: data_archives._START])
     assert not images.may_be_image(bytes(64))
     assert not images.may_be_image(struct.pack("<I", 0x04034B50) + bytes(60))
+
+
+def test_many_tags_of_a_tiff_are_not_held_twice() -> None:
+    """60,000 tags: Pillow's own parse takes 14 MB, and the reason was sought in a second one."""
+    count = 60_000
+    tags = b"".join(struct.pack("<HHI", 1000 + i, 3, 1) + b"\1\0\0\0" for i in range(count))
+    data = b"II*\0\x08\0\0\0" + struct.pack("<H", count) + tags + bytes(4)
+    assert read_tags(data) is None
+    assert read_tags(data.replace(struct.pack("<H", count), struct.pack("<H", 9), 1)) is not None
+
+
+@pytest.mark.parametrize("shape", [(0, 2**32 - 1, 2**31, 7), (2**30, 2**32 - 1, 7, 0)])
+def test_idx_axes_of_which_one_is_empty(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """NumPy cannot reshape nothing to what overflows."""
+    path = tmp_path / "x-images-idx3-ubyte"
+    path.write_bytes(b"\0\0\x08\x04" + struct.pack(">4I", *shape))
+    with pytest.raises(InputError, match="holds no images"):
+        data.open_data(path)

@@ -6,7 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 from vqtok import files, images
@@ -20,7 +20,7 @@ from vqtok.errors import InputError, UsageError
 
 _PAIRS = re.compile(r"(imgs|images)\.np[yz]$")
 _ARRAYS = (".npz", ".npy")
-_FOUND = images.IMAGE_SUFFIXES | {".tar"}  # by globs that end in *, which name no kind
+_FOUND = images.IMAGE_SUFFIXES | files.TAR_SUFFIXES  # by globs that end in *, which name no kind
 
 
 class Reader(Protocol):
@@ -80,7 +80,8 @@ def is_data_set(word: str) -> bool:
         head.startswith(b"\x93NUMPY")
         or idx.is_idx(path, head)
         or path.suffix == ".bin"
-        or (head[:2] == b"\x1f\x8b" and "cifar" in path.name)
+        or cifar.is_archive(path, head)
+        or cifar.is_stl_archive(path, head)
     )
 
 
@@ -116,11 +117,7 @@ def _is_folder_of_arrays(folder: Path) -> bool:
     if known or cifar.folder_kind(folder, names) or cifar.is_pickled(folder, names):
         return True
     if sum(name.endswith(_ARRAYS) for name in names) == 1:
-        return not any(
-            PurePosixPath(name).suffix.lower() in (".tar", *images.IMAGE_SUFFIXES)
-            or (folder / name).is_dir()
-            for name in names
-        )
+        return not any(files.has_suffix(name, _FOUND) or (folder / name).is_dir() for name in names)
     inner = [folder / name for name in names if (folder / name).is_dir()]
     return len(inner) == 1 and len(names) == 1 and _is_folder_of_arrays(inner[0])
 

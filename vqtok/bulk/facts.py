@@ -13,6 +13,8 @@ from pathlib import PurePosixPath
 from vqtok import files, remote
 from vqtok.data import classes, samples, splits
 from vqtok.data.listing import TEXTS, caption_in
+from vqtok.errors import InputError
+from vqtok.gzipped import is_packed, read_part
 
 TEXT_LIMIT = 1 << 16  # bytes of a caption: a shard's manifest holds thousands
 _LABEL_LIMIT = 1000
@@ -37,14 +39,13 @@ class Text:
             return None
         path = files.as_path(self.path)
         try:
-            if isinstance(path, files.RemotePath):
+            if isinstance(path, files.RemotePath) and not is_packed(path):
                 return self._read_remote(path)
-            with path.open("rb") as file:
-                file.seek(self.offset)
-                data = file.read(TEXT_LIMIT + 1 if self.size is None else self.size)
+            size = TEXT_LIMIT + 1 if self.size is None else self.size
+            data = read_part(path, self.offset, size)
         except files.RemoteError as error:
             raise files.server_error(path, error) from None
-        except OSError:
+        except (InputError, OSError):
             return None
         return None if len(data) > TEXT_LIMIT else data.decode("utf-8", "replace")
 

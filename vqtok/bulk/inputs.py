@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple
 
 from vqtok import files
@@ -23,8 +23,8 @@ from vqtok.errors import InputError, UsageError
 from vqtok.images import IMAGE_SUFFIXES, Range, Recognizer
 
 LOOSE = "pictures"  # what the input of all images outside of tars is called
-_PACKED = (".tgz", ".gz", ".bz2", ".tbz2", ".xz", ".txz", ".zst")
-_FOUND = IMAGE_SUFFIXES | {".tar"}
+_PACKED = (".bz2", ".tbz2", ".xz", ".txz", ".zst")
+_FOUND = IMAGE_SUFFIXES | files.TAR_SUFFIXES
 _SAMPLE_MAX = 10_000  # members of one key of a tar that are held
 
 
@@ -308,7 +308,7 @@ def is_folder_of_tars(word: str) -> bool:
     """
     if files.is_url(word):
         found = files.expand([word], _FOUND) if files.is_folder(word) else []
-        return bool(found) and all(source.relative.suffix.lower() == ".tar" for source in found)
+        return bool(found) and all(files.is_tar(source.relative) for source in found)
     tars = bool(_compressed(word))
     for entry in _walk(word, "", Recognizer()) if os.path.isdir(word) else ():
         if entry.error is None and not _is_tar(entry):
@@ -334,12 +334,12 @@ def _check_word(word: str) -> None:
     if word.lower().endswith(_PACKED) and os.path.isfile(word):
         raise InputError(
             f"{word} is compressed; images in it cannot be reached one by one",
-            "unpack it, and give the plain .tar",
+            "unpack it, and give the plain .tar, or one that gzip packed",
         )
 
 
 def _is_tar(entry: Entry) -> bool:
-    return entry.error is None and files.without_query(entry.path).lower().endswith(".tar")
+    return entry.error is None and files.is_tar(entry.path)
 
 
 def _size(path: str) -> int:
@@ -469,8 +469,7 @@ def _listed(
                 elif facts.text_suffix(entry.name) and os.path.isfile(entry):
                     texts.setdefault(facts.key_of(entry.name), []).append(entry.name)
                 elif _readable_kind(entry) and (
-                    PurePath(entry.name).suffix.lower() == ".tar"
-                    or recognizer.is_image_file(Path(entry.path))
+                    files.is_tar(entry.name) or recognizer.is_image_file(Path(entry.path))
                 ):
                     names.append(entry.name)
     except OSError:

@@ -18,7 +18,7 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from vqtok import files, images, remote
+from vqtok import files, gzipped, images, remote
 from vqtok.bulk import worker
 from vqtok.bulk.crops import AS_THEY_ARE, Crops
 from vqtok.bulk.datasets import Reader
@@ -190,9 +190,10 @@ def _read_near(entry: Entry) -> bytes | None:
     if entry.size is None or not files.is_url(entry.path):
         return None
     end, source = entry.offset + entry.size, entry.input
-    if source is not None and source.bytes is not None and end > source.bytes:
+    packed = gzipped.is_packed(files.as_path(entry.path))
+    if not packed and source is not None and source.bytes is not None and end > source.bytes:
         raise InputError("it is cut off by the end of the tar", "get the file again")
-    if entry.size > remote.NEAR_MAX:
+    if packed or entry.size > remote.NEAR_MAX:
         return None
     path = files.as_path(entry.path)
     assert isinstance(path, files.RemotePath)

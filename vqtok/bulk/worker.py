@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vqtok import files, images, remote
+from vqtok import files, gzipped, images, remote
 from vqtok.bulk.crops import Crops
 from vqtok.errors import InputError, VqtokError
 
@@ -59,10 +59,10 @@ def _bytes(path: str, offset: int, size: int | None) -> bytes:
         with open(path, "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InputError("it is not an ordinary file", "name a file")
-            file.seek(offset)
-            data = file.read(
-                images.MAX_BYTES + 1 if size is None else min(size, os.fstat(file.fileno()).st_size)
-            )
+            if size is None:
+                data = file.read(images.MAX_BYTES + 1)
+            else:
+                data = _part(Path(path), offset, size)
     except OSError as error:
         raise InputError(
             f"it cannot be read: {error.strerror}", "check the file and the disk"
@@ -75,10 +75,22 @@ def _bytes(path: str, offset: int, size: int | None) -> bytes:
     return data
 
 
+def _part(path: Path, offset: int, size: int) -> bytes:
+    """Those bytes of a tar, fewer at its end. Raises OSError."""
+    try:
+        return gzipped.read_part(path, offset, size)
+    except files.RemoteError:
+        raise
+    except InputError:  # a gzip file that is cut off
+        return b""
+
+
 def _remote_bytes(path: Path, offset: int, size: int | None) -> bytes:
     """Reads bytes of a file on a server: a part in one request, a whole file in two."""
     assert isinstance(path, files.RemotePath)
     try:
+        if size is not None and path.suffix.lower() in (".gz", ".tgz"):
+            return _part(path, offset, size)
         whole = path.stat().st_size if size is None else size
         if whole > images.MAX_BYTES:
             raise InputError("it is too large", "remove it")

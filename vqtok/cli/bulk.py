@@ -133,10 +133,7 @@ def is_bulk(inputs: Sequence[str], options: ShardOptions = _NONE) -> bool:
     """
     if options != _NONE:
         return True
-    if any(
-        files.without_query(word).lower().endswith(".tar") and not files.is_folder(word)
-        for word in inputs
-    ):
+    if any(files.is_tar(word) and not files.is_folder(word) for word in inputs):
         return True
     if all(_is_image(word) for word in inputs):
         return False  # fast
@@ -222,8 +219,8 @@ def encode(
         wanted = images.show_range(images.suggest(reporter.narrow))
         note = f"{reporter.narrow_images:,} images use little of their range: --range {wanted} fits"
         output.say(note, options.quiet)
-    if found.recognizer.passed:
-        output.say(found.recognizer.note(), options.quiet)
+    if passed := found.recognizer.note():
+        output.say(passed, options.quiet)
     if compact and model.folder.entropy is None:
         output.say(rate.only_packed(model.name), options.quiet)
     if note := found.note():

@@ -1,5 +1,6 @@
 """`vqtok eval`: measures a model on images."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -171,6 +172,7 @@ def evaluate(
         return
     chosen = o.data_options([word for word in split or () if "=" in word], labels, member, values)
     _check_targets(wanted, len(models), force)
+    _check_outside(wanted.sheet, data)
     for one in models:
         one.check_levels(max(_numbers(wanted.levels) or [1]))  # finds each, before the work
     part: Literal["test", "train"] = "test" if parts[0] == "test" else "train"
@@ -381,3 +383,16 @@ def _load_networks(wanted: MeasureOptions) -> dict[str, Any]:
 
         networks["fid"] = Inception(read_checkpoint(wanted.fid).tensors, str(wanted.fid))
     return networks
+
+
+def _check_outside(sheet: Path | None, data: Path | None) -> None:
+    """Refuses a sheet that the next run would take for one of the images."""
+    from vqtok.errors import UsageError
+
+    if sheet is None or data is None or not os.path.isdir(data):
+        return
+    if Path(os.path.realpath(sheet)).is_relative_to(os.path.realpath(data)):
+        raise UsageError(
+            f"the sheet {sheet} lies in the folder of images {data}, and would be taken for one",
+            "choose a place outside of it",
+        )

@@ -101,6 +101,7 @@ def _codes_facts(codes: "Codes | Compact", size: int) -> dict[str, Any]:
         "downsample": codes.downsample,
         "channels": codes.channels,
         "sizes": [[width, height] for height, width in sorted(set(codes.sizes))],
+        **({} if codes.range is None else {"range": list(codes.range)}),
         **rate.facts(codes, form(codes), size),
         **(
             {}

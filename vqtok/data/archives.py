@@ -12,9 +12,19 @@ from vqtok.data.dataset import DataOptions, ImageFiles
 from vqtok.data.listing import Files, images_of, is_text
 from vqtok.data.place import Place
 from vqtok.data.splits import Split
-from vqtok.data.tar import MEMBER_LIMIT, TarMember, index_tar, is_hidden, is_image, is_image_member
+from vqtok.data.tar import (
+    MEMBER_LIMIT,
+    TarMember,
+    index_gzipped,
+    index_tar,
+    is_hidden,
+    is_image,
+    is_image_member,
+)
 from vqtok.errors import InputError
+from vqtok.gzipped import MARKS, Gzipped, is_gzip
 
+_MARKS_MAX = 4096  # copies of decompressors, 36 KB each, of all tars that gzip packed
 _START = 64  # first bytes, by which images are recognized
 
 
@@ -88,13 +98,17 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 def tar_files(paths: Sequence[Path], name: str, root: Path | None = None) -> Files:
     """Lists the images in tars, and the texts beside them; each is then one read at a known offset.
 
+    Of a tar that gzip packed, what stands before an image is unpacked again for it, a few MiB.
     An empty tar holds none; of one that is cut off, those before the cut are used, with a line
     that says so. Raises InputError where no tar can be read. `root`: shards are named from there.
     """
     members = list[tuple[Path, TarMember]]()
     broken, notes, recognizer = list[InputError](), list[str](), images.Recognizer()
+    packed = [path for path in paths if is_gzip(path)]
+    marks = min(MARKS, _MARKS_MAX // max(1, len(packed)))
+    gzipped = {path: Gzipped(path, marks) for path in packed}
     for path in paths:
-        found, error = _index(path, recognizer)
+        found, error = _index(path, gzipped.get(path), recognizer)
         members += [(path, member) for member in found]
         if error is not None:
             broken.append(error)
@@ -106,6 +120,8 @@ def tar_files(paths: Sequence[Path], name: str, root: Path | None = None) -> Fil
     def fetch(index: int) -> bytes:
         path, member = members[index]
         try:
+            if path in gzipped:
+                return gzipped[path].read(member.offset, member.size)
             # each time anew, 10 µs: no handle is shared by threads or left open
             with path.open("rb") as file:
                 file.seek(member.offset)
@@ -130,16 +146,20 @@ def tar_files(paths: Sequence[Path], name: str, root: Path | None = None) -> Fil
     )
 
 
-def _index(path: Path, recognizer: images.Recognizer) -> tuple[list[TarMember], InputError | None]:
+def _index(
+    path: Path, gzipped: Gzipped | None, recognizer: images.Recognizer
+) -> tuple[list[TarMember], InputError | None]:
     """Lists the files wanted in a tar, and what is wrong with what comes after them."""
-    length, found = path.stat().st_size, list[TarMember]()
+    length, found = path.stat().st_size if gzipped is None else 1 << 62, list[TarMember]()
     try:
-        for member in index_tar(path):
+        for member in index_tar(path) if gzipped is None else index_gzipped(gzipped):
             name = member.name.removeprefix("./")
             fits = member.size <= MEMBER_LIMIT and member.offset + member.size <= length
             wanted = is_text(name) and not is_hidden(name)
             if fits and (wanted or is_image_member(path, member, recognizer)):
                 found.append(member._replace(name=name))
     except InputError as error:
+        if gzipped is not None and found and found[-1].offset + found[-1].size > gzipped.reached:
+            found.pop()
         return found, error
     return found, None

@@ -2,7 +2,9 @@
 
 import gzip
 import re
+import shlex
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ from vqtok.errors import InputError
 _PIXELS = 3 * 32 * 32  # the red, green and blue planes
 _LIMIT = 2**28  # bytes of all batches together; the real ones have 185 MB
 _NAMES_LIMIT = 2**16
+_LOOKED_AT = 20  # files in an archive: the real ones have 8
 _STL_SIDE = 96
 _STL_PIXELS = 3 * _STL_SIDE**2
 
@@ -59,8 +62,7 @@ def cifar_source(place: Place, split: Split, options: DataOptions) -> ArrayData 
     """Opens an unpacked folder, or the archive as it is downloaded."""
     if kind := folder_kind(place.path, place.names):
         return open_folder(place.path, kind, split)
-    packed = place.head.startswith(b"\x1f\x8b") and "cifar" in place.path.name
-    return open_archive(place.path, split) if packed else None
+    return open_archive(place.path, split) if is_archive(place.path, place.head) else None
 
 
 def batch_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
@@ -70,6 +72,11 @@ def batch_source(place: Place, split: Split, options: DataOptions) -> ArrayData 
 
 def stl_source(place: Place, split: Split, options: DataOptions) -> ArrayData | None:
     """Opens an unpacked folder of STL-10, or one of its files of images."""
+    if is_stl_archive(place.path, place.head):
+        raise InputError(
+            f"{place.path} is the archive of STL-10, whose 3 GB are read from files",
+            f"unpack it, and give the folder stl10_binary: tar xf {shlex.quote(str(place.path))}",
+        )
     if any(is_stl(name) for name in place.names):
         return open_stl_folder(place.path, split)
     return open_stl(place.path) if place.head and is_stl(place.path.name) else None
@@ -139,6 +146,27 @@ def _open(paths: Sequence[Path], kind: _Kind, split: Split | None = None) -> Arr
     return _cifar(paths[0].absolute().parent.name or kind.name, batches, text, kind, split)
 
 
+def is_archive(path: Path, head: bytes) -> bool:
+    """Whether a file is such an archive, or a damaged one: by its name and the first files in it.
+
+    Others of that name hold image files.
+    """
+    if not head.startswith(b"\x1f\x8b") or "cifar" not in path.name.lower():
+        return False
+    try:
+        with gzip.open(path) as file:
+            for member in islice(tar.index_tar_stream(file, _LIMIT, path), _LOOKED_AT):
+                name = PurePosixPath(member.name).name
+                if _PICKLED.fullmatch(name) or any(
+                    re.fullmatch(f"{kind.train}|{kind.test}|{re.escape(kind.names)}", name)
+                    for kind in _KINDS
+                ):
+                    return True
+    except (*BROKEN, InputError):
+        return True
+    return False
+
+
 def open_archive(path: Path, split: Split) -> ArrayData:
     """Reads cifar-10-binary.tar.gz or cifar-100-binary.tar.gz in one pass, without unpacking it."""
     batches = dict[_Kind, list[tuple[Path, bytes]]]()
@@ -203,6 +231,11 @@ def _cifar(
 
 
 # STL-10
+
+
+def is_stl_archive(path: Path, head: bytes) -> bool:
+    """Whether a file is stl10_binary.tar.gz, by its name."""
+    return head.startswith(b"\x1f\x8b") and path.name.lower().startswith("stl10_binary")
 
 
 def is_stl(name: str) -> bool:

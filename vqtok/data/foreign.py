@@ -11,7 +11,7 @@ from vqtok.data import cifar
 from vqtok.errors import InputError
 
 _INDEX_LIMIT = 2**26  # bytes of an index.json that is looked into
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+COMPRESSED = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
 class _Format(NamedTuple):
@@ -99,9 +99,7 @@ def refuse_compressed(folder: Path, packed: Sequence[str]) -> InputError:
     return InputError(
         f"{folder} holds {len(packed)} compressed tars, such as {packed[0]}; images in them "
         "cannot be reached one by one",
-        f"unpack them to plain .tar: gunzip {folder}/*{Path(packed[0]).suffix}"
-        if packed[0].lower().endswith("gz")
-        else "unpack them to plain .tar, or into folders",
+        "unpack them to plain .tar, or pack them by gzip, which is read where it lies",
     )
 
 

@@ -115,4 +115,6 @@ def _read_idx(path: Path) -> np.ndarray:
             )
     except BROKEN as error:
         raise damaged(path, error) from None
+    if not flat.size:  # 0 times whatever the other axes claim
+        raise InputError(f"{path} holds no images: its shape is {shape}", "give one with images")
     return flat.view(dtype).reshape(shape)

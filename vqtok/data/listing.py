@@ -50,8 +50,9 @@ def images_of(files: Files, split: Split | None, options: DataOptions) -> ImageF
     places = [i for i, name in enumerate(files.names) if not is_text(name)]
     chosen = _Chosen(places, list(files.notes))
     if not chosen.places:
+        said = f": {files.notes[-1].rstrip('.')}" if files.notes else ""
         raise InputError(
-            f"{files.name} holds no images", "give one with files like .png, .jpg or .webp"
+            f"{files.name} holds no images{said}", "give one with files like .png, .jpg or .webp"
         )
     chosen = _one_a_sample(files, chosen, options.member)
     chosen, of_split, parts = _of_split(files, chosen, split, options)
@@ -110,7 +111,9 @@ def _of_split(
         kinds, depth, shown = _guess(files, chosen.places, rooted)
         parts = rooted
     if not any(kinds):
-        return chosen, None, classes.without_root(parts)
+        rooted = classes.without_root(parts)
+        said = splits.note_on_classes(rooted) if options.labels != "none" else ""
+        return chosen.keep(range(len(parts)), said), None, rooted
     which = splits.choose(kinds, split, files.name)
     told = splits.describe(shown, kinds, split)
     left = [parts[i] for i in which]

@@ -19,7 +19,7 @@ from vqtok.errors import InputError, UsageError
 from vqtok.files import expand, human_count
 from vqtok.images import IMAGE_SUFFIXES, Recognizer
 
-_PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+_PACKED = {b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _TEST_SEED = 2**32  # beyond every training seed: no test shape is a training shape
 _NO_OPTIONS = DataOptions()
 AnyPath = Path | str | Sequence[Path]
@@ -81,7 +81,7 @@ def _open(path: AnyPath, split: Split, options: DataOptions) -> Dataset:
     if not isinstance(path, Path | str):
         return _open_many([files.as_path(p) for p in path], f"{len(path)} files", options)
     if files.is_pattern(str(files.as_path(path))) and not os.path.exists(path):
-        wanted = IMAGE_SUFFIXES | {".tar"}
+        wanted = IMAGE_SUFFIXES | files.TAR_SUFFIXES
         name = str(files.as_path(path))
         found = [s.path for s in expand(files.expand_braces(name), wanted) if s.path]
         return _open_many(found, str(path), options)
@@ -126,14 +126,14 @@ def _open_one(path: Path, split: Split, options: DataOptions) -> Dataset:
 
 
 def _open_tar_file(path: Path, head: bytes, split: Split, options: DataOptions) -> Dataset:
-    if head[257:262] == b"ustar" or (path.suffix == ".tar" and head[:2] not in _PACKED):
+    if head[257:262] == b"ustar" or (files.is_tar(path) and head[:2] not in _PACKED):
         # named by the user: its own name gives no split
         return images_of(replace(tar_files([path], path.name), groups=()), split, options)
     if head[:2] in _PACKED:
         raise InputError(
             f"{path} is compressed ({_PACKED[head[:2]]}); "
             "images in it cannot be reached one by one",
-            "unpack it, and give the folder or the plain .tar",
+            "unpack it, and give the folder or the plain .tar, or one that gzip packed",
         )
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return images_of(_loose([path], [path.name], path.name), None, options)
@@ -146,16 +146,16 @@ def _open_tar_file(path: Path, head: bytes, split: Split, options: DataOptions) 
 def _open_folder(place: Place, split: Split, options: DataOptions) -> Dataset:
     folder, names = place.path, place.names
     name = folder.name or str(folder)
-    wanted, recognizer = IMAGE_SUFFIXES | {".tar"} | TEXTS, Recognizer()
+    wanted, recognizer = IMAGE_SUFFIXES | files.TAR_SUFFIXES | TEXTS, Recognizer()
     try:
         sources = expand([str(folder)], wanted, recognizer.is_image_file)
         found = [(s.path, s.relative.as_posix()) for s in sources if s.path]
     except InputError:
         found = []
-    tars = [path for path, _ in found if path.suffix == ".tar"]
-    others = [(path, as_named) for path, as_named in found if path.suffix.lower() not in (".tar",)]
+    tars = [path for path, _ in found if files.is_tar(path)]
+    others = [(path, as_named) for path, as_named in found if not files.is_tar(path)]
     loose = [path for path, _ in others if path.suffix.lower() not in TEXTS]
-    if tars and (not loose or any(n.endswith(".tar") for n in names)):
+    if tars and (not loose or any(map(files.is_tar, names))):
         shards = tar_files(tars, name, root=folder)
         shards = replace(shards, notes=(*shards.notes, *filter(None, [recognizer.note()])))
         if loose:
@@ -194,7 +194,7 @@ def _open_other(folder: Path, names: Sequence[str], split: Split, options: DataO
 
 
 def _open_many(paths: Sequence[Path], name: str, options: DataOptions) -> Dataset:
-    tars = [path for path in paths if path.suffix == ".tar"]
+    tars = [path for path in paths if files.is_tar(path)]
     found = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     if tars and found:
         raise InputError(f"{name} mixes tar shards and images", "name one kind")

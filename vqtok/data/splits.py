@@ -105,7 +105,10 @@ def _folder_kinds(names: set[str], deeper: set[str]) -> dict[str, Split | None] 
     generic = {kind: any(map(_is_generic, found)) for kind, found in templates.items()}
     if templates["train"] and templates["test"]:
         same = templates["train"] & templates["test"]
-        return kinds if same or (generic["train"] and generic["test"]) else None
+        plain = generic["train"] and generic["test"]
+        # train_256_places365standard beside val_256
+        one = len(marks) == len(names) and (generic["train"] or generic["test"])
+        return kinds if same or plain or (one and _share_numbers(names)) else None
     if len(marks) == len(names):
         return kinds if all(_is_generic(template) for _, template in marks.values()) else None
     others = names - marks.keys()
@@ -114,6 +117,25 @@ def _folder_kinds(names: set[str], deeper: set[str]) -> dict[str, Split | None] 
     aside = all(set(_tokens(name)) <= _ASIDE for name in others)
     holds_folders = any(name in deeper for name in marks)
     return kinds if generic["train"] and (aside or holds_folders) else None
+
+
+def _share_numbers(names: set[str]) -> bool:
+    """Whether all names have a number in common."""
+    numbers = [{token for token in _tokens(name) if token.isdigit()} for name in names]
+    return bool(set.intersection(*numbers))
+
+
+def note_on_classes(parts: Sequence[Parts]) -> str:
+    """Says that folders whose names have both split words are taken as classes; else nothing."""
+    names = sorted({part[0] for part in parts if len(part) > 1})
+    marks = {name: mark[0] for name in names if (mark := split_word(name))}
+    if set(marks.values()) != {"train", "test"}:
+        return ""
+    first = next(name for name in names if marks.get(name) == "test")
+    return (
+        f"folders {', '.join(sorted(marks)[:3])} are taken as classes, not as a split; "
+        f"--split test='{first}/*' makes them one."
+    )
 
 
 def _is_twin(name: str, test: str) -> bool:
@@ -154,7 +176,9 @@ def shard_kinds(names: Sequence[Parts]) -> list[Split | None]:
 
 
 def _stem(name: str) -> str:
-    return name.removesuffix(".tar")
+    for suffix in (".gz", ".tgz", ".tar"):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def parse_patterns(texts: Iterable[str]) -> tuple[tuple[Split, str], ...]:

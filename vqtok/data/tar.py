@@ -12,11 +12,12 @@ nothing is unpacked, and no list of them is kept.
 """
 
 from collections.abc import Iterator
-from io import BufferedIOBase
+from io import BufferedIOBase, RawIOBase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vqtok.errors import InputError
+from vqtok.gzipped import MAGIC, Gzipped, GzipStream, read_part
 from vqtok.images import IMAGE_SUFFIXES, START, Recognizer
 
 BLOCK = 512
@@ -45,10 +46,29 @@ def index_tar(path: Path) -> Iterator[TarMember]:
     before that. OSError: unreadable.
     """
     with path.open("rb") as file:
-        yield from index_tar_stream(file, path.stat().st_size, path)
+        if file.read(2) != MAGIC:
+            file.seek(0)
+            yield from index_tar_stream(file, path.stat().st_size, path)
+            return
+    yield from index_gzipped(Gzipped(path, marks=1))
 
 
-def index_tar_stream(file: BufferedIOBase, length: int, path: Path) -> Iterator[TarMember]:
+def index_gzipped(source: Gzipped) -> Iterator[TarMember]:
+    """Yields files as `index_tar`, of a tar that was packed whole: offsets are those in the
+    unpacked tar.
+    """
+    last = None
+    for last in index_tar_stream(GzipStream(source), 1 << 62, source.path):
+        yield last
+    end = 0 if last is None else last.offset + last.size
+    source.check_rest()
+    if end > source.reached:
+        raise _damaged(source.path, "a member reaches past its end")
+
+
+def index_tar_stream(
+    file: BufferedIOBase | RawIOBase, length: int, path: Path
+) -> Iterator[TarMember]:
     """Yields files as `index_tar`, from an open file of at most `length` bytes that is only ever
     read forwards; path is for errors.
     """
@@ -76,9 +96,12 @@ def index_tar_stream(file: BufferedIOBase, length: int, path: Path) -> Iterator[
 
 def has_end(path: Path) -> bool:
     """Whether a tar ends in a block of zeros, its end mark: one that was cut off between two
-    members has none. OSError: unreadable.
+    members has none; of one that gzip packed this is True, because its checksum tells. OSError:
+    unreadable.
     """
     with path.open("rb") as file:
+        if file.read(2) == MAGIC:
+            return True
         file.seek(max(0, path.stat().st_size - BLOCK))
         return not file.read(BLOCK).strip(b"\0")
 
@@ -119,7 +142,9 @@ def _name(header: bytes) -> str:
     return joined.decode("utf-8", "surrogateescape")
 
 
-def _records(file: BufferedIOBase, kind: bytes, size: int, path: Path) -> dict[str, str]:
+def _records(
+    file: BufferedIOBase | RawIOBase, kind: bytes, size: int, path: Path
+) -> dict[str, str]:
     """Parses what an extended header says of the member that follows."""
     if size > _RECORDS_MAX:
         raise _damaged(path, f"a header of {size} bytes")
@@ -179,9 +204,7 @@ def is_image_member(path: Path, member: TarMember, recognizer: Recognizer) -> bo
     """Whether a member is an image, by its name or its first bytes; what is hidden is none."""
 
     def start() -> bytes:
-        with path.open("rb") as file:
-            file.seek(member.offset)
-            return file.read(min(START, member.size))
+        return read_part(path, member.offset, min(START, member.size))
 
     name = member.name.removeprefix("./")
     return not is_hidden(name) and recognizer.is_image(name, start)

@@ -85,10 +85,10 @@ def to_8_bits(
 
     `given` are the values that become 0 and 255; those beyond are cut. None chooses: of integers of
     up to 16 bits their type's range (`bits`: of unsigned ones, where the file says fewer), of
-    larger ones 0 to 65535 where that holds them; of floats 0 to 1 with some overshoot, or 0 to 255;
-    else from the lowest to the highest value. Values that are not finite, or are `nodata`, never
-    count, and become 0; +inf becomes 255. Without `check`
-    nothing is said, and `given` is needed. Raises InputError where no value counts.
+    larger ones 0 to 65535 where that holds them; of floats 0 to 1 with some overshoot, or 0
+    to 255; else from the lowest to the highest value. Values that are not finite, or are `nodata`,
+    never count, and become 0; +inf becomes 255. Without `check` nothing is said, and `given` is
+    needed. Raises InputError where no value counts.
     """
     assert values.dtype.kind in "iuf", values.dtype
     given = None if given is None else _checked_range(given)

@@ -28,6 +28,7 @@ from vqtok.images.tiff import (
     sample_bits,
     sample_kind,
     signed_bytes,
+    with_black_zero,
 )
 
 # 600 MB as an array; a header that asks for more is refused before decoding
@@ -132,12 +133,24 @@ def read_image(
     name = "the image" if isinstance(source, bytes) else str(source)
     if not data:
         raise InputError(f"{name} is empty (0 bytes)", "give an image file")
-    with _guard(name, data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with _guard(name, data), _open(data) as image:
         _check_work(image, data, name)
         frames = _first_frame(image, len(data))
         reduced = _reduce(image, shrink, least)
         found = _decode(image, name, channels, background, value_range, data)
     return replace(found, notes=frames + found.notes, source_bytes=len(data), reduced=reduced)
+
+
+def _open(data: bytes) -> Image.Image:
+    """Raises what Pillow does."""
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        if (other := with_black_zero(data)) is None:
+            raise
+        image = Image.open(io.BytesIO(other), formats=_FORMATS)
+        image.info["zero is white"] = True
+        return image
 
 
 def is_deep(source: Path | bytes) -> bool:
@@ -150,9 +163,7 @@ def is_deep(source: Path | bytes) -> bool:
     try:
         with (
             pillow_limits,
-            Image.open(
-                io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS
-            ) as image,
+            _open(source if isinstance(source, bytes) else read_bytes(source, MAX_BYTES)) as image,
         ):
             return image.mode.startswith(("I", "F")) or _words_mode(image) != ""
     except Exception:  # damaged ones raise about anything
@@ -489,7 +500,8 @@ def _gray_to_8_bits(
         scaled = to_8_bits(values, value_range, bits, nodata)
     except InputError as error:
         raise InputError(str(error).replace("the image", name), error.fix) from None
-    pixels = 255 - scaled.pixels if tags and is_inverted(tags) else scaled.pixels
+    is_negative = "zero is white" in image.info or (tags and is_inverted(tags))
+    pixels = 255 - scaled.pixels if is_negative else scaled.pixels
     gray, key = Image.fromarray(pixels), image.info.get("transparency")
     if isinstance(key, int):  # of a PNG
         alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))

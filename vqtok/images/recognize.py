@@ -21,6 +21,7 @@ _NO_IMAGES = """
     .mp4 .mov .avi .mkv .webm .mp3 .wav .flac .ogg .zip .tar .gz .tgz .bz2 .xz .zst .7z .rar .pdf
     .log .lock .db .ini .cfg .idx .caption .part .crdownload .tmp .bak .ico
 """
+_ARCHIVES = frozenset((".tar", ".tgz", ".zip", ".7z", ".rar"))
 _FOREIGN_SUFFIXES, _OTHER_SUFFIXES = frozenset(_FOREIGN.split()), frozenset(_NO_IMAGES.split())
 # stricter than `read.may_be_image`, which looks at what is said to be an image
 _CONTENT = re.compile(
@@ -36,6 +37,7 @@ class Recognizer:
 
     def __init__(self) -> None:
         self.passed: dict[str, int] = {}
+        self.archives = 0  # in the archive or beside the images
 
     def is_image(self, name: str, start: Callable[[], bytes]) -> bool:
         """Whether a file is an image that can be read; `start` gives its first START bytes, and
@@ -48,6 +50,8 @@ class Recognizer:
             self._count(suffix)
             return False
         if suffix in _OTHER_SUFFIXES:
+            if suffix in _ARCHIVES or name.lower().endswith(".tar.gz"):
+                self.archives += 1
             return False
         try:
             found = start()
@@ -74,7 +78,10 @@ class Recognizer:
 
     def note(self) -> str:
         """Says in one line what was passed over; empty where nothing was."""
+        packed = f"passed over {self.archives:,} archives: unpack them, and give the folder."
+        packed = packed.replace("1 archives: unpack them", "1 archive: unpack it")
         if not self.passed:
-            return ""
+            return packed if self.archives else ""
         counted = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.passed.items()))
-        return f"passed over {counted}: vqtok does not read these; convert them to PNG or JPEG."
+        first = f"passed over {counted}: vqtok does not read these; convert them to PNG or JPEG."
+        return f"{first} {packed}" if self.archives else first

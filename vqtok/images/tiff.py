@@ -3,7 +3,7 @@
 import io
 import struct
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -12,6 +12,8 @@ from vqtok.errors import InputError
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _OFFSETS, _BANDS = 258, 259, 262, 273, 277
 _COUNTS, _PLANAR, _TILES, _TILE_COUNTS, _FORMAT, _NODATA = 279, 284, 324, 325, 339, 42113
+_MAGIC = (b"II*\0", b"MM\0*")  # of BigTIFF another one
+_TAGS_MAX = 4096  # real files have a few dozen; Pillow takes 200 bytes for each
 _KINDS = {
     1: "unsigned integers",
     2: "signed integers",
@@ -30,8 +32,11 @@ _METHODS = {
 def read_tags(data: bytes) -> dict[int, Any] | None:
     """Reads the tags of a TIFF's first page; None where they cannot be read."""
     try:
-        start = data[:16] if data[2:4] in (b"\x2b\0", b"\0\x2b") else data[:8]
-        tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+        is_big = data[2:4] in (b"\x2b\0", b"\0\x2b")
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if is_big else 8])
+        count = data[tags.next : tags.next + (8 if is_big else 2)]
+        if int.from_bytes(count, "little" if data[:2] == b"II" else "big") > _TAGS_MAX:
+            return None
         file = io.BytesIO(data)
         file.seek(tags.next)
         tags.load(file)
@@ -65,6 +70,22 @@ def nodata_text(tags: dict[int, Any]) -> object:
     return tags.get(_NODATA)
 
 
+def with_black_zero(data: bytes) -> bytes | None:
+    """The file with 0 as black in place of white, for a Pillow that opens deep gray of only one
+    byte order; None where 0 is no white, or values have 8 bits.
+    """
+    tags = read_tags(data) if data[:4] in _MAGIC else None
+    if not tags or tags.get(_PHOTOMETRIC) != 0 or sample_bits(tags) <= 8:
+        return None
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    start = int.from_bytes(data[4:8], order)
+    count = int.from_bytes(data[start : start + 2], order)
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+        if int.from_bytes(data[at : at + 2], order) == _PHOTOMETRIC:
+            return data[: at + 8] + (1).to_bytes(2, order) + data[at + 10 :]
+    return None
+
+
 def is_inverted(tags: dict[int, Any]) -> bool:
     """Whether 0 is white, and this Pillow leaves values of more than 8 bits so."""
     return tags.get(_PHOTOMETRIC) == 0 and not _pillow_inverts()
@@ -96,6 +117,7 @@ def describe_tiff(tags: dict[int, Any]) -> str:
         text = f"{bands} bands of {', '.join(map(str, _tuple(tags[_BITS])))} bits"
     if tags.get(_PLANAR) == 2 and bands != 1:
         text += " in separate planes"
+    text += ", 0 is white" if tags.get(_PHOTOMETRIC) == 0 else ""
     method = tags.get(_COMPRESSION, 1)
     return text if method == 1 else f"{text}, compression {_METHODS.get(method, method)}"
 

@@ -18,6 +18,7 @@ from vqtok.codes import Codes, index_dtype
 from vqtok.codes.checks import is_int, require
 from vqtok.data.tar import index_tar
 from vqtok.errors import FormatError, InputError, UsageError
+from vqtok.gzipped import read_part
 from vqtok.tokens.export import META, origin_of, read_meta_file
 from vqtok.tokens.formats.flat import HEADER_WORDS
 from vqtok.tokens.formats.megatron import DTYPES, MAGIC
@@ -290,11 +291,10 @@ def _parse_line(line: bytes, number: int) -> np.ndarray:
 
 def _read_tar(path: Path, _meta: TokenMeta) -> Iterator[np.ndarray]:
     try:
-        with path.open("rb") as file:
-            for member in index_tar(path):
-                if member.name.endswith(".npy"):
-                    file.seek(member.offset)
-                    yield from _rows(_load_npy(file.read(min(member.size, LIMIT))))
+        for member in index_tar(path):
+            if member.name.endswith(".npy"):
+                data = read_part(path, member.offset, min(member.size, LIMIT))
+                yield from _rows(_load_npy(data))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error}", "copy the file again") from None
 
