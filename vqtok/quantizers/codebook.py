@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
+from vqtok.quantizers.onednn import has_onednn, onednn_linear
 from vqtok.quantizers.update import update_codebooks
 
 # scores held at a time: 1 MiB of float32 stays in a core's cache;
@@ -72,27 +73,6 @@ class _NearestSearch:
         return torch.mm(self.extended, self.weights, out=self.scores)
 
 
-def has_onednn(tensor: Tensor) -> bool:
-    """Whether `onednn_linear` takes tensors like this one: float32 on an x86 CPU."""
-    return (
-        tensor.device.type == "cpu"
-        and tensor.dtype == torch.float32
-        and torch.backends.mkl.is_available()
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
-
-
-def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias, (n, D) and (K, D) to (n, K), by oneDNN and without gradient; all
-    contiguous.
-
-    PyTorch takes MKL for such products of float32. On an AMD processor MKL uses AVX2 alone: where
-    AVX-512 is twice as wide (Zen 5), that is half the rate of oneDNN, which convolutions use.
-    """
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
 def _largest(scores: Tensor, out: Tensor) -> None:
     """Writes each row's argmax of scores (n, K) into out (n,); the first of equals.
 
@@ -142,7 +122,7 @@ class StraightThrough(torch.autograd.Function):
             torch.zeros_like(entries),
             _NearestSearch(entries, dot),
         )
-        for part in _chunks(vectors):
+        for part in row_chunks(len(vectors), vectors.shape[1], vectors.device):
             some, which, near = vectors[part], indices[part], assignment[part]
             search.write(some, which)
             torch.index_select(entries, 0, which, out=near)
@@ -166,7 +146,7 @@ class StraightThrough(torch.autograd.Function):
         vectors, assignment, entries, counts, sums = ctx.saved_tensors
         scale = for_loss * (2 / max(1, vectors.numel()))
         for_vectors, difference = torch.empty_like(vectors), vectors.new_empty(0)
-        for part in _chunks(vectors):
+        for part in row_chunks(len(vectors), vectors.shape[1], vectors.device):
             difference = torch.sub(vectors[part], assignment[part], out=difference.resize_(0))
             torch.addcmul(passed[part], difference, scale, value=ctx.beta, out=for_vectors[part])
         for_entries = (counts[:, None] * entries - sums) * scale if ctx.learns else None
@@ -203,12 +183,11 @@ def in_chunks(device: torch.device) -> bool:
     return device.type != "cuda"
 
 
-def _chunks(vectors: Tensor) -> Iterator[slice]:
+def row_chunks(N: int, D: int, device: torch.device, elements: int = ELEMENTS) -> Iterator[slice]:
     """Cuts vectors (N, D) into slices that stay in a core's cache while several operations go over
     them; all at once on a GPU.
     """
-    N, D = vectors.shape
-    rows = max(1, ELEMENTS // max(1, D) if vectors.device.type == "cpu" else N)
+    rows = max(1, elements // max(1, D) if device.type == "cpu" else N)
     return (slice(start, start + rows) for start in range(0, N, rows))
 
 
