@@ -129,7 +129,7 @@ class StraightThrough(torch.autograd.Function):
             total += F.mse_loss(some, near, reduction="sum")
             sums.index_add_(0, which, some)
         counts = torch.bincount(indices, minlength=len(entries)).to(vectors.dtype)
-        ctx.save_for_backward(vectors, assignment, entries, counts, sums)
+        ctx.save_for_backward(vectors, indices, entries, counts, sums)
         ctx.mark_non_differentiable(indices, counts, sums)
         ctx.beta, ctx.learns = beta, learns
         return (
@@ -143,11 +143,13 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None, None]:
         passed, _, for_loss, *_ = gradients
-        vectors, assignment, entries, counts, sums = ctx.saved_tensors
+        vectors, indices, entries, counts, sums = ctx.saved_tensors
         scale = for_loss * (2 / max(1, vectors.numel()))
         for_vectors, difference = torch.empty_like(vectors), vectors.new_empty(0)
         for part in row_chunks(len(vectors), vectors.shape[1], vectors.device):
-            difference = torch.sub(vectors[part], assignment[part], out=difference.resize_(0))
+            # looked up again, from a codebook in cache: no second (N, D) is kept for it
+            near = entries.index_select(0, indices[part])
+            difference = torch.sub(vectors[part], near, out=difference.resize_(0))
             torch.addcmul(passed[part], difference, scale, value=ctx.beta, out=for_vectors[part])
         for_entries = (counts[:, None] * entries - sums) * scale if ctx.learns else None
         return for_vectors, for_entries, None, None, None
@@ -319,7 +321,9 @@ class AveragedCodebook(Codebook):
 
     def _observe(self, vectors: Tensor, assignment: Assignment) -> None:
         if self.training:
-            self._last_batch = vectors, assignment
+            # without what was chosen: (N, D) that nobody asks for
+            nothing = vectors.new_empty(0, vectors.shape[-1])
+            self._last_batch = vectors, assignment._replace(entries=nothing)
 
     def needs_init(self) -> bool:
         return not bool(self.average.initialized)
