@@ -1,11 +1,9 @@
 """The page's own reader and decoder, in Node and in Chromium, against Python's."""
 
 import base64
-import json
+import io
 import re
-import shutil
 import subprocess
-import time
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import CHROMIUM, browser
+from browser import browser
 from cli_helpers import fails, ok
+from web_helpers import GOLDEN, MODULES, NODE, choose, needs_browser, needs_node, node, shown, wait
 
 import vqtok
 from vqtok import model_registry, weights
@@ -30,20 +29,7 @@ from vqtok.priors.integer import IntegerPrior
 from vqtok.web import site
 from vqtok.weights import Weights
 
-GOLDEN = Path(__file__).parent / "golden" / "format1"
-MODULES = Path(site.__file__).parent
-NODE = shutil.which("node")
-needs_node = pytest.mark.skipif(NODE is None, reason="no Node here")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 RUN = GOLDEN / "run" / "entropy.safetensors"
-
-
-def node(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    script = Path(__file__).with_name("web_decode.mjs")
-    words = [str(NODE), str(script), str(MODULES)]
-    done = subprocess.run(words, input=json.dumps(jobs).encode(), capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    return json.loads(done.stdout)
 
 
 def assert_equal(found: dict[str, Any], codes: Codes) -> None:
@@ -324,7 +310,7 @@ def test_the_scripts_of_the_page_are_whole(tmp_path: Path):
     """Joined modules share one scope: names that stand twice, or imports that stay, break it."""
     for name, text in {
         "worker.js": site.bundle(site.MODULES),
-        "page.js": (MODULES / "page.js").read_text("utf-8"),
+        "page.js": "\n".join((MODULES / f"{name}.js").read_text("utf-8") for name in site.SCRIPTS),
     }.items():
         assert "</script" not in text
         assert not re.search(r"^(import|export) ", text, re.MULTILINE)
@@ -360,35 +346,20 @@ def test_the_page_decodes_in_a_browser(tmp_path: Path):
         assert [said for said in page.complaints() if not said.startswith(ours)] == []
 
 
-def choose(page: Any, path: Path) -> None:
-    page.run("document.getElementById('status').textContent = ''")
-    page.run("document.getElementById('error').textContent = ''")
-    root = page.call("DOM.getDocument")["root"]["nodeId"]
-    field = page.call("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
-    page.call("DOM.setFileInputFiles", files=[str(path)], nodeId=field)
-
-
-def wait(page: Any, status: str) -> str:
-    """Waits for a status or an error, and returns the error."""
-    end, said = time.monotonic() + 60, ""
-    while time.monotonic() < end:
-        said, error = (
-            page.run(f"document.getElementById('{name}').textContent")
-            for name in ("status", "error")
-        )
-        if error or said.startswith(status):
-            return error
-        time.sleep(0.05)
-    raise AssertionError(f"the page says {said!r}")
-
-
-def shown(page: Any) -> np.ndarray:
-    """Pixels on the canvas, uint8 (H, W, 3)."""
-    script = """(() => {
-        const canvas = document.getElementById("canvas");
-        const {data, width, height} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-        return {width, height, data: btoa(String.fromCharCode(...data))};
-    })()"""  # noqa: E501
-    found = page.run(script)
-    data = np.frombuffer(base64.b64decode(found["data"]), np.uint8)
-    return data.reshape(found["height"], found["width"], 4)[..., :3]
+@needs_node
+def test_a_deflate_bomb_takes_no_memory(tmp_path: Path):
+    """600 MiB of zeros in 600 kB: refused before they are unpacked."""
+    shape = (600, 1, 1024, 1024)
+    array = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        array, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("indices.npy", "w") as member:
+            member.write(array.getvalue())
+            for _ in range(600):
+                member.write(bytes(1024 * 1024))
+        archive.writestr("meta.npy", b"")
+    (found,) = node([{"file": str(tmp_path / "a.npz")}])
+    assert "too many for this page" in found["error"]
+    assert found["fix"] == "use vqtok decode"

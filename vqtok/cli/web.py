@@ -14,6 +14,9 @@ from vqtok.cli import output
 def web(
     out: Annotated[Path, typer.Option("--output", "-o", help="Folder of the page.", metavar="DIR")],
     model: o.ModelName = None,
+    encoder: Annotated[
+        bool, typer.Option("--encoder", help="The page also makes codes files of photos.")
+    ] = False,
     force: o.Force = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -22,7 +25,8 @@ def web(
 
     Open DIR/index.html, or put the folder on any web server. Whoever has the page needs no vqtok,
     and once it is loaded no network: drop a .npz on it, plain or compact, choose the number of
-    levels, save a PNG. Models with the folded network only.
+    levels, save a PNG. With --encoder it also makes a plain .npz of a photo. Models with the folded
+    network only.
     """
     begin = time.perf_counter()
     from vqtok import files, model_registry
@@ -31,7 +35,7 @@ def web(
     folder = model_registry.find_model(model)
     from vqtok.web import site
 
-    made = site.make_site(folder)
+    made = site.make_site(folder, encoder)
     made.write(out, force)
     facts = {"model": made.model, "output": str(out), "files": len(made.contents)}
     if json:

@@ -1,129 +1,14 @@
 // Reads codes files, plain and compact, as docs/format.md describes them. Nothing in a file is
 // trusted: sizes and headers are checked before memory is taken for what they claim.
 
-const AGAIN = "copy or download the file again";
+import { CodesError, allocate, require } from "./errors.mjs";
+import { crc32, members, unpack } from "./zip.mjs";
+
 const PIXELS_MAX = 200e6;
-const DEFLATE_RATIO = 1032; // no deflate stream expands more
+const LOWEST_FIRST = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1;
 export const CODED_TOTAL = 65536; // frequencies of all indices together
 
-/** What a user can cause: a message, and what to do. */
-export class CodesError extends Error {
-  constructor(message, fix = AGAIN) {
-    super(message);
-    this.fix = fix;
-  }
-}
-
-export function require(ok, message, fix = AGAIN) {
-  if (!ok) throw new CodesError(message, fix);
-}
-
 const isInteger = (value, low, high) => Number.isInteger(value) && low <= value && value <= high;
-
-/** Memory that a file asks for; an array of a type such as Uint8Array. */
-export function allocate(Type, length) {
-  try {
-    return new Type(length);
-  } catch {
-    throw new CodesError(
-      `${Math.round((length * Type.BYTES_PER_ELEMENT) / 2 ** 20)} MiB do not fit in memory`,
-      "use a machine with more memory",
-    );
-  }
-}
-
-// Zip archives
-
-const CRC = new Uint32Array(256).map((_, n) => {
-  for (let bit = 0; bit < 8; bit++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
-  return n;
-});
-
-/** CRC-32 of bytes; `start` is that of the bytes before them. */
-export function crc32(bytes, start = 0) {
-  let value = ~start;
-  for (let i = 0; i < bytes.length; i++) value = CRC[(value ^ bytes[i]) & 255] ^ (value >>> 8);
-  return ~value >>> 0;
-}
-
-/** The members of a zip archive, from its central directory. */
-function members(bytes) {
-  require(bytes.length > 0, "the file is empty");
-  require(bytes[0] === 0x50 && bytes[1] === 0x4b, "not a codes file (.npz)",
-    "give a .npz that vqtok encode wrote");
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  let end = bytes.length - 22;
-  for (; end >= 0 && end > bytes.length - 22 - 65536; end--)
-    if (view.getUint32(end, true) === 0x06054b50) break;
-  require(end >= 0 && view.getUint32(end, true) === 0x06054b50, "damaged or truncated");
-  const start = end - view.getUint32(end + 12, true); // of the directory, which ends here
-  const shift = start - view.getUint32(end + 16, true); // bytes before the archive
-  require(start >= 0 && shift >= 0, "damaged or truncated");
-  const text = (at, length) => {
-    require(at + length <= bytes.length, "damaged or truncated");
-    return new TextDecoder().decode(bytes.subarray(at, at + length));
-  };
-  const found = [];
-  try {
-    for (let at = start; at < end; ) {
-      require(view.getUint32(at, true) === 0x02014b50, "damaged or truncated");
-      require(found.length < 1024, "more members than a codes file has");
-      const name = text(at + 46, view.getUint16(at + 28, true));
-      const local = view.getUint32(at + 42, true) + shift;
-      const named = view.getUint16(local + 26, true);
-      const data = local + 30 + named + view.getUint16(local + 28, true);
-      const packed = view.getUint32(at + 20, true);
-      require(view.getUint32(local, true) === 0x04034b50 && text(local + 30, named) === name
-        && bytes[at + 6] <= 63 && data + packed <= bytes.length, "damaged or truncated");
-      found.push({
-        name,
-        flags: view.getUint16(at + 8, true),
-        method: view.getUint16(at + 10, true),
-        crc: view.getUint32(at + 16, true),
-        size: view.getUint32(at + 24, true),
-        data: bytes.subarray(data, data + packed),
-      });
-      at += 46 + view.getUint16(at + 28, true) + view.getUint16(at + 30, true) + view.getUint16(at + 32, true);
-    }
-  } catch (error) {
-    if (error instanceof RangeError) throw new CodesError("damaged or truncated");
-    throw error;
-  }
-  return found;
-}
-
-/** The bytes of a member, at most as many as the archive says, compared with its checksum. */
-async function unpack(member, name) {
-  require(member.method === 0 || member.method === 8,
-    `the member ${name} is packed in a way that this page does not read`);
-  require(!(member.flags & 0x61), "damaged or truncated");
-  const most = member.data.length * (member.method ? DEFLATE_RATIO : 1);
-  require(member.size <= most,
-    `the member ${name} claims ${member.size} bytes, which the file cannot hold`);
-  let bytes = member.data;
-  if (member.method === 8) {
-    bytes = allocate(Uint8Array, member.size);
-    let done = 0;
-    const stream = new Blob([member.data]).stream().pipeThrough(
-      new DecompressionStream("deflate-raw"));
-    const reader = stream.getReader();
-    try {
-      for (;;) {
-        const part = await reader.read();
-        if (part.done) break;
-        if (done + part.value.length > bytes.length) throw new TypeError("too long");
-        bytes.set(part.value, done);
-        done += part.value.length;
-      }
-    } catch {
-      reader.cancel().catch(() => {});
-      throw new CodesError("damaged or truncated");
-    }
-    require(done === bytes.length, `the member ${name} is truncated`);
-  }
-  require(bytes.length === member.size && crc32(bytes) === member.crc, "damaged or truncated");
-  return bytes;
-}
 
 // Arrays
 
@@ -218,13 +103,21 @@ function fromPlain(member, meta) {
   };
   check(codes);
   require(Type === indexType(codes.codebookSize), `the indices are ${type}, the wrong type`);
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const each = Type.BYTES_PER_ELEMENT;
-  const read = { 1: "getUint8", 2: "getUint16", 4: "getUint32" }[each];
-  codes.indices = allocate(Type, bytes.length / each);
-  for (let i = 0; i < codes.indices.length; i++) codes.indices[i] = view[read](i * each, true);
+  codes.indices = littleEndian(Type, bytes);
   checkIndices(codes);
   return codes;
+}
+
+/** Numbers of bytes, the lowest first: those bytes themselves where a machine holds numbers so. */
+function littleEndian(Type, bytes) {
+  const each = Type.BYTES_PER_ELEMENT;
+  if (LOWEST_FIRST && bytes.byteOffset % each === 0)
+    return new Type(bytes.buffer, bytes.byteOffset, bytes.length / each);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const read = { 1: "getUint8", 2: "getUint16", 4: "getUint32" }[each];
+  const numbers = allocate(Type, bytes.length / each);
+  for (let i = 0; i < numbers.length; i++) numbers[i] = view[read](i * each, true);
+  return numbers;
 }
 
 function checkIndices(codes) {
@@ -385,7 +278,7 @@ function float64s(bytes) {
  */
 export function withIndices(codes, indices, carried = []) {
   let bytes = new Uint8Array(indices.buffer, indices.byteOffset, indices.byteLength);
-  if (indices.BYTES_PER_ELEMENT > 1 && new Uint8Array(new Uint16Array([1]).buffer)[0] === 0) {
+  if (indices.BYTES_PER_ELEMENT > 1 && !LOWEST_FIRST) {
     const each = indices.BYTES_PER_ELEMENT; // a machine that puts the highest byte first
     bytes = bytes.map((_, i) => bytes[i - (i % each) + each - 1 - (i % each)]);
   }

@@ -1,5 +1,6 @@
-/* The two loops that a page decodes with, in WebAssembly with 128-bit SIMD: sums of products of
-   16-bit integers (exact) for the integer prior, and 3x3 convolutions for the decoder.
+/* The loops that a page decodes and encodes with, in WebAssembly with 128-bit SIMD: sums of
+   products of 16-bit integers (exact) for the integer prior, 3x3 convolutions for decoder and
+   encoder, and the encoder's other two, its 1x1 convolution and 2x2 places made channels.
 
    Built by build_kernels.py; kernels.wasm is what it gives. Whoever calls lays out the memory.
    Images are float32 (rows, columns, channels) with channels a multiple of 8. */
@@ -227,4 +228,36 @@ __attribute__((export_name("upsample"))) void upsample(const f32 *wide, i32 rows
           for (i32 c = 0; c < part; c += 4) wasm_v128_store(to + c, wasm_v128_load(from + c));
       }
     }
+}
+
+/* out (n, outputs) = x (n, inputs) times weight (inputs, outputs), plus bias (outputs). x and out
+   have room for n rounded up to a multiple of 6; outputs is a multiple of 8. */
+__attribute__((export_name("multiply"))) void multiply(const f32 *x, i32 n, i32 inputs,
+                                                       const f32 *weight, const f32 *bias,
+                                                       i32 outputs, f32 *out) {
+  for (i32 o = 0; o < outputs; o += 8) {
+    v128_t left = wasm_v128_load(bias + o), right = wasm_v128_load(bias + o + 4);
+    for (i32 t = 0; t < n; t += 6) {
+      f32 *c = out + (long)t * outputs + o;
+      product(x + (long)t * inputs, inputs, weight + o, outputs, c);
+      for (i32 r = 0; r < 6; r++) {
+        f32 *row = c + r * outputs;
+        wasm_v128_store(row, add(wasm_v128_load(row), left));
+        wasm_v128_store(row + 4, add(wasm_v128_load(row + 4), right));
+      }
+    }
+  }
+}
+
+/* (2 rows, 2 width, part) to (rows, width, (2, 2, part)): each 2x2 places become channels. */
+__attribute__((export_name("halve"))) void halve(const f32 *x, i32 rows, i32 width, i32 part,
+                                                 f32 *out) {
+  i32 pair = 2 * part;
+  for (i32 row = 0; row < rows; row++)
+    for (i32 column = 0; column < width; column++)
+      for (i32 a = 0; a < 2; a++) {
+        const f32 *from = x + ((2L * row + a) * width + column) * pair;
+        f32 *to = out + (((long)row * width + column) * 2 + a) * pair;
+        for (i32 c = 0; c < pair; c += 4) wasm_v128_store(to + c, wasm_v128_load(from + c));
+      }
 }

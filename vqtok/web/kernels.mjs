@@ -1,7 +1,7 @@
 // kernels.wasm and its memory. Whatever is reserved comes after what is there; `release` gives it
 // back. Views die where memory grows: reserve first, then take numbers.
 
-import { CodesError } from "./codes.mjs";
+import { CodesError } from "./errors.mjs";
 
 const PAGE = 65536;
 const ALIGN = 64;

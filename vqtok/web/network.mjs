@@ -1,14 +1,8 @@
-// The folded decoder (vqtok/networks/vqvae.py) in strips of rows: indices to pixels. Each layer
-// computes the rows that the next ones need, so that a strip is equal to that part of the whole.
+// The folded decoder (vqtok/networks/vqvae.py) in strips of rows: indices to pixels.
 
-import { require } from "./codes.mjs";
+import { require } from "./errors.mjs";
+import { Layers, grown, padded, stripsOf } from "./layers.mjs";
 import { floats } from "./weights.mjs";
-
-const POINTS = 36; // of kernels.c
-const TILES_AT_ONCE = 48;
-const FLOATS_AT_ONCE = 2 ** 23; // of the finest layer: 32 MiB
-
-const padded = (channels) => Math.ceil(channels / 8) * 8;
 
 /** Channels and residual blocks of the decoder's stages, finest first. */
 function stagesOf(config) {
@@ -31,24 +25,20 @@ export class Decoder {
     require(config.network === undefined || config.network === "folded",
       `this page has no ${config.network} network`, "use vqtok decode");
     this.depth = floats(tensors, "depth"); // (L, D)
-    this._build(tensors);
+    this.net = new Layers(tensors, kernels);
+    this._build();
   }
 
-  _build(tensors) {
+  _build() {
+    const { net } = this;
     const stages = stagesOf(this.config);
     let index = 0;
-    const convolution = (name, inputs, outputs, place = (o) => o, wide = padded(outputs)) =>
-      this._convolution(tensors, `decoder.${name}`, inputs, outputs, place, wide);
+    const convolution = (name, ...rest) => net.convolution(`decoder.${name}`, ...rest);
     const D = this.config.code_dim;
     this.layers = [{ kind: "convolution", ...convolution(index++, D, stages.at(-1)[0]) }];
     for (let stage = stages.length - 1; stage >= 0; stage--) {
       const [width, depth] = stages[stage];
-      for (let i = 0; i < depth; i++, index++)
-        this.layers.push({
-          kind: "block",
-          first: convolution(`${index}.first`, width, width),
-          second: convolution(`${index}.second`, width, width),
-        });
+      for (let i = 0; i < depth; i++, index++) this.layers.push(net.block(`decoder.${index}`, width));
       if (stage) {
         this.layers.push(this._upsample(convolution, index, width, stages[stage - 1][0]));
         index += 2;
@@ -75,36 +65,11 @@ export class Decoder {
     return layer;
   }
 
-  _convolution(tensors, name, inputs, outputs, place, wide) {
-    const weight = floats(tensors, `${name}.weight`);
-    require(weight.length === outputs * inputs * 9, `the weights are damaged: ${name}`);
-    const bias = floats(tensors, `${name}.bias`);
-    const { kernels } = this;
-    const narrow = padded(inputs);
-    kernels.reserve(4 * (POINTS * narrow * wide + wide + weight.length + outputs) + 4096);
-    const transformed = kernels.numbers(Float32Array, POINTS * narrow * wide);
-    const offset = kernels.numbers(Float32Array, wide).fill(0);
-    const mark = kernels.mark();
-    const from = kernels.numbers(Float32Array, weight.length);
-    from.set(weight);
-    const places = kernels.numbers(Int32Array, outputs);
-    for (let o = 0; o < outputs; o++) {
-      places[o] = place(o);
-      offset[place(o)] = bias[o];
-    }
-    kernels.run.transform_kernels(from.pointer, outputs, inputs, places.pointer, narrow, wide,
-      transformed.pointer);
-    kernels.release(mark);
-    return { inputs: narrow, outputs: wide, weight: transformed.pointer, bias: offset.pointer };
-  }
-
   /** Strips of grid rows, [first, end], of an h x w grid: at least `parts` where there are rows. */
   strips(h, w, parts = 1) {
     const each = this.pixels ? w : this.scale ** 2 * w * Math.max(...stagesOf(this.config)
       .map(([width], i) => padded(width) / 4 ** i));
-    const count = Math.min(h, Math.max(parts, Math.ceil(h / Math.max(1, Math.floor(FLOATS_AT_ONCE / each)))));
-    return Array.from({ length: count }, (_, i) =>
-      [Math.floor((i * h) / count), Math.floor(((i + 1) * h) / count)]);
+    return stripsOf(h, each, parts);
   }
 
   /**
@@ -124,18 +89,10 @@ export class Decoder {
 
   _run(indices, h, w, levels, first, end) {
     const plan = this._plan(h, first * this.scale, end * this.scale);
-    const [start] = plan;
-    const size = Math.max(...plan.map(({ from, to, layer, scale }) =>
-      Math.max((from[1] - from[0]) * layer.inputs, (to[1] - to[0]) * layer.outputs) * w * scale));
-    const scratch = Math.max(...plan.map(({ layer }) => POINTS * TILES_AT_ONCE * (layer.inputs + layer.outputs)));
-    require(size < 2 ** 28, "the image is too wide for this page",
-      "use vqtok decode");
-    this.kernels.reserve(4 * (3 * size + scratch) + 4096);
-    let [x, a, b] = [0, 1, 2].map(() => this.kernels.numbers(Float32Array, size));
-    const room = this.kernels.numbers(Float32Array, scratch);
-    this._lookup(indices, h, w, levels, start.from, x);
-    for (const step of plan) [x, a, b] = this._step(step, w * step.scale, x, a, b, room);
-    return this._pixels(x, end - first, w);
+    let { arrays, scratch } = this.net.room(plan, w);
+    this._lookup(indices, h, w, levels, plan[0].from, arrays[0]);
+    for (const step of plan) arrays = this.net.step(step, w * step.scale, arrays, scratch);
+    return this._pixels(arrays[0], end - first, w);
   }
 
   /** Layers with the rows that each reads and gives, for rows [first, end) of the finest stage. */
@@ -143,51 +100,18 @@ export class Decoder {
     const plan = [];
     let scale = this.scale;
     let to = [first, end];
-    const grown = ([low, high], by) => [Math.max(0, low - by), Math.min(h * scale, high + by)];
     for (const layer of [...this.layers].reverse()) {
       if (layer.kind === "upsample") {
         scale /= 2;
         const half = [Math.floor(to[0] / 2), Math.ceil(to[1] / 2)];
         plan.at(-1).from = half.map((row) => 2 * row); // it gives two rows at once
-        plan.push({ layer, scale, from: grown(half, 1), to: half });
-      } else if (layer.kind === "block") {
-        const inner = grown(to, 1);
-        plan.push({ layer: { ...layer, inputs: layer.first.inputs, outputs: layer.first.outputs }, scale, from: grown(to, 2), inner, to });
-      } else plan.push({ layer, scale, from: grown(to, 1), to });
+        plan.push({ layer, scale, from: grown(half, 1, h * scale), to: half });
+      } else if (layer.kind === "block")
+        plan.push({ layer, scale, from: grown(to, 2, h * scale), inner: grown(to, 1, h * scale), to });
+      else plan.push({ layer, scale, from: grown(to, 1, h * scale), to });
       to = plan.at(-1).from;
     }
     return plan.reverse();
-  }
-
-  /** Runs a layer on x; what it gives comes first in the array returned. */
-  _step({ layer, from, inner, to }, width, x, a, b, room) {
-    const { run } = this.kernels;
-    const convolve = (part, source, [low, high], target, [first, end], more = 0) =>
-      run.convolve(source.pointer, low, high - low, width, part.inputs, part.weight, part.bias,
-        part.outputs, more, target.pointer, first, end - first, room.pointer);
-    const rows = (range) => range[1] - range[0];
-    if (layer.kind === "convolution") {
-      convolve(layer, x, from, a, to);
-      return [a, x, b];
-    }
-    if (layer.kind === "block") {
-      const { first, second } = layer;
-      run.silu(x.pointer, a.pointer, rows(from) * width * first.inputs);
-      convolve(first, a, from, b, inner);
-      run.silu(b.pointer, b.pointer, rows(inner) * width * first.outputs);
-      convolve(second, b, inner, a, to, x.pointer + 4 * (to[0] - from[0]) * width * second.outputs);
-      return [a, x, b];
-    }
-    if (layer.kind === "upsample") {
-      convolve(layer, x, from, a, to);
-      const kept = x.pointer + 4 * (to[0] - from[0]) * width * layer.inputs;
-      run.upsample(a.pointer, rows(to), width, layer.part, kept, layer.inputs,
-        layer.shortcut?.pointer ?? 0, b.pointer);
-      return [b, a, x];
-    }
-    run.silu(x.pointer, x.pointer, rows(from) * width * layer.inputs);
-    convolve(layer, x, from, a, to);
-    return [a, x, b];
   }
 
   /** Vectors of grid rows [first, end): the sum over levels, and the mark of their number. */

@@ -3,12 +3,12 @@
 const element = (id) => document.getElementById(id);
 const WORKERS = Math.max(1, Math.min(4, navigator.hardwareConcurrency || 1));
 const SIDE_MAX = 16384; // of a canvas
-const AREA_MAX = 2 ** 28;
+const AREA_MAX = 2 ** 27; // twice 0.5 GiB
 
 // The model
 
 const vqtok = {
-  parts: { model: [], prior: [] },
+  parts: { model: [], prior: [], encoder: [] },
   /** Called by the scripts of the model, in their order. */
   receive(name, base64) {
     this.parts[name].push(bytesOf(base64));
@@ -54,14 +54,17 @@ async function loadModel() {
     done += size;
     progress(done / total);
   }
-  const [weights, prior] = [join(vqtok.parts.model), join(vqtok.parts.prior)];
+  say("Starting the model");
+  const [weights, prior, encoder] = ["model", "prior", "encoder"].map((name) =>
+    (vqtok.parts[name].length ? join(vqtok.parts[name]) : null));
   const source = URL.createObjectURL(
     new Blob([element("worker").textContent], { type: "text/javascript" }));
   const kernels = bytesOf(KERNELS);
-  const start = { do: "start", kernels, weights, prior: prior.length ? prior : null };
+  const start = { do: "start", kernels, weights, prior, encoder };
   pool = Array.from({ length: WORKERS }, () => new Helper(source));
   const [{ meta }] = await Promise.all(pool.map((helper) => helper.ask(start)));
   vqtok.parts = null;
+  for (const helper of pool) helper.ask({ do: "warm" }).catch(() => {}); // the first file then waits less
   return meta;
 }
 
@@ -125,53 +128,72 @@ function complain({ error, fix, message, stack }) {
 // A file
 
 let model;
-let current = null; // { name, bytes, codes }
+let current = null; // { name, bytes, codes }, and of a photo { photo, file: what is saved }
+let several = ""; // what is said of other files that came with it
 let turn = 0; // of what was asked for last: answers to earlier ones are dropped
 
 async function open(file) {
   const mine = ++turn;
+  performance.mark("opened"); // for benchmarks/web.py
   element("error").replaceChildren();
   element("result").hidden = true;
   say(`Reading ${file.name}`);
   progress(0);
   try {
-    if (file.size > 2 ** 31)
-      throw { error: `${file.name} has ${megabytes(file.size)} MB: too large for this page`, fix: "use vqtok decode" };
-    const bytes = new Uint8Array(await file.arrayBuffer());
     const shown = (part) => mine === turn && progress(part * 0.5);
-    const { codes } = await pool[0].ask({ do: "read", bytes }, shown);
+    const photo = !(await isCodes(file));
+    if (photo && !ENCODER && file.type.startsWith("image/"))
+      throw { error: "an image, and this page decodes only", fix: "make codes of it with vqtok encode, or a page that does: vqtok web --encoder -o DIR" };
+    if (photo && ENCODER) say(`Encoding ${file.name}`);
+    const codes = await (photo && ENCODER
+      ? encodePhoto(file, Number(element("side").value), shown, () => mine === turn) : readFile(file, shown));
     if (mine !== turn) return;
-    current = { name: file.name, bytes: file.size, codes };
+    current = { name: file.name, bytes: file.size, codes, photo: photo ? file : null };
     describe();
     await show();
   } catch (error) {
-    if (mine === turn) complain(error.error ? { ...error, error: `${file.name}: ${error.error}` } : error);
+    if (mine === turn) complain(about(file, error));
   }
 }
 
+/** What is said of a file: with its name, where it is the file that is wrong. */
+function about({ name }, error) {
+  if (error.error) return { ...error, error: `${name}: ${error.error}` };
+  if (!(error instanceof DOMException)) return error;
+  return { error: `${name} cannot be read (${error.name})`, fix: "choose it again, or a copy of it" };
+}
+
+async function readFile(file, shown) {
+  if (file.size > 2 ** 31)
+    throw { error: `${megabytes(file.size)} MB: too large for this page`, fix: "use vqtok decode" };
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  return (await pool[0].ask({ do: "read", bytes }, shown)).codes;
+}
+
 function describe() {
-  const { name, bytes, codes } = current;
+  const { name, codes, photo } = current;
   const [n, levels] = codes.shape;
   element("name").textContent = name;
   element("which").hidden = n === 1;
   element("depth").hidden = levels === 1;
   Object.assign(element("image"), { max: n, value: 1 });
+  element("many").textContent = `of ${n}`;
   Object.assign(element("levels"), { max: levels, value: levels });
-  current.facts = { Images: n > 1 ? n : null, File: `${(bytes / 1000).toFixed(1)} kB` };
-  facts();
+  element("keep").hidden = !photo;
 }
 
 function facts() {
-  const { codes, bytes } = current;
-  const [n, levels, h, w] = codes.shape;
+  const { codes, photo, file } = current;
+  const bytes = photo ? file.length : current.bytes;
+  const [, levels, h, w] = codes.shape;
+  const saved = photo ? ` at ${element("levels").value} of ${levels} levels` : "";
   const [H, W] = codes.sizes[chosen()];
   const pixels = codes.sizes.reduce((sum, [height, width]) => sum + height * width, 0);
   const shown = {
     Size: `${W} x ${H} pixels`,
     Grid: `${w} x ${h}, ${codes.downsample} pixels per code`,
     Levels: `${levels} of ${model.config.levels}, ${codes.codebookSize} codes each`,
-    File: `${(bytes / 1000).toFixed(1)} kB, ${((8 * bytes) / pixels).toFixed(2)} bits per pixel`,
-    ...(n > 1 ? { Images: n } : {}),
+    [photo ? "Codes file" : "File"]: `${(bytes / 1000).toFixed(1)} kB${saved}, ${((8 * bytes) / pixels).toFixed(2)} bits per pixel`,
   };
   element("facts").replaceChildren(...Object.entries(shown).map(([term, value]) => {
     const pair = document.createElement("div");
@@ -196,10 +218,15 @@ async function show() {
   const [H, W] = codes.sizes[number];
   element("shown").textContent = `${levels} of ${all}`;
   element("error").replaceChildren();
-  facts();
   try {
+    if (current.photo) {
+      const { bytes } = await pool[0].ask({ do: "write", codes: firstLevels(codes, levels) });
+      if (mine !== turn) return;
+      current.file = bytes;
+    }
+    facts();
     if (Math.max(H, W) > SIDE_MAX || H * W > AREA_MAX)
-      throw { error: `${name}: an image of ${W}x${H} is larger than a browser shows`, fix: "use vqtok decode" };
+      throw { error: `${name}: an image of ${W}x${H} is larger than this page shows`, fix: "use vqtok decode" };
     say("Decoding");
     const size = all * h * w;
     const indices = codes.indices.slice(number * size, (number + 1) * size);
@@ -221,8 +248,9 @@ async function show() {
     await Promise.all(pool.map(work));
     if (mine !== turn) return;
     draw(target, W, H, `${name} decoded from ${levels} of ${all} levels, ${W} x ${H} pixels`);
+    performance.mark("shown");
     const seconds = ((performance.now() - begin) / 1000).toFixed(1);
-    say(`Decoded ${name} at ${levels} of ${all} levels in ${seconds} s`);
+    say(`Decoded ${name} at ${levels} of ${all} levels in ${seconds} s${several}`);
     progress(1);
   } catch (error) {
     if (mine === turn) complain(error);
@@ -246,23 +274,36 @@ function zoom() {
   canvas.style.width = times ? `${canvas.width * times}px` : "";
 }
 
-function save() {
+function download(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  say(`Saved ${name}`);
+}
+
+const stem = () => current.name.replace(current.photo ? /\.[^.]*$/ : /\.npz$/i, "");
+
+function saveImage() {
   element("canvas").toBlob((blob) => {
     if (!blob) return complain({ error: "the image is too large to save here", fix: "use vqtok decode" });
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(blob);
     const many = current.codes.shape[0] > 1 ? `-${String(chosen() + 1).padStart(4, "0")}` : "";
-    link.download = `${current.name.replace(/\.npz$/i, "")}${many}.decoded.png`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-    say(`Saved ${link.download}`);
+    download(blob, `${stem()}${many}.decoded.png`);
   }, "image/png");
 }
 
+const saveCodes = () => download(new Blob([current.file], { type: "application/octet-stream" }), `${stem()}.npz`);
+
 function listen() {
   const drop = element("drop");
-  const take = (files) => files.length && open(files[0]);
+  const take = (files) => {
+    if (files.length === 0) return;
+    several = files.length > 1 ? ` (the first of ${files.length} files)` : "";
+    open(files[0]);
+  };
   element("file").addEventListener("change", ({ target }) => take(target.files));
+  element("file").addEventListener("click", ({ target }) => { target.value = ""; }); // the same file again
   addEventListener("dragover", (event) => {
     event.preventDefault();
     drop.classList.add("over");
@@ -275,11 +316,19 @@ function listen() {
   });
   for (const id of ["levels", "image"]) element(id).addEventListener("input", () => current && show());
   element("zoom").addEventListener("change", zoom);
-  element("save").addEventListener("click", save);
+  element("side").addEventListener("change", () => current?.photo && open(current.photo));
+  element("save").addEventListener("click", saveImage);
+  element("keep").addEventListener("click", saveCodes);
   element("file").disabled = false;
 }
 
 async function main() {
+  if (ENCODER) {
+    document.title = element("title").textContent = "Make and decode vqtok files";
+    element("invite").textContent = "Drop a photo or a codes file (.npz) here, or choose one:";
+    element("file").accept = ".npz,image/*";
+    element("shrink").hidden = false;
+  }
   try {
     model = await loadModel();
     const { name, fingerprint, config } = model;

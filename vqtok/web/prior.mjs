@@ -2,7 +2,8 @@
 // machine. Sums are of integers in 32 bits; what is rounded is rounded down; the one division is
 // of integers below 2^40 by integers below 2^24, in float64. docs/format.md says what is computed.
 
-import { CODED_TOTAL, CodesError, allocate, require, withIndices } from "./codes.mjs";
+import { CODED_TOTAL, withIndices } from "./codes.mjs";
+import { CodesError, allocate, require } from "./errors.mjs";
 
 const REACH = 3; // rows up and columns to either side that a place sees
 const LAG = 4; // times by which a level follows the one below

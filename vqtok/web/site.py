@@ -1,4 +1,5 @@
-"""Writes a static page that decodes codes files of one model in a browser: no server, no network.
+"""Writes a static page that decodes codes files of one model in a browser, and with its encoder
+makes them of images: no server, no network.
 
 The page is `index.html`, and the model beside it in scripts (`model-00.js`, ...), each of which
 hands base64 to the page: scripts alone are loaded from file:// and from a server alike, so that
@@ -12,6 +13,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +22,17 @@ from safetensors.numpy import save
 from vqtok import codec, files, int8, model_registry, weights
 from vqtok.errors import ModelError
 from vqtok.quantizers import Quantizer
+from vqtok.quantizers.codebook import Codebook
+from vqtok.quantizers.finite import FSQuantizer, LFQuantizer
 from vqtok.quantizers.pixels import PixelQuantizer
 from vqtok.quantizers.residual import ResidualQuantizer
 
-MODULES = ("codes", "weights", "prior", "kernels", "network", "worker")  # each after those it needs
+# each after those it needs
+MODULES = (
+    *("errors", "zip", "codes", "write", "weights", "prior", "kernels", "layers", "network"),
+    *("encoder", "worker"),
+)
+SCRIPTS = ("page", "photo")
 CHUNK = 768 * 1024  # bytes of the model in a script: a step of its progress
 _FOLDER = Path(__file__).parent
 _IMPORT = re.compile(r"^import .*?;\n", re.MULTILINE | re.DOTALL)
@@ -51,19 +60,25 @@ class Site:
             files.write_bytes(folder / name, data, force)
 
 
-def make_site(folder: model_registry.ModelFolder) -> Site:
-    """Makes the page of a model. Raises ModelError where no browser decodes it, FormatError."""
+def make_site(folder: model_registry.ModelFolder, encoder: bool = False) -> Site:
+    """Makes the page of a model; one with its encoder also makes codes of images.
+
+    Raises ModelError where no browser decodes it, FormatError.
+    """
     model = decoder_weights(folder)
     prior = folder.entropy.read_bytes() if folder.entropy else b""
     parts = [*_chunks("model", model), *_chunks("prior", prior)]
+    if encoder:
+        parts += _chunks("encoder", encoder_weights(folder))
     contents = {f"model-{i:02d}.js": script for i, script in enumerate(parts)}
     page = (_FOLDER / "page.html").read_text("utf-8")
     sizes = [len(script) for script in contents.values()]
     for mark, value in {
         "STYLE": (_FOLDER / "page.css").read_text("utf-8"),
         "WORKER": bundle(MODULES),
-        "SCRIPT": (_FOLDER / "page.js").read_text("utf-8"),
+        "SCRIPT": "\n".join((_FOLDER / f"{name}.js").read_text("utf-8") for name in SCRIPTS),
         "KERNELS": base64.b64encode((_FOLDER / "kernels.wasm").read_bytes()).decode(),
+        "ENCODER": json.dumps(encoder),
         "SCRIPTS": json.dumps(dict(zip(contents, sizes, strict=True))),
     }.items():
         page = page.replace(f"/*{mark}*/", value)
@@ -97,12 +112,7 @@ def decoder_weights(folder: model_registry.ModelFolder) -> bytes:
             f"use vqtok decode, or: vqtok export {shlex.quote(str(folder.path))} --to onnx -o onnx",
         )
     network = codec.load_tokenizer(folder.tokenizer)
-    tensors = {name: value for name, value in stored.tensors.items() if name.startswith("decoder.")}
-    for name in [name for name in tensors if name.endswith(".weight")]:
-        try:
-            tensors = int8.pack(tensors, [name])
-        except ValueError:  # not rounded to int8: float16 as it is
-            continue
+    tensors = _stored(stored.tensors, "decoder.")
     with torch.inference_mode():
         tensors |= _codebooks(network.quantizer)
     fingerprint = weights.codes_fingerprint(stored)
@@ -114,6 +124,45 @@ def decoder_weights(folder: model_registry.ModelFolder) -> bytes:
         "fingerprint": fingerprint,
         "prior": prior,
     }
+    return _saved(tensors, record)
+
+
+def encoder_weights(folder: model_registry.ModelFolder) -> bytes:
+    """What a page encodes with beside `decoder_weights`: the encoder as it is stored, and where
+    numbers are rounded one by one, the layers (L, d, D) that give them; as metadata `sizes`, how
+    many values each takes.
+    """
+    stored = weights.load_weights(folder.tokenizer, "tokenizer")
+    quantizer = codec.load_tokenizer(folder.tokenizer).quantizer
+    levels = list(quantizer.quantizers) if isinstance(quantizer, ResidualQuantizer) else [quantizer]
+    tensors, sizes = _stored(stored.tensors, "encoder."), ()
+    scalars = [level for level in levels if isinstance(level, FSQuantizer | LFQuantizer)]
+    if scalars:
+        sizes = scalars[0].sizes
+        for part in ("weight", "bias"):
+            each = [level.inward.get_parameter(part).detach().numpy() for level in scalars]
+            tensors[f"inward.{part}"] = _narrow(np.stack(each))
+    elif not all(isinstance(level, Codebook | PixelQuantizer) for level in levels):
+        kind = stored.config["quantizer"]
+        raise ModelError(
+            f"the page has no encoder for the quantizer {kind} of {folder.name}",
+            "leave --encoder out: it decodes",
+        )
+    return _saved(tensors, {"sizes": sizes})
+
+
+def _stored(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The tensors of a part, int8 with steps where they were rounded to that."""
+    found = {name: value for name, value in tensors.items() if name.startswith(prefix)}
+    for name in [name for name in found if name.endswith(".weight")]:
+        try:
+            found = int8.pack(found, [name])
+        except ValueError:  # not rounded to int8: float16 as it is
+            continue
+    return found
+
+
+def _saved(tensors: dict[str, np.ndarray], record: dict[str, Any]) -> bytes:
     meta = {"vqtok": json.dumps(record, sort_keys=True)}
     return save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, meta)
 

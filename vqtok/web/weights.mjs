@@ -1,6 +1,6 @@
 // Reads weights files: safetensors with one JSON object in their metadata (docs/format.md).
 
-import { CodesError, require } from "./codes.mjs";
+import { CodesError, require } from "./errors.mjs";
 
 const TYPES = {
   I8: Int8Array, U8: Uint8Array, I16: Int16Array, I32: Int32Array, F16: Uint16Array,

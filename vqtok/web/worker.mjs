@@ -1,19 +1,30 @@
-// What a worker of the page does: files to indices, and strips of grid rows to pixels.
+// What a worker of the page does: files to indices, and strips of grid rows to pixels and back.
 
-import { CodesError, readCodes } from "./codes.mjs";
+import { readCodes } from "./codes.mjs";
+import { Encoder, joinStrips } from "./encoder.mjs";
+import { CodesError, require } from "./errors.mjs";
 import { Kernels } from "./kernels.mjs";
 import { Decoder } from "./network.mjs";
 import { IntegerPrior, decodeIndices } from "./prior.mjs";
 import { readWeights } from "./weights.mjs";
+import { toBytes } from "./write.mjs";
 
-/** A model's decoder and prior, each built when it is first asked for. */
+const INDICES_MAX = 2 ** 28;
+
+/** A model's decoder, prior and encoder, each built when it is first asked for. */
 export class Model {
-  /** Bytes of kernels.wasm, of the model and of its prior (null where it has none). */
-  constructor(kernels, model, prior) {
+  /** Bytes of kernels.wasm, of the model, and of its prior and encoder (null where it has none). */
+  constructor(kernels, model, prior, encoder = null) {
     this.weights = readWeights(model);
     this.meta = this.weights.meta;
     this.module = new WebAssembly.Module(kernels);
     this.bytes = prior;
+    this.encoderBytes = encoder;
+  }
+
+  get encoder() {
+    this._encoder ??= new Encoder(readWeights(this.encoderBytes), this.weights, new Kernels(this.module));
+    return this._encoder;
   }
 
   get decoder() {
@@ -38,7 +49,9 @@ export class Model {
     if (fingerprint !== mine)
       throw new CodesError(
         `the codes were made with model ${model} (${fingerprint}), but this page decodes ${name} (${mine})`,
-        "make a page for that model: vqtok web -m MODEL -o DIR");
+        `open the page of that model, or make it: vqtok web -m ${/^[\w.-]+$/.test(model) ? model : "MODEL"} -o DIR`);
+    require(shape.reduce((a, b) => a * b) <= INDICES_MAX,
+      `${shape[0]} images of ${shape[3]}x${shape[2]} codes are too many for this page`, "use vqtok decode");
     const same = codebookSize === config.codebook_size && downsample === config.downsample
       && channels === config.channels && shape[1] <= config.levels;
     if (!same) throw new CodesError(`the codes do not fit the model ${name}`,
@@ -54,14 +67,19 @@ export class Model {
   }
 }
 
+/** What the page gets without a copy. */
+const buffersOf = ({ data, indices, codes }) =>
+  [data, indices, codes?.indices].filter(Boolean).map(({ buffer }) => buffer);
+
 /** Answers the messages of the page: each has an id, and what is answered has the same. */
 export function serve(port) {
   let model;
   const work = {
-    start: ({ kernels, weights, prior }) => {
-      model = new Model(kernels, weights, prior);
+    start: ({ kernels, weights, prior, encoder }) => {
+      model = new Model(kernels, weights, prior, encoder);
       return { meta: model.meta };
     },
+    warm: () => ({ ready: Boolean(model.decoder) }),
     read: async ({ id, bytes }) => {
       let shown = 0;
       const progress = (part) => {
@@ -74,11 +92,15 @@ export function serve(port) {
     strips: ({ h, w, parts }) => ({ strips: model.decoder.strips(h, w, parts) }),
     decode: ({ indices, shape, levels, strip }) =>
       ({ strip, ...model.decoder.decode(indices, shape, levels, strip) }),
+    encodeStrips: ({ size: [H, W] }) => ({ strips: model.encoder.strips(H, W) }),
+    encode: ({ pixels, size, strip, rows }) => ({ indices: model.encoder.encode(pixels, size, strip, rows) }),
+    join: ({ parts, shape }) => ({ indices: joinStrips(parts, ...shape) }),
+    write: async ({ codes }) => ({ bytes: await toBytes(codes) }),
   };
   port.onmessage = async ({ data }) => {
     try {
       const answer = await work[data.do](data);
-      port.postMessage({ id: data.id, ...answer }, answer.data ? [answer.data.buffer] : []);
+      port.postMessage({ id: data.id, ...answer }, buffersOf(answer));
     } catch (error) {
       const known = error instanceof CodesError;
       port.postMessage({
