@@ -138,14 +138,54 @@ def test_nearest_of_65536_codes():
     assert indices.max() > 60000
 
 
-def test_nearest_holds_few_scores_at_a_time(monkeypatch: pytest.MonkeyPatch):
-    sizes, plain = [], torch.mm
+WAYS = pytest.mark.parametrize("onednn", [True, False])
+
+
+def choose_product(monkeypatch: pytest.MonkeyPatch, onednn: bool) -> None:
+    if not onednn:
+        monkeypatch.setattr(module, "has_onednn", lambda _: False)
+    elif not module.has_onednn(torch.empty(0)):
+        pytest.skip("no oneDNN here")
+
+
+@WAYS
+def test_nearest_holds_few_scores_at_a_time(monkeypatch: pytest.MonkeyPatch, onednn: bool):
+    choose_product(monkeypatch, onednn)
+    sizes, plain = [], module._largest
     monkeypatch.setattr(
-        torch, "mm", lambda *a, **k: sizes.append((out := plain(*a, **k)).numel()) or out
+        module,
+        "_largest",
+        lambda *a: sizes.append(a[0].untyped_storage().nbytes() // 4) or plain(*a),
     )
     nearest(torch.randn(1000, 4), torch.randn(16384, 4))
     assert max(sizes) <= module.CHUNK
-    assert sum(sizes) == 1000 * 16384
+    assert sum(sizes) >= 1000 * 16384
+
+
+@pytest.mark.parametrize("dot", [False, True])
+def test_both_products_choose_alike(monkeypatch: pytest.MonkeyPatch, dot: bool):
+    choose_product(monkeypatch, True)
+    draws = torch.Generator().manual_seed(0)
+    for N, K, D in [(700, 1024, 8), (300, 50, 64), (70, 4096, 33), (9, 3, 1), (0, 16, 4)]:
+        vectors = torch.randn(N, 2 * D, generator=draws)[:, ::2]
+        entries = torch.randn(K, D, generator=draws)
+        found = []
+        for onednn in (True, False):
+            with monkeypatch.context() as patch:
+                choose_product(patch, onednn)
+                indices = torch.empty(N, dtype=torch.int64)
+                module._NearestSearch(entries, dot).write(vectors, indices)
+                found.append(indices)
+        assert torch.equal(*found)
+
+
+def test_a_vector_alone_is_scored_as_among_others(monkeypatch: pytest.MonkeyPatch):
+    choose_product(monkeypatch, True)
+    vectors, entries = torch.randn(20, 24), torch.randn(300, 24)
+    search = module._NearestSearch(entries)
+    together = search._by_onednn(vectors)
+    for count in (1, 2, 3, 19):
+        assert torch.equal(search._by_onednn(vectors[:count]), together[:count])
 
 
 def test_a_grid_of_entries_comes_back_as_it_was():

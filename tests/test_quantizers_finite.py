@@ -7,11 +7,12 @@ from itertools import combinations_with_replacement, product
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqtok import quantizers
 from vqtok.config import TokenizerConfig
 from vqtok.errors import UsageError
+from vqtok.quantizers import finite
 from vqtok.quantizers.finite import (
     FSQuantizer,
     LFQuantizer,
@@ -418,3 +419,23 @@ def test_there_is_nothing_to_revive(kind: str):
 
 def test_lfq_bits():
     assert [lfq_bits(2**d) for d in range(1, 17)] == list(range(1, 17))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(24, 4), (4, 24), (5, 5), (1, 3)])
+def test_a_layer_in_chunks_equals_the_layer(
+    monkeypatch: pytest.MonkeyPatch, inputs: int, outputs: int
+):
+    monkeypatch.setattr(finite, "VECTORS", 240)  # ten rows of 24 numbers
+    draws = torch.Generator().manual_seed(0)
+    for N in (0, 1, 10, 37):
+        layer = nn.Linear(inputs, outputs)
+        x, given = (torch.randn(N, size, generator=draws) for size in (inputs, outputs))
+        results = []
+        for apply in (finite._linear, lambda layer, x: layer(x)):
+            leaf = x.clone().requires_grad_()
+            layer.zero_grad()
+            out = apply(layer, leaf)
+            out.backward(given)
+            results.append([out.detach(), leaf.grad, layer.weight.grad, layer.bias.grad])
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected)

@@ -11,6 +11,7 @@ from torch import Tensor
 from vqtok import quantizers
 from vqtok.config import LEARNED, TokenizerConfig
 from vqtok.quantizers import ResidualQuantizer
+from vqtok.quantizers.codebook import AveragedCodebook
 
 EVERY = pytest.mark.parametrize("kind", LEARNED)
 
@@ -193,3 +194,27 @@ def test_level_dropout_decodes_images_from_their_first_levels():
     assert (counts > 0).all()
     assert counts[0] > counts[3]  # log n is uniform
     assert torch.equal(quantizer.eval()(z).indices, quantized.indices)
+
+
+@pytest.mark.parametrize("kind", ["vq", "ema"])
+def test_a_step_keeps_one_set_of_vectors_for_each_level(kind: str):
+    quantizer = started(kind).train()
+    z = as_grid(gaussian(3000)).contiguous(memory_format=torch.channels_last).requires_grad_()
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = quantizer(z)
+    for level in quantizer.quantizers:
+        assert isinstance(level, AveragedCodebook)
+        assert level._last_batch is not None
+        vectors, chosen = level._last_batch
+        for tensor in (vectors, *chosen):
+            keep(tensor)
+    vectors = z.numel() * 4
+    # z, what each of four levels leaves, and their indices, of 8 bytes for the 24 of a vector
+    assert sum(kept.values()) < 6.6 * vectors
+    assert output.vectors.shape == z.shape

@@ -2,7 +2,7 @@
 
 import os
 import time
-from functools import partial
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from vqtok.cli import output, rate, shards
 from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, plan, read_codes
 from vqtok.cli.start import ModelOptions
 from vqtok.errors import InputError, ModelError, OutputError, VqtokError
+from vqtok.prefetch import run_in_thread, write_behind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +53,11 @@ def decode(
         models.load_named()
     decoding = shards.Decoding(batch.options, levels, models.of, _write, SUFFIX)
     batch.failures.merge(shards.run_folders(folders, len(words), batch.options, decoding.run))
-    batch.run("decode", partial(_decode, models, batch.options, levels), _describe)
+    written = write_behind(
+        lambda job, _: _decode(models, batch.options, levels, job),
+        ((job, None) for job in batch.jobs),
+    )
+    batch.report("decode", ((job, future.result) for job, future in written), _describe)
     batch.finish()
 
 
@@ -84,12 +89,16 @@ class _Models:
         return found
 
 
-def _decode(models: _Models, options: BatchOptions, levels: int | None, job: Job) -> list[Facts]:
-    """Writes the images in one codes file, and returns the facts of each."""
+def _decode(
+    models: _Models, options: BatchOptions, levels: int | None, job: Job
+) -> "Future[list[Facts]]":
+    """Decodes the images in one codes file, and begins to write them: the future ends when they
+    are, with the facts of each. The next file is decoded meanwhile.
+    """
     found = read_codes(job.source)
     targets = _targets(job.target, len(found))
     if options.skip_existing and len(found) > 1 and all(os.path.lexists(path) for path in targets):
-        return []
+        return run_in_thread(list[Facts])
     for path in targets:
         output.check_target(path, options.force)
     try:
@@ -99,24 +108,28 @@ def _decode(models: _Models, options: BatchOptions, levels: int | None, job: Job
         decoded = model.decode_all(plain)
     except (ModelError, InputError) as error:
         raise error.about(job.source) from None
-    for path, image in zip(targets, decoded, strict=True):
-        _write(path, image, options.force)
-    seconds = round(time.perf_counter() - begin, 3)
-    return [
-        {
-            "input": str(job.source.path or "-"),
-            "output": str(path),
-            "model": plain.model,
-            "fingerprint": plain.fingerprint,
-            "size": [image.shape[1], image.shape[0]],
-            "levels": plain.levels,
-            "model_levels": model.config.levels,
-            "image": number,
-            "images": len(targets),
-            "seconds": seconds,
-        }
-        for number, (path, image) in enumerate(zip(targets, decoded, strict=True), 1)
-    ]
+
+    def write() -> list[Facts]:
+        for path, image in zip(targets, decoded, strict=True):
+            _write(path, image, options.force)
+        seconds = round(time.perf_counter() - begin, 3)
+        return [
+            {
+                "input": str(job.source.path or "-"),
+                "output": str(path),
+                "model": plain.model,
+                "fingerprint": plain.fingerprint,
+                "size": [image.shape[1], image.shape[0]],
+                "levels": plain.levels,
+                "model_levels": model.config.levels,
+                "image": number,
+                "images": len(targets),
+                "seconds": seconds,
+            }
+            for number, (path, image) in enumerate(zip(targets, decoded, strict=True), 1)
+        ]
+
+    return run_in_thread(write)
 
 
 def _write(path: Path, image: "np.ndarray", force: bool) -> None:

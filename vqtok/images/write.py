@@ -11,8 +11,10 @@ from vqtok.errors import OutputError, UsageError
 from vqtok.files import write_bytes
 from vqtok.images.read import checked, pillow_limits
 
+# Level 4 of zlib in place of 6: photos take 1 to 4 % more bytes, and 40 % of the time, which was
+# longer than decoding them (768x512: 42 for 105 ms; level 1: 24 ms and 10 to 18 % more).
 _SAVE: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
+    ".png": ("PNG", {"compress_level": 4}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", {"lossless": True}),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
+from vqtok.quantizers.onednn import has_onednn, onednn_linear
 from vqtok.quantizers.update import update_codebooks
 
 # scores held at a time: 1 MiB of float32 stays in a core's cache;
@@ -33,33 +34,44 @@ class _NearestSearch:
     """Finds nearest codes by one product, of [x, 1] and a codebook's [2 e, -|e|^2]: |x - e|^2 is
     smallest where 2 x.e - |e|^2 is largest.
 
-    It is written to the same few rows again and again: no (N, K) matrix, whatever N and K.
+    It is made for a few rows at a time, in memory that is used again: no (N, K) matrix, whatever
+    N and K.
     """
 
     def __init__(self, codebook: Tensor, dot: bool = False) -> None:
         """`dot`: the entry of the largest inner product in place of the nearest one."""
         K, D = codebook.shape
-        self.weights = codebook.new_empty(D + 1, K)
-        torch.mul(codebook.T, 2, out=self.weights[:D])
-        if dot:
-            self.weights[D] = 0
+        squares = torch.linalg.vecdot(codebook, codebook)
+        self.offset = torch.zeros_like(squares) if dot else -squares  # (K,)
+        self.onednn = has_onednn(codebook)
+        if self.onednn:
+            self.weights = 2 * codebook.contiguous()
         else:
-            torch.mul(torch.linalg.vecdot(codebook, codebook), -1, out=self.weights[D])
+            self.weights = torch.cat([2 * codebook.T, self.offset[None]])  # (D + 1, K)
         self.rows = max(ROWS_MIN, (CHUNK if codebook.device.type == "cpu" else GPU_CHUNK) // K)
         self.extended, self.scores = codebook.new_empty(0, D + 1), codebook.new_empty(0, K)
 
     def write(self, vectors: Tensor, indices: Tensor) -> None:
         """Writes the nearest entry of each of vectors (N, D) into indices (N,)."""
-        D = vectors.shape[1]
         for part, out in zip(vectors.split(self.rows), indices.split(self.rows), strict=True):
-            if len(part) != len(self.scores):
-                self.extended, self.scores = (
-                    vectors.new_ones(len(part), D + 1),
-                    vectors.new_empty(len(part), self.weights.shape[1]),
-                )
-            self.extended[:, :D] = part
-            torch.mm(self.extended, self.weights, out=self.scores)
-            _largest(self.scores, out)
+            _largest(self._by_onednn(part) if self.onednn else self._by_mm(part), out)
+
+    def _by_onednn(self, part: Tensor) -> Tensor:
+        """The scores (n, K) of vectors (n, D)."""
+        # it sums a single row in another order than several, and that could move a near tie
+        rows = part.expand(2, -1) if len(part) == 1 else part
+        return onednn_linear(rows.contiguous(), self.weights, self.offset)[: len(part)]
+
+    def _by_mm(self, part: Tensor) -> Tensor:
+        """The same, in a buffer that the next call overwrites."""
+        n, D = part.shape
+        if n != len(self.scores):
+            self.extended, self.scores = (
+                part.new_ones(n, D + 1),
+                part.new_empty(n, self.weights.shape[1]),
+            )
+        self.extended[:, :D] = part
+        return torch.mm(self.extended, self.weights, out=self.scores)
 
 
 def _largest(scores: Tensor, out: Tensor) -> None:
@@ -111,14 +123,14 @@ class StraightThrough(torch.autograd.Function):
             torch.zeros_like(entries),
             _NearestSearch(entries, dot),
         )
-        for part in _chunks(vectors):
+        for part in row_chunks(len(vectors), vectors.shape[1], vectors.device):
             some, which, near = vectors[part], indices[part], assignment[part]
             search.write(some, which)
             torch.index_select(entries, 0, which, out=near)
             total += F.mse_loss(some, near, reduction="sum")
             sums.index_add_(0, which, some)
         counts = torch.bincount(indices, minlength=len(entries)).to(vectors.dtype)
-        ctx.save_for_backward(vectors, assignment, entries, counts, sums)
+        ctx.save_for_backward(vectors, indices, entries, counts, sums)
         ctx.mark_non_differentiable(indices, counts, sums)
         ctx.beta, ctx.learns = beta, learns
         return (
@@ -132,11 +144,13 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None, None]:
         passed, _, for_loss, *_ = gradients
-        vectors, assignment, entries, counts, sums = ctx.saved_tensors
+        vectors, indices, entries, counts, sums = ctx.saved_tensors
         scale = for_loss * (2 / max(1, vectors.numel()))
         for_vectors, difference = torch.empty_like(vectors), vectors.new_empty(0)
-        for part in _chunks(vectors):
-            difference = torch.sub(vectors[part], assignment[part], out=difference.resize_(0))
+        for part in row_chunks(len(vectors), vectors.shape[1], vectors.device):
+            # looked up again, from a codebook in cache: no second (N, D) is kept for it
+            near = entries.index_select(0, indices[part])
+            difference = torch.sub(vectors[part], near, out=difference.resize_(0))
             torch.addcmul(passed[part], difference, scale, value=ctx.beta, out=for_vectors[part])
         for_entries = (counts[:, None] * entries - sums) * scale if ctx.learns else None
         return for_vectors, for_entries, None, None, None
@@ -172,12 +186,11 @@ def in_chunks(device: torch.device) -> bool:
     return device.type != "cuda"
 
 
-def _chunks(vectors: Tensor) -> Iterator[slice]:
+def row_chunks(N: int, D: int, device: torch.device, elements: int = ELEMENTS) -> Iterator[slice]:
     """Cuts vectors (N, D) into slices that stay in a core's cache while several operations go over
     them; all at once on a GPU.
     """
-    N, D = vectors.shape
-    rows = max(1, ELEMENTS // max(1, D) if vectors.device.type == "cpu" else N)
+    rows = max(1, elements // max(1, D) if device.type == "cpu" else N)
     return (slice(start, start + rows) for start in range(0, N, rows))
 
 
@@ -309,7 +322,9 @@ class AveragedCodebook(Codebook):
 
     def _observe(self, vectors: Tensor, assignment: Assignment) -> None:
         if self.training:
-            self._last_batch = vectors, assignment
+            # without what was chosen: (N, D) that nobody asks for
+            nothing = vectors.new_empty(0, vectors.shape[-1])
+            self._last_batch = vectors, assignment._replace(entries=nothing)
 
     def needs_init(self) -> bool:
         return not bool(self.average.initialized)

@@ -3,6 +3,7 @@ vector of its own.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,21 @@ from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
 from vqtok.quantizers.codebook import AveragedCodebook
 from vqtok.quantizers.update import update_codebooks
+
+
+class _Pull(torch.autograd.Function):
+    """Zero, with the gradient at z of beta * mse_loss(z, z - rest): keeps nothing but `rest`."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, rest: Tensor, beta: float) -> Tensor:
+        ctx.save_for_backward(rest)
+        ctx.beta = beta
+        return z.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        (rest,) = ctx.saved_tensors
+        return rest * (gradients[0] * (2 * ctx.beta / max(1, rest.numel()))), None, None
 
 
 class LevelQuantizer(Quantizer):
@@ -130,8 +146,7 @@ class ResidualQuantizer(LevelQuantizer):
                 # passes it straight through, so the commitment of a later level, whose value
                 # is in its loss, gets its gradient here: z should lie near what all levels
                 # up to this one make of it.
-                commitment = self.beta * F.mse_loss(z, total.detach())
-                losses[-1] = losses[-1] + commitment - commitment.detach()
+                losses[-1] = losses[-1] + _Pull.apply(z, residual.detach(), self.beta)
         return vectors, indices, losses
 
     def lookup(self, indices: Tensor) -> Tensor:
