@@ -11,6 +11,7 @@ from vqtok.cli import options as o
 from vqtok.cli import output, shards
 from vqtok.cli.batch import Facts
 from vqtok.cli.progress import bar
+from vqtok.cli.samples import SamplesOptions, evaluate_samples
 from vqtok.cli.start import ModelOptions
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ class MeasureOptions:
         Path | None,
         typer.Option(
             "--sheet",
-            help="Write the first originals beside what is made of them to this image.",
+            help=(
+                "Write the first originals beside what is made of them to this image; of samples, "
+                "each above the training image nearest to it."
+            ),
             metavar="FILE",
         ),
     ] = None
@@ -108,10 +112,11 @@ def evaluate(
     member: o.Member = None,
     values: o.ValueRange = None,
     wanted: MeasureOptions,
+    sampled: SamplesOptions,
     force: o.Force = False,
     running: o.RunningOptions,
 ) -> None:
-    """Measure a model: PSNR, SSIM, LPIPS, bits.
+    """Measure a model: PSNR, SSIM, LPIPS, bits; or its samples.
 
     Of codes shards, whose originals are not there: codebook use and bits.
     """
@@ -123,7 +128,17 @@ def evaluate(
     parts = [word for word in split or () if "=" not in word] or ["test"]
     if len(parts) > 1 or parts[0] not in ("test", "train"):
         raise UsageError(f"there is no split {' '.join(parts)!r}", "choose test or train")
+    sampled.check(
+        {
+            "levels": wanted.levels,
+            "lpips": wanted.lpips,
+            "codecs": wanted.codecs,
+            "plot": plot,
+            "split": None if parts == ["test"] else parts,
+        }
+    )
     if data is not None and shards.is_shards(data):
+        _check_images_needed(data, sampled)
         _check_no_originals(data, wanted)
         levels = _numbers(wanted.levels)
         return _evaluate_shards(data, running.model(model), wanted.limit, levels, json, quiet)
@@ -133,6 +148,8 @@ def evaluate(
     codec = running.model(model).load()
     if values is None and codec.range is not None:
         chosen = replace(chosen, range=images.show_range(codec.range))
+    if sampled.samples is not None:
+        return evaluate_samples(codec, data, chosen, sampled, wanted.limit, sheet, force, running)
     network = _load_lpips(wanted.lpips)
     from vqtok.evaluate import evaluate as measure
 
@@ -174,6 +191,17 @@ def evaluate(
     if errors:
         output.say(f"{len(errors)} of {result.pictures + len(errors)} failed", style="bold red")
         raise typer.Exit(1)
+
+
+def _check_images_needed(data: Path, sampled: SamplesOptions) -> None:
+    """UsageError where samples are to be compared with images that are not there."""
+    from vqtok.errors import UsageError
+
+    if sampled.samples is not None:
+        raise UsageError(
+            f"--samples compares with images, and {data} holds codes",
+            f"give the images in place of {data}",
+        )
 
 
 def _check_no_originals(data: Path, options: MeasureOptions) -> None:

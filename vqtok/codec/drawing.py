@@ -70,9 +70,8 @@ class DrawDefaults:
         )
 
 
-def _within(value: object, low: float, high: float) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and low <= value <= high
+def _within(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and low <= value <= high
 
 
 def _damaged(origin: object) -> FormatError:

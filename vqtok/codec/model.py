@@ -674,8 +674,9 @@ class Model:
         levels = self._count(options.pop("levels", None))
         codes = codes.first_levels(min(levels, codes.levels))
         given = torch.from_numpy(codes.indices[0].astype(np.int64))  # (L, h, w)
-        kept = drawing.known_part(keep, hole, *given.shape[1:], self.config.downsample)
-        known = torch.full((levels, *given.shape[1:]), -1)
+        h, w = given.shape[1:]
+        kept = drawing.known_part(keep, hole, h, w, self.config.downsample)
+        known = torch.full((levels, h, w), -1)
         known[: codes.levels] = given.where(kept, -1)
         label = options.pop("label", None)
         options["labels"] = None if label is None else self._labels(label, n)
