@@ -77,7 +77,10 @@ def test_samples_of_the_class_asked_for_are_seen(known: Known):
         for part in (train, test)
     ]
     known.off = 0
-    assert score_samples(train_judge(known, *numbered), known, 30)[0].accuracy == 1
+    by_number = score_samples(train_judge(known, *numbered), known, 30)[0]
+    assert by_number.accuracy == 1
+    assert "0 = cat" in by_number.notes[0]
+    assert not scores.notes
 
 
 def test_the_classifier_is_decided_by_the_seed():

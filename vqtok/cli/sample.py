@@ -14,6 +14,7 @@ from vqtok.cli import output
 from vqtok.cli.progress import bar
 from vqtok.cli.start import ModelOptions
 from vqtok.errors import UsageError
+from vqtok.model_registry import DEFAULT_MODEL, DEFAULT_SAMPLED
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
@@ -154,7 +155,19 @@ def sample(
             metavar="PATH",
         ),
     ] = None,
-    model: o.ModelName = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            autocompletion=o.complete_model,
+            help=(
+                "Name, folder or tokenizer file. Default: VQTOK_MODEL, else fashion, whose samples "
+                "are recognized best; with --complete, --size or --levels photo."
+            ),
+        ),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -171,12 +184,19 @@ def sample(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Draw new images from a model's prior."""
+    """Draw new images from a model's prior.
+
+    Of the bundled models fashion draws clothes and shoes that can be named, cifar10 small scenes
+    in the colors of their class, and photo the textures of photographs.
+    """
     complete, options = completed.complete, drawn.keywords()
     completed.check(size)
     wanted = _parse_size(size)
     target = _target(out, n, json, force)
-    chosen = ModelOptions(model, device, verbose=verbose)
+    default = DEFAULT_SAMPLED
+    if complete is not None or size is not None or drawn.levels is not None:
+        default = DEFAULT_MODEL  # fashion has one level, and knows one size
+    chosen = ModelOptions(model, device, verbose=verbose, default=default)
     chosen.check_levels(drawn.levels)
     codec = chosen.load()
     begin = time.perf_counter()

@@ -18,3 +18,15 @@ def class_numbers(names: Sequence[str], labels: Sequence[str]) -> list[int] | No
         return None
     numbers = [int(name) for name in names]
     return numbers if max(numbers) < len(labels) else None
+
+
+def number_note(names: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Says which labels mere numbers were taken for; nothing where names were found by name."""
+    numbers = class_numbers(names, labels)
+    if numbers is None or set(names) <= set(labels):
+        return []
+    shown = ", ".join(f"{name} = {labels[n]}" for name, n in zip(names[:3], numbers, strict=False))
+    return [
+        f"the data's classes are numbers, and are taken for the prior's labels in their order: "
+        f"{shown}{', ...' if len(names) > 3 else ''}"
+    ]

@@ -15,7 +15,7 @@ from vqtok.codes import Codes, Compact, Encoded, count_levels, levels_fix, to_by
 from vqtok.data import Dataset, read_whole
 from vqtok.errors import InputError, UsageError
 from vqtok.evaluate.baseline_coders import grid_bytes
-from vqtok.evaluate.classes import class_numbers
+from vqtok.evaluate.classes import class_numbers, number_note
 from vqtok.evaluate.comparator import SMALLEST, Comparator, count_exact
 from vqtok.evaluate.reference_codecs import CODECS, ReferenceCodec, writable
 from vqtok.evaluate.results import Evaluation, RunningTotals, Totals
@@ -100,7 +100,10 @@ def evaluate(
             f"no image of {dataset.name} can be read",
             "check that the files are whole and are images",
         )
-    return sums.result(_notes(sums, plan, lpips))
+    notes = _notes(sums, plan, lpips)
+    return sums.result(
+        notes if prior is None else (*number_note(dataset.labels, model.labels), *notes)
+    )
 
 
 def evaluate_codes(

@@ -15,7 +15,7 @@ import torch
 from vqtok.codec import Model
 from vqtok.data import Dataset, counter_rng, split_indices
 from vqtok.errors import UsageError
-from vqtok.evaluate.classes import class_numbers
+from vqtok.evaluate.classes import class_numbers, number_note
 from vqtok.evaluate.classifier import (
     Classifier,
     Pool,
@@ -99,7 +99,8 @@ def train_judge(
     classifier learns to tell by how many quarter turns an image is turned (Gidaris et al. 2018,
     arXiv 1803.07728): its features say what is shown all the same. Raises InputError.
     """
-    size, channels, notes = judged_size(*model.native_size), model.config.channels, []
+    size, channels = judged_size(*model.native_size), model.config.channels
+    notes = number_note(train.labels, model.labels)
     pool = read_pool(train, channels, size)
     if train.split is None and test.split is None and len(pool) > 1:
         kept, aside = split_indices(train, HELD_OUT, HELD_OUT_MAX, seed)
