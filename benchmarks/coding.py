@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from vqtok import codec, model_registry, weights
+from vqtok.integer_prior.arithmetic import EMBEDDING_STEP
 from vqtok.priors import IntegerPrior
-from vqtok.priors.integer import EMBEDDING_STEP, IntegerLinear
+from vqtok.priors.integer import IntegerLinear
 
 
 def median(run, times: int = 5) -> float:

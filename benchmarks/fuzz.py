@@ -75,7 +75,7 @@ def _coded(model: str) -> CodesFiles:
         for a, b in ((2, 1), (1, 2))
     ]
     kind = CodesFiles(loaded.entropy_coder, [loaded.encode(image, levels=3) for image in images])
-    coded = [stream for stream in kind.streams if stream[1] & 1]
+    coded = [stream for stream in kind.streams if stream[0] & 1]
     assert coded
     kind.streams, kind.compacts = coded, [one for one in kind.compacts if one.prior]
     return kind

@@ -184,7 +184,11 @@ CASES = [
     Case("eval", "--labels", "none.csv", "images"),
     Case("eval", "--levels", "2", "images"),
     Case("eval", "--lpips", "missing.safetensors", "images"),
+    Case("eval", "--dists", "missing.safetensors", "images"),
+    Case("eval", "--vgg", "missing.safetensors", "images"),
+    Case("eval", "--fid", "missing.pth", "images"),
     Case("eval", "--codecs", "jpeg", "images"),
+    Case("eval", "--csv", "figures.csv", "images"),
     Case("eval", "--sheet", "sheet.png", "images"),
     Case("eval", "--plot", "rd.svg", "images"),
     # what they do: test_samples.py

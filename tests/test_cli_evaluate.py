@@ -1,5 +1,6 @@
 """`vqtok eval` by level, beside codecs, with LPIPS, curves and sheets, as typed."""
 
+import csv
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -14,6 +15,7 @@ from conftest import PRIOR, TOKENIZER, image, make_model
 from safetensors.torch import save_file
 
 from vqtok import images
+from vqtok.evaluate import fid
 from vqtok.losses import LPIPS, lpips
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -30,9 +32,9 @@ def four(tmp_path: Path) -> Path:
     return make_model(tmp_path / "models" / "four", tokenizer, replace(PRIOR, levels=4, labels=()))
 
 
-def lpips_file(name: str) -> Path:
+def lpips_file(name: str, backbone: lpips._Backbone = lpips.ALEX) -> Path:
     torch.manual_seed(0)
-    network = LPIPS(lpips.ALEX)
+    network = LPIPS(backbone)
     tensors = {f"features.{key}": value for key, value in network.convs.state_dict().items()}
     heads = {
         f"lin{i}.model.1.weight": torch.rand(1, len(head), 1, 1)
@@ -158,7 +160,75 @@ def test_sheet_shows_levels_and_codecs_pixel_by_pixel(four: Path):
 def test_levels_that_the_model_has_not(four: Path):
     assert "has 4 levels" in fails("eval", "in", "-m", four, "--levels", "1,8", code=2)
     assert "cannot read the levels" in fails("eval", "in", "-m", four, "--levels", "all", code=2)
-    assert "no codec 'heic'" in fails("eval", "in", "-m", four, "--codecs", "heic", code=2)
+    assert "no codec 'bpg'" in fails("eval", "in", "-m", four, "--codecs", "bpg", code=2)
+
+
+def test_several_models_in_one_table_and_csv(four: Path):
+    lines = ok("eval", "in", "-m", four, "-m", "toy", "--csv", "f.csv", "--codecs", "jpeg").stdout
+    rows = [line.split() for line in lines.splitlines()]
+    assert [row[:2] for row in rows if row and row[0] in ("four", "toy")] == [
+        *(["four", str(n)] for n in (1, 2, 3, 4)),
+        ["toy", "1"],
+    ]
+    table = list(csv.DictReader(Path("f.csv").read_text(encoding="utf-8").splitlines()))
+    assert [(row["model"], row["coder"], row["levels"]) for row in table if row["times"] == ""] == [
+        *(("four", "vqtok", str(n)) for n in (1, 2, 3, 4)),
+        ("toy", "vqtok", "1"),
+    ]
+    assert {row["coder"] for row in table} == {"vqtok", "jpeg"}
+    done = ok("eval", "in", "-m", four, "-m", "toy", "--json", "--codecs", "jpeg")
+    both = json.loads(done.stdout)["models"]
+    assert [figures["model"] for figures in both] == ["four", "toy"]
+    for row in table:
+        figures = both[row["model"] == "toy"]
+        held = figures["levels"] if row["coder"] == "vqtok" else figures["codecs"]
+        wanted = next(
+            one
+            for one in held
+            if str(one["levels"]) == row["levels"] and str(one.get("times", "")) == row["times"]
+        )
+        assert float(row["psnr"]) == wanted["psnr"]
+        assert [float(row["psnr_low"]), float(row["psnr_high"])] == wanted["intervals"]["psnr"]
+        assert float(row["bpp"]) == wanted.get("bpp_plain", wanted["bpp"])
+    message = fails("eval", "in", "-m", four, "-m", "nowhere")
+    assert "there is no model 'nowhere'" in message
+    assert "JPEG" not in message  # said before the first is measured
+    assert "f.csv exists" in fails("eval", "in", "--csv", "f.csv")
+    assert "shows one model" in fails(
+        "eval", "in", "-m", four, "-m", "toy", "--sheet", "s.png", code=2
+    )
+
+
+def test_dists_and_fid_as_typed(four: Path, monkeypatch: pytest.MonkeyPatch):
+    vgg, alex = lpips_file("vgg.safetensors", lpips.VGG), lpips_file("alex.safetensors")
+    halves = {name: torch.rand(1, 1475, 1, 1) for name in ("alpha", "beta")}
+    save_file(halves, "dists.safetensors")
+    short = ("--limit", "1", "--levels", "4", "--codecs", "none")
+    ask = ("eval", "in", "-m", four, *short, "--dists", "dists.safetensors")
+    by_lpips = json.loads(ok(*ask, "--lpips", vgg, "--json").stdout)
+    beside = json.loads(ok(*ask, "--lpips", alex, "--vgg", vgg, "--json").stdout)
+    assert 0 < by_lpips["dists"] == by_lpips["levels"][0]["dists"] == beside["dists"]
+    assert "--vgg FILE" in fails(*ask, code=2)
+    assert "--vgg FILE" in fails(*ask, "--lpips", alex, code=2)
+    assert "--vgg serves --dists" in fails("eval", "in", "--vgg", vgg, code=2)
+    assert "Inception-v3, lacks" in fails("eval", "in", "-m", four, *short, "--fid", vgg)
+
+    class Network:  # the real one is in test_evaluate_networks.py
+        def __init__(self, tensors: object, origin: str) -> None:
+            pass
+
+        def to(self, device: torch.device) -> "Network":
+            return self
+
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3)).repeat(1, 2)[:, :4]
+
+    monkeypatch.setattr(fid, "Inception", Network)
+    monkeypatch.setattr(fid, "FEATURES", 4)
+    done = ok("eval", "in", "-m", four, "--codecs", "none", "--fid", vgg)
+    assert re.search(r"\n +FID +\d+\.\d\d", done.stdout)
+    assert "FID of 2 patches" in done.stderr
+    assert "fewer than 2049 patches" in done.stderr
 
 
 def test_small_images_are_compared_with_no_codec():

@@ -4,6 +4,9 @@ and what is said where a prior is missing.
 
 import json
 import os
+import subprocess
+import sys
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -281,10 +284,29 @@ def test_damage_is_an_error_and_never_a_wrong_image(coding: Path):
     stream, draw = to_stream(stored), np.random.default_rng(0)
     for _ in range(30):
         at = int(draw.integers(30, len(stream)))
-        np.savez(
-            "bad.npz",
-            stream=np.frombuffer(
-                stream[:at] + bytes([stream[at] ^ 255]) + stream[at + 1 :], np.uint8
-            ),
-        )
+        with zipfile.ZipFile("bad.npz", "w") as archive:
+            archive.writestr("c", stream[:at] + bytes([stream[at] ^ 255]) + stream[at + 1 :])
         assert fails("decode", "bad.npz").count("\n") == 2
+
+
+def test_coding_imports_no_torch(coding: Path):
+    """pack, unpack, truncate of compact files, and reading them in the library."""
+    code = (
+        "import sys; from vqtok.__main__ import main; sys.argv[1:] = {words!r}\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    for words in (
+        ["pack", "one.npz", "-o", "coded.npz"],
+        ["unpack", "coded.npz", "-o", "back.npz"],
+        ["truncate", "coded.npz", "--levels", "1", "-o", "cut.npz"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(words=words)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert codes.form(codes.read_any_codes("coded.npz")) == "coded"
+    assert vqtok.read_codes("back.npz") == vqtok.read_codes("one.npz")
+    code = "import sys, vqtok; vqtok.read_codes('coded.npz')\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

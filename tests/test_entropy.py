@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vqtok import entropy
-from vqtok.entropy import TOTAL, Decoder
+from vqtok.entropy import BLOCK, TOTAL, Decoder, Frequencies
 from vqtok.errors import FormatError
 
 
@@ -24,17 +24,88 @@ def drawn(cumulative: np.ndarray, seed: int = 0) -> np.ndarray:
     return (cumulative[..., 1:] <= slots[..., None]).sum(-1)
 
 
+def shares(cumulative: np.ndarray) -> Frequencies:
+    """The frequencies of rows (n, K + 1) of a table: of each symbol 1 and its weight."""
+    n, K = cumulative.shape[0], cumulative.shape[1] - 1
+    weights = np.zeros((n, -(-K // BLOCK) * BLOCK), np.float32)
+    weights[:, :K] = np.diff(cumulative) - 1
+    return Frequencies(weights.reshape(n, -(-K // BLOCK), BLOCK).swapaxes(1, 2), K)
+
+
 def encode(cumulative: np.ndarray, symbols: np.ndarray) -> list[bytes]:
     ends = np.take_along_axis(cumulative, symbols[..., None] + np.arange(2), -1)
     return [entropy.encode(pair[:, 0], pair[:, 1] - pair[:, 0]) for pair in ends]
 
 
+def next_symbols(decoder: Decoder, cumulative: np.ndarray) -> np.ndarray:
+    """The next N symbols of B streams by tables (B, N, K + 1)."""
+    B, N, size = cumulative.shape
+    rows = shares(cumulative.reshape(B * N, size))
+    return np.array(decoder.decode(rows, np.arange(B).repeat(N)), np.int64).reshape(B, N)
+
+
 def decode(data: bytes, cumulative: np.ndarray) -> np.ndarray:
     """The symbols of one stream; FormatError unless it ends there."""
     decoder = Decoder([data])
-    symbols = decoder.decode(cumulative)
+    symbols = next_symbols(decoder, cumulative)
     decoder.finish()
     return symbols
+
+
+@pytest.mark.parametrize("number", [0, 1, 0x12345678, (1 << 32) - 1])
+@pytest.mark.parametrize("N", [0, 1, 7, 300])
+def test_a_stream_carries_a_number(number: int, N: int):
+    """In no more than half a bit more."""
+    cumulative = tables((1, N), 50)
+    symbols = drawn(cumulative)
+    ends = np.take_along_axis(cumulative, symbols[..., None] + np.arange(2), -1)[0]
+    data = entropy.encode(ends[:, 0], ends[:, 1] - ends[:, 0], number)
+    assert len(data) <= len(encode(cumulative, symbols)[0]) + 2
+    decoder = Decoder([data])
+    np.testing.assert_array_equal(next_symbols(decoder, cumulative), symbols)
+    assert decoder.carried() == [number]
+    one_by_one = Decoder([data])
+    found = [one_by_one.next_symbol(row) for row in cumulative[0]]
+    assert (found, one_by_one.carried()) == (symbols[0].tolist(), [number])
+    if number:
+        with pytest.raises(FormatError, match="damaged"):
+            decoder.finish()
+
+
+def test_a_stream_that_does_not_end_carries_nothing():
+    cumulative = tables((1, 40), 50)
+    (data,) = encode(cumulative, drawn(cumulative))
+    for stream, rows, message in (
+        (data + b"\0\0", cumulative, "damaged"),
+        (data, cumulative[:, :39], "damaged"),
+        (data[:-2], cumulative, "truncated"),
+    ):
+        with pytest.raises(FormatError, match=message):
+            read_to_the_end(stream, rows[0])
+
+
+def read_to_the_end(stream: bytes, rows: np.ndarray) -> None:
+    decoder = Decoder([stream])
+    for row in rows:
+        decoder.next_symbol(row)
+    decoder.carried()
+
+
+@pytest.mark.parametrize("K", [2, 16, 17, 300, 1024])
+def test_intervals_are_what_the_weights_say(K: int):
+    """By integers alone: floor(P(c) (TOTAL - K) / P(K)) + c."""
+    draw = np.random.default_rng(K)
+    weights = np.floor(2.0 ** draw.uniform(0, 14, (5, K))).astype(np.int64)
+    weights[1, 1:] = 0  # all for one
+    padded = np.zeros((5, -(-K // BLOCK) * BLOCK), np.float32)
+    padded[:, :K] = weights
+    found = Frequencies(padded.reshape(5, -1, BLOCK).swapaxes(1, 2), K)
+    sums = np.pad(weights.cumsum(1), ((0, 0), (1, 0)))
+    exact = sums * (TOTAL - K) // sums[:, -1:] + np.arange(K + 1)
+    for symbol in {0, 1, K // 2, K - 1}:
+        intervals = found.intervals(np.full(5, symbol))
+        np.testing.assert_array_equal(intervals, exact[:, symbol : symbol + 2])
+    assert found.intervals(np.full(5, K - 1))[:, 1].tolist() == [TOTAL] * 5
 
 
 @pytest.mark.parametrize(
@@ -44,7 +115,7 @@ def test_round_trip(B: int, N: int, K: int):
     cumulative = tables((B, N), K)
     symbols = drawn(cumulative)
     decoder = Decoder(encode(cumulative, symbols))
-    parts = [decoder.decode(cumulative[:, : N // 3]), decoder.decode(cumulative[:, N // 3 :])]
+    parts = [next_symbols(decoder, part) for part in np.split(cumulative, [N // 3], axis=1)]
     decoder.finish()
     np.testing.assert_array_equal(np.concatenate(parts, 1), symbols)
 

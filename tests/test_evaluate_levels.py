@@ -295,6 +295,23 @@ def test_levels_are_coded_once(model: codec.Model, monkeypatch: pytest.MonkeyPat
         assert row.bpp_compact == pytest.approx(8 * size / (2 * 70 * 90))
 
 
+def test_codecs_get_the_bytes_of_compact_files_where_there_are(
+    model: codec.Model, monkeypatch: pytest.MonkeyPatch
+):
+    class Coder:
+        def pack_levels(self, found: codes.Codes):
+            return lambda count: codes.to_compact(found.first_levels(count))
+
+    # a plain file in which JPEG could be much better
+    monkeypatch.setattr(measure, "to_bytes", lambda part: b"x" * 100_000)
+    monkeypatch.setattr(codec.Model, "entropy_coder", Coder())
+    result = evaluate(model, data(), levels=[4], codecs=["jpeg"])
+    assert result.codecs[0].times == 1
+    compact = result.levels[0].bpp_compact
+    assert compact is not None
+    assert compact * 0.9 < result.codecs[0].bpp <= compact or result.codecs[0].over
+
+
 def test_a_file_that_is_too_large_all_the_same_is_told(
     model: codec.Model, monkeypatch: pytest.MonkeyPatch
 ):

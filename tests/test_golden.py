@@ -18,9 +18,13 @@ from make_golden_runs import TINY, settings
 from safetensors import safe_open
 
 import vqtok
+from vqtok.codes import Compact, read_any_codes
+from vqtok.codes.compact import to_stream
 
 GOLDEN = Path(__file__).parent / "golden" / "format1"
-CODED = ("two-sizes", "one-size", "first-level")
+FORMS = GOLDEN / "compact2"  # compact files of the second form, of what `codes` holds in the first
+CODED = ("two-sizes", "one-size", "first-level", "deep-coded")
+CODES = (*CODED, "bit-packed", "deep-packed")
 TOKENIZERS = sorted(path.stem for path in (GOLDEN / "tokenizers").iterdir())
 PRIORS = sorted(path.stem for path in (GOLDEN / "priors").iterdir())
 WEIGHTS = sorted(path for path in GOLDEN.rglob("*.safetensors") if path.parent != GOLDEN)
@@ -65,7 +69,7 @@ def log(path: Path) -> list[dict[str, Any]]:
 # Codes files
 
 
-@pytest.mark.parametrize("name", [*CODED, "bit-packed"])
+@pytest.mark.parametrize("name", CODES)
 def test_whole_compact_files_hold_the_codes_that_they_always_held(name: str):
     path, plain = GOLDEN / "codes" / f"{name}.npz", GOLDEN / "codes" / f"{name}.plain.npz"
     with np.load(plain, allow_pickle=False) as file:
@@ -77,19 +81,38 @@ def test_whole_compact_files_hold_the_codes_that_they_always_held(name: str):
     assert sizes == meta["sizes"]
     for key in ("model", "fingerprint", "codebook_size", "downsample", "channels"):
         assert getattr(found, key) == meta[key], key
+    assert found.range == (tuple(meta["range"]) if "deep" in name else None)
     assert found == vqtok.read_codes(plain)
 
 
-@pytest.mark.parametrize("name", [*CODED, "bit-packed"])
+@pytest.mark.parametrize("name", CODES)
 def test_packing_gives_the_bytes_that_it_always_gave(name: str, tmp_path: Path):
     """The integer prior is exact on every machine: so is what it writes."""
     owner = vqtok.load(GOLDEN / ("run" if name in CODED else "stopped"), "cpu")
     plain = vqtok.read_codes(GOLDEN / "codes" / f"{name}.plain.npz")
     vqtok.write_codes(tmp_path / "a.npz", owner.pack(plain))
-    with np.load(tmp_path / "a.npz") as made, np.load(GOLDEN / "codes" / f"{name}.npz") as golden:
-        assert made.files == golden.files == ["stream"]
-        assert made["stream"].tobytes() == golden["stream"].tobytes()
-        assert made["stream"][1] & 1 == (name in CODED)
+    paths = (tmp_path / "a.npz", FORMS / f"{name}.npz", GOLDEN / "codes" / f"{name}.npz")
+    made, golden, first = (read_any_codes(path) for path in paths)
+    assert isinstance(made, Compact)
+    assert isinstance(golden, Compact)
+    assert isinstance(first, Compact)
+    assert to_stream(made) == to_stream(golden)
+    assert (made.prior is not None) == (name in CODED)
+    if name in CODED:  # in the first form streams carry no checksum
+        assert owner.entropy_coder is not None
+        assert tuple(owner.entropy_coder.prior.encode(plain.indices)) == first.streams
+    else:
+        assert made.streams == first.streams
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_the_second_compact_form_holds_the_codes_of_the_first(name: str):
+    path, first = FORMS / f"{name}.npz", GOLDEN / "codes" / f"{name}.npz"
+    owner = str(GOLDEN / "run") if name in CODED else None
+    with np.load(path, allow_pickle=False) as file:
+        assert file.files == ["c"]
+    assert vqtok.read_codes(path, owner) == vqtok.read_codes(first, owner)
+    assert first.stat().st_size - path.stat().st_size > 80
 
 
 # Models

@@ -26,6 +26,7 @@ PACKAGES = (
     "data",
     "evaluate",
     "images",
+    "integer_prior",
     "interop",
     "losses",
     "networks",

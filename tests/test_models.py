@@ -93,7 +93,7 @@ def test_default_model_is_photo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_drawn_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`fashion`, in 2 MB; `photo` where an image is completed, or a size or levels are asked for."""
+    """`fashion`, in 2 MB; `photo` to complete an image, or where size or levels are asked for."""
     monkeypatch.delenv("VQTOK_MODELS")
     folder = MODELS / model_registry.DEFAULT_SAMPLED
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000

@@ -206,7 +206,7 @@ def test_a_card_is_shown_as_it_is():
 
 
 def test_panels_come_from_figures():
-    panels = plots.rate_panels(FIGURES, "m")
+    panels = plots.rate_panels({"m": FIGURES})
     assert list(panels) == ["psnr"]
     assert {series.name: series.points for series in panels["psnr"].series} == {
         "vqtok m": [(0.05, 20.0)],
@@ -215,7 +215,7 @@ def test_panels_come_from_figures():
     }
     read = check_page(model_page.page(model_report(panels=list(panels.values()))))
     assert len(read.attributes("svg")) == 1
-    one = plots.rate_panels({"levels": FIGURES["levels"]}, "m")
+    one = plots.rate_panels({"m": {"levels": FIGURES["levels"]}})
     read = check_page(model_page.page(model_report(panels=list(one.values()))))
     assert read.attributes("svg") == []
     assert "there are no curves" in read.text

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from cli_helpers import fails, ok
 import vqtok
 from vqtok import model_registry, weights
 from vqtok.codes import Codes, Compact, index_dtype, read_any_codes, to_compact, write_codes
-from vqtok.codes.compact import checksum
+from vqtok.codes.compact import checksum, to_stream
 from vqtok.codes.io import to_bytes
 from vqtok.codes.npz import data_offset
 from vqtok.config import EntropyConfig
@@ -56,6 +57,7 @@ def assert_equal(found: dict[str, Any], codes: Codes) -> None:
         found[key] for key in ("model", "fingerprint", "codebookSize", "downsample", "channels")
     ]
     assert said == list(codes.description)[:5]
+    assert found["range"] == (None if codes.range is None else list(codes.range))
 
 
 # Codes files
@@ -64,7 +66,8 @@ def assert_equal(found: dict[str, Any], codes: Codes) -> None:
 @needs_node
 def test_golden_files_have_the_same_indices():
     paths = [*(GOLDEN / "codes").glob("*-*.npz"), GOLDEN / "small.npz", GOLDEN / "large.npz"]
-    assert len(paths) == 10
+    paths += (GOLDEN / "compact2").glob("*.npz")
+    assert len(paths) == 20
     for plain in (False, True):
         jobs = [{"file": str(path), "prior": str(RUN), "plain": plain} for path in paths]
         for path, found in zip(paths, node(jobs), strict=True):
@@ -103,13 +106,15 @@ def random_file(
     sizes = [(h * f - int(rng.integers(f)), w * f - int(rng.integers(f))) for _ in range(n)]
     sizes = sizes[:1] * n if rng.random() < 0.5 else sizes
     described = (str(rng.choice(["a", "Füße 2", "long" * 40])), "0badcafe", K, f)
-    codes = Codes(indices.astype(index_dtype(K)), *described, int(rng.choice([1, 3])), tuple(sizes))
+    value_range = (-0.5, float(rng.random())) if rng.random() < 0.3 else None
+    more = (int(rng.choice([1, 3])), tuple(sizes), value_range)
+    codes = Codes(indices.astype(index_dtype(K)), *described, *more)
     if rng.random() < 0.1:
         write_codes(path, to_compact(codes))
         return codes, False
     # not `to_compact`: it takes the streams of a prior only where they are smaller
-    about = (*codes.description[:6], codes.levels, checksum(codes.indices, codes.sizes))
-    write_codes(path, Compact(*about, name, tuple(prior.encode(codes.indices))))  # type: ignore[arg-type]
+    streams = tuple(prior.encode(codes.indices, checksum(codes.indices, codes.sizes)))
+    write_codes(path, Compact(*codes.description, codes.levels, None, name, streams))  # type: ignore[arg-type]
     return codes, True
 
 
@@ -146,15 +151,24 @@ def test_damaged_files_are_refused_or_read_as_python_does(tmp_path: Path):
     """The page never reads what Python refuses, and never other indices."""
     rng, jobs, wanted = np.random.default_rng(2), [], []
     names = ("codes/two-sizes", "codes/bit-packed", "codes/one-size.plain", "small", "large")
+    names += ("compact2/two-sizes", "compact2/bit-packed", "compact2/first-level")
+    names += ("codes/deep-coded", "compact2/deep-coded", "compact2/deep-packed")
     for name in names:
         whole = (GOLDEN / f"{name}.npz").read_bytes()
         stream = np.load(GOLDEN / f"{name}.npz").get("stream")
+        member = np.load(GOLDEN / f"{name}.npz").get("c")
         for i in range(40):
             data = bytearray(whole)
             if i % 2 and stream is not None:  # inside the stream, where no checksum of zip helps
                 with_error = stream.copy()
                 with_error[rng.integers(min(60, len(stream)))] ^= 1 << rng.integers(8)
                 np.savez(tmp_path / "x.npz", stream=with_error)
+                data = bytearray((tmp_path / "x.npz").read_bytes())
+            elif i % 2 and member is not None:  # and so here, in a zip made anew
+                changed = bytearray(member)
+                changed[rng.integers(min(40, len(changed)))] ^= 1 << rng.integers(8)
+                with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+                    archive.writestr("c", bytes(changed))
                 data = bytearray((tmp_path / "x.npz").read_bytes())
             elif i % 4 == 0:
                 del data[rng.integers(len(data)) :]
@@ -202,8 +216,8 @@ def python_reads(path: Path) -> Codes | None:
         prior = IntegerInference(config, stored.tensors)
         if packed.codebook_size != config.codebook_size or packed.levels > config.levels:
             return None
-        indices = prior.decode(packed.streams, *packed.shape[1:])
-        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)))
+        indices, carried = prior.decode_all(packed.streams, *packed.shape[1:])
+        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)), carried)
     except FormatError:
         return None
 
@@ -227,13 +241,11 @@ def test_other_files_get_a_clear_message(data: bytes, said: str, tmp_path: Path)
 @needs_node
 def test_a_vast_claim_takes_no_memory(tmp_path: Path):
     """A compact file of 200 bytes that says it holds 2^24 images of 14,000 x 14,000 pixels."""
-    codes = Codes(np.zeros((1, 1, 2, 2), np.uint8), "a", "0badcafe", 256, 4, 3, ((8, 8),))
-    data = bytearray(to_bytes(to_compact(codes)))
-    with np.load(Path(write(tmp_path / "a.npz", bytes(data)))) as file:
-        stream = bytearray(file["stream"].tobytes())
-    at = stream.index(b"\x80\x02\x04\x01\x01\x01a") + 4  # K, f, L, n, bytes of the name, the name
-    stream[at : at + 1] = b"\x80\x80\x80\x08"
-    np.savez(tmp_path / "b.npz", stream=np.frombuffer(bytes(stream), np.uint8))
+    codes = Codes(np.zeros((2, 1, 2, 2), np.uint8), "a", "0badcafe", 256, 4, 3, ((8, 8),) * 2)
+    stream = to_stream(to_compact(codes))
+    assert stream[3] == 2  # n
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("c", stream[:3] + b"\x80\x80\x80\x08" + stream[4:])
     (found,) = node([{"file": str(tmp_path / "b.npz")}])
     assert "16777216 images are claimed" in found["error"]
 

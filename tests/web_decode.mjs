@@ -6,7 +6,7 @@ import { pathToFileURL } from "node:url";
 
 const folder = process.argv[2];
 const load = (name) => import(pathToFileURL(`${folder}/${name}.mjs`));
-const { CodesError, readCodes, withIndices } = await load("codes");
+const { CodesError, readCodes } = await load("codes");
 const { Kernels } = await load("kernels");
 const { Decoder } = await load("network");
 const { IntegerPrior, PlainArithmetic, decodeIndices } = await load("prior");
@@ -23,8 +23,7 @@ async function indices({ file, prior, plain }) {
   const codes = await readCodes(readFileSync(file));
   const find = () => once(`${prior} ${plain}`, () =>
     new IntegerPrior(readWeights(readFileSync(prior)), plain ? new PlainArithmetic() : new Kernels(module)));
-  const done = codes.streams ? withIndices(codes, decodeIndices(codes, find)) : codes;
-  const { indices: found, ...rest } = done;
+  const { indices: found, ...rest } = decodeIndices(codes, find);
   return { ...rest, bytes: Buffer.from(found.buffer, found.byteOffset, found.byteLength).toString("base64") };
 }
 

@@ -20,7 +20,7 @@ from attacks.harness import Case, FoundError
 from vqtok import codes, model_registry, weights
 from vqtok.codec import EntropyCoder
 from vqtok.codes import Codes, Compact
-from vqtok.codes.compact import from_stream, to_stream
+from vqtok.codes.compact import checksum, from_first_form, from_stream, to_stream
 from vqtok.config import EntropyConfig
 from vqtok.errors import FormatError
 from vqtok.priors import IntegerPrior
@@ -119,7 +119,11 @@ class CodesFiles:
             self._coded(one) for one in small
         ]
         self.streams = [to_stream(one) for one in self.compacts]
+        self.first_forms = [
+            self._first_form(one, one.codebook_size == 16) for one in self.originals
+        ]
         self.files = [codes.to_bytes(one) for one in [*self.originals, *self.compacts]]
+        self.files += [_first_form_file(stream) for stream in self.first_forms]
         self.results = {_identity(one) for one in self.originals}
 
     def warm(self) -> None:
@@ -128,8 +132,28 @@ class CodesFiles:
 
     def _coded(self, one: Codes) -> Compact:
         """Coded even where bit-packing is smaller."""
-        streams = tuple(self.coder.prior.encode(one.indices))
-        return replace(codes.to_compact(one), prior=self.coder.fingerprint, streams=streams)
+        streams = self.coder.prior.encode(one.indices, checksum(one.indices, one.sizes))
+        found = codes.to_compact(one)
+        name = self.coder.fingerprint
+        return replace(found, checksum=None, prior=name, streams=tuple(streams))
+
+    def _first_form(self, one: Codes, coded: bool) -> bytes:
+        """What the member of the first form holds."""
+        packed = codes.to_compact(one).streams
+        streams = self.coder.prior.encode(one.indices) if coded else packed
+        equal = len(set(one.sizes)) == 1
+        numbers = [one.codebook_size, one.downsample, one.levels, len(one)]
+        name = one.model.encode()
+        sizes = [side for size in (one.sizes[:1] if equal else one.sizes) for side in size]
+        parts = [
+            bytes([1, coded + (one.channels == 1) * 2 + equal * 4]),
+            bytes.fromhex(one.fingerprint),
+            checksum(one.indices, one.sizes).to_bytes(4, "little"),
+            bytes.fromhex(self.coder.fingerprint) if coded else b"",
+            _as_varints([*numbers, len(name)]) + name + _as_varints(sizes),
+            _as_varints([len(stream) for stream in streams[:-1]]),
+        ]
+        return b"".join([*parts, *streams])
 
     def case(self, draw: random.Random) -> Case:
         if draw.random() < 0.5:
@@ -185,20 +209,23 @@ def _zip_fields(kind: CodesFiles, draw: random.Random) -> Case:
 
 
 def _streams(kind: CodesFiles, draw: random.Random) -> Case:
-    """A damaged stream in a whole zip: the checksum in the stream must tell."""
-    stream, origin = mutate.damage(draw.choice(kind.streams), kind.streams, draw)
-    need, work = _claim(stream)
-    return Case(_compact_file(stream), f"stream: {origin}", need, "damaged", work)
+    """A damaged stream in a zip made anew, so that only its own checksum is left."""
+    first = draw.random() < 0.25
+    wholes = kind.first_forms if first else kind.streams
+    stream, origin = mutate.damage(draw.choice(wholes), wholes, draw)
+    need, work = _claim(stream, from_first_form if first else from_stream)
+    file = _first_form_file(stream) if first else _compact_file(stream)
+    return Case(file, f"stream: {origin}", need, "damaged", work)
 
 
-def _claim(stream: bytes) -> tuple[int, float]:
+def _claim(stream: bytes, read: Callable[[bytes], Compact] = from_stream) -> tuple[int, float]:
     """Bytes and seconds that the decoding of the grid that a coded stream claims takes.
 
     That is four floats and an index for each place, as embeddings of the tiny prior are, and 1 ms a
     step, as on a busy machine.
     """
     with suppress(FormatError):
-        found = from_stream(stream)
+        found = read(stream)
         if found.prior is not None:
             _, levels, h, w = found.shape
             return (1 << 16) + 24 * math.prod(found.shape), 1e-3 * (2 * h + w + 4 * levels)
@@ -206,24 +233,32 @@ def _claim(stream: bytes) -> tuple[int, float]:
 
 
 def _compact_file(stream: bytes) -> bytes:
+    return mutate.zipped([("c", stream)])
+
+
+def _first_form_file(stream: bytes) -> bytes:
     return mutate.zipped([("stream.npy", npy("|u1", f"({len(stream)},)", stream))])
 
 
 def _varints(kind: CodesFiles, draw: random.Random) -> Case:
     """A stream whose numbers are set anew: K, f, L, n, sizes."""
     one = draw.choice(kind.compacts)
-    head = bytearray(to_stream(one)[: 14 if one.prior else 10])
-    head[1] = draw.choice((head[1], draw.randrange(256)))
-    numbers = [one.codebook_size, one.downsample, one.depth, len(one.sizes), 3]
+    flags = draw.choice((to_stream(one)[0] | 8, draw.randrange(256)))
+    numbers = [one.codebook_size, one.downsample, one.depth, 3, len(one.sizes)]
     sizes = [side for size in one.sizes[:1] for side in size]
     for values in (numbers, sizes):
         if draw.random() < 0.7:
             values[draw.randrange(len(values))] = abs(draw.choice(mutate.NUMBERS))
-    stream = (
-        bytes(head) + _as_varints(numbers) + b"toy" + _as_varints(sizes) + b"".join(one.streams)
-    )
+    stream = _stream(flags, numbers, one, b"toy" + _as_varints(sizes) + b"".join(one.streams))
     need, work = _claim(stream)
     return Case(_compact_file(stream), "varints", need, "edited", work)
+
+
+def _stream(flags: int, numbers: list[int], one: Compact, rest: bytes) -> bytes:
+    """A stream whose numbers K, f, L, bytes of the name and n all stand as varints."""
+    mark = (one.checksum or b"")[:3] + bytes.fromhex(one.prior or "")[:2]
+    marks = bytes.fromhex(one.fingerprint) + mark
+    return bytes([flags, 0, 0]) + _as_varints(numbers) + marks + rest
 
 
 def _as_varints(values: list[int]) -> bytes:
@@ -369,13 +404,8 @@ def _bombs(kind: CodesFiles, draw: random.Random) -> Case:
         return Case(_compact_file(stream), "bomb: stream", 2 << 24)
     side = draw.choice((1 << 10, 1 << 14, 1 << 20))  # a short coded stream that claims a large grid
     one = draw.choice(kind.compacts)
-    head = (
-        to_stream(one)[:10]
-        + bytes.fromhex(one.prior or "")
-        + _as_varints([16, 8, 1, 1, 1])
-        + b"m"
-        + _as_varints([side, side])
-    )
+    flags = to_stream(one)[0] | 8
+    head = _stream(flags, [16, 8, 1, 1, 1], one, b"m" + _as_varints([side, side]))
     # cut off: no time for it
     return Case(_compact_file(head + draw.randbytes(2000)), "bomb: grid", 1 << 20)
 

@@ -275,7 +275,7 @@ class CodesDataset:
         return found
 
     def _find_coder(self, packed: "Compact") -> "EntropyCoder | None":
-        from vqtok.codec import find_coder  # torch, for codes that a prior coded alone
+        from vqtok.codec import find_coder
 
         if self._coder is None:  # all shards are of one model
             self._coder = find_coder(packed, self.model)

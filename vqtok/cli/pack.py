@@ -120,7 +120,7 @@ def truncate(
 
 
 class EntropyCoders:
-    """The entropy coders of a batch, each loaded once; torch is imported with the first."""
+    """The entropy coders of a batch, each loaded once."""
 
     def __init__(self, model: str | None, quiet: bool = True) -> None:
         self.model, self.quiet = model, quiet

@@ -197,7 +197,7 @@ def _of_model(
         if codes
         else None
     )
-    panels = None if measured is None else list(plots.rate_panels(measured, codec.name).values())
+    panels = None if measured is None else list(plots.rate_panels({codec.name: measured}).values())
     if measured is not None and measured.get("fingerprint") not in (None, codec.fingerprint):
         notes.append(f"the figures were measured with another model ({measured['fingerprint']})")
     recipe = folder.path / "recipe.toml"

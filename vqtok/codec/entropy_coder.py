@@ -1,12 +1,13 @@
 """Converts between codes and the streams of compact files by a model's integer prior."""
 
 from collections.abc import Callable
+from functools import partial
 
 from vqtok import config, model_registry, weights
 from vqtok.codes import Codes, Compact, index_dtype, to_compact
 from vqtok.config import ENTROPY_CODES_MAX, EntropyConfig
 from vqtok.errors import FormatError, ModelError
-from vqtok.priors import IntegerInference, integer_tensor_shapes
+from vqtok.integer_prior import IntegerInference, integer_tensor_shapes
 
 
 class EntropyCoder:
@@ -52,7 +53,7 @@ class EntropyCoder:
         self._check(codes)
         coded = self.prior.code(codes.indices)
         return lambda count: to_compact(
-            codes.first_levels(count), self.fingerprint, coded.streams(count)
+            codes.first_levels(count), self.fingerprint, partial(coded.streams, count)
         )
 
     def unpack(self, packed: Compact) -> Codes:
@@ -60,7 +61,7 @@ class EntropyCoder:
 
         ModelError: another prior coded them. FormatError: damaged.
         """
-        if packed.prior != self.fingerprint:
+        if packed.prior is None or not self.fingerprint.startswith(packed.prior):
             raise ModelError(
                 f"the codes need the entropy prior {packed.prior} of model {packed.model}, "
                 f"but the one here is {self.fingerprint}",
@@ -68,8 +69,8 @@ class EntropyCoder:
                 "give the model they were packed with: --model",
             )
         self._check(packed)
-        indices = self.prior.decode(packed.streams, *packed.shape[1:])
-        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)))
+        indices, carried = self.prior.decode_all(packed.streams, *packed.shape[1:])
+        return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)), carried)
 
     def _check(self, codes: Codes | Compact) -> None:
         if codes.fingerprint != self.tokenizer:

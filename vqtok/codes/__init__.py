@@ -11,7 +11,8 @@ Its members, stored or deflated, are in the plain form
   the [H, W] of each image, or one [H, W] for all
 
 and in the compact form (see `compact`)
-- `stream`: uint8, one axis: the same, entropy-coded or bit-packed
+- `c`: bytes, no array: the same, entropy-coded or bit-packed; `stream`, an array of bytes, in
+  files that are older
 
 A reader ignores keys and members that it does not know. It trusts nothing: see `npz`.
 """

@@ -1,22 +1,33 @@
-"""The compact form: one member, `stream`, whose bytes say everything.
+"""The compact form: one member, `c`, whose bytes say everything.
 
-    1 byte    version: 1
-    1 byte flags: 1 coded by a prior (else bit-packed), 2 images of one channel (else three), 4
-    one size for all images, 8 the originals were deeper than 8 bits
+    1 byte    form, 2, in the high three bits; flags: 1 coded by a prior (else bit-packed), 2 images
+              of one channel (else three), 4 one size for all images, 8 several images, 16 a range
+    1 byte    log2 K in the low four bits, 1 + log2 f in the high ones
+    1 byte    L in the low four bits, bytes of the model's name in the high ones
+    varints   of K, f, L and that length: each whose four bits are 0; then n where several
     4 bytes   fingerprint of the tokenizer
-    4 bytes CRC-32, little-endian, of the indices as the plain form holds them, and then of
-    the sizes below as varints
-    4 bytes   fingerprint of the prior, where coded
-    varints   K, f, L, n, bytes of the model's name
-    bytes     the name, UTF-8
-    16 bytes  with flag 8: the values that became 0 and 255, float64
+    bytes     coded: 2, the first of the prior's fingerprint; bit-packed: 3, the lowest of the
+              checksum, the lowest first
+    bytes     the model's name, UTF-8
+    16 bytes  with a range: the values that became 0 and 255, float64
     varints   height and width of each image, or of all
     varints   bytes of each image's stream but the last, where coded
-    the rest the streams (see `entropy`), or ceil(log2 K) bits an index, highest
-    bit first, zeros at the end
+    the rest  the streams (see `entropy`), each carrying the checksum; or ceil(log2 K) bits an
+              index, highest bit first, zeros at the end
 
-Numbers are little-endian; a varint has seven bits in each byte, lowest first, and the high bit
-in all but its last byte.
+A varint has seven bits in each byte, lowest first, and the high bit in all but its last byte. The
+member is the bytes themselves, no .npy array, whose header takes 64 bytes or more. The checksum,
+of the indices and sizes, costs a coded file nothing: a stream's state has 32 bits to spare.
+
+The first form had the member `stream`, an .npy array of bytes; vqtok reads it still:
+
+    1 byte    form: 1
+    1 byte    flags, as above; 8 a range, none for several
+    4 bytes   fingerprint of the tokenizer
+    4 bytes   checksum, lowest byte first
+    4 bytes   fingerprint of the prior, where coded
+    varints   K, f, L, n, bytes of the model's name
+    and from the name on as above, but the streams carry nothing
 """
 
 import math
@@ -33,14 +44,17 @@ from vqtok.codes.checks import COPY_AGAIN, require
 from vqtok.codes.grids import Codes, GridDescription, check_sizes, index_dtype
 from vqtok.errors import FormatError, ModelError
 
-VERSION = 1
-_CODED, _GRAY, _ONE_SIZE, _RANGE = 1, 2, 4, 8
+FORM = 2  # of the compact form; in the high three bits of the first byte
+_CODED, _GRAY, _ONE_SIZE, _SEVERAL, _RANGE = 1, 2, 4, 8, 16
+_FIRST_FORM_RANGE = 8
 _IMAGES_MAX = 1 << 24
+_PRIOR_BYTES = 2  # of the prior's fingerprint
+_CHECK_BYTES = 3  # of the checksum
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Compact(GridDescription):
-    """A codes file in compact form; FormatError where the parts disagree.
+    """Holds a codes file in compact form; FormatError where the parts disagree.
 
     Whoever has the prior gets the indices from `streams`.
     """
@@ -51,11 +65,11 @@ class Compact(GridDescription):
     downsample: int
     channels: int
     sizes: tuple[tuple[int, int], ...]
+    range: tuple[float, float] | None
     depth: int  # `levels`
-    checksum: int  # see `checksum`
-    prior: str | None  # fingerprint of the prior that coded them; None: bit-packed
+    checksum: bytes | None  # as many as the file has, the lowest first; None: the streams carry it
+    prior: str | None  # its fingerprint, or the first digits of it; None: bit-packed
     streams: tuple[bytes, ...]  # one an image; bit-packed: one for all
-    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         self._check_description()
@@ -98,12 +112,13 @@ class Compact(GridDescription):
         """Bits of a bit-packed index."""
         return (self.codebook_size - 1).bit_length()
 
-    def with_indices(self, indices: np.ndarray) -> Codes:
-        """The codes with these indices (n, L, h, w);
+    def with_indices(self, indices: np.ndarray, carried: Sequence[int] = ()) -> Codes:
+        """Returns the codes with these indices (n, L, h, w), of which the streams carry `carried`.
+
         FormatError unless they are the ones that were packed.
         """
         require(
-            indices.shape == self.shape and checksum(indices, self.sizes) == self.checksum,
+            indices.shape == self.shape and self._agrees(checksum(indices, self.sizes), carried),
             "the codes do not match their checksum",
         )
         return Codes(
@@ -116,6 +131,11 @@ class Compact(GridDescription):
             self.sizes,
             self.range,
         )
+
+    def _agrees(self, value: int, carried: Sequence[int]) -> bool:
+        if self.checksum is None:
+            return [*carried] == [value] * len(self)
+        return value.to_bytes(4, "little").startswith(self.checksum) and not any(carried)
 
 
 class Coder(Protocol):
@@ -150,97 +170,158 @@ def unpack(
 
 
 def checksum(indices: np.ndarray, sizes: Sequence[tuple[int, int]]) -> int:
-    """CRC-32 of indices, little-endian, in C order, and then of the size of each image, or of
-    the one of all, as varints.
+    """Computes the CRC-32 of indices, little-endian, in C order, and then of the size of each
+    image, or of the one of all, as varints.
     """
     written = sizes[:1] if len(set(sizes)) == 1 else sizes
     start = zlib.crc32(np.asarray(indices, indices.dtype.newbyteorder("<"), order="C").tobytes())
     return zlib.crc32(_varints([side for size in written for side in size]), start)
 
 
-def to_compact(codes: Codes, prior: str | None = None, streams: Sequence[bytes] = ()) -> Compact:
-    """The compact form of codes: the streams that the prior of that fingerprint made, or bit-packed
-    where these are not smaller.
+def to_compact(
+    codes: Codes, prior: str | None = None, code: Callable[[int], Sequence[bytes]] | None = None
+) -> Compact:
+    """Gives the compact form of codes: the streams that the prior of that fingerprint makes, or
+    bit-packed where these are not smaller.
 
-    The file deflates what is bit-packed: a few bytes of an image of one color.
+    `code` makes the streams, one an image, of the checksum that they are to carry. The file
+    deflates what is bit-packed: a few bytes of an image of one color.
     """
-    described = (
-        codes.model,
-        codes.fingerprint,
-        codes.codebook_size,
-        codes.downsample,
-        codes.channels,
-        codes.sizes,
-        codes.levels,
-    )
-    packed = entropy.pack_bits(codes.indices, (codes.codebook_size - 1).bit_length())
+    described = (*codes.description, codes.levels)
     check_value = checksum(codes.indices, codes.sizes)
+    packed = entropy.pack_bits(codes.indices, (codes.codebook_size - 1).bit_length())
     smallest = min(len(packed), len(zlib.compress(packed)) - 6)  # a zip has no zlib header
-    if prior is not None and sum(map(len, streams)) + 4 < smallest:
-        return Compact(*described, check_value, prior, tuple(streams), codes.range)
-    return Compact(*described, check_value, None, (packed,), codes.range)
+    if prior is not None and code is not None:
+        streams = tuple(code(check_value))
+        if sum(map(len, streams)) < smallest:
+            return Compact(*described, None, prior, streams)  # type: ignore[arg-type]
+    check_bytes = check_value.to_bytes(4, "little")[:_CHECK_BYTES]
+    return Compact(*described, check_bytes, None, (packed,))  # type: ignore[arg-type]
 
 
 def to_stream(codes: Compact) -> bytes:
-    """The bytes of the member `stream`."""
-    one = len(set(codes.sizes)) == 1
-    flags = (codes.prior is not None) * _CODED | (codes.channels == 1) * _GRAY | one * _ONE_SIZE
-    flags |= (codes.range is not None) * _RANGE
-    name = codes.model.encode()
-    numbers = [codes.codebook_size, codes.downsample, codes.levels, len(codes), len(name)]
+    """Writes the bytes of the member `c`. FormatError for coded streams of the first form."""
+    require(
+        codes.prior is None or codes.checksum is None,
+        "streams of the first compact form are not those of the second",
+        "unpack the codes, and pack them again",
+    )
+    one, several, name = len(set(codes.sizes)) == 1, len(codes) > 1, codes.model.encode()
+    K, f = codes.codebook_size, codes.downsample
+    flags = (
+        (codes.prior is not None) * _CODED
+        | (codes.channels == 1) * _GRAY
+        | one * _ONE_SIZE
+        | several * _SEVERAL
+        | (codes.range is not None) * _RANGE
+    )
+    short = [_exponent(K), 1 + _exponent(f) if f == 1 << _exponent(f) else 0, codes.levels]
+    short = [number if number < 16 else 0 for number in (*short, len(name))]
+    full = [K, f, codes.levels, len(name)]
+    numbers = [number for number, bits in zip(full, short, strict=True) if bits == 0]
     sizes = [side for size in (codes.sizes[:1] if one else codes.sizes) for side in size]
-    lengths = [len(stream) for stream in codes.streams[:-1]]
     parts = [
-        bytes([VERSION, flags]),
+        bytes([FORM << 5 | flags, short[0] | short[1] << 4, short[2] | short[3] << 4]),
+        _varints([*numbers, len(codes)] if several else numbers),
         bytes.fromhex(codes.fingerprint),
-        codes.checksum.to_bytes(4, "little"),
-        bytes.fromhex(codes.prior or ""),
-        _varints(numbers),
+        bytes.fromhex(codes.prior or "")[:_PRIOR_BYTES],
+        (codes.checksum or b"")[:_CHECK_BYTES],
         name,
         b"" if codes.range is None else struct.pack("<2d", *codes.range),
         _varints(sizes),
-        _varints(lengths),
+        _varints([len(stream) for stream in codes.streams[:-1]]),
     ]
     return b"".join([*parts, *codes.streams])
 
 
+def _exponent(value: int) -> int:
+    """log2 of a power of two above 1; 0 for other numbers."""
+    return value.bit_length() - 1 if value & (value - 1) == 0 else 0
+
+
 def from_stream(data: bytes) -> Compact:
-    """What `to_stream` wrote. FormatError where damaged, truncated, or of a newer version."""
+    """Reads what `to_stream` wrote. FormatError where damaged, truncated, or of a newer form."""
     reader = _Reader(data)
-    version, flags = reader.read(2)
-    if version > VERSION:
-        raise FormatError(
-            f"the compact form is of version {version}, newer than this vqtok reads",
-            "upgrade vqtok",
-        )
-    require(version == VERSION and flags < 16, "the stream is damaged")
-    fingerprint, check_value = reader.read(4).hex(), int.from_bytes(reader.read(4), "little")
+    (start,) = reader.read(1)
+    _check_form(start >> 5, FORM)
+    flags = start & 31
+    first, second = reader.read(2)
+    K, f = 1 << (first & 15), 1 << max(0, (first >> 4) - 1)
+    K = K if K > 1 else reader.varint()
+    f = f if first >> 4 else reader.varint()
+    L, length = (bits or reader.varint() for bits in (second & 15, second >> 4))
+    n = reader.varint() if flags & _SEVERAL else 1
+    fingerprint = reader.read(4).hex()
+    prior = reader.read(_PRIOR_BYTES).hex() if flags & _CODED else None
+    check_value = None if flags & _CODED else reader.read(_CHECK_BYTES)
+    head = _Head(flags, K, f, L, n, length, fingerprint, check_value, prior)
+    return _described(reader, head)
+
+
+def from_first_form(data: bytes) -> Compact:
+    """Reads the member `stream` of the first form. Errors as `from_stream`."""
+    reader = _Reader(data)
+    form, flags = reader.read(2)
+    _check_form(form, 1)
+    require(flags < 16, "the stream is damaged")
+    if flags & _FIRST_FORM_RANGE:
+        flags ^= _FIRST_FORM_RANGE | _RANGE
+    fingerprint, check_value = reader.read(4).hex(), reader.read(4)
     prior = reader.read(4).hex() if flags & _CODED else None
     K, f, L, n, length = (reader.varint() for _ in range(5))
+    return _described(reader, _Head(flags, K, f, L, n, length, fingerprint, check_value, prior))
+
+
+def _check_form(form: int, known: int) -> None:
+    if form > known:
+        raise FormatError(
+            f"the compact form is of version {form}, newer than this vqtok reads", "upgrade vqtok"
+        )
+    require(form == known, "the stream is damaged")
+
+
+@dataclass(frozen=True)
+class _Head:
+    """Holds what stands before the model's name in either form."""
+
+    flags: int  # as in the second form
+    K: int
+    f: int
+    L: int
+    n: int
+    name_bytes: int
+    fingerprint: str
+    checksum: bytes | None
+    prior: str | None
+
+
+def _described(reader: "_Reader", head: _Head) -> Compact:
+    """Reads on after the head: name, range, sizes and streams."""
+    flags, n = head.flags, head.n
     require(
-        0 < n <= min(_IMAGES_MAX, 8 * len(data)),
+        0 < n <= min(_IMAGES_MAX, 8 * len(reader.data)),
         f"{n} images are claimed, which the file cannot hold",
     )
     try:
-        name = reader.read(length).decode()
+        name = reader.read(head.name_bytes).decode()
     except UnicodeDecodeError:
         raise FormatError("the model's name is not a line of text", COPY_AGAIN) from None
     value_range = struct.unpack("<2d", reader.read(16)) if flags & _RANGE else None
     sizes = tuple((reader.varint(), reader.varint()) for _ in range(1 if flags & _ONE_SIZE else n))
-    lengths = [reader.varint() for _ in range(n - 1)] if prior is not None else []
+    lengths = [reader.varint() for _ in range(n - 1)] if head.prior is not None else []
     streams = (*(reader.read(size) for size in lengths), reader.rest())
     return Compact(
         name,
-        fingerprint,
-        K,
-        f,
+        head.fingerprint,
+        head.K,
+        head.f,
         1 if flags & _GRAY else 3,
         sizes * (n // len(sizes)),
-        L,
-        check_value,
-        prior,
-        streams,
         value_range,
+        head.L,
+        head.checksum,
+        head.prior,
+        streams,
     )
 
 

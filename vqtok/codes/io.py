@@ -11,12 +11,21 @@ import numpy as np
 
 from vqtok import files
 from vqtok.codes.checks import COPY_AGAIN, FORMAT, name_in_errors, parse_meta, require
-from vqtok.codes.compact import Compact, from_stream, to_stream, unpack
+from vqtok.codes.compact import Compact, from_first_form, from_stream, to_stream, unpack
 from vqtok.codes.grids import Codes
-from vqtok.codes.npz import Member, find, open_archive, read_member, write_member
+from vqtok.codes.npz import (
+    Member,
+    find,
+    find_bytes,
+    open_archive,
+    read_member,
+    write_bytes,
+    write_member,
+)
 from vqtok.errors import FormatError
 
 FILE_LIMIT = 4 << 30  # bytes; the file is held in memory while it is read
+COMPACT_MEMBER = "c"  # short: a zip holds each name twice
 # the most the meta member may take without the sizes, 4 bytes a character ...
 _META_BYTES = 1 << 16
 _META_BYTES_EACH = 96  # ... and for each image: "[1234567890,1234567890],"
@@ -33,7 +42,7 @@ def to_bytes(codes: Codes | Compact, deflate: bool = True) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         if isinstance(codes, Compact):
-            write_member(archive, "stream", np.frombuffer(to_stream(codes), np.uint8))
+            write_bytes(archive, COMPACT_MEMBER, to_stream(codes))
         else:
             write_member(archive, "indices", codes.indices, deflate)
             write_member(
@@ -128,16 +137,18 @@ def form(codes: Codes | Compact) -> str:
 
 def _is_compact(archive: zipfile.ZipFile) -> bool:
     names = archive.namelist()
-    return "stream.npy" in names and "indices.npy" not in names
+    return (COMPACT_MEMBER in names or "stream.npy" in names) and "indices.npy" not in names
 
 
 def _read_compact(archive: zipfile.ZipFile) -> Compact:
+    if COMPACT_MEMBER in archive.namelist():
+        return from_stream(read_member(archive, find_bytes(archive, COMPACT_MEMBER)).tobytes())
     member = find(archive, "stream")
     require(
         member.dtype == np.uint8 and len(member.shape) == 1,
         "the member stream is not a line of bytes",
     )
-    return from_stream(read_member(archive, member).tobytes())
+    return from_first_form(read_member(archive, member).tobytes())
 
 
 def _to_meta(codes: Codes | Compact) -> dict[str, Any]:

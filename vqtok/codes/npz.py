@@ -53,13 +53,24 @@ def write_member(
     """Adds an array as an .npy, deflated or stored;
     date and system are fixed, so that equal arrays give equal bytes.
     """
-    info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-    info.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
-    info.create_system, info.external_attr = 3, 0o600 << 16
     npy = io.BytesIO()
     little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     np.lib.format.write_array(npy, little, version=(1, 0), allow_pickle=False)
-    archive.writestr(info, npy.getbuffer())
+    _write(archive, f"{name}.npy", npy.getbuffer(), deflate)
+
+
+def write_bytes(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    """Adds bytes as they are, which `numpy.load` gives back as bytes; deflated where that is
+    smaller.
+    """
+    _write(archive, name, data, len(zlib.compress(data)) - 6 < len(data))
+
+
+def _write(archive: zipfile.ZipFile, name: str, data: bytes | memoryview, deflate: bool) -> None:
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
+    info.create_system, info.external_attr = 3, 0o600 << 16
+    archive.writestr(info, data)
 
 
 @dataclass(frozen=True)
@@ -104,15 +115,7 @@ def find(archive: zipfile.ZipFile, name: str) -> Member:
     """Finds a member of the archive by its array's name; FormatError unless it can hold what its
     header claims.
     """
-    infos = [info for info in archive.infolist() if info.filename == f"{name}.npy"]
-    require(len(infos) < 2, f"the member {name} stands twice in the file")
-    require(len(infos) > 0, f"not a codes file: the member {name} is missing", GIVE_CODES)
-    info = infos[0]
-    packed = info.compress_size
-    most = {zipfile.ZIP_STORED: packed, zipfile.ZIP_DEFLATED: packed * _DEFLATE_RATIO}.get(
-        info.compress_type, -1
-    )
-    require(most >= 0, f"the member {name} is packed in a way that vqtok does not read")
+    info, most = _find(archive, f"{name}.npy", name)
     with _zip_errors(), archive.open(info) as file:
         start = file.read(10)
         header = file.read(int.from_bytes(start[8:], "little"))
@@ -125,6 +128,29 @@ def find(archive: zipfile.ZipFile, name: str) -> Member:
         f"the member {name} claims {claimed} bytes (shape {shape}), which the file cannot hold",
     )
     return Member(info, dtype, shape, offset)
+
+
+def find_bytes(archive: zipfile.ZipFile, name: str) -> Member:
+    """A member that is no array, as bytes (n,). Errors as `find`."""
+    info, most = _find(archive, name, name)
+    require(
+        info.file_size <= most,
+        f"the member {name} claims {info.file_size} bytes, which the file cannot hold",
+    )
+    return Member(info, np.dtype(np.uint8), (info.file_size,), 0)
+
+
+def _find(archive: zipfile.ZipFile, filename: str, name: str) -> tuple[zipfile.ZipInfo, int]:
+    """The one member of that file name, and the most bytes that it can hold."""
+    infos = [info for info in archive.infolist() if info.filename == filename]
+    require(len(infos) < 2, f"the member {name} stands twice in the file")
+    require(len(infos) > 0, f"not a codes file: the member {name} is missing", GIVE_CODES)
+    packed = infos[0].compress_size
+    most = {zipfile.ZIP_STORED: packed, zipfile.ZIP_DEFLATED: packed * _DEFLATE_RATIO}.get(
+        infos[0].compress_type, -1
+    )
+    require(most >= 0, f"the member {name} is packed in a way that vqtok does not read")
+    return infos[0], most
 
 
 def _parse_npy_header(header: bytes, name: str) -> tuple[np.dtype, tuple[int, ...]]:

@@ -258,7 +258,8 @@ def open_npz(
                 for m in archive.infolist()
                 if m.filename.endswith(".npy")
             }
-            if "meta" in members and ("indices" in members or "stream" in members):
+            compact = "c" in archive.namelist() or list(members) == ["stream"]
+            if ("meta" in members and "indices" in members) or compact:
                 raise InputError(f"{path} holds codes, not images", "decode it: vqtok decode")
             words = words or (("train",) if split == "train" else ("test", "val"))
             own, name = _pick(members, _IMAGES, words)

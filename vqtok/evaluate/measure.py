@@ -17,7 +17,9 @@ from vqtok.errors import InputError, UsageError
 from vqtok.evaluate.baseline_coders import grid_bytes
 from vqtok.evaluate.classes import class_numbers, number_note
 from vqtok.evaluate.comparator import SMALLEST, Comparator, count_exact
-from vqtok.evaluate.reference_codecs import CODECS, ReferenceCodec, writable
+from vqtok.evaluate.dists import DISTS
+from vqtok.evaluate.fid import ENOUGH, ORIGINAL, PATCH, FIDMeter, Inception
+from vqtok.evaluate.reference_codecs import CODECS, USUAL, ReferenceCodec, writable
 from vqtok.evaluate.results import Evaluation, RunningTotals, Totals
 from vqtok.losses import LPIPS
 from vqtok.networks.vqvae import to_float
@@ -65,14 +67,17 @@ def evaluate(
     *,
     levels: Sequence[int] | None = None,
     lpips: LPIPS | None = None,
+    dists: DISTS | None = None,
+    fid: Inception | None = None,
     codecs: Sequence[str] | None = None,
 ) -> Evaluation:
     """Encodes the first `limit` images of a data set whole, decodes them from their first n
     levels for each n, and measures.
 
     `levels` are the numbers of levels to measure, by default each from 1 to L; L is measured in any
-    case. `codecs` are those to compare with at the same bytes, by default all where the first
-    image has more than PHOTO_SIDE pixels a side, else none.
+    case. `codecs` are those to compare with at the bytes of compact files, or of plain ones where
+    the model has no entropy prior; by default all where the first image has more than PHOTO_SIDE
+    pixels a side, else none. `lpips`, `dists` and `fid` are the networks of these measures.
     `progress` gets images done and in all, `show` the views of each image: the original, ours,
     the codecs'. Images that cannot be read are left out and counted, and `skip` gets their
     errors. Raises InputError when none is left, UsageError where the model has fewer levels, and
@@ -81,11 +86,12 @@ def evaluate(
     plan = _plan(model, levels, codecs)
     total = len(dataset) if limit is None else min(limit, len(dataset))
     prior = model.prior if model.folder.prior is not None else None
-    sums = RunningTotals(model.config.codebook_size, plan.levels, prior is not None)
-    comparator = Comparator(lpips, model.device)
+    meter = None if fid is None else FIDMeter(fid, model.device)
+    sums = RunningTotals(model.config.codebook_size, plan.levels, prior is not None, meter)
+    comparator = Comparator(lpips, model.device, dists)
     for images, labels, _ in groups(model, dataset, total, sums, skip):
         if plan.codecs is None:
-            plan = replace(plan, codecs=CODECS if min(images[0].shape[:2]) > PHOTO_SIDE else ())
+            plan = replace(plan, codecs=USUAL if min(images[0].shape[:2]) > PHOTO_SIDE else ())
         codes = model.encode_batch(images)
         add_grids(sums, prior, codes, labels)
         for i, image in enumerate(images):
@@ -100,7 +106,7 @@ def evaluate(
             f"no image of {dataset.name} can be read",
             "check that the files are whole and are images",
         )
-    notes = _notes(sums, plan, lpips)
+    notes = _notes(sums, plan, comparator)
     return sums.result(
         notes if prior is None else (*number_note(dataset.labels, model.labels), *notes)
     )
@@ -235,14 +241,20 @@ def _add_image(
     """Measures one image, uint8 (H, W, C), decoded from its first n levels for each n, and as the
     codecs show it.
     """
-    views, sizes = [View("original", None, image)], {}
+    views, sizes = [View(ORIGINAL, None, image)], {}
+    if sums.fid is not None:
+        sums.fid.add(ORIGINAL, image)
     packed = None if model.entropy_coder is None else model.pack_levels(codes)
     for n, totals in sums.levels.items():
         part = codes.first_levels(n)
         output = model.output(part, 0)  # (1, C, H, W)
-        decoded, sizes[n] = model.to_image(output), len(to_bytes(part))
-        totals.add(comparator.quality(image, decoded), sizes[n], codes.pixels)
-        totals.add_coded(_coded(part, None if packed is None else packed(n)))
+        decoded, plain = model.to_image(output), len(to_bytes(part))
+        coded = _coded(part, None if packed is None else packed(n))
+        sizes[n] = coded.get("compact", plain)
+        totals.add(comparator.quality(image, decoded), plain, codes.pixels)
+        totals.add_coded(coded)
+        if sums.fid is not None:
+            sums.fid.add(n, decoded)
         if n in plan.codec_levels:
             views.append(
                 View(count_levels(n) if len(sums.counts) > 1 else model.name, sizes[n], decoded)
@@ -313,7 +325,7 @@ def _add_codec(
             yield View(CODEC_TITLES[codec], attempt.bytes, reference.shown(attempt))
 
 
-def _notes(sums: RunningTotals, plan: _MeasurePlan, lpips: LPIPS | None) -> tuple[str, ...]:
+def _notes(sums: RunningTotals, plan: _MeasurePlan, comparator: Comparator) -> tuple[str, ...]:
     notes = [
         f"this Pillow cannot write {CODEC_TITLES[codec]}: left out"
         for codec in plan.codecs or ()
@@ -324,11 +336,14 @@ def _notes(sums: RunningTotals, plan: _MeasurePlan, lpips: LPIPS | None) -> tupl
         for codec, count in sums.unwritten.items()
     ]
     notes += _exact_notes(sums)
-    small = sum(quality.lpips is None for quality in sums.all_levels.qualities)
-    if lpips is not None and small:
-        notes.append(
-            f"LPIPS leaves out {small} of {sums.images} images: it needs {SMALLEST} pixels a side"
-        )
+    for name, network in (("LPIPS", comparator.network), ("DISTS", comparator.dists)):
+        small = sum(getattr(quality, name.lower()) is None for quality in sums.all_levels.qualities)
+        if network is not None and small:
+            notes.append(
+                f"{name} leaves out {small} of {sums.images} images: "
+                f"it needs {SMALLEST} pixels a side"
+            )
+    notes += _fid_notes(sums.fid)
     for (codec, n, _), totals in sums.codecs.items():
         if totals.over:
             at = f"{CODEC_TITLES[codec]} at the bytes of {count_levels(n)}"
@@ -337,6 +352,20 @@ def _notes(sums: RunningTotals, plan: _MeasurePlan, lpips: LPIPS | None) -> tupl
                 "is larger, and was taken"
             )
     return tuple(notes)
+
+
+def _fid_notes(meter: FIDMeter | None) -> list[str]:
+    """Says how FID was taken, and where too few images were there for it."""
+    if meter is None:
+        return []
+    count = meter.count(ORIGINAL)
+    notes = [
+        f"FID of {count} patches: {PATCH}x{PATCH}, side by side and moved by half a patch, smaller "
+        "images whole; to 299x299 by bilinear interpolation; pytorch-fid's network"
+    ]
+    if count < ENOUGH:
+        notes.append(f"FID of fewer than {ENOUGH} patches compares with nothing but its like")
+    return notes
 
 
 def _exact_notes(sums: RunningTotals) -> list[str]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from vqtok import metrics
 from vqtok.evaluate.baseline_coders import TITLES, zero_order_bits
-from vqtok.evaluate.comparator import Quality, count_exact, mean_quality
+from vqtok.evaluate.comparator import Quality, count_exact, intervals, mean_quality
+from vqtok.evaluate.fid import ORIGINAL, FIDMeter
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class LevelRow:
     # bpp of the same grids by coder: see `baseline_coders.TITLES`
     coders: dict[str, float] = field(default_factory=dict)
     exact: int = 0  # images that equal their originals: `psnr` leaves them out
+    dists: float | None = None  # None where its weights are not given
+    fid: float | None = None  # likewise
+    # 95 % bounds of the means over images, by measure: see `comparator.intervals`
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def bpp_packed(self) -> float:
@@ -47,7 +52,7 @@ class LevelRow:
 @dataclass(frozen=True)
 class CodecRow:
     """Figures of another codec; its file of each image is at most `times` as large as the codes
-    file of the first n levels.
+    file of the first n levels, compact where the model has an entropy prior.
     """
 
     codec: str
@@ -59,7 +64,9 @@ class CodecRow:
     ms_ssim: float
     lpips: float | None
     over: int  # images whose smallest file is larger still, and was taken
-    exact: int = 0  # as in LevelRow
+    exact: int = 0  # this and the following as in LevelRow
+    dists: float | None = None
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,9 @@ class Evaluation:
     levels: tuple[LevelRow, ...]
     codecs: tuple[CodecRow, ...]
     notes: tuple[str, ...]  # what a reader of the figures should know: what was left out, and why
+    dists: float | None = None
+    fid: float | None = None  # of all levels
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def bpp_packed(self) -> float:
@@ -131,8 +141,14 @@ class Totals:
 class RunningTotals:
     """Running sums over images; `levels` are those that get a row, the last of them all L."""
 
-    def __init__(self, codebook_size: int, levels: Sequence[int], has_prior: bool) -> None:
-        self.codebook_size, self.has_prior = codebook_size, has_prior
+    def __init__(
+        self,
+        codebook_size: int,
+        levels: Sequence[int],
+        has_prior: bool,
+        fid: FIDMeter | None = None,
+    ) -> None:
+        self.codebook_size, self.has_prior, self.fid = codebook_size, has_prior, fid
         self.levels = {n: Totals() for n in levels}
         self.codecs: dict[tuple[str, int, int], Totals] = {}  # by codec, levels and times
         self.unwritten: dict[str, int] = {}  # images that a codec does not take
@@ -176,6 +192,9 @@ class RunningTotals:
             levels=rows,
             codecs=codecs,
             notes=notes,
+            dists=last.dists,
+            fid=last.fid,
+            intervals=last.intervals,
         )
 
     def _row(self, n: int, totals: Totals, codecs: Sequence[CodecRow]) -> LevelRow:
@@ -213,6 +232,9 @@ class RunningTotals:
             bpp_compact=coders.get("compact"),
             coders={name: coders[name] for name in TITLES if name in coders},
             exact=count_exact(totals.qualities),
+            dists=None if quality is None else quality.dists,
+            fid=None if self.fid is None else self.fid.distance(ORIGINAL, n),
+            intervals=intervals(totals.qualities),
         )
 
     @staticmethod
@@ -229,6 +251,8 @@ class RunningTotals:
             quality.lpips,
             totals.over,
             count_exact(totals.qualities),
+            quality.dists,
+            intervals(totals.qualities),
         )
 
 

@@ -64,7 +64,8 @@ def breakdown(data: bytes, found: Codes | Compact, bits: np.ndarray | None) -> l
             if found.prior is not None and bits is not None
             else [Part("indices", size)]
         )
-        parts.append(Part("description and checksum", max(0, members.pop("stream") - size)))
+        member = members.pop("c" if "c" in members else "stream")
+        parts.append(Part("description", max(0, member - size)))
     parts += [Part(f"member {name}", size) for name, size in members.items()]
     return [*parts, Part("zip: names and directory", len(data) - sum(part.bytes for part in parts))]
 

@@ -4,7 +4,7 @@ They are drawn from what `vqtok eval --json` prints; a model's folder may hold i
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,13 @@ QUALITIES = {
     "ssim": "SSIM: higher is better",
     "psnr": "PSNR, dB: higher is better",
 }
-CODEC_TITLES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
+CODEC_TITLES = {
+    "jpeg": "JPEG",
+    "webp": "WebP",
+    "avif": "AVIF",
+    "jxl": "JPEG XL",
+    "heic": "HEIC",
+}
 
 
 def read_figures(path: Path) -> dict[str, Any]:
@@ -37,22 +43,19 @@ def read_figures(path: Path) -> dict[str, Any]:
     return found
 
 
-def rate_panels(figures: Mapping[str, Any], model: str) -> dict[str, Panel]:
-    """Makes a panel for each quality that was measured, without values that are no numbers."""
+def rate_panels(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Panel]:
+    """Makes a panel for each quality that was measured, from the figures of each model by name,
+    without values that are no numbers.
+
+    A model has a curve over compact files, where it has an entropy prior, and one over plain files.
+    """
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for key, bits in (("levels", "bpp_plain"), ("codecs", "bpp")):
-        rows = figures.get(key)
-        for row in rows if isinstance(rows, list | tuple) else ():
-            if isinstance(row, dict) and key == "levels":
-                row = {bits: row.get("bpp_packed"), **row}  # as older figures call it
-            if not isinstance(row, dict) or not _is_number(row.get(bits)):
-                continue
-            codec = str(row.get("codec"))
-            name = f"vqtok {model}" if key == "levels" else CODEC_TITLES.get(codec, codec)
+    for model, found in figures.items():
+        for name, bits, row in _points(found, model):
             for quality in QUALITIES:
-                if _is_number(row.get(quality)):
-                    point = (float(row[bits]), float(row[quality]))
-                    curves.setdefault(quality, {}).setdefault(name, []).append(point)
+                if _is_number(bits) and _is_number(row.get(quality)):
+                    points = curves.setdefault(quality, {}).setdefault(name, [])
+                    points.append((float(bits), float(row[quality])))
     return {
         quality: Panel(
             title,
@@ -62,6 +65,26 @@ def rate_panels(figures: Mapping[str, Any], model: str) -> dict[str, Panel]:
         for quality, title in QUALITIES.items()
         if quality in curves
     }
+
+
+def _points(figures: Mapping[str, Any], model: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Yields the name of a curve, the bits per pixel of a point, and the figures there."""
+    for row in _rows(figures, "levels"):
+        if row.get("bpp_compact") is not None:
+            yield f"vqtok {model}", row["bpp_compact"], row
+    for row in _rows(figures, "levels"):
+        plain = "" if row.get("bpp_compact") is None else ", plain files"
+        yield f"vqtok {model}{plain}", row.get("bpp_plain", row.get("bpp_packed")), row
+    for row in _rows(figures, "codecs"):
+        codec = str(row.get("codec"))
+        yield CODEC_TITLES.get(codec, codec), row.get("bpp"), row
+
+
+def _rows(figures: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    rows = figures.get(key)
+    return [
+        row for row in (rows if isinstance(rows, list | tuple) else ()) if isinstance(row, dict)
+    ]
 
 
 def _is_number(value: Any) -> bool:

@@ -2,10 +2,10 @@
 
 from vqtok.config import PriorConfig
 from vqtok.config.registry import PRIORS
+from vqtok.integer_prior import IntegerInference, integer_tensor_shapes, largest_sum
 from vqtok.priors.base import Prior, cross_entropy
 from vqtok.priors.fvsbn import FVSBN
 from vqtok.priors.integer import IntegerPrior
-from vqtok.priors.integer_inference import IntegerInference, integer_tensor_shapes, largest_sum
 from vqtok.priors.pixelcnn import PixelCNN, receptive_field
 from vqtok.priors.pixelrnn import PixelRNN
 from vqtok.priors.transformer import Transformer

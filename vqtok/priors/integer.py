@@ -8,10 +8,9 @@ machine coded every other can decode.
 
 For place (i, j) of level l the network sees, as sums of embeddings: the levels up to l at CAUSAL
 places before it, and the levels below l at the 3x3 AROUND it. Nothing else: so that all places with
-equal 2i + j + LAG * l can be decoded at once (`wavefront`).
+equal 2i + j + LAG * l can be decoded at once (`integer_prior/neighborhood.py`).
 This module trains it, with rounding in the forward pass and gradients straight through (Jacob et
-al. 2018, arXiv 1712.05877);
-`integer_inference` is the inference.
+al. 2018, arXiv 1712.05877). The package `integer_prior` has the inference, without PyTorch.
 """
 
 import math
@@ -22,30 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqtok.config import EntropyConfig
-
-REACH = 3  # rows up and columns to either side that a place sees
-# Rows and columns from a place to those before it that it sees.
-# A row up reaches one column to the right, two rows up three: each of them has a smaller 2i + j.
-CAUSAL = tuple(
-    (di, dj)
-    for di in range(-REACH, 1)
-    for dj in range(-REACH, REACH + 1)
-    if 2 * di + dj < 0 and (di > -REACH or abs(dj) < 3)
+from vqtok.integer_prior.arithmetic import (
+    ACTIVATION_LIMIT,
+    ACTIVATION_STEP,
+    EMBEDDING_STEP,
+    READ_STEP,
+    STREAM_LIMIT,
+    WEIGHT_LIMIT,
+    weight_step,
 )
-AROUND = tuple((di, dj) for di in (-1, 0, 1) for dj in (-1, 0, 1))
-EMBEDDING_STEP = 6  # embeddings are multiples of 2^-6,
-ACTIVATION_STEP = 5  # activations of 2^-5: 0 to 255 of them
-READ_STEP = 4  # what the readout multiplies, of 2^-4: -127 to 127
-LOGIT_STEP = 5  # logits, in bits, of 2^-5
-WEIGHT_LIMIT, ACTIVATION_LIMIT, STREAM_LIMIT = 127, 255, 4095
-
-
-def weight_step(fan_in: int) -> int:
-    """k, where weights are multiples of 2^-k:
-    127 of them are some eight standard deviations of a weight at the start.
-    """
-    # floor(log2(127 sqrt(fan_in) / 8)), by integers alone
-    return ((WEIGHT_LIMIT**2 * fan_in // 64).bit_length() - 1) // 2
+from vqtok.integer_prior.neighborhood import AROUND, CAUSAL, REACH
 
 
 def grid_round(x: Tensor, step: int, low: float, high: float) -> Tensor:
@@ -108,7 +93,7 @@ class IntegerBlock(nn.Module):
 class IntegerPrior(nn.Module):
     """p(indices): the product over levels and places of p(index | what the place sees).
 
-    Trained here; `integer_inference` computes.
+    Trained here; `integer_prior` computes.
     """
 
     def __init__(self, config: EntropyConfig) -> None:

@@ -305,7 +305,7 @@ def decode(
         mixture.next_grid()
         for level, place, at in mixture.places():
             keys = mixture.contexts(level, place, at)
-            token = int(decoder.decode(mixture.cumulative(level, keys)[None, None])[0, 0])
+            token = decoder.next_symbol(mixture.cumulative(level, keys))
             mixture.learn(level, at, keys, token)
             found.append(token)
     decoder.finish()

@@ -292,6 +292,6 @@ class FileChunk:
             return codes.unpack(found, self._find_coder)
 
     def _find_coder(self, packed: codes.Compact) -> "EntropyCoder | None":
-        from vqtok.codec import find_coder  # torch, for codes that a prior coded alone
+        from vqtok.codec import find_coder
 
         return find_coder(packed, self.model)

@@ -129,13 +129,18 @@ async function unpack(member, name) {
 
 const NPY = /^\s*\{\s*'descr':\s*'([^']{1,20})',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(([0-9, ]{0,100})\),?\s*\}\s*$/;
 
-/** An array of an .npz: its type, its shape, and the bytes of its values. */
-async function array(all, name) {
-  const found = all.filter((member) => member.name === `${name}.npy`);
+/** The bytes of the one member of that file name. */
+async function whole(all, filename, name) {
+  const found = all.filter((member) => member.name === filename);
   require(found.length < 2, `the member ${name} stands twice in the file`);
   require(found.length === 1, `not a codes file: the member ${name} is missing`,
     "give a .npz that vqtok encode wrote");
-  const bytes = await unpack(found[0], name);
+  return unpack(found[0], name);
+}
+
+/** An array of an .npz: its type, its shape, and the bytes of its values. */
+async function array(all, name) {
+  const bytes = await whole(all, `${name}.npy`, name);
   const magic = [0x93, 0x4e, 0x55, 0x4d, 0x50, 0x59, 1, 0];
   require(bytes.length >= 10 && magic.every((byte, i) => bytes[i] === byte),
     `the member ${name} is not an .npy array`);
@@ -159,17 +164,19 @@ export const indexType = (K) => (K <= 256 ? Uint8Array : K <= 65536 ? Uint16Arra
 // Codes
 
 /**
- * What a codes file holds: { model, fingerprint, codebookSize, downsample, channels, sizes,
+ * What a codes file holds: { model, fingerprint, codebookSize, downsample, channels, sizes, range,
  * shape: [n, L, h, w] } and either `indices`, a typed array in C order, or, where a prior coded
- * them, `prior` (its fingerprint), `streams` (one an image) and `checksum`.
+ * them, `prior` (its fingerprint, or the first digits of it), `streams` (one an image) and
+ * `checksum` (the bytes of it that the file has; null: each stream carries it).
  */
 export async function readCodes(bytes) {
   const all = members(bytes);
-  const plain = all.some((member) => member.name === "indices.npy");
-  if (!plain && all.some((member) => member.name === "stream.npy")) {
+  const has = (name) => all.some((member) => member.name === name);
+  if (!has("indices.npy") && has("c")) return fromStream(await whole(all, "c", "c"));
+  if (!has("indices.npy") && has("stream.npy")) {
     const stream = await array(all, "stream");
     require(stream.type === "|u1" && stream.shape.length === 1, "the stream is no row of bytes");
-    return fromStream(stream.bytes);
+    return fromFirstForm(stream.bytes);
   }
   const indices = await array(all, "indices");
   return fromPlain(indices, parseMeta(await array(all, "meta")));
@@ -207,7 +214,7 @@ function fromPlain(member, meta) {
     ? Array(shape[0]).fill(meta.sizes[0]) : meta.sizes;
   const codes = {
     model: meta.model, fingerprint: meta.fingerprint, codebookSize: meta.codebook_size,
-    downsample: meta.downsample, channels: meta.channels, sizes, shape,
+    downsample: meta.downsample, channels: meta.channels, sizes, range: meta.range ?? null, shape,
   };
   check(codes);
   require(Type === indexType(codes.codebookSize), `the indices are ${type}, the wrong type`);
@@ -227,7 +234,7 @@ function checkIndices(codes) {
 }
 
 function check(codes) {
-  const { model, fingerprint, codebookSize, downsample, channels, sizes, shape } = codes;
+  const { model, fingerprint, codebookSize, downsample, channels, sizes, range, shape } = codes;
   require(isInteger(codebookSize, 2, 2 ** 32), "the codebook size is no integer from 2 to 2^32");
   require(isInteger(downsample, 1, 1024), "downsample is no integer from 1 to 1024");
   require(channels === 1 || channels === 3, "channels is neither 1 nor 3");
@@ -235,6 +242,9 @@ function check(codes) {
     "the model's name is not a line of text");
   require(typeof fingerprint === "string" && /^[0-9a-f]{8}$/.test(fingerprint),
     "the fingerprint is not eight hex digits");
+  const isRange = (value) => Array.isArray(value) && value.length === 2
+    && value.every((end) => Number.isFinite(end) && Math.abs(end) < 1e308) && value[0] < value[1];
+  require(range === null || isRange(range), "the range is no pair LOW, HIGH");
   require(Array.isArray(sizes) && sizes.length === shape[0],
     "the sizes do not match the number of images");
   const pair = (size) => Array.isArray(size) && size.length === 2
@@ -274,18 +284,47 @@ class Reader {
 const hex = (bytes) => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 const bitsOf = (K) => Math.max(1, Math.ceil(Math.log2(K))); // exact up to 2^32 (see the tests)
 
-/** The compact form, from the bytes of `stream`. */
+/** The compact form, from the bytes of the member `c`. */
 export function fromStream(bytes) {
   const reader = new Reader(bytes);
-  const [version, flags] = reader.read(2);
-  require(version <= 1, `the compact form is of version ${version}, newer than this page reads`,
-    "make the page again with a newer vqtok");
-  require(version === 1 && flags < 8, "the stream is damaged");
+  const [start] = reader.read(1);
+  checkForm(start >> 5, 2);
+  const flags = start & 31;
+  const [first, second] = reader.read(2);
+  const codebookSize = first & 15 ? 2 ** (first & 15) : reader.varint();
+  const downsample = first >> 4 ? 2 ** ((first >> 4) - 1) : reader.varint();
+  const levels = second & 15 || reader.varint();
+  const length = second >> 4 || reader.varint();
+  const n = flags & 8 ? reader.varint() : 1;
   const fingerprint = hex(reader.read(4));
-  const sum = reader.read(4);
-  const checksum = (sum[0] | (sum[1] << 8) | (sum[2] << 16) | (sum[3] << 24)) >>> 0;
+  const prior = flags & 1 ? hex(reader.read(2)) : null;
+  const checksum = flags & 1 ? null : reader.read(3);
+  return described(reader, flags, { codebookSize, downsample, levels, n, length, fingerprint, prior, checksum });
+}
+
+/** The same, from the member `stream` of the first form. */
+export function fromFirstForm(bytes) {
+  const reader = new Reader(bytes);
+  const [form, flags] = reader.read(2);
+  checkForm(form, 1);
+  require(flags < 16, "the stream is damaged");
+  const fingerprint = hex(reader.read(4));
+  const checksum = reader.read(4);
   const prior = flags & 1 ? hex(reader.read(4)) : null;
   const [codebookSize, downsample, levels, n, length] = [1, 2, 3, 4, 5].map(() => reader.varint());
+  const same = (flags & 7) | ((flags & 8) << 1); // where the second form has them
+  return described(reader, same, { codebookSize, downsample, levels, n, length, fingerprint, prior, checksum });
+}
+
+function checkForm(form, known) {
+  require(form <= known, `the compact form is of version ${form}, newer than this page reads`,
+    "make the page again with a newer vqtok");
+  require(form === known, "the stream is damaged");
+}
+
+/** The codes of which the rest is still to be read: name, sizes and streams. */
+function described(reader, flags, { codebookSize, downsample, levels, n, length, fingerprint, prior, checksum }) {
+  const { bytes } = reader;
   require(0 < n && n <= Math.min(2 ** 24, 8 * bytes.length),
     `${n} images are claimed, which the file cannot hold`);
   let model;
@@ -295,7 +334,7 @@ export function fromStream(bytes) {
     if (error instanceof CodesError) throw error;
     throw new CodesError("the model's name is not a line of text");
   }
-  const start = reader.at;
+  const range = flags & 16 ? float64s(reader.read(16)) : null;
   const size = () => [reader.varint(), reader.varint()];
   let sizes = flags & 4 ? [size()] : Array.from({ length: n }, size);
   const written = sizes.flat();
@@ -307,7 +346,7 @@ export function fromStream(bytes) {
   require(isInteger(downsample, 1, 1024), "downsample is no integer from 1 to 1024");
   const shape = [n, levels, ...sizes[0].map((side) => Math.ceil(side / downsample))];
   const codes = {
-    model, fingerprint, codebookSize, downsample, channels: flags & 2 ? 1 : 3, sizes, shape,
+    model, fingerprint, codebookSize, downsample, channels: flags & 2 ? 1 : 3, sizes, range, shape,
     prior, checksum, written: varints(written),
   };
   check(codes);
@@ -335,15 +374,27 @@ function checkStreams({ prior, codebookSize, shape }, streams) {
   require(size <= most, `the streams take ${size} bytes, ${total} indices at most ${most}`);
 }
 
-/** The same codes with the indices in place of streams, compared with their checksum. */
-export function withIndices(codes, indices) {
+function float64s(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  return Array.from({ length: bytes.length / 8 }, (_, i) => view.getFloat64(8 * i, true));
+}
+
+/**
+ * The same codes with the indices in place of streams, compared with their checksum: that of the
+ * file, or, where that is null, the number that each stream carries.
+ */
+export function withIndices(codes, indices, carried = []) {
   let bytes = new Uint8Array(indices.buffer, indices.byteOffset, indices.byteLength);
   if (indices.BYTES_PER_ELEMENT > 1 && new Uint8Array(new Uint16Array([1]).buffer)[0] === 0) {
     const each = indices.BYTES_PER_ELEMENT; // a machine that puts the highest byte first
     bytes = bytes.map((_, i) => bytes[i - (i % each) + each - 1 - (i % each)]);
   }
-  require(crc32(codes.written, crc32(bytes)) === codes.checksum,
-    "the codes do not match their checksum");
+  const sum = crc32(codes.written, crc32(bytes));
+  const agrees = codes.checksum === null
+    ? carried.length === codes.shape[0] && carried.every((number) => number === sum)
+    : codes.checksum.every((byte, i) => byte === ((sum >>> (8 * i)) & 255))
+      && carried.every((number) => number === 0);
+  require(agrees, "the codes do not match their checksum");
   const { prior, streams, written, checksum, ...rest } = codes;
   const done = { ...rest, indices };
   checkIndices(done);

@@ -2,7 +2,7 @@
 // machine. Sums are of integers in 32 bits; what is rounded is rounded down; the one division is
 // of integers below 2^40 by integers below 2^24, in float64. docs/format.md says what is computed.
 
-import { CODED_TOTAL, CodesError, allocate, require } from "./codes.mjs";
+import { CODED_TOTAL, CodesError, allocate, require, withIndices } from "./codes.mjs";
 
 const REACH = 3; // rows up and columns to either side that a place sees
 const LAG = 4; // times by which a level follows the one below
@@ -150,8 +150,8 @@ export class IntegerPrior {
   }
 
   /**
-   * The indices of one image, (L, h, w) in C order, from its stream; `progress` gets the part
-   * done, from 0 to 1. CodesError where the stream is damaged.
+   * The indices of one image, (L, h, w) in C order, from its stream, and the number that it
+   * carries; `progress` gets the part done, from 0 to 1. CodesError where the stream is damaged.
    */
   decode(stream, levels, h, w, progress = () => {}) {
     require(levels <= this.config.levels, `the codes have ${levels} levels, the prior ${this.config.levels}`);
@@ -200,8 +200,7 @@ export class IntegerPrior {
       }
       progress((time + 1) / times);
     }
-    coder.finish();
-    return indices;
+    return { indices, carried: coder.carried() };
   }
 
   _room(n) {
@@ -362,18 +361,20 @@ class RangeDecoder {
     if (this.state < LOW) this.state = this.state * CODED_TOTAL + this._word();
   }
 
-  /** CodesError unless the stream is used up, and the state where it began. */
-  finish() {
-    require(this.state === LOW && this.at === this.stream.length, "the stream is damaged");
+  /** The number that the stream carries; CodesError unless all of it is used up. */
+  carried() {
+    const number = this.state - LOW;
+    require(number < LOW && this.at === this.stream.length, "the stream is damaged");
+    return number;
   }
 }
 
 /**
- * Codes with indices from what `readCodes` gives. `prior` is an IntegerPrior with that
- * fingerprint, asked for only where one coded them.
+ * Codes with indices from what `readCodes` gives. `findPrior` gives the IntegerPrior with that
+ * fingerprint, and is asked only where one coded them.
  */
 export function decodeIndices(codes, findPrior, progress = () => {}) {
-  return codes.streams ? fromStreams(codes, findPrior(codes), progress) : codes.indices;
+  return codes.streams ? fromStreams(codes, findPrior(codes), progress) : codes;
 }
 
 function fromStreams(codes, prior, progress) {
@@ -381,9 +382,10 @@ function fromStreams(codes, prior, progress) {
   require(prior.K === codes.codebookSize, "the prior has another number of codes");
   const Type = codes.codebookSize <= 256 ? Uint8Array : Uint16Array;
   const indices = allocate(Type, n * levels * h * w);
-  codes.streams.forEach((stream, i) => {
+  const carried = codes.streams.map((stream, i) => {
     const one = prior.decode(stream, levels, h, w, (part) => progress((i + part) / n));
-    indices.set(one, i * levels * h * w);
+    indices.set(one.indices, i * levels * h * w);
+    return one.carried;
   });
-  return indices;
+  return withIndices(codes, indices, carried);
 }

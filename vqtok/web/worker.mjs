@@ -1,6 +1,6 @@
 // What a worker of the page does: files to indices, and strips of grid rows to pixels.
 
-import { CodesError, readCodes, withIndices } from "./codes.mjs";
+import { CodesError, readCodes } from "./codes.mjs";
 import { Kernels } from "./kernels.mjs";
 import { Decoder } from "./network.mjs";
 import { IntegerPrior, decodeIndices } from "./prior.mjs";
@@ -30,8 +30,7 @@ export class Model {
   async read(bytes, progress) {
     const codes = await readCodes(bytes);
     this._check(codes);
-    if (!codes.streams) return codes;
-    return withIndices(codes, decodeIndices(codes, () => this._priorOf(codes), progress));
+    return decodeIndices(codes, () => this._priorOf(codes), progress);
   }
 
   _check({ model, fingerprint, codebookSize, downsample, channels, shape }) {
@@ -47,7 +46,7 @@ export class Model {
   }
 
   _priorOf(codes) {
-    if (!this.bytes || this.meta.prior !== codes.prior)
+    if (!this.bytes || !this.meta.prior.startsWith(codes.prior))
       throw new CodesError(
         `the codes need the entropy prior ${codes.prior}, and this page has ${this.meta.prior ?? "none"}`,
         "make the page again from the model that packed them: vqtok web -m MODEL -o DIR");

@@ -1,0 +1,128 @@
+"""Codes to compact files and back by a prior: what comes out is what went in, or an error."""
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from attacks.codes_files import grid, tiny_coder
+
+from vqtok import codes, entropy
+from vqtok.codec import EntropyCoder
+from vqtok.codes import Codes, Compact
+from vqtok.codes.compact import checksum, from_stream, to_stream
+from vqtok.errors import FormatError
+
+GOLDEN = Path(__file__).parent / "golden" / "format1"
+
+
+@pytest.fixture(scope="module")
+def coder() -> EntropyCoder:
+    return tiny_coder()
+
+
+def coded(coder: EntropyCoder, plain: Codes) -> Compact:
+    """Coded even where bit-packing is smaller."""
+    streams = coder.prior.encode(plain.indices, checksum(plain.indices, plain.sizes))
+    whole = replace(codes.to_compact(plain), checksum=None, prior=coder.fingerprint)
+    return from_stream(to_stream(replace(whole, streams=tuple(streams))))
+
+
+def some(n: int = 2) -> Codes:
+    return grid(random.Random(0), 16, 2, 8, ((40, 40), (33, 39), (40, 35))[:n])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_coded_files_come_back(coder: EntropyCoder, n: int):
+    assert coder.unpack(coded(coder, some(n))) == some(n)
+
+
+def wrong_last_index(monkeypatch: pytest.MonkeyPatch, coder: EntropyCoder) -> None:
+    """The states are right, and so where the stream ends, but an index is not."""
+    inner = entropy.Decoder.decode
+
+    def decode(self: entropy.Decoder, *arguments) -> list[int]:
+        return [index ^ (index == 5) for index in inner(self, *arguments)]
+
+    monkeypatch.setattr(entropy.Decoder, "decode", decode)
+
+
+def wrong_sum(monkeypatch: pytest.MonkeyPatch, coder: EntropyCoder) -> None:
+    """One product is off by one step, as rounded ones are."""
+    weights = coder.prior.readout.copy()
+    weights[-1, -1] += 1
+    monkeypatch.setattr(coder.prior, "readout", weights * np.linspace(1, 1.01, weights.shape[2]))
+
+
+@pytest.mark.parametrize("fault", [wrong_last_index, wrong_sum])
+def test_a_decoder_that_goes_wrong_is_found(
+    fault: Callable[[pytest.MonkeyPatch, EntropyCoder], None],
+    monkeypatch: pytest.MonkeyPatch,
+    coder: EntropyCoder,
+):
+    packed = coded(coder, some())
+    fault(monkeypatch, coder)
+    with pytest.raises(FormatError):
+        coder.unpack(packed)
+
+
+def test_images_that_change_places_are_found(coder: EntropyCoder):
+    """Each stream carries the checksum of all."""
+    packed = coded(coder, some())
+    with pytest.raises(FormatError, match="checksum"):
+        coder.unpack(replace(packed, streams=packed.streams[::-1]))
+
+
+def test_an_image_that_is_left_out_is_found(coder: EntropyCoder):
+    packed = coded(coder, some())
+    with pytest.raises(FormatError, match="checksum"):
+        coder.unpack(replace(packed, streams=packed.streams[:1], sizes=packed.sizes[:1]))
+
+
+def test_a_size_that_keeps_the_grid_is_found(coder: EntropyCoder):
+    packed = coded(coder, some())
+    with pytest.raises(FormatError, match="checksum"):
+        coder.unpack(replace(packed, sizes=((40, 39), packed.sizes[1])))
+
+
+def test_many_images_share_the_fixed_bytes(coder: EntropyCoder):
+    """Each costs its stream, of which 4 bytes are the checksum, and the number of its bytes."""
+    plain = grid(random.Random(0), 16, 2, 8, ((40, 40),) * 100)
+    one = replace(plain, indices=plain.indices[:1], sizes=plain.sizes[:1])
+    streams = sum(map(len, coder.prior.encode(plain.indices)))
+    size, size_of_one = (len(codes.to_bytes(coded(coder, each))) for each in (plain, one))
+    assert size < streams + 101 * 2 + 120
+    assert size < 100 * (size_of_one - 110)
+    assert coder.unpack(coded(coder, plain)) == plain
+
+
+BLOCKED = """
+import sys
+sys.modules["torch"] = None  # importing it fails
+import vqtok.cli
+sys.argv = ["vqtok", *sys.argv[1:]]
+vqtok.cli.main()
+"""
+
+
+def test_coding_runs_where_torch_cannot_be_imported(tmp_path: Path):
+    """pack, unpack and truncate, of codes that a prior codes."""
+    model, plain = GOLDEN / "run", GOLDEN / "codes" / "one-size.plain.npz"
+    for words in (
+        ("pack", plain, "-m", model, "-o", "a.npz"),
+        ("unpack", "a.npz", "-m", model, "-o", "b.npz"),
+        ("truncate", "a.npz", "-m", model, "--levels", "1", "-o", "c.npz"),
+    ):
+        line = [sys.executable, "-c", BLOCKED, *map(str, words)]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    golden = codes.read_any_codes(GOLDEN / "compact2" / "one-size.npz")
+    packed = codes.read_any_codes(tmp_path / "a.npz")
+    assert isinstance(golden, Compact)
+    assert isinstance(packed, Compact)
+    assert to_stream(packed) == to_stream(golden)
+    assert codes.read_plain_codes(tmp_path / "b.npz") == codes.read_plain_codes(plain)
