@@ -1,12 +1,15 @@
 """Makes a bundled model of a finished run: weights, samples, and a card with figures on test data.
 
     python benchmarks/bundle.py RUN NAME --test DATA --about ABOUT.md [--lpips FILE]
-        [--sample "-n 40 --top-p 0.9"] [--int8]
+        [--sample "-n 40 --top-p 0.9"] [--int8] [--int8-prior]
+        [--drawn '{"temperature": 0.9, "guidance": 1.5}'] [--samples 2000]
 
 RUN is the folder of `vqtok train`; ABOUT.md holds what only a person knows: data and its licence,
 machine, how the run went, what the images look like. Figures come from `vqtok eval DATA --json`,
 the samples from `vqtok sample`; the card names the commands. The figures stand in figures.json too,
-which `vqtok report` draws. RUN/recipe.toml is copied: with it `vqtok train` makes the model again.
+which `vqtok report` draws. --drawn puts defaults of drawing into the prior's file, and --samples
+measures that many samples for the card. RUN/recipe.toml is copied: with it `vqtok train` makes the
+model again.
 No reconstructions: they would carry other people's images into the repository.
 """
 
@@ -143,6 +146,42 @@ def round_decoder(folder: Path) -> None:
     weights.save_weights(path, weights.Weights(tensors, meta))
 
 
+def round_prior(folder: Path) -> None:
+    """Rounds a prior to int8, half the bytes: what it draws with a seed changes, for good."""
+    path = folder / "prior.safetensors"
+    given = weights.load_weights(path, "prior")
+    names = [name for name, tensor in sorted(given.tensors.items()) if tensor.ndim >= 2]
+    tensors = given.tensors | {name: int8.round_to_int8(given.tensors[name]) for name in names}
+    weights.save_weights(path, weights.Weights(tensors, given.meta | {"int8": names}))
+
+
+def set_drawn(folder: Path, drawn: dict[str, Any]) -> None:
+    """Writes into a prior's file how it is drawn from where the user does not say."""
+    path = folder / "prior.safetensors"
+    given = weights.load_weights(path, "prior")
+    given.meta["record"]["sampling"] = drawn
+    weights.save_weights(path, given)
+
+
+def samples_table(scores: dict[str, Any]) -> str:
+    """Figures of samples, and the accuracy of each class."""
+    names = {
+        "classifier": "classifier, on test images",
+        "accuracy_decoded": "the same, test images encoded and decoded",
+        "accuracy": "samples seen as the class asked for",
+        "precision": "precision",
+        "recall": "recall",
+        "precision_real": "precision of training images",
+        "recall_real": "recall of training images",
+        "copies": "nearer to a training than to a test image",
+    }
+    rows = [[names[key], f"{scores[key]:.1%}"] for key in names if scores.get(key) is not None]
+    if scores["bits"] is not None:
+        rows.append(["bits a token of test images", f"{scores['bits']:.3f}"])
+    classes = [[name, f"{part:.1%}"] for name, part in scores["by_class"].items()]
+    return markdown(["figure", "value"], rows) + "\n" + markdown(["asked for", "seen"], classes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -154,6 +193,9 @@ def main() -> None:
     parser.add_argument("--lpips", type=Path)
     parser.add_argument("--sample", default="-n 40")
     parser.add_argument("--int8", action="store_true", help="hold the decoder's weights in int8")
+    parser.add_argument("--int8-prior", action="store_true", help="hold the prior in int8 too")
+    parser.add_argument("--drawn", type=json.loads, help="defaults of drawing, as JSON")
+    parser.add_argument("--samples", type=int, help="measure so many samples")
     options = parser.parse_args()
     folder = MODELS / options.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,6 +209,10 @@ def main() -> None:
             shutil.copy(options.run / name, folder / name)
     if options.int8:
         round_decoder(folder)
+    if options.int8_prior:
+        round_prior(folder)
+    if options.drawn:
+        set_drawn(folder, options.drawn)
     sample = ["sample", "--model", options.name, *shlex.split(options.sample)]
     measure = ["--lpips", str(options.lpips)] if options.lpips else []
     evaluate = [
@@ -180,6 +226,13 @@ def main() -> None:
     figures = json.loads(
         vqtok("eval", str(options.test), "--model", options.name, "--json", *measure)
     )
+    measured = ""
+    if options.samples:
+        words = ["eval", options.test.name, "--model", options.name, "--samples"]
+        words.append(str(options.samples))
+        scores = json.loads(vqtok(words[0], str(options.test), *words[2:], "--json"))
+        figures["samples"] = scores
+        measured = f"\n`vqtok {shlex.join(words)}`:\n\n{samples_table(scores)}"
     several = (
         "\n".join([levels_table(figures), codecs_table(figures)]) + "\n"
         if len(figures["levels"]) > 1
@@ -192,7 +245,7 @@ def main() -> None:
         f"\n{figures_table(figures)}\n{several}## Training\n"
         f"\n{training_table(folder)}\n`recipe.toml` holds every setting.\n"
         f"\n## Samples\n\n`vqtok {shlex.join(sample)}`:\n"
-        "\n![samples](samples.png)\n"
+        f"\n![samples](samples.png)\n{measured}"
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / FIGURES_FILE).write_text(json.dumps(figures) + "\n", encoding="utf-8")

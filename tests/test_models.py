@@ -1,20 +1,22 @@
 """The bundled models: small enough to travel, whole, described, and fit to use."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_helpers import ok
 from conftest import image
 from test_criterion import alex  # noqa: F401
 
 import vqtok
-from vqtok import config, model_registry, plots, weights
+from vqtok import config, images, model_registry, plots, weights
 from vqtok import train as training
 from vqtok.config import Recipe, TokenizerConfig
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
-NAMES = ("cifar10", "photo")
+NAMES = ("cifar10", "fashion", "photo")
 LIMIT = 32 << 20  # bytes of all bundled models: they travel with every install
 
 
@@ -58,14 +60,15 @@ def test_bundled_model_encodes_decodes_and_samples(
 ) -> None:
     monkeypatch.delenv("VQTOK_MODELS")
     model = vqtok.load(name)
-    original = image(37, 61)
+    channels = model.config.channels
+    original = image(37, 61, channels)
     decoded = model.decode(model.encode(original))
     assert decoded.shape == original.shape
     # Far better than the best single color, which the images' own variance stands for.
     error = np.square(decoded.astype(float) - original).mean()
     assert error < 0.25 * original.var(axis=(0, 1)).mean()
     (sampled,) = model.sample(1, size=(16, 24), top_k=50)
-    assert sampled.shape == (16, 24, 3)
+    assert sampled.shape == (16, 24, channels)
     assert sampled.std() > 1
 
 
@@ -87,6 +90,28 @@ def test_default_model_is_photo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VQTOK_MODELS")
     assert model_registry.find_model(None).name == "photo"
     assert [model.name for model in model_registry.list_models()] == sorted(NAMES)
+
+
+def test_what_is_drawn_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fashion`, in 2 MB; `photo` to complete an image, or where size or levels are asked for."""
+    monkeypatch.delenv("VQTOK_MODELS")
+    folder = MODELS / model_registry.DEFAULT_SAMPLED
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
+    image_file = Path("a.png")
+    images.write_image(image_file, image(32, 32))
+    for words, name in (
+        (("-n", "1"), "fashion"),
+        (("-n", "1", "--size", "32"), "photo"),
+        (("-n", "1", "--size", "32", "--levels", "1"), "photo"),
+        (("-n", "1", "--levels", "1", "--complete", str(image_file)), "photo"),
+        (("-n", "1", "--model", "cifar10"), "cifar10"),
+    ):
+        done = json.loads(ok("sample", *words, "-f", "--json").stdout)
+        assert done["model"] == name, words
+    model = vqtok.load("fashion")
+    assert model.draw_defaults.guidance > 1
+    assert model.labels[0] == "T-shirt"  # class 0 of the data set
+    assert model.labels[9] == "Ankle boot"
 
 
 def test_readme_figures_are_those_of_the_cards() -> None:

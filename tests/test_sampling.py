@@ -118,13 +118,14 @@ def test_the_choice_in_numpy_never_draws_the_impossible(count: int) -> None:
 
 
 def test_equal_seeds_draw_what_they_always_drew() -> None:
+    """Of `cifar10` since its prior was rounded to int8."""
     cifar10 = load("cifar10", "cpu").prior
     grids = sample_grids(cifar10, 2, 4, 8, labels=[3, 8], seed=11)
     assert grids.flatten(1).tolist() == [
         [55, 55, 55, 29, 112, 309, 283, 27, 245, 245, 27, 319, 156, 489, 357, 168,
-         73, 245, 245, 29, 144, 200, 383, 274, 245, 55, 245, 23, 133, 74, 384, 509],
-        [381, 220, 220, 220, 220, 220, 220, 220, 218, 317, 91, 278, 266, 114, 390, 387,
-         365, 26, 135, 388, 307, 428, 304, 99, 94, 27, 344, 169, 374, 403, 75, 44],
+         73, 245, 245, 29, 144, 200, 383, 274, 245, 55, 245, 23, 133, 74, 385, 509],
+        [383, 229, 224, 175, 175, 175, 175, 175, 221, 365, 87, 278, 304, 175, 292, 229,
+         350, 29, 128, 359, 304, 404, 229, 111, 119, 25, 355, 196, 389, 393, 95, 58],
     ]  # fmt: skip
     photo = load("photo", "cpu").prior
     assert sample_grids(photo, 1, 3, 4, seed=11, levels=3).flatten(2)[0].tolist() == [

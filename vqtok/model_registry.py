@@ -10,6 +10,8 @@ from vqtok.errors import ModelError, VqtokError
 from vqtok.weights import SUFFIX, Weights, codes_fingerprint, load_weights
 
 DEFAULT_MODEL = "photo"
+# of `vqtok sample`: of the bundled models the one whose samples are recognized best
+DEFAULT_SAMPLED = "fashion"
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,14 @@ def list_models() -> list[ModelFolder]:
     return [found[name] for name in sorted(found)]
 
 
-def find_model(name_or_path: str | None = None) -> ModelFolder:
+def find_model(name_or_path: str | None = None, default: str = DEFAULT_MODEL) -> ModelFolder:
     """Finds the model of that name in the search path, or else at that path; None means
-    VQTOK_MODEL, or photo.
+    VQTOK_MODEL, or the default.
 
     A path is that of a model folder or of a .safetensors file.
     ModelError where there is no such model.
     """
-    wanted = name_or_path or os.environ.get("VQTOK_MODEL") or DEFAULT_MODEL
+    wanted = name_or_path or os.environ.get("VQTOK_MODEL") or default
     known = {model.name: model for model in list_models()}
     if wanted in known:
         return known[wanted]

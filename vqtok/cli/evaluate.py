@@ -1,7 +1,7 @@
 """`vqtok eval`: measures a model on images."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +10,7 @@ import typer
 from vqtok.cli import figures, output, shards
 from vqtok.cli import options as o
 from vqtok.cli.progress import bar
+from vqtok.cli.samples import SamplesOptions, evaluate_samples
 from vqtok.cli.start import ModelOptions
 
 if TYPE_CHECKING:
@@ -85,7 +86,10 @@ class MeasureOptions:
         Path | None,
         typer.Option(
             "--sheet",
-            help="Write the first originals beside what is made of them to this image.",
+            help=(
+                "Write the first originals beside what is made of them to this image; of samples, "
+                "each above the training image nearest to it."
+            ),
             metavar="FILE",
         ),
     ] = None
@@ -149,10 +153,11 @@ def evaluate(
     member: o.Member = None,
     values: o.ValueRange = None,
     wanted: MeasureOptions,
+    sampled: SamplesOptions,
     force: o.Force = False,
     running: o.RunningOptions,
 ) -> None:
-    """Measure a model: PSNR, SSIM, LPIPS, bits.
+    """Measure a model: PSNR, SSIM, LPIPS, bits; or its samples.
 
     Of codes shards, whose originals are not there: codebook use and bits.
     """
@@ -162,8 +167,10 @@ def evaluate(
     parts = [word for word in split or () if "=" not in word] or ["test"]
     if len(parts) > 1 or parts[0] not in ("test", "train"):
         raise UsageError(f"there is no split {' '.join(parts)!r}", "choose test or train")
+    sampled.check(_of_reconstructions(wanted, None if parts == ["test"] else parts[0]))
     models = [running.model(name) for name in dict.fromkeys(model or ())] or [running.model(None)]
     if data is not None and shards.is_shards(data):
+        _check_images_needed(data, sampled)
         _check_no_originals(data, wanted)
         if len(models) > 1:
             raise UsageError(f"the codes in {data} are of one model", "name one model")
@@ -175,6 +182,8 @@ def evaluate(
     _check_outside(wanted.sheet, data)
     for one in models:
         one.check_levels(max(_numbers(wanted.levels) or [1]))  # finds each, before the work
+    if sampled.samples is not None:
+        return _evaluate_samples(data, chosen, models, wanted, sampled, force, running)
     part: Literal["test", "train"] = "test" if parts[0] == "test" else "train"
     networks = _load_networks(wanted)
     asked = _Asked(data, part, chosen, values is None)
@@ -187,6 +196,33 @@ def evaluate(
         images = sum(one.measured.result.pictures for one in found)
         output.say(f"{failed} of {images + failed} failed", style="bold red")
         raise typer.Exit(1)
+
+
+def _of_reconstructions(wanted: MeasureOptions, split: str | None) -> dict[str, object]:
+    """The options as typed that have no meaning for samples."""
+    names = [field.name for field in fields(wanted) if field.name not in ("limit", "sheet")]
+    return {"split": split, **{name: getattr(wanted, name) for name in names}}
+
+
+def _evaluate_samples(
+    data: Path | None,
+    chosen: "DataOptions",
+    models: list[ModelOptions],
+    wanted: MeasureOptions,
+    sampled: SamplesOptions,
+    force: bool,
+    running: o.RunningOptions,
+) -> None:
+    """Measures the samples of one model."""
+    from vqtok import images
+    from vqtok.errors import UsageError
+
+    if len(models) > 1:
+        raise UsageError("--samples measures one model", "name one model")
+    codec = models[0].load()
+    if chosen.range is None and codec.range is not None:
+        chosen = replace(chosen, range=images.show_range(codec.range))
+    evaluate_samples(codec, data, chosen, sampled, wanted.limit, wanted.sheet, force, running)
 
 
 @dataclass
@@ -271,6 +307,17 @@ def _show(
         output.print_json(measured[0].to_json())
     else:
         output.print_json({"models": [one.to_json() for one in measured]})
+
+
+def _check_images_needed(data: Path, sampled: SamplesOptions) -> None:
+    """UsageError where samples are to be compared with images that are not there."""
+    from vqtok.errors import UsageError
+
+    if sampled.samples is not None:
+        raise UsageError(
+            f"--samples compares with images, and {data} holds codes",
+            f"give the images in place of {data}",
+        )
 
 
 def _check_no_originals(data: Path, options: MeasureOptions) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from vqtok.cli.start import ModelOptions
+from vqtok.errors import UsageError
 
 if TYPE_CHECKING:
     from vqtok.data import DataOptions
@@ -227,6 +228,38 @@ Compact = Annotated[
         help="Entropy-code the indices: a smaller file, which needs the model to be read.",
     ),
 ]
+Temperature = Annotated[
+    str | None,
+    typer.Option(
+        "--temperature",
+        metavar="T",
+        help="Below 1: likelier images; 0: the likeliest. By level: 1,0.8. Default: the model's.",
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option("--top-k", help="Draw each code from the K likeliest only.", metavar="K", min=1),
+]
+TopP = Annotated[
+    str | None,
+    typer.Option(
+        "--top-p",
+        metavar="P",
+        help=(
+            "Draw each code from the likeliest that together have this probability. "
+            "By level: 1,0.9. Default: the model's."
+        ),
+    ),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        metavar="W",
+        help="Above 1: images more like their label, and less varied. Default: the model's.",
+        min=0,
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", metavar="N", help="Seed of all random draws.", min=0, max=2**31 - 1)
 ]
@@ -262,3 +295,15 @@ def data_options(
     from vqtok.data import DataOptions
 
     return DataOptions.of(split or (), labels, member, values)
+
+
+def numbers(name: str, text: str | None) -> list[float] | None:
+    """Reads one number, or one for each level, like 1,0.8. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"{name} is {text!r}", f"write a number, or one for each level: {name} 1,0.8"
+        ) from None

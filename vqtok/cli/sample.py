@@ -14,6 +14,7 @@ from vqtok.cli import output
 from vqtok.cli.progress import bar
 from vqtok.cli.start import ModelOptions
 from vqtok.errors import UsageError
+from vqtok.model_registry import DEFAULT_MODEL, DEFAULT_SAMPLED
 
 if TYPE_CHECKING:
     from vqtok.codec import Model
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 
 DEFAULT_OUTPUT = Path("samples.png")
 DEFAULT_KEEP = "top:0.5"
+CANDIDATES = 8  # drawn by default where the prior does not see all that is kept
 
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """Options that say how codes are drawn, and what of an image is kept."""
+    """Options that say how codes are drawn."""
 
     label: Annotated[
         str | None,
@@ -35,29 +37,27 @@ class DrawOptions:
             metavar="LABEL",
         ),
     ] = None
-    temperature: Annotated[
-        float,
-        typer.Option(
-            "--temperature",
-            help="Below 1: likelier images; 0: the likeliest.",
-            metavar="T",
-            min=0,
-        ),
-    ] = 1.0
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            "--top-k", help="Draw each code from the K likeliest only.", metavar="K", min=1
-        ),
-    ] = None
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            "--top-p",
-            help="Draw each code from the likeliest that together have this probability.",
-            metavar="P",
-        ),
-    ] = None
+    temperature: o.Temperature = None
+    top_k: o.TopK = None
+    top_p: o.TopP = None
+    guidance: o.Guidance = None
+    levels: o.Levels = None
+    seed: o.Seed = 0
+
+    def keywords(self) -> dict[str, Any]:
+        """What `sample_codes` and `complete` take of these."""
+        names = ("label", "seed", "top_k", "guidance", "levels")
+        numbers = {
+            "temperature": o.numbers("--temperature", self.temperature),
+            "top_p": o.numbers("--top-p", self.top_p),
+        }
+        return {**{name: getattr(self, name) for name in names}, **numbers}
+
+
+@dataclass(frozen=True)
+class CompleteOptions:
+    """Options that say what of an image is kept, and how the rest is chosen."""
+
     complete: Annotated[
         Path | None,
         typer.Option(
@@ -74,13 +74,65 @@ class DrawOptions:
             metavar="SIDE:PART",
         ),
     ] = None
-    levels: o.Levels = None
-    seed: o.Seed = 0
+    hole: Annotated[
+        str | None,
+        typer.Option(
+            "--hole",
+            help="What --complete invents, in pixels; all around it is kept.",
+            metavar="X,Y,W,H",
+        ),
+    ] = None
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            "--candidates",
+            help=(
+                "Of so many for each image keep the one that fits best what is kept. "
+                f"Default: {CANDIDATES} where something is kept below or right of what is invented."
+            ),
+            metavar="N",
+            min=1,
+            max=1000,
+        ),
+    ] = None
 
-    def keywords(self) -> dict[str, Any]:
-        """Returns the arguments of `sample_codes` and `complete_codes` among these."""
-        names = ("label", "seed", "temperature", "top_k", "top_p", "levels")
-        return {name: getattr(self, name) for name in names}
+    def check(self, size: str | None) -> None:
+        """UsageError where these do not go together, or with a size."""
+        if self.complete is None:
+            for name in ("keep", "hole", "candidates"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"--{name} is for completing an image, and none is given",
+                        "add --complete IMG",
+                    )
+            return
+        if size is not None:
+            raise UsageError(
+                "--size does not go with --complete",
+                "the result has the size of the image: resize that",
+            )
+        if self.keep is not None and self.hole is not None:
+            raise UsageError("--keep and --hole both say what is kept", "leave one of them out")
+        self.corners()
+
+    def corners(self) -> list[int] | None:
+        """The hole's x, y, width and height. UsageError where it is no hole."""
+        if self.hole is None:
+            return None
+        parts = self.hole.split(",")
+        if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+            raise UsageError(
+                f"{self.hole!r} is no hole", "write it like --hole 8,8,16,12: x, y, width, height"
+            )
+        return [int(part) for part in parts]
+
+    @property
+    def count(self) -> int:
+        """How many candidates are drawn: several where the prior cannot see all that is kept."""
+        if self.candidates is not None:
+            return self.candidates
+        ahead = self.hole is not None or (self.keep or DEFAULT_KEEP).startswith(("bottom", "right"))
+        return CANDIDATES if ahead else 1
 
 
 @output.handle_errors
@@ -103,7 +155,19 @@ def sample(
             metavar="PATH",
         ),
     ] = None,
-    model: o.ModelName = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            autocompletion=o.complete_model,
+            help=(
+                "Name, folder or tokenizer file. Default: VQTOK_MODEL, else fashion, whose samples "
+                "are recognized best; with --complete, --size or --levels photo."
+            ),
+        ),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(
@@ -113,30 +177,35 @@ def sample(
         ),
     ] = None,
     drawn: DrawOptions,
+    completed: CompleteOptions,
     force: o.Force = False,
     device: o.Device = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Draw new images from a model's prior."""
-    complete = drawn.complete
-    _check_together(size, complete, drawn.keep)
+    """Draw new images from a model's prior.
+
+    Of the bundled models fashion draws clothes and shoes that can be named, cifar10 small scenes
+    in the colors of their class, and photo the textures of photographs.
+    """
+    complete, options = completed.complete, drawn.keywords()
+    completed.check(size)
     wanted = _parse_size(size)
     target = _target(out, n, json, force)
-    chosen = ModelOptions(model, device, verbose=verbose)
+    default = DEFAULT_SAMPLED
+    if complete is not None or size is not None or drawn.levels is not None:
+        default = DEFAULT_MODEL  # fashion has one level, and knows one size
+    chosen = ModelOptions(model, device, verbose=verbose, default=default)
     chosen.check_levels(drawn.levels)
     codec = chosen.load()
     begin = time.perf_counter()
-    options = drawn.keywords()
     with output.memory_errors(f"{n} images at once"), bar("sample", quiet) as progress:
         if complete is None:
             _check_sheet(target, n, wanted or codec.native_size)
             codes = codec.sample_codes(n, wanted, progress=progress, **options)
         else:
-            codes = _complete(
-                codec, complete, drawn.keep or DEFAULT_KEEP, n, quiet, progress=progress, **options
-            )
+            codes = _complete(codec, complete, completed, n, quiet, progress=progress, **options)
         paths = _write(
             codec,
             codes,
@@ -167,18 +236,6 @@ def sample(
             f"{count} of {width}x{height} from {codec.name}, seed {drawn.seed} -> "
             f"{output.display_name(target)}  {seconds:.2f} s",
             quiet,
-        )
-
-
-def _check_together(size: str | None, complete: Path | None, keep: str | None) -> None:
-    if keep is not None and complete is None:
-        raise UsageError(
-            "--keep says what to keep of an image, and none is given", "add --complete IMG"
-        )
-    if size is not None and complete is not None:
-        raise UsageError(
-            "--size does not go with --complete",
-            "the result has the size of the image: resize that",
         )
 
 
@@ -242,7 +299,7 @@ def _check_sheet(target: Path, n: int, size: tuple[int, int]) -> None:
 
 
 def _complete(
-    codec: "Model", path: Path, keep: str, n: int, quiet: bool, **options: Any
+    codec: "Model", path: Path, asked: CompleteOptions, n: int, quiet: bool, **options: Any
 ) -> "Codes":
     from vqtok import files, images
 
@@ -252,7 +309,14 @@ def _complete(
     )
     for note in image.notes:
         output.say(f"{'standard input' if stdin else path}: {note}", quiet)
-    return codec.complete(codec.encode_batch([image.pixels]), keep, n, **options)
+    return codec.complete(
+        codec.encode_batch([image.pixels]),
+        asked.keep,
+        n,
+        hole=asked.corners(),
+        candidates=asked.count,
+        **options,
+    )
 
 
 def _captions(codec: "Model", n: int) -> list[str] | None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from vqtok import model_registry
 from vqtok.cli import output
 from vqtok.errors import UsageError
 
@@ -25,16 +26,21 @@ class ModelOptions:
     """
 
     def __init__(
-        self, name: str | None, device: str | None, precision: str = "fp32", verbose: bool = False
+        self,
+        name: str | None,
+        device: str | None,
+        precision: str = "fp32",
+        verbose: bool = False,
+        default: str = model_registry.DEFAULT_MODEL,
     ) -> None:
+        """default is the model where neither `name` nor VQTOK_MODEL says one."""
         self.name, self.device, self.precision, self.verbose = name, device, precision, verbose
+        self.default = default
 
     @cached_property
     def folder(self) -> "ModelFolder":
         """Returns the model's folder. Raises ModelError where there is none."""
-        from vqtok import model_registry
-
-        return model_registry.find_model(self.name)
+        return model_registry.find_model(self.name, self.default)
 
     @cached_property
     def config(self) -> "TokenizerConfig":

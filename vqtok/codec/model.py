@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vqtok import images, losses, model_registry, ticks
-from vqtok.codec import inputs
+from vqtok.codec import drawing, inputs
 from vqtok.codec.effort import CodeSearch, parse_effort
 from vqtok.codec.entropy_coder import EntropyCoder
 from vqtok.codec.loading import build_tokenizer, fill, load_prior, to_device
@@ -614,9 +614,10 @@ class Model:
         *,
         label: str | int | None = None,
         seed: int = 0,
-        temperature: float = 1.0,
+        temperature: drawing.Numbers | None = None,
         top_k: int | None = None,
-        top_p: float | None = None,
+        top_p: drawing.Numbers | None = None,
+        guidance: float | None = None,
         levels: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Codes:
@@ -626,6 +627,9 @@ class Model:
         label is one of `labels` or its number, None takes all in turn;
         temperature 0 takes the likeliest index everywhere;
         top_k and top_p keep the likeliest indices alone; levels draws the first few only.
+        guidance W above 1 makes images more like their label: W times as far from what an
+        image without one would be. temperature and top_p may be one number a level. Those three
+        are by default what the prior's file says (`draw_defaults`), else 1, None and 1.
         On one machine's CPU the seed decides everything. progress gets rows done and rows in all.
         """
         f = self.config.downsample
@@ -635,6 +639,8 @@ class Model:
                 f"cannot sample {n} images of {width}x{height}",
                 f"ask for one or more, of 1 to {SIDE_MAX} pixels a side",
             )
+        count = self._count(levels)
+        given = {"temperature": temperature, "top_p": top_p, "guidance": guidance}
         indices = sample_grids(
             self.prior,
             n,
@@ -642,21 +648,31 @@ class Model:
             -(-width // f),
             labels=self._labels(label, n),
             seed=seed,
-            temperature=temperature,
             top_k=top_k,
-            top_p=top_p,
-            levels=self._count(levels),
+            levels=count,
             progress=progress,
+            **self.draw_defaults.fill(given, count),
         )
         return self.codes(indices, ((height, width),) * n)
 
-    def complete(self, codes: Any, keep: str, n: int = 1, **options: Any) -> Codes:
+    def complete(
+        self,
+        codes: Any,
+        keep: str | None = None,
+        n: int = 1,
+        *,
+        hole: Sequence[int] | None = None,
+        candidates: int = 1,
+        **options: Any,
+    ) -> Codes:
         """Draws codes of n images that keep a part of an image and invent the rest.
 
-        codes are of the kinds that `decode` takes. keep is SIDE:PART, as in "top:0.5", with SIDE
-        one of top, bottom, left, right. The prior reads rows from the top: it cannot look ahead at
-        a part kept at the bottom or right. Levels that the codes lack are invented in the kept
-        part, too.
+        codes are of the kinds that `decode` takes. keep is SIDE:PART, as in "top:0.5" (the
+        default), with SIDE one of top, bottom, left, right; or hole is x, y, width, height in
+        pixels, and all around it is kept. The prior reads rows from the top: it cannot look ahead
+        at what is kept further on. Of several candidates for each image, that one is taken under
+        which what is kept is likeliest. Levels that the codes lack are invented in the kept part,
+        too.
         Options as in `sample_codes`, without size;
         without a label the prior goes by the image alone.
         """
@@ -668,16 +684,21 @@ class Model:
             raise UsageError(f"cannot complete {n} images", "ask for one or more")
         levels = self._count(options.pop("levels", None))
         codes = codes.first_levels(min(levels, codes.levels))
-        h, w = codes.indices.shape[2:]
-        rows, columns = inputs.parse_keep(keep, h, w)
-        known = torch.full((n, levels, h, w), -1)
-        known[:, : codes.levels, rows, columns] = torch.from_numpy(codes.indices.astype(np.int64))[
-            :, :, rows, columns
-        ]
+        given = torch.from_numpy(codes.indices[0].astype(np.int64))  # (L, h, w)
+        h, w = given.shape[1:]
+        kept = drawing.known_part(keep, hole, h, w, self.config.downsample)
+        known = torch.full((levels, h, w), -1)
+        known[: codes.levels] = given.where(kept, -1)
         label = options.pop("label", None)
         options["labels"] = None if label is None else self._labels(label, n)
-        indices = sample_grids(self.prior, n, h, w, known=known, levels=levels, **options)
+        options = self.draw_defaults.fill(options, levels)
+        indices = drawing.complete_grids(self.prior, known, n, candidates, **options)
         return self.codes(indices, codes.sizes * n)
+
+    @cached_property
+    def draw_defaults(self) -> drawing.DrawDefaults:
+        """The temperature, top_p and guidance that the prior's file asks to be drawn with."""
+        return drawing.DrawDefaults.of_record(self._prior[1], self.config.levels, self.folder.prior)
 
     def _labels(self, label: str | int | None, n: int) -> Tensor | None:
         """Returns class numbers (n,): one class for all, or all classes in turn; None where there

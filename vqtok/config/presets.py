@@ -5,6 +5,7 @@ from vqtok.config.recipe import (
     EntropyConfig,
     LossConfig,
     PriorConfig,
+    PriorStageConfig,
     Recipe,
     StageConfig,
     TokenizerStageConfig,
@@ -25,7 +26,9 @@ PRESETS: dict[str, Recipe] = {
         prior=PriorConfig(codebook_size=128, width=64, layers=6, dropout=0.0),
         data=DataConfig(size=32, prior_size=32),
         tokenizer_training=TokenizerStageConfig(steps=1200, batch=64, validate_every=200),
-        prior_training=StageConfig(steps=8000, batch=16, learning_rate=2e-3, validate_every=1000),
+        prior_training=PriorStageConfig(
+            steps=8000, batch=16, learning_rate=2e-3, validate_every=1000
+        ),
         entropy=EntropyConfig(codebook_size=128, width=96, blocks=1),
         entropy_training=StageConfig(steps=1000, batch=16, learning_rate=5e-3, validate_every=500),
     ),
@@ -47,7 +50,7 @@ PRESETS: dict[str, Recipe] = {
         tokenizer_training=TokenizerStageConfig(
             steps=7000, batch=64, warmup=200, validate_every=500
         ),
-        prior_training=StageConfig(steps=4000, batch=64, validate_every=500),
+        prior_training=PriorStageConfig(steps=4000, batch=64, validate_every=500),
         entropy=EntropyConfig(codebook_size=512),
         entropy_training=StageConfig(steps=2000, batch=64, learning_rate=5e-3, validate_every=250),
         precision="bf16",
@@ -67,7 +70,7 @@ PRESETS: dict[str, Recipe] = {
         ),
         prior=PriorConfig(codebook_size=256, levels=3, width=64, layers=8, dropout=0.05),
         data=DataConfig(size=32, prior_size=32),
-        prior_training=StageConfig(steps=8000, batch=32, warmup=200, validate_every=500),
+        prior_training=PriorStageConfig(steps=8000, batch=32, warmup=200, validate_every=500),
         entropy=EntropyConfig(codebook_size=256, levels=3, width=128),
         entropy_training=StageConfig(steps=2000, batch=16, learning_rate=5e-3, validate_every=250),
         precision="bf16",
@@ -102,7 +105,7 @@ PRESETS: dict[str, Recipe] = {
             ema=0.999,
             validate_every=500,
         ),
-        prior_training=StageConfig(steps=6000, batch=8, validate_every=500),
+        prior_training=PriorStageConfig(steps=6000, batch=8, validate_every=500),
         entropy=EntropyConfig(codebook_size=1024, levels=8),
         entropy_training=StageConfig(steps=4000, batch=8, learning_rate=5e-3, validate_every=250),
         precision="bf16",

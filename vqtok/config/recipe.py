@@ -175,6 +175,19 @@ class TokenizerStageConfig(StageConfig):
 
 
 @dataclass(frozen=True)
+class PriorStageConfig(StageConfig):
+    """Configures how the prior is trained that images are drawn from."""
+
+    # Part of the grids that are shown without their label, so that one prior also draws without
+    # one, and away from that: guidance.
+    label_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("label dropout", self.label_dropout, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Configures how images become batches."""
 
@@ -206,7 +219,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     losses: LossConfig = field(default_factory=LossConfig)
     tokenizer_training: TokenizerStageConfig = field(default_factory=TokenizerStageConfig)
-    prior_training: StageConfig = field(default_factory=StageConfig)
+    prior_training: PriorStageConfig = field(default_factory=PriorStageConfig)
     seed: int = 0
     precision: str = "fp32"
     entropy: EntropyConfig = field(default_factory=EntropyConfig)

@@ -15,6 +15,7 @@ from vqtok.codes import Codes, Compact, Encoded, count_levels, levels_fix, to_by
 from vqtok.data import Dataset, read_whole
 from vqtok.errors import InputError, UsageError
 from vqtok.evaluate.baseline_coders import grid_bytes
+from vqtok.evaluate.classes import class_numbers, number_note
 from vqtok.evaluate.comparator import SMALLEST, Comparator, count_exact
 from vqtok.evaluate.dists import DISTS
 from vqtok.evaluate.fid import ENOUGH, ORIGINAL, PATCH, FIDMeter, Inception
@@ -88,11 +89,11 @@ def evaluate(
     meter = None if fid is None else FIDMeter(fid, model.device)
     sums = RunningTotals(model.config.codebook_size, plan.levels, prior is not None, meter)
     comparator = Comparator(lpips, model.device, dists)
-    for images, labels in _groups(model, dataset, total, sums, skip):
+    for images, labels, _ in groups(model, dataset, total, sums, skip):
         if plan.codecs is None:
             plan = replace(plan, codecs=USUAL if min(images[0].shape[:2]) > PHOTO_SIDE else ())
         codes = model.encode_batch(images)
-        _add_grids(sums, prior, codes, labels)
+        add_grids(sums, prior, codes, labels)
         for i, image in enumerate(images):
             one = replace(codes, indices=codes.indices[i : i + 1], sizes=codes.sizes[i : i + 1])
             views = _add_image(model, comparator, plan, sums, image, one)
@@ -105,7 +106,10 @@ def evaluate(
             f"no image of {dataset.name} can be read",
             "check that the files are whole and are images",
         )
-    return sums.result(_notes(sums, plan, comparator))
+    notes = _notes(sums, plan, comparator)
+    return sums.result(
+        notes if prior is None else (*number_note(dataset.labels, model.labels), *notes)
+    )
 
 
 def evaluate_codes(
@@ -138,7 +142,7 @@ def evaluate_codes(
         for _, one in data.images(shard):
             if sums.images == total:
                 break
-            _add_grids(sums, prior, one, [-1])
+            add_grids(sums, prior, one, [-1])
             packed = None if model.entropy_coder is None else model.pack_levels(one)
             for n, totals in sums.levels.items():
                 part = one.first_levels(n)
@@ -171,21 +175,20 @@ def _plan(model: Model, levels: Sequence[int] | None, codecs: Sequence[str] | No
     return _MeasurePlan(chosen, powers, None if codecs is None else tuple(dict.fromkeys(codecs)))
 
 
-def _groups(
+def groups(
     model: Model,
     dataset: Dataset,
     total: int,
     sums: RunningTotals,
     skip: Callable[[InputError], None] | None,
-) -> Iterator[tuple[list[np.ndarray], list[int]]]:
-    """Groups neighboring images of one size, with labels: class numbers where the prior knows these
-    classes, else -1.
+) -> Iterator[tuple[list[np.ndarray], list[int], list[int]]]:
+    """Groups neighboring images of one size, with the prior's labels of them, -1 where it does not
+    know these classes, and the data's own classes.
     """
-    known = set(dataset.labels) <= set(model.labels) if model.folder.prior is not None else False
-    labeled = known and bool(dataset.labels)
-    numbers = [model.labels.index(name) for name in dataset.labels] if labeled else []
+    numbers = None if model.folder.prior is None else class_numbers(dataset.labels, model.labels)
     images: list[np.ndarray] = []
     labels: list[int] = []
+    targets: list[int] = []
     for i in range(total):
         try:
             image = read_whole(dataset, i, model.config.channels)
@@ -197,16 +200,17 @@ def _groups(
             continue
         full = (len(images) + 1) * image.shape[0] * image.shape[1] > BATCH_PIXELS
         if images and (full or image.shape != images[0].shape):
-            yield images, labels
-            images, labels = [], []
+            yield images, labels, targets
+            images, labels, targets = [], [], []
         images.append(image)
-        label = dataset.label(i)
-        labels.append(numbers[label] if labeled and label >= 0 else -1)
+        target = dataset.label(i)
+        labels.append(numbers[target] if numbers is not None and target >= 0 else -1)
+        targets.append(target)
     if images:
-        yield images, labels
+        yield images, labels, targets
 
 
-def _add_grids(sums: RunningTotals, prior: Prior | None, codes: Codes, labels: list[int]) -> None:
+def add_grids(sums: RunningTotals, prior: Prior | None, codes: Codes, labels: list[int]) -> None:
     """Counts the codes used at each level, and each level's bits under the prior."""
     for level, counts in enumerate(sums.counts):
         counts += np.bincount(codes.indices[:, level].ravel(), minlength=len(counts))

@@ -32,6 +32,10 @@ class NumpyBackend:
         """Returns the same memory in the form that this backend computes with."""
         return values.numpy()
 
+    def twice(self, values: np.ndarray) -> np.ndarray:
+        """(2n, ...) of values (n, ...): all of them, and all of them again."""
+        return np.concatenate([values, values])
+
     def copy(self, a: Tensor, out: Tensor) -> Calls:
         return [partial(np.copyto, out.numpy(), a.numpy())]
 
@@ -92,6 +96,9 @@ class TorchBackend:
 
     def native(self, values: Tensor) -> Any:
         return values
+
+    def twice(self, values: Tensor) -> Tensor:
+        return torch.cat([values, values])
 
     def copy(self, a: Tensor, out: Tensor) -> Calls:
         return [partial(out.copy_, a)]

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ from vqtok.errors import UsageError
 from vqtok.priors.base import Prior, one_thread
 from vqtok.sampling.backends import Backend
 from vqtok.sampling.base import Cursor, Sampler, Values
+from vqtok.sampling.guidance import GuidedCursor
 
 FEW_GRIDS = 64
+_Value = TypeVar("_Value", bound=float | None)
 Progress = Callable[[int, int], None]
 
 
@@ -30,9 +33,10 @@ def sample_grids(
     *,
     labels: Tensor | Sequence[int] | int | None = None,
     seed: int | torch.Generator = 0,
-    temperature: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
     top_k: int | None = None,
-    top_p: float | None = None,
+    top_p: float | Sequence[float] | None = None,
+    guidance: float = 1.0,
     known: Tensor | None = None,
     levels: int | None = None,
     progress: Progress | None = None,
@@ -42,7 +46,9 @@ def sample_grids(
 
     Labels are class numbers, -1 for none, or one number for all. Temperature 0 takes the likeliest
     index; `top_k` keeps the k likeliest; `top_p` keeps the likeliest that together reach that
-    probability (after `top_k`). `known` (n, L, h, w) holds indices to keep, and -1 where they are
+    probability (after `top_k`). Temperature and `top_p` may be sequences: one a level, the last of
+    them for all further levels. `guidance` W takes the logits u + W (c - u), of c with the label
+    and u without. `known` (n, L, h, w) holds indices to keep, and -1 where they are
     to be invented. `progress` gets rows done and in all. A generator is asked for a seed.
 
     Image i has random numbers of its own, from (seed, i). On a CPU the same call gives the same
@@ -51,7 +57,10 @@ def sample_grids(
     """
     L, K = prior.config.levels if levels is None else levels, prior.config.codebook_size
     device = next(prior.parameters()).device
-    _check_options(n, h, w, temperature, top_k, top_p)
+    temperatures, top_ps = by_level(temperature, L), by_level(top_p, L)
+    for t, p in zip(temperatures, top_ps, strict=True):
+        _check_options(n, h, w, t, top_k, p)
+    guided = _is_guided(guidance, labels)
     if not 1 <= L <= prior.config.levels:
         raise UsageError(
             f"{L} levels cannot be drawn: the prior has {prior.config.levels}",
@@ -75,10 +84,15 @@ def sample_grids(
     tick = (lambda: None) if progress is None else (lambda: progress(next(done), L * h))
     with torch.inference_mode(), _full_precision(device), one_thread(n < FEW_GRIDS):
         indices = known.clamp(min=0).to(device)
-        sampler: Sampler = SAMPLERS[prior.config.architecture].load()(prior, n, h, w, rows)
-        draw = sampler.backend.categorical(temperature, top_k, top_p)
+        make = SAMPLERS[prior.config.architecture].load()
+        if guided and rows is not None:
+            rows = torch.cat([rows, torch.zeros_like(rows)])
+        sampler: Sampler = make(prior, 2 * n if guided else n, h, w, rows)
         for level in range(L):
-            cursor = sampler.start_level(level, indices)
+            draw = sampler.backend.categorical(temperatures[level], top_k, top_ps[level])
+            cursor = sampler.start_level(level, indices.repeat(2, 1, 1, 1) if guided else indices)
+            if guided:
+                cursor = GuidedCursor(cursor, sampler.backend, guidance)
             grid, unknown, chances = indices[:, level], known[:, level] < 0, uniform[:, level]
             _fill(cursor, sampler.backend, grid, unknown, chances, draw, tick)
     return indices.clone()  # outside inference mode: an ordinary tensor
@@ -106,6 +120,29 @@ def _fill(
                 drawn = draw(cursor.logits(), chances[:, i, j])
                 backend.put(drawn, indices[:, i, j], missing[:, i, j])
         tick()
+
+
+def by_level(value: _Value | Sequence[_Value], levels: int) -> list[_Value]:
+    """Returns one value for each level: of fewer, the last stands for all further levels.
+
+    UsageError where there are none, or more than levels.
+    """
+    given = list(value) if isinstance(value, Sequence) else [value]
+    if not 1 <= len(given) <= levels:
+        raise UsageError(
+            f"{len(given)} values for {levels} level{'s' if levels > 1 else ''}",
+            "give one for all, or up to one a level",
+        )
+    return given + given[-1:] * (levels - len(given))
+
+
+def _is_guided(guidance: float, labels: object) -> bool:
+    """Whether there is anything to guide: a label, and a weight that is not 1."""
+    if not 0 <= guidance < math.inf:
+        raise UsageError(
+            f"guidance is {guidance}", "choose 1 (none) or more, such as 1.5; 0 forgets the label"
+        )
+    return guidance != 1 and labels is not None
 
 
 def _last(wanted: list[bool]) -> int:

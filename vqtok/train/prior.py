@@ -21,8 +21,6 @@ from vqtok.train.context import RunContext
 from vqtok.train.grids import GridBatches, Grids, window_of
 from vqtok.train.task import Step, Task, Validation
 
-LABEL_DROPOUT = 0.1  # so that one prior also samples without a label
-
 
 class GridTask(Task):
     """Trains a network on the likelihood of index grids: windows of the training grids, and of the
@@ -46,7 +44,7 @@ class GridTask(Task):
         torch.manual_seed(recipe.seed)
         self.window = window_of(parts[0], recipe)
         self.network = to_device(self.make(), run.device)
-        dropout = LABEL_DROPOUT if recipe.prior.labels else 0.0
+        dropout = recipe.prior_training.label_dropout if recipe.prior.labels else 0.0
         batch = self.stage.batch
         share = distributed.rank(), distributed.world_size()
         self._batches = GridBatches(parts[0], batch, self.window, recipe.seed, dropout, share)

@@ -1,0 +1,158 @@
+"""How images are drawn: settings that a prior file may hold, what of an image is kept, and which of
+several candidates is best.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqtok.codec import inputs
+from vqtok.errors import FormatError, UsageError
+from vqtok.priors import Prior
+from vqtok.sampling.sample import by_level, sample_grids
+
+CANDIDATES_MAX = 1000
+GRIDS_AT_ONCE = 32  # that the prior weighs together
+Numbers = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class DrawDefaults:
+    """Settings of drawing that a prior file holds, where its maker has chosen them.
+
+    They stand in its record, under "sampling"; a file without them draws what was learned.
+    """
+
+    temperature: Numbers = 1.0
+    top_p: Numbers | None = None
+    guidance: float = 1.0
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any], levels: int, origin: object) -> "DrawDefaults":
+        """Reads them from a prior file's record. FormatError where they are no such settings."""
+        given = record.get("sampling", {})
+        if not isinstance(given, dict) or not set(given) <= {"temperature", "top_p", "guidance"}:
+            raise _damaged(origin)
+        chosen = cls(**given)
+        checked = (
+            (chosen.temperature, 0.0, 100.0),
+            (1.0 if chosen.top_p is None else chosen.top_p, 1e-9, 1.0),
+        )
+        for values, low, high in checked:
+            listed = values if isinstance(values, list) else [values]
+            if not 1 <= len(listed) <= levels or not all(_within(x, low, high) for x in listed):
+                raise _damaged(origin)
+        if not _within(chosen.guidance, 0.0, 100.0):
+            raise _damaged(origin)
+        return chosen
+
+    def fill(self, options: dict[str, Any], levels: int) -> dict[str, Any]:
+        """Returns the options with these settings in place of those that are None or missing, for
+        a drawing of the first few levels.
+        """
+        filled = dict(options)
+        for name in ("temperature", "top_p"):
+            if filled.get(name) is None:
+                filled[name] = by_level(getattr(self, name), max(levels, self._longest))[:levels]
+        if filled.get("guidance") is None:
+            filled["guidance"] = self.guidance
+        return filled
+
+    @property
+    def _longest(self) -> int:
+        return max(
+            len(value) if isinstance(value, Sequence) else 1
+            for value in (self.temperature, self.top_p)
+        )
+
+
+def _within(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and low <= value <= high
+
+
+def _damaged(origin: object) -> FormatError:
+    return FormatError(
+        f"{origin} holds settings of sampling that are none",
+        "copy or download the file again; or train it again",
+    )
+
+
+def known_part(keep: str | None, hole: Sequence[int] | None, h: int, w: int, f: int) -> Tensor:
+    """Returns which places of an h x w grid are kept, bool (h, w), where a place is f x f pixels.
+
+    keep is SIDE:PART; hole is x, y, width, height in pixels, all of whose places are
+    invented. UsageError where nothing or all would be kept.
+    """
+    kept = torch.zeros(h, w, dtype=torch.bool)
+    if hole is None:
+        kept[inputs.parse_keep("top:0.5" if keep is None else keep, h, w)] = True
+        return kept
+    if keep is not None:
+        raise UsageError("a side to keep does not go with a hole", "give one of them")
+    if len(hole) != 4 or not all(inputs.is_integer(value) for value in hole):
+        raise UsageError(f"{hole!r} is no hole", "give four integers: x, y, width, height")
+    x, y, width, height = hole
+    if x < 0 or y < 0 or width < 1 or height < 1 or x >= w * f or y >= h * f:
+        raise UsageError(
+            f"the hole {x},{y},{width},{height} lies outside the image",
+            f"choose x below {w * f}, y below {h * f}, and sides of 1 or more",
+        )
+    kept[:] = True
+    kept[y // f : -(-(y + height) // f), x // f : -(-(x + width) // f)] = False
+    if not kept.any():
+        raise UsageError(
+            "the hole takes all of the image", "choose a smaller one, or leave --complete out"
+        )
+    return kept
+
+
+def complete_grids(
+    prior: Prior, known: Tensor, n: int, candidates: int = 1, *, seed: int = 0, **options: Any
+) -> Tensor:
+    """Draws n grids (n, L, h, w) that keep what is known of one, int64 (L, h, w), -1 where it is
+    not; options as in `sample_grids`.
+
+    Of `candidates` for each grid, the one is taken under which what is known is likeliest. The
+    prior draws in raster order and does not see what is known further on; a candidate that does
+    not lead to it makes it unlikely. (These are the weights of importance sampling.)
+    UsageError where the number of candidates is none.
+    """
+    if not inputs.is_count(candidates) or candidates > CANDIDATES_MAX:
+        raise UsageError(
+            f"{candidates} candidates cannot be drawn", f"ask for 1 to {CANDIDATES_MAX}"
+        )
+    h, w = known.shape[1:]
+    fixed = known.expand(n, *known.shape)
+    draw = partial(sample_grids, prior, n, h, w, known=fixed, levels=len(known), **options)
+    best, least = draw(seed=seed), None
+    for number in range(1, candidates):
+        least = _known_nats(prior, best, known, options) if least is None else least
+        # 2**32 apart: no candidate is that of a neighboring seed
+        other = draw(seed=seed + number * 2**32)
+        nats = _known_nats(prior, other, known, options)
+        better = nats < least
+        best[better], least[better] = other[better], nats[better]
+    return best
+
+
+def _known_nats(prior: Prior, grids: Tensor, known: Tensor, options: dict[str, Any]) -> Tensor:
+    """Returns -ln p of what is known in each grid, given all that the prior reads before it: (n,)
+    float64.
+    """
+    labels = options.get("labels")
+    with torch.inference_mode():
+        nats = [
+            prior.nats(some, None if labels is None else labels[start : start + GRIDS_AT_ONCE])
+            .cpu()
+            .double()
+            .where(known >= 0, 0.0)
+            .sum((1, 2, 3))
+            for start, some in zip(
+                range(0, len(grids), GRIDS_AT_ONCE), grids.split(GRIDS_AT_ONCE), strict=True
+            )
+        ]
+    return torch.cat(nats).clone()
