@@ -89,14 +89,14 @@ def places_for(prior: PixelCNN, n: int, h: int, w: int) -> list[tuple[int, int, 
 def measure(prior: PixelCNN, n: int, h: int, w: int, rounds: int) -> tuple[list[str], bool]:
     """A row of the table without its first column, and whether both draw the same."""
     labels, places = labels_of(prior, n), places_for(prior, n, h, w)
-    greedy = sample_grids(prior, n, h, w, labels=labels, temperature=0)
+    greedy = sample_grids(prior, n, (h, w), labels=labels, temperature=0)
     expected = torch.stack([greedy[:, level, i, j] for level, i, j in places])
     empty = PixelCNN(replace(prior.config, width=4, codebook_size=2)).eval()
     a, b, out = torch.randn(3, SIZE, SIZE)
     taken = alternate(
         {
-            "sampled": lambda: sample_grids(prior, n, h, w, labels=labels),
-            "calls": lambda: sample_grids(empty, 1, h, w),
+            "sampled": lambda: sample_grids(prior, n, (h, w), labels=labels),
+            "calls": lambda: sample_grids(empty, 1, (h, w)),
             "naive": lambda: naive(prior, greedy, labels, places),
             "product": lambda: torch.mm(a, b, out=out),
         },

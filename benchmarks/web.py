@@ -46,7 +46,9 @@ ASK = """(async () => {
     const kernels = new WebAssembly.Module(bytesOf(KERNELS));
     const priors = new Map();
     const prior = (text) => {
-        if (!priors.has(text)) priors.set(text, new IntegerPrior(readWeights(bytesOf(PRIORS[text])), new Kernels(kernels)));
+        const made = () =>
+            new IntegerPrior(readWeights(bytesOf(PRIORS[text])), new Kernels(kernels));
+        if (!priors.has(text)) priors.set(text, made());
         return priors.get(text);
     };
     const answers = [];
@@ -56,7 +58,8 @@ ASK = """(async () => {
             const done = decodeIndices(codes, () => prior(name));
             const { buffer, byteOffset, byteLength } = done.indices;
             let text = "";
-            for (const byte of new Uint8Array(buffer, byteOffset, byteLength)) text += String.fromCharCode(byte);
+            for (const byte of new Uint8Array(buffer, byteOffset, byteLength))
+                text += String.fromCharCode(byte);
             answers.push({ shape: done.shape, bytes: btoa(text) });
         } catch (error) {
             answers.push({ error: error.message });

@@ -294,7 +294,7 @@ def test_usage_errors():
         ("sample", "-n", "0"): "'-n' / '--number'",
         ("sample", "--seed", "-1"): "'--seed'",
         ("sample", "--top-k", "0"): "'--top-k'",
-        ("sample", "--temperature", "-1"): "'--temperature'",
+        ("sample", "--temperature", "-1"): "temperature is -1.0",
         ("sample", "--top-p", "2"): "top-p is 2.0",
         ("sample", "--size", "24x"): "'24x' is no size",
         ("sample", "--size", "0x9"): "cannot sample",

@@ -119,7 +119,7 @@ def test_sampling_a_few_levels_gives_the_first_of_all(model: codec.Model):
         model.sample_codes(1, levels=4)
     prior = PixelCNN(replace(PRIOR, levels=2))
     with pytest.raises(UsageError, match="3 levels cannot be drawn: the prior has 2"):
-        sample_grids(prior, 1, 2, 2, levels=3)
+        sample_grids(prior, 1, (2, 2), levels=3)
 
 
 def test_complete_invents_the_levels_that_the_codes_lack(model: codec.Model):

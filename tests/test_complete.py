@@ -53,7 +53,7 @@ def test_the_candidate_that_leads_to_what_is_kept_is_taken(levels: int):
     known[:, 2:] = torch.randint(11, (levels, 2, 5), generator=torch.Generator().manual_seed(3))
     fixed = known.expand(3, *known.shape)
     all_drawn = [
-        sample_grids(prior, 3, 4, 5, known=fixed, labels=1, seed=5 + i * 2**32) for i in range(6)
+        sample_grids(prior, 3, (4, 5), known=fixed, labels=1, seed=5 + i * 2**32) for i in range(6)
     ]
     with torch.no_grad():
         odds = [prior(grids, torch.tensor([1] * 3)).double().log_softmax(-1) for grids in all_drawn]

@@ -159,7 +159,7 @@ def test_a_file_of_both_forms_is_a_plain_one(tmp_path: Path):
 
 
 def test_a_fingerprint_by_the_page():
-    path = ROOT / "models" / "cifar10" / "tokenizer.safetensors"
+    path = ROOT / "models" / "photo" / "tokenizer.safetensors"
     tensors = weights.load_weights(path, "tokenizer").tensors
     digest = hashlib.sha256()
     for name in sorted(tensors):

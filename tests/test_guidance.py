@@ -32,7 +32,7 @@ def test_guidance_mixes_the_logits_of_both(
     monkeypatch.setattr(GuidedCursor, "logits", kept)
     for weight in (0.0, 0.5, 3.0):
         found.clear()
-        grids = sample_grids(prior, 3, 4, 5, labels=[0, 2, -1], guidance=weight)
+        grids = sample_grids(prior, 3, (4, 5), labels=[0, 2, -1], guidance=weight)
         mixed = torch.stack(found, 1).view(3, levels, 4, 5, -1)
         with torch.no_grad():
             c, u = prior(grids, torch.tensor([0, 2, -1])), prior(grids)
@@ -43,41 +43,41 @@ def test_guidance_mixes_the_logits_of_both(
 def test_guidance_of_1_or_without_a_label_changes_nothing():
     prior, same = tiny(2), {"seed": 4, "top_p": 0.9}
     for labels in (None, 1):
-        plain = sample_grids(prior, 2, 4, 5, labels=labels, **same)
-        assert torch.equal(plain, sample_grids(prior, 2, 4, 5, labels=labels, guidance=1, **same))
-    plain = sample_grids(prior, 2, 4, 5, **same)
-    assert torch.equal(plain, sample_grids(prior, 2, 4, 5, guidance=4, **same))
+        plain = sample_grids(prior, 2, (4, 5), labels=labels, **same)
+        assert torch.equal(plain, sample_grids(prior, 2, (4, 5), labels=labels, guidance=1, **same))
+    plain = sample_grids(prior, 2, (4, 5), **same)
+    assert torch.equal(plain, sample_grids(prior, 2, (4, 5), guidance=4, **same))
     unlabeled = tiny(labels=())
     assert torch.equal(
-        sample_grids(unlabeled, 2, 4, 5, seed=1),
-        sample_grids(unlabeled, 2, 4, 5, seed=1, guidance=2),
+        sample_grids(unlabeled, 2, (4, 5), seed=1),
+        sample_grids(unlabeled, 2, (4, 5), seed=1, guidance=2),
     )
 
 
 def test_known_places_stay_under_guidance():
     known = torch.full((2, 1, 4, 5), -1)
     known[:, :, 1:3, 2] = 7
-    grids = sample_grids(tiny(), 2, 4, 5, labels=1, guidance=3, known=known)
+    grids = sample_grids(tiny(), 2, (4, 5), labels=1, guidance=3, known=known)
     assert (grids[:, :, 1:3, 2] == 7).all()
     assert int(grids.max()) < 11
 
 
 def test_each_level_has_its_temperature_and_top_p():
     prior = tiny(3)
-    plain = sample_grids(prior, 2, 4, 5, seed=2)
-    mixed = sample_grids(prior, 2, 4, 5, seed=2, temperature=[1, 0])
+    plain = sample_grids(prior, 2, (4, 5), seed=2)
+    mixed = sample_grids(prior, 2, (4, 5), seed=2, temperature=[1, 0])
     assert torch.equal(mixed[:, 0], plain[:, 0])
     with torch.no_grad():
         likeliest = prior(mixed).argmax(-1)
     assert torch.equal(mixed[:, 1:], likeliest[:, 1:])  # the last stands for all further levels
-    nearly = sample_grids(prior, 2, 4, 5, seed=2, top_p=[1.0, 1e-9])
+    nearly = sample_grids(prior, 2, (4, 5), seed=2, top_p=[1.0, 1e-9])
     assert torch.equal(nearly, mixed)
 
 
 @pytest.mark.parametrize("options", [{"temperature": [1, 1, 1]}, {"top_p": []}, {"guidance": -1}])
 def test_what_cannot_be_drawn(options: dict):
     with pytest.raises(UsageError):
-        sample_grids(tiny(2), 1, 2, 2, labels=0, **options)
+        sample_grids(tiny(2), 1, (2, 2), labels=0, **options)
 
 
 # Defaults in the prior's file

@@ -101,7 +101,9 @@ def test_a_command_searches_for_its_model_once(toy: Path, monkeypatch: pytest.Mo
     asked = []
     find = model_registry.find_model
     monkeypatch.setattr(
-        model_registry, "find_model", lambda name=None: asked.append(name) or find(name)
+        model_registry,
+        "find_model",
+        lambda name=None, *more: asked.append(name) or find(name, *more),
     )
     save("a.png")
     ok("encode", "a.png", "--levels", "1")

@@ -176,12 +176,12 @@ def test_bf16_autocast() -> None:
     indices = torch.randint(11, (2, 2, 4, 6))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = prior.loss(indices)
-        inside = sample_grids(prior, 128, 5, 6, seed=1)
+        inside = sample_grids(prior, 128, (5, 6), seed=1)
     loss.backward()
     assert loss.dtype == torch.float32
     assert abs(loss.item() - prior.loss(indices).item()) < 0.05
     # sampling is in float32 all the same
-    assert torch.equal(inside, sample_grids(prior, 128, 5, 6, seed=1))
+    assert torch.equal(inside, sample_grids(prior, 128, (5, 6), seed=1))
 
 
 def test_one_level_has_no_level_parameters() -> None:
@@ -196,7 +196,7 @@ def test_one_level_has_no_level_parameters() -> None:
 def test_temperature_zero_is_argmax_of_the_full_pass(h: int, w: int, levels: int) -> None:
     prior = tiny(levels)
     labels = torch.tensor([2, -1])
-    grid = sample_grids(prior, 2, h, w, labels=labels, temperature=0)
+    grid = sample_grids(prior, 2, (h, w), labels=labels, temperature=0)
     assert grid.shape == (2, levels, h, w)
     assert torch.equal(prior(grid, labels).argmax(-1), grid)
     assert (h, w) == (7, 1) or not torch.equal(grid[0], grid[1])  # by their labels
@@ -205,7 +205,7 @@ def test_temperature_zero_is_argmax_of_the_full_pass(h: int, w: int, levels: int
 def test_samples_follow_the_prior() -> None:
     prior = tiny(K=3, labels=())
     with torch.no_grad():
-        grids = sample_grids(prior, 4000, 1, 2, seed=3)[:, 0, 0]  # (n, 2)
+        grids = sample_grids(prior, 4000, (1, 2), seed=3)[:, 0, 0]  # (n, 2)
         cells = torch.cartesian_prod(torch.arange(3), torch.arange(3))  # all nine grids
         odds = (-prior.nats(cells[:, None, None]).sum((1, 2, 3))).exp()  # (9,)
     found = torch.bincount(grids[:, 0] * 3 + grids[:, 1], minlength=9) / 4000
@@ -215,16 +215,16 @@ def test_samples_follow_the_prior() -> None:
 
 def test_a_image_depends_on_its_seed_and_number_alone() -> None:
     prior = tiny(2)
-    three = sample_grids(prior, 3, 4, 5, labels=1, seed=7)
-    assert torch.equal(sample_grids(prior, 3, 4, 5, labels=1, seed=7), three)
-    assert torch.equal(sample_grids(prior, 1, 4, 5, labels=[1], seed=7), three[:1])
+    three = sample_grids(prior, 3, (4, 5), labels=1, seed=7)
+    assert torch.equal(sample_grids(prior, 3, (4, 5), labels=1, seed=7), three)
+    assert torch.equal(sample_grids(prior, 1, (4, 5), labels=[1], seed=7), three[:1])
     assert not torch.equal(three[0], three[1])
-    other = sample_grids(prior, 3, 4, 5, labels=1, seed=8)
+    other = sample_grids(prior, 3, (4, 5), labels=1, seed=8)
     assert not torch.equal(other, three)
     assert not torch.equal(other[:2], three[1:])
-    assert not torch.equal(sample_grids(prior, 3, 4, 5, labels=2, seed=7), three)
+    assert not torch.equal(sample_grids(prior, 3, (4, 5), labels=2, seed=7), three)
     one, two = (
-        sample_grids(prior, 1, 4, 5, seed=torch.Generator().manual_seed(5)) for _ in range(2)
+        sample_grids(prior, 1, (4, 5), seed=torch.Generator().manual_seed(5)) for _ in range(2)
     )
     assert torch.equal(one, two)
 
@@ -237,12 +237,12 @@ def test_known_indices_stay_and_condition_the_rest(levels: int) -> None:
     known[:, :, 2, 0] = 5  # a row's first
     known[0, :, 3, 1] = 10  # one in the middle, in one grid only
     known[1, :, 4, 3] = 3  # and the last
-    grid = sample_grids(prior, 2, 5, 4, temperature=0, known=known)
+    grid = sample_grids(prior, 2, (5, 4), temperature=0, known=known)
     given = known >= 0
     assert torch.equal(grid[given], known[given])
     assert torch.equal(prior(grid).argmax(-1)[~given], grid[~given])
-    assert torch.equal(sample_grids(prior, 2, 5, 4, known=grid, seed=9), grid)
-    assert sample_grids(prior, 2, 5, 4, seed=9, known=known).max() <= 10
+    assert torch.equal(sample_grids(prior, 2, (5, 4), known=grid, seed=9), grid)
+    assert sample_grids(prior, 2, (5, 4), seed=9, known=known).max() <= 10
 
 
 def test_threads_are_given_back() -> None:
@@ -255,7 +255,7 @@ def test_threads_are_given_back() -> None:
     try:
         torch.set_num_threads(2)
         with pytest.raises(KeyboardInterrupt):
-            sample_grids(tiny(), 1, 2, 2, progress=interrupt)
+            sample_grids(tiny(), 1, (2, 2), progress=interrupt)
         assert (torch.get_num_threads(), during) == (2, [1])
     finally:
         torch.set_num_threads(before)
@@ -263,7 +263,7 @@ def test_threads_are_given_back() -> None:
 
 def test_progress_counts_rows() -> None:
     seen: list[tuple[int, int]] = []
-    sample_grids(tiny(2), 1, 3, 2, progress=lambda done, total: seen.append((done, total)))
+    sample_grids(tiny(2), 1, (3, 2), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 6) for i in range(1, 7)]
 
 
@@ -324,14 +324,14 @@ def test_top_k_keeps_k_among_equals_and_never_draws_the_impossible() -> None:
 )
 def test_bad_options_are_usage_errors(options: dict) -> None:
     with pytest.raises(UsageError):
-        sample_grids(tiny(), 2, 3, 4, **options)
+        sample_grids(tiny(), 2, (3, 4), **options)
 
 
 def test_label_for_a_prior_without_labels_is_a_usage_error() -> None:
     prior = tiny(labels=())
     with pytest.raises(UsageError, match="without labels"):
-        sample_grids(prior, 1, 2, 2, labels=0)
-    assert torch.equal(sample_grids(prior, 1, 2, 2, labels=-1), sample_grids(prior, 1, 2, 2))
+        sample_grids(prior, 1, (2, 2), labels=0)
+    assert torch.equal(sample_grids(prior, 1, (2, 2), labels=-1), sample_grids(prior, 1, (2, 2)))
 
 
 def test_learns_a_pattern_and_samples_it() -> None:
@@ -350,5 +350,5 @@ def test_learns_a_pattern_and_samples_it() -> None:
         optimizer.step()
     assert cross_entropy(prior, stripes, labels).max() < 1
     assert torch.equal(
-        sample_grids(prior, 4, 4, 6, labels=[0, 1, 1, 0], seed=1), stripes[[0, 1, 1, 0]]
+        sample_grids(prior, 4, (4, 6), labels=[0, 1, 1, 0], seed=1), stripes[[0, 1, 1, 0]]
     )

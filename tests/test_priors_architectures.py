@@ -175,7 +175,7 @@ def test_it_learns_what_it_samples(architecture: str) -> None:
     entropy = 3 * torch.tensor(K - 4.0).log2()  # three rows' starts; all else follows
     bits = float(cross_entropy(prior, indices).mean())
     assert float(entropy) - 0.1 < bits < float(entropy) + 6 < 30 * torch.tensor(float(K)).log2()
-    drawn = sample_grids(prior.eval(), 32, 3, 5)
+    drawn = sample_grids(prior.eval(), 32, (3, 5))
     follows = (
         (drawn[..., 1:] == drawn[..., :-1] + 1).double().mean(),
         (drawn[:, 0] == drawn[:, 1]).double().mean(),
@@ -188,18 +188,19 @@ def test_known_places_stay_and_the_seed_decides_the_rest(architecture: str) -> N
     prior = made(architecture, 2)
     known = torch.full((3, 2, 4, 6), -1)
     known[:, :, 1:3, 2:5] = torch.randint(K, (3, 2, 2, 3))
-    first, second = (sample_grids(prior, 3, 4, 6, seed=5, known=known, labels=1) for _ in range(2))
+    first, second = (
+        sample_grids(prior, 3, (4, 6), seed=5, known=known, labels=1) for _ in range(2)
+    )
     assert torch.equal(first, second)
     assert torch.equal(first[known >= 0], known[known >= 0])
-    assert not torch.equal(first, sample_grids(prior, 3, 4, 6, seed=6, known=known, labels=1))
+    assert not torch.equal(first, sample_grids(prior, 3, (4, 6), seed=6, known=known, labels=1))
     # As models are loaded: another order of the weights in memory, the same images.
     assert torch.equal(
         first,
         sample_grids(
             prior.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
             3,
-            4,
-            6,
+            (4, 6),
             seed=5,
             known=known,
             labels=1,

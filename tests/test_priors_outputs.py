@@ -118,7 +118,7 @@ def test_a_pixelcnn_with_the_mixture_learns_and_samples_gray_levels(
         loss.backward()
         optimizer.step()
     assert float(cross_entropy(prior, grids).mean()) < float(before) * 0.75
-    drawn = sample_grids(prior.eval(), 16, 4, 4).double()
+    drawn = sample_grids(prior.eval(), 16, (4, 4)).double()
     assert drawn.shape == (16, 3, 4, 4)
     torch.testing.assert_close(
         drawn.mean((0, 2, 3)), torch.tensor([3.0, 8.0, 12.0], dtype=torch.float64), atol=1.0, rtol=0

@@ -45,7 +45,9 @@ class Known(codec.Model):
             return self._drawn
         return super().decode_all(codes, levels)
 
-    def sample_codes(self, n: int = 1, size: object = None, **options: object):  # type: ignore[override]
+    def sample_codes(  # type: ignore[override]
+        self, n: int = 1, size: object = None, **options: object
+    ):
         real = stripes(3 * n, seed=77)
         self._drawn = [real.image(i + self.off) for i in range(n)]
         return super().sample_codes(n, **options)  # type: ignore[arg-type]

@@ -79,17 +79,17 @@ def test_both_backends_draw_the_same(
     known[:, :, 1, 2:5] = torch.randint(11, (n, levels, 3))
     known[0, :, 3:] = 4
     ways = [{}, {"labels": 2}, {"known": known, "labels": -1}, {"levels": 1}]
-    in_numpy = [sample_grids(prior, n, 5, 7, seed=3, **way, **options) for way in ways]
+    in_numpy = [sample_grids(prior, n, (5, 7), seed=3, **way, **options) for way in ways]
     monkeypatch.setattr(pixelcnn, "pick_backend", lambda _: TORCH)
     for grid, way in zip(in_numpy, ways, strict=True):
-        assert torch.equal(grid, sample_grids(prior, n, 5, 7, seed=3, **way, **options)), way
+        assert torch.equal(grid, sample_grids(prior, n, (5, 7), seed=3, **way, **options)), way
 
 
 def test_a_prior_in_double_is_sampled_in_torch() -> None:
     prior = tiny()
     assert (pick_backend(prior), pick_backend(tiny().double())) == (NUMPY, TORCH)
     assert torch.equal(
-        sample_grids(prior, 2, 4, 5, seed=1), sample_grids(tiny().double(), 2, 4, 5, seed=1)
+        sample_grids(prior, 2, (4, 5), seed=1), sample_grids(tiny().double(), 2, (4, 5), seed=1)
     )
 
 
@@ -120,7 +120,7 @@ def test_the_choice_in_numpy_never_draws_the_impossible(count: int) -> None:
 def test_equal_seeds_draw_what_they_always_drew() -> None:
     """Of `cifar10` since its prior was rounded to int8."""
     cifar10 = load("cifar10", "cpu").prior
-    grids = sample_grids(cifar10, 2, 4, 8, labels=[3, 8], seed=11)
+    grids = sample_grids(cifar10, 2, (4, 8), labels=[3, 8], seed=11)
     assert grids.flatten(1).tolist() == [
         [55, 55, 55, 29, 112, 309, 283, 27, 245, 245, 27, 319, 156, 489, 357, 168,
          73, 245, 245, 29, 144, 200, 383, 274, 245, 55, 245, 23, 133, 74, 385, 509],
@@ -128,7 +128,7 @@ def test_equal_seeds_draw_what_they_always_drew() -> None:
          350, 29, 128, 359, 304, 404, 229, 111, 119, 25, 355, 196, 389, 393, 95, 58],
     ]  # fmt: skip
     photo = load("photo", "cpu").prior
-    assert sample_grids(photo, 1, 3, 4, seed=11, levels=3).flatten(2)[0].tolist() == [
+    assert sample_grids(photo, 1, (3, 4), seed=11, levels=3).flatten(2)[0].tolist() == [
         [116, 279, 135, 59, 273, 729, 712, 50, 735, 635, 74, 786],
         [347, 1000, 757, 384, 315, 836, 665, 90, 329, 413, 787, 664],
         [354, 216, 645, 55, 233, 137, 789, 1018, 312, 420, 857, 430],

@@ -56,9 +56,10 @@ def shown(page: Any) -> np.ndarray:
     """Pixels on the canvas, uint8 (H, W, 3)."""
     script = """(() => {
         const canvas = document.getElementById("canvas");
-        const {data, width, height} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        const context = canvas.getContext("2d");
+        const {data, width, height} = context.getImageData(0, 0, canvas.width, canvas.height);
         return {width, height, data: btoa(String.fromCharCode(...data))};
-    })()"""  # noqa: E501
+    })()"""
     found = page.run(script)
     data = np.frombuffer(base64.b64decode(found["data"]), np.uint8)
     return data.reshape(found["height"], found["width"], 4)[..., :3]

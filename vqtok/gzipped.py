@@ -176,7 +176,11 @@ class GzipStream(RawIOBase):
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file begins as a gzip file does. Raises OSError."""
+    """Whether a file begins as a gzip file does; of a remote one its name tells, as to look into
+    it would be a request each time. Raises OSError.
+    """
+    if isinstance(path, RemotePath):
+        return is_packed(path)
     with path.open("rb") as file:
         return file.read(2) == MAGIC
 
@@ -200,8 +204,8 @@ def read_part(path: Path, offset: int, size: int) -> bytes:
 
 
 def _opened(path: Path) -> Gzipped | None:
-    if isinstance(path, RemotePath):  # by its name: to look into it would be a request each time
-        return _cached(path, 0, 0) if is_packed(path) else None
+    if isinstance(path, RemotePath):
+        return _cached(path, 0, 0)
     found = path.stat()
     return _cached(path, found.st_size, found.st_mtime_ns)
 

@@ -104,9 +104,7 @@ def known_part(keep: str | None, hole: Sequence[int] | None, h: int, w: int, f: 
     kept[:] = True
     kept[y // f : -(-(y + height) // f), x // f : -(-(x + width) // f)] = False
     if not kept.any():
-        raise UsageError(
-            "the hole takes all of the image", "choose a smaller one, or leave --complete out"
-        )
+        raise UsageError("the hole takes all of the image", "choose a smaller one")
     return kept
 
 
@@ -127,7 +125,7 @@ def complete_grids(
         )
     h, w = known.shape[1:]
     fixed = known.expand(n, *known.shape)
-    draw = partial(sample_grids, prior, n, h, w, known=fixed, levels=len(known), **options)
+    draw = partial(sample_grids, prior, n, (h, w), known=fixed, levels=len(known), **options)
     best, least = draw(seed=seed), None
     for number in range(1, candidates):
         least = _known_nats(prior, best, known, options) if least is None else least

@@ -644,8 +644,7 @@ class Model:
         indices = sample_grids(
             self.prior,
             n,
-            -(-height // f),
-            -(-width // f),
+            (-(-height // f), -(-width // f)),
             labels=self._labels(label, n),
             seed=seed,
             top_k=top_k,

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from vqtok.errors import InputError
-from vqtok.gzipped import MAGIC, Gzipped, GzipStream, read_part
+from vqtok.gzipped import Gzipped, GzipStream, is_gzip, read_part
 from vqtok.images import IMAGE_SUFFIXES, START, Recognizer
 
 BLOCK = 512
@@ -45,12 +45,11 @@ def index_tar(path: Path) -> Iterator[TarMember]:
     InputError, where a header is damaged or the file is no tar or cut off, comes after what stands
     before that. OSError: unreadable.
     """
+    if is_gzip(path):
+        yield from index_gzipped(Gzipped(path, marks=1))
+        return
     with path.open("rb") as file:
-        if file.read(2) != MAGIC:
-            file.seek(0)
-            yield from index_tar_stream(file, path.stat().st_size, path)
-            return
-    yield from index_gzipped(Gzipped(path, marks=1))
+        yield from index_tar_stream(file, path.stat().st_size, path)
 
 
 def index_gzipped(source: Gzipped) -> Iterator[TarMember]:
@@ -99,9 +98,9 @@ def has_end(path: Path) -> bool:
     members has none; of one that gzip packed this is True, because its checksum tells. OSError:
     unreadable.
     """
+    if is_gzip(path):
+        return True
     with path.open("rb") as file:
-        if file.read(2) == MAGIC:
-            return True
         file.seek(max(0, path.stat().st_size - BLOCK))
         return not file.read(BLOCK).strip(b"\0")
 

@@ -167,7 +167,7 @@ def _empty_rows(like: Tensor, numbers: int, transposed: bool) -> Tensor:
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """The layer applied to vectors (N, i), either i or its output's numbers being few."""
-    if in_chunks(x.device):
+    if in_chunks(x.device) and not torch.compiler.is_compiling():
         return _ChunkedLinear.apply(x, layer.weight, layer.bias)  # type: ignore[no-any-return]
     if len(layer.weight) < x.shape[1]:
         return torch.addmm(layer.bias[:, None], layer.weight, x.T).T

@@ -31,6 +31,13 @@ class _Pull(torch.autograd.Function):
         return rest * (gradients[0] * (2 * ctx.beta / max(1, rest.numel()))), None, None
 
 
+def _pull(z: Tensor, rest: Tensor, beta: float) -> Tensor:
+    if not torch.compiler.is_compiling():
+        return _Pull.apply(z, rest, beta)  # type: ignore[no-any-return]
+    commitment = beta * F.mse_loss(z, (z - rest).detach())
+    return commitment - commitment.detach()
+
+
 class LevelQuantizer(Quantizer):
     """Joins L quantizers of one kind; the sum of the first n of their vectors is an image at n
     levels, for any n.
@@ -146,7 +153,7 @@ class ResidualQuantizer(LevelQuantizer):
                 # passes it straight through, so the commitment of a later level, whose value
                 # is in its loss, gets its gradient here: z should lie near what all levels
                 # up to this one make of it.
-                losses[-1] = losses[-1] + _Pull.apply(z, residual.detach(), self.beta)
+                losses[-1] = losses[-1] + _pull(z, residual.detach(), self.beta)
         return vectors, indices, losses
 
     def lookup(self, indices: Tensor) -> Tensor:

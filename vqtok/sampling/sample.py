@@ -28,8 +28,7 @@ Progress = Callable[[int, int], None]
 def sample_grids(
     prior: Prior,
     n: int,
-    h: int,
-    w: int,
+    size: tuple[int, int],
     *,
     labels: Tensor | Sequence[int] | int | None = None,
     seed: int | torch.Generator = 0,
@@ -41,7 +40,7 @@ def sample_grids(
     levels: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Draws n grids of h x w: int64 (n, L, h, w), on the prior's device, or of their
+    """Draws n grids of size (h, w): int64 (n, L, h, w), on the prior's device, or of their
     first `levels` levels only.
 
     Labels are class numbers, -1 for none, or one number for all. Temperature 0 takes the likeliest
@@ -55,6 +54,7 @@ def sample_grids(
     grids; another n gives the same image i, unless a draw lies within rounding (about 1e-6) of
     the border between two indices. Raises UsageError.
     """
+    h, w = size
     L, K = prior.config.levels if levels is None else levels, prior.config.codebook_size
     device = next(prior.parameters()).device
     temperatures, top_ps = by_level(temperature, L), by_level(top_p, L)
