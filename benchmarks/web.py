@@ -66,7 +66,7 @@ ASK = """(async () => {
         }
     }
     return answers;
-})()"""  # noqa: E501
+})()"""
 
 
 def main() -> None:
