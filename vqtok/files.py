@@ -405,7 +405,7 @@ def _taken(path: Path) -> OutputError:
     return OutputError(
         f"{path} exists",
         "give force=True to replace it, or choose another name",
-        "use -f/--force to replace it, or choose another name with -o",
+        "use -f/--force to replace it, or choose another name",
     )
 
 

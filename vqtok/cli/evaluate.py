@@ -290,7 +290,10 @@ def _measure(
     range_ = list(dataset.range) if dataset.range else None
     facts = {"range": range_, "notes": [*dataset.notes, *result.notes]}
     measured = figures.Measured(codec.name, codec.fingerprint, dataset.name, result, facts)
-    return _Found(measured, dataset.description, views, len(errors))
+    description = dataset.description
+    if wanted.limit is not None and wanted.limit < len(dataset):
+        description = f"the first {wanted.limit:,} of {description}"
+    return _Found(measured, description, views, len(errors))
 
 
 def _show(

@@ -117,7 +117,7 @@ def export(
             "--to",
             help=(
                 "Of codes: bin, webdataset, jsonl, llamagen, megatron, litdata, mds or parquet. "
-                "Of a model: diffusers."
+                "Of a model: diffusers, safetensors-taming or onnx."
             ),
             metavar="FORMAT",
             autocompletion=_complete_format,
@@ -167,7 +167,7 @@ def export(
     request = tokens.ExportRequest(to, t.shuffle, t.header, t.block, force)
     with progress.bar(f"export to {to}", json or quiet) as advance:
         report = tokens.export_tokens(sequences, files.as_path(out), request, advance)
-    _report(source, to, sequences, report, time.perf_counter() - begin, json, quiet)
+    _report(source, out, to, sequences, report, time.perf_counter() - begin, json, quiet)
 
 
 def _refuse_token_options(source: str, to: str, given: list[str]) -> None:
@@ -204,6 +204,7 @@ def open_codes(source: str, model: str | None) -> Any:
 
 def _report(
     source: str,
+    out: Path,
     to: str,
     sequences: "Sequences",
     report: "ExportReport",
@@ -233,7 +234,7 @@ def _report(
     for note in notes:
         output.say(f"{source}: {note}", quiet)
     output.say(
-        f"{source} -> {report.folder}  {to}, {human_count(report.sequences, 'sequence')}, "
+        f"{source} -> {out}  {to}, {human_count(report.sequences, 'sequence')}, "
         f"{report.tokens:,} tokens of {v.size:,}, {human_bytes(report.bytes)}, {seconds:.2f} s",
         quiet,
     )

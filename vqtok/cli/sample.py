@@ -199,6 +199,10 @@ def sample(
     chosen = ModelOptions(model, device, verbose=verbose, default=default)
     chosen.check_levels(drawn.levels)
     codec = chosen.load()
+    if drawn.guidance is not None and not codec.labels:
+        raise UsageError(
+            f"--guidance strengthens a label, and {codec.name} knows none", "leave --guidance out"
+        )
     begin = time.perf_counter()
     with output.memory_errors(f"{n} images at once"), bar("sample", quiet) as progress:
         if complete is None:
