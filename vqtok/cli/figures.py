@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 SHEET_SIDE = 128  # smaller images are enlarged to about this
 SHEET_CROP = 256  # of larger ones the middle is shown, pixel by pixel
-MEASURES = ("psnr", "ssim", "ms_ssim", "lpips", "dists")  # that have intervals
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ def write_csv(path: Path, measured: Sequence[Measured], force: bool) -> None:
     `bpp` is of whole files: of compact ones where a model has an entropy prior, else of plain ones.
     """
     from vqtok import files
+    from vqtok.evaluate.comparator import MEASURES
 
     names = ["model", "fingerprint", "data", "images", "coder", "levels", "times"]
     names += ["bpp", "bpp_raw", "bpp_plain", "bpp_compact", "bpp_prior"]
@@ -67,6 +67,8 @@ def write_csv(path: Path, measured: Sequence[Measured], force: bool) -> None:
 
 def _bounded(row: Facts) -> Facts:
     """Each measure of a row with its 95 % bounds."""
+    from vqtok.evaluate.comparator import MEASURES
+
     found = {}
     for measure in MEASURES:
         low, high = row["intervals"].get(measure, (None, None))

@@ -45,14 +45,7 @@ class DISTS(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Computes the image in [0, 1] and five features, (B, C, h, w) each."""
-        found = [(images + 1) / 2]
-        x = (images - self.vgg.shift) / self.vgg.scale
-        for part, pool in zip(VGG.slices, VGG.pool, strict=True):
-            x = self._pool(x) if pool else x
-            for conv in part:
-                x = F.relu(self.vgg.convs[str(conv.position)](x))
-            found.append(x)
-        return found
+        return [(images + 1) / 2, *self.vgg.slices(images, self._pool)]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.between(self.features(x), self.features(y))

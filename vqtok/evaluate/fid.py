@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqtok import weights
+from vqtok.networks.vqvae import to_float
 
 SIDE = 299  # of the images that the network looks at
 FEATURES = 2048
@@ -314,7 +315,7 @@ class FIDMeter:
         """Adds an image, uint8 (H, W, C); gray is repeated."""
         sums = self.sums.setdefault(maker, FeatureSums())
         for batch in _batches(image):
-            x = torch.from_numpy(batch).to(self.device).float() / 127.5 - 1
+            x = to_float(torch.from_numpy(batch).to(self.device))
             sums.add(self.network.features(x.expand(-1, 3, -1, -1)).cpu().numpy())
 
     def count(self, maker: object) -> int:

@@ -6,6 +6,7 @@ torchvision's VGG-16 or AlexNet, and the linear heads `lin0..4.model.1.weight`. 
 networks it is, its shapes tell.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ class LPIPS(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Computes features of each slice, (B, C, h, w), of unit length over C."""
-        found = self._slices(images)
+        found = self.slices(images)
         lengths = [
             f.square().sum(1, keepdim=True, dtype=torch.float32).sqrt() + EPSILON for f in found
         ]
@@ -184,12 +185,17 @@ class LPIPS(nn.Module):
             f * length.reciprocal().to(f.dtype) for f, length in zip(found, lengths, strict=True)
         ]
 
-    def _slices(self, images: Tensor) -> list[Tensor]:
-        """Computes features of each slice, (B, C, h, w), as they come."""
+    def slices(
+        self, images: Tensor, pool_by: Callable[[Tensor], Tensor] | None = None
+    ) -> list[Tensor]:
+        """Computes features of each slice, (B, C, h, w), as they come; `pool_by` halves the sides
+        in place of the maximum.
+        """
         x = (images - self.shift) / self.scale
         found = []
         for part, pool in zip(self.backbone.slices, self.backbone.pool, strict=True):
-            x = F.max_pool2d(x, self.backbone.window, 2) if pool else x
+            if pool:
+                x = pool_by(x) if pool_by else F.max_pool2d(x, self.backbone.window, 2)
             for conv in part:
                 x = F.relu(self._convolve(x, str(conv.position)), inplace=True)
             found.append(x)
@@ -199,7 +205,7 @@ class LPIPS(nn.Module):
         # the quick way gives y no gradient
         if x.device.type != "cpu" or y.requires_grad or torch.compiler.is_compiling():
             return self.between(self.features(x), self.features(y))
-        slices = zip(self._slices(x), self._slices(y), self.heads, strict=True)
+        slices = zip(self.slices(x), self.slices(y), self.heads, strict=True)
         distances = [_ChunkedDistance.apply(a, b, head) for a, b, head in slices]
         return torch.stack(distances).sum(0)  # type: ignore[arg-type]
 
