@@ -51,9 +51,13 @@ def test_all_four_filters_are_used_and_read_back() -> None:
     plane = np.cumsum(across, axis=0) + np.cumsum(down, axis=1)  # by all three neighbors: 4
     pixels = np.concatenate([across, down, noise, plane]).astype(np.int64).astype(np.uint8)
     data = encode_png(pixels)
-    start = data.index(b"IDAT")
-    length = int.from_bytes(data[start - 4 : start], "big")
-    rows = zlib.decompress(data[start + 4 : start + 4 + length])
+    at, packed = 8, b""
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"IDAT":
+            packed += data[at + 8 : at + 8 + length]
+        at += 12 + length
+    rows = zlib.decompress(packed)
     assert {rows[i * (1 + 64 * 3)] for i in range(32)} == {1, 2, 3, 4}
     with Image.open(io.BytesIO(data)) as image:
         assert np.array_equal(np.asarray(image), pixels)
@@ -66,7 +70,7 @@ def test_photos_take_no_more_bytes_than_by_level_6_and_are_searched_for_runs(
     asked = list[int]()
     make = zlib.compressobj
 
-    def watched(level: int, strategy: int, memLevel: int) -> object:  # noqa: N803 - zlib's name
+    def watched(level: int, strategy: int, memLevel: int) -> object:
         asked.append(strategy)
         return make(level, strategy=strategy, memLevel=memLevel)
 
