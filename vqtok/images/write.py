@@ -36,9 +36,16 @@ def write_image(path: Path, pixels: np.ndarray, force: bool = False) -> None:
     Raises UsageError for an unknown suffix, OutputError when the format cannot hold the size or
     the file cannot be written.
     """
+    write_bytes(path, encode_as(path, pixels), force)
+
+
+def encode_as(path: Path, pixels: np.ndarray) -> bytes:
+    """Returns the content that `write_image` writes; raises what it does, but for what the disk
+    says.
+    """
     check_suffix(path)
     try:
-        data = _encode(pixels, path.suffix.lower())
+        return _encode(pixels, path.suffix.lower())
     except (OSError, ValueError, KeyError, SystemError) as error:
         # KeyError: this Pillow has no such encoder
         H, W = pixels.shape[:2]
@@ -46,7 +53,6 @@ def write_image(path: Path, pixels: np.ndarray, force: bool = False) -> None:
             f"cannot write {path}: {path.suffix[1:].upper()} does not take {W}x{H} pixels ({error})"
         )
         raise OutputError(message, "write a .png") from None
-    write_bytes(path, data, force)
 
 
 def check_suffix(path: Path) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from vqtok.config.registry import SAMPLERS
 from vqtok.errors import UsageError
-from vqtok.priors.base import Prior, one_thread
+from vqtok.priors.base import Prior
 from vqtok.sampling.backends import Backend
 from vqtok.sampling.base import Cursor, Sampler, Values
 from vqtok.sampling.guidance import GuidedCursor
+from vqtok.threads import one_thread
 
 FEW_GRIDS = 64
 _Value = TypeVar("_Value", bound=float | None)
