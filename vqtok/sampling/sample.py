@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vqtok.config.registry import SAMPLERS
 from vqtok.errors import UsageError
+from vqtok.integer_prior import blas
 from vqtok.priors.base import Prior
 from vqtok.sampling.backends import Backend
 from vqtok.sampling.base import Cursor, Sampler, Values
@@ -83,7 +84,13 @@ def sample_grids(
     rows = prior.label_rows(_check_labels(labels, n, len(prior.config.labels)), n, device)
     done = itertools.count(1)
     tick = (lambda: None) if progress is None else (lambda: progress(next(done), L * h))
-    with torch.inference_mode(), _full_precision(device), one_thread(n < FEW_GRIDS):
+    few = n < FEW_GRIDS
+    with (
+        torch.inference_mode(),
+        _full_precision(device),
+        one_thread(few),
+        blas.one_thread() if few else nullcontext(),
+    ):
         indices = known.clamp(min=0).to(device)
         make = SAMPLERS[prior.config.architecture].load()
         if guided and rows is not None:
