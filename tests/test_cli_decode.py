@@ -22,20 +22,20 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_image_is_written_while_the_next_is_decoded(monkeypatch: pytest.MonkeyPatch):
-    plain, later, waited = decode._write, threading.Event(), []
+    plain, later, waited = decode._pack, threading.Event(), []
     whole = codec.Model.decode_all
 
-    def write(path: Path, pixels: object, force: bool) -> None:
+    def pack(path: Path, pixels: object) -> bytes:
         if path.name == "0.decoded.png":
             waited.append(later.wait(60))
-        plain(path, pixels, force)  # type: ignore[arg-type]
+        return plain(path, pixels)  # type: ignore[arg-type]
 
     def decode_all(self: codec.Model, codes: object) -> list[object]:
         if codes.sizes[0][0] == 12:  # type: ignore[attr-defined]
             later.set()
         return whole(self, codes)  # type: ignore[return-value]
 
-    monkeypatch.setattr(decode, "_write", write)
+    monkeypatch.setattr(decode, "_pack", pack)
     monkeypatch.setattr(codec.Model, "decode_all", decode_all)
     ok("decode", "0.npz", "1.npz", "2.npz")
     assert waited == [True]

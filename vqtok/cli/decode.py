@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vqtok.bulk.shards import Manifest
-    from vqtok.codec import Model
+    from vqtok.codec import Model, Several
     from vqtok.codes import Codes, Compact
 
 SUFFIX = ".decoded.png"
@@ -86,11 +86,13 @@ class _Models:
         with self.lock:
             return self._load(codes)
 
-    def any(self) -> "Model | None":
-        """Gives one of those loaded; None while there is none."""
-        if self.named:
-            return self.named
-        return next((one for one in self.loaded.values() if not isinstance(one, VqtokError)), None)
+    def several(self, files: int) -> "Several | None":
+        """Returns what works on several of the files at a time, by the first model loaded."""
+        from vqtok import codec
+
+        loaded = [self.named, *self.loaded.values()]
+        found = next((one for one in loaded if one and not isinstance(one, VqtokError)), None)
+        return codec.several_at_once(found, files, encodes=False) if found else None
 
     def _load(self, codes: "Codes | Compact | Manifest") -> "Model":
         if codes.fingerprint not in self.loaded:
@@ -117,13 +119,9 @@ def _decoded(
     work, left = partial(_decode, models, options, levels), iter(jobs)
     for number, job in enumerate(left, 1):
         yield job, _finished(lambda job=job: _write_packed(work(job)))
-        if (model := models.any()) is not None and number < len(jobs):
-            from vqtok.codec import Several
-
-            several = Several(model, len(jobs))
-            if several.count > 1:
-                room = several.room
-                yield from several.run(lambda job, room=room: work(job, room=room)(), left)
+        if number < len(jobs) and (several := models.several(len(jobs))):
+            room = several.room
+            yield from several.run(lambda job, room=room: work(job, room=room)(), left)
 
 
 def _finished(call: Callable[[], Write]) -> "Future[Write]":

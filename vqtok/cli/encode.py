@@ -195,11 +195,9 @@ class _Encoder:
         """Returns what works on several images at a time; None where they come one by one."""
         if self.quality.effort or self.quality.measure is not None:
             return None  # a search takes much memory, and gives all threads enough to do
-        from vqtok.codec import Several
+        from vqtok import codec
 
-        several = Several(model, len(jobs))
-        several.check(model)
-        return several if several.count > 1 else None
+        return codec.several_at_once(model, len(jobs), encodes=True)
 
     def _apart(
         self,

@@ -20,7 +20,6 @@ from vqtok.threads import threads
 T = TypeVar("T")
 R = TypeVar("R")
 AT_MOST = 8  # images at a time: each takes up to 32 MiB beside its pixels
-FEWEST = 4  # images for which it is worth it
 LARGE = 2**22  # pixels of an image that takes all threads, and of which there is one at a time
 _CHECKED = (256, 384)  # rows and columns of the image of noise that is compared
 
@@ -31,7 +30,7 @@ class Several:
     def __init__(self, model: Model, images: int) -> None:
         """`images` is how many there are in all."""
         self.all_threads = torch.get_num_threads()
-        apart = model.device.type == "cpu" and model.works_in_parts and images >= FEWEST
+        apart = model.device.type == "cpu" and model.works_in_parts
         self.count = min(self.all_threads, AT_MOST, images) if apart else 1
         self._large = threading.RLock()
 
@@ -45,7 +44,7 @@ class Several:
         threads: an image has equal indices alone and beside others.
         """
         if self.count == 1 or model.config.is_pixels:
-            return
+            return  # nothing is computed of pixels
         f, draw = model.config.downsample, torch.Generator().manual_seed(0)
         size = [-(-side // f) * f for side in _CHECKED]
         noise = torch.rand(1, model.config.channels, *size, generator=draw) * 2 - 1

@@ -75,7 +75,7 @@ class Chain(torch.autograd.Function):
         vectors, indices, counts, sums, *entries = ctx.saved_tensors
         scales = for_losses * (2 / max(1, vectors.numel()))  # (L,)
         for_vectors = torch.empty_like(vectors)
-        for part in row_chunks(*vectors.shape, vectors.device):
+        for part in row_chunks(len(vectors), vectors.shape[1], vectors.device):
             left, out = vectors[part], passed[part]
             for level, each in enumerate(entries):
                 left = left - each.index_select(0, indices[level, part])
