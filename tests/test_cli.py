@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from cli_helpers import fails, ok, run, save, size_of, snapshot
 from conftest import image, make_model
@@ -100,6 +101,7 @@ CASES = [
     Case("encode", "--goal", "nonsense", "a.png"),
     Case("encode", "--device", "nonsense", "a.png"),
     Case("encode", "--precision", "bf16", "large.png"),
+    Case("encode", "--fast", None, "large.png"),
     Case("encode", "--json", None, "a.png"),
     Case("encode", "--quiet", None, "a.png"),
     Case("encode", "--verbose", None, "a.png"),
@@ -110,6 +112,7 @@ CASES = [
     Case("decode", "--skip-existing", None, "ready.npz", before=["ready.decoded.png"]),
     Case("decode", "--device", "nonsense", "ready.npz"),
     Case("decode", "--precision", "bf16", "ready.npz"),
+    Case("decode", "--fast", None, "ready.npz"),
     Case("decode", "--json", None, "ready.npz"),
     Case("decode", "--quiet", None, "ready.npz"),
     Case("decode", "--verbose", None, "ready.npz"),
@@ -200,6 +203,7 @@ CASES = [
     Case("eval", "--force", None, "images", "--sheet", "sheet.png", before=["sheet.png"]),
     Case("eval", "--device", "nonsense", "images"),
     Case("eval", "--precision", "bf16", "images", "--json"),
+    Case("eval", "--fast", None, "images", "--json"),
     Case("eval", "--json", None, "images"),
     Case("eval", "--quiet", None, "images"),
     Case("eval", "--verbose", None, "images"),
@@ -245,6 +249,8 @@ def test_no_option_is_dead(case: Case, tmp_path: Path, monkeypatch: pytest.Monke
         "console",
         lambda: Console(stderr=True, highlight=False, soft_wrap=True, color_system=None),
     )
+    # so that --fast changes something on any processor
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     if case.option == "--quiet" and case.command == "eval":
         pytest.skip(
             "quiet hides the progress line of eval, which a terminal alone shows: "

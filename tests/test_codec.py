@@ -202,6 +202,19 @@ def test_bf16_is_near_but_not_equal(toy: codec.Model):
     assert (half.encode(image(64, 64)).indices == codes.indices).mean() > 0.9
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_fast_is_bf16_where_the_processor_has_it(
+    toy: codec.Model, monkeypatch: pytest.MonkeyPatch, there: bool
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    fast = codec.load("toy", "cpu", "fast")
+    assert fast.precision == ("bf16" if there else "fp32")
+    codes = fast.encode(image(64, 64))
+    assert codes == codec.load("toy", "cpu", fast.precision).encode(image(64, 64))
+    assert codes.fingerprint == toy.fingerprint
+
+
 def test_codes_of_another_model_are_refused(toy: codec.Model, tmp_path: Path):
     make_model(tmp_path / "models" / "other", seed=1)
     other = codec.load("other")

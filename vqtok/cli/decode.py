@@ -37,6 +37,7 @@ def decode(
     skip_existing: o.SkipExisting = False,
     device: o.Device = None,
     precision: o.Precision = "fp32",
+    fast: o.Fast = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -52,7 +53,7 @@ def decode(
     if out is not None and out.suffix.lower() == ".npz" and not os.path.isdir(out):
         images.check_suffix(out)  # of several results it would be a folder
     batch = Batch(jobs, BatchOptions(out, force, skip_existing, json, quiet))
-    models = _Models(ModelOptions(model, device, precision, verbose))
+    models = _Models(ModelOptions(model, device, o.precision(precision, fast), verbose))
     if batch.jobs or folders:
         models.load_named()
     decoding = shards.Decoding(batch.options, levels, models.of, _write, SUFFIX)

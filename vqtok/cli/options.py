@@ -198,6 +198,10 @@ Precision = Annotated[
         help="fp32, or bf16: faster, and some indices differ.",
     ),
 ]
+Fast = Annotated[
+    bool,
+    typer.Option("--fast", help="Take bf16 where the processor computes with it, else fp32."),
+]
 Levels = Annotated[
     int | None,
     typer.Option(
@@ -273,19 +277,27 @@ Background = Annotated[
 ]
 
 
+def precision(given: str, fast: bool) -> str:
+    """Returns the precision that --precision and --fast ask for together, as `codec.load` takes
+    it.
+    """
+    return "fast" if fast and given == "fp32" else given
+
+
 @dataclass(frozen=True)
 class RunningOptions:
     """Options that say where a model runs, and what is printed."""
 
     device: Device = None
     precision: Precision = "fp32"
+    fast: Fast = False
     json: Json = False
     quiet: Quiet = False
     verbose: Verbose = False
 
     def model(self, name: str | None) -> ModelOptions:
         """Loads the model of that name, to run as these options say."""
-        return ModelOptions(name, self.device, self.precision, self.verbose)
+        return ModelOptions(name, self.device, precision(self.precision, self.fast), self.verbose)
 
 
 def data_options(

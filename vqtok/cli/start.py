@@ -97,7 +97,7 @@ class ModelOptions:
         if self.verbose:
             output.say(
                 f"model {model.name} ({model.fingerprint}) from {model.folder.path}, "
-                f"{model.device.type}, {self.precision}"
+                f"{model.device.type}, {model.precision}"
             )
 
 

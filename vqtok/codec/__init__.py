@@ -71,7 +71,8 @@ def load(
 
     None takes VQTOK_MODEL, else photo. device is auto, cpu, cuda, cuda:1 or mps, a torch.device, or
     the number of a GPU (None: VQTOK_DEVICE, else auto, which takes the fastest there is).
-    precision is fp32 or bf16.
+    precision is fp32, bf16 (faster, and some indices differ), or fast: bf16 where the device
+    computes with it, else fp32.
     Raises ModelError, InputError, FormatError, UsageError.
     """
     # found first: torch takes seconds to import, and a wrong name is reported before

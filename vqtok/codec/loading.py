@@ -21,6 +21,15 @@ N = TypeVar("N", bound=torch.nn.Module)
 Device = str | int | torch.device | None  # what names a device
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes with bf16 itself: elsewhere it takes longer than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not promised by torch
+    asked = [getattr(torch.cpu, name, None) for name in checks]
+    return device.type == "cpu" and any(ask() for ask in asked if ask is not None)
+
+
 def pick_device(name: Device = None) -> torch.device:
     """Finds the device called auto, cpu, cuda, cuda:N or mps, or given as a torch.device or as the
     number of a GPU; None takes VQTOK_DEVICE, else auto, which is the fastest there is.

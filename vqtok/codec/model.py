@@ -17,7 +17,7 @@ from vqtok import images, losses, model_registry, ticks
 from vqtok.codec import drawing, inputs
 from vqtok.codec.effort import CodeSearch, parse_effort
 from vqtok.codec.entropy_coder import EntropyCoder
-from vqtok.codec.loading import build_tokenizer, fill, load_prior, to_device
+from vqtok.codec.loading import build_tokenizer, fill, has_bf16, load_prior, to_device
 from vqtok.codes import (
     Codes,
     Compact,
@@ -64,8 +64,10 @@ class Model:
         device: torch.device,
         precision: str = "fp32",
     ) -> None:
-        if precision not in ("fp32", "bf16"):
-            raise UsageError(f"precision {precision!r} is not known", "choose fp32 or bf16")
+        if precision not in ("fp32", "bf16", "fast"):
+            raise UsageError(f"precision {precision!r} is not known", "choose fp32, bf16 or fast")
+        if precision == "fast":
+            precision = "bf16" if has_bf16(device) else "fp32"
         self.folder, self.device, self.precision = tokenizer.folder, device, precision
         self.name: str = self.folder.name
         self.fingerprint = tokenizer.fingerprint
