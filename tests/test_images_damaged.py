@@ -131,3 +131,12 @@ def test_damaged_files_raise_input_error_or_are_read(
             reach = len(data) if random.integers(2) else min(len(data), 200)
             damaged[random.integers(reach)] ^= 1 << random.integers(8)
         read_quietly(bytes(damaged))
+
+
+def test_the_passes_of_a_jpeg_are_counted_by_its_markers() -> None:
+    """Repeated \\xff before a marker, stuffed ones and restarts in the data are no passes."""
+    segment = b"\xff\xe1\x00\x06\xff\xda\xff\xda"  # its own length hides what is in it
+    scan = b"\xff\xda\x00\x02\x01\xff\x00\xff\xd3\xff\x01"
+    end = b"\xff\xff\xd9"
+    data = b"\xff\xd8" + segment + scan + b"\xff\xff\xff\xda\x00\x02" + scan + end + scan
+    assert images_read._scans(data) == 3

@@ -10,7 +10,7 @@ from image_helpers import smooth
 from PIL import Image
 
 from vqtok.errors import OutputError
-from vqtok.images import encode_png, write_image
+from vqtok.images import encode_png, read, read_image, write_image
 
 
 def drawing() -> np.ndarray:
@@ -87,3 +87,11 @@ def test_an_image_without_pixels_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not take 0x4 pixels"):
         write_image(tmp_path / "a.png", np.zeros((4, 0, 3), np.uint8))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_small_and_large_images_become_equal_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode_png(photo())
+    whole = read_image(data).pixels
+    monkeypatch.setattr(read, "_AT_ONCE", 100)
+    assert np.array_equal(read_image(data).pixels, whole)
+    whole[0, 0] = 0  # they can be written to

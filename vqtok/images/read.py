@@ -67,8 +67,10 @@ _RLE_MAX = 20_000_000  # pixels of a packed BMP: Pillow unpacks these in Python,
 _COMMENTS_MAX = 1000  # in a PPM of plain text: Pillow copies a megabyte for each
 _COUNTED_PAGES = 1000
 _COUNTED_BYTES = 32 << 20  # of an animation whose frames are counted, which takes 2 s
-# of a JPEG: those that a length follows, and the end
-_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd8])")
+# of a JPEG: those that a length follows, and the end. \xff may be repeated: the last one is taken.
+# A pattern that begins with one byte is found 20 times as fast as \xff+
+_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])")
+_AT_ONCE = 2**22  # pixels that are taken from PIL in one piece
 
 # A fixed list: Pillow would otherwise hand EPS to Ghostscript, and take noise for
 # formats without a signature.
@@ -582,9 +584,11 @@ def _words(data: bytes, mode: str, raw: str, name: str, high: np.ndarray) -> np.
 def _to_array(image: Image.Image, mode: str) -> np.ndarray:
     """Converts mode L to uint8 (H, W), RGB to (H, W, 3).
 
-    Strip by strip: taken at once, PIL holds the image three times more.
+    A large image strip by strip: taken at once, PIL holds it three times more.
     """
     image = image if image.mode == mode else image.convert(mode)
+    if image.width * image.height <= _AT_ONCE:
+        return np.array(image)
     pixels = np.empty((image.height, image.width, 3)[: 2 if mode == "L" else 3], np.uint8)
     for top in range(0, image.height, 256):
         bottom = min(top + 256, image.height)
