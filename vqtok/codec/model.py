@@ -252,15 +252,13 @@ class Model:
         which takes many times as long (see `codec.effort`). `goal` says which image is near: by
         squared error and local contrast (looks), or by squared error alone (psnr). Of images deeper
         than 8 bits `value_range` becomes 0 to 255: by default the model's own `range`, else what
-        `images.to_8_bits` chooses.
+        `images.to_8_bits` chooses, with a warning where they use little of that.
         Raises InputError, UsageError.
         """
         if isinstance(image, Tensor):
             batch = inputs.checked_images(image, self.config.channels)
             return self._encode_all(batch, levels, effort, goal).to(image.device)
-        found = images.from_any(image, self.config.channels, background, value_range or self.range)
-        codes = self.encode_batch([found.pixels], levels, effort=effort, goal=goal)
-        return replace(codes, range=found.range)
+        return self.encode_batch([image], levels, background, effort, goal, value_range)
 
     def encode_batch(
         self,
@@ -269,16 +267,21 @@ class Model:
         background: images.Color = images.WHITE,
         effort: int = 0,
         goal: str = "looks",
+        value_range: images.Range | None = None,
     ) -> Codes:
         """Encodes images whose sizes fill the same grid; UsageError where they do not.
 
         Each is of a kind that `encode` takes, or all are tensors (C, H, W); an array
-        (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Options are as in `encode`.
+        (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Options are as in `encode`; a
+        warning tells where images deeper than 8 bits use little of the range, or each its own.
         Raises InputError, UsageError.
         """
-        batch = inputs.as_batch(images, self.config.channels, background, self.range)
+        batch, one_range = inputs.as_batch(
+            images, self.config.channels, background, value_range or self.range
+        )
         sizes = tuple(inputs.size_of(image) for image in batch)
-        return self.codes(self._encode_all(batch, levels, effort, goal), sizes)
+        codes = self.codes(self._encode_all(batch, levels, effort, goal), sizes)
+        return replace(codes, range=one_range)
 
     def _encode_all(
         self, batch: inputs.Batch, levels: int | None, effort: int, goal: str
