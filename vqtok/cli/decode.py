@@ -3,6 +3,7 @@
 import os
 import time
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,8 @@ def decode(
         lambda job, _: _decode(models, batch.options, levels, job),
         ((job, None) for job in batch.jobs),
     )
-    batch.report("decode", ((job, future.result) for job, future in written), _describe)
+    with closing(written):
+        batch.report("decode", ((job, future.result) for job, future in written), _describe)
     batch.finish()
 
 

@@ -2,8 +2,9 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -164,7 +165,7 @@ class _Encoder:
 
     def run(
         self, jobs: list[Job], chosen: ModelOptions, background: "Color"
-    ) -> Iterator[tuple[Job, Callable[[], list[Facts]]]]:
+    ) -> Generator[tuple[Job, Callable[[], list[Facts]]], None, None]:
         """Encodes one image while the next is read and the last codes are written.
 
         The first image is read while the model is loaded.
@@ -182,8 +183,9 @@ class _Encoder:
         written = write_behind(
             lambda job, image: self._encode(model, job, image), zip(jobs, read, strict=True)
         )
-        for job, future in written:
-            yield job, future.result
+        with closing(written):
+            for job, future in written:
+                yield job, future.result
 
     def _encode(
         self, model: "Model", job: Job, read: "Future[DecodedImage]"

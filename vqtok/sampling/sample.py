@@ -18,7 +18,7 @@ from vqtok.errors import UsageError
 from vqtok.priors.base import Prior, one_thread
 from vqtok.sampling.backends import Backend
 from vqtok.sampling.base import Cursor, Sampler, Values
-from vqtok.sampling.guidance import GuidedCursor
+from vqtok.sampling.guidance import GUIDANCE_MAX, GuidedCursor
 
 FEW_GRIDS = 64
 _Value = TypeVar("_Value", bound=float | None)
@@ -138,9 +138,10 @@ def by_level(value: _Value | Sequence[_Value], levels: int) -> list[_Value]:
 
 def _is_guided(guidance: float, labels: object) -> bool:
     """Whether there is anything to guide: a label, and a weight that is not 1."""
-    if not 0 <= guidance < math.inf:
+    if not 0 <= guidance <= GUIDANCE_MAX:  # nan neither
         raise UsageError(
-            f"guidance is {guidance}", "choose 1 (none) or more, such as 1.5; 0 forgets the label"
+            f"guidance is {guidance:g}, and must be 0 to {GUIDANCE_MAX:g}",
+            "choose 1 (none) or more, such as 1.5; 0 forgets the label",
         )
     return guidance != 1 and labels is not None
 
