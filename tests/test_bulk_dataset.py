@@ -210,7 +210,7 @@ def test_a_prior_on_codes_gets_their_tokenizer(shards: Path, toy: Path):
         vqtok.read_codes("x.npz", "./mine").indices.tolist()
         == CodesDataset(shards).codes(7).indices.tolist()
     )
-    assert train("codes", "--stage", "prior", "-o", "new", "--dry-run").exit_code == 0
+    assert train("codes", "--stage", "prior", "-o", "new", "--dry-run", *SMALL).exit_code == 0
     assert not Path("new").exists()
 
 

@@ -171,7 +171,7 @@ def test_a_prior_is_trained_for_an_imported_model_and_sampled(data: Path, normal
 
 
 @pytest.mark.slow
-def test_an_imported_model_is_fine_tuned(data: Path, few_vectors: None):
+def test_an_imported_model_is_fine_tuned(data: Path):
     imported()
     ok(
         "train",
@@ -199,9 +199,7 @@ def test_an_imported_model_is_fine_tuned(data: Path, few_vectors: None):
 
 
 @pytest.mark.slow
-def test_a_classic_network_is_trained_from_scratch_resumed_and_exported(
-    data: Path, few_vectors: None
-):
+def test_a_classic_network_is_trained_from_scratch_resumed_and_exported(data: Path):
     settings = [
         "network=classic",
         "fold=1",

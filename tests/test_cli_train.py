@@ -21,8 +21,6 @@ from vqtok import train as training
 from vqtok.cli import train as command
 from vqtok.train import loop
 
-pytestmark = pytest.mark.usefixtures("few_vectors")
-
 
 def refused(result: Result, code: int, *texts: str) -> None:
     """Two lines on standard error, nothing on standard output."""

@@ -88,10 +88,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
     processes = start([worker.__file__, str(two)], two)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("vqtok.train.tokenizer.INITIAL_VECTORS", 256)
-            for case in worker.CASES:
-                worker.train(one, case, "all" if case == "ema" else "tokenizer")
+        for case in worker.CASES:
+            worker.train(one, case, "all" if case == "ema" else "tokenizer")
     finally:
         told = finish(processes)
     for code, _, errors in told:
@@ -295,7 +293,6 @@ def test_a_run_goes_on_when_the_torchrun_that_began_it_starts_again(
         "--preset",
         "photo",
     )
-    monkeypatch.setattr("vqtok.train.tokenizer.INITIAL_VECTORS", 256)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     assert run(*command, "--max-time", "0s").exit_code == 0
     first = weights.load_weights(tmp_path / "run" / "tokenizer.state.safetensors", "state").record[

@@ -43,7 +43,6 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_vectors")
 @pytest.mark.parametrize("name", WITH_COMMANDS)
 def test_every_command_of_a_page_runs_in_order(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

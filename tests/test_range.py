@@ -85,7 +85,7 @@ def test_bulk_keeps_the_range_and_says_what_is_used(workers: int):
     ok(*words, "-o", "wide", "--range", "0:4095", "--resume")
 
 
-def test_train_keeps_the_range_in_the_model_and_others_take_it(few_vectors: None, data: Path):
+def test_train_keeps_the_range_in_the_model_and_others_take_it(data: Path):
     deep("in", 6)
     done = train(
         "in", "--recipe", "small.toml", "-o", "m", "--range", "0:4095", "--stage", "tokenizer"
@@ -103,7 +103,7 @@ def test_train_keeps_the_range_in_the_model_and_others_take_it(few_vectors: None
     assert any("0:4095" in note for note in found["notes"])
 
 
-def test_train_and_eval_say_what_auto_leaves_unused(few_vectors: None, data: Path):
+def test_train_and_eval_say_what_auto_leaves_unused(data: Path):
     deep("in", 6)
     done = train("in", "--recipe", "small.toml", "-o", "m", "--stage", "tokenizer", "--json")
     assert done.exit_code == 0, done.output
@@ -182,9 +182,7 @@ def test_a_folder_of_what_is_not_read_says_so():
         open_data(Path("in"))
 
 
-def test_resuming_under_another_pillow_is_said(
-    few_vectors: None, data: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_resuming_under_another_pillow_is_said(data: Path, monkeypatch: pytest.MonkeyPatch):
     for i in range(6):
         save(f"in/{i}.png")
     done = train("in", "--recipe", "small.toml", "-o", "m", "--stage", "tokenizer")

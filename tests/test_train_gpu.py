@@ -30,7 +30,6 @@ from vqtok.train.tokenizer import TokenizerTask
 
 ms_ssim = importlib.import_module("vqtok.losses.ms_ssim")  # its package hides it behind a function
 
-pytestmark = pytest.mark.usefixtures("few_vectors")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # Everything at once: several levels, level dropout, dead codes, Muon, averages, MS-SSIM, and a
 # discriminator from half of the run on.
