@@ -83,6 +83,14 @@ def few_vectors() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_workers() -> Iterator[None]:
+    """A bulk encode without --workers decodes in this process: each other takes 0.35 s to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vqtok.bulk.encode.default_workers", lambda: 0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Every VQTOK_* variable is unset or points below tmp_path, which is

@@ -134,7 +134,7 @@ def test_a_image_too_large_is_named_and_the_others_go_on(monkeypatch: pytest.Mon
     assert done.exit_code == 1
     assert "vqtok: error: in/b.png: an image of 64x64 takes about" in done.stderr
     assert [file.name for file in Path("out").rglob("*.npz")] == ["a.npz"]
-    done = run("encode", "in", "-o", "bulk", "--bulk", "--model", "m")
+    done = run("encode", "in", "-o", "bulk", "--bulk", "--model", "m", "--workers", 0)
     assert done.exit_code == 1
     assert "an image of 64x64 takes about" in done.stderr
     figures = json.loads(run("eval", "in", "--model", "m", "--json").stdout)

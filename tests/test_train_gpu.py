@@ -582,6 +582,7 @@ def test_a_state_is_that_of_its_moment_and_a_failure_is_told(tmp_path: Path) -> 
 # Compiled
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(torch.serialization, "safe_globals"),
     reason="torch before 2.5 compiles no step that sets an attribute of a module",
