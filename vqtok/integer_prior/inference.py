@@ -10,6 +10,7 @@ what is rounded is rounded by `floor`.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,7 @@ class IntegerInference:
 
         def multiply(name: str, x: np.ndarray) -> np.ndarray:
             weight, bias = self.layers[name]
-            y = x @ weight[0]
+            y = x @ weight[0] if len(weight) == 1 else self._multiply_by_level(x, weight, runs)
             y += bias.take(level, axis=0)
             return np.floor(y, out=y)
 
@@ -199,6 +200,16 @@ class IntegerInference:
         np.floor(inner, out=inner)
         np.clip(inner, -WEIGHT_LIMIT, WEIGHT_LIMIT, out=inner)
         return result
+
+    def _multiply_by_level(self, x: np.ndarray, weight: np.ndarray, runs: Runs) -> np.ndarray:
+        """Multiplies rows by the matrix of their level; levels from the last matrix on share it."""
+        y = np.empty((len(x), weight.shape[2]), self.dtype)
+        last, start = len(weight) - 1, 0
+        for matrix, same in groupby(runs, lambda run: min(run[0], last)):
+            part = slice(start, start + sum(count for _, count in same))
+            np.matmul(x[part], weight[matrix], out=y[part])
+            start = part.stop
+        return y
 
     def logits(self, features: np.ndarray, runs: Runs) -> np.ndarray:
         """Computes logits (n, columns) in 2^-LOGIT_STEP bits, not yet rounded down: see
