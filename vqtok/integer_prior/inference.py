@@ -244,7 +244,7 @@ class IntegerInference:
         top += 1 - self.fine
         drop = np.empty(
             logits.shape, np.int32
-        )  # twice as fast as to intp, which `take` makes of it
+        )  # `take` makes intp of it, faster
         np.subtract(top, logits, out=drop, casting="unsafe")
         weights = self.powers.take(drop, out=logits, mode="clip")
         return Frequencies(weights.reshape(len(logits), BLOCK, -1), self.config.codebook_size)
