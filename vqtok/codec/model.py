@@ -764,6 +764,11 @@ class Model:
         )
 
     @property
+    def works_in_parts(self) -> bool:
+        """Whether the network sees a part of an image at a time, in bounded memory."""
+        return bool(self._family.STREAMABLE)
+
+    @property
     def pixels_at_once(self) -> int:
         """Returns how many pixels, more or less, are worked on at a time."""
         if self.device.type != "cpu":

@@ -242,9 +242,7 @@ class IntegerInference:
         # that difference is not exact it is far past the last power.
         top = np.floor(logits.max(1, keepdims=True))
         top += 1 - self.fine
-        drop = np.empty(
-            logits.shape, np.int32
-        )  # `take` makes intp of it, faster
+        drop = np.empty(logits.shape, np.int32)  # `take` makes intp of it, faster
         np.subtract(top, logits, out=drop, casting="unsafe")
         weights = self.powers.take(drop, out=logits, mode="clip")
         return Frequencies(weights.reshape(len(logits), BLOCK, -1), self.config.codebook_size)

@@ -7,8 +7,6 @@ it takes one draw from the generator for each feature.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -220,19 +218,3 @@ def dropout_mask(shape: torch.Size | tuple[int, ...], like: Tensor, part: float)
 def drop(values: Tensor, part: float) -> Tensor:
     """Sets a part of the values to zero; the others grow to keep the mean."""
     return values * dropout_mask(values.shape, values, part)
-
-
-@contextmanager
-def one_thread(wanted: bool = True) -> Iterator[None]:
-    """Limits torch to one thread in the `with` block if `wanted`: for products too small to share.
-
-    Two threads on two busy cores waited for each other at every call:
-    16 ms a sampled place at n = 1, where one thread took 1.2.
-    """
-    before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -29,7 +29,7 @@ class SimVQuantizer(Codebook):
         self.layer = nn.Linear(config.code_dim, config.code_dim)
         self.average = InitFlag()
 
-    def _entries(self) -> Tensor:
+    def entries(self) -> Tensor:
         return self._project(F.linear(self.codebook, self.layer.weight, self.layer.bias))  # (K, D)
 
     def needs_init(self) -> bool:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from vqtok.config.registry import SAMPLERS
 from vqtok.errors import UsageError
-from vqtok.priors.base import Prior, one_thread
+from vqtok.integer_prior import blas
+from vqtok.priors.base import Prior
 from vqtok.sampling.backends import Backend
 from vqtok.sampling.base import Cursor, Sampler, Values
 from vqtok.sampling.guidance import GUIDANCE_MAX, GuidedCursor
+from vqtok.threads import one_thread
 
 FEW_GRIDS = 64
 _Value = TypeVar("_Value", bound=float | None)
@@ -82,7 +84,13 @@ def sample_grids(
     rows = prior.label_rows(_check_labels(labels, n, len(prior.config.labels)), n, device)
     done = itertools.count(1)
     tick = (lambda: None) if progress is None else (lambda: progress(next(done), L * h))
-    with torch.inference_mode(), _full_precision(device), one_thread(n < FEW_GRIDS):
+    few = n < FEW_GRIDS
+    with (
+        torch.inference_mode(),
+        _full_precision(device),
+        one_thread(few),
+        blas.one_thread() if few else nullcontext(),
+    ):
         indices = known.clamp(min=0).to(device)
         make = SAMPLERS[prior.config.architecture].load()
         if guided and rows is not None:
