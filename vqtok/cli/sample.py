@@ -126,11 +126,10 @@ class CompleteOptions:
             )
         return [int(part) for part in parts]
 
-    @property
-    def count(self) -> int:
+    def count(self, in_raster_order: bool) -> int:
         """How many candidates are drawn: several where the prior cannot see all that is kept."""
-        if self.candidates is not None:
-            return self.candidates
+        if self.candidates is not None or not in_raster_order:
+            return self.candidates or 1
         ahead = self.hole is not None or (self.keep or DEFAULT_KEEP).startswith(("bottom", "right"))
         return CANDIDATES if ahead else 1
 
@@ -318,7 +317,7 @@ def _complete(
         asked.keep,
         n,
         hole=asked.corners(),
-        candidates=asked.count,
+        candidates=asked.count(codec.prior.has_likelihood),
         **options,
     )
 

@@ -114,8 +114,8 @@ def complete_grids(
     """Draws n grids (n, L, h, w) that keep what is known of one, int64 (L, h, w), -1 where it is
     not; options as in `sample_grids`.
 
-    Of `candidates` for each grid, the one is taken under which what is known is likeliest. The
-    prior draws in raster order and does not see what is known further on; a candidate that does
+    Of `candidates` for each grid, the one is taken under which what is known is likeliest. Most
+    priors draw in raster order and do not see what is known further on; a candidate that does
     not lead to it makes it unlikely. (These are the weights of importance sampling.)
     UsageError where the number of candidates is none.
     """
@@ -138,16 +138,17 @@ def complete_grids(
 
 
 def _known_nats(prior: Prior, grids: Tensor, known: Tensor, options: dict[str, Any]) -> Tensor:
-    """Returns -ln p of what is known in each grid, given all that the prior reads before it: (n,)
-    float64.
-    """
+    """Returns -ln p of what is known in each grid, (n,) float64: see `Prior.nats_of_known`."""
     labels = options.get("labels")
     with torch.inference_mode():
         nats = [
-            prior.nats(some, None if labels is None else labels[start : start + GRIDS_AT_ONCE])
+            prior.nats_of_known(
+                some,
+                (known >= 0).to(some.device),
+                None if labels is None else labels[start : start + GRIDS_AT_ONCE],
+            )
             .cpu()
             .double()
-            .where(known >= 0, 0.0)
             .sum((1, 2, 3))
             for start, some in zip(
                 range(0, len(grids), GRIDS_AT_ONCE), grids.split(GRIDS_AT_ONCE), strict=True

@@ -668,9 +668,9 @@ class Model:
 
         codes are of the kinds that `decode` takes. keep is SIDE:PART, as in "top:0.5" (the
         default), with SIDE one of top, bottom, left, right; or hole is x, y, width, height in
-        pixels, and all around it is kept. The prior reads rows from the top: it cannot look ahead
-        at what is kept further on. Of several candidates for each image, that one is taken under
-        which what is kept is likeliest. Levels that the codes lack are invented in the kept part,
+        pixels, and all around it is kept. Most priors read rows from the top and cannot look ahead
+        at what is kept further on; a masked one sees all sides. Of several candidates for each
+        image, that one is taken under which what is kept is likeliest. Levels that the codes lack are invented in the kept part,
         too.
         Options as in `sample_codes`, without size;
         without a label the prior goes by the image alone.

@@ -65,6 +65,8 @@ class Prior(nn.Module, ABC):
     """
 
     readout: nn.ModuleList  # one Output for each level: each has a codebook of its own
+    # Whether it says how likely a grid is, and reads one in raster order.
+    has_likelihood = True
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -133,6 +135,14 @@ class Prior(nn.Module, ABC):
             ],
             dim=1,
         )
+
+    def nats_of_known(
+        self, indices: Tensor, known: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
+        """Computes -ln p of each index where `known` (L, h, w) holds, given all that the prior
+        reads before it; 0 elsewhere, (B, L, h, w).
+        """
+        return self.nats(indices, labels).where(known, 0.0)
 
     def _nats(self, level: int, hidden: Tensor, target: Tensor) -> Tensor:
         output = self.output(level)
