@@ -179,3 +179,22 @@ def test_a_candidate_is_weighed_by_what_is_kept_hidden():
     wanted = prior.nats(grid, None, known.expand(2, 1, H, W))
     assert torch.equal(nats[:, :, 3], wanted[:, :, 3])
     assert float(nats[:, :, :3].abs().max()) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_guidance_mixes_the_logits_of_both(weight: float):
+    prior, grid, mask = made(), torch.randint(K, (3, 1, H, W)), hide(1, (0, 1, 2))
+    labels, mask = torch.tensor([0, 1, 1]), mask.expand(3, 1, H, W)
+    features = [prior.hidden(grid, some, mask)[:, 0, 1, 2] for some in (labels, None)]
+    c, u = (prior.output(0)(values) for values in features)
+    drawn = sample_grids(
+        prior,
+        3,
+        (H, W),
+        labels=labels,
+        known=grid.masked_fill(mask, -1),
+        temperature=0.0,
+        guidance=weight,
+    )
+    assert torch.equal(drawn[:, 0, 1, 2], (u + weight * (c - u)).argmax(1))

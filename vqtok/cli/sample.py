@@ -96,10 +96,21 @@ class CompleteOptions:
         ),
     ] = None
 
+    palette: Annotated[
+        float | None,
+        typer.Option(
+            "--palette",
+            help="Above 0: favor codes that are in the kept part. Default: the model's.",
+            metavar="W",
+            min=0,
+            max=10,
+        ),
+    ] = None
+
     def check(self, size: str | None) -> None:
         """UsageError where these do not go together, or with a size."""
         if self.complete is None:
-            for name in ("keep", "hole", "candidates"):
+            for name in ("keep", "hole", "candidates", "palette"):
                 if getattr(self, name) is not None:
                     raise UsageError(
                         f"--{name} is for completing an image, and none is given",
@@ -318,6 +329,7 @@ def _complete(
         n,
         hole=asked.corners(),
         candidates=asked.count(codec.prior.has_likelihood),
+        palette=asked.palette,
         **options,
     )
 

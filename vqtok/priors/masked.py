@@ -114,9 +114,7 @@ class MaskedTransformer(Prior):
             dim=1,
         )
 
-    def nats_of_known(
-        self, indices: Tensor, known: Tensor, labels: Tensor | None = None
-    ) -> Tensor:
+    def nats_of_known(self, indices: Tensor, known: Tensor, labels: Tensor | None = None) -> Tensor:
         """Computes -ln p of each known index, hidden, given all that are not known."""
         masked = known.expand(indices.shape)
         return self.nats(indices, labels, masked).where(masked, 0.0)

@@ -15,7 +15,7 @@ from vqtok.priors.masked import MaskedTransformer
 from vqtok.sampling.base import Draws, ParallelSampler
 
 STEPS = 10
-# Of the noise on the confidence at the first step; it falls evenly to 0. Without noise the likeliest
+# Of the noise on the confidence at the first step; it falls evenly to 0. Without it the likeliest
 # places always come first, and images become plain.
 NOISE = 4.5
 

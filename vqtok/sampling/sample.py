@@ -16,7 +16,7 @@ from torch import Tensor
 from vqtok.config.registry import SAMPLERS
 from vqtok.errors import UsageError
 from vqtok.priors.base import Prior, one_thread
-from vqtok.sampling.base import Draws, ParallelSampler, Sampler, Values
+from vqtok.sampling.base import Draws, ParallelSampler, Sampler
 from vqtok.sampling.guidance import GuidedCursor
 
 FEW_GRIDS = 64
