@@ -5,6 +5,7 @@ Dropout, of which torch's own took 8 to 17 % of a training step on a CPU:
 it takes one draw from the generator for each feature.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from typing import cast
@@ -63,6 +64,8 @@ class Prior(nn.Module, ABC):
     """
 
     readout: nn.ModuleList  # one Output for each level: each has a codebook of its own
+    # Whether it says how likely a grid is, and reads one in raster order.
+    has_likelihood = True
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -132,6 +135,12 @@ class Prior(nn.Module, ABC):
             dim=1,
         )
 
+    def nats_of_known(self, indices: Tensor, known: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Computes -ln p of each index where `known` (L, h, w) holds, given all that the prior
+        reads before it; 0 elsewhere, (B, L, h, w).
+        """
+        return self.nats(indices, labels).where(known, 0.0)
+
     def _nats(self, level: int, hidden: Tensor, target: Tensor) -> Tensor:
         output = self.output(level)
         flat, wanted = hidden.flatten(0, 2), target.flatten()  # (B*h*w, F), (B*h*w,)
@@ -169,6 +178,27 @@ def cross_entropy(
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
     finally:
         prior.train(training)
+
+
+def leaning(prior: Prior, bias: Tensor) -> Prior:
+    """Returns a prior that shares all weights with this one, and whose logits are moved by bias
+    (L, K), for the first L levels.
+
+    Of gray levels with a logistic output there are no such logits: the prior as it is.
+    """
+    if prior.config.output != "softmax":
+        return prior
+    moved = copy.copy(prior)
+    moved._modules = dict(prior._modules)
+    readout = []
+    for level in range(prior.config.levels):
+        output = copy.copy(prior.output(level))
+        if level < len(bias):
+            more = output.bias.detach() + bias[level].to(output.bias)
+            output._parameters = {**output._parameters, "bias": nn.Parameter(more, False)}
+        readout.append(output)
+    moved.readout = nn.ModuleList(readout)
+    return moved
 
 
 def code_embedding(config: PriorConfig, size: int, levels: int) -> nn.Embedding:
