@@ -5,8 +5,8 @@ encoded; or works on several images at a time.
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -55,22 +55,27 @@ def read_ahead(read: Callable[[T], R], items: Sequence[T]) -> "Iterator[Future[R
 
 def write_behind(
     work: "Callable[[T, S], Future[R]]", items: Iterable[tuple[T, S]]
-) -> "Iterator[tuple[T, Future[R]]]":
+) -> "Generator[tuple[T, Future[R]], None, None]":
     """Yields each item with what `work` has begun for it, one item late; an error of `work` itself
     is raised there, too.
+
+    Closed early, it waits for what has begun, so that no file appears after a command has ended.
     """
-    last = None
-    for item, given in items:
-        try:
-            future = work(item, given)
-        except Exception as error:
-            future = Future[R]()
-            future.set_exception(error)
-        if last:
-            yield last
-        last = item, future
-    if last:
-        yield last
+    begun: list[tuple[T, Future[R]]] = []  # the one given out, and the next
+    try:
+        for item, given in items:
+            try:
+                future = work(item, given)
+            except Exception as error:
+                future = Future[R]()
+                future.set_exception(error)
+            begun.append((item, future))
+            if len(begun) > 1:
+                yield begun[0]
+                del begun[0]
+        yield from begun
+    finally:
+        wait([future for _, future in begun])
 
 
 def in_parallel(

@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def one_thread(wanted: bool = True) -> Iterator[None]:
-    """Makes torch work with one thread inside, where `wanted`: for products too small to share.
+    """Limits torch to one thread in the `with` block if `wanted`: for products too small to share.
 
     Two threads on two busy cores waited for each other at every call:
     16 ms a sampled place at n = 1, where one thread took 1.2.

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +62,8 @@ def decode(
         lambda _, write: run_in_thread(write.result()),
         _decoded(models, batch.options, levels, batch.jobs),
     )
-    batch.report("decode", ((job, future.result) for job, future in written), _describe)
+    with closing(written):
+        batch.report("decode", ((job, future.result) for job, future in written), _describe)
     batch.finish()
 
 

@@ -2,8 +2,9 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -164,7 +165,7 @@ class _Encoder:
 
     def run(
         self, jobs: list[Job], chosen: ModelOptions, background: "Color"
-    ) -> Iterator[tuple[Job, Callable[[], list[Facts]]]]:
+    ) -> Generator[tuple[Job, Callable[[], list[Facts]]], None, None]:
         """Encodes one image while the next is read and the last codes are written, or several at
         a time where the threads allow it.
 
@@ -188,8 +189,9 @@ class _Encoder:
                 lambda job, image: run_in_thread(self._encode(model, job, image.result())),
                 zip(jobs, read, strict=True),
             )
-        for job, future in written:
-            yield job, future.result
+        with closing(written):
+            for job, future in written:
+                yield job, future.result
 
     def _several(self, model: "Model", jobs: list[Job]) -> "Several | None":
         """Returns what works on several images at a time; None where they come one by one."""

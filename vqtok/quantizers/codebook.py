@@ -34,8 +34,8 @@ class NearestSearch:
     """Finds nearest codes by one product, of [x, 1] and a codebook's [2 e, -|e|^2]: |x - e|^2 is
     smallest where 2 x.e - |e|^2 is largest.
 
-    It is made for a few rows at a time, in memory that is used again: no (N, K) matrix, whatever
-    N and K.
+    It works on a few rows at a time, in one buffer that it uses again: there is never a whole
+    (N, K) matrix.
     """
 
     def __init__(self, codebook: Tensor, dot: bool = False) -> None:
@@ -77,7 +77,7 @@ class NearestSearch:
 def _largest(scores: Tensor, out: Tensor) -> None:
     """Writes each row's argmax of scores (n, K) into out (n,); the first of equals.
 
-    torch's takes 20 times as long as NumPy's on a CPU, several times as long as the products
+    By NumPy: torch's argmax takes 20 times as long on a CPU, which is several times the products
     themselves where D is small.
     """
     if scores.device.type == "cpu":
@@ -124,8 +124,9 @@ class StraightThrough(torch.autograd.Function):
     """Maps vectors (N, D) to their nearest entries, with the gradient passed straight through, and
     computes the terms of the loss.
 
-    Written out because autograd would keep every step on the way: this needs what it returns and a
-    few MiB, for any N and K. What goes over the vectors does so while a chunk of them is in cache.
+    Forward and backward are written out because autograd would keep every intermediate result: this
+    keeps what it returns and a few MiB, for any N and K. All passes over the vectors are made
+    chunk by chunk, while a chunk is in cache.
     """
 
     @staticmethod
@@ -254,7 +255,7 @@ def kmeans(vectors: Tensor, size: int, rounds: int = 10) -> Tensor:
 
 
 class InitFlag(nn.Module):
-    """Whether a quantizer has been set from vectors. Training state."""
+    """Says whether a codebook has been initialized from vectors; saved with the training state."""
 
     initialized: Tensor
 
@@ -366,8 +367,8 @@ class AveragedCodebook(Codebook):
         self.average.initialized.fill_(True)
 
     def draw_rows(self, vectors: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Draws without replacement, for at most a quarter of the vectors: else dead codes would
-        crowd on the same few.
+        """Draws without replacement, at most a quarter of the vectors: otherwise many dead codes
+        would move to the same few vectors.
         """
         most = min(self.codebook_size, max(1, vectors // 4))
         return (
