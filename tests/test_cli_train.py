@@ -375,7 +375,7 @@ LONG = (
     "--recipe",
     "small.toml",
     "--steps",
-    240,
+    120,
     "--prior-steps",
     20,
     "--entropy-steps",
@@ -405,7 +405,7 @@ def test_killed_run_goes_on_to_the_same_model(data: Path, tmp_path: Path) -> Non
         for line in map(json.loads, (tmp_path / "m" / "log.jsonl").read_text().splitlines())
     ]
     assert steps == [
-        *(("tokenizer", step) for step in range(20, 241, 20)),
+        *(("tokenizer", step) for step in range(20, 121, 20)),
         ("prior", 20),
         ("entropy", 2),
     ]

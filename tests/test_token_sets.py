@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -26,11 +27,18 @@ def video(frames: int = 40, codes: int = 16, seed: int = 0) -> np.ndarray:
     return np.stack(found)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    np.save(folder / "train.npy", video(seed=1))
+    ok("train", folder / "train.npy", "--frames", "--stage", "entropy", "-o", folder / "m")
+    return folder / "m"
+
+
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    np.save(tmp_path / "train.npy", video(seed=1))
-    ok("train", tmp_path / "train.npy", "--frames", "--stage", "entropy", "-o", tmp_path / "m")
-    return tmp_path / "m"
+def model(tmp_path: Path, trained: Path) -> Path:
+    """A model of such videos, trained once and copied for each test."""
+    return Path(shutil.copytree(trained, tmp_path / "m"))
 
 
 @pytest.mark.parametrize("dtype", ["<i8", ">i2", "u1", "<u4"])
@@ -50,13 +58,13 @@ def test_the_same_array_comes_back(tmp_path: Path, model: Path, dtype: str) -> N
     [((5, 7), 9), ((5, 3, 4), 1000), ((3, 2, 3, 4), 70000), ((4, 1, 1), 1), ((2, 2, 3), 1 << 32)],
 )
 @pytest.mark.parametrize("frames", [True, False])
-@pytest.mark.parametrize("trained", [True, False])
-def test_shapes_and_ids(shape: tuple[int, ...], codes: int, frames: bool, trained: bool) -> None:
+@pytest.mark.parametrize("learn", [True, False])
+def test_shapes_and_ids(shape: tuple[int, ...], codes: int, frames: bool, learn: bool) -> None:
     array = np.random.default_rng(0).integers(0, codes, shape)
     array.flat[0] = codes - 1
     tokens = arrays.to_tokens(array, "t")
     model = packed.empty(tokens, frames)
-    if trained:
+    if learn:
         learned = packed.train(tokens, frames)
         tensors = learned.counts.tensors()
         again = counts.Counts.of_tensors(learned.layout, tensors)
