@@ -96,7 +96,7 @@ CASES = [
     Case("encode", "--flip", None, "large.png", "--json"),
     Case("encode", "--seed", "9", "large.png", "--size", "64", "--crop", "random:2", "--json"),
     Case("encode", "--range", "0:1000", "deep.png"),
-    Case("encode", "--effort", "9", "large.png", "--json"),
+    Case("encode", "--effort", "9", "a.png", "--json"),
     Case("encode", "--goal", "nonsense", "a.png"),
     Case("encode", "--device", "nonsense", "a.png"),
     Case("encode", "--precision", "bf16", "large.png"),
