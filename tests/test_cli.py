@@ -308,6 +308,7 @@ def test_colors_on_a_terminal_only_and_not_under_no_color(monkeypatch: pytest.Mo
     assert "\x1b" not in run("encode", "missing.png").stderr
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal_only_and_not_under_quiet(monkeypatch: pytest.MonkeyPatch):
     from vqtok.cli.progress import bar
 
@@ -361,6 +362,7 @@ def process(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_exit_codes_and_streams_of_the_real_command():
     for words, code in ((["--version"], 0), (["encode"], 2)):
         done = process(*words)
@@ -374,6 +376,7 @@ def test_exit_codes_and_streams_of_the_real_command():
             assert (done.stdout, done.stderr) == (f"vqtok {vqtok.__version__}\n".encode(), b"")
 
 
+@pytest.mark.slow
 def test_light_commands_do_without_torch():
     save("a.png")
     ok("encode", "a.png")

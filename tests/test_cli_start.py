@@ -31,6 +31,7 @@ def python(script: str) -> subprocess.CompletedProcess[str]:
 # Starting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [None, "active"])
 def test_threads_sleep_while_they_wait_unless_told_otherwise(
     given: str | None,
@@ -166,6 +167,7 @@ def test_results_come_one_behind_and_in_order():
     assert [(item, future.result()) for item, future in seen] == [("c", 3)]
 
 
+@pytest.mark.slow
 def test_a_batch_gives_the_bytes_of_single_commands(toy: Path):
     for i in range(6):
         save(f"in/{i}.png", image(20 + i // 4, 30, seed=i))
@@ -215,6 +217,7 @@ __main__._leave({code})
 WRITING = "threading.Thread(target=lambda: (time.sleep(0.2), print('second', end=' '))).start()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -4,6 +4,7 @@ sentences about formats are true.
 
 import hashlib
 import re
+from importlib import import_module
 from pathlib import Path
 
 import make_commands_doc
@@ -49,7 +50,7 @@ def test_every_command_of_a_page_runs_in_order(
 ):
     monkeypatch.delenv("VQTOK_MODELS")
     # what a full training step takes, which --dry-run measures: test_cli_train_recipe.py
-    monkeypatch.setattr("vqtok.train.plan._seconds", lambda *_: 0.1)
+    monkeypatch.setattr(import_module("vqtok.train.plan"), "_seconds", lambda *_: 0.1)
     make_images(tmp_path)
     make_checkpoints(tmp_path)
     for line in lines((ROOT / "docs" / name).read_text(encoding="utf-8")):
@@ -159,6 +160,7 @@ def test_a_file_of_both_forms_is_a_plain_one(tmp_path: Path):
     assert codes.read_plain_codes(tmp_path / "b.npz") == make()
 
 
+@pytest.mark.slow
 def test_a_fingerprint_by_the_page():
     path = ROOT / "models" / "photo" / "tokenizer.safetensors"
     tensors = weights.load_weights(path, "tokenizer").tensors

@@ -51,6 +51,7 @@ def test_a_layout_gives_its_own_networks_indices_and_images(name: str, kind: str
     assert model.config.downsample == (8 if name == "issue" else 4)
 
 
+@pytest.mark.slow
 def test_a_known_program_needs_no_variant(tmp_path: Path):
     for name, program in (
         ("zalando", "zalandoresearch VQ-VAE"),
@@ -68,6 +69,7 @@ def test_a_known_program_needs_no_variant(tmp_path: Path):
         check_same(made, model)
 
 
+@pytest.mark.slow
 def test_what_nothing_tells_is_said(tmp_path: Path):
     torch.save(make("copy").net.tensors, tmp_path / "x.pt")
     checkpoint = interop.read_checkpoint(tmp_path / "x.pt")
@@ -207,6 +209,7 @@ def test_a_torchscript_program_is_refused_by_name(tmp_path: Path):
 # IBQ: taming's names, the code of the largest inner product
 
 
+@pytest.mark.slow
 def test_ibq_is_imported_with_distance_dot(tmp_path: Path):
     source, path = save_source("taming", tmp_path / "theirs")
     x = image(24, 32)
@@ -226,6 +229,7 @@ def test_ibq_is_imported_with_distance_dot(tmp_path: Path):
         assert not interop.convert_checkpoint(interop.read_checkpoint(path), asked).notes
 
 
+@pytest.mark.slow
 def test_tamings_moving_averages_are_left_out(tmp_path: Path):
     source, path = save_source("taming", tmp_path / "theirs")
     codes = source.tensors["quantize.embedding.weight"]
@@ -243,6 +247,7 @@ def test_tamings_moving_averages_are_left_out(tmp_path: Path):
 # Wrappers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "first_stage_model.", "a.b.model."])
 def test_prefixes(prefix: str, tmp_path: Path):
     source, path = save_source("taming", tmp_path / "theirs")
@@ -253,6 +258,7 @@ def test_prefixes(prefix: str, tmp_path: Path):
     assert np.array_equal(found, wanted.numpy())
 
 
+@pytest.mark.slow
 def test_weights_of_a_name(tmp_path: Path):
     source, path = save_source("taming", tmp_path / "theirs")
     other = {name: value + 1 for name, value in source.tensors.items()}
@@ -282,6 +288,7 @@ def test_weights_of_a_name(tmp_path: Path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(torch.serialization, "safe_globals"), reason="torch before 2.5 has no safe_globals"
 )
@@ -297,6 +304,7 @@ def test_options_of_a_training_run_beside_the_tensors(tmp_path: Path):
 # The command
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 def test_the_command_asks_tries_and_says():
     torch.save(make("zalando").net.tensors, "x.pt")
@@ -318,6 +326,7 @@ def test_the_command_asks_tries_and_says():
     ok("decode", "a.npz", "--model", "m", "-o", "b.png")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy", "data")
 def test_the_papers_network_is_trained():
     small = ["--steps", "3", "--batch", "2", "--size", "16", "--set", "tokenizer.width=8"]

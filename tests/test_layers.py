@@ -240,12 +240,14 @@ def loaded_by(statement: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_reading_and_checking_codes_start_without_torch():
     loaded = loaded_by("import vqtok, vqtok.config, vqtok.codes, vqtok.weights, vqtok.metrics")
     assert {"vqtok.codes", "vqtok.metrics"} <= loaded
     assert "torch" not in loaded
 
 
+@pytest.mark.slow
 def test_every_layer_above_the_networks_starts_without_torch():
     names = [f"vqtok.{name}" for name in WITHOUT_TORCH]
     loaded = loaded_by(f"import {', '.join(names)}")
@@ -253,12 +255,14 @@ def test_every_layer_above_the_networks_starts_without_torch():
     assert "torch" not in loaded
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_without_torch():
     loaded = loaded_by("import vqtok.cli")
     assert "vqtok.cli" in loaded
     assert "torch" not in loaded
 
 
+@pytest.mark.slow
 def test_names_of_the_library_come_on_first_use():
     loaded = loaded_by("import vqtok; vqtok.read_codes, vqtok.write_codes, vqtok.VqtokError")
     assert "vqtok.codes" in loaded

@@ -125,6 +125,7 @@ def test_bits_of_black_and_white_are_1_and_of_what_is_known_0():
     assert nll_of_levels(float(LEVELS[77]), -9.0)[77] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_the_scale_learns_the_noise(likelihood: str):
     torch.manual_seed(0)

@@ -41,6 +41,7 @@ def model(tmp_path: Path, trained: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "m"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["<i8", ">i2", "u1", "<u4"])
 def test_the_same_array_comes_back(tmp_path: Path, model: Path, dtype: str) -> None:
     path, small, back = (tmp_path / name for name in ("t.npy", "t.vqtok.npz", "back.npy"))
@@ -76,6 +77,7 @@ def test_shapes_and_ids(shape: tuple[int, ...], codes: int, frames: bool, learn:
     np.testing.assert_array_equal(packed.Packed.of(data).unpack(model), array)
 
 
+@pytest.mark.slow
 def test_frames_see_the_one_before() -> None:
     tokens = arrays.to_tokens(video(100), "t")
     files = [packed.pack(tokens, packed.empty(tokens, f), "t") for f in (True, False)]
@@ -83,6 +85,7 @@ def test_frames_see_the_one_before() -> None:
     assert sizes[0] < 0.75 * sizes[1]
 
 
+@pytest.mark.slow
 def test_rows_are_grids(tmp_path: Path, model: Path) -> None:
     rows, back = tmp_path / "rows.npy", tmp_path / "back.npy"
     np.save(rows, video().reshape(-1, 24))
@@ -102,6 +105,7 @@ def test_the_stream_is_the_same_everywhere() -> None:
     assert hashlib.sha256(stream).hexdigest()[:16] == "4dfeea475b87531f"
 
 
+@pytest.mark.slow
 def test_intervals_are_exact_at_the_bounds() -> None:
     """The largest alphabet, and a context that has counted as much as it may."""
     layout = counts.Layout(1 << arrays.DIGIT_BITS, 1, True)
@@ -145,6 +149,7 @@ def test_what_is_no_token_array(tmp_path: Path, model: Path, name: str, said: st
     assert said in fails("pack", tmp_path / "t.npy", "-m", model)
 
 
+@pytest.mark.slow
 def test_no_model_and_another_model(tmp_path: Path, model: Path) -> None:
     np.save(tmp_path / "t.npy", video())
     ok("pack", tmp_path / "t.npy", "-m", model)
@@ -155,6 +160,7 @@ def test_no_model_and_another_model(tmp_path: Path, model: Path) -> None:
     assert "--model" in fails("unpack", tmp_path / "t.vqtok.npz", "-m", tmp_path / "n")
 
 
+@pytest.mark.slow
 def test_damage_is_found() -> None:
     tokens = arrays.to_tokens(video(4), "t")
     data = packed.pack(tokens, packed.empty(tokens, True), "t")
@@ -183,6 +189,7 @@ def test_a_header_does_not_ask_for_more_than_its_stream_holds(grids: list[int]) 
         packed.Packed.of(changed.getvalue())
 
 
+@pytest.mark.slow
 def test_the_model_is_found_by_its_fingerprint(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +209,7 @@ def test_the_model_is_found_by_its_fingerprint(
     np.testing.assert_array_equal(np.load(back), np.load(tmp_path / "t.npy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", ["damaged", "exists"])
 def test_of_several_arrays_the_good_ones_are_packed(tmp_path: Path, model: Path, bad: str) -> None:
     """One that fails is reported, the others are whole, and the command exits with 1."""

@@ -347,6 +347,7 @@ def test_splits_share_a_folder_and_a_vocabulary(made: list[np.ndarray]):
     )
 
 
+@pytest.mark.slow
 def test_what_exists_stays_without_force(made: list[np.ndarray], monkeypatch: pytest.MonkeyPatch):
     for to in HERMETIC:
         ok("export", "codes", "-o", to, "--to", to)

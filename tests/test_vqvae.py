@@ -214,6 +214,7 @@ def test_a_code_changes_its_surroundings_only():
 # The same indices whatever the circumstances
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_batch_size_and_threads_change_no_index(memory_format: torch.memory_format):
     network, x = make(replace(SMALL, width=16, codebook_size=64)), images(5, 36, 52)
@@ -263,6 +264,7 @@ def test_the_release_holds_all_that_decoding_needs_and_no_training_state(quantiz
         assert torch.equal(other.decode(indices), network.decode(indices))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("likelihood", "quantizer"),
     [(likelihood, "ema") for likelihood in LIKELIHOODS]

@@ -358,6 +358,7 @@ def test_metadata_of_codes_is_shown_and_not_obeyed(toy: Path) -> None:
         ), key
 
 
+@pytest.mark.slow
 def test_metadata_of_weights_is_shown_and_not_obeyed(toy: Path) -> None:
     """License, data and labels are a stranger's words;
     so are the names of tensors, and what an error says of them.
