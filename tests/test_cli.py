@@ -170,6 +170,7 @@ CASES = [
     Case("sample", "--complete", "a.png", "-o", "s.npz", "-n", "2"),
     Case("sample", "--keep", "left:0.2", "-o", "s.npz", "--complete", "a.png"),
     Case("sample", "--hole", "4,4,8,8", "-o", "s.npz", "--complete", "a.png"),
+    Case("sample", "--palette", "1", "-o", "s.npz", "--complete", "a.png"),
     Case(
         "sample", "--candidates", "1", "--hole", "4,4,20,12", "-o", "s.npz", "--complete", "a.png"
     ),

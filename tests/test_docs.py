@@ -3,8 +3,8 @@ sentences about formats are true.
 """
 
 import hashlib
+import importlib
 import re
-from importlib import import_module
 from pathlib import Path
 
 import make_commands_doc
@@ -50,7 +50,8 @@ def test_every_command_of_a_page_runs_in_order(
 ):
     monkeypatch.delenv("VQTOK_MODELS")
     # what a full training step takes, which --dry-run measures: test_cli_train_recipe.py
-    monkeypatch.setattr(import_module("vqtok.train.plan"), "_seconds", lambda *_: 0.1)
+    module = importlib.import_module("vqtok.train.plan")  # vqtok.train.plan is the function
+    monkeypatch.setattr(module, "_seconds", lambda *_: 0.1)
     make_images(tmp_path)
     make_checkpoints(tmp_path)
     for line in lines((ROOT / "docs" / name).read_text(encoding="utf-8")):

@@ -51,7 +51,12 @@ def test_encode_says_what_is_used_and_keeps_the_range():
     assert np.array_equal(
         kept.indices, model.encode(np.rint(RAMP / 4095 * 255).astype(np.uint8)).indices
     )
-    assert not np.array_equal(kept.indices, model.encode("in/0.tif").indices)
+    with pytest.warns(UserWarning, match=r"values 0:4095, and 0:65535 became .*value_range=\(0.0"):
+        dark = model.encode("in/0.tif")
+    assert not np.array_equal(kept.indices, dark.indices)
+    both = model.encode_batch(["in/0.tif"] * 2, value_range=RANGE)
+    assert both.range == RANGE
+    assert np.array_equal(both.indices[1], kept.indices[0])
 
 
 def test_both_forms_keep_the_range_and_8_bits_have_none():

@@ -70,6 +70,7 @@ def random_prior(rng: np.random.Generator, path: Path) -> tuple[IntegerInference
         width=int(rng.integers(4, 20)),
         blocks=int(rng.integers(0, 3)),
         rank=int(rng.integers(4, 20)),
+        kinds=int(rng.integers(1, 4)),
     )
     torch.manual_seed(int(rng.integers(1 << 30)))
     network = IntegerPrior(config)
