@@ -112,7 +112,31 @@ def make_model(
     prior: PriorConfig | None = PRIOR,
     seed: int = 0,
 ) -> Path:
-    """A model folder with untrained weights: everything works, nothing looks good."""
+    """A model folder with untrained weights: everything works, nothing looks good.
+
+    Each is drawn once a session, and written as often as asked for.
+    """
+    key = repr((tokenizer, prior, seed))
+    if key not in _made:
+        _draw_model(folder, tokenizer, prior, seed)
+        parts = ("tokenizer",) if prior is None else ("tokenizer", "prior")
+        _made[key] = {
+            name: (folder / name).read_bytes() for name in (f"{part}.safetensors" for part in parts)
+        }
+    else:
+        torch.manual_seed(seed)  # as drawing does
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in _made[key].items():
+            (folder / name).write_bytes(data)
+    return folder
+
+
+_made: dict[str, dict[str, bytes]] = {}
+
+
+def _draw_model(
+    folder: Path, tokenizer: TokenizerConfig, prior: PriorConfig | None, seed: int
+) -> None:
     from vqtok.networks.vqvae import VQVAE
     from vqtok.priors import PixelCNN
 
@@ -148,7 +172,6 @@ def make_model(
             folder / "prior.safetensors",
             weights.Weights(state, _meta("prior", asdict(prior), more)),
         )
-    return folder
 
 
 def make_default(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -41,7 +41,8 @@ def lines(text: str) -> list[str]:
 
 def make_images(folder: Path) -> None:
     for seed, name in enumerate(IMAGES):
-        images.write_image(folder / name, image(96, 128, seed=seed))
+        size = (96, 128) if name == IMAGES[0] else (64, 80)
+        images.write_image(folder / name, image(*size, seed=seed))
 
 
 def make_checkpoints(folder: Path) -> None:

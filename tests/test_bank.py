@@ -64,6 +64,7 @@ def exact(image: np.ndarray, size: int, top: float, left: float, side: float) ->
     return np.einsum("ih,hwc,jw->ijc", axis(top, H), image.astype(np.float64), axis(left, W))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "size", "scale"),
     [

@@ -50,6 +50,7 @@ def test_shapes_are_the_same_everywhere() -> None:
 SHAPE_ROW = [68, 170, 77, 65]
 
 
+@pytest.mark.slow
 def test_shapes_vary_and_show_their_label() -> None:
     shapes = Shapes(600)
     counts = Counter(targets(shapes))
@@ -64,6 +65,7 @@ def test_shapes_vary_and_show_their_label() -> None:
     assert rings.std((1, 2)).mean() < circles.std((1, 2)).mean(), "a ring covers less than a disk"
 
 
+@pytest.mark.slow
 def test_test_shapes_are_not_training_shapes() -> None:
     train, test = open_data(None), open_data(None, "test")
     seen = {train.image(i).tobytes() for i in range(200)}
@@ -193,6 +195,7 @@ def jpegs(H: int, W: int, n: int = 4) -> tuple[ImageFiles, Counter[int]]:
     return ImageFiles("jpegs", [f"{i}.jpg" for i in range(n)], fetch), fetched
 
 
+@pytest.mark.slow
 def test_decoded_files_stay_in_memory_and_change_no_batch() -> None:
     def make(keep: int | None, min_scale: float) -> tuple[Batches, Counter[int]]:
         data, fetched = jpegs(48, 64)
@@ -223,6 +226,7 @@ def test_memory_for_decoded_files_is_bounded() -> None:
     assert sum(image.nbytes for image, _ in batches._kept._images.values()) == 2 * 48 * 64 * 3
 
 
+@pytest.mark.slow
 def test_jpegs_are_decoded_smaller_where_the_crop_is_shrunk_anyway(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -33,6 +33,7 @@ def encode(*words: object, workers: int = 0) -> None:
     ok("encode", *words, "--workers", workers)
 
 
+@pytest.mark.slow
 def test_shards_hold_what_single_images_give():
     members = image_files(7, SIZES)
     make_tar("a.tar", members)
@@ -70,6 +71,7 @@ def test_one_size_gives_an_ordinary_codes_file():
     assert len(list(Path("back").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_the_bytes_depend_on_neither_workers_nor_parts(monkeypatch: pytest.MonkeyPatch):
     make_tar("a.tar", image_files(9, SIZES))
     make_tar("b.tar", image_files(4, first=20))
@@ -111,6 +113,7 @@ def test_workers_are_the_processors_divided_among_the_ranks(monkeypatch: pytest.
     assert asked == [1]
 
 
+@pytest.mark.slow
 def test_batches_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch):
     make_tar("a.tar", image_files(12, SIZES))
     encode("a.tar", "-o", "out")
@@ -135,6 +138,7 @@ def test_batches_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch)
     assert contents("out") == contents("small") == contents("pending")
 
 
+@pytest.mark.slow
 def test_bad_images_are_recorded_and_counted():
     members = image_files(4)
     members["001.png"] = b"no image"
@@ -198,6 +202,7 @@ def test_hostile_names_go_nowhere():
     assert "\x07" not in done.stderr
 
 
+@pytest.mark.slow
 def test_resume_skips_what_is_finished_and_mends_the_rest(monkeypatch: pytest.MonkeyPatch):
     make_tar("a.tar", image_files(5, SIZES))
     make_tar("b.tar", image_files(3))
@@ -219,6 +224,7 @@ def test_resume_skips_what_is_finished_and_mends_the_rest(monkeypatch: pytest.Mo
     assert ok("encode", *words, "--resume", "-q").output == ""
 
 
+@pytest.mark.slow
 def test_resume_may_come_first_and_be_shared_otherwise():
     make_tar("a.tar", image_files(8))
     words = ["a.tar", "--shard-size", 2, "--resume", "-q"]
@@ -231,6 +237,7 @@ def test_resume_may_come_first_and_be_shared_otherwise():
     assert contents("out") == contents("whole")
 
 
+@pytest.mark.slow
 def test_resume_refuses_other_inputs_and_settings():
     for name, content in image_files(3).items():
         Path("in").mkdir(exist_ok=True)
@@ -253,6 +260,7 @@ def test_resume_refuses_other_inputs_and_settings():
     assert "another inputs" in run("encode", *words, "--resume").stderr
 
 
+@pytest.mark.slow
 def test_force_starts_anew():
     make_tar("a.tar", image_files(5, SIZES))
     encode("a.tar", "-o", "out", "--shard-size", 2)
@@ -302,6 +310,7 @@ def test_codes_shards_are_made_of_tars_or_when_asked_for():
         assert is_bulk(["in"], replace(none, **{name: value}))
 
 
+@pytest.mark.slow
 def test_levels_compact_and_background(toy: Path):
     add_entropy(toy, bias=100_000)
     make_tar("a.tar", image_files(3, SIZES) | {"alpha.png": png(image(16, 16, 4))})
@@ -348,6 +357,7 @@ def test_what_is_refused():
     assert "standard input" in fails("encode", "-", "--bulk", "-o", "o", code=2)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_an_error_and_what_is_finished_stays(monkeypatch: pytest.MonkeyPatch):
     make_tar("a.tar", image_files(6))
     words = ["a.tar", "-o", "out", "--shard-size", 2, "--workers", 1]
@@ -409,6 +419,7 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch):
     assert ahead(monkeypatch) <= 2
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_whole_files(monkeypatch: pytest.MonkeyPatch):
     make_tar("a.tar", image_files(6))
     words = ["a.tar", "-o", "out", "--shard-size", 2, "--workers", 0]
@@ -430,6 +441,7 @@ def test_a_full_disk_leaves_whole_files(monkeypatch: pytest.MonkeyPatch):
     assert contents("out") == contents("whole")
 
 
+@pytest.mark.slow
 def test_a_image_is_decoded_alike_in_a_process_and_here():
     make_tar(
         "a.tar",

@@ -103,6 +103,7 @@ def test_what_makes_no_sense_is_refused(words: tuple[object, ...], what: str):
         Crops.of(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -58,6 +58,7 @@ def test_few_shards_are_open_at_a_time(shards: Path, monkeypatch: pytest.MonkeyP
         assert len(data._open) == 1
 
 
+@pytest.mark.slow
 def test_reading_needs_no_torch(shards: Path):
     from test_layers import loaded_by
 
@@ -180,6 +181,7 @@ def prior_of(folder: str) -> str:
     )
 
 
+@pytest.mark.slow
 def test_a_prior_learns_the_same_from_codes_as_from_images(toy: Path):
     for name, content in image_files(9).items():
         Path("photos").mkdir(exist_ok=True)
@@ -239,6 +241,7 @@ def test_folders_become_labels():
     assert data.size == (16, 16)
 
 
+@pytest.mark.slow
 def test_codes_that_do_not_fit_are_refused(shards: Path, toy: Path):
     make_model(Path("other"), seed=9)
     assert "the codes were made with model toy" in fails(

@@ -163,6 +163,7 @@ def test_a_share_is_given_or_torchruns(monkeypatch: pytest.MonkeyPatch):
         WorkSlice.parse(None)
 
 
+@pytest.mark.slow
 def test_listing_a_tar_holds_no_list():
     make_tar("a.tar", dict.fromkeys((f"{i:05}.png" for i in range(5000)), b"x"))
     tracemalloc.start()
@@ -251,6 +252,7 @@ def test_an_empty_tar_has_no_images_and_no_damage():
     assert chunk.entries == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extended", [False, True])
 def test_a_tar_cut_between_members_says_so(extended: bool):
     """Where a name waits for its member, it is cut; else it has no end mark, which some writers

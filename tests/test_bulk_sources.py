@@ -168,6 +168,7 @@ def test_npz_like_medmnist_has_three_splits():
     assert encode("in", out="again") == found
 
 
+@pytest.mark.slow
 def test_globs_and_codes_files_are_told_apart():
     for i in range(2):
         np.savez(f"part{i}.npz", images=pixels(1), labels=np.array([i]))
@@ -240,6 +241,7 @@ def test_several_data_sets_share_one_list_of_classes():
     ]
 
 
+@pytest.mark.slow
 def test_data_sets_go_on_and_notice_other_pixels():
     write(cifar("c", [3, 4, 5], [9]))
     common = ("encode", "c", "--shard-size", 2, "--workers", 0, "-q", "--size", 24, "--flip")
@@ -411,6 +413,7 @@ def test_shards_of_before_stay_without_labels():
     assert "with another labels" in fails("encode", *words, "-o", "out", "--resume")
 
 
+@pytest.mark.slow
 def test_all_stays_through_truncate_pack_unpack_and_export(toy: Path):
     make_tar("train.tar", {"0.png": png(image(16, 16)), "0.cls": b"4", "0.txt": b"four"})
     write(cifar("c", [3], [9]))

@@ -97,7 +97,7 @@ CASES = [
     Case("encode", "--flip", None, "large.png", "--json"),
     Case("encode", "--seed", "9", "large.png", "--size", "64", "--crop", "random:2", "--json"),
     Case("encode", "--range", "0:1000", "deep.png"),
-    Case("encode", "--effort", "9", "large.png", "--json"),
+    Case("encode", "--effort", "9", "a.png", "--json"),
     Case("encode", "--goal", "nonsense", "a.png"),
     Case("encode", "--device", "nonsense", "a.png"),
     Case("encode", "--precision", "bf16", "large.png"),
@@ -315,6 +315,7 @@ def test_colors_on_a_terminal_only_and_not_under_no_color(monkeypatch: pytest.Mo
     assert "\x1b" not in run("encode", "missing.png").stderr
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal_only_and_not_under_quiet(monkeypatch: pytest.MonkeyPatch):
     from vqtok.cli.progress import bar
 
@@ -368,6 +369,7 @@ def process(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_exit_codes_and_streams_of_the_real_command():
     for words, code in ((["--version"], 0), (["encode"], 2)):
         done = process(*words)
@@ -381,6 +383,7 @@ def test_exit_codes_and_streams_of_the_real_command():
             assert (done.stdout, done.stderr) == (f"vqtok {vqtok.__version__}\n".encode(), b"")
 
 
+@pytest.mark.slow
 def test_light_commands_do_without_torch():
     save("a.png")
     ok("encode", "a.png")

@@ -81,6 +81,7 @@ def test_the_help_beside_a_completion_is_one_line(complete: Complete):
     assert line.endswith("else photo.")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
 def test_bash_completes(tmp_path: Path):
     """What `--show-completion` prints, read by a bash that then completes a line; the command is a

@@ -65,6 +65,7 @@ def odd_images() -> dict[str, tuple[tuple[int, int], str]]:
     }
 
 
+@pytest.mark.slow
 def test_odd_images_come_back_in_their_size_and_are_noted():
     expected = odd_images()
     done = ok("encode", *expected, "-o", "codes")
@@ -194,6 +195,7 @@ def test_several_images_in_one_file_are_numbered():
     assert "3 images do not go to standard output" in fails("decode", "s.npz", "-o", "-")
 
 
+@pytest.mark.slow
 def test_two_inputs_of_one_stem_both_get_a_file():
     save("in/a.png")
     save("in/a.bmp", image(seed=1))
@@ -228,6 +230,7 @@ def test_two_inputs_for_one_result_are_refused():
     assert "several results" in fails("encode", "a.png", "x/a.png", "-o", "one.npz", code=2)
 
 
+@pytest.mark.slow
 def test_codes_do_not_go_into_a_file_called_otherwise():
     save("a.png")
     save("b.png")

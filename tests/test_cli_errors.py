@@ -282,6 +282,7 @@ def test_unknown_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fails("encode", "a.png", "-m", "nope")
 
 
+@pytest.mark.slow
 def test_usage_errors():
     save("a.png")
     for words, message in {

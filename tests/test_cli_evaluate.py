@@ -44,6 +44,7 @@ def lpips_file(name: str, backbone: lpips._Backbone = lpips.ALEX) -> Path:
     return Path(name)
 
 
+@pytest.mark.slow
 def test_json_of_levels_and_codecs(four: Path):
     figures = json.loads(
         ok("eval", "in", "-m", four, "--json", "--levels", "1,2", "--codecs", "JPEG").stdout
@@ -66,6 +67,7 @@ def test_json_of_levels_and_codecs(four: Path):
     assert set(figures["levels"][0]["needs"]) == {"jpeg"}
 
 
+@pytest.mark.slow
 def test_tables_of_levels_and_codecs(four: Path):
     done = ok("eval", "in", "-m", four, "--limit", "1", "--codecs", "jpeg,webp")
     lines = [line.split() for line in done.stdout.splitlines()]
@@ -87,6 +89,7 @@ def test_tables_of_levels_and_codecs(four: Path):
     assert "JPEG" not in bare
 
 
+@pytest.mark.slow
 def test_lpips_needs_weights_that_fit(four: Path):
     weights = lpips_file("alex.safetensors")
     done = ok(
@@ -118,6 +121,7 @@ def test_lpips_needs_weights_that_fit(four: Path):
     assert ok("eval", "small", "--lpips", weights, "-q").stderr == ""
 
 
+@pytest.mark.slow
 def test_curves_in_both_formats(four: Path):
     ok("eval", "in", "-m", four, "--plot", "new/rd.png", "--levels", "1,2", "--codecs", "jpeg,webp")
     root = ElementTree.fromstring(Path("new/rd.svg").read_bytes())
@@ -147,6 +151,7 @@ def test_curves_in_both_formats(four: Path):
     )
 
 
+@pytest.mark.slow
 def test_sheet_shows_levels_and_codecs_pixel_by_pixel(four: Path):
     ok("eval", "in", "-m", four, "--sheet", "s.png", "--codecs", "jpeg")
     sheet = images.read_image(Path("s.png")).pixels
@@ -163,6 +168,7 @@ def test_levels_that_the_model_has_not(four: Path):
     assert "no codec 'bpg'" in fails("eval", "in", "-m", four, "--codecs", "bpg", code=2)
 
 
+@pytest.mark.slow
 def test_several_models_in_one_table_and_csv(four: Path):
     lines = ok("eval", "in", "-m", four, "-m", "toy", "--csv", "f.csv", "--codecs", "jpeg").stdout
     rows = [line.split() for line in lines.splitlines()]
@@ -199,6 +205,7 @@ def test_several_models_in_one_table_and_csv(four: Path):
     )
 
 
+@pytest.mark.slow
 def test_dists_and_fid_as_typed(four: Path, monkeypatch: pytest.MonkeyPatch):
     vgg, alex = lpips_file("vgg.safetensors", lpips.VGG), lpips_file("alex.safetensors")
     halves = {name: torch.rand(1, 1475, 1, 1) for name in ("alpha", "beta")}

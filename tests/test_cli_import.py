@@ -25,6 +25,7 @@ def imported(name: str = "taming") -> tuple[Source, Path]:
     return source, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_import_makes_a_model_that_encodes_and_decodes(name: str):
     source, path = save_source(name, Path("theirs"))
@@ -50,6 +51,7 @@ def test_import_makes_a_model_that_encodes_and_decodes(name: str):
     assert size_of("b.png") == (32, 24)
 
 
+@pytest.mark.slow
 def test_info_and_models_of_an_imported_model(toy: Path):
     _, path = save_source("taming", Path("theirs"))
     facts = json.loads(ok("import", path, "-o", toy.parent / "vqgan", "--json").stdout)
@@ -69,6 +71,7 @@ def test_info_and_models_of_an_imported_model(toy: Path):
     assert re.search(r"vqgan +4 +40 +1 +0\.333", ok("models").stdout)
 
 
+@pytest.mark.slow
 def test_export_writes_what_import_reads():
     imported()
     done = ok("export", "m", "-o", "back")
@@ -89,6 +92,7 @@ def test_export_writes_what_import_reads():
     assert prints[0] == prints[1]
 
 
+@pytest.mark.slow
 def test_normalize_is_for_who_knows_better():
     _, path = save_source("llamagen", Path("theirs"))
     for option, wanted in (("--normalize", True), ("--no-normalize", False)):
@@ -96,6 +100,7 @@ def test_normalize_is_for_who_knows_better():
         assert weights.read_meta(Path("m/tokenizer.safetensors"))["config"]["normalize"] is wanted
 
 
+@pytest.mark.slow
 def test_nothing_is_replaced_unless_asked_for():
     _, path = imported()
     assert "m/tokenizer.safetensors exists" in fails("import", path, "-o", "m")
@@ -125,6 +130,7 @@ def test_errors_are_two_lines_and_leave_nothing():
     assert "there is no model" in fails("export", "nobody", "-o", "back")
 
 
+@pytest.mark.slow
 def test_a_image_too_large_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch):
     imported()
     monkeypatch.setattr("vqtok.networks.whole_image.MEMORY_LIMIT", 30 * 30 * 4 * 5 * 64)

@@ -32,6 +32,7 @@ def test_eval_says_which_images_failed():
     )
 
 
+@pytest.mark.slow
 def test_eval_table_json_and_sheet():
     table = ok("eval", "--limit", "3", "--sheet", "new/sheet.png").stdout
     title, *rows = [line.strip() for line in table.splitlines() if line.strip()]

@@ -48,6 +48,7 @@ def test_encode_levels(whole: codes.Codes):
     assert facts["raw_bpp"] == 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_encode_keeps_the_most_levels_that_fit(whole: codes.Codes, count: int):
     size = sizes_by_levels(whole)[count - 1]
@@ -160,6 +161,7 @@ def test_bits_per_pixel_given_back_are_met():
         assert len(encoded.data) <= (target.byte_limit(side**2) or 0)
 
 
+@pytest.mark.slow
 def test_decode_levels(whole: codes.Codes):
     model = codec.load("three")
     for words, count, part in (([], 3, ""), (["--levels", "2"], 2, "2 of 3 levels, ")):
@@ -233,6 +235,7 @@ def test_truncate_takes_folders_and_its_own_results_not_twice(whole: codes.Codes
     assert codes.read_plain_codes(Path("in/a.truncated.npz")).levels == 2
 
 
+@pytest.mark.slow
 def test_truncate_and_info_need_no_torch_and_truncate_no_model(whole: codes.Codes, three: Path):
     three.rename(three.with_name("elsewhere"))
     (three.with_name("elsewhere") / "tokenizer.safetensors").unlink()

@@ -85,6 +85,7 @@ def _parameters(path: Path) -> dict[str, int]:
     return {n.name: len(n.args.posonlyargs + n.args.args + n.args.kwonlyargs) for n in nodes}
 
 
+@pytest.mark.slow
 def test_no_function_has_over_12_parameters() -> None:
     root = Path(vqtok.__file__).parent
     files = list(root.rglob("*.py"))

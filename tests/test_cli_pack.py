@@ -91,6 +91,7 @@ def test_encode_compact_decodes_to_the_same_image(coding: Path):
     assert Path("plain.png").read_bytes() == Path("compact.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_encode_tells_of_compact_files_where_the_model_codes_them(coding: Path):
     hint = "smaller still: --compact, or vqtok pack a.npz\n"
     assert ok("encode", "img.png", "-o", "a.npz").stderr.endswith(hint)
@@ -117,6 +118,7 @@ def test_hints_are_quoted_and_not_given_where_the_file_grew(coding: Path):
     assert "smaller still" not in done.stderr
 
 
+@pytest.mark.slow
 def test_what_can_only_be_bit_packed_is_said(toy: Path):
     said = "the model toy has no entropy prior: bits are packed, not coded "
     for i in range(2):
@@ -219,6 +221,7 @@ def test_compact_is_never_larger(toy: Path, prior: bool, name: str):
         assert Path("back.npz").read_bytes() == Path("one.npz").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("color", [0, 130, 255])
 def test_encode_compact_of_one_color_is_never_larger(coding: Path, color: int):
     images.write_image(Path("flat.png"), np.full((480, 640, 3), color, np.uint8))
@@ -277,6 +280,7 @@ def test_a_prior_of_another_tokenizer_is_refused(coding: Path):
     assert "of another tokenizer" in fails("pack", "one.npz")
 
 
+@pytest.mark.slow
 def test_damage_is_an_error_and_never_a_wrong_image(coding: Path):
     ok("encode", "img.png", "--compact", "-o", "c.npz", "--verify")
     stored = codes.read_any_codes("c.npz")
@@ -303,6 +307,7 @@ def test_the_coder_codes_once_for_every_number_of_levels(
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_coding_imports_no_torch(coding: Path):
     """pack, unpack, truncate of compact files, and reading them in the library."""
     code = """

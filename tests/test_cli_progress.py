@@ -41,6 +41,7 @@ def shown(text: io.StringIO) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).replace("\r", "\n")
 
 
+@pytest.mark.slow
 def test_many_images_are_counted_on_one_line(terminal: io.StringIO):
     for i in range(3):
         save(f"in/{i}.png", image(20, 30, seed=i))
@@ -76,6 +77,7 @@ def test_the_last_line_is_there_without_a_terminal_and_for_several_only():
     assert ok("encode", "in", "-f", "--json").stderr == ""
 
 
+@pytest.mark.slow
 def test_shards_are_counted(terminal: io.StringIO):
     make_tar("a.tar", image_files(5))
     save("loose/x.png")
@@ -90,6 +92,7 @@ def test_shards_are_counted(terminal: io.StringIO):
     assert re.search(r"pack 6/6 ", shown(terminal))
 
 
+@pytest.mark.slow
 def test_one_large_image_tells_its_parts(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(codec_model, "PIXELS_AT_ONCE", 2**10)
     monkeypatch.setattr(progress, "LONG", -1.0)

@@ -37,6 +37,7 @@ def run_folder(toy: Path, name: str = "run") -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_report_of_a_run(toy: Path):
     run_folder(toy)
     done = ok("report", "run", "--samples", 3)
@@ -58,6 +59,7 @@ def test_report_of_a_run(toy: Path):
     assert [i["type"] for i in read.attributes("input")] == ["range", "range", "range", "number"]
 
 
+@pytest.mark.slow
 def test_report_of_a_run_without_weights_and_with_a_foreign_prior(toy: Path):
     write_run(Path("new"), [10])
     ok("report", "new", "-o", "new.html")
@@ -111,6 +113,7 @@ def test_curves_of_a_model_from_figures(toy: Path):
     )
 
 
+@pytest.mark.slow
 def test_report_of_codes_plain_and_compact(toy: Path):
     save("a.png", image(21, 30))
     ok("encode", "a.png")
@@ -151,6 +154,7 @@ def test_parts_of_a_file_are_all_of_it():
         assert all(part.bytes > 0 for part in parts)
 
 
+@pytest.mark.slow
 def test_bits_of_the_integer_prior_are_those_of_the_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -185,6 +189,7 @@ def test_tiles_are_what_the_middle_of_an_even_grid_decodes_to(toy: Path):
     assert (inspect_model.count_codes([grid, grid]) == 18 * (np.arange(16) == 5)).all()
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(toy: Path):
     name = HOSTILE.replace("/", "_").replace("\udcff", "")[:80]
     run_folder(toy, name)

@@ -19,6 +19,7 @@ def test_seed_decides_the_bytes():
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes() != Path("c.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_sample_to_sheet_folder_and_codes():
     done = ok("sample", "-n", "3")
     assert re.fullmatch(
@@ -80,6 +81,7 @@ def test_sample_options_reach_the_library():
     assert (cold[0] == cold[1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["top:0.5", "bottom:0.3", "left:0.5", "right:0.25"])
 def test_complete_keeps_the_codes(keep: str):
     save("a.png")
@@ -113,6 +115,7 @@ def test_complete_shows_notes():
     )
 
 
+@pytest.mark.slow
 def test_models_without_a_prior_or_with_a_wrong_one(tmp_path: Path):
     make_model(tmp_path / "models" / "bare", prior=None)
     make_model(tmp_path / "models" / "mixed", seed=3)

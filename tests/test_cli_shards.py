@@ -53,6 +53,7 @@ def target(name: str) -> Path:
     return plain.with_name("000.bmp.decoded.png") if name.endswith(".bmp") else plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain", "compact"])
 def test_decode_restores_the_names(two: Path, sources: dict[str, np.ndarray], form: str):
     encode("codes", *(["--compact"] if form == "compact" else []))
@@ -78,6 +79,7 @@ def test_decode_restores_the_names(two: Path, sources: dict[str, np.ndarray], fo
     assert facts[0]["output"] == str(Path("json") / target(facts[0]["name"]))
 
 
+@pytest.mark.slow
 def test_decode_takes_shards_beside_files_and_several_folders(sources: dict[str, np.ndarray]):
     encode("codes")
     shutil.copytree("codes", "more")
@@ -88,6 +90,7 @@ def test_decode_takes_shards_beside_files_and_several_folders(sources: dict[str,
     assert Path("back/more/a.tar/001.decoded.png").is_file()
 
 
+@pytest.mark.slow
 def test_names_in_shards_lead_nowhere_else(sources: dict[str, np.ndarray]):
     encode("codes")
     for path in Path("codes").glob("*.jsonl"):
@@ -102,6 +105,7 @@ def test_names_in_shards_lead_nowhere_else(sources: dict[str, np.ndarray]):
     assert len(list(Path("back").rglob("*.png"))) == len(sources)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", [True, False])
 def test_rewritten_shards_are_those_that_encode_makes(
     two: Path, sources: dict[str, np.ndarray], prior: bool
@@ -122,6 +126,7 @@ def test_rewritten_shards_are_those_that_encode_makes(
     CodesDataset("cut").verify()
 
 
+@pytest.mark.slow
 def test_rewriting_goes_on_and_refuses(sources: dict[str, np.ndarray]):
     encode("codes")
     before = contents("codes")
@@ -146,6 +151,7 @@ def test_rewriting_goes_on_and_refuses(sources: dict[str, np.ndarray]):
     assert [row["pictures"] for row in facts] == [3, 3, 0, 2]
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_is_told_and_the_rest_goes_on(sources: dict[str, np.ndarray]):
     encode("codes")
     name = next(path for path in sorted(Path("codes").iterdir()) if path.suffix == ".tar")
@@ -181,6 +187,7 @@ def test_info_describes_shards_without_torch(two: Path, sources: dict[str, np.nd
     assert json.loads(ok("info", "codes", "--json").stdout)["missing"] == 1
 
 
+@pytest.mark.slow
 def test_view_and_report_show_images_of_shards(sources: dict[str, np.ndarray]):
     encode("codes")
     data = CodesDataset("codes")
@@ -198,6 +205,7 @@ def test_view_and_report_show_images_of_shards(sources: dict[str, np.ndarray]):
     assert "of the 8 images in these codes shards" in page
 
 
+@pytest.mark.slow
 def test_eval_measures_the_codes_of_shards(two: Path, sources: dict[str, np.ndarray]):
     add_entropy(two, levels=2)
     encode("codes")

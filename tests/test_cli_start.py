@@ -32,6 +32,7 @@ def python(script: str) -> subprocess.CompletedProcess[str]:
 # Starting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [None, "active"])
 def test_threads_sleep_while_they_wait_unless_told_otherwise(
     given: str | None,
@@ -191,6 +192,7 @@ def test_an_interrupted_batch_ends_after_its_last_write(
     assert (done.exit_code, ended) == (130, ["write"] * 2)  # the first, and the next
 
 
+@pytest.mark.slow
 def test_a_batch_gives_the_bytes_of_single_commands(toy: Path):
     for i in range(6):
         save(f"in/{i}.png", image(20 + i // 4, 30, seed=i))
@@ -240,6 +242,7 @@ __main__._leave({code})
 WRITING = "threading.Thread(target=lambda: (time.sleep(0.2), print('second', end=' '))).start()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "told"),
     [

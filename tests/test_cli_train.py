@@ -78,6 +78,7 @@ def test_run_writes_a_model_with_card_and_samples(data: Path, tmp_path: Path) ->
     assert "vqtok encode --model ./m IMAGE" in result.stderr
 
 
+@pytest.mark.slow
 def test_name_of_the_folder_may_be_that_of_a_model(data: Path, tmp_path: Path) -> None:
     make_model(tmp_path / "models" / "photo")
     assert small("-o", "photo").exit_code == 0
@@ -86,6 +87,7 @@ def test_name_of_the_folder_may_be_that_of_a_model(data: Path, tmp_path: Path) -
     assert np.array_equal(first, images.read_image(tmp_path / "other" / "samples.png").pixels)
 
 
+@pytest.mark.slow
 def test_json_gives_one_object_a_line(data: Path, tmp_path: Path) -> None:
     result = small("-o", "m", "--json", "--quiet")
     assert result.stderr == ""
@@ -107,6 +109,7 @@ def test_json_gives_one_object_a_line(data: Path, tmp_path: Path) -> None:
     assert lines[-1]["unreadable"] == 0
 
 
+@pytest.mark.slow
 def test_no_progress_line_without_a_terminal(data: Path) -> None:
     result = small("-o", "m")
     assert "\x1b" not in result.stderr
@@ -114,6 +117,7 @@ def test_no_progress_line_without_a_terminal(data: Path) -> None:
     assert "\r" not in result.stderr
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_told_and_no_failure(data: Path) -> None:
     (data / "a" / "00.png").write_bytes(b"nothing")
     (data / "b" / "03.png").write_bytes(b"")
@@ -123,6 +127,7 @@ def test_unreadable_images_are_told_and_no_failure(data: Path) -> None:
     assert json.loads(result.stdout.splitlines()[-1])["unreadable"] == 2
 
 
+@pytest.mark.slow
 def test_quiet_says_nothing(data: Path) -> None:
     result = small("-o", "m", "--quiet")
     assert (result.exit_code, result.output) == (0, "")
@@ -131,6 +136,7 @@ def test_quiet_says_nothing(data: Path) -> None:
 # Stopping and going on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "number"),
     [("tokenizer", signal.SIGINT), ("tokenizer", signal.SIGTERM), ("prior", signal.SIGTERM)],
@@ -178,6 +184,7 @@ def test_max_time_stops_with_success(data: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_steps_may_change_on_resume_and_are_remembered(data: Path, tmp_path: Path) -> None:
     assert small("-o", "m").exit_code == 0
     assert train("--resume", "-o", "m", "--steps", 9, "--max-time", "0s").exit_code == 0
@@ -197,6 +204,7 @@ def test_steps_may_change_on_resume_and_are_remembered(data: Path, tmp_path: Pat
     refused(train("--resume", "-o", "nothing"), 1, "nothing holds no run to resume")
 
 
+@pytest.mark.slow
 def test_damage_is_two_lines(data: Path, tmp_path: Path) -> None:
     assert small("-o", "m", "--max-time", "0s").exit_code == 0
     path = tmp_path / "m" / "tokenizer.state.safetensors"
@@ -207,6 +215,7 @@ def test_damage_is_two_lines(data: Path, tmp_path: Path) -> None:
     assert small("-o", "m", "--force").exit_code == 0
 
 
+@pytest.mark.slow
 def test_stages_one_after_the_other(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +248,7 @@ def test_folder_that_holds_a_run_is_refused(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "vqtok-model" / "tokenizer.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_bad_input_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "bad").mkdir()
@@ -295,6 +305,7 @@ def test_folder_without_permission(data: Path, tmp_path: Path) -> None:
     refused(small("-o", "locked/m"), 1, "permission denied")
 
 
+@pytest.mark.slow
 def test_disk_that_fills_up_is_told(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +325,7 @@ def test_disk_that_fills_up_is_told(
     assert not list((tmp_path / "m").glob(".vqtok*"))
 
 
+@pytest.mark.slow
 def test_divergence_is_two_lines(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = training.TokenizerTask.forward
 
@@ -375,7 +387,7 @@ LONG = (
     "--recipe",
     "small.toml",
     "--steps",
-    240,
+    120,
     "--prior-steps",
     20,
     "--entropy-steps",
@@ -405,7 +417,7 @@ def test_killed_run_goes_on_to_the_same_model(data: Path, tmp_path: Path) -> Non
         for line in map(json.loads, (tmp_path / "m" / "log.jsonl").read_text().splitlines())
     ]
     assert steps == [
-        *(("tokenizer", step) for step in range(20, 241, 20)),
+        *(("tokenizer", step) for step in range(20, 121, 20)),
         ("prior", 20),
         ("entropy", 2),
     ]
@@ -426,6 +438,7 @@ def test_signal_to_a_process(data: Path, tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_compiled_run_is_resumed_as_one(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

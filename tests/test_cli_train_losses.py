@@ -22,6 +22,7 @@ LEVELS = ("--levels", "3", "--no-normalize", "--stage", "tokenizer")
 # A tokenizer to start from
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
     assert small("-o", "first", *LEVELS).exit_code == 0
     result = train(
@@ -49,6 +50,7 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_settings_of_the_network_come_with_its_weights(tmp_path: Path) -> None:
     assert small("-o", "first", *LEVELS, "--width", "12").exit_code == 0
     assert (
@@ -71,6 +73,7 @@ def test_settings_of_the_network_come_with_its_weights(tmp_path: Path) -> None:
     assert (meta["config"]["width"], meta["config"]["levels"]) == (12, 3)
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_a_usage_error(tmp_path: Path) -> None:
     assert small("-o", "first", *LEVELS).exit_code == 0
     for flags, words in [
@@ -92,6 +95,7 @@ FROZEN = (
 )
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_keeps_its_codes(tmp_path: Path) -> None:
     assert small("-o", "first", *LEVELS).exit_code == 0
     path = tmp_path / "first" / "tokenizer.safetensors"
@@ -122,6 +126,7 @@ def test_a_frozen_encoder_keeps_its_codes(tmp_path: Path) -> None:
     assert not np.array_equal(other.decode(codes), model.decode(codes))
 
 
+@pytest.mark.slow
 def test_codes_are_kept_only_while_the_encoder_is_the_same(tmp_path: Path) -> None:
     assert small("-o", "first", *LEVELS).exit_code == 0
     stored = weights.load_weights(tmp_path / "first" / "tokenizer.safetensors", "tokenizer")
@@ -147,6 +152,7 @@ def test_freezing_needs_a_model_to_start_from(tmp_path: Path) -> None:
 # The perceptual distance
 
 
+@pytest.mark.slow
 def test_what_is_no_perceptual_network_leaves_the_old_run_alone(tmp_path: Path) -> None:
     assert small("-o", "m", *LEVELS).exit_code == 0
     before = fingerprint(tmp_path / "m")
@@ -170,6 +176,7 @@ def test_what_is_no_perceptual_network_leaves_the_old_run_alone(tmp_path: Path) 
     assert fingerprint(tmp_path / "m") == before
 
 
+@pytest.mark.slow
 def test_a_resumed_run_finds_its_perceptual_network(tmp_path: Path) -> None:
     Path("alex.safetensors").write_bytes(safetensors.numpy.save(lpips_tensors(ALEX)))
     flags = (

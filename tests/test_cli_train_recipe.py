@@ -137,6 +137,7 @@ def test_every_flag_of_the_recipe_is_in_the_table() -> None:
     assert listed - others - tested == set()
 
 
+@pytest.mark.slow
 def test_recipe_of_a_run_makes_the_same_model_again(data: Path, tmp_path: Path) -> None:
     assert small("-o", "a", "--beta", 0.5).exit_code == 0
     assert train("data", "-o", "b", "--recipe", "a/recipe.toml").exit_code == 0
@@ -149,6 +150,7 @@ def test_recipe_of_a_run_makes_the_same_model_again(data: Path, tmp_path: Path) 
 # The plan
 
 
+@pytest.mark.slow
 def test_dry_run_prints_a_plan_and_writes_nothing(data: Path, tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
     result = small("-o", "m", "--dry-run")

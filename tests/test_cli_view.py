@@ -40,6 +40,7 @@ def test_a_image_is_shown_pixel_by_pixel():
     assert done.stderr == "a.png  50x60\n"
 
 
+@pytest.mark.slow
 def test_codes_are_shown_decoded(toy: Path):
     save("a.png", image(40, 60))
     ok("encode", "a.png")

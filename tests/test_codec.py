@@ -187,6 +187,7 @@ def test_gray_model(tmp_path: Path):
     assert gray.decode(codes).shape == (10, 13, 1)
 
 
+@pytest.mark.slow
 def test_thread_count_changes_nothing(toy: codec.Model):
     codes = toy.encode(image(64, 96))
     torch.set_num_threads(2)

@@ -493,6 +493,7 @@ def test_a_model_can_be_copied(
     assert repr(copied) == repr(toy)
 
 
+@pytest.mark.slow
 def test_an_entropy_coder_is_copied_with_its_model():
     model = codec.load(model_registry.bundled_models() / "photo")
     codes = model.encode(image(16, 16))
@@ -590,6 +591,7 @@ def raised_in_the_library() -> Iterator[tuple[str, ast.Call]]:
                 yield f"{path.relative_to(package)}:{node.lineno}", node
 
 
+@pytest.mark.slow
 def test_no_advice_to_callers_names_an_option_of_the_command():
     """Whole commands may be named; options alone stand in the third argument, for the command."""
     found = []

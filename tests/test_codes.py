@@ -429,6 +429,7 @@ def peak(data: bytes) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_what_the_file_can_hold() -> None:
     zeros = bytes(16 << 20)
     shape = f"(1, 1, 1, {len(zeros)})"
@@ -477,6 +478,7 @@ def survives(data: bytes) -> None:
             assert error.fix  # noqa: PT017
 
 
+@pytest.mark.slow
 def test_damaged_files_never_raise_anything_else() -> None:
     chance = random.Random(0)
     for good in ((GOLDEN / "large.npz").read_bytes(), npz(method=zipfile.ZIP_STORED)):
@@ -489,6 +491,7 @@ def test_damaged_files_never_raise_anything_else() -> None:
             survives(bytes(bad))
 
 
+@pytest.mark.slow
 def test_damage_under_a_right_checksum_never_raises_anything_else() -> None:
     chance = random.Random(1)
     for _ in range(1500):

@@ -336,6 +336,7 @@ def test_a_damaged_file_gives_the_codes_or_a_clear_error():
         assert found == plain
 
 
+@pytest.mark.slow
 def test_every_header_is_codes_or_a_clear_error():
     """With a zip made anew around it, so that nothing but the reader's checks are left: what it
     accepts, it writes again as the same codes.

@@ -88,6 +88,7 @@ def test_the_library_keeps_what_is_around_a_hole(model: Path):
         toy.complete(given, "top:0.5", hole=(8, 8, 9, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 def test_as_typed():
     save("a.png", image(24, 32))

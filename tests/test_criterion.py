@@ -126,12 +126,14 @@ def by_hand(tensors: dict[str, np.ndarray], x: Tensor, y: Tensor) -> float:
     return total
 
 
+@pytest.mark.slow
 def test_lpips_is_the_published_formula(alex: Path):
     x, y = tensor(image(64, 80)), tensor(noisy(image(64, 80), 30))
     network = lpips.load_lpips(alex)
     assert float(network(x, y)) == pytest.approx(by_hand(lpips_tensors(ALEX), x, y), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_lpips_is_a_distance(alex: Path):
     network, pixels = lpips.load_lpips(alex), image(70, 64)
     x, near, far = tensor(pixels), tensor(noisy(pixels, 5)), tensor(noisy(pixels, 60))
@@ -186,6 +188,7 @@ def test_what_is_no_lpips_file_is_refused(tmp_path: Path):
 # The criterion of a recipe
 
 
+@pytest.mark.slow
 def test_terms_bear_their_weights(alex: Path):
     x, y = (
         torch.cat([tensor(image(64, 64, 3, seed)) for seed in seeds]) for seeds in ((0, 1), (0, 2))

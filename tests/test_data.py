@@ -380,6 +380,7 @@ def mutations(data: bytes, n: int) -> Iterator[bytes]:
         yield bytes(changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["x.zip", "x.tar", "x.npz", "x.npy", "a-images-idx3-ubyte", "cifar.tar.gz"]
 )

@@ -117,6 +117,7 @@ def test_it_learns_to_tell_noise_from_images(precision: str) -> None:
         assert float(it.discriminator(torch.rand(real.shape) * 2 - 1).scores.mean()) < -0.5
 
 
+@pytest.mark.slow
 def test_lecam_holds_the_scores_back() -> None:
     found = []
     for weight in (0.0, 10.0):
@@ -154,6 +155,7 @@ def test_what_is_not_finite_is_seen_before_anything_changes(spoiled: str) -> Non
 # What reaches whom, when, and how strongly
 
 
+@pytest.mark.slow
 def test_neither_learns_from_the_other_ones_loss() -> None:
     it, network, real = adversary(), VQVAE(Recipe().tokenizer), images()
     network(real).reconstruction.sum().backward()
@@ -226,6 +228,7 @@ def test_a_step_with_less_to_say_pulls_less_and_none_pulls_more() -> None:
     assert more == pytest.approx(usual, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_it_first_learns_and_then_is_asked_more_and_more() -> None:
     it, real = adversary(steps=100, start=0.6), images()
     lengths, learned = [], []
@@ -249,6 +252,7 @@ def losses_for(**more: Any) -> dict[str, Any]:
     return {"adversarial": 0.2, "adversarial_start": 0.5, **more}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stopped_and_resumed_run_equals_the_uninterrupted_one(
     tmp_path: Path, precision: str
@@ -284,6 +288,7 @@ def test_stopped_and_resumed_run_equals_the_uninterrupted_one(
     assert all(state[name].any() for name in ("adversary.network.scores", "adversary.network.pull"))
 
 
+@pytest.mark.slow
 def test_without_it_nothing_is_made_and_nothing_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +305,7 @@ def test_without_it_nothing_is_made_and_nothing_is_kept(
     assert not any("adversarial" in line or "discriminator" in line for line in log(tmp_path))
 
 
+@pytest.mark.slow
 def test_before_it_is_asked_the_tokenizer_is_the_same_as_without_it(tmp_path: Path) -> None:
     data = Shapes(24)
     recipe = recipe_for(data, losses=losses_for(adversarial_start=1.0))
@@ -318,6 +324,7 @@ def test_before_it_is_asked_the_tokenizer_is_the_same_as_without_it(tmp_path: Pa
     assert contents(tmp_path / "asked")["tokenizer.safetensors"] != without
 
 
+@pytest.mark.slow
 def test_the_last_weights_are_kept_once_it_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

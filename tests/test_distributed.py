@@ -286,6 +286,7 @@ def test_each_process_opens_the_data_that_the_first_one_saw(
         training.broadcast_spec(lambda: pytest.fail("only the first begins"))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_the_torchrun_that_began_it_starts_again(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

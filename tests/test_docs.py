@@ -161,6 +161,7 @@ def test_a_file_of_both_forms_is_a_plain_one(tmp_path: Path):
     assert codes.read_plain_codes(tmp_path / "b.npz") == make()
 
 
+@pytest.mark.slow
 def test_a_fingerprint_by_the_page():
     path = ROOT / "models" / "photo" / "tokenizer.safetensors"
     tensors = weights.load_weights(path, "tokenizer").tensors

@@ -50,6 +50,7 @@ def test_a_beam_of_all_sums_finds_the_nearest() -> None:
     assert distances(1).mean() > distances(2).mean() > best.mean()
 
 
+@pytest.mark.slow
 def test_a_beam_of_one_is_the_quantizer(photo: codec.Model) -> None:
     z = photo.encoder(torch.rand(1, 3, 32, 48) * 2 - 1).detach()
     quantizer = photo.quantizer
@@ -76,6 +77,7 @@ def test_contrast_is_the_deviation_of_the_surroundings() -> None:
     assert contrast(board)[..., 4:-4, 4:-4].mean() == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.slow
 def test_effort_pays(photo: codec.Model, pixels: np.ndarray) -> None:
     plain = photo.encode(pixels, levels=2)
     wide = photo.encode(pixels, levels=2, effort=3)
@@ -89,6 +91,7 @@ def test_effort_pays(photo: codec.Model, pixels: np.ndarray) -> None:
     assert not np.array_equal(looks.indices, deep.indices)
 
 
+@pytest.mark.slow
 def test_effort_after_other_work(pixels: np.ndarray) -> None:
     """Weights that inference has loaded pass gradients too."""
     model = codec.load("photo")
@@ -112,6 +115,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels: np.ndarray) 
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_the_command_searches(photo: codec.Model, pixels: np.ndarray) -> None:
     result = run("encode", "a.png", "--effort", "3", "--levels", "2", "--json")
@@ -120,6 +124,7 @@ def test_the_command_searches(photo: codec.Model, pixels: np.ndarray) -> None:
     assert np.array_equal(found.indices, photo.encode(pixels, levels=2, effort=3).indices)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_a_rate_decides_the_levels_that_are_searched_for(
     photo: codec.Model, pixels: np.ndarray
@@ -131,6 +136,7 @@ def test_a_rate_decides_the_levels_that_are_searched_for(
     assert np.array_equal(read_codes("a.npz").indices, expected.indices)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_a_target_takes_as_few_levels_as_reach_it(photo: codec.Model, pixels: np.ndarray) -> None:
     whole = photo.encode(pixels)

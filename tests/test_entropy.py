@@ -127,6 +127,7 @@ def test_certain_and_unlikely_symbols_cost_what_they_should():
     assert 8000 <= len(encode(cumulative, unlikely)[0]) <= 8006
 
 
+@pytest.mark.slow
 def test_at_most_eight_bytes_more_than_constriction():
     constriction = pytest.importorskip("constriction")
     cumulative = tables((1, 1536), 1024)

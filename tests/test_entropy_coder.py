@@ -114,6 +114,7 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_coding_runs_where_torch_cannot_be_imported(tmp_path: Path):
     """pack, unpack and truncate, of codes that a prior codes."""
     model, plain = GOLDEN / "run", GOLDEN / "codes" / "one-size.plain.npz"

@@ -60,6 +60,7 @@ def pixel_bits(model: codec.Model, found: codes.Codes, original: np.ndarray) -> 
     return total
 
 
+@pytest.mark.slow
 def test_figures_against_independent_computations(toy: codec.Model):
     result = evaluate(toy, data())
     grids = [toy.encode(p) for p in PIXELS]
@@ -95,6 +96,7 @@ def test_figures_against_independent_computations(toy: codec.Model):
     assert result.bits_per_dim == pytest.approx((coded + seen) / values, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_classes_are_known_by_their_names(toy: codec.Model):
     names = ("eel", "dog", "cat")
     grids = [toy.encode(p) for p in PIXELS]
@@ -104,6 +106,7 @@ def test_classes_are_known_by_their_names(toy: codec.Model):
     assert result.bpp_coded == pytest.approx(coded / (7 * 140), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [(), ("cat", "dog", "fox")])
 def test_labels_count_only_where_the_prior_knows_these_classes(
     toy: codec.Model, labels: tuple[str, ...]
@@ -133,6 +136,7 @@ def test_a_prior_of_another_tokenizer_is_told_before_the_work(model: Path, tmp_p
         )
 
 
+@pytest.mark.slow
 def test_limit_show_and_progress(toy: codec.Model):
     shown, steps = [], []
     result = evaluate(toy, data(), 3, lambda *step: steps.append(step), shown.append)
@@ -153,6 +157,7 @@ def folder(path: Path, *names: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_counted_and_told(toy: codec.Model, tmp_path: Path):
     place = folder(tmp_path / "some", "a.png", "c.png")
     whole = evaluate(toy, open_data(place))
@@ -179,6 +184,7 @@ def without_prior(result: Evaluation) -> Evaluation:
     return replace(result, bpp_coded=0, bits_per_dim=0, levels=rows)
 
 
+@pytest.mark.slow
 def test_sizes_may_differ_and_large_batches_are_split(
     toy: codec.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -198,6 +204,7 @@ def test_sizes_may_differ_and_large_batches_are_split(
     assert without_prior(parts) == without_prior(whole)
 
 
+@pytest.mark.slow
 def test_gray_model_on_color_data(tmp_path: Path):
     tokenizer = replace(TOKENIZER, channels=1)
     gray = codec.load(make_model(tmp_path / "gray", tokenizer, replace(PRIOR, labels=())))

@@ -62,6 +62,7 @@ def distance(network: losses.LPIPS, a: np.ndarray, b: np.ndarray) -> float:
 # Levels
 
 
+@pytest.mark.slow
 def test_each_level_against_independent_computations(model: codec.Model, lpips: losses.LPIPS):
     result = evaluate(model, data(), lpips=lpips, codecs=[])
     grids = [model.encode(p) for p in PIXELS]
@@ -96,6 +97,7 @@ def test_each_level_against_independent_computations(model: codec.Model, lpips: 
     assert len({row.ms_ssim for row in result.levels}) == LEVELS
 
 
+@pytest.mark.slow
 def test_the_figures_of_all_levels_are_those_of_the_last_row(
     model: codec.Model, lpips: losses.LPIPS
 ):
@@ -109,6 +111,7 @@ def test_the_figures_of_all_levels_are_those_of_the_last_row(
     )
 
 
+@pytest.mark.slow
 def test_chosen_levels_and_all(model: codec.Model):
     whole = evaluate(model, data(), codecs=[])
     some = evaluate(model, data(), levels=[2, 1, 2], codecs=[])
@@ -122,6 +125,7 @@ def test_chosen_levels_and_all(model: codec.Model):
 # LPIPS
 
 
+@pytest.mark.slow
 def test_lpips_of_gray_models_repeats_the_channel(tmp_path: Path, lpips: losses.LPIPS):
     gray = codec.load(make_model(tmp_path / "gray", replace(TOKENIZER, channels=1), None))
     luma = np.asarray(Image.fromarray(PIXELS[0]).convert("L"))[None, ..., None]
@@ -133,6 +137,7 @@ def test_lpips_of_gray_models_repeats_the_channel(tmp_path: Path, lpips: losses.
     assert {row.codec for row in result.codecs} == {"jpeg", "webp", "avif"}
 
 
+@pytest.mark.slow
 def test_images_too_small_for_lpips_are_left_out_with_a_note(
     model: codec.Model, lpips: losses.LPIPS
 ):
@@ -142,6 +147,7 @@ def test_images_too_small_for_lpips_are_left_out_with_a_note(
     assert evaluate(model, data(PIXELS[:1, :64]), lpips=lpips, codecs=[]).lpips is not None
 
 
+@pytest.mark.slow
 def test_no_lpips_without_its_network(model: codec.Model):
     result = evaluate(model, data(), codecs=[])
     assert (result.lpips, result.levels[0].lpips, result.notes) == (None, None, ())
@@ -156,6 +162,7 @@ def jpeg_bytes(pixels: np.ndarray, quality: int) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_jpeg_by_trying_everything():
     """Every scale at every quality: what fits and looks best by MS-SSIM
     among the best of each scale.
@@ -191,6 +198,7 @@ def test_jpeg_by_trying_everything():
     assert len(seen) > 1  # else the scales are no test
 
 
+@pytest.mark.slow
 def test_with_lpips_the_scale_is_the_one_of_the_lowest(lpips: losses.LPIPS):
     original = PIXELS[0]
     rival = reference_codecs.ReferenceCodec(
@@ -259,6 +267,7 @@ def test_codec_rows_keep_to_the_bytes_of_our_files(model: codec.Model):
     assert sum(row.over for row in result.codecs if row.times > 1) == 0
 
 
+@pytest.mark.slow
 def test_images_that_come_back_exactly_are_counted_and_leave_the_mean_psnr_finite(
     model: codec.Model,
 ):
@@ -278,6 +287,7 @@ def test_images_that_come_back_exactly_are_counted_and_leave_the_mean_psnr_finit
     assert {(row.psnr, row.exact) for row in both.codecs} == {(math.inf, 2)}
 
 
+@pytest.mark.slow
 def test_levels_are_coded_once(model: codec.Model, monkeypatch: pytest.MonkeyPatch):
     coded = []
 
@@ -295,6 +305,7 @@ def test_levels_are_coded_once(model: codec.Model, monkeypatch: pytest.MonkeyPat
         assert row.bpp_compact == pytest.approx(8 * size / (2 * 70 * 90))
 
 
+@pytest.mark.slow
 def test_codecs_get_the_bytes_of_compact_files_where_there_are(
     model: codec.Model, monkeypatch: pytest.MonkeyPatch
 ):
@@ -312,6 +323,7 @@ def test_codecs_get_the_bytes_of_compact_files_where_there_are(
     assert compact * 0.9 < result.codecs[0].bpp <= compact or result.codecs[0].over
 
 
+@pytest.mark.slow
 def test_a_file_that_is_too_large_all_the_same_is_told(
     model: codec.Model, monkeypatch: pytest.MonkeyPatch
 ):
@@ -331,6 +343,7 @@ def test_a_file_that_is_too_large_all_the_same_is_told(
     ) in result.notes
 
 
+@pytest.mark.slow
 def test_codecs_by_default_for_photographs_only(model: codec.Model):
     assert evaluate(model, data(PIXELS[:1, :64])).codecs == ()
     assert evaluate(model, data(PIXELS[:1, :65]), levels=[1]).codecs != ()
@@ -345,6 +358,7 @@ def test_what_this_pillow_cannot_write_is_told(model: codec.Model, monkeypatch: 
     assert result.notes == ("this Pillow cannot write AVIF: left out",)
 
 
+@pytest.mark.slow
 def test_a_size_that_a_format_does_not_take_is_left_out(model: codec.Model):
     long = np.zeros((1, 4, 70_000, 3), np.uint8)
     assert (
@@ -358,6 +372,7 @@ def test_a_size_that_a_format_does_not_take_is_left_out(model: codec.Model):
     assert wide.notes == ("WebP does not take 1 of the images: left out",)
 
 
+@pytest.mark.slow
 def test_views_of_a_sheet(model: codec.Model):
     shown = []
     evaluate(model, data(), limit=1, show=shown.append, codecs=["jpeg", "avif"])

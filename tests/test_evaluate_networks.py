@@ -46,6 +46,7 @@ def channel_weights(path: Path, size: int = 1475) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_dists_is_the_authors(tmp_path: Path, vgg: LPIPS):
     network = dists.load_dists(channel_weights(tmp_path / "w.safetensors"), vgg)
     draw = np.random.default_rng(2)
@@ -77,6 +78,7 @@ def inception_weights() -> tuple[dict[str, np.ndarray], np.random.Generator]:
     return {name: chance(shapes[name], name, draw) for name in sorted(shapes)}, draw
 
 
+@pytest.mark.slow
 def test_inception_is_the_one_of_pytorch_fid():
     weights, draw = inception_weights()
     x = torch.from_numpy(draw.uniform(0, 1, (1, 3, 40, 56)).astype(np.float32))
@@ -130,6 +132,7 @@ def test_patches_lie_side_by_side_and_half_a_patch_further():
 # Intervals
 
 
+@pytest.mark.slow
 def test_intervals_are_the_normal_ones_of_many_images():
     draw = np.random.default_rng(3)
     found = [comparator.Quality(30 + x, 0.5, 0.9, None) for x in draw.standard_normal(400)]

@@ -196,6 +196,7 @@ def test_a_state_is_taken_up_whole(name: str, stage: str, golden: Path):
     assert (golden / name / "log.jsonl").read_bytes() == (GOLDEN / name / "log.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stage"), [("stopped", "tokenizer"), ("run", "all")])
 def test_a_run_goes_on_to_its_end(name: str, stage: str, golden: Path):
     """The losses are those of the machine that made the run, within 0.1 %; those of the integer
@@ -224,6 +225,7 @@ def test_a_run_goes_on_to_its_end(name: str, stage: str, golden: Path):
         assert tensors(folder / "entropy.safetensors")[1]["record"]["step"] == 90
 
 
+@pytest.mark.slow
 def test_what_a_run_was_started_with_is_read(golden: Path):
     """Another seed or prior is refused, so the recipe is read; other data, too."""
     words = ("--resume", "-o", golden / "run", "--device", "cpu")
@@ -244,6 +246,7 @@ def test_the_log_is_what_a_page_shows(golden: Path, tmp_path: Path):
         assert f"{value:.4g}" in page, line
 
 
+@pytest.mark.slow
 def test_a_discriminator_has_its_names_in_the_state(golden: Path):
     """Its state is too large to keep; a state with other names would not go on."""
     adversary = {"losses.adversarial": 0.1, "losses.adversarial_start": 0.0}
@@ -296,6 +299,7 @@ def test_bulk_encoding_goes_on_with_golden_shards(
         assert Path(name, file).read_bytes() == data, file
 
 
+@pytest.mark.slow
 def test_a_prior_learns_from_golden_shards(golden: Path):
     words = ("--stage", "prior", "--prior-steps", 1, "-o", golden / "run", "--device", "cpu", "-f")
     small = {key: value for key, value in TINY.items() if key.startswith("prior")}

@@ -93,6 +93,7 @@ def test_a_wrong_checksum_and_a_cut_are_told(noise: bytes):
         Gzipped(Path("sum.gz")).check_rest()
 
 
+@pytest.mark.slow
 def test_a_bomb_ends_early(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gzipped, "_FREE", 1 << 20)
     Path("bomb.tar.gz").write_bytes(gzip.compress(bytes(1 << 25)))

@@ -318,6 +318,7 @@ def test_rounding_goes_up_at_halves_and_passes_gradients():
     assert x.grad.tolist() == [1, 1, 1, 0]
 
 
+@pytest.mark.slow
 def test_damaged_streams_are_errors_or_other_indices(prior: IntegerInference):
     indices = grids()
     (stream,) = prior.encode(indices)
@@ -374,6 +375,7 @@ def test_grids_of_three_axes_are_coded_too():
         Neighborhood(((0, 0, 1),), (), (4, 2, 1), 1)
 
 
+@pytest.mark.slow
 def test_the_inference_needs_no_torch():
     code = "import sys; import vqtok.integer_prior; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

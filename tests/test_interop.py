@@ -24,6 +24,7 @@ from vqtok.config import TokenizerConfig, from_dict
 from vqtok.errors import FormatError, InputError, ModelError, VqtokError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_an_imported_model_does_what_its_program_does(name: str, tmp_path: Path):
     source, path = save(name, tmp_path / "theirs")
@@ -44,6 +45,7 @@ def test_an_imported_model_does_what_its_program_does(name: str, tmp_path: Path)
     ) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_sizes_that_are_no_multiple_are_padded_and_cropped(name: str, tmp_path: Path):
     source, path = save(name, tmp_path / "theirs")
@@ -55,12 +57,14 @@ def test_sizes_that_are_no_multiple_are_padded_and_cropped(name: str, tmp_path: 
     assert model.decode(codes).shape == pixels.shape
 
 
+@pytest.mark.slow
 def test_a_large_image_is_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("vqtok.codec.model.PIXELS_AT_ONCE", 64)
     source, path = save("taming", tmp_path / "theirs")
     check_same(source, imported(path, tmp_path / "ours"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_export_and_import_again_give_equal_tensors(name: str, tmp_path: Path):
     _, path = save(name, tmp_path / "theirs")
@@ -90,6 +94,7 @@ def test_export_and_import_again_give_equal_tensors(name: str, tmp_path: Path):
     assert np.array_equal(again.encode(pixels).indices, model.encode(pixels).indices)
 
 
+@pytest.mark.slow
 def test_what_export_writes_is_what_diffusers_names(tmp_path: Path):
     source, path = save("diffusers", tmp_path / "theirs")
     imported(path, tmp_path / "ours")
@@ -124,6 +129,7 @@ def test_what_export_writes_is_what_diffusers_names(tmp_path: Path):
     assert {key: settings[key] for key in numbers} == numbers
 
 
+@pytest.mark.slow
 def test_older_names_of_attention_in_diffusers(tmp_path: Path):
     _, path = save("diffusers", tmp_path / "theirs")
     source = interop_helpers.diffusers(old=True)
@@ -132,6 +138,7 @@ def test_older_names_of_attention_in_diffusers(tmp_path: Path):
     check_same(source, imported(path, tmp_path / "ours"))
 
 
+@pytest.mark.slow
 def test_the_same_tensors_in_other_containers(tmp_path: Path):
     """A state dict in a safetensors file, alone in a torch file, as float16 and bfloat16,
     and beside worse weights.
@@ -159,6 +166,7 @@ def test_the_same_tensors_in_other_containers(tmp_path: Path):
         )
 
 
+@pytest.mark.slow
 def test_normalize_is_the_programs_unless_told(tmp_path: Path):
     _, path = save("llamagen", tmp_path)
     checkpoint = interop.read_checkpoint(path)
@@ -189,6 +197,7 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path):
     assert not Path("ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(torch.serialization, "safe_globals"), reason="torch before 2.5 has no safe_globals"
 )
@@ -224,6 +233,7 @@ def test_a_checkpoint_of_lightning_names_its_callbacks(
         torch.load(path, weights_only=True)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_vqtok_errors(tmp_path: Path):
     _, path = save("llamagen", tmp_path)
     whole, bad = path.read_bytes(), tmp_path / "bad.pt"
@@ -346,6 +356,7 @@ def test_a_config_of_diffusers_that_is_missing_or_wrong(
         interop.convert_checkpoint(interop.read_checkpoint(path))
 
 
+@pytest.mark.slow
 def test_models_that_no_vqmodel_can_be(model: Path, tmp_path: Path):
     with pytest.raises(ModelError, match="no layers that fold pixels"):
         interop.export_model(model_registry.find_model("toy"))

@@ -23,6 +23,7 @@ def imported(name: str, *options: str) -> codec.Model:
     return codec.load("m")
 
 
+@pytest.mark.slow
 def test_the_file_has_tamings_tensors_and_config():
     source, path = save("taming", Path("theirs"))
     ok("import", path, "-o", "m", "--distance", "l2")
@@ -50,6 +51,7 @@ def test_the_file_has_tamings_tensors_and_config():
         assert line in text.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["taming", "llamagen", "dot"])
 def test_import_reads_it_back(name: str):
     """LlamaGen's network too, with its codes on the unit sphere."""
@@ -66,6 +68,7 @@ def test_import_reads_it_back(name: str):
     assert target in Path("back/config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_what_taming_has_no_room_for_is_told():
     assert "has no folded network" in fails("export", "toy", "-o", "back", *TO)
     imported("diffusers")
@@ -81,6 +84,7 @@ def test_what_taming_has_no_room_for_is_told():
     assert not Path("back").exists()
 
 
+@pytest.mark.slow
 def test_a_model_trained_here_goes_there():
     """Any network that taming has, whoever trained it."""
     _, path = save("taming", Path("theirs"))

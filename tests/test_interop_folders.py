@@ -66,6 +66,7 @@ def source(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor], dict[str, np.
     return folder, {k: v.contiguous() for k, v in source.tensors.items()}, wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize("pipeline", [False, True])
 def test_folders_of_save_pretrained(source: tuple, write: Write, pipeline: bool):
@@ -87,6 +88,7 @@ def test_folders_of_save_pretrained(source: tuple, write: Write, pipeline: bool)
     assert all(np.array_equal(found[name], value) for name, value in wanted.items())
 
 
+@pytest.mark.slow
 def test_weights_without_a_variant_come_first(source: tuple):
     folder, state, wanted = source
     safetensors.torch.save_file(state, folder / f"{STEM}.safetensors")
@@ -96,6 +98,7 @@ def test_weights_without_a_variant_come_first(source: tuple):
     assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
 
 
+@pytest.mark.slow
 def test_an_index_can_be_given_itself_and_a_part_cannot(source: tuple):
     folder, state, wanted = source
     WRITERS["parts"](folder, state)
@@ -106,6 +109,7 @@ def test_an_index_can_be_given_itself_and_a_part_cannot(source: tuple):
     assert str(folder) in caught.value.fix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "vq_ds16_c2i.pt", "last.ckpt", "x.pth"])
 def test_the_only_checkpoint_in_a_folder(name: str, tmp_path: Path):
     source = interop_helpers.llamagen()
@@ -129,6 +133,7 @@ def refused(folder: Path) -> VqtokError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_several_checkpoints_are_named(source: tuple):
     folder, state, _ = source
     for variant in ("ema", "fp16"):

@@ -46,6 +46,7 @@ def check_same(made: Foreign, model: codec.Model) -> None:
         assert np.abs(shown - model.decode(codes)).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
 def test_a_layout_gives_its_own_networks_indices_and_images(
@@ -59,6 +60,7 @@ def test_a_layout_gives_its_own_networks_indices_and_images(
     check_same(made, imported(path, tmp_path / "m", **options_of(name, made)))
 
 
+@pytest.mark.slow
 def test_codes_of_18_bits_pass_through_all_files(tmp_path: Path):
     torch.save(make_foreign("magvit2").finished(), tmp_path / "x.pt")
     model = imported(tmp_path / "x.pt", tmp_path / "m")
@@ -74,6 +76,7 @@ def test_codes_of_18_bits_pass_through_all_files(tmp_path: Path):
     assert np.array_equal((codes.indices & 63) + ((codes.indices >> 6) << 6), codes.indices)
 
 
+@pytest.mark.slow
 def test_moving_averages_are_taken_where_asked_for(tmp_path: Path):
     made, path = make_foreign("magvit2-f2"), tmp_path / "x.ckpt"
     other = {name: value * 1.5 for name, value in made.finished().items()}
@@ -150,6 +153,7 @@ def test_damaged_files_are_refused(
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 def test_the_command_imports_tries_encodes_and_decodes():
     save_image("a.png", image(40, 56))

@@ -59,6 +59,7 @@ def test_no_vqmodel_of_diffusers_has_its_network(tmp_path: Path):
         to_vqmodel(weights.Weights({}, {}), replace(TOKENIZER, network="paper"), folder)
 
 
+@pytest.mark.slow
 def test_a_known_program_needs_no_variant(tmp_path: Path):
     for name, program in (
         ("zalando", "zalandoresearch VQ-VAE"),
@@ -76,6 +77,7 @@ def test_a_known_program_needs_no_variant(tmp_path: Path):
         check_same(made, model)
 
 
+@pytest.mark.slow
 def test_what_nothing_tells_is_said(tmp_path: Path):
     torch.save(make("copy").net.tensors, tmp_path / "x.pt")
     checkpoint = interop.read_checkpoint(tmp_path / "x.pt")
@@ -215,6 +217,7 @@ def test_a_torchscript_program_is_refused_by_name(tmp_path: Path):
 # IBQ: taming's names, the code of the largest inner product
 
 
+@pytest.mark.slow
 def test_ibq_is_imported_with_distance_dot(tmp_path: Path):
     source, path = save_source("taming", tmp_path / "theirs")
     x = image(24, 32)
@@ -234,6 +237,7 @@ def test_ibq_is_imported_with_distance_dot(tmp_path: Path):
         assert not interop.convert_checkpoint(interop.read_checkpoint(path), asked).notes
 
 
+@pytest.mark.slow
 def test_tamings_moving_averages_are_left_out(tmp_path: Path):
     source, path = save_source("taming", tmp_path / "theirs")
     codes = source.tensors["quantize.embedding.weight"]
@@ -251,6 +255,7 @@ def test_tamings_moving_averages_are_left_out(tmp_path: Path):
 # Wrappers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "first_stage_model.", "a.b.model."])
 def test_prefixes(prefix: str, tmp_path: Path):
     source, path = save_source("taming", tmp_path / "theirs")
@@ -261,6 +266,7 @@ def test_prefixes(prefix: str, tmp_path: Path):
     assert np.array_equal(found, wanted.numpy())
 
 
+@pytest.mark.slow
 def test_weights_of_a_name(tmp_path: Path):
     source, path = save_source("taming", tmp_path / "theirs")
     other = {name: value + 1 for name, value in source.tensors.items()}
@@ -290,6 +296,7 @@ def test_weights_of_a_name(tmp_path: Path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(torch.serialization, "safe_globals"), reason="torch before 2.5 has no safe_globals"
 )
@@ -305,6 +312,7 @@ def test_options_of_a_training_run_beside_the_tensors(tmp_path: Path):
 # The command
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 def test_the_command_asks_tries_and_says():
     torch.save(make("zalando").net.tensors, "x.pt")
@@ -326,6 +334,7 @@ def test_the_command_asks_tries_and_says():
     ok("decode", "a.npz", "--model", "m", "-o", "b.png")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy", "data")
 def test_the_papers_network_is_trained():
     small = ["--steps", "3", "--batch", "2", "--size", "16", "--set", "tokenizer.width=8"]

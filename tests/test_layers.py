@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -59,11 +60,20 @@ def layer(path: Path) -> str:
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
+# Each file is parsed and walked once, and checked by several rules
+parsed = cache(ast.parse)
+
+
+@cache
+def nodes(tree: ast.AST) -> list[ast.AST]:
+    return list(ast.walk(tree))
+
+
 def imports(tree: ast.AST, package: str = "vqtok") -> Iterator[tuple[int, str]]:
     """(line, full dotted name) of everything imported, at the top or inside a function;
     `package` resolves relative imports.
     """
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -75,7 +85,7 @@ def imports(tree: ast.AST, package: str = "vqtok") -> Iterator[tuple[int, str]]:
 def layer_faults(source: str, name: str, package: str = "vqtok") -> list[str]:
     """Imports that do not go up, and torch where it must not be; `circles` looks into packages."""
     faults = []
-    for line, target in imports(ast.parse(source), package):
+    for line, target in imports(parsed(source), package):
         root, _, rest = target.partition(".")
         if root == "vqtok":
             other = rest.split(".")[0]
@@ -102,7 +112,7 @@ def circles(sources: dict[str, tuple[str, str]]) -> list[list[str]]:
     graph: dict[str, set[str]] = {}
     for module, (source, package) in sources.items():
         graph[module] = set()
-        for _, target in imports(ast.parse(source), package):
+        for _, target in imports(parsed(source), package):
             while target and target not in sources:  # a name in a module: the module
                 target = target.rpartition(".")[0]
             graph[module] |= {target} - {""}
@@ -122,8 +132,8 @@ def dotted(node: ast.AST) -> str:
 
 
 def printing_faults(source: str) -> list[str]:
-    tree, faults = ast.parse(source), []
-    for node in ast.walk(tree):
+    tree, faults = parsed(source), []
+    for node in nodes(tree):
         name = dotted(node.func) if isinstance(node, ast.Call) else dotted(node)
         if isinstance(node, ast.Call) and name in PRINTS:
             faults.append(f"{node.lineno}: {name}()")
@@ -139,7 +149,7 @@ def printing_faults(source: str) -> list[str]:
 
 def execution_faults(source: str) -> list[str]:
     """What could run code from a file, or hide an import from this test."""
-    tree, faults = ast.parse(source), []
+    tree, faults = parsed(source), []
     for line, name in imports(tree):
         if name.split(".")[0] in PICKLES or name in (
             "torch.load",
@@ -148,7 +158,7 @@ def execution_faults(source: str) -> list[str]:
             "torch.package",
         ):
             faults.append(f"{line}: imports {name}")
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if not isinstance(node, ast.Call):
             continue
         name, options = dotted(node.func), {option.arg: option.value for option in node.keywords}
@@ -186,13 +196,16 @@ def test_the_package_holds_exactly_the_layers():
     assert [folder for folder in folders if folder.with_suffix(".py").exists()] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_module_keeps_the_rules(path: Path):
-    source, package = source_of(path)
-    assert layer_faults(source, layer(path), package) == []
-    assert execution_faults(source) == []
-    if layer(path) not in PRINTERS:
-        assert printing_faults(source) == []
+def test_each_module_keeps_the_rules():
+    found: dict[str, list[str]] = {}
+    for path in FILES:
+        source, package = source_of(path)
+        faults = layer_faults(source, layer(path), package) + execution_faults(source)
+        if layer(path) not in PRINTERS:
+            faults += printing_faults(source)
+        if faults:
+            found[str(path.relative_to(ROOT))] = faults
+    assert found == {}
 
 
 def test_no_imports_run_in_a_circle():
@@ -227,12 +240,14 @@ def loaded_by(statement: str) -> set[str]:
     return set(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_reading_and_checking_codes_start_without_torch():
     loaded = loaded_by("import vqtok, vqtok.config, vqtok.codes, vqtok.weights, vqtok.metrics")
     assert {"vqtok.codes", "vqtok.metrics"} <= loaded
     assert "torch" not in loaded
 
 
+@pytest.mark.slow
 def test_every_layer_above_the_networks_starts_without_torch():
     names = [f"vqtok.{name}" for name in WITHOUT_TORCH]
     loaded = loaded_by(f"import {', '.join(names)}")
@@ -240,12 +255,14 @@ def test_every_layer_above_the_networks_starts_without_torch():
     assert "torch" not in loaded
 
 
+@pytest.mark.slow
 def test_the_command_line_starts_without_torch():
     loaded = loaded_by("import vqtok.cli")
     assert "vqtok.cli" in loaded
     assert "torch" not in loaded
 
 
+@pytest.mark.slow
 def test_names_of_the_library_come_on_first_use():
     loaded = loaded_by("import vqtok; vqtok.read_codes, vqtok.write_codes, vqtok.VqtokError")
     assert "vqtok.codes" in loaded

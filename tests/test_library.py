@@ -87,6 +87,7 @@ print(json.dumps([*found, model.name, "torch" in sys.modules]))
     assert json.loads(out) == [[False, False], "toy", True]
 
 
+@pytest.mark.slow
 def test_a_wrong_name_is_told_before_torch_is_imported():
     out = python("""
 import sys, vqtok

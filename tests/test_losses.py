@@ -47,12 +47,12 @@ def brute_force(mean: np.ndarray, scale: float, image: np.ndarray) -> np.ndarray
     return -np.log(sigmoid(upper) - sigmoid(lower))
 
 
-@pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize("log_scale", LOG_SCALES)
-def test_discretized_logistic_sums_to_1(mean: float, log_scale: float):
-    nll = nll_of_levels(mean, log_scale)
-    assert torch.isfinite(nll).all()
-    assert torch.exp(-nll.double()).sum() == pytest.approx(1, abs=5e-4)
+def test_discretized_logistic_sums_to_1(log_scale: float):
+    for mean in MEANS:
+        nll = nll_of_levels(mean, log_scale)
+        assert torch.isfinite(nll).all(), mean
+        assert torch.exp(-nll.double()).sum() == pytest.approx(1, abs=5e-4), mean
 
 
 @pytest.mark.parametrize("log_scale", [-6.0, -4.0, -2.3, -1.0, 0.0, 2.0, 5.0])
@@ -87,12 +87,13 @@ def test_each_channel_has_its_own_scale():
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-@pytest.mark.parametrize("output", [-1e6, -1.0, 0.0, 1.0, 1e6])
-@pytest.mark.parametrize("log_scale", [-1000.0, -9.0, 0.0, 30.0, 1000.0])
-def test_loss_and_gradients_are_finite_at_extremes(
-    likelihood: str, output: float, log_scale: float
-):
-    model = build(likelihood)
+def test_loss_and_gradients_are_finite_at_extremes(likelihood: str):
+    for output in (-1e6, -1.0, 0.0, 1.0, 1e6):
+        for log_scale in (-1000.0, -9.0, 0.0, 30.0, 1000.0):
+            finite_at(build(likelihood), output, log_scale)
+
+
+def finite_at(model: Likelihood, output: float, log_scale: float) -> None:
     with torch.no_grad():
         model.log_scale.fill_(log_scale)
     outputs = torch.full((1, model.outputs, 1, 256), output, requires_grad=True)
@@ -124,6 +125,7 @@ def test_bits_of_black_and_white_are_1_and_of_what_is_known_0():
     assert nll_of_levels(float(LEVELS[77]), -9.0)[77] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_the_scale_learns_the_noise(likelihood: str):
     torch.manual_seed(0)

@@ -123,6 +123,7 @@ def alex(tmp_path_factory: pytest.TempPathFactory) -> LPIPS:
     return lpips.load_lpips(path)
 
 
+@pytest.mark.slow
 def test_alexnet_against_numpy(alex: LPIPS):
     a, b = images(71, 83)
     expected = in_numpy(
@@ -164,6 +165,7 @@ def test_a_case_by_hand():
     assert float(network(a, b)) == pytest.approx(3 * (one - other) ** 2, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_zero_for_equal_symmetric_and_growing_with_noise(alex: LPIPS):
     a, noise = images(64, 64)
     a = a / 2

@@ -54,6 +54,7 @@ def test_figures_are_those_of_the_card(name: str) -> None:
         assert f"{row['lpips']:.4f} |" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_bundled_model_encodes_decodes_and_samples(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -72,6 +73,7 @@ def test_bundled_model_encodes_decodes_and_samples(
     assert sampled.std() > 1
 
 
+@pytest.mark.slow
 def test_photo_gives_the_indices_and_pixels_it_always_gave(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an image none of whose vectors lies between two codes: the nearest is nearer than the
     next by 0.05% of the vector at the least, a thousand times what rounding in another order
@@ -92,6 +94,7 @@ def test_default_model_is_photo(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [model.name for model in model_registry.list_models()] == sorted(NAMES)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fashion`, in 2 MB; `photo` to complete an image, or where size or levels are asked for."""
     monkeypatch.delenv("VQTOK_MODELS")

@@ -135,6 +135,7 @@ def test_text_from_files_stays_text():
     assert "<" not in stored  # "<!--<script" would swallow the end of its element
 
 
+@pytest.mark.slow
 def test_small_images_are_kept_bit_for_bit_and_large_ones_shrink():
     def back(uri: str) -> np.ndarray:
         with Image.open(
@@ -278,6 +279,7 @@ def test_a_run_is_read_and_shown(tmp_path: Path):
     assert panels["codes used, %"].series[0].points[0] == (10.0, 50.0)
 
 
+@pytest.mark.slow
 def test_of_many_validations_a_few_are_shown(tmp_path: Path):
     run = run_page.read_run(write_run(tmp_path / "run", list(range(1, 31))))
     steps = [sheet.step for sheet in run.sheets]

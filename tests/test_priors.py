@@ -334,6 +334,7 @@ def test_label_for_a_prior_without_labels_is_a_usage_error() -> None:
     assert torch.equal(sample_grids(prior, 1, (2, 2), labels=-1), sample_grids(prior, 1, (2, 2)))
 
 
+@pytest.mark.slow
 def test_learns_a_pattern_and_samples_it() -> None:
     torch.manual_seed(0)
     i, j = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")

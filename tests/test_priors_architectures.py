@@ -156,6 +156,7 @@ def test_nats_are_those_of_the_logits_also_in_parts(
         torch.testing.assert_close(prior.nats(indices).detach(), wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @causal
 def test_it_learns_what_it_samples(architecture: str) -> None:
     """Each index of a row is the one to its left plus one, the second level repeats the first:

@@ -40,6 +40,7 @@ def test_probabilities_sum_to_one_and_nats_are_theirs(kind: str, K: int) -> None
         )
 
 
+@pytest.mark.slow
 def test_the_mixture_is_the_integral_of_its_density() -> None:
     made = LogisticMixture(PriorConfig(8, output="logistic", mixtures=2), 1)
     with torch.no_grad():
@@ -79,6 +80,7 @@ def test_the_mixture_starts_nearly_uniform_and_stays_finite_far_away() -> None:
     assert features.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_neighbor_of_what_was_seen_is_likely_under_the_mixture_alone() -> None:
     """99 and 100 are kin: after learning that 100 is likely, the mixture finds 99 likelier than
     20; the softmax does not.
@@ -99,6 +101,7 @@ def test_a_neighbor_of_what_was_seen_is_likely_under_the_mixture_alone() -> None
     assert abs(costs["softmax"][0] - costs["softmax"][1]) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_numpy", [True, False])
 def test_a_pixelcnn_with_the_mixture_learns_and_samples_gray_levels(
     monkeypatch: pytest.MonkeyPatch, with_numpy: bool

@@ -85,6 +85,7 @@ def test_a_token_carries_the_index_before_the_one_it_asks_for(h: int, w: int) ->
     assert list(map(tuple, carried.tolist())) == [(0, -1), *order[:-1]]
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_turn_is_the_turn_back() -> None:
     torch.manual_seed(0)
     turned = priors_transformer.angles(torch.randint(9, (5, 2, 2)), 8)[:, :, None].double()

@@ -124,6 +124,7 @@ def test_a_step_in_chunks_is_that_of_autograd(kind: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 def test_nearest_of_65536_codes():
     draws = torch.Generator().manual_seed(0)
     codebook = F.normalize(torch.randn(65536, 8, generator=draws), dim=1)

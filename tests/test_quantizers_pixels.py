@@ -205,6 +205,7 @@ def recipe(**values: Any) -> Any:
     return train_run.fit_to_data(PRESETS["pixels"].override(settings(**values)), DATA)
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_there_at_once_and_the_priors_learn(tmp_path: Path):
     listener = Interrupt()
     assert go(tmp_path, recipe(), DATA, listener)

@@ -144,6 +144,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("data")
 @pytest.mark.parametrize("network", SETTINGS)
 def test_the_networks_are_trained(network: str, tmp_path: Path):

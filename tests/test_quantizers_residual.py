@@ -126,6 +126,7 @@ def test_gradients_reach_z_and_all_that_learns_by_them(kind: str):
         assert parameter.grad.any(), name
 
 
+@pytest.mark.slow
 @EVERY
 def test_training_brings_the_vectors_nearer_and_keeps_the_codes_alive(kind: str):
     quantizer = started(kind, levels=2).train()

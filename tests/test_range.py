@@ -71,6 +71,7 @@ def test_both_forms_keep_the_range_and_8_bits_have_none():
     fails("encode", "a.png", "--range", "7:5", code=2)
 
 
+@pytest.mark.slow
 def test_bulk_keeps_the_range_and_says_what_is_used():
     deep("in")
     words = ("encode", "in", "--bulk", "--workers", 0)
@@ -91,6 +92,7 @@ def test_bulk_keeps_the_range_and_says_what_is_used():
     ok(*words, "-o", "wide", "--range", "0:4095", "--resume")
 
 
+@pytest.mark.slow
 def test_train_keeps_the_range_in_the_model_and_others_take_it(data: Path):
     deep("in", 6)
     done = train(
@@ -109,6 +111,7 @@ def test_train_keeps_the_range_in_the_model_and_others_take_it(data: Path):
     assert any("0:4095" in note for note in found["notes"])
 
 
+@pytest.mark.slow
 def test_train_and_eval_say_what_auto_leaves_unused(data: Path):
     deep("in", 6)
     done = train("in", "--recipe", "small.toml", "-o", "m", "--stage", "tokenizer", "--json")
@@ -188,6 +191,7 @@ def test_a_folder_of_what_is_not_read_says_so():
         open_data(Path("in"))
 
 
+@pytest.mark.slow
 def test_resuming_under_another_pillow_is_said(data: Path, monkeypatch: pytest.MonkeyPatch):
     for i in range(6):
         save(f"in/{i}.png")

@@ -77,6 +77,7 @@ def test_local_names_stay_paths():
     assert as_path("file:///a/b") == Path("/a/b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compact", [False, True])
 def test_store_to_store_equals_local(memory: str, compact: bool):
     """Tars named by braces, shards and data set: the same bytes as on the disk."""
@@ -159,6 +160,7 @@ def test_training_data_by_url(memory: str, server: FileServer):
         assert (data.image(1)[0] == local.image(1)[0]).all()
 
 
+@pytest.mark.slow
 def test_http_tar_is_read_by_ranges(server: FileServer):
     """The tar goes over the wire about twice: for its headers, and for its images."""
     path = make_tar("t.tar", image_files(8))
@@ -222,6 +224,7 @@ def test_slow_server(server: FileServer, monkeypatch: pytest.MonkeyPatch):
 
 
 # lost at a header of u, and at an image of t
+@pytest.mark.slow
 @pytest.mark.parametrize(("tars", "workers"), [("{t,u}", 0), ("t", 0), ("t", 1)])
 def test_server_lost_in_the_middle(server: FileServer, workers: int, tars: str):
     """Nothing that could not be read counts as a damaged image, and --resume brings the rest."""
@@ -282,6 +285,7 @@ def test_missing_in_a_store(memory: str):
     assert "does not exist" in run("export", f"{memory}/x", "-o", "o", "--to", "bin").stderr
 
 
+@pytest.mark.slow
 def test_texts_beside_images_of_a_store(memory: str):
     """Labels and captions of loose files by URL are those of the same files on the disk."""
     members: dict[str, bytes] = {}
@@ -305,6 +309,7 @@ def test_texts_beside_images_of_a_store(memory: str):
         assert contents("codes") == contents("local")
 
 
+@pytest.mark.slow
 def test_small_images_and_texts_of_a_tar_share_requests(server: FileServer):
     """200 images with labels and captions: not a request for each, and the same bytes."""
     members: dict[str, bytes] = {}

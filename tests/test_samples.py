@@ -61,6 +61,7 @@ def known(model: Path) -> Known:
     return loaded  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_samples_of_the_class_asked_for_are_seen(known: Known):
     train, test = stripes(90), stripes(60, seed=1)
     judge = train_judge(known, train, test)
@@ -85,6 +86,7 @@ def test_samples_of_the_class_asked_for_are_seen(known: Known):
     assert not scores.notes
 
 
+@pytest.mark.slow
 def test_the_classifier_is_decided_by_the_seed():
     pool = classifier.read_pool(stripes(40), 3, (16, 20))
     a, b, c = (classifier.train_classifier(pool, seed).judge(pool.pixels)[1] for seed in (0, 0, 1))
@@ -92,6 +94,7 @@ def test_the_classifier_is_decided_by_the_seed():
     assert not np.array_equal(a, c)
 
 
+@pytest.mark.slow
 def test_bits_and_ceiling_of_test_images(model: Path):
     """The bits are those that `evaluate` finds; the decoded accuracy sees what decoding does."""
     from vqtok.evaluate import evaluate
@@ -150,6 +153,7 @@ def test_class_numbers():
     assert class_numbers(("1", "2"), ("5", "2")) is None  # names that are numbers are names
 
 
+@pytest.mark.slow
 def test_data_without_labels_and_without_test_images(model: Path, tmp_path: Path):
     """The classifier then tells quarter turns, and some images are held out."""
     for i in range(30):
@@ -167,12 +171,14 @@ def test_data_without_labels_and_without_test_images(model: Path, tmp_path: Path
     assert any("held out" in note for note in scores.notes)
 
 
+@pytest.mark.slow
 def test_one_sample_is_too_few(known: Known):
     judge = train_judge(known, stripes(12), stripes(6, seed=1))
     with pytest.raises(UsageError, match="too few"):
         score_samples(judge, known, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 def test_as_typed():
     for part, count in (("train", 24), ("test", 9)):

@@ -38,6 +38,7 @@ def sampled_logits(prior: PixelCNN, indices: Tensor, labels: Tensor | None) -> T
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [0, backends.SMALL], ids=["torch-products", "numpy-products"])
 @pytest.mark.parametrize("kernel", [3, 7])
 @pytest.mark.parametrize("levels", [1, 3])
@@ -117,6 +118,7 @@ def test_the_choice_in_numpy_never_draws_the_impossible(count: int) -> None:
     )  # the first of equals
 
 
+@pytest.mark.slow
 def test_equal_seeds_draw_what_they_always_drew() -> None:
     """Of `cifar10` since its prior was rounded to int8."""
     cifar10 = load("cifar10", "cpu").prior

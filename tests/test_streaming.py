@@ -67,6 +67,7 @@ def cut_into(x: Tensor, axis: int, length: int) -> list[Tensor]:
 # A network that gets its input part by part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", [2, 3])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"f{c.downsample}-fold{c.fold}")
 def test_in_parts_equals_at_once(config: TokenizerConfig, axis: int) -> None:
@@ -147,6 +148,7 @@ def test_cuts_cover_the_grid_once(h: int, w: int, n: int) -> None:
 # The library
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(150, 210), (210, 150), (20, 1500)])
 def test_cut_up_equals_whole(
     stirred: codec.Model, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
@@ -164,6 +166,7 @@ def test_cut_up_equals_whole(
     torch.testing.assert_close(stirred.output(codes, 0), output, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_cut_up_equals_whole_at_every_number_of_levels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +183,7 @@ def test_cut_up_equals_whole_at_every_number_of_levels(
 
 
 # a part of an image, and two of three images
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [48**2, 2 * 160 * 208])
 def test_images_that_share_a_grid_but_no_size(
     tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch

@@ -72,6 +72,7 @@ def first(done: tuple[Path, study.Study], tmp_path: Path) -> study.Study:
     return done[1]
 
 
+@pytest.mark.slow
 def test_every_bit_of_a_vqvae_is_counted(done: tuple[Path, study.Study]):
     """Against the networks themselves: softmax of the prior's logits, and the logistic's integral
     over the bin of each pixel.

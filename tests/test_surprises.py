@@ -102,6 +102,7 @@ def calls_in(path: Path) -> Iterator[str]:
             yield ast.unparse(node.func)
 
 
+@pytest.mark.slow
 def test_one_function_writes_safetensors():
     package = Path(vqtok.__file__).parent
     writers = [

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -27,13 +28,21 @@ def video(frames: int = 40, codes: int = 16, seed: int = 0) -> np.ndarray:
     return np.stack(found)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    np.save(folder / "train.npy", video(seed=1))
+    ok("train", folder / "train.npy", "--frames", "--stage", "entropy", "-o", folder / "m")
+    return folder / "m"
+
+
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    np.save(tmp_path / "train.npy", video(seed=1))
-    ok("train", tmp_path / "train.npy", "--frames", "--stage", "entropy", "-o", tmp_path / "m")
-    return tmp_path / "m"
+def model(tmp_path: Path, trained: Path) -> Path:
+    """A model of such videos, trained once and copied for each test."""
+    return Path(shutil.copytree(trained, tmp_path / "m"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["<i8", ">i2", "u1", "<u4"])
 def test_the_same_array_comes_back(tmp_path: Path, model: Path, dtype: str) -> None:
     path, small, back = (tmp_path / name for name in ("t.npy", "t.vqtok.npz", "back.npy"))
@@ -51,13 +60,13 @@ def test_the_same_array_comes_back(tmp_path: Path, model: Path, dtype: str) -> N
     [((5, 7), 9), ((5, 3, 4), 1000), ((3, 2, 3, 4), 70000), ((4, 1, 1), 1), ((2, 2, 3), 1 << 32)],
 )
 @pytest.mark.parametrize("frames", [True, False])
-@pytest.mark.parametrize("trained", [True, False])
-def test_shapes_and_ids(shape: tuple[int, ...], codes: int, frames: bool, trained: bool) -> None:
+@pytest.mark.parametrize("learn", [True, False])
+def test_shapes_and_ids(shape: tuple[int, ...], codes: int, frames: bool, learn: bool) -> None:
     array = np.random.default_rng(0).integers(0, codes, shape)
     array.flat[0] = codes - 1
     tokens = arrays.to_tokens(array, "t")
     model = packed.empty(tokens, frames)
-    if trained:
+    if learn:
         learned = packed.train(tokens, frames)
         tensors = learned.counts.tensors()
         again = counts.Counts.of_tensors(learned.layout, tensors)
@@ -69,6 +78,7 @@ def test_shapes_and_ids(shape: tuple[int, ...], codes: int, frames: bool, traine
     np.testing.assert_array_equal(packed.Packed.of(data).unpack(model), array)
 
 
+@pytest.mark.slow
 def test_frames_see_the_one_before() -> None:
     tokens = arrays.to_tokens(video(100), "t")
     files = [packed.pack(tokens, packed.empty(tokens, f), "t") for f in (True, False)]
@@ -76,6 +86,7 @@ def test_frames_see_the_one_before() -> None:
     assert sizes[0] < 0.75 * sizes[1]
 
 
+@pytest.mark.slow
 def test_rows_are_grids(tmp_path: Path, model: Path) -> None:
     rows, back = tmp_path / "rows.npy", tmp_path / "back.npy"
     np.save(rows, video().reshape(-1, 24))
@@ -95,6 +106,7 @@ def test_the_stream_is_the_same_everywhere() -> None:
     assert hashlib.sha256(stream).hexdigest()[:16] == "4dfeea475b87531f"
 
 
+@pytest.mark.slow
 def test_intervals_are_exact_at_the_bounds() -> None:
     """The largest alphabet, and a context that has counted as much as it may."""
     layout = counts.Layout(1 << arrays.DIGIT_BITS, 1, True)
@@ -138,6 +150,7 @@ def test_what_is_no_token_array(tmp_path: Path, model: Path, name: str, said: st
     assert said in fails("pack", tmp_path / "t.npy", "-m", model)
 
 
+@pytest.mark.slow
 def test_no_model_and_another_model(tmp_path: Path, model: Path) -> None:
     np.save(tmp_path / "t.npy", video())
     ok("pack", tmp_path / "t.npy", "-m", model)
@@ -148,6 +161,7 @@ def test_no_model_and_another_model(tmp_path: Path, model: Path) -> None:
     assert "--model" in fails("unpack", tmp_path / "t.vqtok.npz", "-m", tmp_path / "n")
 
 
+@pytest.mark.slow
 def test_damage_is_found() -> None:
     tokens = arrays.to_tokens(video(4), "t")
     data = packed.pack(tokens, packed.empty(tokens, True), "t")
@@ -176,6 +190,7 @@ def test_a_header_does_not_ask_for_more_than_its_stream_holds(grids: list[int]) 
         packed.Packed.of(changed.getvalue())
 
 
+@pytest.mark.slow
 def test_the_model_is_found_by_its_fingerprint(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +210,7 @@ def test_the_model_is_found_by_its_fingerprint(
     np.testing.assert_array_equal(np.load(back), np.load(tmp_path / "t.npy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", ["damaged", "exists"])
 def test_of_several_arrays_the_good_ones_are_packed(tmp_path: Path, model: Path, bad: str) -> None:
     """One that fails is reported, the others are whole, and the command exits with 1."""

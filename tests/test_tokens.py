@@ -363,6 +363,7 @@ def test_ranks_are_checked(data: Sequences):
         data.stream(0)
 
 
+@pytest.mark.slow
 def test_sequences_need_no_torch():
     from test_layers import loaded_by
 

@@ -375,6 +375,7 @@ def test_formats_of_one_file_share_a_folder(made: list[np.ndarray]):
     assert (read_plain_codes(Path("again.npz")).indices == np.stack(made)).all()
 
 
+@pytest.mark.slow
 def test_what_exists_stays_without_force(made: list[np.ndarray], monkeypatch: pytest.MonkeyPatch):
     for to in HERMETIC:
         ok("export", "codes", "-o", to, "--to", to)

@@ -26,6 +26,7 @@ from vqtok.train import draws, loop, state
 # Stopping and going on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("quantizer", "precision"), [("ema", "fp32"), ("vq", "fp32"), ("ema", "bf16"), ("vq", "bf16")]
 )
@@ -78,6 +79,7 @@ def test_resumed_moments_keep_the_memory_layout_of_their_weights(tmp_path: Path)
     assert torch.equal(moment, optimizer.state[network.weight]["exp_avg"])
 
 
+@pytest.mark.slow
 def test_kill_between_validation_and_state_leaves_no_double_lines(tmp_path: Path) -> None:
     data = Shapes(24)
     recipe = recipe_for(data)
@@ -96,6 +98,7 @@ def test_kill_between_validation_and_state_leaves_no_double_lines(tmp_path: Path
     assert contents(out) == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_seconds_add_up_over_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**6))
     monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
@@ -109,6 +112,7 @@ def test_seconds_add_up_over_sessions(tmp_path: Path, monkeypatch: pytest.Monkey
     assert 0 < first < lines[0]["seconds"] < lines[1]["seconds"] == second
 
 
+@pytest.mark.slow
 def test_more_steps_on_resume_train_a_new_prior_for_the_changed_tokenizer(tmp_path: Path) -> None:
     data = Shapes(24)
     recipe = recipe_for(data)
@@ -125,6 +129,7 @@ def test_more_steps_on_resume_train_a_new_prior_for_the_changed_tokenizer(tmp_pa
     assert [line["step"] for line in log(tmp_path) if line["stage"] == "prior"] == [3, 6]
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_are_done_finish_the_stage(tmp_path: Path) -> None:
     data = Shapes(24)
     recipe = recipe_for(data)
@@ -134,6 +139,7 @@ def test_fewer_steps_than_are_done_finish_the_stage(tmp_path: Path) -> None:
     assert codec.load(tmp_path).record["step"] == 3
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_recipe_and_the_seed_matters(tmp_path: Path) -> None:
     """That the recipe makes the same model again is tested by command."""
     data = Shapes(24)
@@ -145,6 +151,7 @@ def test_a_run_keeps_its_recipe_and_the_seed_matters(tmp_path: Path) -> None:
     assert a != b
 
 
+@pytest.mark.slow
 def test_stages_one_after_the_other_equal_both_at_once(tmp_path: Path) -> None:
     data = Shapes(24)
     recipe = recipe_for(data)
@@ -303,6 +310,7 @@ def test_weights_beyond_float16_are_not_released(
 # What is said
 
 
+@pytest.mark.slow
 def test_sentence_tells_about_dead_codes(tmp_path: Path) -> None:
     data = Shapes(24)
     listener = Interrupt()
@@ -331,6 +339,7 @@ def test_sentence_tells_about_dead_codes(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_statuses_count_the_steps_and_hold_real_figures(tmp_path: Path) -> None:
     data = Shapes(24)
     listener, metrics = Interrupt(), []

@@ -23,6 +23,7 @@ from vqtok.train.plan import multiply_adds_by_part
 # Data
 
 
+@pytest.mark.slow
 def test_gray_idx_images_give_a_gray_model(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)
     place = tmp_path / "mnist"
@@ -49,6 +50,7 @@ def test_gray_idx_images_give_a_gray_model(tmp_path: Path) -> None:
     assert images.read_image(tmp_path / "run" / "tokenizer-000008.png").pixels.ndim == 3
 
 
+@pytest.mark.slow
 def test_channels_may_be_chosen(tmp_path: Path) -> None:
     spec, _ = training.new_run(
         training.RunSpec(values=training.merge([SMALL, {"tokenizer": {"channels": 1}}]))
@@ -58,6 +60,7 @@ def test_channels_may_be_chosen(tmp_path: Path) -> None:
     assert codec.load(tmp_path).sample(1)[0].shape[2] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_fewer_images_than_a_batch(tmp_path: Path, count: int) -> None:
     data = ArrayData("few", np.stack([image(16, 16, seed=i) for i in range(count)]))
@@ -66,6 +69,7 @@ def test_fewer_images_than_a_batch(tmp_path: Path, count: int) -> None:
     assert codec.load(tmp_path).sample(1)[0].shape == (16, 16, 3)
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_left_out_and_counted(tmp_path: Path) -> None:
     names = {f"{i % 2}/{i:02}.png": i for i in range(12)}
     place = write_images(tmp_path / "data", names)
@@ -85,6 +89,7 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path: Path) -> None:
     assert [order[i // 2] for i in empty] == ["0/04.png"] * 2 + ["1/01.png"] * 2 + ["1/07.png"] * 2
 
 
+@pytest.mark.slow
 def test_validation_images_that_are_all_unreadable_are_replaced(tmp_path: Path) -> None:
     place = write_images(tmp_path / "data", {f"{i}.png": i for i in range(4)})
     data = open_data(place)
@@ -105,6 +110,7 @@ def test_images_that_all_become_unreadable(tmp_path: Path) -> None:
         go(tmp_path / "run", recipe_for(data), data)
 
 
+@pytest.mark.slow
 def test_data_error_in_the_middle_ends_the_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +195,7 @@ def test_multiply_adds_are_counted_by_hand() -> None:
     assert costs["decoder"] == pytest.approx(cells * (4 * 8 * 9 + 8 * 48 * 9))
 
 
+@pytest.mark.slow
 def test_plan_tells_size_and_time() -> None:
     data = Shapes(24)
     facts = training.plan(recipe_for(data), data, "all", torch.device("cpu"))

@@ -278,6 +278,7 @@ def test_learn_that_is_not_ok_changes_nothing() -> None:
 # Whole runs
 
 
+@pytest.mark.slow
 def test_a_run_without_looks_is_the_run_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +309,7 @@ def test_a_run_without_looks_is_the_run_with_them(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 7, 9])
 def test_a_run_without_looks_goes_on_as_if_it_had_not_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
@@ -324,6 +326,7 @@ def test_a_run_without_looks_goes_on_as_if_it_had_not_stopped(
     assert log(tmp_path / "pieces") == log(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_spoiled_steps_change_nothing_and_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +359,7 @@ def test_spoiled_steps_change_nothing_and_are_counted(
     assert any(not torch.equal(value, kept[4][name]) for name, value in kept[5].items())
 
 
+@pytest.mark.slow
 def test_ten_in_a_row_stop_the_run_at_the_next_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +375,7 @@ def test_ten_in_a_row_stop_the_run_at_the_next_look(
         go(tmp_path, recipe, data, stage="tokenizer")
 
 
+@pytest.mark.slow
 def test_nine_in_a_row_over_a_stop_and_one_more_are_ten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +388,7 @@ def test_nine_in_a_row_over_a_stop_and_one_more_are_ten(
         go(tmp_path, recipe, data, resume=True, stage="tokenizer")
 
 
+@pytest.mark.slow
 def test_priors_train_without_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Shapes(24)
     assert go(tmp_path / "seen", recipe_for(data), data)
@@ -423,6 +429,7 @@ def context(recipe: Recipe, folder: Path, device: str, precision: str = "fp32") 
     return loop.RunContext(spec, torch.device(device))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ema", "vq", "simvq"])
 def test_no_operation_of_a_step_needs_the_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -451,6 +458,7 @@ def test_no_operation_of_a_step_needs_the_host(
     assert [name for names in found[9:] for name in names] == []
 
 
+@pytest.mark.slow
 def test_a_progress_line_shows_what_has_been_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ def test_the_prior_learns_all_levels(tmp_path: Path):
     assert model.sample_codes(2, (16, 16)).indices.shape == (2, 3, 4, 4)
 
 
+@pytest.mark.slow
 def test_the_perceptual_distance_is_learned_from(tmp_path: Path, alex: Path):  # noqa: F811
     size = {"size": 64, "prior_size": 64, "validation_max": 2}
     values = {"data": size, "tokenizer_training": {"steps": 2, "validate_every": 2, "batch": 2}}
@@ -132,6 +133,7 @@ def test_the_perceptual_distance_is_learned_from(tmp_path: Path, alex: Path):  #
     assert line["loss"] != without["loss"]
 
 
+@pytest.mark.slow
 def test_the_perceptual_distance_waits_for_its_start(tmp_path: Path, alex: Path):  # noqa: F811
     size = {"size": 64, "prior_size": 64, "validation_max": 2}
     stage = {"steps": 4, "validate_every": 1, "batch": 2}

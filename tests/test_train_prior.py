@@ -23,6 +23,7 @@ def test_gate_without_dropout_is_the_gate() -> None:
     assert torch.equal(gate_and_drop(v, 0.0), gate(v))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_gradient_of_the_gate(dropout: float) -> None:
     v = values().double().requires_grad_()

@@ -82,6 +82,7 @@ def endless_gradient(step: loop.Step) -> loop.Step:
 # A step that is skipped leaves no trace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quantizer", "levels"), [*((name, 1) for name in QUANTIZERS), ("ema", 2)])
 def test_batch_of_nan_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantizer: str, levels: int
@@ -116,6 +117,7 @@ def test_batch_of_nan_changes_nothing(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [training.PriorTask, training.EntropyTask])
 @pytest.mark.parametrize("spoil", [nan_loss, endless_gradient])
 def test_priors_skip_too(
@@ -137,6 +139,7 @@ def test_priors_skip_too(
     codec.load(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["loss", "gradient", "metric", "discriminator"])
 def test_whatever_is_not_finite_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
@@ -176,6 +179,7 @@ def spoil_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 def test_window_of_skipped_steps_only_has_no_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +211,7 @@ def test_quantizers_give_indices_for_vectors_that_are_not_finite(kind: str) -> N
 # Ten in a row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["tokenizer", "prior"])
 def test_ten_in_a_row_stop_and_keep_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
@@ -249,6 +254,7 @@ def test_ten_in_a_row_stop_and_keep_the_last_checkpoint(
     ]
 
 
+@pytest.mark.slow
 def test_nine_in_a_row_do_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Shapes(24)
     spoil_images(monkeypatch, {*range(2, 11), *range(12, 21)})
@@ -256,6 +262,7 @@ def test_nine_in_a_row_do_not_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sum(line["skipped"] for line in log(tmp_path)) == 18
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_between_skipped_steps_it_counts_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +280,7 @@ def test_stopped_and_resumed_between_skipped_steps_it_counts_on(
         go(tmp_path / "ten", recipe, data, resume=True, stage="tokenizer")
 
 
+@pytest.mark.slow
 def test_states_of_before_know_no_skipped_steps(tmp_path: Path) -> None:
     data = Shapes(24)
     recipe = recipe_for(data)
@@ -287,6 +295,7 @@ def test_states_of_before_know_no_skipped_steps(tmp_path: Path) -> None:
 # Weights that are broken
 
 
+@pytest.mark.slow
 def test_infinite_weight_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, forward = Shapes(24), VQVAE.forward
 
@@ -301,6 +310,7 @@ def test_infinite_weight_stops_training(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_state_that_is_not_finite_never_replaces_one_that_is(tmp_path: Path) -> None:
     data = Shapes(24)
     recipe = recipe_for(data)
@@ -331,6 +341,7 @@ def fail(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
+@pytest.mark.slow
 def test_rate_of_a_step_after_skipped_ones_is_that_of_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

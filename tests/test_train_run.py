@@ -44,6 +44,7 @@ def _wrong_moment(path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -185,6 +186,7 @@ def test_resume_allows_other_steps_and_another_place_of_the_data_only(tmp_path: 
         training.resume_run(tmp_path / "run", training.RunSpec(data=str(fewer)))
 
 
+@pytest.mark.slow
 def test_prior_takes_over_the_tokenizer_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +213,7 @@ def test_prior_takes_over_the_tokenizer_of_a_run(
     assert codec.load(tmp_path / "run").labels == ("a", "b")
 
 
+@pytest.mark.slow
 def test_prior_for_a_model_that_is_no_run(tmp_path: Path) -> None:
     out = make_model(tmp_path / "m", prior=None)
     spec, data = training.new_prior_run(
@@ -228,6 +231,7 @@ def test_prior_for_a_model_that_is_no_run(tmp_path: Path) -> None:
     assert codec.load(out).labels == data.labels == small.labels
 
 
+@pytest.mark.slow
 def test_prior_of_another_tokenizer_config_is_refused(tmp_path: Path) -> None:
     data = Shapes(24)
     recipe = recipe_for(data)

@@ -147,6 +147,7 @@ def test_pixels_have_no_latents():
         VAE(PRESETS["pixels"].tokenizer)
 
 
+@pytest.mark.slow
 def test_it_learns_a_few_images():
     vae, x = make(), images(4)
     optimizer = torch.optim.Adam(vae.parameters(), lr=4e-3)

@@ -49,6 +49,7 @@ def assert_equal(found: dict[str, Any], codes: Codes) -> None:
 # Codes files
 
 
+@pytest.mark.slow
 @needs_node
 def test_golden_files_have_the_same_indices():
     paths = [*(GOLDEN / "codes").glob("*-*.npz"), GOLDEN / "small.npz", GOLDEN / "large.npz"]
@@ -124,6 +125,7 @@ def compare_random_files(folder: Path, seed: int, priors: int, each: int) -> int
     return coded
 
 
+@pytest.mark.slow
 @needs_node
 def test_random_files_have_the_same_indices(tmp_path: Path):
     assert compare_random_files(tmp_path, seed=0, priors=8, each=6) > 30
@@ -135,6 +137,7 @@ def test_hundreds_of_random_files_have_the_same_indices(tmp_path: Path):
     assert compare_random_files(tmp_path, seed=1, priors=20, each=12) > 190
 
 
+@pytest.mark.slow
 @needs_node
 def test_damaged_files_are_refused_or_read_as_python_does(tmp_path: Path):
     """The page never reads what Python refuses, and never other indices."""
@@ -180,6 +183,7 @@ def test_damaged_files_are_refused_or_read_as_python_does(tmp_path: Path):
     assert len(jobs) / 4 < refused < len(jobs)
 
 
+@pytest.mark.slow
 @needs_node
 def test_a_changed_index_of_a_stored_member_is_found(tmp_path: Path):
     """Nothing but the zip's CRC-32 tells."""
@@ -211,6 +215,7 @@ def python_reads(path: Path) -> Codes | None:
         return None
 
 
+@pytest.mark.slow
 @needs_node
 @pytest.mark.parametrize(
     ("data", "said"),
@@ -227,6 +232,7 @@ def test_other_files_get_a_clear_message(data: bytes, said: str, tmp_path: Path)
     assert said in found["error"]
 
 
+@pytest.mark.slow
 @needs_node
 def test_a_vast_claim_takes_no_memory(tmp_path: Path):
     """A compact file of 200 bytes that says it holds 2^24 images of 14,000 x 14,000 pixels."""
@@ -247,6 +253,7 @@ def write(path: Path, data: bytes) -> str:
 # The decoder
 
 
+@pytest.mark.slow
 @needs_node
 @pytest.mark.parametrize("name", ["vq", "simvq", "fsq", "lfq", "pixels", "run", "stopped"])
 def test_images_are_those_of_python(name: str, tmp_path: Path):
@@ -294,6 +301,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(tmp_path: Path, monkeypatch: p
     assert "index.html exists" in fails("web", "-m", GOLDEN / "run", "-o", "site")
 
 
+@pytest.mark.slow
 def test_the_photo_page_is_small_enough_to_load():
     made = site.make_site(model_registry.find_model("photo"))
     assert made.bytes < 25_000_000
@@ -308,6 +316,7 @@ def test_the_classic_network_is_named_with_what_to_do(
     assert "--to onnx" in said
 
 
+@pytest.mark.slow
 @needs_node
 def test_the_scripts_of_the_page_are_whole(tmp_path: Path):
     """Joined modules share one scope: names that stand twice, or imports that stay, break it."""
@@ -349,6 +358,7 @@ def test_the_page_decodes_in_a_browser(tmp_path: Path):
         assert [said for said in page.complaints() if not said.startswith(ours)] == []
 
 
+@pytest.mark.slow
 @needs_node
 def test_a_deflate_bomb_takes_no_memory(tmp_path: Path):
     """600 MiB of zeros in 3 MB: refused before they are unpacked."""

@@ -61,6 +61,7 @@ def encode_in_node(folder: Path, model: str, given: list[np.ndarray]) -> list[by
     return [Path(job["codes"]).read_bytes() for job in jobs]
 
 
+@pytest.mark.slow
 @needs_node
 @pytest.mark.parametrize("name", ["vq", "simvq", "fsq", "lfq", "pixels", "run", "stopped"])
 def test_indices_are_those_of_python(name: str, tmp_path: Path):
@@ -70,6 +71,7 @@ def test_indices_are_those_of_python(name: str, tmp_path: Path):
     assert_same_codes(vqtok.load(path, "cpu"), str(path), tmp_path)
 
 
+@pytest.mark.slow
 @needs_node
 @pytest.mark.parametrize(
     ("changed", "what"),

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import TOKENIZER, image, make_model
 from test_web import RUN, assert_equal, needs_node, node
@@ -14,6 +15,7 @@ from vqtok.codes import Codes, index_dtype, to_compact, write_codes
 from vqtok.web import site
 
 
+@pytest.mark.slow
 @needs_node
 def test_grids_of_more_codes_than_16_bits_hold(tmp_path: Path):
     rng, jobs, expected = np.random.default_rng(0), [], []
@@ -30,6 +32,7 @@ def test_grids_of_more_codes_than_16_bits_hold(tmp_path: Path):
         assert_equal(found, codes)
 
 
+@pytest.mark.slow
 @needs_node
 def test_product_levels_decode_as_in_python(tmp_path: Path):
     config = replace(TOKENIZER, levels=3, product=True, code_dim=12, normalize=False)

@@ -244,6 +244,7 @@ def test_a_file_that_cannot_be_read_is_an_input_error(tmp_path: Path, read: Any)
         assert error.value.fix
 
 
+@pytest.mark.slow
 def test_damaged_files_never_raise_anything_else(tmp_path: Path) -> None:
     good, chance, path = GOLDEN.read_bytes(), random.Random(0), tmp_path / "bad.safetensors"
     cuts = [good[:cut] for cut in range(0, len(good), 11)]

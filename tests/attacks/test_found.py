@@ -63,6 +63,7 @@ def test_a_type_that_numpy_does_not_understand() -> None:
         codes.read_plain_codes(file)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_members_are_not_listed() -> None:
     """Each took 500 bytes as an object: 46 bytes of central directory."""
     file = mutate.zipped([("x", b"")] * 100_000)
@@ -151,6 +152,7 @@ def test_sizes_of_a_tar_that_lie(name: str, kind: bytes, tmp_path: Path) -> None
     assert any(message in note for note in found.notes), found.notes
 
 
+@pytest.mark.slow
 def test_global_records_of_a_tar_are_not_copied_for_each_member(tmp_path: Path) -> None:
     """With tarfile 2,000 records and 10,000 members took 20 million copies,
     and 1 kB for each member.
@@ -200,6 +202,7 @@ def test_a_size_in_an_extended_header_that_is_none(size: str, tmp_path: Path) ->
 # Zips and CIFAR
 
 
+@pytest.mark.slow
 def test_a_zip_member_that_is_no_image_is_not_unpacked(tmp_path: Path) -> None:
     """A kB of deflated zeros became 512 MB, twice."""
     path = tmp_path / "x.zip"
@@ -272,6 +275,7 @@ def test_honest_files_of_those_kinds_are_read() -> None:
     assert images.read_image(photo + b"\xff\xda" * 1000).pixels.shape == (64, 64, 3)
 
 
+@pytest.mark.slow
 def test_pages_of_a_tiff_are_not_counted_for_ever() -> None:
     """40,000 pages took 8 s, and the time grows with their square."""
     assert images.read_image(image_files.tiff_pages(3)).notes == ("first of 3 pages",)

@@ -40,6 +40,7 @@ def check(name: str, folder: Path, count: int, seed: int) -> harness.Report:
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"), [("codes", 250), ("weights", 50), ("pictures", 25), ("archives", 20)]
 )
@@ -56,6 +57,7 @@ def test_many_hostile_files(name: str, count: int, tmp_path: Path) -> None:
     check(name, tmp_path, count, seed=2)
 
 
+@pytest.mark.slow
 def test_a_case_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
     for make in KINDS.values():
         if make is not KINDS["bombs"]:
@@ -145,6 +147,7 @@ class Hoarder(Bad):
         len(b"x" * (128 << 20))
 
 
+@pytest.mark.slow
 def test_memory_that_malloc_has_kept_counts_too() -> None:
     act, told = ACTS["memory"]
     ((number, what),) = harness.fuzz(Hoarder(act), 3, 0).findings

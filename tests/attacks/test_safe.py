@@ -117,12 +117,14 @@ def faults(source: str) -> Iterator[str]:
                 yield f"{node.lineno}: {name}() without allow_pickle=False"
 
 
-@pytest.mark.parametrize(
-    "path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
-)
-def test_no_module_can_run_code_from_a_file(path: Path) -> None:
-    found = [fault.partition(": ")[2] for fault in faults(path.read_text(encoding="utf-8"))]
-    assert found == ALLOWED.get(path.relative_to(ROOT).as_posix(), [])
+def test_no_module_can_run_code_from_a_file() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix(): [
+            fault.partition(": ")[2] for fault in faults(path.read_text(encoding="utf-8"))
+        ]
+        for path in sorted(ROOT.rglob("*.py"))
+    }
+    assert {name: told for name, told in found.items() if told} == ALLOWED
 
 
 @pytest.mark.parametrize(
@@ -356,6 +358,7 @@ def test_metadata_of_codes_is_shown_and_not_obeyed(toy: Path) -> None:
         ), key
 
 
+@pytest.mark.slow
 def test_metadata_of_weights_is_shown_and_not_obeyed(toy: Path) -> None:
     """License, data and labels are a stranger's words;
     so are the names of tensors, and what an error says of them.

@@ -4,6 +4,7 @@ import difflib
 import reprlib
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from vqtok.config import registry
@@ -76,7 +77,7 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 
 def override(config: Any, values: Mapping[str, Any], origin: str) -> Any:
-    types, changes = get_type_hints(type(config)), {}
+    types, changes = _types(type(config)), {}
     for key, value in values.items():
         if key not in types:
             near = difflib.get_close_matches(key, types, n=1, cutoff=0.0)
@@ -92,6 +93,9 @@ def override(config: Any, values: Mapping[str, Any], origin: str) -> Any:
         else:
             changes[key] = _convert(key, value, types[key], origin)
     return replace(config, **changes)
+
+
+_types = cache(get_type_hints)  # of each class once: it evaluates their text anew
 
 
 def _convert(key: str, value: Any, kind: Any, origin: str) -> Any:
