@@ -152,6 +152,22 @@ def test_a_packed_tar_is_named_by_itself_by_globs_and_by_braces():
     assert np.array_equal(open_data(Path("s-002.tar.gz")).image(0), image(16, 16, seed=2))
 
 
+def test_tars_without_an_image_are_no_success(toy: Path):
+    make_tar("a.tar", {"a.heic": b"....ftypheic" + bytes(99)})
+    done = run("encode", "a.tar", "-o", "out")
+    assert (done.exit_code, "no image was encoded: a.tar" in done.stderr) == (1, True)
+    make_tar(
+        "b.tar",
+        {
+            "0.input.png": next(iter(image_files(1).values())),
+            "0.target.png": next(iter(image_files(1).values())),
+        },
+    )
+    done = run("encode", "b.tar", "-o", "b", "--member", "nope.png")
+    assert (done.exit_code, "--member nope.png chooses" in done.stderr) == (1, True)
+    assert run("encode", "a.tar", "-o", "part", "--shard", "0/2").exit_code == 0  # a part of many
+
+
 def test_the_rest_of_a_cut_tar_is_named_once_and_is_no_image(toy: Path):
     pack_tar("a.tar.gz", image_files(9))
     data = Path("a.tar.gz").read_bytes()
