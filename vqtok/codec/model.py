@@ -671,12 +671,15 @@ class Model:
 
         codes are of the kinds that `decode` takes. keep is SIDE:PART, as in "top:0.5" (the
         default), with SIDE one of top, bottom, left, right; or hole is x, y, width, height in
-        pixels, and all around it is kept. The prior reads rows from the top: it cannot look ahead
-        at what is kept further on. Of several candidates for each image, that one is taken under
-        which what is kept is likeliest. Levels that the codes lack are invented in the kept part,
-        too.
-        Options as in `sample_codes`, without size;
-        without a label the prior goes by the image alone.
+        pixels, and all around it is kept. Most priors read rows from the top and cannot look ahead
+        at what is kept further on; a masked one sees all sides. Of several candidates for each
+        image, that one is taken under which what is kept is likeliest. Levels that the codes lack
+        are invented in the kept part, too.
+        Options as in `sample_codes`, without size; without a label the prior goes by the image
+        alone. `palette` W favors codes by the W-th power of their share of the kept part. By
+        default all of these are what the prior's file says of completing; it may also say that
+        the first few levels alone are drawn, where `levels` is not given, and what is invented has
+        no more detail than those.
         """
         codes = self._as_codes(codes)
         self._check(codes)
@@ -684,7 +687,8 @@ class Model:
             raise UsageError(f"these codes hold {len(codes)} images", "complete them one by one")
         if not inputs.is_count(n):
             raise UsageError(f"cannot complete {n} images", "ask for one or more")
-        levels = self._count(options.pop("levels", None))
+        asked, palette = options.pop("levels", None), options.pop("palette", None)
+        levels, defaults = self._count(asked), self.complete_defaults
         codes = codes.first_levels(min(levels, codes.levels))
         given = torch.from_numpy(codes.indices[0].astype(np.int64))  # (L, h, w)
         h, w = given.shape[1:]
@@ -693,14 +697,27 @@ class Model:
         known[: codes.levels] = given.where(kept, -1)
         label = options.pop("label", None)
         options["labels"] = None if label is None else self._labels(label, n)
-        options = self.draw_defaults.fill(options, levels)
-        indices = drawing.complete_grids(self.prior, known, n, candidates, **options)
+        drawn = min(levels, defaults.levels or levels) if asked is None else levels
+        options = defaults.fill(options, levels, drawn)
+        prior = drawing.leaning_to_known(
+            self.prior, known[:drawn], defaults.palette if palette is None else palette
+        )
+        indices = drawing.complete_grids(prior, known[:drawn], n, candidates, **options)
+        if drawn < levels:
+            indices = drawing.with_plain_levels(indices, known, self.codebook)
         return self.codes(indices, codes.sizes * n)
 
     @cached_property
     def draw_defaults(self) -> drawing.DrawDefaults:
         """The temperature, top_p and guidance that the prior's file asks to be drawn with."""
         return drawing.DrawDefaults.of_record(self._prior[1], self.config.levels, self.folder.prior)
+
+    @cached_property
+    def complete_defaults(self) -> drawing.DrawDefaults:
+        """The same for completing an image, and how many levels are drawn, and the palette."""
+        return drawing.DrawDefaults.of_record(
+            self._prior[1], self.config.levels, self.folder.prior, completing=True
+        )
 
     def _labels(self, label: str | int | None, n: int) -> Tensor | None:
         """Returns class numbers (n,): one class for all, or all classes in turn; None where there
@@ -762,6 +779,11 @@ class Model:
             f"decode them with vqtok.load(the path of {name}'s folder)",
             f"leave --model out to look for it; or give the path of {name}'s folder with --model",
         )
+
+    @property
+    def works_in_parts(self) -> bool:
+        """Whether the network sees a part of an image at a time, in bounded memory."""
+        return bool(self._family.STREAMABLE)
 
     @property
     def pixels_at_once(self) -> int:
