@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bulk_helpers import image_files, make_tar
-from cli_helpers import run
+from cli_helpers import fails, run
 from conftest import image
 
 from vqtok import gzipped
@@ -150,6 +150,15 @@ def test_a_packed_tar_is_named_by_itself_by_globs_and_by_braces():
     assert len(open_data("s-*.tar.gz")) == 3
     assert len(open_data("s-{000..001}.tar.gz")) == 2
     assert np.array_equal(open_data(Path("s-002.tar.gz")).image(0), image(16, 16, seed=2))
+
+
+@pytest.mark.parametrize("bulk", [[], ["--bulk"]])
+def test_encode_names_the_format_of_a_data_set_that_it_does_not_read(bulk: list[str], toy: Path):
+    Path("hf/data").mkdir(parents=True)
+    Path("hf/data/train-00000-of-00001.parquet").write_bytes(b"PAR1" + bytes(50) + b"PAR1")
+    told = fails("encode", "hf", "-o", "out", *bulk)
+    assert "hf holds Parquet files" in told
+    assert "datasets.load_dataset('parquet'" in told
 
 
 def test_tars_without_an_image_are_no_success(toy: Path):
