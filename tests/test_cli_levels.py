@@ -89,6 +89,11 @@ def test_the_batch_goes_on_after_a_image_that_does_not_fit(whole: codes.Codes):
     assert [p.name for p in Path("out").iterdir()] == ["b.npz"]
 
 
+def test_a_file_with_too_few_levels_is_named_once(whole: codes.Codes):
+    ok("encode", "a.png", "-o", "a.npz")
+    assert fails("decode", "a.npz", "--levels", "9").startswith("vqtok: error: a.npz: these codes")
+
+
 def test_rates_that_make_no_sense(whole: codes.Codes, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(codec, "Model", lambda *_: pytest.fail("loaded"))
     for command, source in (("encode", "a.png"), ("truncate", "all.npz")):

@@ -313,12 +313,35 @@ def test_npz_labels_must_match(tmp_path: Path) -> None:
     images = np.zeros((3, 4, 4), np.uint8)
     for labels, message in (
         ([0, 1], "2 labels"),
-        ([0, 1, -1], "from -1"),
-        ([0.0, 1.0, 2.0], "whole numbers"),
+        ([0.0, 1.5, 2.0], "whole numbers"),
+        ([0.0, np.nan, 2.0], "whole numbers"),
+        ([1j, 1, 2], "are complex128"),
     ):
         np.savez(tmp_path / "x.npz", images=images, labels=np.array(labels))
         with pytest.raises(InputError, match=message):
             open_data(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "targets"),
+    [
+        (np.array([5, -1, 3]), ("3", "5"), [1, -1, 0]),  # -1 is none
+        (np.array([-2, 5, 5]), ("-2", "5"), [0, 1, 1]),
+        (np.array([2.0, 0.0, 2.0]), ("0", "2"), [1, 0, 1]),
+        (np.array(["dog", "cat", "dog"]), ("cat", "dog"), [1, 0, 1]),
+        (np.array([b"10", b"9", b"9"]), ("9", "10"), [1, 0, 0]),
+        (np.array([-1, -1, -1]), (), [-1, -1, -1]),
+    ],
+)
+def test_npz_labels_are_named_by_the_values_that_occur(
+    labels: np.ndarray, names: tuple[str, ...], targets: list[int], tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", images=np.zeros((3, 4, 4), np.uint8), labels=labels)
+    data = open_data(tmp_path / "x.npz")
+    assert (data.labels, [data.label(i) for i in range(3)]) == (names, targets)
+    assert ("-1" in " ".join(data.notes)) == bool(
+        (labels == -1).any() if labels.dtype.kind == "i" else 0
+    )
 
 
 def test_folder_without_images(tmp_path: Path) -> None:

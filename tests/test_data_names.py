@@ -107,6 +107,8 @@ def test_the_user_says_the_split(tmp_path: Path) -> None:
     assert red(open_data(tmp_path, "train", only)) == [1]
     assert red(open_data(tmp_path, "test", only)) == [2]
     with pytest.raises(InputError, match="no test images"):
+        open_data(tmp_path, "test", DataOptions.of(["train=*"]))
+    with pytest.raises(UsageError, match="'nothing' matches no image"):
         open_data(tmp_path, "test", DataOptions.of(["test=nothing"]))
     for bad in ("holdout/*", "test=", "other=x"):
         with pytest.raises(UsageError, match="is not understood"):
@@ -215,6 +217,7 @@ def test_cls_members_are_labels_and_txt_captions(tmp_path: Path) -> None:
         ("l.csv", "file_name,label\nx/a.png,cat\nx/b.png,dog\n"),
         ("l.csv", "a.png,cat\nb.png,dog\n"),
         ("l.tsv", "class\tfilename\ncat\ta.png\ndog\tb.png\n"),
+        ("l.csv", "\ufefffilename;label\r\na.png;cat\r\nb.png;dog\r\n"),  # of a spreadsheet
         ("l.txt", "x/a.png cat\nx/b.png dog\n"),
         ("l.txt", "cat\ndog\n"),
         ("l.json", '{"labels": [["x/a.png", "cat"], ["x/b.png", "dog"]]}'),
@@ -231,13 +234,28 @@ def test_labels_from_a_file(tmp_path: Path, name: str, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("z.png,cat\n", "names none"), ("a\nb\nc\n", "3 labels for 2"), ("", "is empty")],
+    [
+        ("z.png,cat\n", "names none"),
+        ("a\nb\nc\n", "3 labels for 2"),
+        ("", "is empty"),
+        ("a.png,cat\na.png,dog\n", "'a.png' has the labels cat and dog"),
+    ],
 )
 def test_bad_files_of_labels(tmp_path: Path, text: str, message: str) -> None:
     write_tree(tmp_path / "d", {"a.png": 1, "b.png": 2})
     (tmp_path / "l.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         open_data(tmp_path / "d", options=DataOptions(labels=str(tmp_path / "l.csv")))
+
+
+def test_a_split_pattern_that_matches_nothing_is_an_error(tmp_path: Path) -> None:
+    """Images that were to be set aside would be trained on."""
+    write_tree(tmp_path, {"X_train/1.png": 1, "X_val/2.png": 2})
+    good = open_data(tmp_path, "train", options=DataOptions.of(["test=X_val"]))
+    assert len(good) == 1
+    with pytest.raises(UsageError, match=r"'Q\*' matches no image") as caught:
+        open_data(tmp_path, "train", options=DataOptions.of(["train=X_train", "val=Q*"]))
+    assert "X_train/1.png" in caught.value.fix
 
 
 # Several images a sample

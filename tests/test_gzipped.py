@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bulk_helpers import image_files, make_tar
-from cli_helpers import run
+from cli_helpers import fails, run
 from conftest import image
 
 from vqtok import gzipped
@@ -151,6 +151,31 @@ def test_a_packed_tar_is_named_by_itself_by_globs_and_by_braces():
     assert len(open_data("s-*.tar.gz")) == 3
     assert len(open_data("s-{000..001}.tar.gz")) == 2
     assert np.array_equal(open_data(Path("s-002.tar.gz")).image(0), image(16, 16, seed=2))
+
+
+@pytest.mark.parametrize("bulk", [[], ["--bulk"]])
+def test_encode_names_the_format_of_a_data_set_that_it_does_not_read(bulk: list[str], toy: Path):
+    Path("hf/data").mkdir(parents=True)
+    Path("hf/data/train-00000-of-00001.parquet").write_bytes(b"PAR1" + bytes(50) + b"PAR1")
+    told = fails("encode", "hf", "-o", "out", *bulk)
+    assert "hf holds Parquet files" in told
+    assert "datasets.load_dataset('parquet'" in told
+
+
+def test_tars_without_an_image_are_no_success(toy: Path):
+    make_tar("a.tar", {"a.heic": b"....ftypheic" + bytes(99)})
+    done = run("encode", "a.tar", "-o", "out")
+    assert (done.exit_code, "no image was encoded: a.tar" in done.stderr) == (1, True)
+    make_tar(
+        "b.tar",
+        {
+            "0.input.png": next(iter(image_files(1).values())),
+            "0.target.png": next(iter(image_files(1).values())),
+        },
+    )
+    done = run("encode", "b.tar", "-o", "b", "--member", "nope.png")
+    assert (done.exit_code, "--member nope.png chooses" in done.stderr) == (1, True)
+    assert run("encode", "a.tar", "-o", "part", "--shard", "0/2").exit_code == 0  # a part of many
 
 
 def test_the_rest_of_a_cut_tar_is_named_once_and_is_no_image(toy: Path):

@@ -18,7 +18,9 @@ class VqtokError(Exception):
         self.command_fix = fix if command_fix is None else command_fix
 
     def about(self, origin: object) -> Self:
-        """Returns the same error, with what it is about named before the message."""
+        """Returns the same error, with what it is about named before the message, once."""
+        if str(self).startswith(f"{origin}: "):
+            return self
         return type(self)(f"{origin}: {self}", self.fix, self.command_fix)
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from vqtok.bulk import facts
 from vqtok.bulk.datasets import Reader, find_data_sets, open_reader
 from vqtok.bulk.facts import Facts, NameFacts, SomeNames, Text
 from vqtok.data import samples
-from vqtok.data.foreign import COMPRESSED, refuse_compressed
+from vqtok.data.foreign import COMPRESSED, refuse_compressed, refuse_words
 from vqtok.data.listing import TEXTS
 from vqtok.data.tar import TarMember, has_end, index_tar, is_hidden, is_image_member
 from vqtok.errors import InputError, UsageError
@@ -124,6 +124,8 @@ class Inputs:
             for word in words:
                 if packed := _compressed(word):
                     raise refuse_compressed(Path(word), packed)
+            if refused := refuse_words(words):
+                raise refused
             passed = self.recognizer.note().partition(":")[0]
             raise InputError(
                 f"no images and no tars are in {', '.join(words)}{passed and f'; {passed}'}",

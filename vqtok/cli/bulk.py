@@ -16,7 +16,7 @@ from vqtok.cli import output, rate
 from vqtok.cli.batch import BatchOptions
 from vqtok.cli.progress import bar
 from vqtok.cli.start import ModelOptions
-from vqtok.errors import UsageError, VqtokError
+from vqtok.errors import InputError, UsageError, VqtokError
 from vqtok.files import human_bytes, human_count, human_duration
 
 if TYPE_CHECKING:
@@ -227,6 +227,13 @@ def encode(
     if note := found.note():
         output.say(note, options.quiet or options.json)
     reporter.finish(out, time.perf_counter() - begin)
+    if not reporter.images and work_slice == WorkSlice():
+        names = ", ".join(inputs[:3]) + (", ..." if len(inputs) > 3 else "")
+        raise InputError(
+            f"no image was encoded: {names} holds none that vqtok reads"
+            + (f" and --member {member} chooses" if member else ""),
+            "give images, or tars of images" if not member else "choose another --member",
+        )
 
 
 def _folder(out: Path | None) -> Path:
@@ -333,6 +340,6 @@ def _summary(report: "ShardReport", source: str | None, cut: int) -> str:
     target = report.shard.path if head.bytes else report.shard.records_path
     pace = f"{head.pictures / report.seconds:.0f} a second"
     return (
-        f"{source or head.input} -> {target}  {head.pictures:,} images{failed}, "
+        f"{source or head.input} -> {target}  {human_count(head.pictures, 'image')}{failed}, "
         f"{human_bytes(head.bytes)}, {pace}"
     )

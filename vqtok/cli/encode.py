@@ -114,7 +114,9 @@ def encode(
     except InputError as error:
         if recognizer.passed:
             output.say(recognizer.note(), options.quiet)
-        raise error from None
+        from vqtok.data import foreign
+
+        raise (foreign.refuse_words(inputs) or error) from None
     if recognizer.passed:
         output.say(recognizer.note(), options.quiet)
     jobs, note = _one_a_sample(planned, inputs, member)

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqtok import images
+from vqtok import files, images
 from vqtok.data import arrays, foreign
 from vqtok.data.dataset import DataOptions, ImageFiles
 from vqtok.data.listing import Files, images_of, is_text
@@ -112,7 +112,8 @@ def tar_files(paths: Sequence[Path], name: str, root: Path | None = None) -> Fil
         members += [(path, member) for member in found]
         if error is not None:
             broken.append(error)
-            notes.append(f"{error}; {len(found):,} files before that are used.")
+            used = files.human_count(len(found), "file")
+            notes.append(f"{error}; used before that: {used}.")
     if broken and not members:
         raise broken[0]
     notes += filter(None, [recognizer.note()])

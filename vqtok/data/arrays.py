@@ -19,7 +19,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from vqtok import images
-from vqtok.data.classes import Classes, of_integers
+from vqtok.data.classes import Classes, of_integers, of_values
 from vqtok.data.dataset import ArrayData, DataOptions
 from vqtok.data.place import Place
 from vqtok.data.splits import Split
@@ -369,10 +369,8 @@ def _read_array(
     available: int,
     images: bool,
 ) -> np.ndarray:
-    if not images and dtype.kind not in "iu" and dtype != np.bool_:
-        raise InputError(
-            f"{path}: the labels are {dtype}, not whole numbers", "store labels as integers from 0"
-        )
+    if not images and dtype.kind not in "biufUS":
+        raise InputError(f"{path}: the labels are {dtype}", "store them as integers or as text")
     flat = read_pixels(file, path, (math.prod(shape) * dtype.itemsize,), available)
     array = flat if dtype == np.bool_ else flat.view(dtype)
     return array.reshape(shape, order="F" if fortran else "C")
@@ -432,8 +430,8 @@ def with_targets(
 ) -> ArrayData:
     """Joins images and labels, whose classes are the values that occur.
 
-    Labels (N,), (N, 1) or one-hot; several for an image are left out, with a line that says so.
-    InputError where their number is another.
+    Labels (N,), (N, 1) or one-hot, numbers or text; -1 is none. Several for an image are left out,
+    with a line that says so. InputError where their number is another, or one is a fraction.
     """
     data = ArrayData(name, pixels, notes=notes, split=split)
     if targets is None:
@@ -446,19 +444,40 @@ def with_targets(
         )
     if targets.size != len(pixels):
         flat = targets.reshape(len(pixels), -1)
-        if not (((flat == 0) | (flat == 1)).all() and (flat.sum(1) == 1).all()):
+        if targets.dtype.kind in "US" or not (
+            ((flat == 0) | (flat == 1)).all() and (flat.sum(1) == 1).all()
+        ):
             several = f"no labels: {path.name} has {flat.shape[1]} for each image, not one."
             return data.relabelled(Classes(note=several))
         targets = flat.argmax(1)
-    values = np.asarray(targets).reshape(-1)
-    low = int(values.min())
-    if low < 0:
-        raise InputError(
-            f"{path} has labels from {low} to {int(values.max())}", "number the labels from 0"
-        )
-    classes = of_integers(values)
+    classes = _classes_of(path, np.asarray(targets).reshape(-1))
     if len(classes.labels) > _CLASSES_MAX:
         classes = Classes(
             note=f"no labels: {path.name} has {len(classes.labels):,} different ones."
         )
     return data.relabelled(classes)
+
+
+def _classes_of(path: Path, values: np.ndarray) -> Classes:
+    """Returns the classes of labels (N,)."""
+    if values.dtype.kind in "US":
+        texts = values.tolist()
+        return of_values(
+            [t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts]
+        )
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all() or (values != np.rint(values)).any():
+            raise InputError(
+                f"{path}: the labels are not whole numbers", "store them as integers or as text"
+            )
+        values = values.astype(np.int64)
+    if int(values.min()) != -1:
+        return of_integers(values)
+    some = values != -1
+    if not some.any():
+        return Classes(note=f"no labels: all of {path.name} are -1.")
+    found, targets = of_integers(values[some]), np.full(len(values), -1, np.int64)
+    targets[some] = found.targets
+    missing = len(values) - int(some.sum())
+    note = f"{missing:,} of {len(values):,} images have the label -1, which counts as none."
+    return Classes(found.labels, targets, note)

@@ -199,7 +199,7 @@ def _read_table(text: str) -> dict[str, str] | list[str]:
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError("it is empty")
-    mark = next((mark for mark in (",", "\t") if mark in lines[0]), None)
+    mark = next((mark for mark in (",", "\t", ";") if mark in lines[0]), None)
     if mark is None:
         pairs = [line.rsplit(None, 1) for line in lines]
         if all(len(pair) == 2 for pair in pairs):
@@ -216,7 +216,12 @@ def _read_table(text: str) -> dict[str, str] | list[str]:
     short = next((row for row in body if len(row) <= max(at, to)), None)
     if short is not None:
         raise ValueError(f"a line is {mark.join(short)[:60]!r}")
-    return {row[at].strip(): row[to].strip() for row in body}
+    found = dict[str, str]()
+    for row in body:
+        image, value = row[at].strip(), row[to].strip()
+        if found.setdefault(image, value) != value:
+            raise ValueError(f"{image[:60]!r} has the labels {found[image][:40]} and {value[:40]}")
+    return found
 
 
 def from_file(path: Path, names: Sequence[str]) -> Classes:

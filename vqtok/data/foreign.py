@@ -95,6 +95,18 @@ def refuse_folder(folder: Path, names: Sequence[str]) -> InputError | None:
     return None if kind is None else _refusal(folder, kind)
 
 
+def refuse_words(words: Sequence[str]) -> InputError | None:
+    """Returns what to say of folders, given as a user does, where one is in another format."""
+    for folder in map(Path, words):
+        try:
+            names = sorted(path.name for path in folder.iterdir())
+        except OSError:  # no folder, or one that cannot be read
+            continue
+        if refused := refuse_folder(folder, names):
+            return refused
+    return None
+
+
 def refuse_compressed(folder: Path, packed: Sequence[str]) -> InputError:
     return InputError(
         f"{folder} holds {len(packed)} compressed tars, such as {packed[0]}; images in them "

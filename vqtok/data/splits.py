@@ -208,8 +208,15 @@ def pattern_kinds(
 ) -> list[Split | None]:
     """Applies the user's patterns to each name: the first that matches counts.
 
-    What none matches is for the split that no pattern is given for.
+    What none matches is for the split that no pattern is given for. Raises UsageError where a
+    pattern matches nothing: images set aside would be trained on.
     """
+    for _, pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            raise UsageError(
+                f"the split pattern {pattern!r} matches no image",
+                f"write it like the names of images, or of their folders: {names[0]}",
+            )
     given = {split for split, _ in patterns}
     other: Split | None = None if len(given) != 1 else "test" if "train" in given else "train"
     found: list[Split | None] = []
