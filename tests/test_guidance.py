@@ -74,7 +74,9 @@ def test_each_level_has_its_temperature_and_top_p():
     assert torch.equal(nearly, mixed)
 
 
-@pytest.mark.parametrize("options", [{"temperature": [1, 1, 1]}, {"top_p": []}, {"guidance": -1}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": [1, 1, 1]}, {"top_p": []}, {"guidance": -1}, {"guidance": 1e9}]
+)
 def test_what_cannot_be_drawn(options: dict):
     with pytest.raises(UsageError):
         sample_grids(tiny(2), 1, (2, 2), labels=0, **options)

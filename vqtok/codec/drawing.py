@@ -14,6 +14,7 @@ from vqtok.codec import inputs
 from vqtok.errors import FormatError, UsageError
 from vqtok.priors import Prior
 from vqtok.priors.base import leaning
+from vqtok.sampling.guidance import GUIDANCE_MAX
 from vqtok.sampling.sample import by_level, sample_grids
 
 CANDIDATES_MAX = 1000
@@ -62,7 +63,7 @@ class DrawDefaults:
             listed = values if isinstance(values, list) else [values]
             if not 1 <= len(listed) <= levels or not all(_within(x, low, high) for x in listed):
                 raise _damaged(origin)
-        if not _within(chosen.guidance, 0.0, 100.0) or not _within(
+        if not _within(chosen.guidance, 0.0, GUIDANCE_MAX) or not _within(
             chosen.palette, 0.0, PALETTE_MAX
         ):
             raise _damaged(origin)

@@ -252,15 +252,13 @@ class Model:
         which takes many times as long (see `codec.effort`). `goal` says which image is near: by
         squared error and local contrast (looks), or by squared error alone (psnr). Of images deeper
         than 8 bits `value_range` becomes 0 to 255: by default the model's own `range`, else what
-        `images.to_8_bits` chooses.
+        `images.to_8_bits` chooses, with a warning where they use little of that.
         Raises InputError, UsageError.
         """
         if isinstance(image, Tensor):
             batch = inputs.checked_images(image, self.config.channels)
             return self._encode_all(batch, levels, effort, goal).to(image.device)
-        found = images.from_any(image, self.config.channels, background, value_range or self.range)
-        codes = self.encode_batch([found.pixels], levels, effort=effort, goal=goal)
-        return replace(codes, range=found.range)
+        return self.encode_batch([image], levels, background, effort, goal, value_range)
 
     def encode_batch(
         self,
@@ -269,16 +267,21 @@ class Model:
         background: images.Color = images.WHITE,
         effort: int = 0,
         goal: str = "looks",
+        value_range: images.Range | None = None,
     ) -> Codes:
         """Encodes images whose sizes fill the same grid; UsageError where they do not.
 
         Each is of a kind that `encode` takes, or all are tensors (C, H, W); an array
-        (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Options are as in `encode`.
+        (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Options are as in `encode`; a
+        warning tells where images deeper than 8 bits use little of the range, or each its own.
         Raises InputError, UsageError.
         """
-        batch = inputs.as_batch(images, self.config.channels, background, self.range)
+        batch, one_range = inputs.as_batch(
+            images, self.config.channels, background, value_range or self.range
+        )
         sizes = tuple(inputs.size_of(image) for image in batch)
-        return self.codes(self._encode_all(batch, levels, effort, goal), sizes)
+        codes = self.codes(self._encode_all(batch, levels, effort, goal), sizes)
+        return replace(codes, range=one_range)
 
     def _encode_all(
         self, batch: inputs.Batch, levels: int | None, effort: int, goal: str
@@ -723,7 +726,7 @@ class Model:
         if label is None:
             return torch.arange(n) % len(self.labels) if self.labels else None
         text = str(label)
-        number = _label_number(text, self.labels)
+        number = _label_number(text, self.labels)  # UsageError where several could be meant
         if not 0 <= number < len(self.labels):
             none = f"the model {self.name} has no labels: leave it out"
             more = ", ..." if len(self.labels) > 40 else ""
@@ -745,16 +748,10 @@ class Model:
 
     def _check(self, codes: Codes | Compact) -> None:
         if codes.fingerprint != self.fingerprint:
-            same = codes.model == self.name
-            again = "the model was trained again since"
             raise ModelError(
                 f"the codes were made with model {codes.model} ({codes.fingerprint}), "
                 f"but this is {self.name} ({self.fingerprint})",
-                f"decode them with the model of that fingerprint; {again}"
-                if same
-                else f"decode them with vqtok.load({codes.model!r})",
-                "leave --model out to look for it; "
-                + (again if same else f"or give --model {shlex.quote(codes.model)}"),
+                *self._other_model(codes.model),
             )
         mine = (self.config.codebook_size, self.config.downsample, self.config.channels)
         theirs = (codes.codebook_size, codes.downsample, codes.channels)
@@ -763,6 +760,30 @@ class Model:
                 f"the codes do not fit the model {self.name}",
                 "the codes file is damaged: make it again",
             )
+
+    def _other_model(self, name: str) -> tuple[str, str]:
+        """Returns how to get at the model that codes name, in Python and in a command."""
+        if name == self.name:
+            again = "the model was trained again since"
+            return (
+                f"decode them with the model of that fingerprint; {again}",
+                f"leave --model out to look for it; {again}",
+            )
+        if any(name == model.name for model in model_registry.list_models()):
+            return (
+                f"decode them with vqtok.load({name!r})",
+                f"leave --model out to look for it; or give --model {shlex.quote(name)}",
+            )
+        # that name alone would find nothing
+        return (
+            f"decode them with vqtok.load(the path of {name}'s folder)",
+            f"leave --model out to look for it; or give the path of {name}'s folder with --model",
+        )
+
+    @property
+    def works_in_parts(self) -> bool:
+        """Whether the network sees a part of an image at a time, in bounded memory."""
+        return bool(self._family.STREAMABLE)
 
     @property
     def pixels_at_once(self) -> int:
@@ -785,10 +806,19 @@ class Model:
 def _label_number(text: str, labels: Sequence[str]) -> int:
     """Returns the number of the class called `text`, or that number itself; -1 for neither.
 
-    Where all names are numbers, a number is a name: of the classes 1 to 12, 0 is none.
+    Capitals count only where two names differ by nothing else: UsageError where neither is written
+    as given. Where all names are numbers, a number is a name: of the classes 1 to 12, 0 is none.
     """
     if text in labels:
         return labels.index(text)
+    alike = [i for i, name in enumerate(labels) if name.casefold() == text.casefold()]
+    if len(alike) > 1:
+        raise UsageError(
+            f"several labels are {text!r} but for capitals",
+            f"choose one of {', '.join(labels[i] for i in alike)}",
+        )
+    if alike:
+        return alike[0]
     if not text.isdecimal():
         return -1
     if labels and all(name.isdecimal() for name in labels):

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from vqtok.config.registry import SAMPLERS
 from vqtok.errors import UsageError
-from vqtok.priors.base import Prior, one_thread
+from vqtok.integer_prior import blas
+from vqtok.priors.base import Prior
 from vqtok.sampling.base import Draws, ParallelSampler, Sampler
-from vqtok.sampling.guidance import GuidedCursor
+from vqtok.sampling.guidance import GUIDANCE_MAX, GuidedCursor
+from vqtok.threads import one_thread
 
 FEW_GRIDS = 64
 ORDER_SEED = 2**61  # away from the seed of the indices: no candidate or chunk has it
@@ -84,7 +86,13 @@ def sample_grids(
     rows = prior.label_rows(_check_labels(labels, n, len(prior.config.labels)), n, device)
     done = itertools.count(1)
     tick = (lambda: None) if progress is None else (lambda: progress(next(done), L * h))
-    with torch.inference_mode(), _full_precision(device), one_thread(n < FEW_GRIDS):
+    few = n < FEW_GRIDS
+    with (
+        torch.inference_mode(),
+        _full_precision(device),
+        one_thread(few),
+        blas.one_thread() if few else nullcontext(),
+    ):
         indices = known.clamp(min=0).to(device)
         make = SAMPLERS[prior.config.architecture].load()
         if guided and rows is not None:
@@ -154,9 +162,10 @@ def by_level(value: _Value | Sequence[_Value], levels: int) -> list[_Value]:
 
 def _is_guided(guidance: float, labels: object) -> bool:
     """Whether there is anything to guide: a label, and a weight that is not 1."""
-    if not 0 <= guidance < math.inf:
+    if not 0 <= guidance <= GUIDANCE_MAX:  # nan neither
         raise UsageError(
-            f"guidance is {guidance}", "choose 1 (none) or more, such as 1.5; 0 forgets the label"
+            f"guidance is {guidance:g}, and must be 0 to {GUIDANCE_MAX:g}",
+            "choose 1 (none) or more, such as 1.5; 0 forgets the label",
         )
     return guidance != 1 and labels is not None
 
