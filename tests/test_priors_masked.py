@@ -10,6 +10,7 @@ import pytest
 import torch
 from cli_helpers import ok, save
 from conftest import image
+from test_complete import drawn
 from torch import Tensor
 
 import vqtok
@@ -224,10 +225,10 @@ def test_as_typed(tmp_path: Path):
     assert model.labels == ("0", "1")
     save("a.png", image(16, 16))
     ok("sample", "--model", "./m", "-n", "3", "--guidance", "2", "-o", "s.npz")
-    found = vqtok.codes.read_any_codes(Path("s.npz")).indices
+    found = drawn("s.npz")
     assert np.array_equal(found, model.sample_codes(3, guidance=2.0).indices)
     ok("sample", "--model", "./m", "--complete", "a.png", "--hole", "0,0,8,8", "-o", "c.npz")
-    given, done = model.encode(image(16, 16)), vqtok.codes.read_any_codes(Path("c.npz")).indices
+    given, done = model.encode(image(16, 16)), drawn("c.npz")
     same = done == given.indices
     assert same[:, :, 2:].all()
     assert same[:, :, :, 2:].all()
