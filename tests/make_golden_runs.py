@@ -78,6 +78,7 @@ PRIORS: dict[str, dict[str, object]] = {
     "pixelrnn": {"prior.architecture": "pixelrnn"},
     "transformer": {"prior.architecture": "transformer", "prior.width": 8, "prior.heads": 2},
     "fvsbn": {"prior.architecture": "fvsbn", "data.prior_size": 8},
+    "masked": {"prior.architecture": "masked", "prior.width": 8, "prior.heads": 2},
     "logistic": {"prior.output": "logistic", "prior.mixtures": 2, "prior.kernel": 5},
 }
 DATA = "/data/golden.npz"  # what run.json says in place of a path of this machine

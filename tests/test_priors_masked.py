@@ -1,11 +1,19 @@
 """The masked prior: what it sees, how it learns, the schedule and the choice of its sampler."""
 
+import json
 import math
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from cli_helpers import ok, save
+from conftest import image
+from test_complete import drawn
 from torch import Tensor
 
+import vqtok
 from vqtok.codec.drawing import complete_grids
 from vqtok.config import PriorConfig
 from vqtok.priors import MaskedTransformer
@@ -13,6 +21,7 @@ from vqtok.priors.masked import draw_masks
 from vqtok.sampling import masked, sample_grids
 
 K, H, W = 7, 4, 6
+GOLDEN = Path(__file__).parent / "golden" / "format1"
 
 
 def made(levels: int = 1) -> MaskedTransformer:
@@ -198,3 +207,33 @@ def test_guidance_mixes_the_logits_of_both(weight: float):
         guidance=weight,
     )
     assert torch.equal(drawn[:, 0, 1, 2], (u + weight * (c - u)).argmax(1))
+
+
+def test_as_typed(tmp_path: Path):
+    """Trained, saved, sampled and completed like every other prior; `eval` gives it no bits."""
+    pixels = np.stack([image(16, 16, seed=i) for i in range(16)])
+    np.savez("data.npz", x_train=pixels, y_train=np.arange(16) % 2)
+    Path("m").mkdir()
+    shutil.copy(GOLDEN / "run" / "tokenizer.safetensors", "m")
+    words = ["prior.width=8", "prior.heads=2", "prior.layers=1", "data.prior_size=16"]
+    words += ["prior_training.batch=4", "data.validation=0.25", "prior_training.warmup=1"]
+    settings = [word for setting in words for word in ("--set", setting)]
+    line = ("--stage", "prior", "--prior", "masked", "--prior-steps", "3", *settings)
+    ok("train", "data.npz", "-o", "m", *line)
+    model = vqtok.load("./m")
+    assert isinstance(model.prior, MaskedTransformer)
+    assert model.labels == ("0", "1")
+    save("a.png", image(16, 16))
+    ok("sample", "--model", "./m", "-n", "3", "--guidance", "2", "-o", "s.npz")
+    found = drawn("s.npz")
+    assert np.array_equal(found, model.sample_codes(3, guidance=2.0).indices)
+    ok("sample", "--model", "./m", "--complete", "a.png", "--hole", "0,0,8,8", "-o", "c.npz")
+    given, done = model.encode(image(16, 16)), drawn("c.npz")
+    same = done == given.indices
+    assert same[:, :, 2:].all()
+    assert same[:, :, :, 2:].all()
+    # it sees what is kept: one candidate, unless more are asked for
+    wanted = model.complete(given, n=16, hole=(0, 0, 8, 8), candidates=1)
+    assert np.array_equal(done, wanted.indices)
+    measured = json.loads(ok("eval", "data.npz", "--model", "./m", "--json").stdout)
+    assert measured["bpp_coded"] is None

@@ -73,7 +73,8 @@ class MaskedTransformer(Prior):
         if masked is not None:
             embedded = self.embedding(offset(indices, self.config.codebook_size))
             own = torch.where(masked[..., None], own, embedded)
-        x = own.flatten(2, 3) + self.place(places(h, w, indices.device))  # (B, L, h*w, C)
+        where = places(h, w, indices.device).to(self.place.weight.dtype)
+        x = own.flatten(2, 3) + self.place(where)  # (B, L, h*w, C)
         rows = self.label_rows(labels, B, indices.device)
         if self.label is not None and rows is not None:
             x = x + self.label(rows)[:, None, None]

@@ -134,7 +134,7 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor, causal: bool = True) -> Ten
     """Computes (N, T, heads, D) of queries, keys and values (N, T, 3, heads, D), without a mask
     tensor or dropout, for the flash kernel.
     """
-    short = qkv.device.type == "cpu" and qkv.shape[1] <= SHORT
+    short = qkv.device.type == "cpu" and qkv.shape[1] <= SHORT and qkv.dtype != torch.float64
     with torch.autocast("cpu", enabled=False) if short else nullcontext():
         # (N, heads, T, D), views
         q, k, v = rotate(qkv.float() if short else qkv, cos, sin).transpose(1, 3).unbind(2)
