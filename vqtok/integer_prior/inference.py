@@ -110,6 +110,10 @@ class ContextSums:
         added += embeddings.take(level * K + indices, axis=0)
         known[centers + self.B * self.grid] = added
 
+    def seen(self, step: np.ndarray) -> np.ndarray:
+        """Returns what the network sees at places (1 + axes, n), sorted by level, of each grid."""
+        return self.inputs(self.centers(_Rows.of(step, self.B)))
+
     def inputs(self, centers: np.ndarray) -> np.ndarray:
         """Returns what the network sees at each position, (n, positions * E)."""
         return self.rows.take(centers[:, None] + self.offsets, axis=0).reshape(len(centers), -1)
@@ -242,12 +246,28 @@ class IntegerInference:
         # that difference is not exact it is far past the last power.
         top = np.floor(logits.max(1, keepdims=True))
         top += 1 - self.fine
-        drop = np.empty(
-            logits.shape, np.int32
-        )  # `take` makes intp of it, faster
+        drop = np.empty(logits.shape, np.int32)  # `take` makes intp of it, faster
         np.subtract(top, logits, out=drop, casting="unsafe")
         weights = self.powers.take(drop, out=logits, mode="clip")
         return Frequencies(weights.reshape(len(logits), BLOCK, -1), self.config.codebook_size)
+
+    def context(self, indices: np.ndarray) -> ContextSums:
+        """Returns what is known of grids (B, l, h, w) whose indices are all known."""
+        sums = ContextSums(self, len(indices), indices.shape[1], indices.shape[2:])
+        sums.fill(indices)
+        return sums
+
+    def costs(self, inputs: np.ndarray, level: int) -> np.ndarray:
+        """Computes the bits of each index at places of one level: float32 (n, K) for inputs (n,
+        positions * E). In floats: near what `bits` computes, and not equal on every machine.
+        """
+        runs = [(level, len(inputs))]
+        with blas.one_thread():
+            logits = np.floor(self.logits(self.features(inputs, runs), runs))
+        logits = logits.reshape(len(logits), BLOCK, -1).swapaxes(1, 2).reshape(len(logits), -1)
+        bits = logits[:, : self.config.codebook_size].astype(np.float32) * -(2.0**-LOGIT_STEP)
+        bits -= bits.min(1, keepdims=True)
+        return bits + np.log2(np.exp2(-bits).sum(1, keepdims=True))
 
     def encode(self, indices: np.ndarray, carried: int = 0) -> list[bytes]:
         """Encodes grids (B, l, h, w) of the first l levels, a stream for each."""
@@ -278,9 +298,8 @@ class IntegerInference:
         """Returns first frequency and one past the last of each index of grids (B, l, h, w), in the
         order of positions (1 + axes, n): int64 (B, n, 2).
         """
-        B, levels, *sides = indices.shape
-        sums = ContextSums(self, B, levels, tuple(sides))
-        sums.fill(indices)
+        B = len(indices)
+        sums = self.context(indices)
         result = np.empty((B, order.shape[1], 2), np.int64)
         by_level = np.argsort(order[0], kind="stable")
         size = max(1, PLACES_AT_ONCE // B)
