@@ -181,10 +181,16 @@ class IntegerInference:
         inputs are (n, places * E), sorted by level; runs tell the levels.
         """
         level = np.array([number for number, _ in runs]).repeat([count for _, count in runs])
+        parts = self._parts(runs)
 
         def multiply(name: str, x: np.ndarray) -> np.ndarray:
             weight, bias = self.layers[name]
-            y = x @ weight[0] if len(weight) == 1 else self._multiply_by_level(x, weight, runs)
+            if len(parts) == 1:
+                y = x @ weight[parts[0][0]]
+            else:
+                y = np.empty((len(x), weight.shape[2]), self.dtype)
+                for matrix, part in parts:
+                    np.matmul(x[part], weight[matrix], out=y[part])
             y += bias.take(level, axis=0)
             return np.floor(y, out=y)
 
@@ -207,15 +213,16 @@ class IntegerInference:
         np.clip(inner, -WEIGHT_LIMIT, WEIGHT_LIMIT, out=inner)
         return result
 
-    def _multiply_by_level(self, x: np.ndarray, weight: np.ndarray, runs: Runs) -> np.ndarray:
-        """Multiplies rows by the matrix of their level; levels from the last matrix on share it."""
-        y = np.empty((len(x), weight.shape[2]), self.dtype)
-        last, start = len(weight) - 1, 0
+    def _parts(self, runs: Runs) -> list[tuple[int, slice]]:
+        """Lists the matrices of runs, each with its rows: the last one is that of all levels from
+        there on.
+        """
+        last, start, parts = self.config.matrices - 1, 0, []
         for matrix, same in groupby(runs, lambda run: min(run[0], last)):
-            part = slice(start, start + sum(count for _, count in same))
-            np.matmul(x[part], weight[matrix], out=y[part])
-            start = part.stop
-        return y
+            stop = start + sum(count for _, count in same)
+            parts.append((matrix, slice(start, stop)))
+            start = stop
+        return parts
 
     def logits(self, features: np.ndarray, runs: Runs) -> np.ndarray:
         """Computes logits (n, columns) in 2^-LOGIT_STEP bits, not yet rounded down: see
