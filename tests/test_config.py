@@ -78,7 +78,7 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     (
         PriorConfig,
         "architecture",
-        ("pixelcnn", "pixelrnn", "transformer", "fvsbn"),
+        ("pixelcnn", "pixelrnn", "transformer", "fvsbn", "masked"),
         ("", "PixelCNN"),
     ),
     (PriorConfig, "output", ("softmax", "logistic"), ("", "mixture")),
