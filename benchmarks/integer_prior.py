@@ -38,7 +38,7 @@ from vqtok.integer_prior.arithmetic import (
 )
 from vqtok.integer_prior.neighborhood import AROUND, CAUSAL, REACH
 from vqtok.priors import IntegerPrior
-from vqtok.priors.integer import grid_round
+from vqtok.priors.integer import IntegerBlock, grid_round
 
 SIDE, BATCH, ROWS = 20, 5, 512  # of a window, windows, rows of logits at a time
 SUM_LIMIT = 15.9e6  # of the first layer: below 2^24 with room for biases
@@ -147,7 +147,10 @@ def train_on(network: IntegerPrior, indices: Tensor, look: Any) -> np.ndarray:
     padded = [F.pad(each.bfloat16(), (0, 0, REACH, REACH, REACH, 1)) for each in sums]
     leaves = [each.detach().requires_grad_() for each in padded]
     found, inside = [], slice(REACH - 1, 1 - REACH)
-    shared = [network.first] + [part for b in network.blocks for part in (b.rise, b.fall)]
+    shared = [network.first]
+    for block in network.blocks:
+        assert isinstance(block, IntegerBlock)
+        shared += [block.rise, block.fall]
     for level in range(L):
         number = min(level, len(network.first.weight) - 1)
         layers = [(part.weight[number], part.bias[level]) for part in shared]
