@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--efforts", default="0,1,2,3,4,6,9")
     parser.add_argument("--goals", default="looks,psnr")
     parser.add_argument("--crop", type=int, default=0)
+    parser.add_argument("--compact", action="store_true", help="mind the bytes of compact files")
     parser.add_argument("--lpips", type=Path)
     given = parser.parse_args()
     model = vqtok.load(given.model)
@@ -37,7 +38,13 @@ def main() -> None:
         for goal in given.goals.split(",") if effort > 3 else ["-"]:
             begin = time.process_time()
             made = [
-                model.encode(p, levels=given.levels, effort=effort, goal=goal.replace("-", "looks"))
+                model.encode(
+                    p,
+                    levels=given.levels,
+                    effort=effort,
+                    goal=goal.replace("-", "looks"),
+                    compact=given.compact,
+                )
                 for p in pixels
             ]
             seconds = time.process_time() - begin

@@ -99,6 +99,47 @@ def test_effort_after_other_work(pixels: np.ndarray) -> None:
     model.encode(pixels[:32, :32], levels=1, effort=4)
 
 
+def test_costs_are_what_indices_take(photo: codec.Model, pixels: np.ndarray) -> None:
+    """All K of each place: those of the chosen are the bits of a stream, and all sum to 1."""
+    assert photo.entropy_coder is not None
+    prior = photo.entropy_coder.prior
+    indices = photo.encode(pixels, levels=2).indices.astype(np.int64)
+    h, w = indices.shape[2:]
+    step = np.concatenate([np.full((1, h * w), 1), np.indices((h, w)).reshape(2, -1)])
+    costs = prior.costs(prior.context(indices).seen(step), 1)
+    np.testing.assert_allclose(np.exp2(-costs).sum(1), 1, atol=1e-4)
+    chosen = np.take_along_axis(costs, indices[0, 1].reshape(-1, 1), 1)[:, 0]
+    np.testing.assert_allclose(chosen, prior.bits(indices)[0, 1].ravel(), atol=0.1)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_compact_file_takes_fewer_bytes_at_the_same_error(
+    photo: codec.Model, pixels: np.ndarray, levels: int
+) -> None:
+    assert photo.entropy_coder is not None
+    plain = photo.encode(pixels, levels=levels)
+    found = photo.encode(pixels, levels=levels, effort=2, compact=True)
+    bits = [photo.entropy_coder.prior.bits(each.indices).sum() for each in (plain, found)]
+    assert bits[1] < 0.97 * bits[0]
+    assert error(photo, found, pixels) < 1.1 * error(photo, plain, pixels)
+
+
+def test_windows_are_priced_as_a_whole_is(photo: codec.Model) -> None:
+    """A window's places see those around it; the first pass of the first window knows no other."""
+    assert photo.entropy_coder is not None
+    torch.manual_seed(0)
+    z = photo.encoder(torch.rand(2, 3, 64, 80) * 2 - 1).detach()
+    search = CodeSearch(photo.quantizer, 2, Effort(2, 0), "looks", photo.entropy_coder.prior)
+    assert search.priced is not None
+    known = search.nearest(z)
+    whole, _ = search.priced.choose(z, known, (slice(0, 4), slice(0, 5)), 0.1)
+    part, bits = search.priced.choose(z[:, :, 1:3, 2:5], known, (slice(1, 3), slice(2, 5)), 0.1)
+    assert torch.equal(part, whole[:, :, 1:3, 2:5])
+    alone, _ = search.priced.choose(z[1:], known[1:], (slice(0, 4), slice(0, 5)), 0.1)
+    assert torch.equal(alone, whole[1:])
+    assert bits.shape == (2,)
+
+
 def test_wrong_efforts_and_goals(photo: codec.Model, pixels: np.ndarray) -> None:
     for effort, goal in ((len(EFFORTS), "looks"), (-1, "looks"), (0, "bytes")):
         with pytest.raises(UsageError):
@@ -106,6 +147,16 @@ def test_wrong_efforts_and_goals(photo: codec.Model, pixels: np.ndarray) -> None
 
 
 # The command
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_command_minds_the_bytes_of_compact_files(
+    photo: codec.Model, pixels: np.ndarray
+) -> None:
+    run("encode", "a.png", "--effort", "1", "--levels", "2", "--compact")
+    expected = photo.encode(pixels, levels=2, effort=1, compact=True)
+    assert np.array_equal(read_codes("a.npz").indices, expected.indices)
+    assert not np.array_equal(expected.indices, photo.encode(pixels, levels=2, effort=1).indices)
 
 
 @pytest.fixture

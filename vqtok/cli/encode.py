@@ -103,6 +103,7 @@ def encode(
     color = images.parse_color(background)
     wanted = rate.parse(written.levels, written.bpp, written.max_bytes)
     search = quality.parse(written.effort, written.goal, written.target, written.lpips, wanted)
+    search = replace(search, compact=written.compact)
     if written.target is not None and crops.copies > 1:
         raise UsageError(
             "--target does not go with several crops of an image", "leave one of them out"

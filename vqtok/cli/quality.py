@@ -55,6 +55,7 @@ class Quality:
     measure: "Callable[[np.ndarray, np.ndarray], float] | None" = None
     least: float = 0.0  # of the measure; negative for LPIPS, of which less is better
     target: str = ""  # as typed
+    compact: bool = False  # the file will be: the search minds its bytes
 
     def encode(
         self, model: "Model", images: "list[np.ndarray]", target: "RateTarget"
@@ -68,18 +69,23 @@ class Quality:
             return model.encode_batch(images), ""
         if self.measure is None:
             levels = target.levels if self.effort else None
-            return model.encode_batch(images, levels, effort=self.effort, goal=self.goal), ""
+            return self._search(model, images, levels), ""
         codes = model.encode_batch(images)
         for count in range(1, model.config.levels + 1):
             if self.effort:
-                codes = model.encode_batch(images, count, effort=self.effort, goal=self.goal)
+                codes = self._search(model, images, count)
             if self._reached(model, images[0], codes.first_levels(count)):
                 return codes.first_levels(count), ""
         return codes, f"all {model.config.levels} levels do not reach {self.target}"
 
     def again(self, model: "Model", images: "list[np.ndarray]", codes: "Codes") -> "Codes":
         """Searches for codes of just the levels that a rate has left."""
-        return model.encode_batch(images, codes.levels, effort=self.effort, goal=self.goal)
+        return self._search(model, images, codes.levels)
+
+    def _search(self, model: "Model", images: "list[np.ndarray]", levels: int | None) -> "Codes":
+        return model.encode_batch(
+            images, levels, effort=self.effort, goal=self.goal, compact=self.compact
+        )
 
     def _reached(self, model: "Model", image: "np.ndarray", codes: "Codes") -> bool:
         assert self.measure is not None

@@ -15,20 +15,27 @@ in both.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vqtok import ticks
+from vqtok.codec.rate_aware import PricedChoice
 from vqtok.errors import UsageError
 from vqtok.quantizers import Quantizer
+
+if TYPE_CHECKING:
+    from vqtok.integer_prior import IntegerInference
 
 ROWS = 4096  # vectors that a beam is searched for at once
 WINDOW, CONTEXT = 32, 6  # cells: of a window that is searched at once, and around it
 SEEN = 2  # cells around a window whose pixels its codes answer for, too
 GOALS = {"looks": 0.75, "psnr": 0.0}  # weight of the error of contrast beside the squared error
 PATCH = 5  # pixels: side of the surroundings whose deviation is a pixel's contrast
+PRICES = {"looks": 1.0, "psnr": 1.0}  # of bits in a compact file: see `PricedChoice`
+PASSES = 2  # of choosing by price, before any gradient descent
 RATE = 0.05  # first step of gradient descent, in standard deviations of the vectors
 
 
@@ -115,14 +122,26 @@ class CodeSearch:
     """Searches indices for vectors with more effort than the quantizer."""
 
     def __init__(
-        self, quantizer: Quantizer, levels: int, effort: Effort, goal: str = "looks"
+        self,
+        quantizer: Quantizer,
+        levels: int,
+        effort: Effort,
+        goal: str = "looks",
+        prior: "IntegerInference | None" = None,
     ) -> None:
-        """Searches the first `levels` levels. A beam is of use only to a sum of codebooks."""
+        """Searches the first `levels` levels. A beam is of use only to a sum of codebooks.
+
+        With the prior of compact files, indices are chosen by the bits that they take in one, too.
+        """
         self.quantizer, self.levels, self.effort = quantizer, levels, effort
         self.contrast = GOALS[goal]
         self.codebooks = (
             quantizer.codebooks()[:levels].float() if effort.width > 1 and levels > 1 else None
         )
+        self.priced: PricedChoice | None = None
+        if prior is not None and quantizer.levels > 1:
+            books = quantizer.codebooks()[:levels].float()
+            self.priced = PricedChoice(prior, books, PRICES[goal])
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
@@ -142,15 +161,32 @@ class CodeSearch:
         for a network that sees all of it.
         """
         indices = self.nearest(z)
-        if not self.effort.steps:
+        if not self.effort.steps and self.priced is None:
             return indices
         scale = float(z.std()) or 1.0
         side = max(z.shape[2:]) if whole else WINDOW
         windows = list(_windows(z.shape[2], z.shape[3], side))
+        if self.priced is not None:
+            self.price = self.priced.price(z, indices)
+            for window in windows * PASSES:
+                part = z[:, :, *window.cells]
+                indices[:, :, *window.cells] = self._choose(window, part, indices)[0]
+        if not self.effort.steps:
+            return indices
         for done, window in enumerate(windows, 1):
             self._improve(window, indices, z, images, decode, scale)
             ticks.tell(done, len(windows))
         return indices
+
+    def _choose(self, window: "_Window", z: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns indices for vectors z of a window's cells, and what their bits count beside the
+        relative error, (n,).
+        """
+        if self.priced is None:
+            return self.nearest(z), z.new_zeros(len(z))
+        known = indices[:, :, *window.around]
+        found, bits = self.priced.choose(z, known, window.inside, self.price)
+        return found, bits * (self.priced.value / math.prod(z.shape[2:]))
 
     def _improve(
         self,
@@ -173,7 +209,7 @@ class CodeSearch:
         best = torch.full((len(z),), math.inf, device=z.device)
         first: list[Tensor] = []  # the errors to begin with, each (n,)
         for step in range(self.effort.steps + 1):
-            found = self.nearest(vectors.detach())
+            found, bits = self._choose(window, vectors.detach(), indices)
             quantized = self.quantizer.lookup(found)
             with torch.enable_grad():
                 put = context.clone()
@@ -187,6 +223,7 @@ class CodeSearch:
                 loss = errors[0] / first[0]  # (n,)
                 if self.contrast:
                     loss = loss + self.contrast * errors[1] / first[1]
+                loss = loss + bits
                 (vectors.grad,) = torch.autograd.grad(loss.sum(), [vectors])
             better = loss.detach() < best
             best = torch.where(better, loss.detach(), best)

@@ -218,6 +218,7 @@ class Model:
         effort: int = 0,
         goal: str = "looks",
         value_range: images.Range | None = None,
+        compact: bool = False,
     ) -> Tensor: ...
 
     @overload
@@ -229,6 +230,7 @@ class Model:
         effort: int = 0,
         goal: str = "looks",
         value_range: images.Range | None = None,
+        compact: bool = False,
     ) -> Codes: ...
 
     def encode(
@@ -239,6 +241,7 @@ class Model:
         effort: int = 0,
         goal: str = "looks",
         value_range: images.Range | None = None,
+        compact: bool = False,
     ) -> Codes | Tensor:
         """Encodes one image to Codes, or a batch of tensors to a tensor of indices.
 
@@ -252,15 +255,16 @@ class Model:
         `levels` keeps the first few only. With an `effort` of 1 to 9, the codes are searched for,
         so that these levels together decode to a nearer image: from 4 on through the decoder,
         which takes many times as long (see `codec.effort`). `goal` says which image is near: by
-        squared error and local contrast (looks), or by squared error alone (psnr). Of images deeper
+        squared error and local contrast (looks), or by squared error alone (psnr). With `compact`
+        the search also prefers indices that take few bits in a compact file. Of images deeper
         than 8 bits `value_range` becomes 0 to 255: by default the model's own `range`, else what
         `images.to_8_bits` chooses, with a warning where they use little of that.
         Raises InputError, UsageError.
         """
         if isinstance(image, Tensor):
             batch = inputs.checked_images(image, self.config.channels)
-            return self._encode_all(batch, levels, effort, goal).to(image.device)
-        return self.encode_batch([image], levels, background, effort, goal, value_range)
+            return self._encode_all(batch, levels, effort, goal, compact).to(image.device)
+        return self.encode_batch([image], levels, background, effort, goal, value_range, compact)
 
     def encode_batch(
         self,
@@ -270,6 +274,7 @@ class Model:
         effort: int = 0,
         goal: str = "looks",
         value_range: images.Range | None = None,
+        compact: bool = False,
     ) -> Codes:
         """Encodes images whose sizes fill the same grid; UsageError where they do not.
 
@@ -282,11 +287,11 @@ class Model:
             images, self.config.channels, background, value_range or self.range
         )
         sizes = tuple(inputs.size_of(image) for image in batch)
-        codes = self.codes(self._encode_all(batch, levels, effort, goal), sizes)
+        codes = self.codes(self._encode_all(batch, levels, effort, goal, compact), sizes)
         return replace(codes, range=one_range)
 
     def _encode_all(
-        self, batch: inputs.Batch, levels: int | None, effort: int, goal: str
+        self, batch: inputs.Batch, levels: int | None, effort: int, goal: str, compact: bool
     ) -> Tensor:
         """Encodes images that `_batch` gave to indices int64 (n, L, h, w), on the device of a
         tensor.
@@ -310,7 +315,9 @@ class Model:
             if wanted is None or self.config.is_pixels:
                 self._encode(batch[i : i + group], indices[i : i + group])
             else:
-                search = CodeSearch(self.quantizer, count, wanted, goal)
+                coder = self.entropy_coder if compact else None
+                prior = None if coder is None else coder.prior
+                search = CodeSearch(self.quantizer, count, wanted, goal, prior)
                 self._search(batch[i : i + group], indices[i : i + group], search)
         return indices
 

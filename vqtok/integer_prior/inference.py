@@ -110,6 +110,10 @@ class ContextSums:
         added += embeddings.take(level * K + indices, axis=0)
         known[centers + self.B * self.grid] = added
 
+    def seen(self, step: np.ndarray) -> np.ndarray:
+        """Returns what the network sees at places (1 + axes, n), sorted by level, of each grid."""
+        return self.inputs(self.centers(_Rows.of(step, self.B)))
+
     def inputs(self, centers: np.ndarray) -> np.ndarray:
         """Returns what the network sees at each position, (n, positions * E)."""
         return self.rows.take(centers[:, None] + self.offsets, axis=0).reshape(len(centers), -1)
@@ -177,10 +181,16 @@ class IntegerInference:
         inputs are (n, places * E), sorted by level; runs tell the levels.
         """
         level = np.array([number for number, _ in runs]).repeat([count for _, count in runs])
+        parts = self._parts(runs)
 
         def multiply(name: str, x: np.ndarray) -> np.ndarray:
             weight, bias = self.layers[name]
-            y = x @ weight[0] if len(weight) == 1 else self._multiply_by_level(x, weight, runs)
+            if len(parts) == 1:
+                y = x @ weight[parts[0][0]]
+            else:
+                y = np.empty((len(x), weight.shape[2]), self.dtype)
+                for matrix, part in parts:
+                    np.matmul(x[part], weight[matrix], out=y[part])
             y += bias.take(level, axis=0)
             return np.floor(y, out=y)
 
@@ -203,15 +213,16 @@ class IntegerInference:
         np.clip(inner, -WEIGHT_LIMIT, WEIGHT_LIMIT, out=inner)
         return result
 
-    def _multiply_by_level(self, x: np.ndarray, weight: np.ndarray, runs: Runs) -> np.ndarray:
-        """Multiplies rows by the matrix of their level; levels from the last matrix on share it."""
-        y = np.empty((len(x), weight.shape[2]), self.dtype)
-        last, start = len(weight) - 1, 0
+    def _parts(self, runs: Runs) -> list[tuple[int, slice]]:
+        """Lists the matrices of runs, each with its rows: the last one is that of all levels from
+        there on.
+        """
+        last, start, parts = self.config.matrices - 1, 0, []
         for matrix, same in groupby(runs, lambda run: min(run[0], last)):
-            part = slice(start, start + sum(count for _, count in same))
-            np.matmul(x[part], weight[matrix], out=y[part])
-            start = part.stop
-        return y
+            stop = start + sum(count for _, count in same)
+            parts.append((matrix, slice(start, stop)))
+            start = stop
+        return parts
 
     def logits(self, features: np.ndarray, runs: Runs) -> np.ndarray:
         """Computes logits (n, columns) in 2^-LOGIT_STEP bits, not yet rounded down: see
@@ -247,6 +258,24 @@ class IntegerInference:
         weights = self.powers.take(drop, out=logits, mode="clip")
         return Frequencies(weights.reshape(len(logits), BLOCK, -1), self.config.codebook_size)
 
+    def context(self, indices: np.ndarray) -> ContextSums:
+        """Returns what is known of grids (B, l, h, w) whose indices are all known."""
+        sums = ContextSums(self, len(indices), indices.shape[1], indices.shape[2:])
+        sums.fill(indices)
+        return sums
+
+    def costs(self, inputs: np.ndarray, level: int) -> np.ndarray:
+        """Computes the bits of each index at places of one level: float32 (n, K) for inputs (n,
+        positions * E). In floats: near what `bits` computes, and not equal on every machine.
+        """
+        runs = [(level, len(inputs))]
+        with blas.one_thread():
+            logits = np.floor(self.logits(self.features(inputs, runs), runs))
+        logits = logits.reshape(len(logits), BLOCK, -1).swapaxes(1, 2).reshape(len(logits), -1)
+        bits = logits[:, : self.config.codebook_size].astype(np.float32) * -(2.0**-LOGIT_STEP)
+        bits -= bits.min(1, keepdims=True)
+        return bits + np.log2(np.exp2(-bits).sum(1, keepdims=True))
+
     def encode(self, indices: np.ndarray, carried: int = 0) -> list[bytes]:
         """Encodes grids (B, l, h, w) of the first l levels, a stream for each."""
         return self.code(indices).streams(indices.shape[1], carried)
@@ -276,9 +305,8 @@ class IntegerInference:
         """Returns first frequency and one past the last of each index of grids (B, l, h, w), in the
         order of positions (1 + axes, n): int64 (B, n, 2).
         """
-        B, levels, *sides = indices.shape
-        sums = ContextSums(self, B, levels, tuple(sides))
-        sums.fill(indices)
+        B = len(indices)
+        sums = self.context(indices)
         result = np.empty((B, order.shape[1], 2), np.int64)
         by_level = np.argsort(order[0], kind="stable")
         size = max(1, PLACES_AT_ONCE // B)
