@@ -292,6 +292,14 @@ def test_bad_data_sets_are_refused_in_two_lines():
         "cut.zip": "damaged zip",
     }.items():
         assert what in fails("encode", name, "-o", "out")
+    Path("pages").mkdir()
+    for name in ("rows.parquet", "pages/0.parquet", "a.h5"):
+        Path(name).write_bytes(b"PAR1xxxxPAR1")
+    for words in (["rows.parquet"], ["pages"], ["pages", "-o", "out"]):
+        assert "Parquet files (of Hugging Face, perhaps), which" in fails("encode", *words)
+    assert "a.h5 is HDF5" in fails("encode", "a.h5", "-o", "out")
+    save("pages/0.png")
+    ok("encode", "pages", "-o", "images")  # what can be read is
     np.savez("a.npz", images=pixels(1))
     assert "give one: -o DIR" in fails("encode", "a.npz", code=2)
     assert "--member does not go with" in fails(

@@ -539,6 +539,7 @@ def test_what_is_lost_is_said(made: list[np.ndarray]):
     told = ok("export", "mixed", "-o", "a", "--to", "bin").stderr
     assert "nothing in the sequences tells which" in told
     assert "share the ids 0 to 15" in told
+    assert "tells which" not in ok("export", "mixed", "-o", "j", "--to", "jsonl").stderr
     facts = json.loads(ok("export", "mixed", "-o", "b", "--to", "bin", "--json").stdout)
     assert len(facts["notes"]) == 2
     assert (facts["sequences"], facts["tokens"], facts["files"]) == (3, 94, ["tokens.bin"])

@@ -249,6 +249,11 @@ class ZipReader:
             if suffix := text_suffix(name):
                 self._texts.setdefault(key_of(name), {})[suffix] = i
         self._has_cls = any(".cls" in texts for texts in self._texts.values())
+        large = sum(
+            self._files.size(i) > TEXT_LIMIT for t in self._texts.values() for i in t.values()
+        )
+        if large:
+            self.notes += (f"{large:,} .cls, .txt and .json left out: over 64 KiB",)
         self.classes = self._of_members() if self._has_cls else self._facts.classes
 
     def _of_members(self) -> tuple[str, ...]:
