@@ -29,11 +29,13 @@ if TYPE_CHECKING:
         tokenizer_from_weights,
     )
     from vqtok.codec.model import Model
+    from vqtok.codec.several import Several
     from vqtok.codes import Codes, Compact
 
 __all__ = [
     "EntropyCoder",
     "Model",
+    "Several",
     "build_tokenizer",
     "find_coder",
     "load",
@@ -48,6 +50,7 @@ __all__ = [
 _HOMES = {
     "EntropyCoder": "vqtok.codec.entropy_coder",
     "Model": "vqtok.codec.model",
+    "Several": "vqtok.codec.several",
     "build_tokenizer": "vqtok.codec.loading",
     "find_coder": "vqtok.codec.entropy_coder",
     "load_tokenizer": "vqtok.codec.loading",
