@@ -294,11 +294,46 @@ def test_bad_data_sets_are_refused_in_two_lines():
         "cut.zip": "damaged zip",
     }.items():
         assert what in fails("encode", name, "-o", "out")
+    Path("pages").mkdir()
+    for name in ("rows.parquet", "pages/0.parquet", "a.h5"):
+        Path(name).write_bytes(b"PAR1xxxxPAR1")
+    for words in (["rows.parquet"], ["pages"], ["pages", "-o", "out"]):
+        assert "Parquet files (of Hugging Face, perhaps), which" in fails("encode", *words)
+    assert "a.h5 is HDF5" in fails("encode", "a.h5", "-o", "out")
+    save("pages/0.png")
+    ok("encode", "pages", "-o", "images")  # what can be read is
     np.savez("a.npz", images=pixels(1))
     assert "give one: -o DIR" in fails("encode", "a.npz", code=2)
     assert "--member does not go with" in fails(
         "encode", "a.npz", "-o", "out", "--member", "x", code=2
     )
+
+
+@pytest.mark.parametrize("kind", ["cifar", "stl", "idx"])
+def test_a_damaged_split_does_not_pass_as_missing(kind: str):
+    """Without its test images a set is encoded; with damaged ones it is not."""
+    train, test = {
+        "cifar": ("data_batch_1.bin", "test_batch.bin"),
+        "stl": ("train_X.bin", "test_X.bin"),
+        "idx": ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte"),
+    }[kind]
+    if kind == "cifar":
+        whole = cifar("d", [3], [5])["d/data_batch_1.bin"]
+    else:
+        whole = bytes(3 * 96 * 96) if kind == "stl" else idx(pixels(1)[..., 0])
+    write({f"d/{train}": whole, f"d/{test}": whole[:-5]})
+    assert test in fails("encode", "d", "-o", "out")
+    Path("d", test).unlink()
+    assert column(encode("d"), "split") == ["train"]
+
+
+def test_an_empty_split_is_left_out():
+    empty = np.zeros((0, 16, 16), np.uint8)
+    splits = {"train_images": pixels(2)[..., 0], "val_images": empty, "test_images": empty}
+    np.savez("some.npz", **splits)
+    assert column(encode("some.npz"), "split") == ["train"] * 2
+    np.savez("none.npz", **(splits | {"train_images": empty}))
+    assert "the shape (0, 16, 16)" in fails("encode", "none.npz", "-o", "o")
 
 
 # Labels, captions and splits of files

@@ -133,6 +133,23 @@ def test_llamagen_has_int64_and_groups_copies():
     assert len(list(Path("out/imagenet16_codes").iterdir())) == 2
 
 
+@pytest.mark.parametrize("to", ["llamagen", "litdata"])
+def test_a_split_of_one_size_needs_no_others(to: str):
+    """What one length takes holds for the images of the split, wherever these lie."""
+    grids, split = [(2, 3), (2, 3), (3, 3), (2, 2), (3, 3), (4, 2)], [*"ttvtvt"]
+    made = make_shards("codes", grids, each=2, split=[{"t": "train", "v": "val"}[s] for s in split])
+    entry = export(to, "--split", "val")["exports"]["val"]
+    assert entry["grid"] == [3, 3]
+    if to == "llamagen":
+        assert entry["folders"] == ["imagenet12_codes", "imagenet12_labels"]
+        found = [np.load(f"out/imagenet12_codes/{i}.npy")[0, 0].tolist() for i in range(2)]
+    else:
+        found = read_litdata(Path("out"), entry["block"])
+    assert found == tokens_of([made[2], made[4]])
+    message = fails("export", "codes", "-o", "mixed", "--to", to, "--split", "train", code=2)
+    assert "differ" in message
+
+
 @pytest.mark.parametrize(("K", "code", "dtype"), [(16, 8, "<u2"), (65536, 4, "<i4")])
 def test_megatron_index(K: int, code: int, dtype: str):
     made = make_shards("codes", MIXED, K=K)
@@ -287,10 +304,15 @@ def test_every_format_comes_back(made: list[np.ndarray], to: str, order: str):
     assert back.sizes == ((16, 16),) * 10
 
 
-@pytest.mark.parametrize("to", [name for name in BACK if name != "llamagen"])
-def test_mixed_grids_come_back(to: str):
+@pytest.mark.parametrize(
+    ("to", "words"),
+    [(name, ("--eol", "--eos")) for name in BACK if name != "llamagen"]
+    + [(name, ()) for name in BACK if name in ("jsonl", "webdataset", "parquet")],
+)
+def test_mixed_grids_come_back(to: str, words: tuple[str, ...]):
+    """By their EOL tokens, or by the h and w that stand beside the tokens."""
     made = make_shards("codes", MIXED)
-    export(to, "--eol", "--eos")
+    export(to, *words)
     ok("import-tokens", "out", "-o", "back")
     assert (read_plain_codes(Path("back/4x4.npz")).indices == np.stack(made[::2])).all()
     assert (read_plain_codes(Path("back/5x3.npz")).indices == made[1]).all()
@@ -546,6 +568,7 @@ def test_what_is_lost_is_said(made: list[np.ndarray]):
     told = ok("export", "mixed", "-o", "a", "--to", "bin").stderr
     assert "nothing in the sequences tells which" in told
     assert "share the ids 0 to 15" in told
+    assert "tells which" not in ok("export", "mixed", "-o", "j", "--to", "jsonl").stderr
     facts = json.loads(ok("export", "mixed", "-o", "b", "--to", "bin", "--json").stdout)
     assert len(facts["notes"]) == 2
     assert (facts["sequences"], facts["tokens"], facts["files"]) == (3, 94, ["tokens.bin"])

@@ -154,17 +154,25 @@ def _parts(path: Path, value_range: images.Range | None) -> list[tuple[str | Non
         lone = lone / names[0]
     if lone.is_file() and arrays.is_npz(lone):
         if found := arrays.npz_splits(lone):
-            return [
-                (
-                    name,
-                    arrays.open_npz(
-                        lone, "train" if name == "train" else "test", value_range, (name,)
-                    ),
-                )
-                for name in found
-            ]
+            return _parts_of_npz(lone, found, value_range)
         return [(None, open_data(lone, options=options))]
     return [(split, data) for split, data in open_splits(path, options).items()]
+
+
+def _parts_of_npz(
+    path: Path, names: Sequence[str], value_range: images.Range | None
+) -> list[tuple[str | None, Dataset]]:
+    """Returns the splits in an .npz that hold images. Raises InputError where none does."""
+    found, empty = list[tuple[str | None, Dataset]](), None
+    for name in names:
+        part = "train" if name == "train" else "test"
+        try:
+            found.append((name, arrays.open_npz(path, part, value_range, (name,))))
+        except splits.NoSplitError as error:
+            empty = error
+    if not found and empty is not None:
+        raise empty
+    return found
 
 
 def _named(parts: list[tuple[str | None, Dataset]], path: Path) -> list[tuple[str | None, Dataset]]:
@@ -241,6 +249,11 @@ class ZipReader:
             if suffix := text_suffix(name):
                 self._texts.setdefault(key_of(name), {})[suffix] = i
         self._has_cls = any(".cls" in texts for texts in self._texts.values())
+        large = sum(
+            self._files.size(i) > TEXT_LIMIT for t in self._texts.values() for i in t.values()
+        )
+        if large:
+            self.notes += (f"{large:,} .cls, .txt and .json left out: over 64 KiB",)
         self.classes = self._of_members() if self._has_cls else self._facts.classes
 
     def _of_members(self) -> tuple[str, ...]:

@@ -143,10 +143,34 @@ def is_bulk(inputs: Sequence[str], options: ShardOptions = _NONE) -> bool:
 
     if find_data_sets(inputs)[0]:
         return True
+    if len(inputs) == 1 and (refused := _refuse_foreign(inputs[0])) is not None:
+        raise refused
     folders = [word for word in inputs if files.is_folder(word)]
     if len(folders) < len(inputs):
         return False
     return all(is_folder_of_tars(folder) for folder in folders)
+
+
+def _refuse_foreign(word: str) -> InputError | None:
+    """Returns the error that names the format of a file, or of a folder without images, that vqtok
+    does not read, like Parquet; None for any other input.
+    """
+    from vqtok.data import foreign
+    from vqtok.images import IMAGE_SUFFIXES
+
+    try:
+        if os.path.isfile(word):
+            return foreign.refuse_file(Path(word))
+        found = foreign.refuse_folder(Path(word), os.listdir(word)) if os.path.isdir(word) else None
+    except OSError:  # said by the reader
+        return None
+    if found is None:
+        return None
+    try:
+        files.expand([word], IMAGE_SUFFIXES | files.TAR_SUFFIXES)
+    except InputError:
+        return found
+    return None
 
 
 def _is_image(word: str) -> bool:

@@ -213,7 +213,7 @@ def _report(
     quiet: bool,
 ) -> None:
     v = sequences.vocabulary
-    notes = _notes(sequences)
+    notes = _notes(sequences, to)
     if json:
         output.print_json(
             {
@@ -240,9 +240,13 @@ def _report(
     )
 
 
-def _notes(sequences: "Sequences") -> list[str]:
+_TELL_GRIDS = ("webdataset", "jsonl", "mds", "parquet")  # h and w stand beside the tokens
+
+
+def _notes(sequences: "Sequences", to: str) -> list[str]:
     v, notes = sequences.vocabulary, []
-    if sequences.only_grid is None and (v.eol is None or (v.eos is None and v.bos is None)):
+    ends = v.eol is not None and (v.eos is not None or v.bos is not None)
+    if sequences.only_grid is None and not ends and to not in _TELL_GRIDS:
         notes.append("grids differ, and nothing in the sequences tells which: --eol and --eos do")
     if sequences.source.origin.levels > 1 and not v.offset:
         notes.append(

@@ -22,7 +22,7 @@ from vqtok import images
 from vqtok.data.classes import Classes, of_integers, of_values
 from vqtok.data.dataset import ArrayData, DataOptions
 from vqtok.data.place import Place
-from vqtok.data.splits import Split
+from vqtok.data.splits import NoSplitError, Split
 from vqtok.errors import InputError
 
 # the most that deflate can expand: an honest header asks for no more than this
@@ -164,7 +164,7 @@ def pairs_source(place: Place, split: Split, options: DataOptions) -> ArrayData 
     marks = ("train",) if split == "train" else ("test", "val")
     own = [name for mark in marks for name in pairs if mark in name]
     if not own and any(mark in name for name in pairs for mark in ("train", "test", "val")):
-        raise InputError(f"{place.path} holds no {split} images", "name one of its files")
+        raise NoSplitError(f"{place.path} holds no {split} images", "name one of its files")
     for name in own or pairs[:1]:
         path = place.path / name
         data = (
@@ -408,7 +408,8 @@ def check_images(path: Path, shape: Sequence[int], dtype: np.dtype | None = None
             "store the images as uint8, or as other integers or floats",
         )
     if len(shape) not in (3, 4) or min(shape, default=0) < 1:
-        raise InputError(
+        kind = NoSplitError if len(shape) in (3, 4) and not shape[0] else InputError
+        raise kind(
             f"{path} has the shape {tuple(shape)}", "store images as (N, H, W) or (N, H, W, C)"
         )
     if len(shape) == 4 and shape[3] not in (1, 3):

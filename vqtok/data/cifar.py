@@ -15,7 +15,7 @@ from vqtok.data.arrays import BROKEN, damaged
 from vqtok.data.classes import of_integers
 from vqtok.data.dataset import ArrayData, DataOptions
 from vqtok.data.place import Place
-from vqtok.data.splits import Split
+from vqtok.data.splits import NoSplitError, Split
 from vqtok.errors import InputError
 
 _PIXELS = 3 * 32 * 32  # the red, green and blue planes
@@ -123,7 +123,7 @@ def open_folder(folder: Path, kind: _Kind, split: Split) -> ArrayData:
     wanted = kind.pattern(split)
     paths = sorted(path for path in folder.iterdir() if re.fullmatch(wanted, path.name))
     if not paths:
-        raise InputError(
+        raise NoSplitError(
             f"{folder} holds no {split} batches of {kind.name}", f"unpack {kind.archive} again"
         )
     return _open(paths, kind, split)
@@ -192,7 +192,7 @@ def open_archive(path: Path, split: Split) -> ArrayData:
     except BROKEN as error:
         raise damaged(path, error) from None
     if not batches:
-        raise InputError(f"{path} holds no {split} batches of CIFAR", f"use {_CIFAR10.archive}")
+        raise NoSplitError(f"{path} holds no {split} batches of CIFAR", f"use {_CIFAR10.archive}")
     kind = next(iter(batches))
     return _cifar(path.name, sorted(batches[kind]), texts.get(kind.names, ""), kind, split)
 
@@ -247,7 +247,7 @@ def open_stl_folder(folder: Path, split: Split) -> ArrayData:
     """Opens the folder stl10_binary: train_X.bin or test_X.bin; unlabeled_X.bin by its own name."""
     path = folder / f"{split}_X.bin"
     if not path.is_file():
-        raise InputError(
+        raise NoSplitError(
             f"{folder} holds no {split}_X.bin of STL-10", "unpack stl10_binary.tar.gz again"
         )
     data = open_stl(path)

@@ -11,7 +11,7 @@ import numpy as np
 from vqtok.data.arrays import BROKEN, DEFLATE, check_images, damaged, read_pixels, with_targets
 from vqtok.data.dataset import ArrayData, DataOptions
 from vqtok.data.place import Place
-from vqtok.data.splits import Split
+from vqtok.data.splits import NoSplitError, Split
 from vqtok.errors import InputError
 
 IDX_NAME = re.compile(r"images?[-.]idx[34]-ubyte(\.gz)?$")
@@ -43,7 +43,7 @@ def open_idx_folder(folder: Path, paths: Sequence[Path], split: Split) -> ArrayD
         if any(mark in path.name for mark in marks)
     }
     if not chosen:
-        raise InputError(
+        raise NoSplitError(
             f"{folder} holds no IDX file of {split} images",
             f"its name must hold {' or '.join(marks)}",
         )

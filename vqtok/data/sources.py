@@ -14,7 +14,7 @@ from vqtok.data.dataset import ArrayData, DataOptions, Dataset
 from vqtok.data.listing import TEXTS, Files, images_of
 from vqtok.data.place import Place
 from vqtok.data.shapes import Shapes
-from vqtok.data.splits import Split
+from vqtok.data.splits import NoSplitError, Split
 from vqtok.errors import InputError, UsageError
 from vqtok.files import expand, human_count
 from vqtok.images import IMAGE_SUFFIXES, Recognizer
@@ -58,14 +58,14 @@ def open_splits(
     """Opens all parts of the data: train and test where it has both, else all of it under
     None.
 
-    Raises as `open_data`.
+    Raises as `open_data`, also where one part is damaged.
     """
     found: dict[Split | None, Dataset] = {}
-    first: InputError | None = None
+    first: NoSplitError | None = None
     for split in ("train", "test"):
         try:
             data = open_data(path, split, options)
-        except InputError as error:
+        except NoSplitError as error:
             first = first or error
             continue
         if data.split is None and path is not None:

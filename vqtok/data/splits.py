@@ -12,6 +12,12 @@ Split = Literal["train", "test"]
 Parts = tuple[str, ...]
 
 
+class NoSplitError(InputError):
+    """A part of a data set, train or test, is not there or holds no image. Damage is no such
+    error: what is damaged must not pass as missing.
+    """
+
+
 def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 

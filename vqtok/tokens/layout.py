@@ -191,7 +191,8 @@ class Layout:
             body, where = body[~ends], where[~ends]
         elif grid is None:
             raise FormatError(
-                "nothing tells the grid of the sequence", "give it: --grid HEIGHTxWIDTH"
+                "nothing tells the grid of the sequence",
+                "give it: --grid HEIGHTxWIDTH; or, where grids differ, export with --eol",
             )
         else:
             h, w = grid

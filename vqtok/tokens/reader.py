@@ -156,13 +156,29 @@ class SequenceReader:
     @cached_property
     def _only_grid(self) -> Grid | None:
         """Returns the grid that all images share, None where they differ."""
-        grids = {grid for chunk in self.source.chunks for grid in chunk.grids}
+        grids = {grid for i in range(len(self.source.chunks)) for grid in self._kept_grids(i)}
         return next(iter(grids)) if len(grids) == 1 else None
+
+    def _kept_grids(self, number: int) -> set[Grid]:
+        """Returns the grid sizes of a chunk's images that become sequences."""
+        chunk, kept = self.source.chunks[number], self.kept(number)
+        if len(kept) == chunk.images or (len(kept) and len(chunk.grids) == 1):
+            return set(chunk.grids)
+        if not len(kept):
+            return set()
+        loaded = chunk.load()
+        found = np.unique(loaded.which[np.asarray(kept)])
+        return {(stack.shape[2], stack.shape[3]) for stack in (loaded.stacks[i] for i in found)}
 
     @property
     def only_grid(self) -> Grid | None:
         """Returns the grid (h, w) that all sequences share, None where they differ."""
         return self.window or self._only_grid
+
+    @property
+    def first(self) -> Item:
+        """Returns what is known of the first image that becomes a sequence."""
+        return self.item(*self._at(0))
 
     def item(self, chunk: int, image: int) -> Item:
         """Returns what is known of an image."""

@@ -26,6 +26,7 @@ from vqtok.tokens.layout import Layout
 from vqtok.tokens.sources import Grid, Origin
 
 LIMIT = 8 << 30
+_FACTS_LIMIT = 1 << 20  # bytes of a sample's .json
 GIVE = "give .npy, .bin, .jsonl, .tar or .parquet, or the folder of an export"
 
 
@@ -62,6 +63,25 @@ class TokenMeta:
         return _only_pair([export.get("size") for export in self.exports.values()])
 
 
+@dataclass(frozen=True)
+class Sized:
+    """A sequence (T,) whose file also tells its grid (h, w)."""
+
+    tokens: np.ndarray
+    grid: Grid
+
+
+Found = np.ndarray | Sized
+
+
+def _sized(tokens: np.ndarray, facts: Any) -> Found:
+    """Joins a sequence with the `h` and `w` that stand beside it; as it is where none do."""
+    grid = (facts.get("h"), facts.get("w")) if isinstance(facts, dict) else (None, None)
+    if all(is_int(side, 1, 1 << 24) for side in grid):
+        return Sized(tokens, grid)  # type: ignore[arg-type]
+    return tokens
+
+
 def _only_pair(found: list[Any]) -> tuple[int, int] | None:
     pairs = {tuple(pair) if isinstance(pair, list) else None for pair in found}
     pair = pairs.pop() if len(pairs) == 1 else None
@@ -76,23 +96,26 @@ def read_meta(path: Path) -> TokenMeta:
 
 
 def restore(
-    sequences: Iterable[np.ndarray],
+    sequences: Iterable[Found],
     meta: TokenMeta,
     grid: Grid | None = None,
     origin: object = "sequences",
 ) -> list[Codes]:
     """Makes codes of sequences (T,), in their order, those of one grid size together.
 
-    `grid` is (h, w), by default that of meta.json; errors begin with `origin`. FormatError
-    where an id does not belong where
-    it stands: it names the sequence, the place and the id.
+    `grid` is (h, w), by default that of meta.json, or else that of each sequence; errors begin
+    with `origin`. FormatError where an id does not belong where it stands: it names the sequence,
+    the place and the id.
     """
     found: dict[Grid, list[np.ndarray]] = {}
     dtype = index_dtype(meta.layout.vocabulary.codebook_size)
     number = -1
     for number, sequence in enumerate(sequences):
+        own = None
+        if isinstance(sequence, Sized):
+            sequence, own = sequence.tokens, sequence.grid
         try:
-            indices, _ = meta.layout.decode(sequence, grid or meta.grid)
+            indices, _ = meta.layout.decode(sequence, grid or meta.grid or own)
         except FormatError as error:
             raise error.about(f"{origin}: sequence {number}") from None
         found.setdefault((indices.shape[1], indices.shape[2]), []).append(indices.astype(dtype))
@@ -111,8 +134,9 @@ def _codes(indices: np.ndarray, meta: TokenMeta) -> Codes:
     )
 
 
-def read_sequences(path: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
-    """Yields the sequences in a file that a trainer has written, or in those of an export.
+def read_sequences(path: Path, meta: TokenMeta) -> Iterator[Found]:
+    """Yields the sequences in a file that a trainer has written, or in those of an export, with
+    their grids where these stand beside them.
 
     Integers as .npy ((n, T), (T,), or LlamaGen's (1, copies, T)), .bin, .jsonl (arrays, or objects
     with "tokens"), .tar (its .npy members), .parquet (the column `tokens`) or Megatron's .bin with
@@ -127,9 +151,7 @@ def read_sequences(path: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
     yield from _counted(found, export, path) if alone else found
 
 
-def _counted(
-    sequences: Iterator[np.ndarray], export: dict[str, Any], origin: object
-) -> Iterator[np.ndarray]:
+def _counted(sequences: Iterator[Found], export: dict[str, Any], origin: object) -> Iterator[Found]:
     """The sequences of an export; FormatError where they are not as many as meta.json tells: a tar
     or text that was cut off between two of them shows no other sign.
     """
@@ -145,7 +167,7 @@ def _counted(
     )
 
 
-def _read_file(path: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
+def _read_file(path: Path, meta: TokenMeta) -> Iterator[Found]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise UsageError(f"vqtok does not read sequences from {path}", GIVE)
@@ -153,7 +175,7 @@ def _read_file(path: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
         yield from reader(path, meta)
 
 
-def _read_folder(folder: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
+def _read_folder(folder: Path, meta: TokenMeta) -> Iterator[Found]:
     containers = sorted({meta.container_of(export) for export in meta.exports.values()})
     for container in {"litdata", "mds"} & set(containers):
         raise UsageError(
@@ -170,7 +192,7 @@ def _read_folder(folder: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
         yield from _counted(_read_export(folder, export, meta), export, folder)
 
 
-def _read_export(folder: Path, export: dict[str, Any], meta: TokenMeta) -> Iterator[np.ndarray]:
+def _read_export(folder: Path, export: dict[str, Any], meta: TokenMeta) -> Iterator[Found]:
     """The sequences of all files of an export."""
     for name in export["files"]:
         if name.endswith("_codes/"):
@@ -280,7 +302,7 @@ def _read_megatron(path: Path, index: Path) -> Iterator[np.ndarray]:
         yield np.frombuffer(data, dtype, length, start)
 
 
-def _read_jsonl(path: Path, _meta: TokenMeta) -> Iterator[np.ndarray]:
+def _read_jsonl(path: Path, _meta: TokenMeta) -> Iterator[Found]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file):
@@ -289,7 +311,7 @@ def _read_jsonl(path: Path, _meta: TokenMeta) -> Iterator[np.ndarray]:
         raise InputError(f"cannot read {path}: {error.strerror}", "check the name") from None
 
 
-def _parse_line(line: bytes, number: int) -> np.ndarray:
+def _parse_line(line: bytes, number: int) -> Found:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -297,20 +319,35 @@ def _parse_line(line: bytes, number: int) -> np.ndarray:
     tokens = value.get("tokens") if isinstance(value, dict) else value
     good = isinstance(tokens, list) and all(type(n) is int and abs(n) < 1 << 62 for n in tokens)
     require(good, f"line {number} has no list of integers", 'give [1, 2] or {"tokens": [1, 2]}')
-    return np.array(tokens, np.int64)
+    return _sized(np.array(tokens, np.int64), value)
 
 
-def _read_tar(path: Path, _meta: TokenMeta) -> Iterator[np.ndarray]:
+def _read_tar(path: Path, _meta: TokenMeta) -> Iterator[Found]:
+    waiting, key = list[np.ndarray](), ""  # the sequences of a sample whose .json may follow
     try:
         for member in index_tar(path):
-            if member.name.endswith(".npy"):
+            stem, _, suffix = member.name.rpartition(".")
+            if suffix == "npy":
+                yield from waiting
                 data = read_part(path, member.offset, min(member.size, LIMIT))
-                yield from _rows(_load_npy(data))
+                waiting, key = list(_rows(_load_npy(data))), stem
+            elif suffix == "json" and stem == key and member.size <= _FACTS_LIMIT:
+                facts = _parse_facts(read_part(path, member.offset, member.size))
+                yield from (_sized(tokens, facts) for tokens in waiting)
+                waiting = []
     except OSError as error:
         raise InputError(f"cannot read {path}: {error}", "copy the file again") from None
+    yield from waiting
 
 
-def _read_parquet(path: Path, _meta: TokenMeta) -> Iterator[np.ndarray]:
+def _parse_facts(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _read_parquet(path: Path, _meta: TokenMeta) -> Iterator[Found]:
     try:
         pa, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
@@ -318,8 +355,12 @@ def _read_parquet(path: Path, _meta: TokenMeta) -> Iterator[np.ndarray]:
             "Parquet is read by pyarrow, which is not installed", "pip install 'vqtok[parquet]'"
         ) from None
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(1024, columns=["tokens"]):
-            yield from (row.values.to_numpy() for row in batch.column(0))
+        file = parquet.ParquetFile(path)
+        sides = [name for name in ("h", "w") if name in file.schema_arrow.names]
+        for batch in file.iter_batches(1024, columns=["tokens", *sides]):
+            facts = batch.select(sides).to_pylist() or [None] * len(batch)
+            for row, fact in zip(batch.column("tokens"), facts, strict=True):
+                yield _sized(row.values.to_numpy(), fact)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(f"cannot read {path}: {error}", "copy the file again") from None
 

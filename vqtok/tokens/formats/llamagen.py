@@ -25,9 +25,8 @@ class LlamaGenWriter(Writer):
                 "LlamaGen reads sequences of one length, and these grids differ",
                 "encode images of one size",
             )
-        first = sequences.item(0, int(sequences.kept(0)[0])) if len(sequences.kept(0)) else None
-        square = first is not None and first.size[0] == first.size[1]
-        side = first.size[0] if first is not None and square else 256
+        height, width = sequences.first.size
+        side = height if height == width else 256
         self.codes = job.folder / f"imagenet{side}_codes"
         self.labels = job.folder / f"imagenet{side}_labels"
         for folder in (self.codes, self.labels):
