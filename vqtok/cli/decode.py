@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vqtok.bulk.shards import Manifest
-    from vqtok.codec import Model
+    from vqtok.codec import FastModel, Model
     from vqtok.codes import Codes, Compact
 
 SUFFIX = ".decoded.png"
@@ -66,21 +66,21 @@ class _Models:
 
     def __init__(self, chosen: ModelOptions) -> None:
         self.chosen = chosen
-        self.named: Model | None = None
-        self.loaded: dict[str, Model | VqtokError] = {}
+        self.named: FastModel | Model | None = None
+        self.loaded: dict[str, FastModel | Model | VqtokError] = {}
 
     def load_named(self) -> None:
         """Loads the model that --model names, if any: its error is the whole batch's."""
         if self.chosen.name:
-            self.named = self.chosen.load()
+            self.named = self.chosen.load_codec()
 
-    def of(self, codes: "Codes | Compact | Manifest") -> "Model":
+    def of(self, codes: "Codes | Compact | Manifest") -> "FastModel | Model":
         """Gives the model of these codes. Raises ModelError, FormatError."""
         if self.named:
             return self.named
         if codes.fingerprint not in self.loaded:
             try:
-                self.loaded[codes.fingerprint] = self.chosen.load_for(codes)
+                self.loaded[codes.fingerprint] = self.chosen.load_codec_for(codes)
             except VqtokError as error:
                 self.loaded[codes.fingerprint] = error
         found = self.loaded[codes.fingerprint]

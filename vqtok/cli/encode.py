@@ -19,7 +19,7 @@ from vqtok.prefetch import read_ahead, run_in_thread, write_behind
 
 if TYPE_CHECKING:
     from vqtok.bulk.crops import Crops
-    from vqtok.codec import Model
+    from vqtok.codec import FastModel, Model
     from vqtok.codes import Codes, Encoded, RateTarget
     from vqtok.images import Color, DecodedImage, Range
 
@@ -175,7 +175,8 @@ class _Encoder:
             return _read(job, channels, background, self.range, self.crops)
 
         read = read_ahead(read_one, jobs)
-        model = chosen.load()
+        # the search is in torch: its start is then not to be had
+        model = chosen.load() if self.quality.effort else chosen.load_codec()
         if self.compact and model.folder.entropy is None:
             self.say(rate.only_packed(model.name))
         self.hint = len(jobs) == 1 and not self.compact and model.folder.entropy is not None
@@ -186,7 +187,7 @@ class _Encoder:
             yield job, future.result
 
     def _encode(
-        self, model: "Model", job: Job, read: "Future[DecodedImage]"
+        self, model: "FastModel | Model", job: Job, read: "Future[DecodedImage]"
     ) -> "Future[list[Facts]]":
         """Encodes one image, and begins to write its codes: the future ends when they are."""
         begin, image = time.perf_counter(), read.result()
@@ -226,7 +227,7 @@ class _Encoder:
 
         return run_in_thread(write)
 
-    def _make_file(self, model: "Model", codes: "Codes", job: Job) -> "Encoded":
+    def _make_file(self, model: "FastModel | Model", codes: "Codes", job: Job) -> "Encoded":
         from vqtok.codes import read_any_codes
 
         encoded = rate.encode(codes, self.target, job.source, model if self.compact else None)

@@ -8,7 +8,7 @@ import numpy as np
 from vqtok.config import TokenizerConfig
 from vqtok.config.finite import fsq_levels, lfq_bits
 from vqtok.onnx import protobuf
-from vqtok.onnx.graph import Graph
+from vqtok.onnx.graph import Graph, Made
 from vqtok.onnx.tensors import Tensors
 
 
@@ -54,8 +54,7 @@ class Codes:
         numbers = g.op("Slice", g.integers(*range(L)), g.integers(0), count)  # (n,)
         starts = g.op("Unsqueeze", g.op("Mul", numbers, g.integers(K)), g.integers(1, 2))
         places = g.op("Add", indices, starts)  # starts are (n, 1, 1)
-        table = np.concatenate([self._widened(level) for level in range(L)])  # (L*K, D)
-        parts = g.op("Gather", g.floats(table), places)  # (B, n, h, w, D)
+        parts = g.op("Gather", g.floats(self._table()), places)  # (B, n, h, w, D)
         total = g.op("ReduceSum", parts, g.integers(1), keepdims=0)  # (B, h, w, D)
         if L > 1 and not self.config.is_pixels:
             marks = self.tensors.get("quantizer.depth", L, self.config.code_dim)
@@ -80,12 +79,11 @@ class Codes:
         if self.config.normalize:
             length = g.op("ReduceL2", x, g.integers(-1))
             x = g.op("Div", x, g.op("Max", length, g.number(1e-12)))
-        entries = self._entries(level)  # (K, D)
-        products = g.op("MatMul", x, g.floats(2 * entries.T))
+        entries = self._entries(level)
+        products = g.op("MatMul", x, g.floats(lambda: 2 * entries().T))
         if self.config.distance == "dot":
             return g.op("ArgMax", products, axis=-1, keepdims=0)
-        squares = np.einsum("kd,kd->k", entries, entries)
-        scores = g.op("Sub", products, g.floats(squares))
+        scores = g.op("Sub", products, g.floats(lambda: _squares(entries())))
         return g.op("ArgMax", scores, axis=-1, keepdims=0)
 
     def _digits(self, level: int, x: str) -> str:
@@ -118,21 +116,25 @@ class Codes:
             return np.array(fsq_levels(self.K))
         return np.full(lfq_bits(self.K), 2)
 
-    def _entries(self, level: int) -> np.ndarray:
-        """The codebook of one level, float32 (K, D)."""
-        name, tensors, K, D = self._name(level), self.tensors, self.K, self.D
+    def _entries(self, level: int) -> Made:
+        """Returns what makes the codebook of one level, float32 (K, D)."""
+        name, K, D = self._name(level), self.K, self.D
+        ask = self.tensors.get
         if self.finite:
-            return self._values() @ tensors.wide(
-                f"{name}.outward.weight", D, len(self._sizes())
-            ).T + tensors.wide(f"{name}.outward.bias", D)
-        entries = tensors.wide(f"{name}.codebook", K, D)
+            weight = ask(f"{name}.outward.weight", D, len(self._sizes()))
+            bias = ask(f"{name}.outward.bias", D)
+            return lambda: self._values() @ _wide(weight).T + _wide(bias)
+        codebook = ask(f"{name}.codebook", K, D)
         if self.config.quantizer == "simvq":
-            entries = entries @ tensors.wide(f"{name}.layer.weight", D, D).T
-            entries = entries + tensors.wide(f"{name}.layer.bias", D)
-        if self.config.normalize:
-            lengths = np.sqrt(np.einsum("kd,kd->k", entries, entries))
-            entries = entries / np.maximum(lengths, 1e-12)[:, None]
-        return entries
+            weight, bias = ask(f"{name}.layer.weight", D, D), ask(f"{name}.layer.bias", D)
+            return lambda: self._projected(_wide(codebook) @ _wide(weight).T + _wide(bias))
+        return lambda: self._projected(_wide(codebook))
+
+    def _projected(self, entries: np.ndarray) -> np.ndarray:
+        """Returns entries (K, D) on the unit sphere where the config says so."""
+        if not self.config.normalize:
+            return entries
+        return entries / np.maximum(np.sqrt(_squares(entries)), 1e-12)[:, None]
 
     def _values(self) -> np.ndarray:
         """What the digits of each code stand for, float32 (K, d) in [-1, 1]."""
@@ -146,19 +148,34 @@ class Codes:
         half = (self._sizes() // 2).astype(np.float32)
         return (digits - half) / half
 
-    def _widened(self, level: int) -> np.ndarray:
-        """The entries of a level as vectors of the decoder, float32 (K, D): what a level says
-        nothing of is 0.
+    def _table(self) -> Made:
+        """Returns what makes the entries of all levels as vectors of the decoder, float32 (L*K, D):
+        what a level says nothing of is 0.
         """
-        config = self.config
-        if config.is_pixels:
-            palette = self.tensors.wide("quantizer.palette", self.L, self.K)
-            wide = np.zeros((self.K, self.L), np.float32)
-            wide[:, level] = palette[level] / np.float32(127.5) - 1
-            return wide
-        entries = self._entries(level)
-        if not config.product:
-            return entries
-        wide = np.zeros((self.K, config.code_dim), np.float32)
-        wide[:, level * self.D : (level + 1) * self.D] = entries
-        return wide
+        L, K, D, dim = self.L, self.K, self.D, self.config.code_dim
+        if self.config.is_pixels:
+            palette = self.tensors.get("quantizer.palette", L, K)
+            levels: list[Made] = [
+                lambda i=i: _wide(palette[i])[:, None] / 127.5 - 1 for i in range(L)
+            ]
+        else:
+            levels = [self._entries(level) for level in range(L)]
+
+        def make() -> np.ndarray:
+            table = np.zeros((L, K, dim), np.float32)
+            for level, entries in enumerate(levels):
+                start = level * D if self.config.product else level if self.config.is_pixels else 0
+                made = entries()
+                table[level, :, start : start + made.shape[1]] = made
+            return table.reshape(L * K, dim)
+
+        return make
+
+
+def _wide(tensor: np.ndarray) -> np.ndarray:
+    return tensor.astype(np.float32, copy=False)
+
+
+def _squares(entries: np.ndarray) -> np.ndarray:
+    """Returns the squared length of each entry, (K,)."""
+    return np.einsum("kd,kd->k", entries, entries)

@@ -1,7 +1,7 @@
 """An ONNX graph that is built node by node."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from vqtok.errors import ModelError
 from vqtok.onnx import protobuf
 
 OPSET, IR_VERSION = 18, 10  # onnxruntime reads them since 1.18
+Made = Callable[[], np.ndarray]  # makes an array when it is needed
 _LIMIT = 2**31 - 2**20  # bytes: no file in this format is larger
 
 
@@ -51,8 +52,9 @@ class Graph:
         """A constant, a float32 scalar."""
         return self._constant(np.array(value, np.float32))
 
-    def floats(self, values: np.ndarray) -> str:
-        """A constant of float32, of any shape."""
+    def floats(self, values: np.ndarray | Made) -> str:
+        """A constant of float32, of any shape, or what makes one."""
+        values = values if isinstance(values, np.ndarray) else values()
         if not self.halves or values.size < 2:
             return self._constant(values.astype(np.float32, copy=False))
         with np.errstate(over="ignore"):
@@ -97,7 +99,7 @@ class NoGraph(Graph):
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         return ""
 
-    def floats(self, values: np.ndarray) -> str:
+    def floats(self, values: np.ndarray | Made) -> str:
         return ""
 
     def _constant(self, values: np.ndarray) -> str:

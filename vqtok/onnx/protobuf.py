@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-Message = list[bytes | memoryview]
+Message = list["bytes | memoryview[int]"]
 Value = int | float | str | Sequence[int]
 
 FLOAT, UINT8, INT64, FLOAT16 = 1, 2, 7, 10  # TensorProto.DataType
@@ -74,7 +74,7 @@ def tensor(name: str, values: np.ndarray) -> Message:
         made += number(1, side)
     made += number(2, _TYPES[values.dtype.name]) + text(8, name)
     little = np.asarray(values, dtype=values.dtype.newbyteorder("<"), order="C")
-    return made + message(9, [memoryview(little.reshape(-1).view(np.uint8))])
+    return made + message(9, [little.reshape(-1).view(np.uint8).data])
 
 
 def value_info(name: str, kind: int, shape: Sequence[str | int]) -> Message:

@@ -17,10 +17,6 @@ class Tensors:
         assert found.shape == shape, (name, found.shape, shape)
         return found
 
-    def wide(self, name: str, *shape: int) -> np.ndarray:
-        """Returns a tensor as float32, to compute with."""
-        return self.get(name, *shape).astype(np.float32, copy=False)
-
 
 class Asked(Tensors):
     """Notes the name and shape of each tensor that is asked for, and gives zeros."""

@@ -22,6 +22,7 @@ NETWORKS: Mapping[str, tuple[Part, Part]] = {
     "paper": (paper.encoder, paper.decoder),
     "vqvae2": (paper.vqvae2_encoder, paper.vqvae2_decoder),
 }
+ENTRIES_MAX = 2**28  # numbers in the table of all levels' codes
 QUANTIZERS = ("ema", "vq", "simvq", "fsq", "lfq", "pixels")
 # numbers that the decoder gives for each value of an image
 LIKELIHOODS = {
@@ -53,6 +54,11 @@ def build_decoder(
     (B, C, h*f, w*f). Errors as `build_encoder`.
     """
     _check(config)
+    if config.levels * config.codebook_size * config.code_dim > ENTRIES_MAX:
+        raise ModelError(
+            "the codebooks are too large for an ONNX graph: more than 1 GiB",
+            "use the model with PyTorch",
+        )
     g = Graph(halves)
     _add_decoder(g, Tensors(tensors), config)
     return g
