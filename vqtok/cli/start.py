@@ -2,7 +2,6 @@
 
 import gc
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,7 +174,7 @@ def may_have_gpu() -> bool:
     that its driver makes.
     """
     if sys.platform == "darwin":
-        return platform.machine() == "arm64"
+        return os.uname().machine == "arm64"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     system = os.environ.get("SYSTEMROOT", r"C:\Windows")

@@ -3,13 +3,15 @@
 import shlex
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vqtok import config, images, model_registry
-from vqtok.codec.entropy_coder import EntropyCoder
 from vqtok.codes import Codes, Compact, count_levels, levels_fix, to_compact, unpack
 from vqtok.config import TokenizerConfig
 from vqtok.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from vqtok.codec.entropy_coder import EntropyCoder
 
 
 class CodesModel:
@@ -33,9 +35,13 @@ class CodesModel:
         return images.range_of_record(self.record)
 
     @cached_property
-    def entropy_coder(self) -> EntropyCoder | None:
+    def entropy_coder(self) -> "EntropyCoder | None":
         """Returns what compact files are coded with; None where the model has no entropy prior."""
-        return None if self.folder.entropy is None else EntropyCoder(self.folder, self.fingerprint)
+        if self.folder.entropy is None:
+            return None
+        from vqtok.codec.entropy_coder import EntropyCoder
+
+        return EntropyCoder(self.folder, self.fingerprint)
 
     def pack(self, codes: Codes) -> Compact:
         """Returns the compact form of codes: `write_codes` makes a small file of it.
