@@ -1,15 +1,13 @@
 """Finds and loads the model that a command's options name."""
 
-import gc
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vqtok import model_registry
 from vqtok.cli import output
+from vqtok.cli.collector import without_collector
 from vqtok.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +82,7 @@ class ModelOptions:
         from vqtok import codec
 
         folder = self.folder
-        with _without_collector():
+        with without_collector():
             model = codec.load(folder, self.device, self.precision)
         self._say(model)
         return model
@@ -93,7 +91,7 @@ class ModelOptions:
         """Loads the model that made these codes, whatever --model says."""
         from vqtok import codec
 
-        with _without_collector():
+        with without_collector():
             model = codec.load_for(codes, self.device, self.precision)
         self._say(model)
         return model
@@ -106,7 +104,9 @@ class ModelOptions:
             return self.load()
         from vqtok import codec
 
-        model = codec.load_fast(self.folder, self._load_stored)
+        folder = self.folder
+        with without_collector():
+            model = codec.load_fast(folder, self._load_stored)
         self._say_fast(model)
         return model
 
@@ -116,7 +116,8 @@ class ModelOptions:
             return self.load_for(codes)
         from vqtok import codec
 
-        model = codec.load_fast_for(codes, self._load_stored)
+        with without_collector():
+            model = codec.load_fast_for(codes, self._load_stored)
         self._say_fast(model)
         return model
 
@@ -145,7 +146,7 @@ class ModelOptions:
     def _load_stored(self, stored: "StoredTokenizer") -> "Model":
         from vqtok import codec
 
-        with _without_collector():
+        with without_collector():
             model = codec.load_stored(stored, self.device, self.precision)
         self._say(model)
         return model
@@ -180,20 +181,3 @@ def may_have_gpu() -> bool:
     system = os.environ.get("SYSTEMROOT", r"C:\Windows")
     drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", rf"{system}\System32\nvcuda.dll")
     return any(map(os.path.exists, drivers))
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Stops the garbage collector while torch is imported, and never looks at those objects again.
-
-    Imports make objects that stay: looking for garbage among them takes 0.1 s of the 0.9 s that
-    torch takes. For the command only: a library must not freeze its user's objects.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if collecting:
-            gc.enable()
