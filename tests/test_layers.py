@@ -30,6 +30,7 @@ PACKAGES = (
     "interop",
     "losses",
     "networks",
+    "onnx",
     "pages",
     "plots",
     "priors",

@@ -1,7 +1,7 @@
 """Writes the messages of onnx.proto that a graph needs, field by field.
 
 A message is a list of byte strings, so that weights are copied once, when all is joined. The
-numbers are those of onnx.proto, which never change: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto, which never change.
 """
 
 from collections.abc import Mapping, Sequence
