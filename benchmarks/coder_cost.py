@@ -57,7 +57,7 @@ def products(model: str) -> float:
     f = weights.tokenizer_config(folder.tokenizer).downsample
     C, R = config.width, config.rank
     sides = [(IMAGE.places * config.embedding, C), *[(C, C)] * 2 * config.blocks]
-    whole = [np.ones(side, np.float32) for side in sides]
+    whole = [[np.ones(side, np.float32) for _ in range(config.matrices)] for side in sides]
     each = [
         [np.ones(side, np.float32) for _ in range(config.levels)]
         for side in ((C, R), (R, config.codebook_size))
@@ -67,8 +67,10 @@ def products(model: str) -> float:
         for _ in range(4):
             begin = time.process_time()
             for step in IMAGE.steps(config.levels, (512 // f, 768 // f)):
-                for weight in whole:
-                    np.ones((step.shape[1], len(weight)), np.float32) @ weight
+                shared = np.bincount(np.minimum(step[0], config.matrices - 1))
+                for matrices in whole:
+                    for weight, count in zip(matrices, shared, strict=False):
+                        np.ones((count, len(weight)), np.float32) @ weight
                 for level, count in enumerate(np.bincount(step[0])):
                     for weights_of in each:
                         weight = weights_of[level]

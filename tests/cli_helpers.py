@@ -1,18 +1,23 @@
 """What the tests of the commands share: running one as typed, and what must hold when it fails."""
 
 import io
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import typer.testing
 from conftest import image
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from vqtok import weights
 from vqtok.cli import app
+
+# The commands are built once a session, not at each run: that was half the time of a short run
+typer.testing._get_command = cache(typer.main.get_command)  # type: ignore[attr-defined]
 
 
 def runner() -> CliRunner:

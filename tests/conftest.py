@@ -73,6 +73,24 @@ def _signals_arrive() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_vectors() -> Iterator[None]:
+    """Training starts its codebook from 256 vectors, not from 20,000: those take a second of each
+    run.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vqtok.train.tokenizer.INITIAL_VECTORS", 256)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_workers() -> Iterator[None]:
+    """A bulk encode without --workers decodes in this process: each other takes 0.35 s to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vqtok.bulk.encode.default_workers", lambda: 0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Every VQTOK_* variable is unset or points below tmp_path, which is also where relative paths
@@ -164,12 +182,6 @@ def model(tmp_path: Path) -> Path:
 def toy(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The default model of every command is the toy of `model`, and no bundled model is there."""
     return make_default(model, monkeypatch)
-
-
-@pytest.fixture
-def few_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training starts its codebook from 256 vectors, not from 20,000."""
-    monkeypatch.setattr("vqtok.train.tokenizer.INITIAL_VECTORS", 256)
 
 
 @pytest.fixture

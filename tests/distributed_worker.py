@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_helpers import recipe_for
+from train_helpers import Interrupt, recipe_for
 
 from vqtok import distributed, weights
 from vqtok import train as training
 from vqtok.config import Recipe
 from vqtok.data import Dataset, Shapes
-from vqtok.train.context import Silent
 
 CASES: dict[str, dict[str, Any]] = {
     # codes die, and are drawn anew, at nearly each step
@@ -35,27 +34,25 @@ CASES: dict[str, dict[str, Any]] = {
     "adversarial": {"losses": {"adversarial": 0.5, "adversarial_start": 0.3, "ms_ssim": 0.5}},
 }
 SHARED: dict[str, Any] = {
-    "tokenizer_training": {"steps": 6, "validate_every": 3},
+    "tokenizer_training": {"steps": 4, "validate_every": 2},
     "losses": {"ms_ssim": 0.0},
 }
 PRIORS = {"prior": {"dropout": 0.0}}
 
 
-def train(
-    folder: Path,
-    case: str,
-    stage: str = "tokenizer",
-    stop: training.Stop | None = None,
-    resume: bool = False,
-) -> bool:
-    """One of the cases, trained into FOLDER/case."""
+STOPPED = "simvq"  # the case that several processes train in two sessions
+
+
+def train(folder: Path, case: str, stop_at: int = 0, resume: bool = False) -> bool:
+    """One of the cases, trained into FOLDER/case, up to a step where one is given."""
+    stage, listener = "all" if case == "ema" else "tokenizer", Interrupt("tokenizer", stop_at)
     dataset, recipe = shapes(), recipe_of(case)
     spec = training.RunSpec(
         recipe, "", len(dataset), folder=folder / case, stage=stage, resume=resume
     )
     if distributed.is_main_process() and not resume:
         training.create_run(spec.folder, spec, stage, force=False)
-    run = training.RunContext(spec, torch.device("cpu"), stop or training.Stop(), Silent())
+    run = training.RunContext(spec, torch.device("cpu"), listener.stop, listener)
     return training.train(run, dataset)
 
 
@@ -74,7 +71,9 @@ def main(folder: Path) -> None:
     tokenizer.INITIAL_VECTORS = 256
     with distributed.process_group(torch.device("cpu")):
         for case in CASES:
-            train(folder, case, "all" if case == "ema" else "tokenizer")
+            if case == STOPPED:
+                assert not train(folder, case, stop_at=3)
+            assert train(folder, case, resume=case == STOPPED)
         (folder / f"rank{distributed.rank()}.json").write_text(json.dumps(_checks(folder)))
 
 

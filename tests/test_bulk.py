@@ -19,6 +19,7 @@ import vqtok
 from vqtok import codec, codes, files, images
 from vqtok.bulk import CodesDataset, pool
 from vqtok.bulk import encode as bulk_run
+from vqtok.bulk.encode import default_workers
 from vqtok.bulk.inputs import Entry
 from vqtok.cli.bulk import ShardOptions, is_bulk
 from vqtok.codec import model as codec_model
@@ -86,6 +87,28 @@ def test_the_bytes_depend_on_neither_workers_nor_parts(monkeypatch: pytest.Monke
         encode(*words, "-o", "ranks")
     assert contents("whole") == contents("two") == contents("parts") == contents("ranks")
     assert len(CodesDataset("whole")) == 18
+
+
+def test_workers_are_the_processors_divided_among_the_ranks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert default_workers() == 12
+    for name, value in {"WORLD_SIZE": "5", "LOCAL_WORLD_SIZE": "5", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert default_workers() == 2
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert default_workers() == 1
+    # what a command asks for that does not say how many
+    asked: list[int] = []
+    start = bulk_run.Pool.__init__
+    monkeypatch.setattr(
+        bulk_run.Pool,
+        "__init__",
+        lambda pool, workers, *more: asked.append(workers) or start(pool, 0, *more),
+    )
+    monkeypatch.setattr(bulk_run, "default_workers", default_workers)
+    make_tar("a.tar", image_files(1))
+    ok("encode", "a.tar", "-o", "out")
+    assert asked == [1]
 
 
 def test_batches_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -165,7 +188,7 @@ def test_hostile_names_go_nowhere():
         | {"\x1b]0;bad\x07.png": b"x"},
     )
     before = set(os.listdir())
-    done = run("encode", "a.tar", "-o", "out", "--workers", 1)
+    done = run("encode", "a.tar", "-o", "out", "--workers", 0)
     assert set(os.listdir()) == before | {"out"}
     assert sorted(contents("out")) == ["00000-00000.jsonl", "00000-00000.npz", "manifest.json"]
     # .. counts as hidden
@@ -327,7 +350,7 @@ def test_what_is_refused():
 
 def test_a_worker_that_dies_is_an_error_and_what_is_finished_stays(monkeypatch: pytest.MonkeyPatch):
     make_tar("a.tar", image_files(6))
-    words = ["a.tar", "-o", "out", "--shard-size", 2, "--workers", 2]
+    words = ["a.tar", "-o", "out", "--shard-size", 2, "--workers", 1]
     pools = []
     start = bulk_run.Pool.__init__
 

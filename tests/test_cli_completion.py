@@ -7,10 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import make_model
+
+from vqtok import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = f"""#!{sys.executable}
@@ -24,52 +28,68 @@ finally:
 """
 
 
-@pytest.fixture
-def vqtok(tmp_path: Path) -> Path:
-    """The command, as a script of that name."""
-    path = tmp_path / "bin" / "vqtok"
-    path.parent.mkdir()
-    path.write_text(SCRIPT)
-    path.chmod(0o755)
-    return path
-
-
-def completions(vqtok: Path, line: str, shell: str = "bash") -> list[str]:
+def completions(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    shell: str = "bash",
+) -> list[str]:
     words = {
         "COMP_WORDS": line,
         "COMP_CWORD": str(len(line.split(" ")) - 1),
         "_TYPER_COMPLETE_ARGS": line,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_VQTOK_COMPLETE": f"complete_{shell}",
+        "COLUMNS": "80",  # the command sets it anew
     }
-    fish = {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    env = {**os.environ, **words, **fish, "_VQTOK_COMPLETE": f"complete_{shell}"}
-    done = subprocess.run([vqtok], env=env, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    return [word for word in done.stdout.splitlines() if word]
+    with monkeypatch.context() as patch:
+        for name, value in words.items():
+            patch.setenv(name, value)
+        patch.setattr(cli, "app", partial(cli.app, prog_name="vqtok"))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    shown = capsys.readouterr()
+    assert (ended.value.code, shown.err) == (0, "")
+    return [word for word in shown.out.splitlines() if word]
 
 
-def test_commands_and_options_are_completed(vqtok: Path):
-    assert completions(vqtok, "vqtok un") == ["unpack"]
-    assert completions(vqtok, "vqtok encode --max") == ["--max-bytes", "--max-size"]
-    assert completions(vqtok, "vqtok decode a.npz --device c") == ["cpu", "cuda"]
-    assert completions(vqtok, "vqtok train --likelihood l") == ["l1", "logistic"]
+Complete = Callable[..., list[str]]
 
 
-@pytest.mark.slow
-def test_models_are_completed(vqtok: Path, tmp_path: Path):
+@pytest.fixture
+def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Complete:
+    """What is offered for a line: `complete(line)`, in bash, or `complete(line, shell)`."""
+    return partial(completions, monkeypatch, capsys)
+
+
+def test_commands_and_options_are_completed(complete: Complete):
+    assert complete("vqtok un") == ["unpack"]
+    assert complete("vqtok encode --max") == ["--max-bytes", "--max-size"]
+    assert complete("vqtok decode a.npz --device c") == ["cpu", "cuda"]
+    assert complete("vqtok train --likelihood l") == ["l1", "logistic"]
+
+
+def test_models_are_completed(complete: Complete, tmp_path: Path):
     make_model(tmp_path / "models" / "phantom", prior=None)
-    assert completions(vqtok, "vqtok encode --model ph") == ["phantom", "photo"]
-    assert completions(vqtok, "vqtok train --init c") == ["cifar10"]
-    assert completions(vqtok, "vqtok encode --model ./ph") == []  # the shell goes on with files
+    assert complete("vqtok encode --model ph") == ["phantom", "photo"]
+    assert complete("vqtok train --init c") == ["cifar10"]
+    assert complete("vqtok encode --model ./ph") == []  # the shell goes on with files
 
 
-def test_the_help_beside_a_completion_is_one_line(vqtok: Path):
-    (line,) = completions(vqtok, "vqtok encode --mod", "fish")
+def test_the_help_beside_a_completion_is_one_line(complete: Complete):
+    (line,) = complete("vqtok encode --mod", "fish")
     assert line.endswith("else photo.")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
-def test_bash_completes(vqtok: Path):
-    """What `--show-completion` prints, read by a bash that then completes a line."""
+def test_bash_completes(tmp_path: Path):
+    """What `--show-completion` prints, read by a bash that then completes a line; the command is a
+    script of that name.
+    """
+    vqtok = tmp_path / "bin" / "vqtok"
+    vqtok.parent.mkdir()
+    vqtok.write_text(SCRIPT)
+    vqtok.chmod(0o755)
     script = (
         'eval "$1"; COMP_WORDS=(vqtok decode --model ci); COMP_CWORD=3; '
         '_vqtok_completion vqtok; echo "${COMPREPLY[@]}"'

@@ -81,7 +81,6 @@ def test_what_cannot_be_written_is_told_and_leaves_nothing(
     ok(*Calls[name])
 
 
-@pytest.mark.usefixtures("few_vectors")
 @pytest.mark.parametrize("full_at", [3, 6, 11, 17])
 def test_training_on_a_full_disk_goes_on_to_the_same_model(
     data: Path, monkeypatch: pytest.MonkeyPatch, full_at: int
@@ -113,7 +112,6 @@ def test_training_on_a_full_disk_goes_on_to_the_same_model(
     assert {p.name for p in Path("m").iterdir()} == {p.name for p in Path("whole").iterdir()}
 
 
-@pytest.mark.usefixtures("few_vectors")
 @pytest.mark.parametrize("again", [["--resume"], ["-f"]])
 def test_what_a_killed_run_was_writing_is_taken_away(data: Path, again: list[str]) -> None:
     assert small("-o", "m", "--max-time", "0s").exit_code == 0

@@ -217,6 +217,8 @@ def test_codes_of_another_fingerprint(tmp_path: Path):
     ok("decode", "a.npz", "-f")
     (tmp_path / "models" / "renamed").rename(tmp_path / "elsewhere")
     assert "no model here has that fingerprint" in fails("decode", "a.npz", "-o", "b.png")
+    told = fails("decode", "a.npz", "-o", "b.png", "-m", "toy")
+    assert "the path of other's folder with --model" in told  # `--model other` would find none
     ok("decode", "a.npz", "-o", "b.png", "-m", "elsewhere")
 
 

@@ -134,7 +134,7 @@ def test_a_image_too_large_is_named_and_the_others_go_on(monkeypatch: pytest.Mon
     assert done.exit_code == 1
     assert "vqtok: error: in/b.png: an image of 64x64 takes about" in done.stderr
     assert [file.name for file in Path("out").rglob("*.npz")] == ["a.npz"]
-    done = run("encode", "in", "-o", "bulk", "--bulk", "--model", "m")
+    done = run("encode", "in", "-o", "bulk", "--bulk", "--model", "m", "--workers", 0)
     assert done.exit_code == 1
     assert "an image of 64x64 takes about" in done.stderr
     figures = json.loads(run("eval", "in", "--model", "m", "--json").stdout)
@@ -171,7 +171,7 @@ def test_a_prior_is_trained_for_an_imported_model_and_sampled(data: Path, normal
 
 
 @pytest.mark.slow
-def test_an_imported_model_is_fine_tuned(data: Path, few_vectors: None):
+def test_an_imported_model_is_fine_tuned(data: Path):
     imported()
     ok(
         "train",
@@ -199,9 +199,7 @@ def test_an_imported_model_is_fine_tuned(data: Path, few_vectors: None):
 
 
 @pytest.mark.slow
-def test_a_classic_network_is_trained_from_scratch_resumed_and_exported(
-    data: Path, few_vectors: None
-):
+def test_a_classic_network_is_trained_from_scratch_resumed_and_exported(data: Path):
     settings = [
         "network=classic",
         "fold=1",

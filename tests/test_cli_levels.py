@@ -236,12 +236,15 @@ def test_truncate_takes_folders_and_its_own_results_not_twice(whole: codes.Codes
 def test_truncate_and_info_need_no_torch_and_truncate_no_model(whole: codes.Codes, three: Path):
     three.rename(three.with_name("elsewhere"))
     (three.with_name("elsewhere") / "tokenizer.safetensors").unlink()
-    code = (
-        "import sys; from vqtok.cli import app; app(sys.argv[1:], standalone_mode=False);"
-        "assert 'torch' not in sys.modules, 'torch'"
-    )
-    for words in (["truncate", "all.npz", "--max-bytes", "1k"], ["info", "all.npz"]):
-        subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+    code = """
+import sys
+from vqtok.cli import app
+for words in ("truncate all.npz --max-bytes 1k", "info all.npz"):
+    app(words.split(), standalone_mode=False)
+    assert "torch" not in sys.modules, words
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert Path("all.truncated.npz").stat().st_size <= 1000
 
 

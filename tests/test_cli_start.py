@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -164,6 +165,30 @@ def test_results_come_one_behind_and_in_order():
     with pytest.raises(ValueError, match="b"):
         future.result()
     assert [(item, future.result()) for item, future in seen] == [("c", 3)]
+
+
+@pytest.mark.parametrize("verb", ["encode", "decode"])
+def test_an_interrupted_batch_ends_after_its_last_write(
+    verb: str, toy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A file that appeared later would be in another folder where the caller has changed it."""
+    for i in range(3):
+        save(f"in/{i}.png", image(seed=i))
+    ok("encode", "in", "-o", "codes")
+    ended: list[str] = []
+
+    def write(self: object, *_: object, **__: object) -> None:
+        time.sleep(0.1)
+        ended.append("write")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vqtok.cli.output.write", write)  # of encode
+    monkeypatch.setattr("vqtok.images.write_image", write)  # of decode
+    monkeypatch.setattr("vqtok.cli.batch.Batch._report_one", interrupt)
+    done = run(verb, {"encode": "in", "decode": "codes"}[verb], "-o", "out")
+    assert (done.exit_code, ended) == (130, ["write"] * 2)  # the first, and the next
 
 
 def test_a_batch_gives_the_bytes_of_single_commands(toy: Path):

@@ -15,7 +15,7 @@ from test_criterion import lpips_tensors
 from vqtok import codec, weights
 from vqtok.losses.lpips import ALEX
 
-pytestmark = pytest.mark.usefixtures("few_vectors", "data")
+pytestmark = pytest.mark.usefixtures("data")
 LEVELS = ("--levels", "3", "--no-normalize", "--stage", "tokenizer")
 
 

@@ -14,9 +14,6 @@ from vqtok.cli import app
 from vqtok.config import Recipe, read_recipe
 from vqtok.losses.lpips import ALEX
 
-pytestmark = pytest.mark.usefixtures("few_vectors")
-
-
 # The recipe
 
 FLAGS: list[tuple[list[str], str, Any]] = [

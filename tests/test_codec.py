@@ -408,6 +408,16 @@ def test_labels_by_name_and_number_and_in_turn(toy: codec.Model):
         assert "cat, dog, eel" in caught.value.fix
 
 
+def test_capitals_of_a_label_count_only_where_they_tell(tmp_path: Path):
+    make_model(tmp_path / "shoes", prior=replace(PRIOR, labels=("Sneaker", "boot", "Boot")))
+    model = codec.load(tmp_path / "shoes")
+    for label, number in (("sneaker", 0), ("SNEAKER", 0), ("boot", 1), ("Boot", 2)):
+        assert model._labels(label, 1).tolist() == [number]  # type: ignore
+    with pytest.raises(UsageError, match="several labels are 'BOOT'") as caught:
+        model.sample_codes(1, label="BOOT")
+    assert "boot, Boot" in caught.value.fix
+
+
 def test_where_names_are_numbers_a_number_is_a_name(tmp_path: Path):
     names = tuple(sorted(str(n) for n in range(1, 13)))  # as folders are: 1, 10, 11, 12, 2, ...
     make_model(tmp_path / "months", prior=replace(PRIOR, labels=names))

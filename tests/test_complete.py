@@ -10,8 +10,9 @@ from conftest import image
 from test_priors import tiny
 
 from vqtok import codec, codes
+from vqtok.codec import drawing
 from vqtok.codec.drawing import complete_grids, known_part
-from vqtok.errors import UsageError
+from vqtok.errors import FormatError, UsageError
 from vqtok.sampling import sample_grids
 
 
@@ -97,11 +98,13 @@ def test_as_typed():
         (("--keep", "right:0.5"), toy.complete(given, "right:0.5", 2, candidates=8)),
         (("--keep", "left:0.5"), toy.complete(given, "left:0.5", 2)),
         (("--candidates", "3"), toy.complete(given, n=2, candidates=3)),
+        (("--palette", "2"), toy.complete(given, n=2, palette=2.0)),
     ):
         ok("sample", "--complete", "a.png", "-n", "2", "-o", "a.npz", "-f", *words)
         assert np.array_equal(drawn("a.npz"), wanted.indices), words
     for words, said in (
         (("--hole", "1,2,3,4"), "add --complete IMG"),
+        (("--palette", "1"), "add --complete IMG"),
         (("--candidates", "3"), "add --complete IMG"),
         (("--complete", "a.png", "--hole", "1,2,3"), "x, y, width, height"),
         (("--complete", "a.png", "--hole", "-1,2,3,4"), "no hole"),
@@ -113,3 +116,71 @@ def test_as_typed():
     ):
         assert said in fails("sample", "-o", "b.npz", *words, code=2), words
     assert not Path("b.npz").exists()
+
+
+def test_a_palette_favors_codes_of_the_kept_part():
+    prior = tiny(2)
+    known = torch.full((2, 4, 5), -1)
+    known[0, :2], known[1, :2] = 3, 7
+    fair = drawing.leaning_to_known(prior, known, 0.0)
+    assert fair is prior
+    shares = []
+    for weight in (0.0, 0.5, 2.0):
+        leaning = drawing.leaning_to_known(prior, known, weight)
+        grids = complete_grids(leaning, known, 40, seed=1)
+        assert torch.equal(grids[:, :, :2], known[:, :2].expand(40, 2, 2, 5))
+        shares.append(
+            [float((grids[:, i, 2:] == code).double().mean()) for i, code in ((0, 3), (1, 7))]
+        )
+    for level in range(2):
+        assert shares[0][level] < 0.5
+        assert shares[0][level] < shares[1][level] < shares[2][level]
+        assert shares[2][level] > 0.99
+    # the prior itself stays
+    assert torch.equal(complete_grids(prior, known, 2), complete_grids(tiny(2), known, 2))
+    for weight in (-1.0, 11.0, float("nan")):
+        with pytest.raises(UsageError, match="palette"):
+            drawing.leaning_to_known(prior, known, weight)
+
+
+def test_levels_that_are_not_drawn_get_the_code_that_says_least():
+    codebook = torch.ones(3, 4, 2)
+    codebook[1, 2] = codebook[2, 1] = 0.1
+    known = torch.full((3, 2, 2), -1)
+    known[:, 0] = torch.tensor([[3], [3], [0]])
+    grids = torch.tensor([[[[3, 3], [0, 1]]], [[[3, 3], [2, 2]]]])  # (2, 1, 2, 2)
+    full = drawing.with_plain_levels(grids, known, codebook)
+    assert torch.equal(full[:, :1], grids)
+    assert full[:, 1:].tolist() == 2 * [[[[3, 3], [2, 2]], [[0, 0], [1, 1]]]]
+
+
+def test_what_a_file_asks_of_completing():
+    def read(**record: object) -> drawing.DrawDefaults:
+        return drawing.DrawDefaults.of_record(record, 3, "p", completing=True)
+
+    assert read(sampling={"guidance": 2.0}) == drawing.DrawDefaults(guidance=2.0)
+    chosen = read(
+        sampling={"guidance": 2.0},
+        completing={"levels": 2, "palette": 1, "temperature": [0.9, 0.7]},
+    )
+    assert chosen == drawing.DrawDefaults([0.9, 0.7], levels=2, palette=1)
+    filled = chosen.fill({"top_p": [0.9, 0.8, 0.7]}, 3, 2)
+    assert filled == {"temperature": [0.9, 0.7], "top_p": [0.9, 0.8], "guidance": 1.0}
+    for wrong in ({"levels": 4}, {"levels": 0}, {"levels": 1.5}, {"palette": -1}, {"odd": 1}):
+        with pytest.raises(FormatError):
+            read(completing=wrong)
+    with pytest.raises(FormatError):  # of completing alone
+        drawing.DrawDefaults.of_record({"sampling": {"palette": 1.0}}, 3, "p")
+
+
+def test_photo_completes_with_its_first_levels_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.delenv("VQTOK_MODELS")
+    photo = codec.load("photo")
+    given = photo.encode(image(64, 64))
+    plain = photo.codebook.norm(dim=-1).argmin(1)[2:, None, None].numpy()
+    done = photo.complete(given).indices[0]
+    assert np.array_equal(done[:, :2], given.indices[0][:, :2])
+    assert (done[2:, 2:] == plain).all()
+    assert not (photo.complete(given, levels=8).indices[0][2:, 2:] == plain).all()

@@ -78,7 +78,7 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     (
         PriorConfig,
         "architecture",
-        ("pixelcnn", "pixelrnn", "transformer", "fvsbn"),
+        ("pixelcnn", "pixelrnn", "transformer", "fvsbn", "masked"),
         ("", "PixelCNN"),
     ),
     (PriorConfig, "output", ("softmax", "logistic"), ("", "mixture")),
@@ -261,7 +261,7 @@ def test_everything_that_a_recipe_can_hold_survives_toml(tmp_path: Path):
         PriorStageConfig(10**9, 2, 5e-324, "muon", 3, "constant", 1.0, 1e300, 0.1, 4, 0.3),
         3,
         "bf16",
-        EntropyConfig(7, 3, 8, 16, 1, 9),
+        EntropyConfig(7, 3, 8, 16, 1, 9, 2),
         StageConfig(8, 3, 1e-4, "muon", 1, "constant", 0.1, 2.0, 0.5, 6),
     )
     for part in fields(Recipe):

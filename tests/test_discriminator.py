@@ -24,8 +24,6 @@ from vqtok.networks.vqvae import VQVAE, to_float
 from vqtok.train.adversary import Adversary
 from vqtok.train.tokenizer import TokenizerTask
 
-pytestmark = pytest.mark.usefixtures("few_vectors")
-
 
 def adversary(
     steps: int = 100, start: float = 0.0, precision: str = "fp32", **losses: float

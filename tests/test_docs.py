@@ -3,6 +3,7 @@ sentences about formats are true.
 """
 
 import hashlib
+import importlib
 import re
 from pathlib import Path
 
@@ -43,12 +44,14 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_vectors")
 @pytest.mark.parametrize("name", WITH_COMMANDS)
 def test_every_command_of_a_page_runs_in_order(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.delenv("VQTOK_MODELS")
+    # what a full training step takes, which --dry-run measures: test_cli_train_recipe.py
+    module = importlib.import_module("vqtok.train.plan")  # vqtok.train.plan is the function
+    monkeypatch.setattr(module, "_seconds", lambda *_: 0.1)
     make_images(tmp_path)
     make_checkpoints(tmp_path)
     for line in lines((ROOT / "docs" / name).read_text(encoding="utf-8")):

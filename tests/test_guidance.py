@@ -8,7 +8,7 @@ import torch
 from cli_helpers import fails, ok
 from conftest import make_model
 from test_priors import tiny
-from test_priors_architectures import every, made
+from test_priors_architectures import causal, made
 
 from vqtok import codec, codes, weights
 from vqtok.errors import FormatError, UsageError
@@ -17,7 +17,7 @@ from vqtok.sampling.guidance import GuidedCursor
 
 
 @pytest.mark.parametrize("levels", [1, 2])
-@every
+@causal
 def test_guidance_mixes_the_logits_of_both(
     architecture: str, levels: int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -74,7 +74,9 @@ def test_each_level_has_its_temperature_and_top_p():
     assert torch.equal(nearly, mixed)
 
 
-@pytest.mark.parametrize("options", [{"temperature": [1, 1, 1]}, {"top_p": []}, {"guidance": -1}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": [1, 1, 1]}, {"top_p": []}, {"guidance": -1}, {"guidance": 1e9}]
+)
 def test_what_cannot_be_drawn(options: dict):
     with pytest.raises(UsageError):
         sample_grids(tiny(2), 1, (2, 2), labels=0, **options)

@@ -3,6 +3,7 @@
 import gzip
 import io
 import random
+import re
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bulk_helpers import image_files, make_tar
+from cli_helpers import run
 from conftest import image
 
 from vqtok import gzipped
@@ -148,6 +150,21 @@ def test_a_packed_tar_is_named_by_itself_by_globs_and_by_braces():
     assert len(open_data("s-*.tar.gz")) == 3
     assert len(open_data("s-{000..001}.tar.gz")) == 2
     assert np.array_equal(open_data(Path("s-002.tar.gz")).image(0), image(16, 16, seed=2))
+
+
+def test_the_rest_of_a_cut_tar_is_named_once_and_is_no_image(toy: Path):
+    pack_tar("a.tar.gz", image_files(9))
+    data = Path("a.tar.gz").read_bytes()
+    Path("a.tar.gz").write_bytes(data[: len(data) * 2 // 3])
+    for again in ([], ["--resume"]):
+        done = run("encode", "a.tar.gz", "-o", "out", *again)
+        last = done.stderr.splitlines()[-1]
+        found = re.fullmatch(r"(\d) of (\d) failed; the rest of 1 tar cannot be read", last)
+        assert (done.exit_code, found is not None) == (1, True), done.stderr
+        assert found is not None
+        assert (found[1], int(found[2]) < 9) == ("1", True)  # the image that the cut goes through
+        if not again:
+            assert "\nvqtok: error: a.tar.gz: the rest of the tar cannot be read" in done.stderr
 
 
 def test_a_packed_tar_that_is_cut_gives_what_stands_before():

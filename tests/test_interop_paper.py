@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from cli_helpers import fails, ok
 from cli_helpers import save as save_image
-from conftest import image
+from conftest import TOKENIZER, image
 from interop_helpers import as_floats, imported
 from interop_helpers import save as save_source
 from paper_helpers import PROGRAMS, Made, make
 
-from vqtok import codec, interop, metrics, weights
+from vqtok import codec, interop, metrics, model_registry, weights
 from vqtok.data.shapes import Shapes
-from vqtok.errors import FormatError, UsageError
+from vqtok.errors import FormatError, ModelError, UsageError
+from vqtok.interop.diffusers import to_vqmodel
 from vqtok.interop.ranges import parse_range
 
 HALF = "-0.5:0.5"
@@ -49,6 +51,12 @@ def test_a_layout_gives_its_own_networks_indices_and_images(name: str, kind: str
     model = imported(path, tmp_path / "m", input_range=HALF, variant=variant)
     check_same(made, model)
     assert model.config.downsample == (8 if name == "issue" else 4)
+
+
+def test_no_vqmodel_of_diffusers_has_its_network(tmp_path: Path):
+    folder = model_registry.ModelFolder("vq", tmp_path)
+    with pytest.raises(ModelError, match="which has no paper network"):
+        to_vqmodel(weights.Weights({}, {}), replace(TOKENIZER, network="paper"), folder)
 
 
 def test_a_known_program_needs_no_variant(tmp_path: Path):

@@ -17,6 +17,10 @@ K = 7
 GRIDS = [(4, 6), (6, 3), (1, 5), (5, 1), (1, 1)]
 NAMES = ("cat", "dog", "car")
 every = pytest.mark.parametrize("architecture", sorted(PRIORS))
+# those that say how likely a grid is; what the masked one does is in test_priors_masked
+causal = pytest.mark.parametrize(
+    "architecture", sorted(name for name in PRIORS if PRIORS[name].load().has_likelihood)
+)
 
 
 def made(
@@ -39,7 +43,7 @@ def full(prior: Prior, indices: Tensor, labels: Tensor | None = None) -> Tensor:
         return prior(indices, labels)
 
 
-@every
+@causal
 @pytest.mark.parametrize("levels", [1, 3])
 def test_an_index_changes_only_what_comes_after_it(architecture: str, levels: int) -> None:
     h, w = 4, 6
@@ -57,7 +61,7 @@ def test_an_index_changes_only_what_comes_after_it(architecture: str, levels: in
     assert not bool(reached[0])
 
 
-@every
+@causal
 @pytest.mark.parametrize("levels", [1, 3])
 def test_the_next_place_sees_its_neighbors(architecture: str, levels: int) -> None:
     """Left, above, above to the right: no blind spot; and the same place of the level below."""
@@ -81,7 +85,7 @@ def test_the_next_place_sees_its_neighbors(architecture: str, levels: int) -> No
         )
 
 
-@every
+@causal
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize(("h", "w"), GRIDS)
 def test_the_sampler_gives_the_logits_of_the_full_pass(
@@ -152,7 +156,7 @@ def test_nats_are_those_of_the_logits_also_in_parts(
         torch.testing.assert_close(prior.nats(indices).detach(), wanted, atol=1e-5, rtol=1e-5)
 
 
-@every
+@causal
 def test_it_learns_what_it_samples(architecture: str) -> None:
     """Each index of a row is the one to its left plus one, the second level repeats the first:
     close to no bits, and so are its samples.

@@ -63,7 +63,6 @@ def test_its_dimension_shrinks_with_the_grid_and_large_grids_are_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_vectors")
 def test_train_and_sample_by_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     np.save("data.npy", np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8))

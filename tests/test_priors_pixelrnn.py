@@ -217,7 +217,7 @@ def test_a_new_network_remembers() -> None:
     assert loss.item() == pytest.approx(math.log(K), abs=0.1)
 
 
-@pytest.mark.usefixtures("few_vectors", "data")
+@pytest.mark.usefixtures("data")
 @pytest.mark.slow
 def test_train_sample_and_report() -> None:
     trained = small("-o", "run", "--prior", "pixelrnn", "--size", "16")

@@ -174,7 +174,7 @@ def test_both_products_choose_alike(monkeypatch: pytest.MonkeyPatch, dot: bool):
             with monkeypatch.context() as patch:
                 choose_product(patch, onednn)
                 indices = torch.empty(N, dtype=torch.int64)
-                module._NearestSearch(entries, dot).write(vectors, indices)
+                module.NearestSearch(entries, dot).write(vectors, indices)
                 found.append(indices)
         assert torch.equal(*found)
 
@@ -182,7 +182,7 @@ def test_both_products_choose_alike(monkeypatch: pytest.MonkeyPatch, dot: bool):
 def test_a_vector_alone_is_scored_as_among_others(monkeypatch: pytest.MonkeyPatch):
     choose_product(monkeypatch, True)
     vectors, entries = torch.randn(20, 24), torch.randn(300, 24)
-    search = module._NearestSearch(entries)
+    search = module.NearestSearch(entries)
     together = search._by_onednn(vectors)
     for count in (1, 2, 3, 19):
         assert torch.equal(search._by_onednn(vectors[:count]), together[:count])

@@ -39,7 +39,6 @@ def test_a_loaded_model_gives_the_indices_of_the_saved_one(kind: str, levels: in
     assert model.decode(codes).shape == pixels.shape
 
 
-@pytest.mark.usefixtures("few_vectors")
 @pytest.mark.parametrize(("kind", "levels"), CASES)
 def test_train_makes_a_model_that_works(kind: str, levels: int, data: Path, tmp_path: Path):
     result = small(

@@ -144,7 +144,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.usefixtures("few_vectors", "data")
+@pytest.mark.usefixtures("data")
 @pytest.mark.parametrize("network", SETTINGS)
 def test_the_networks_are_trained(network: str, tmp_path: Path):
     settings = [

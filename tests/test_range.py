@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
-from bulk_helpers import make_tar
+from bulk_helpers import contents, make_tar
 from cli_helpers import fails, ok, save, train
 from test_images_depth import RAMP, png16, tiff
 
@@ -51,7 +51,12 @@ def test_encode_says_what_is_used_and_keeps_the_range():
     assert np.array_equal(
         kept.indices, model.encode(np.rint(RAMP / 4095 * 255).astype(np.uint8)).indices
     )
-    assert not np.array_equal(kept.indices, model.encode("in/0.tif").indices)
+    with pytest.warns(UserWarning, match=r"values 0:4095, and 0:65535 became .*value_range=\(0.0"):
+        dark = model.encode("in/0.tif")
+    assert not np.array_equal(kept.indices, dark.indices)
+    both = model.encode_batch(["in/0.tif"] * 2, value_range=RANGE)
+    assert both.range == RANGE
+    assert np.array_equal(both.indices[1], kept.indices[0])
 
 
 def test_both_forms_keep_the_range_and_8_bits_have_none():
@@ -66,10 +71,9 @@ def test_both_forms_keep_the_range_and_8_bits_have_none():
     fails("encode", "a.png", "--range", "7:5", code=2)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_bulk_keeps_the_range_and_says_what_is_used(workers: int):
+def test_bulk_keeps_the_range_and_says_what_is_used():
     deep("in")
-    words = ("encode", "in", "--bulk", "--workers", workers)
+    words = ("encode", "in", "--bulk", "--workers", 0)
     done = ok(*words, "-o", "auto")
     assert "3 images use little of their range: --range 0:4095 fits" in done.stderr
     assert "6.25%" in Path("auto/00000-00000.jsonl").read_text()
@@ -81,11 +85,13 @@ def test_bulk_keeps_the_range_and_says_what_is_used(workers: int):
     assert np.array_equal(
         stack.indices[:1], codec.load("toy").encode("in/0.tif", value_range=RANGE).indices
     )
+    ok("encode", "in", "--bulk", "--workers", 1, "-o", "there", "--range", "0:4095")
+    assert contents("there") == contents("wide")  # a process is told the range
     assert "another range" in fails(*words, "-o", "wide", "--resume")
     ok(*words, "-o", "wide", "--range", "0:4095", "--resume")
 
 
-def test_train_keeps_the_range_in_the_model_and_others_take_it(few_vectors: None, data: Path):
+def test_train_keeps_the_range_in_the_model_and_others_take_it(data: Path):
     deep("in", 6)
     done = train(
         "in", "--recipe", "small.toml", "-o", "m", "--range", "0:4095", "--stage", "tokenizer"
@@ -103,7 +109,7 @@ def test_train_keeps_the_range_in_the_model_and_others_take_it(few_vectors: None
     assert any("0:4095" in note for note in found["notes"])
 
 
-def test_train_and_eval_say_what_auto_leaves_unused(few_vectors: None, data: Path):
+def test_train_and_eval_say_what_auto_leaves_unused(data: Path):
     deep("in", 6)
     done = train("in", "--recipe", "small.toml", "-o", "m", "--stage", "tokenizer", "--json")
     assert done.exit_code == 0, done.output
@@ -182,9 +188,7 @@ def test_a_folder_of_what_is_not_read_says_so():
         open_data(Path("in"))
 
 
-def test_resuming_under_another_pillow_is_said(
-    few_vectors: None, data: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_resuming_under_another_pillow_is_said(data: Path, monkeypatch: pytest.MonkeyPatch):
     for i in range(6):
         save(f"in/{i}.png")
     done = train("in", "--recipe", "small.toml", "-o", "m", "--stage", "tokenizer")

@@ -12,7 +12,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_vectors")
 def test_every_command_of_the_readme_runs_in_order(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

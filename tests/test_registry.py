@@ -124,6 +124,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_one_file_and_one_line_add_each_of_them(tmp_path: Path) -> None:
     source = Path(vqtok.__file__).parent
     copy = tmp_path / "lib" / "vqtok"

@@ -11,6 +11,7 @@ import pytest
 from cli_helpers import fails, ok, run
 
 from vqtok import weights
+from vqtok.cli import token_sets
 from vqtok.codes import npz
 from vqtok.errors import FormatError
 from vqtok.token_sets import arrays, counts, packed
@@ -215,3 +216,46 @@ def test_of_several_arrays_the_good_ones_are_packed(tmp_path: Path, model: Path,
     (tmp_path / "b.vqtok.npz").write_bytes(b"no")
     back = run("unpack", *sorted(tmp_path.glob("*.vqtok.npz")), "-m", model, "-o", tmp_path / "o")
     assert back.exit_code == 1
+
+
+def test_folders_are_packed_and_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way round again leaves the other command's files out; names and folders are kept."""
+    monkeypatch.chdir(tmp_path)
+    Path("in/below").mkdir(parents=True)
+    wanted = {"a": video(2), "below/b": video(2, seed=1), "c": video(2, seed=2)}
+    np.save("in/a.npy", wanted["a"])
+    np.save("in/below/b.npy", wanted["below/b"])
+    np.savez("in/c.npz", ids=wanted["c"])
+    ok("pack", "in", "-o", "small")
+    ok("unpack", "small", "-o", "back")
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(np.load(f"back/{name}.npy"), array)
+    ok("pack", "in")  # beside the arrays
+    said = ok("pack", "in", "-f").stderr
+    assert "3 of 6 left out: packed already" in said
+    assert sorted(p.name for p in Path("in").rglob("*.vqtok.npz")) == [
+        f"{name}.vqtok.npz" for name in "abc"
+    ]
+    assert "1 of 4 left out: not packed" in ok("unpack", "in", "-f").stderr
+    np.testing.assert_array_equal(np.load("in/c.npy"), wanted["c"])
+    ok("pack", "in/c.np*", "-o", "one")
+    assert sorted(p.name for p in Path("one").iterdir()) == ["c.npz.vqtok.npz", "c.vqtok.npz"]
+    ok("unpack", "small", "--indices-only", "-o", "alone")
+    for name, array in wanted.items():
+        with np.load(f"alone/{name}.indices.npz") as found:
+            assert found.files == ["indices"]
+            np.testing.assert_array_equal(found["indices"], array)
+    assert "packed already" in fails("pack", "small")
+
+
+def test_a_folder_of_both_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes files in a folder are packed as ever, whatever arrays lie beside them."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    np.save("in/a.npy", video(2))
+    ok("pack", "in")
+    np.savez("in/codes.npz", indices=np.zeros((1, 1, 2, 2), np.uint8), meta=np.array("{}"))
+    assert "one kind at a time" in fails("unpack", "in", code=2)
+    assert "one kind at a time" in fails("pack", "in/a.npy", "in/codes.npz", code=2)
+    assert "codes file of vqtok" in fails("pack", "in/codes.npz", "--frames")
+    assert token_sets.arrays_of(["in"], None, False) is False

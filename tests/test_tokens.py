@@ -275,7 +275,7 @@ def test_persistent_and_spawned_workers_count_epochs(data: Sequences):
     loader = DataLoader(
         data.stream(4),
         batch_size=None,
-        num_workers=2,
+        num_workers=1,
         persistent_workers=True,
         multiprocessing_context="spawn",
     )

@@ -340,11 +340,39 @@ def test_splits_share_a_folder_and_a_vocabulary(made: list[np.ndarray]):
     ok("import-tokens", "out/val.bin", "-o", "back.npz")
     assert (read_plain_codes(Path("back.npz")).indices == np.stack(made[7:])).all()
     other = ("export", "codes", "-o", "out/val.bin", "--to", "bin", "--eos")
-    assert "tells of other sequences" in fails(*other)
+    assert "is of other sequences" in fails(*other)
     assert "also of train.bin, whose sequences are others" in fails(*other, "-f")
     assert "choose train and val" in fails(
         "export", "codes", "-o", "out", "--to", "bin", "--split", "test", code=2
     )
+
+
+def test_formats_of_one_file_share_a_folder(made: list[np.ndarray]):
+    ok("export", "codes", "-o", "out/a.bin", "--to", "bin")
+    ok("export", "codes", "-o", "out/b.jsonl", "--to", "jsonl")
+    ok("export", "codes", "-o", "out/a.jsonl", "--to", "jsonl")
+    assert "is of other sequences" in fails(
+        "export", "codes", "-o", "out/c.jsonl", "--to", "jsonl", "--offset"
+    )
+    assert "exists" in fails("export", "codes", "-o", "out", "--to", "webdataset")
+    for name in ("a.bin", "b.jsonl", "a.jsonl"):
+        ok("import-tokens", f"out/{name}", "-o", f"{name}.npz")
+        assert (read_plain_codes(Path(f"{name}.npz")).indices == np.stack(made)).all()
+    # the same images three times
+    assert "give one file: out/a.bin" in fails("import-tokens", "out", "-o", "x.npz", code=2)
+    # both of these have an a.bin, and a.idx may not stay behind
+    assert "a.bin exists" in fails("export", "codes", "-o", "out/a.bin", "--to", "megatron")
+    ok("export", "codes", "-o", "out/a.bin", "--to", "megatron", "-f")
+    assert Path("out/a.idx").exists()
+    ok("export", "codes", "-o", "out/a.bin", "--to", "bin", "-f")
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "a.bin",
+        "a.jsonl",
+        "b.jsonl",
+        "meta.json",
+    ]
+    ok("import-tokens", "out/a.bin", "-o", "again.npz")
+    assert (read_plain_codes(Path("again.npz")).indices == np.stack(made)).all()
 
 
 def test_what_exists_stays_without_force(made: list[np.ndarray], monkeypatch: pytest.MonkeyPatch):

@@ -23,9 +23,6 @@ from vqtok.data import Shapes
 from vqtok.errors import OutputError, TrainingError
 from vqtok.train import draws, loop, state
 
-pytestmark = pytest.mark.usefixtures("few_vectors")
-
-
 # Stopping and going on
 
 

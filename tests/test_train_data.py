@@ -20,9 +20,6 @@ from vqtok.networks.vqvae import VQVAE
 from vqtok.train.grids import Grids, encode_dataset, load_grids, save_grids
 from vqtok.train.plan import multiply_adds_by_part
 
-pytestmark = pytest.mark.usefixtures("few_vectors")
-
-
 # Data
 
 

@@ -30,7 +30,6 @@ from vqtok.train.tokenizer import TokenizerTask
 
 ms_ssim = importlib.import_module("vqtok.losses.ms_ssim")  # its package hides it behind a function
 
-pytestmark = pytest.mark.usefixtures("few_vectors")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # Everything at once: several levels, level dropout, dead codes, Muon, averages, MS-SSIM, and a
 # discriminator from half of the run on.
@@ -583,6 +582,7 @@ def test_a_state_is_that_of_its_moment_and_a_failure_is_told(tmp_path: Path) -> 
 # Compiled
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(torch.serialization, "safe_globals"),
     reason="torch before 2.5 compiles no step that sets an attribute of a module",

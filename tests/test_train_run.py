@@ -17,9 +17,6 @@ from vqtok.data import DataOptions, Shapes
 from vqtok.errors import InputError, OutputError, TrainingError, UsageError
 from vqtok.train import run as train_run
 
-pytestmark = pytest.mark.usefixtures("few_vectors")
-
-
 # Damaged files
 
 

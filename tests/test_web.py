@@ -69,6 +69,7 @@ def random_prior(rng: np.random.Generator, path: Path) -> tuple[IntegerInference
         width=int(rng.integers(4, 20)),
         blocks=int(rng.integers(0, 3)),
         rank=int(rng.integers(4, 20)),
+        kinds=int(rng.integers(1, 4)),
     )
     torch.manual_seed(int(rng.integers(1 << 30)))
     network = IntegerPrior(config)
@@ -130,8 +131,8 @@ def test_random_files_have_the_same_indices(tmp_path: Path):
 
 @needs_node
 @pytest.mark.slow
-def test_a_thousand_random_files_have_the_same_indices(tmp_path: Path):
-    assert compare_random_files(tmp_path, seed=1, priors=50, each=20) > 800
+def test_hundreds_of_random_files_have_the_same_indices(tmp_path: Path):
+    assert compare_random_files(tmp_path, seed=1, priors=20, each=12) > 190
 
 
 @needs_node
@@ -145,7 +146,7 @@ def test_damaged_files_are_refused_or_read_as_python_does(tmp_path: Path):
         whole = (GOLDEN / f"{name}.npz").read_bytes()
         stream = np.load(GOLDEN / f"{name}.npz").get("stream")
         member = np.load(GOLDEN / f"{name}.npz").get("c")
-        for i in range(40):
+        for i in range(16):
             data = bytearray(whole)
             if i % 2 and stream is not None:  # inside the stream, where no checksum of zip helps
                 with_error = stream.copy()
@@ -176,7 +177,7 @@ def test_damaged_files_are_refused_or_read_as_python_does(tmp_path: Path):
             assert_equal(found, codes)
         else:  # a browser's inflate refuses what stands after its end, and zlib does not
             assert found["error"] == "damaged or truncated"
-    assert 100 < refused < len(jobs)
+    assert len(jobs) / 4 < refused < len(jobs)
 
 
 @needs_node
@@ -350,13 +351,13 @@ def test_the_page_decodes_in_a_browser(tmp_path: Path):
 
 @needs_node
 def test_a_deflate_bomb_takes_no_memory(tmp_path: Path):
-    """600 MiB of zeros in 600 kB: refused before they are unpacked."""
+    """600 MiB of zeros in 3 MB: refused before they are unpacked."""
     shape = (600, 1, 1024, 1024)
     array = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         array, {"descr": "|u1", "fortran_order": False, "shape": shape}
     )
-    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         with archive.open("indices.npy", "w") as member:
             member.write(array.getvalue())
             for _ in range(600):

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.numpy
@@ -251,7 +251,13 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     )
 
 
-def gather_rows(mine: Tensor, which: Tensor, block: int) -> Tensor:
+class Rows(Protocol):
+    """A matrix (N, D), or what gives its rows when they are asked for."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
+
+
+def gather_rows(mine: Rows, which: Tensor, block: int) -> Tensor:
     """Gathers rows `which` (n,) of the whole batch's (N, D), of which `mine` are this process's;
     each image has `block` of them.
     """
@@ -259,8 +265,9 @@ def gather_rows(mine: Tensor, which: Tensor, block: int) -> Tensor:
         return mine[which]
     image, row = which // block, which % block
     here = image % world_size() == rank()
-    found = mine.new_zeros(len(which), mine.shape[1])
-    found[here] = mine[(image // world_size() * block + row)[here]]
+    own = mine[(image // world_size() * block + row)[here]]
+    found = own.new_zeros(len(which), own.shape[1])
+    found[here] = own
     all_reduce_sum(found)  # all others hold zeros
     return found
 

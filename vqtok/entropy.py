@@ -12,6 +12,7 @@ carries: a checksum, say. It takes half a bit.
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +21,7 @@ from vqtok.errors import FormatError
 
 BITS = 16
 TOTAL = 1 << BITS  # frequencies of all symbols together
-BLOCK = 16  # symbols whose beginnings are computed when one of them is decoded
+BLOCK, HALF = 16, 8  # symbols whose beginnings are computed when one of them is decoded
 _LOW = 1 << 32  # the state is never below
 _MASK = TOTAL - 1
 _STATE_WORDS = 3  # 48 bits
@@ -61,15 +62,14 @@ class Frequencies:
     def __init__(self, weights: np.ndarray, K: int) -> None:
         """weights are floats (n, BLOCK, blocks): [:, r, b] of symbol BLOCK * b + r; 0 from K on."""
         self.weights, self.K = weights, K
-        blocks = np.einsum("nrb->nb", weights)  # twice as fast as sum(1)
-        ends = blocks.cumsum(1)
-        self.before = ends - blocks
-        self.totals = ends[:, -1]
+        # exact, as sums stay below 2^24; three times as fast as sum(1) and cumsum(1)
+        blocks = np.ones(BLOCK, weights.dtype) @ weights  # (n, blocks)
+        self.before = blocks @ _earlier(blocks.shape[1], weights.dtype)
+        self.totals = self.before[:, -1] + blocks[:, -1]
         share = self.before.astype(np.float64) * (TOTAL - K)
         share /= self.totals[:, None]
-        np.floor(share, out=share)
-        share += np.arange(0, BLOCK * blocks.shape[1], BLOCK)
-        self.starts = share.astype(np.int32)  # of each block
+        self.starts = share.astype(np.int32)  # of each block; rounded down
+        self.starts += np.arange(0, BLOCK * blocks.shape[1], BLOCK, dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -84,6 +84,12 @@ class Frequencies:
         sums = np.stack([end - self.weights[rows, place, block], end], 1).astype(np.float64)
         share = np.floor(sums * (TOTAL - self.K) / self.totals[:, None])
         return share.astype(np.int64) + symbols[:, None] + np.arange(2)
+
+
+@cache
+def _earlier(blocks: int, dtype: np.dtype) -> np.ndarray:
+    """Returns the matrix that sums, for each block, those before it."""
+    return np.triu(np.ones((blocks, blocks), dtype), 1)
 
 
 class Decoder:
@@ -168,6 +174,10 @@ class Decoder:
                 left = (slot - begin + 1) * total - below * shared
                 run = weights[at + row * (size - blocks) : (row + 1) * size : blocks].tolist()
                 symbol, weight = begin - 1, 0.0
+                half = sum(run[:HALF])
+                past = left - half * shared - HALF * total
+                if past > 0:  # it is in the second half
+                    symbol, below, left, run = symbol + HALF, below + half, past, run[HALF:]
                 for weight in run:
                     symbol += 1
                     left -= weight * shared + total

@@ -3,7 +3,6 @@
 import io
 import random
 import struct
-import warnings
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
@@ -15,6 +14,7 @@ from PIL import Image
 from attacks import mutate
 from attacks.harness import Case, FoundError
 from vqtok import images
+from vqtok.images.read import pillow_limits
 
 # bytes that an honest pixel takes: 4 in Pillow, 4 while it is converted, 3 as
 # an array, 1 of transparency
@@ -95,8 +95,7 @@ def claimed(data: bytes) -> int:
     """Pixels that a header claims; 0 where Pillow cannot read it, or they
     are more than vqtok takes.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pillow_limits:  # Pillow's own limit is lower than vqtok's
         try:
             with Image.open(io.BytesIO(data)) as image:
                 count = image.width * image.height

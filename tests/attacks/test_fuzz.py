@@ -50,7 +50,7 @@ def test_a_few_hostile_files(name: str, count: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("codes", 2000), ("bombs", 10), ("weights", 400), ("pictures", 250), ("archives", 120)],
+    [("codes", 1000), ("bombs", 6), ("weights", 200), ("pictures", 120), ("archives", 40)],
 )
 def test_many_hostile_files(name: str, count: int, tmp_path: Path) -> None:
     check(name, tmp_path, count, seed=2)

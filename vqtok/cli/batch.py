@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -174,17 +175,18 @@ class Batch:
     def report(
         self,
         verb: str,
-        outcomes: Iterable[tuple[Job, Callable[[], list[Facts]]]],
+        outcomes: Generator[tuple[Job, Callable[[], list[Facts]]], None, None],
         describe: Callable[[Job, Facts], list[str]],
     ) -> None:
         """Reports each job's results, as JSON or in the lines that `describe` makes of one; of
         several jobs a last line sums up. `verb` is what the progress line is called.
 
         A call gives a job's results or raises VqtokError, which is reported: the rest goes on.
+        However it ends, `outcomes` is closed.
         """
         begin, done = time.perf_counter(), list[Facts]()
         hidden = self.options.quiet or self.options.json
-        with progress.jobs(verb, len(self.jobs), hidden) as advance:
+        with closing(outcomes), progress.jobs(verb, len(self.jobs), hidden) as advance:
             for number, (job, results) in enumerate(outcomes, 1):
                 try:
                     with output.memory_errors(job.source):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +22,7 @@ from vqtok.files import human_bytes, human_count, human_duration
 if TYPE_CHECKING:
     from vqtok.bulk.crops import Crops
     from vqtok.bulk.encode import ShardReport
+    from vqtok.bulk.shards import ShardHeader, ShardRecord
 
 Bulk = Annotated[
     bool,
@@ -243,31 +244,31 @@ class Reporter:
     def __init__(self, json: bool, quiet: bool) -> None:
         self.json, self.quiet = json, quiet
         self.narrow, self.narrow_images = list[tuple[float, float]](), 0
-        self.images = self.failed = self.shards = self.old = self.bytes = 0
+        self.images = self.failed = self.cut = self.shards = self.old = self.bytes = 0
 
     def add(self, report: "ShardReport", source: str | None = None) -> None:
         """Reports a shard, made of the input that its manifest names or of another `source`."""
         head = report.shard.head
+        cut = _count_cut(report)
         self.images, self.failed, self.shards = (
             self.images + head.pictures,
-            self.failed + head.failed,
+            self.failed + head.failed - cut,
             self.shards + 1,
         )
+        self.cut += cut
         self.old += not report.new
         self.narrow_images += report.narrow_images
         self.narrow += [] if report.narrow is None else [report.narrow]
         self.bytes += head.bytes
         for line in report.failed:
+            name = head.input if _is_rest(line, head) else f"{head.input}: {line.name}"
             output.show_error(
-                VqtokError(
-                    f"{head.input}: {line.name}: {line.error}",
-                    "see the shard's .jsonl; the rest goes on",
-                )
+                VqtokError(f"{name}: {line.error}", "see the shard's .jsonl; the rest goes on")
             )
         if report.new and self.json:
             output.print_json(_facts(report, source))
         elif report.new:
-            output.say(_summary(report, source), self.quiet)
+            output.say(_summary(report, source, cut), self.quiet)
 
     def say_total(self, out: Path, seconds: float) -> None:
         """Prints the last line."""
@@ -282,9 +283,28 @@ class Reporter:
         the run.
         """
         self.say_total(out, seconds)
-        if self.failed:
-            output.say(f"{self.failed} of {self.images + self.failed} failed", style="bold red")
+        failed = [f"{self.failed} of {self.images + self.failed} failed"] if self.failed else []
+        if self.cut:
+            failed.append(f"the rest of {human_count(self.cut, 'tar')} cannot be read")
+        if failed:
+            output.say("; ".join(failed), style="bold red")
             raise typer.Exit(1)
+
+
+def _is_rest(line: "ShardRecord", head: "ShardHeader") -> bool:
+    """Whether a record tells of no image, but of a tar whose rest cannot be read."""
+    return line.error is not None and line.name == PurePath(head.input).name
+
+
+def _count_cut(report: "ShardReport") -> int:
+    """Counts the records of a shard that tell of a tar whose rest cannot be read: 0 or 1."""
+    head, failed = report.shard.head, report.failed
+    if head.failed and not failed:  # made before, or made anew of codes
+        try:
+            failed = report.shard.records()
+        except VqtokError:  # the command that needs them says so
+            return 0
+    return sum(_is_rest(line, head) for line in failed)
 
 
 def _facts(report: "ShardReport", source: str | None) -> dict[str, Any]:
@@ -303,12 +323,13 @@ def _facts(report: "ShardReport", source: str | None) -> dict[str, Any]:
     }
 
 
-def _summary(report: "ShardReport", source: str | None) -> str:
+def _summary(report: "ShardReport", source: str | None, cut: int) -> str:
     """Returns a line like "train-000.tar -> codes/00000-00000.npz  1,000 images, 8.9 MB, 25 a
     second".
     """
     head = report.shard.head
-    failed = f", {head.failed} failed" if head.failed else ""
+    failed = f", {head.failed - cut} failed" if head.failed > cut else ""
+    failed += ", the rest cannot be read" if cut else ""
     target = report.shard.path if head.bytes else report.shard.records_path
     pace = f"{head.pictures / report.seconds:.0f} a second"
     return (

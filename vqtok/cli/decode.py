@@ -1,8 +1,12 @@
 """`vqtok decode`: codes files to images."""
 
 import os
+import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,10 +58,11 @@ def decode(
     decoding = shards.Decoding(batch.options, levels, models.of, _write, SUFFIX)
     batch.failures.merge(shards.run_folders(folders, len(words), batch.options, decoding.run))
     written = write_behind(
-        lambda job, _: _decode(models, batch.options, levels, job),
-        ((job, None) for job in batch.jobs),
+        lambda _, write: run_in_thread(write.result()),
+        _decoded(models, batch.options, levels, batch.jobs),
     )
-    batch.report("decode", ((job, future.result) for job, future in written), _describe)
+    with closing(written):
+        batch.report("decode", ((job, future.result) for job, future in written), _describe)
     batch.finish()
 
 
@@ -68,6 +73,7 @@ class _Models:
         self.chosen = chosen
         self.named: FastModel | Model | None = None
         self.loaded: dict[str, FastModel | Model | VqtokError] = {}
+        self.lock = threading.Lock()
 
     def load_named(self) -> None:
         """Loads the model that --model names, if any: its error is the whole batch's."""
@@ -75,9 +81,19 @@ class _Models:
             self.named = self.chosen.load_codec()
 
     def of(self, codes: "Codes | Compact | Manifest") -> "FastModel | Model":
-        """Gives the model of these codes. Raises ModelError, FormatError."""
+        """Gives the model of these codes, to any thread. Raises ModelError, FormatError."""
         if self.named:
             return self.named
+        with self.lock:
+            return self._load(codes)
+
+    def any(self) -> "FastModel | Model | None":
+        """Gives one of those loaded; None while there is none."""
+        if self.named:
+            return self.named
+        return next((one for one in self.loaded.values() if not isinstance(one, VqtokError)), None)
+
+    def _load(self, codes: "Codes | Compact | Manifest") -> "FastModel | Model":
         if codes.fingerprint not in self.loaded:
             try:
                 self.loaded[codes.fingerprint] = self.chosen.load_codec_for(codes)
@@ -89,29 +105,75 @@ class _Models:
         return found
 
 
+Write = Callable[[], list[Facts]]
+
+
+def _decoded(
+    models: _Models, options: BatchOptions, levels: int | None, jobs: Sequence[Job]
+) -> "Iterator[tuple[Job, Future[Write]]]":
+    """Yields the calls that write each file's images: one file is decoded while the one before it
+    is packed and written, or several at a time where the threads allow it. The first model that is
+    found says whether they do.
+    """
+    work, left = partial(_decode, models, options, levels), iter(jobs)
+    for number, job in enumerate(left, 1):
+        yield job, _finished(lambda job=job: _write_packed(work(job)))
+        model = models.any()
+        if model is None or number == len(jobs):
+            continue
+        from vqtok.codec import FastModel
+
+        if not isinstance(model, FastModel):  # which has all threads for each image
+            from vqtok.codec import Several
+
+            several = Several(model, len(jobs))
+            if several.count > 1:
+                room = several.room
+                yield from several.run(lambda job, room=room: work(job, room=room)(), left)
+
+
+def _finished(call: Callable[[], Write]) -> "Future[Write]":
+    future: Future[Write] = Future()
+    try:
+        future.set_result(call())
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+def _write_packed(pack: Callable[[], Write]) -> Write:
+    return lambda: pack()()
+
+
 def _decode(
-    models: _Models, options: BatchOptions, levels: int | None, job: Job
-) -> "Future[list[Facts]]":
-    """Decodes the images in one codes file, and begins to write them: the future ends when they
-    are, with the facts of each. The next file is decoded meanwhile.
+    models: _Models,
+    options: BatchOptions,
+    levels: int | None,
+    job: Job,
+    room: Callable[[int], AbstractContextManager] = nullcontext,
+) -> Callable[[], Write]:
+    """Decodes the images in one codes file, in a `room` for so many pixels; returns the call that
+    packs them as their formats ask, whose result writes them, with the facts of each.
     """
     found = read_codes(job.source)
     targets = _targets(job.target, len(found))
     if options.skip_existing and len(found) > 1 and all(os.path.lexists(path) for path in targets):
-        return run_in_thread(list[Facts])
+        return lambda: list[Facts]
     for path in targets:
         output.check_target(path, options.force)
     try:
         model = models.of(found)
         begin = time.perf_counter()
-        plain = rate.first_levels(model.unpack(found), levels, job.source)
-        decoded = model.decode_all(plain)
+        with room(found.pixels):
+            plain = rate.first_levels(model.unpack(found), levels, job.source)
+            decoded = model.decode_all(plain)
     except (ModelError, InputError) as error:
         raise error.about(job.source) from None
+    sizes = [(image.shape[1], image.shape[0]) for image in decoded]
 
-    def write() -> list[Facts]:
-        for path, image in zip(targets, decoded, strict=True):
-            _write(path, image, options.force)
+    def write(packed: list[bytes]) -> list[Facts]:
+        for path, data in zip(targets, packed, strict=True):
+            output.write(path, data, options.force)
         seconds = round(time.perf_counter() - begin, 3)
         return [
             {
@@ -119,26 +181,32 @@ def _decode(
                 "output": str(path),
                 "model": plain.model,
                 "fingerprint": plain.fingerprint,
-                "size": [image.shape[1], image.shape[0]],
+                "size": list(size),
                 "levels": plain.levels,
                 "model_levels": model.config.levels,
                 "image": number,
                 "images": len(targets),
                 "seconds": seconds,
             }
-            for number, (path, image) in enumerate(zip(targets, decoded, strict=True), 1)
+            for number, (path, size) in enumerate(zip(targets, sizes, strict=True), 1)
         ]
 
-    return run_in_thread(write)
+    def pack() -> Write:
+        packed = [_pack(path, image) for path, image in zip(targets, decoded, strict=True)]
+        decoded.clear()
+        return partial(write, packed)
+
+    return pack
+
+
+def _pack(path: Path, image: "np.ndarray") -> bytes:
+    from vqtok import files, images
+
+    return images.encode_png(image) if path == files.STDIO else images.encode_as(path, image)
 
 
 def _write(path: Path, image: "np.ndarray", force: bool) -> None:
-    from vqtok import files, images
-
-    if path == files.STDIO:
-        output.write_stdout(images.encode_png(image))
-    else:
-        images.write_image(path, image, force)
+    output.write(path, _pack(path, image), force)
 
 
 def _targets(target: Path, n: int) -> list[Path]:

@@ -2,8 +2,9 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +20,7 @@ from vqtok.prefetch import read_ahead, run_in_thread, write_behind
 
 if TYPE_CHECKING:
     from vqtok.bulk.crops import Crops
-    from vqtok.codec import FastModel, Model
+    from vqtok.codec import FastModel, Model, Several
     from vqtok.codes import Codes, Encoded, RateTarget
     from vqtok.images import Color, DecodedImage, Range
 
@@ -164,8 +165,9 @@ class _Encoder:
 
     def run(
         self, jobs: list[Job], chosen: ModelOptions, background: "Color"
-    ) -> Iterator[tuple[Job, Callable[[], list[Facts]]]]:
-        """Encodes one image while the next is read and the last codes are written.
+    ) -> Generator[tuple[Job, Callable[[], list[Facts]]], None, None]:
+        """Encodes one image while the next is read and the last codes are written, or several at
+        a time where the threads allow it.
 
         The first image is read while the model is loaded.
         """
@@ -180,17 +182,60 @@ class _Encoder:
         if self.compact and model.folder.entropy is None:
             self.say(rate.only_packed(model.name))
         self.hint = len(jobs) == 1 and not self.compact and model.folder.entropy is not None
-        written = write_behind(
-            lambda job, image: self._encode(model, job, image), zip(jobs, read, strict=True)
-        )
-        for job, future in written:
-            yield job, future.result
+        if several := self._several(model, jobs):
+            made = self._apart(model, jobs, next(read), read_one, several)
+            written = write_behind(lambda _, write: run_in_thread(write.result()), made)
+        else:
+            written = write_behind(
+                lambda job, image: run_in_thread(self._encode(model, job, image.result())),
+                zip(jobs, read, strict=True),
+            )
+        with closing(written):
+            for job, future in written:
+                yield job, future.result
+
+    def _several(self, model: "FastModel | Model", jobs: list[Job]) -> "Several | None":
+        """Returns what works on several images at a time; None where they come one by one."""
+        if self.quality.effort or self.quality.measure is not None:
+            return None  # a search takes much memory, and gives all threads enough to do
+        from vqtok.codec import FastModel
+
+        if isinstance(model, FastModel):
+            return None  # all threads work on each image
+        from vqtok.codec import Several
+
+        several = Several(model, len(jobs))
+        several.check(model)
+        return several if several.count > 1 else None
+
+    def _apart(
+        self,
+        model: "FastModel | Model",
+        jobs: list[Job],
+        first: "Future[DecodedImage]",
+        read_one: "Callable[[Job], DecodedImage]",
+        several: "Several",
+    ) -> "Iterator[tuple[Job, Future[Callable[[], list[Facts]]]]]":
+        """Yields the calls that write each image's codes; `first` is the first image's."""
+        from vqtok import images
+
+        if self.compact:
+            _ = model.entropy_coder  # loaded once
+
+        def work(job: Job) -> Callable[[], list[Facts]]:
+            path = job.source.path
+            with several.room(images.count_pixels(path) if path else 0):
+                image = first.result() if job is jobs[0] else read_one(job)
+                with several.room(image.pixels.size // image.pixels.shape[-1]):
+                    return self._encode(model, job, image)
+
+        return several.run(work, jobs)
 
     def _encode(
-        self, model: "FastModel | Model", job: Job, read: "Future[DecodedImage]"
-    ) -> "Future[list[Facts]]":
-        """Encodes one image, and begins to write its codes: the future ends when they are."""
-        begin, image = time.perf_counter(), read.result()
+        self, model: "FastModel | Model", job: Job, image: "DecodedImage"
+    ) -> Callable[[], list[Facts]]:
+        """Encodes one image; returns the call that writes its codes and says what they are."""
+        begin = time.perf_counter()
         try:
             pixels = [image.pixels] if image.pixels.ndim == 3 else list(image.pixels)
             codes, missed = self.quality.encode(model, pixels, self.target)
@@ -225,7 +270,7 @@ class _Encoder:
             }
             return [{**facts, "verified": True} if self.verify else facts]
 
-        return run_in_thread(write)
+        return write
 
     def _make_file(self, model: "FastModel | Model", codes: "Codes", job: Job) -> "Encoded":
         from vqtok.codes import read_any_codes

@@ -258,6 +258,7 @@ Guidance = Annotated[
         metavar="W",
         help="Above 1: images more like their label, and less varied. Default: the model's.",
         min=0,
+        max=100,
     ),
 ]
 Seed = Annotated[

@@ -81,7 +81,7 @@ def unpack(
     """
     options = BatchOptions(out, force, skip_existing, json, quiet)
     if token_sets.packed_of(inputs):
-        return token_sets.unpack(inputs, options, model)
+        return token_sets.unpack(inputs, options, model, indices_only)
     if indices_only:
         folders, _ = shards.split(inputs)
         if folders:

@@ -96,10 +96,21 @@ class CompleteOptions:
         ),
     ] = None
 
+    palette: Annotated[
+        float | None,
+        typer.Option(
+            "--palette",
+            help="Above 0: favor codes that are in the kept part. Default: the model's.",
+            metavar="W",
+            min=0,
+            max=10,
+        ),
+    ] = None
+
     def check(self, size: str | None) -> None:
         """UsageError where these do not go together, or with a size."""
         if self.complete is None:
-            for name in ("keep", "hole", "candidates"):
+            for name in ("keep", "hole", "candidates", "palette"):
                 if getattr(self, name) is not None:
                     raise UsageError(
                         f"--{name} is for completing an image, and none is given",
@@ -126,11 +137,10 @@ class CompleteOptions:
             )
         return [int(part) for part in parts]
 
-    @property
-    def count(self) -> int:
+    def count(self, in_raster_order: bool) -> int:
         """How many candidates are drawn: several where the prior cannot see all that is kept."""
-        if self.candidates is not None:
-            return self.candidates
+        if self.candidates is not None or not in_raster_order:
+            return self.candidates or 1
         ahead = self.hole is not None or (self.keep or DEFAULT_KEEP).startswith(("bottom", "right"))
         return CANDIDATES if ahead else 1
 
@@ -318,7 +328,8 @@ def _complete(
         asked.keep,
         n,
         hole=asked.corners(),
-        candidates=asked.count,
+        candidates=asked.count(codec.prior.has_likelihood),
+        palette=asked.palette,
         **options,
     )
 

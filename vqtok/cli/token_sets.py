@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from vqtok import files
 from vqtok.cli import output, progress
-from vqtok.cli.batch import BatchOptions, Failures
+from vqtok.cli.batch import Batch, BatchOptions, Facts, Job, plan
 from vqtok.errors import InputError, UsageError, VqtokError
 
 if TYPE_CHECKING:
+    from vqtok.files import Source
     from vqtok.token_sets.packed import TokenModel
 
 PACKED = ".vqtok.npz"
@@ -49,16 +50,19 @@ def for_training(data: str | None, stage: str, out: Path) -> bool:
 
 def arrays_of(words: Sequence[str], model: str | None, chosen: bool) -> bool:
     """Whether the inputs of `pack` are token arrays; `chosen` says that an option of theirs is
-    given. Raises UsageError for a mixture of both kinds.
+    given. A folder that holds codes files is one of these. Raises UsageError where a token array is
+    named beside other files.
     """
     if chosen or is_model(model):
         return True
-    found = [word.lower().endswith(".npy") for word in words]
-    if any(found) and not all(found):
+    kinds = _kinds(words, ARRAYS)
+    named = [kind for word, kind in kinds if word]
+    if "array" in named and len({kind for _, kind in kinds}) > 1:
         raise UsageError(
             "token arrays (.npy) and other files do not go together", "pack them one kind at a time"
         )
-    return all(found)
+    found = {kind for _, kind in kinds}
+    return bool(found & {"array", "packed"}) and "codes" not in found
 
 
 def packed_of(words: Sequence[str]) -> bool:
@@ -66,20 +70,56 @@ def packed_of(words: Sequence[str]) -> bool:
 
     UsageError for a mixture with codes files.
     """
-    found = [_members(word) for word in words]
-    packed = any("vqtok_tokens.npy" in names for names in found)
-    if packed and any("meta.npy" in names for names in found):
+    found = {kind for _, kind in _kinds(words, (".npz",))}
+    if {"packed", "codes"} <= found:
         raise UsageError(
             "packed token arrays and codes files do not go together",
             "unpack them one kind at a time",
         )
-    return packed
+    return "packed" in found
 
 
-def _members(word: str) -> set[str]:
+def _kinds(words: Sequence[str], suffixes: tuple[str, ...]) -> list[tuple[bool, str]]:
+    """Returns for each input file whether it is named (not found in a folder or by a glob), and
+    its kind (see `_kind`).
+    """
+    found = list[tuple[bool, str]]()
+    for word in words:
+        if word == "-":
+            found.append((True, "other"))
+            continue
+        try:
+            sources = files.expand([word], frozenset(suffixes))
+        except InputError:  # said later, beside what is found
+            sources = []
+        named = len(sources) == 1 and str(sources[0].path) == word
+        kinds = (_kind(source.path) for source in sources if source.path is not None)
+        found += [(named, kind) for kind in kinds]
+    return found
+
+
+def _kind(path: Path) -> str:
+    """Returns what a file holds: `array` (tokens), `packed` (tokens), `codes`, which is any other
+    zip, or `other`. Files on a server are judged by their names.
+    """
+    name = path.name.lower()
+    if name.endswith(".npy"):
+        return "array"
+    if isinstance(path, files.RemotePath):
+        return "packed" if name.endswith(PACKED) else "codes"
+    members = _members(path)
+    if "vqtok_tokens.npy" in members:
+        return "packed"
+    if not members:
+        return "other"
+    lone = len(members) == 1 and name.endswith(".npz") and all(m.endswith(".npy") for m in members)
+    return "array" if lone else "codes"
+
+
+def _members(path: Path) -> set[str]:
     """The names in an .npz, none of any other file."""
     try:
-        with zipfile.ZipFile(word) as archive:
+        with zipfile.ZipFile(path) as archive:
             return set(archive.NameToInfo)
     except Exception:  # any other file is described by the error of its reader
         return set()
@@ -132,15 +172,15 @@ def pack(
             "train one with it: vqtok train --frames --stage entropy",
         )
 
-    def change(path: Path) -> tuple[bytes, dict[str, Any]]:
-        array = arrays.read_array(path)
-        tokens = arrays.to_tokens(array, path, grid or _grid_for(known, array))
+    def change(source: "Source") -> tuple[bytes, Facts]:
+        array = arrays.read_array(_path_of(source))
+        tokens = arrays.to_tokens(array, source, grid or _grid_for(known, array))
         used = known or packed.empty(tokens, frames)
-        data = packed.pack(tokens, used, path)
+        data = packed.pack(tokens, used, source)
         plain = tokens.grids.size * used.bits / 8
         return data, {"tokens": tokens.grids.size, "packed_ratio": round(plain / len(data), 3)}
 
-    _run("pack", words, options, PACKED, change)
+    _run("pack", _plan(words, ARRAYS, PACKED, options, "packed"), options, change)
 
 
 def _grid_for(model: "TokenModel | None", array: Any) -> tuple[int, int] | None:
@@ -150,28 +190,36 @@ def _grid_for(model: "TokenModel | None", array: Any) -> tuple[int, int] | None:
     return None
 
 
-def unpack(words: Sequence[str], options: BatchOptions, model: str | None) -> None:
-    """Writes the arrays that were packed, as .npy."""
+def unpack(words: Sequence[str], options: BatchOptions, model: str | None, lone: bool) -> None:
+    """Writes the arrays that were packed, as .npy; or as .npz of the member `indices`, where that
+    is to be there `lone`.
+    """
     import io
 
     import numpy as np
 
+    from vqtok.codes import npz
     from vqtok.token_sets import arrays, packed
 
     known = packed.load(Path(os.path.expanduser(model))) if model else None
     found = dict[str, "TokenModel | None"]()  # by fingerprint
 
-    def change(path: Path) -> tuple[bytes, dict[str, Any]]:
-        small = packed.Packed.of(files.read_bytes(path, arrays.FILE_LIMIT))
+    def change(source: "Source") -> tuple[bytes, Facts]:
+        small = packed.Packed.of(files.read_bytes(_path_of(source), arrays.FILE_LIMIT))
         prior = small.header["prior"]
         if known is None and prior is not None and prior not in found:
             found[prior] = _find(prior)
         array = small.unpack(known or found.get(str(prior)))
         data = io.BytesIO()
-        np.save(data, array, allow_pickle=False)
+        if lone:
+            with zipfile.ZipFile(data, "w") as archive:
+                npz.write_member(archive, "indices", array)
+        else:
+            np.save(data, array, allow_pickle=False)
         return data.getvalue(), {"tokens": array.size, "shape": list(array.shape)}
 
-    _run("unpack", words, options, ".npy", change)
+    ending = ".indices.npz" if lone else ".npy"
+    _run("unpack", _plan(words, (".npz",), ending, options, "array"), options, change)
 
 
 def _find(fingerprint: str) -> "TokenModel | None":
@@ -190,53 +238,71 @@ def _find(fingerprint: str) -> "TokenModel | None":
     return None
 
 
+def _path_of(source: "Source") -> Path:
+    if source.path is None:
+        raise InputError("token arrays are not read from standard input", "name a file")
+    return source.path
+
+
+def _plan(
+    words: Sequence[str], suffixes: tuple[str, ...], ending: str, options: BatchOptions, done: str
+) -> list[Job]:
+    """Names the result of each input: tokens.vqtok.npz becomes tokens.npy. Files of the kind
+    `done`, mostly the other command's, are left out where there are others.
+    """
+    jobs = [
+        _shortened(job, ending, options.out)
+        for job in plan(words, frozenset(suffixes), ending, options.out)
+    ]
+    left = [job for job in jobs if job.source.path is None or _kind(job.source.path) != done]
+    if left and len(left) < len(jobs):
+        what = "packed already" if done == "packed" else "not packed"
+        count = len(jobs) - len(left)
+        output.say(f"{count} of {len(jobs)} left out: {what}", options.quiet or options.json)
+    if not left and done == "packed":
+        raise InputError(
+            f"{jobs[0].source} is packed already", "give tokens, or leave it: vqtok unpack"
+        )
+    return left or jobs
+
+
+def _shortened(job: Job, ending: str, out: Path | None) -> Job:
+    packed = PACKED.removesuffix(".npz") + ending
+    if job.target == out or not job.target.name.endswith(packed):
+        return job
+    short = job.target.with_name(job.target.name.removesuffix(packed) + ending)
+    return Job(job.source, short, job.notes)
+
+
 def _run(
     verb: str,
-    words: Sequence[str],
+    jobs: list[Job],
     options: BatchOptions,
-    ending: str,
-    change: Callable[[Path], tuple[bytes, dict[str, Any]]],
+    change: Callable[["Source"], tuple[bytes, Facts]],
 ) -> None:
     """Changes each file and writes the result; of several, those that fail are reported, and the
     others go on.
     """
-    sources = files.expand(words, frozenset(ARRAYS))
-    jobs: list[tuple[Path, Path]] = []
-    failures = Failures(len(sources))
-    for source in sources:
-        if source.path is None:
-            raise InputError("token arrays are not read from standard input", "name a file")
-        target = files.output_path(source, ending, options.out, len(sources) > 1)
-        if target.name.endswith(PACKED[:-4] + ending):  # tokens.vqtok.npz -> tokens.npy
-            target = target.with_name(target.name.removesuffix(PACKED[:-4] + ending) + ending)
-        if options.skip_existing and target.exists():
-            continue
+
+    def work(job: Job) -> list[Facts]:
+        begin = time.perf_counter()
         try:
-            output.check_target(target, options.force)
+            data, facts = change(job.source)
         except VqtokError as error:
-            failures.add(error)
-            continue
-        jobs.append((source.path, target))
-    with progress.jobs(verb, len(jobs), options.quiet) as advance:
-        for number, (path, target) in enumerate(jobs, 1):
-            begin = time.perf_counter()
-            try:
-                data, facts = change(path)
-                output.write(target, data, options.force)
-            except VqtokError as error:
-                named = str(path) in str(error) or str(target) in str(error)
-                failures.add(error if named else error.about(path))
-                advance(number)
-                continue
-            seconds = time.perf_counter() - begin
-            facts = {"input": str(path), "output": str(target), "bytes": len(data), **facts}
-            if options.json:
-                output.print_json({**facts, "seconds": round(seconds, 3)})
-            ratio = f", {facts['packed_ratio']:.2f} times packed" if "packed_ratio" in facts else ""
-            output.say(
-                f"{path} -> {output.display_name(target)}  {facts['tokens']:,} tokens, "
-                f"{files.human_bytes(len(data))}{ratio}, {seconds:.2f} s",
-                options.quiet or options.json,
-            )
-            advance(number)
-    failures.finish()
+            raise (error if str(job.source) in str(error) else error.about(job.source)) from None
+        output.write(job.target, data, options.force)
+        seconds = round(time.perf_counter() - begin, 3)
+        named = {"input": str(job.source), "output": str(job.target), "bytes": len(data)}
+        return [{**named, **facts, "seconds": seconds}]
+
+    batch = Batch(jobs, options)
+    batch.run(verb, work, _describe)
+    batch.finish()
+
+
+def _describe(job: Job, facts: Facts) -> list[str]:
+    ratio = f", {facts['packed_ratio']:.2f} times packed" if "packed_ratio" in facts else ""
+    return [
+        f"{job.source} -> {output.display_name(job.target)}  {facts['tokens']:,} tokens, "
+        f"{files.human_bytes(facts['bytes'])}{ratio}, {facts['seconds']:.2f} s"
+    ]

@@ -32,12 +32,14 @@ if TYPE_CHECKING:
         tokenizer_from_weights,
     )
     from vqtok.codec.model import Model
+    from vqtok.codec.several import Several
     from vqtok.codes import Codes, Compact
 
 __all__ = [
     "EntropyCoder",
     "FastModel",
     "Model",
+    "Several",
     "build_tokenizer",
     "find_coder",
     "load",
@@ -56,6 +58,7 @@ _HOMES = {
     "EntropyCoder": "vqtok.codec.entropy_coder",
     "FastModel": "vqtok.codec.fast",
     "Model": "vqtok.codec.model",
+    "Several": "vqtok.codec.several",
     "build_tokenizer": "vqtok.codec.loading",
     "find_coder": "vqtok.codec.entropy_coder",
     "load_tokenizer": "vqtok.codec.loading",

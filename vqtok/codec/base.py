@@ -81,16 +81,10 @@ class CodesModel:
     def _check(self, codes: Codes | Compact) -> None:
         """Raises ModelError where another model made the codes."""
         if codes.fingerprint != self.fingerprint:
-            same = codes.model == self.name
-            again = "the model was trained again since"
             raise ModelError(
                 f"the codes were made with model {codes.model} ({codes.fingerprint}), "
                 f"but this is {self.name} ({self.fingerprint})",
-                f"decode them with the model of that fingerprint; {again}"
-                if same
-                else f"decode them with vqtok.load({codes.model!r})",
-                "leave --model out to look for it; "
-                + (again if same else f"or give --model {shlex.quote(codes.model)}"),
+                *self._other_model(codes.model),
             )
         mine = (self.config.codebook_size, self.config.downsample, self.config.channels)
         theirs = (codes.codebook_size, codes.downsample, codes.channels)
@@ -99,3 +93,22 @@ class CodesModel:
                 f"the codes do not fit the model {self.name}",
                 "the codes file is damaged: make it again",
             )
+
+    def _other_model(self, name: str) -> tuple[str, str]:
+        """Returns how to get at the model that codes name, in Python and in a command."""
+        if name == self.name:
+            again = "the model was trained again since"
+            return (
+                f"decode them with the model of that fingerprint; {again}",
+                f"leave --model out to look for it; {again}",
+            )
+        if any(name == model.name for model in model_registry.list_models()):
+            return (
+                f"decode them with vqtok.load({name!r})",
+                f"leave --model out to look for it; or give --model {shlex.quote(name)}",
+            )
+        # that name alone would find nothing
+        return (
+            f"decode them with vqtok.load(the path of {name}'s folder)",
+            f"leave --model out to look for it; or give the path of {name}'s folder with --model",
+        )

@@ -13,10 +13,15 @@ from torch import Tensor
 from vqtok.codec import inputs
 from vqtok.errors import FormatError, UsageError
 from vqtok.priors import Prior
+from vqtok.priors.base import leaning
+from vqtok.sampling.guidance import GUIDANCE_MAX
 from vqtok.sampling.sample import by_level, sample_grids
 
 CANDIDATES_MAX = 1000
 GRIDS_AT_ONCE = 32  # that the prior weighs together
+PALETTE_MAX = 10.0
+# what a code that is nowhere in the kept part counts: a 4,000th of its places
+ABSENT = 1 / 4000
 Numbers = float | Sequence[float]
 
 
@@ -24,20 +29,32 @@ Numbers = float | Sequence[float]
 class DrawDefaults:
     """Settings of drawing that a prior file holds, where its maker has chosen them.
 
-    They stand in its record, under "sampling"; a file without them draws what was learned.
+    They stand in its record, under "sampling", and those for completing an image, where they are
+    others, under "completing"; a file without them draws what was learned.
     """
 
     temperature: Numbers = 1.0
     top_p: Numbers | None = None
     guidance: float = 1.0
+    # of completing alone: how many levels are drawn, None for all; and see `complete_grids`
+    levels: int | None = None
+    palette: float = 0.0
 
     @classmethod
-    def of_record(cls, record: dict[str, Any], levels: int, origin: object) -> "DrawDefaults":
+    def of_record(
+        cls, record: dict[str, Any], levels: int, origin: object, completing: bool = False
+    ) -> "DrawDefaults":
         """Reads them from a prior file's record. FormatError where they are no such settings."""
-        given = record.get("sampling", {})
-        if not isinstance(given, dict) or not set(given) <= {"temperature", "top_p", "guidance"}:
+        given, names = record.get("sampling", {}), {"temperature", "top_p", "guidance"}
+        if completing and "completing" in record:
+            given, names = record["completing"], {*names, "levels", "palette"}
+        if not isinstance(given, dict) or not set(given) <= names:
             raise _damaged(origin)
         chosen = cls(**given)
+        if chosen.levels is not None and not (
+            inputs.is_count(chosen.levels) and chosen.levels <= levels
+        ):
+            raise _damaged(origin)
         checked = (
             (chosen.temperature, 0.0, 100.0),
             (1.0 if chosen.top_p is None else chosen.top_p, 1e-9, 1.0),
@@ -46,18 +63,25 @@ class DrawDefaults:
             listed = values if isinstance(values, list) else [values]
             if not 1 <= len(listed) <= levels or not all(_within(x, low, high) for x in listed):
                 raise _damaged(origin)
-        if not _within(chosen.guidance, 0.0, 100.0):
+        if not _within(chosen.guidance, 0.0, GUIDANCE_MAX) or not _within(
+            chosen.palette, 0.0, PALETTE_MAX
+        ):
             raise _damaged(origin)
         return chosen
 
-    def fill(self, options: dict[str, Any], levels: int) -> dict[str, Any]:
+    def fill(
+        self, options: dict[str, Any], levels: int, drawn: int | None = None
+    ) -> dict[str, Any]:
         """Returns the options with these settings in place of those that are None or missing, for
-        a drawing of the first few levels.
+        the first few levels, of which the first `drawn` are drawn; None: all of them.
         """
-        filled = dict(options)
+        filled, drawn = dict(options), levels if drawn is None else drawn
         for name in ("temperature", "top_p"):
             if filled.get(name) is None:
-                filled[name] = by_level(getattr(self, name), max(levels, self._longest))[:levels]
+                filled[name] = by_level(getattr(self, name), max(levels, self._longest))
+            else:
+                filled[name] = by_level(filled[name], levels)
+            filled[name] = filled[name][:drawn]
         if filled.get("guidance") is None:
             filled["guidance"] = self.guidance
         return filled
@@ -114,8 +138,8 @@ def complete_grids(
     """Draws n grids (n, L, h, w) that keep what is known of one, int64 (L, h, w), -1 where it is
     not; options as in `sample_grids`.
 
-    Of `candidates` for each grid, the one is taken under which what is known is likeliest. The
-    prior draws in raster order and does not see what is known further on; a candidate that does
+    Of `candidates` for each grid, the one is taken under which what is known is likeliest. Most
+    priors draw in raster order and do not see what is known further on; a candidate that does
     not lead to it makes it unlikely. (These are the weights of importance sampling.)
     UsageError where the number of candidates is none.
     """
@@ -137,17 +161,48 @@ def complete_grids(
     return best
 
 
-def _known_nats(prior: Prior, grids: Tensor, known: Tensor, options: dict[str, Any]) -> Tensor:
-    """Returns -ln p of what is known in each grid, given all that the prior reads before it: (n,)
-    float64.
+def leaning_to_known(prior: Prior, known: Tensor, weight: float) -> Prior:
+    """Returns the prior with the odds of each code times its share of the kept places of its level,
+    to the power `weight`: what is invented keeps to the colors and textures of the image.
+
+    known (L, h, w), -1 where it is not. A code that is nowhere there still has a chance.
+    UsageError where the weight is out of range.
     """
+    if not _within(weight, 0.0, PALETTE_MAX):
+        raise UsageError(
+            f"palette is {weight}", f"choose 0 (none) to {PALETTE_MAX:.0f}; 1 is strong already"
+        )
+    if weight == 0:
+        return prior
+    shares = []
+    for level in known:
+        kept = level[level >= 0]
+        counts = torch.bincount(kept, minlength=prior.config.codebook_size).float()
+        shares.append(counts / max(1, len(kept)))
+    return leaning(prior, weight * (torch.stack(shares) + ABSENT).log())
+
+
+def with_plain_levels(grids: Tensor, known: Tensor, codebook: Tensor) -> Tensor:
+    """Adds the levels that were not drawn to grids (n, l, h, w): what is known of (L, h, w), and
+    elsewhere the code whose vector in codebook (L, K, D) is the shortest, which says the least.
+    """
+    plain = codebook.norm(dim=-1).argmin(1).cpu()[:, None, None]
+    more = torch.where(known >= 0, known, plain[: len(known)])[grids.shape[1] :]
+    return torch.cat([grids.cpu(), more.expand(len(grids), *more.shape)], dim=1)
+
+
+def _known_nats(prior: Prior, grids: Tensor, known: Tensor, options: dict[str, Any]) -> Tensor:
+    """Returns -ln p of what is known in each grid, (n,) float64: see `Prior.nats_of_known`."""
     labels = options.get("labels")
     with torch.inference_mode():
         nats = [
-            prior.nats(some, None if labels is None else labels[start : start + GRIDS_AT_ONCE])
+            prior.nats_of_known(
+                some,
+                (known >= 0).to(some.device),
+                None if labels is None else labels[start : start + GRIDS_AT_ONCE],
+            )
             .cpu()
             .double()
-            .where(known >= 0, 0.0)
             .sum((1, 2, 3))
             for start, some in zip(
                 range(0, len(grids), GRIDS_AT_ONCE), grids.split(GRIDS_AT_ONCE), strict=True

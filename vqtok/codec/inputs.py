@@ -6,6 +6,7 @@ Each is checked here, so that nothing wrong becomes codes in silence.
 
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -94,14 +95,15 @@ def as_batch(
     channels: int,
     background: images.Color,
     value_range: images.Range | None = None,
-) -> Batch:
-    """Checks the images of a batch, and reads those that are files.
+) -> tuple[Batch, images.Range | None]:
+    """Checks the images of a batch, and reads those that are files; returns them, and the values
+    that became 0 and 255, where these are the same in all.
 
     Each is of a kind that `images.from_any` takes, or all are tensors (C, H, W); an array
     (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Raises InputError, UsageError.
     """
     if isinstance(given, Tensor):
-        return checked_images(given, channels)
+        return checked_images(given, channels), None
     if not _is_list(given):
         what = f"a {type(given).__name__}"
         if isinstance(given, np.ndarray):
@@ -113,8 +115,10 @@ def as_batch(
             raise UsageError(
                 "some of these images are tensors and some are not", "give all of one kind"
             )
-        return _checked_list(listed, channels)
-    return [_pixels(image, channels, background, value_range) for image in listed]
+        return _checked_list(listed, channels), None
+    found = [_pixels(image, channels, background, value_range) for image in listed]
+    ranges = {one_range for _, one_range in found}
+    return [pixels for pixels, _ in found], ranges.pop() if len(ranges) == 1 else None
 
 
 def _is_list(given: object) -> bool:
@@ -126,8 +130,10 @@ def _is_list(given: object) -> bool:
 
 def _pixels(
     image: Any, channels: int, background: images.Color, value_range: images.Range | None
-) -> np.ndarray:
-    """Converts an image of any kind but a tensor to uint8 (H, W, C)."""
+) -> tuple[np.ndarray, images.Range | None]:
+    """Converts an image of any kind but a tensor to uint8 (H, W, C); returns it, and the values
+    that became 0 and 255.
+    """
     ready = (
         isinstance(image, np.ndarray)
         and image.dtype == np.uint8
@@ -135,8 +141,17 @@ def _pixels(
         and image.shape[2] == channels
         and image.size > 0
     )
-    # bulk encoding gives such: no copy
-    return image if ready else images.from_any(image, channels, background, value_range).pixels
+    if ready:  # bulk encoding gives such: no copy
+        return image, None
+    found = images.from_any(image, channels, background, value_range)
+    if found.narrow is not None and found.range is not None and value_range is None:
+        used, wanted = images.show_range(found.narrow), images.suggest([found.narrow])
+        warnings.warn(
+            f"an image has values {used}, and {images.show_range(found.range)} became 0 to 255: "
+            f"give one range for all, such as value_range={wanted}",
+            stacklevel=5,
+        )
+    return found.pixels, found.range
 
 
 def size_of(image: np.ndarray | Tensor) -> tuple[int, int]:
@@ -208,7 +223,7 @@ def parse_keep(keep: str, h: int, w: int) -> tuple[slice, slice]:
 
     Raises UsageError.
     """
-    side, _, number = keep.partition(":")
+    side, _, number = str(keep).partition(":")
     try:
         part = float(number)
     except ValueError:

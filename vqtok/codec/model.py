@@ -211,15 +211,13 @@ class Model(CodesModel):
         which takes many times as long (see `codec.effort`). `goal` says which image is near: by
         squared error and local contrast (looks), or by squared error alone (psnr). Of images deeper
         than 8 bits `value_range` becomes 0 to 255: by default the model's own `range`, else what
-        `images.to_8_bits` chooses.
+        `images.to_8_bits` chooses, with a warning where they use little of that.
         Raises InputError, UsageError.
         """
         if isinstance(image, Tensor):
             batch = inputs.checked_images(image, self.config.channels)
             return self._encode_all(batch, levels, effort, goal).to(image.device)
-        found = images.from_any(image, self.config.channels, background, value_range or self.range)
-        codes = self.encode_batch([found.pixels], levels, effort=effort, goal=goal)
-        return replace(codes, range=found.range)
+        return self.encode_batch([image], levels, background, effort, goal, value_range)
 
     def encode_batch(
         self,
@@ -228,16 +226,21 @@ class Model(CodesModel):
         background: images.Color = images.WHITE,
         effort: int = 0,
         goal: str = "looks",
+        value_range: images.Range | None = None,
     ) -> Codes:
         """Encodes images whose sizes fill the same grid; UsageError where they do not.
 
         Each is of a kind that `encode` takes, or all are tensors (C, H, W); an array
-        (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Options are as in `encode`.
+        (n, H, W, C) or a tensor (n, C, H, W) holds n of them. Options are as in `encode`; a
+        warning tells where images deeper than 8 bits use little of the range, or each its own.
         Raises InputError, UsageError.
         """
-        batch = inputs.as_batch(images, self.config.channels, background, self.range)
+        batch, one_range = inputs.as_batch(
+            images, self.config.channels, background, value_range or self.range
+        )
         sizes = tuple(inputs.size_of(image) for image in batch)
-        return self.codes(self._encode_all(batch, levels, effort, goal), sizes)
+        codes = self.codes(self._encode_all(batch, levels, effort, goal), sizes)
+        return replace(codes, range=one_range)
 
     def _encode_all(
         self, batch: inputs.Batch, levels: int | None, effort: int, goal: str
@@ -627,12 +630,15 @@ class Model(CodesModel):
 
         codes are of the kinds that `decode` takes. keep is SIDE:PART, as in "top:0.5" (the
         default), with SIDE one of top, bottom, left, right; or hole is x, y, width, height in
-        pixels, and all around it is kept. The prior reads rows from the top: it cannot look ahead
-        at what is kept further on. Of several candidates for each image, that one is taken under
-        which what is kept is likeliest. Levels that the codes lack are invented in the kept part,
-        too.
-        Options as in `sample_codes`, without size;
-        without a label the prior goes by the image alone.
+        pixels, and all around it is kept. Most priors read rows from the top and cannot look ahead
+        at what is kept further on; a masked one sees all sides. Of several candidates for each
+        image, that one is taken under which what is kept is likeliest. Levels that the codes lack
+        are invented in the kept part, too.
+        Options as in `sample_codes`, without size; without a label the prior goes by the image
+        alone. `palette` W favors codes by the W-th power of their share of the kept part. By
+        default all of these are what the prior's file says of completing; it may also say that
+        the first few levels alone are drawn, where `levels` is not given, and what is invented has
+        no more detail than those.
         """
         codes = self._as_codes(codes)
         self._check(codes)
@@ -640,7 +646,8 @@ class Model(CodesModel):
             raise UsageError(f"these codes hold {len(codes)} images", "complete them one by one")
         if not inputs.is_count(n):
             raise UsageError(f"cannot complete {n} images", "ask for one or more")
-        levels = self._count(options.pop("levels", None))
+        asked, palette = options.pop("levels", None), options.pop("palette", None)
+        levels, defaults = self._count(asked), self.complete_defaults
         codes = codes.first_levels(min(levels, codes.levels))
         given = torch.from_numpy(codes.indices[0].astype(np.int64))  # (L, h, w)
         h, w = given.shape[1:]
@@ -649,14 +656,27 @@ class Model(CodesModel):
         known[: codes.levels] = given.where(kept, -1)
         label = options.pop("label", None)
         options["labels"] = None if label is None else self._labels(label, n)
-        options = self.draw_defaults.fill(options, levels)
-        indices = drawing.complete_grids(self.prior, known, n, candidates, **options)
+        drawn = min(levels, defaults.levels or levels) if asked is None else levels
+        options = defaults.fill(options, levels, drawn)
+        prior = drawing.leaning_to_known(
+            self.prior, known[:drawn], defaults.palette if palette is None else palette
+        )
+        indices = drawing.complete_grids(prior, known[:drawn], n, candidates, **options)
+        if drawn < levels:
+            indices = drawing.with_plain_levels(indices, known, self.codebook)
         return self.codes(indices, codes.sizes * n)
 
     @cached_property
     def draw_defaults(self) -> drawing.DrawDefaults:
         """The temperature, top_p and guidance that the prior's file asks to be drawn with."""
         return drawing.DrawDefaults.of_record(self._prior[1], self.config.levels, self.folder.prior)
+
+    @cached_property
+    def complete_defaults(self) -> drawing.DrawDefaults:
+        """The same for completing an image, and how many levels are drawn, and the palette."""
+        return drawing.DrawDefaults.of_record(
+            self._prior[1], self.config.levels, self.folder.prior, completing=True
+        )
 
     def _labels(self, label: str | int | None, n: int) -> Tensor | None:
         """Returns class numbers (n,): one class for all, or all classes in turn; None where there
@@ -665,13 +685,18 @@ class Model(CodesModel):
         if label is None:
             return torch.arange(n) % len(self.labels) if self.labels else None
         text = str(label)
-        number = _label_number(text, self.labels)
+        number = _label_number(text, self.labels)  # UsageError where several could be meant
         if not 0 <= number < len(self.labels):
             none = f"the model {self.name} has no labels: leave it out"
             more = ", ..." if len(self.labels) > 40 else ""
             known = f"choose one of {', '.join(self.labels[:40])}{more}" if self.labels else none
             raise UsageError(f"there is no label {text!r}", known)
         return torch.full((n,), number)
+
+    @property
+    def works_in_parts(self) -> bool:
+        """Whether the network sees a part of an image at a time, in bounded memory."""
+        return bool(self._family.STREAMABLE)
 
     @property
     def pixels_at_once(self) -> int:
@@ -694,10 +719,19 @@ class Model(CodesModel):
 def _label_number(text: str, labels: Sequence[str]) -> int:
     """Returns the number of the class called `text`, or that number itself; -1 for neither.
 
-    Where all names are numbers, a number is a name: of the classes 1 to 12, 0 is none.
+    Capitals count only where two names differ by nothing else: UsageError where neither is written
+    as given. Where all names are numbers, a number is a name: of the classes 1 to 12, 0 is none.
     """
     if text in labels:
         return labels.index(text)
+    alike = [i for i, name in enumerate(labels) if name.casefold() == text.casefold()]
+    if len(alike) > 1:
+        raise UsageError(
+            f"several labels are {text!r} but for capitals",
+            f"choose one of {', '.join(labels[i] for i in alike)}",
+        )
+    if alike:
+        return alike[0]
     if not text.isdecimal():
         return -1
     if labels and all(name.isdecimal() for name in labels):

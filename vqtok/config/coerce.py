@@ -26,6 +26,7 @@ OLD_DEFAULTS = {
     "output": "softmax",
     "mixtures": 10,
     "heads": 4,
+    "kinds": 1,
     "rows": 0,
     "columns": 0,
     "network": "folded",

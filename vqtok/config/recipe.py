@@ -87,6 +87,8 @@ class EntropyConfig:
     width: int = 192
     blocks: int = 2  # residual blocks after the first layer
     rank: int = 64  # dimension of the features that the logits are linear in
+    # matrices that the first layer has, and each in a block: level l takes number l, or the last
+    kinds: int = 1
 
     def __post_init__(self) -> None:
         # training passes over those past ENTROPY_CODES_MAX
@@ -96,6 +98,12 @@ class EntropyConfig:
         check_range("entropy width", self.width, 4, 1024)
         check_range("entropy blocks", self.blocks, 0, 16)
         check_range("entropy rank", self.rank, 1, 512)
+        check_range("entropy kinds", self.kinds, 1, LEVELS_MAX)
+
+    @property
+    def matrices(self) -> int:
+        """Counts the matrices of the first layer: no more than levels."""
+        return min(self.kinds, self.levels)
 
 
 @dataclass(frozen=True)

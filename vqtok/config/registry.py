@@ -142,6 +142,11 @@ PRIORS: Table = {
         "a regression on all earlier positions, for grids of one size",
         ("rows", "columns"),
     ),
+    "masked": Entry(
+        "vqtok.priors.masked:MaskedTransformer",
+        "attention to all sides, drawn in a few steps",
+        ("layers", "heads"),
+    ),
 }
 
 # The sampler of each prior above.
@@ -150,6 +155,7 @@ SAMPLERS: Table = {
     "pixelrnn": Entry("vqtok.sampling.pixelrnn:PixelRNNSampler", "keeps the states of a row"),
     "transformer": Entry("vqtok.sampling.transformer:TransformerSampler", "keeps keys and values"),
     "fvsbn": Entry("vqtok.sampling.fvsbn:FVSBNSampler", "keeps sums over known positions"),
+    "masked": Entry("vqtok.sampling.masked:MaskedSampler", "looks at the whole grid in each step"),
 }
 
 # The last layer of a prior.

@@ -80,7 +80,11 @@ def index_bits(model: Model, codes: Codes) -> tuple[np.ndarray, str] | None:
     """
     if model.entropy_coder is not None:
         return model.entropy_coder.prior.bits(codes.indices), "the integer prior of compact files"
-    if model.folder.prior is None or not model.prior.fits(*codes.indices.shape[2:]):
+    if (
+        model.folder.prior is None
+        or not model.prior.has_likelihood
+        or not model.prior.fits(*codes.indices.shape[2:])
+    ):
         return None
     indices = torch.from_numpy(codes.indices.astype(np.int64)).to(model.device)
     with torch.inference_mode():

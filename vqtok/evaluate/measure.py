@@ -215,7 +215,7 @@ def add_grids(sums: RunningTotals, prior: Prior | None, codes: Codes, labels: li
     for level, counts in enumerate(sums.counts):
         counts += np.bincount(codes.indices[:, level].ravel(), minlength=len(counts))
     sums.indices += codes.indices[:, 0].size
-    if prior is None or not prior.fits(*codes.indices.shape[2:]):
+    if prior is None or not prior.has_likelihood or not prior.fits(*codes.indices.shape[2:]):
         sums.has_prior = False  # of some images it says nothing, so of all together neither
         return
     device = next(prior.parameters()).device

@@ -15,6 +15,7 @@ from vqtok.images.read import (
     MAX_BYTES,
     MAX_PIXELS,
     DecodedImage,
+    count_pixels,
     from_any,
     is_deep,
     may_be_image,
@@ -22,7 +23,7 @@ from vqtok.images.read import (
 )
 from vqtok.images.recognize import START, Recognizer
 from vqtok.images.resize import crop, pad, resize_to
-from vqtok.images.write import check_suffix, encode_png, write_image
+from vqtok.images.write import check_suffix, encode_as, encode_png, write_image
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -35,7 +36,9 @@ __all__ = [
     "Range",
     "Recognizer",
     "check_suffix",
+    "count_pixels",
     "crop",
+    "encode_as",
     "encode_png",
     "from_any",
     "is_deep",

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from vqtok.errors import InputError
-from vqtok.files import read_bytes
+from vqtok.files import RemotePath, read_bytes
 from vqtok.images.color import WHITE, Color, lay_over, split_alpha, to_srgb
 from vqtok.images.depth import Range, Scaled, narrow_of_bytes, parse_nodata, to_8_bits, words_note
 from vqtok.images.tiff import (
@@ -151,6 +151,19 @@ def _open(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(other), formats=_FORMATS)
         image.info["zero is white"] = True
         return image
+
+
+def count_pixels(path: Path) -> int:
+    """Returns how many pixels an image file has, by its header alone; 0 where it cannot be read,
+    and for a file on a server.
+    """
+    if isinstance(path, RemotePath):
+        return 0
+    try:
+        with pillow_limits, Image.open(path, formats=_FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # damaged ones raise about anything
+        return 0
 
 
 def is_deep(source: Path | bytes) -> bool:

@@ -34,10 +34,10 @@ def integer_tensor_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the tensors of a prior of that config, by name."""
     K, L, E = config.codebook_size, config.levels, config.embedding
-    C, R = config.width, config.rank
-    layers = {"first": (1, C, neighborhood.places * E)}
+    C, R, N = config.width, config.rank, config.matrices
+    layers = {"first": (N, C, neighborhood.places * E)}
     for i in range(config.blocks):
-        layers |= {f"blocks.{i}.rise": (1, C, C), f"blocks.{i}.fall": (1, C, C)}
+        layers |= {f"blocks.{i}.rise": (N, C, C), f"blocks.{i}.fall": (N, C, C)}
     layers |= {"features": (L, R, C), "readout": (L, K, R)}
     shapes: dict[str, tuple[int, ...]] = {"embedding": (L, K, E)}
     for name, shape in layers.items():

@@ -10,6 +10,7 @@ what is rounded is rounded by `floor`.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,7 @@ class IntegerInference:
 
         def multiply(name: str, x: np.ndarray) -> np.ndarray:
             weight, bias = self.layers[name]
-            y = x @ weight[0]
+            y = x @ weight[0] if len(weight) == 1 else self._multiply_by_level(x, weight, runs)
             y += bias.take(level, axis=0)
             return np.floor(y, out=y)
 
@@ -193,12 +194,24 @@ class IntegerInference:
         weight, bias = self.layers["features"]
         result = np.ones((len(x), self.config.rank + 1), self.dtype)
         inner, start = result[:, :-1], 0
-        for level, count in runs:
-            inner[start : start + count] = x[start : start + count] @ weight[level] + bias[level]
+        for number, count in runs:
+            part = slice(start, start + count)
+            np.matmul(x[part], weight[number], out=inner[part])
             start += count
+        inner += bias.take(level, axis=0)
         np.floor(inner, out=inner)
         np.clip(inner, -WEIGHT_LIMIT, WEIGHT_LIMIT, out=inner)
         return result
+
+    def _multiply_by_level(self, x: np.ndarray, weight: np.ndarray, runs: Runs) -> np.ndarray:
+        """Multiplies rows by the matrix of their level; levels from the last matrix on share it."""
+        y = np.empty((len(x), weight.shape[2]), self.dtype)
+        last, start = len(weight) - 1, 0
+        for matrix, same in groupby(runs, lambda run: min(run[0], last)):
+            part = slice(start, start + sum(count for _, count in same))
+            np.matmul(x[part], weight[matrix], out=y[part])
+            start = part.stop
+        return y
 
     def logits(self, features: np.ndarray, runs: Runs) -> np.ndarray:
         """Computes logits (n, columns) in 2^-LOGIT_STEP bits, not yet rounded down: see
@@ -229,7 +242,7 @@ class IntegerInference:
         # that difference is not exact it is far past the last power.
         top = np.floor(logits.max(1, keepdims=True))
         top += 1 - self.fine
-        drop = np.empty(logits.shape, np.intp)
+        drop = np.empty(logits.shape, np.int32)  # `take` makes intp of it, faster
         np.subtract(top, logits, out=drop, casting="unsafe")
         weights = self.powers.take(drop, out=logits, mode="clip")
         return Frequencies(weights.reshape(len(logits), BLOCK, -1), self.config.codebook_size)

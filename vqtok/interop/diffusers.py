@@ -148,9 +148,12 @@ def to_vqmodel(stored: Weights, settings: TokenizerConfig, folder: ModelFolder) 
 
 def _check(settings: TokenizerConfig, name: str) -> None:
     if settings.network != "classic":
+        folds = settings.network == "folded"
+        lacking = (
+            "layers that fold pixels into channels" if folds else f"{settings.network} network"
+        )
         raise ModelError(
-            f"the model {name} cannot be a VQModel of diffusers, "
-            "which has no layers that fold pixels into channels",
+            f"the model {name} cannot be a VQModel of diffusers, which has no {lacking}",
             "export a model with the classic network: one that vqtok import made",
         )
     other = []

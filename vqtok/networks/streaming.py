@@ -18,6 +18,7 @@ from vqtok.networks.vqvae import (
     ResidualBlock,
     Upsample,
 )
+from vqtok.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,12 @@ class StreamingConv2d:
     def convolve(self, x: Tensor) -> Tensor | None:
         """Returns the output that the part makes possible; None as long as there is none."""
         layer = self.layer
+        # oneDNN sums a 1x1 kernel in an order that depends on the number of threads, and no other:
+        # on one thread (0.2 ms a photo) an image has equal indices, alone or beside others
+        with one_thread(layer.kernel_size == (1, 1)):
+            return self._convolve(x, layer)
+
+    def _convolve(self, x: Tensor, layer: nn.Conv2d) -> Tensor | None:
         if self.whole:
             return F.conv2d(x, layer.weight, layer.bias, layer.stride, self.padding)
         length = x.shape[self.axis]

@@ -6,6 +6,7 @@ from vqtok.integer_prior import IntegerInference, integer_tensor_shapes, largest
 from vqtok.priors.base import Prior, cross_entropy
 from vqtok.priors.fvsbn import FVSBN
 from vqtok.priors.integer import IntegerPrior
+from vqtok.priors.masked import MaskedTransformer
 from vqtok.priors.pixelcnn import PixelCNN, receptive_field
 from vqtok.priors.pixelrnn import PixelRNN
 from vqtok.priors.transformer import Transformer
@@ -14,6 +15,7 @@ __all__ = [
     "FVSBN",
     "IntegerInference",
     "IntegerPrior",
+    "MaskedTransformer",
     "PixelCNN",
     "PixelRNN",
     "Prior",

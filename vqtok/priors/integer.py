@@ -83,10 +83,10 @@ class IntegerLinear(nn.Module):
 class IntegerBlock(nn.Module):
     """What a residual block multiplies with; it starts as no change at all."""
 
-    def __init__(self, width: int, levels: int) -> None:
+    def __init__(self, width: int, levels: int, kinds: int = 1) -> None:
         super().__init__()
-        self.rise = IntegerLinear(width, width, ACTIVATION_STEP, 1, levels)
-        self.fall = IntegerLinear(width, width, ACTIVATION_STEP, 1, levels)
+        self.rise = IntegerLinear(width, width, ACTIVATION_STEP, kinds, levels)
+        self.fall = IntegerLinear(width, width, ACTIVATION_STEP, kinds, levels)
         nn.init.zeros_(self.fall.weight)
 
 
@@ -101,8 +101,9 @@ class IntegerPrior(nn.Module):
         self.config, self.quantize = config, True
         E, C, L = config.embedding, config.width, config.levels
         self.embedding = nn.Parameter(torch.randn(L, config.codebook_size, E) * 0.3)
-        self.first = IntegerLinear((len(CAUSAL) + len(AROUND)) * E, C, EMBEDDING_STEP, 1, L)
-        self.blocks = nn.ModuleList(IntegerBlock(C, L) for _ in range(config.blocks))
+        N = config.matrices
+        self.first = IntegerLinear((len(CAUSAL) + len(AROUND)) * E, C, EMBEDDING_STEP, N, L)
+        self.blocks = nn.ModuleList(IntegerBlock(C, L, N) for _ in range(config.blocks))
         self.features = IntegerLinear(C, config.rank, ACTIVATION_STEP, L)
         self.readout = IntegerLinear(config.rank, config.codebook_size, READ_STEP, L)
 
@@ -139,13 +140,11 @@ class IntegerPrior(nn.Module):
         sums = self.sums(indices)  # (l+1, B, h, w, E)
         levels, B, h, w = sums.shape[0] - 1, *sums.shape[1:4]
         weight, bias = self.first.rounded(self.quantize)
-        causal, around = self._kernels(weight[0])
-        seen = sums[1:].flatten(0, 1).permute(0, 3, 1, 2)
-        below = sums[:-1].flatten(0, 1).permute(0, 3, 1, 2)
-        x = F.conv2d(F.pad(seen, (REACH, REACH, REACH, 0)), causal) + F.conv2d(
-            below, around, padding=1
-        )
-        x = x.permute(0, 2, 3, 1).reshape(levels, B * h * w, -1)  # (l, n, C)
+        each = [
+            self._look(sums[part.start : part.stop + 1], weight[number])
+            for number, part in self._shared(levels, len(weight))
+        ]
+        x = torch.cat(each) if len(each) > 1 else each[0]  # (l, n, C)
         x = self._stream(x.float() + bias[:levels, None])
         for block in self.blocks:
             assert isinstance(block, IntegerBlock)
@@ -178,6 +177,22 @@ class IntegerPrior(nn.Module):
         )
         return nats.transpose(0, 1) / math.log(2)
 
+    def _shared(self, levels: int, matrices: int) -> list[tuple[int, slice]]:
+        """Lists the matrices that the first levels use, each with its levels."""
+        used = min(levels, matrices)
+        stops = [*range(1, used), levels]
+        return [(number, slice(number, stop)) for number, stop in enumerate(stops)]
+
+    def _look(self, sums: Tensor, weight: Tensor) -> Tensor:
+        """Multiplies what each place sees, of sums (l + 1, B, h, w, E): (l, B * h * w, C)."""
+        causal, around = self._kernels(weight)
+        seen = sums[1:].flatten(0, 1).permute(0, 3, 1, 2)
+        below = sums[:-1].flatten(0, 1).permute(0, 3, 1, 2)
+        x = F.conv2d(F.pad(seen, (REACH, REACH, REACH, 0)), causal) + F.conv2d(
+            below, around, padding=1
+        )
+        return x.permute(0, 2, 3, 1).reshape(len(sums) - 1, -1, len(weight))
+
     def _kernels(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The first layer's matrix (C, places * E) as two convolution
         kernels (C, E, rows, columns).
@@ -193,8 +208,13 @@ class IntegerPrior(nn.Module):
         """(l, n, in) -> (l, n, out)."""
         weight, bias = linear.rounded(self.quantize)
         if len(weight) == 1:
-            return F.linear(x, weight[0]).float() + bias[:levels, None]
-        return torch.bmm(x, weight[:levels].transpose(1, 2)).float() + bias[:levels, None]
+            y = F.linear(x, weight[0])
+        elif len(weight) >= levels:
+            y = torch.bmm(x, weight[:levels].transpose(1, 2))
+        else:
+            shared = self._shared(levels, len(weight))
+            y = torch.cat([F.linear(x[part], weight[number]) for number, part in shared])
+        return y.float() + bias[:levels, None]
 
     def _active(self, x: Tensor) -> Tensor:
         return (

@@ -100,10 +100,10 @@ def _turned(qkv: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
 class Block(nn.Module):
     """Computes x + attention(norm(x)), and adds mlp(norm()) of that."""
 
-    def __init__(self, config: PriorConfig) -> None:
+    def __init__(self, config: PriorConfig, causal: bool = True) -> None:
         super().__init__()
         C = config.width
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout, self.causal = config.heads, config.dropout, causal
         self.attention_norm, self.mlp_norm = nn.LayerNorm(C), nn.LayerNorm(C)
         self.qkv = nn.Linear(C, 3 * C, bias=False)
         self.merge = nn.Linear(C, C, bias=False)
@@ -116,28 +116,29 @@ class Block(nn.Module):
             nn.init.normal_(layer.weight, std=(layer.in_features * 2 * config.layers) ** -0.5)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Maps (N, T, C) to (N, T, C): token t sees the tokens up to t.
+        """Maps (N, T, C) to (N, T, C): token t sees the tokens up to t, or all where the block is
+        not causal.
 
         Cosines and sines as `rotary_cos_sin` gives them.
         """
         N, T, C = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(N, T, 3, self.heads, C // self.heads)
-        x = self._add(x, self.merge(attention(qkv, cos, sin).reshape(N, T, C)))
+        x = self._add(x, self.merge(attention(qkv, cos, sin, self.causal).reshape(N, T, C)))
         return self._add(x, self.down(F.gelu(self.up(self.mlp_norm(x)))))
 
     def _add(self, x: Tensor, change: Tensor) -> Tensor:
         return x + (drop(change, self.dropout) if self.training and self.dropout else change)
 
 
-def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Computes (N, T, heads, D) of queries, keys and values (N, T, 3, heads, D): causal, without a
-    mask tensor or dropout, for the flash kernel.
+def attention(qkv: Tensor, cos: Tensor, sin: Tensor, causal: bool = True) -> Tensor:
+    """Computes (N, T, heads, D) of queries, keys and values (N, T, 3, heads, D), without a mask
+    tensor or dropout, for the flash kernel.
     """
     short = qkv.device.type == "cpu" and qkv.shape[1] <= SHORT
     with torch.autocast("cpu", enabled=False) if short else nullcontext():
         # (N, heads, T, D), views
         q, k, v = rotate(qkv.float() if short else qkv, cos, sin).transpose(1, 3).unbind(2)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
 
 
 class Transformer(Prior):

@@ -63,8 +63,8 @@ class Quantizer(nn.Module, ABC):
         return None
 
     def draw_rows(self, vectors: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Draws which of a batch's vectors dead codes move to: int64 (L, n), the i-th dead code of
-        a level to the i-th; None for no code.
+        """Draws the batch's vectors that dead codes move to: int64 (L, n); the i-th dead code of
+        level l moves to vector [l, i]. None: no code moves.
         """
         return None
 

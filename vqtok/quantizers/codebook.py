@@ -26,16 +26,16 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     Euclidean distance; ties go to the lower index.
     """
     indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-    _NearestSearch(codebook).write(vectors, indices)
+    NearestSearch(codebook).write(vectors, indices)
     return indices
 
 
-class _NearestSearch:
+class NearestSearch:
     """Finds nearest codes by one product, of [x, 1] and a codebook's [2 e, -|e|^2]: |x - e|^2 is
     smallest where 2 x.e - |e|^2 is largest.
 
-    It is made for a few rows at a time, in memory that is used again: no (N, K) matrix, whatever
-    N and K.
+    It works on a few rows at a time, in one buffer that it uses again: there is never a whole
+    (N, K) matrix.
     """
 
     def __init__(self, codebook: Tensor, dot: bool = False) -> None:
@@ -77,13 +77,37 @@ class _NearestSearch:
 def _largest(scores: Tensor, out: Tensor) -> None:
     """Writes each row's argmax of scores (n, K) into out (n,); the first of equals.
 
-    torch's takes 20 times as long as NumPy's on a CPU, several times as long as the products
+    By NumPy: torch's argmax takes 20 times as long on a CPU, which is several times the products
     themselves where D is small.
     """
     if scores.device.type == "cpu":
         np.argmax(scores.numpy(), 1, out=out.numpy())
     else:
         torch.argmax(scores, 1, out=out)
+
+
+class Rest:
+    """What levels have left of vectors (B, h*w, D), as rows of (N, D) that are computed when they
+    are asked for.
+    """
+
+    def __init__(self, vectors: Tensor, taken: tuple[tuple[Tensor, Tensor], ...] = ()) -> None:
+        """`taken` are the entries (K, D) and indices (N,) of each level before."""
+        self.vectors, self.taken = vectors, taken
+
+    def __len__(self) -> int:
+        return self.vectors.shape[0] * self.vectors.shape[1]
+
+    @property
+    def block(self) -> int:
+        """Returns how many vectors an image has."""
+        return self.vectors.shape[1]
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        left = self.vectors.flatten(0, 1)[rows]
+        for entries, indices in self.taken:
+            left = left - entries[indices[rows]]
+        return left
 
 
 class Assignment(NamedTuple):
@@ -100,8 +124,9 @@ class StraightThrough(torch.autograd.Function):
     """Maps vectors (N, D) to their nearest entries, with the gradient passed straight through, and
     computes the terms of the loss.
 
-    Written out because autograd would keep every step on the way: this needs what it returns and a
-    few MiB, for any N and K. What goes over the vectors does so while a chunk of them is in cache.
+    Forward and backward are written out because autograd would keep every intermediate result: this
+    keeps what it returns and a few MiB, for any N and K. All passes over the vectors are made
+    chunk by chunk, while a chunk is in cache.
     """
 
     @staticmethod
@@ -121,7 +146,7 @@ class StraightThrough(torch.autograd.Function):
             torch.empty_like(vectors),
             vectors.new_zeros(()),
             torch.zeros_like(entries),
-            _NearestSearch(entries, dot),
+            NearestSearch(entries, dot),
         )
         for part in row_chunks(len(vectors), vectors.shape[1], vectors.device):
             some, which, near = vectors[part], indices[part], assignment[part]
@@ -230,7 +255,7 @@ def kmeans(vectors: Tensor, size: int, rounds: int = 10) -> Tensor:
 
 
 class InitFlag(nn.Module):
-    """Whether a quantizer has been set from vectors. Training state."""
+    """Says whether a codebook has been initialized from vectors; saved with the training state."""
 
     initialized: Tensor
 
@@ -278,7 +303,7 @@ class Codebook(Quantizer):
         """Projects (..., D) onto the unit sphere where the config says so."""
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
-    def _entries(self) -> Tensor:
+    def entries(self) -> Tensor:
         return self._project(self.codebook)  # (K, D)
 
     def forward(self, z: Tensor) -> Quantized:
@@ -288,14 +313,14 @@ class Codebook(Quantizer):
             if in_chunks(z.device):
                 assignment = Assignment(
                     *StraightThrough.apply(
-                        flat, self._entries(), self.beta, self.learned_by_gradient, self.dot
+                        flat, self.entries(), self.beta, self.learned_by_gradient, self.dot
                     )
                 )  # type: ignore[misc]
             else:
                 assignment = choose(
-                    flat, self._entries(), self.beta, self.learned_by_gradient, self.dot
+                    flat, self.entries(), self.beta, self.learned_by_gradient, self.dot
                 )
-            self._observe(flat.detach().view(batch, -1, dim), assignment)
+            self.observe(Rest(flat.detach().view(batch, -1, dim)), assignment)
         # (B, D, h, w)
         vectors = assignment.entries.reshape(batch, height, width, dim).permute(0, 3, 1, 2)
         return Quantized(
@@ -303,11 +328,11 @@ class Codebook(Quantizer):
         )
 
     def lookup(self, indices: Tensor) -> Tensor:
-        return F.embedding(indices[:, 0], self._entries()).permute(0, 3, 1, 2)  # (B, D, h, w)
+        return F.embedding(indices[:, 0], self.entries()).permute(0, 3, 1, 2)  # (B, D, h, w)
 
-    def _observe(self, vectors: Tensor, assignment: Assignment) -> None:
-        """Records what `update_codebook` needs: vectors (B, h*w, D), without gradient, and what
-        they chose. Nothing unless overridden.
+    def observe(self, vectors: Rest, assignment: Assignment) -> None:
+        """Records what `update_codebook` needs: the vectors, without gradient, and what they chose.
+        Nothing unless overridden.
         """
 
 
@@ -318,12 +343,12 @@ class AveragedCodebook(Codebook):
         super().__init__(config)
         self.decay, self.dead_code_threshold = config.decay, config.restart
         self.average = _MovingAverages(config.codebook_size, config.code_dim)
-        self._last_batch: tuple[Tensor, Assignment] | None = None
+        self._last_batch: tuple[Rest, Assignment] | None = None
 
-    def _observe(self, vectors: Tensor, assignment: Assignment) -> None:
+    def observe(self, vectors: Rest, assignment: Assignment) -> None:
         if self.training:
             # without what was chosen: (N, D) that nobody asks for
-            nothing = vectors.new_empty(0, vectors.shape[-1])
+            nothing = vectors.vectors.new_empty(0, vectors.vectors.shape[-1])
             self._last_batch = vectors, assignment._replace(entries=nothing)
 
     def needs_init(self) -> bool:
@@ -342,8 +367,8 @@ class AveragedCodebook(Codebook):
         self.average.initialized.fill_(True)
 
     def draw_rows(self, vectors: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Draws without replacement, for at most a quarter of the vectors: else dead codes would
-        crowd on the same few.
+        """Draws without replacement, at most a quarter of the vectors: otherwise many dead codes
+        would move to the same few vectors.
         """
         most = min(self.codebook_size, max(1, vectors // 4))
         return (
@@ -355,7 +380,7 @@ class AveragedCodebook(Codebook):
     def update_codebook(self, rows: Tensor | None = None, ok: Tensor | None = None) -> Tensor:
         return update_codebooks([self], rows, ok)
 
-    def seen(self) -> tuple[Tensor, Assignment]:
+    def seen(self) -> tuple[Rest, Assignment]:
         """Returns what the last forward in training mode saw, once."""
         assert self._last_batch is not None, "update_codebook() follows a forward in training mode"
         seen, self._last_batch = self._last_batch, None

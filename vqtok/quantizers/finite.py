@@ -65,10 +65,10 @@ class _ChunkedLinear(torch.autograd.Function):
     """Computes x @ weight.T + bias as F.linear does, (N, i) to (N, o), where one of i and o is a
     few numbers: a chunk of the vectors at a time, forward and backward.
 
-    Such a product does little with each number that it reads: what goes over the same vectors
-    (two products and a sum, going backward) does so while they are in cache. Few numbers of N
-    vectors come as (., N) transposed: PyTorch's products take a third of the time with them so,
-    and operations with one constant for each a quarter.
+    Such a product is limited by memory: all that reads the same chunk (backward, two products and
+    a sum) does so while it is in cache. Where o is the small one, the result is laid out as (o, N)
+    and returned transposed: PyTorch's products then take a third of the time, and elementwise
+    operations with one constant per number a quarter.
     """
 
     @staticmethod
@@ -103,13 +103,13 @@ class _ChunkedLinear(torch.autograd.Function):
 
 
 def _empty_rows(like: Tensor, numbers: int, transposed: bool) -> Tensor:
-    """Makes memory for vectors (N, numbers)."""
+    """Allocates vectors (N, numbers), laid out as (numbers, N) if `transposed`."""
     N = len(like)
     return like.new_empty(numbers, N).T if transposed else like.new_empty(N, numbers)
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The layer applied to vectors (N, i), either i or its output's numbers being few."""
+    """Applies the layer to vectors (N, i); its inputs or its outputs are few."""
     if in_chunks(x.device) and not torch.compiler.is_compiling():
         return _ChunkedLinear.apply(x, layer.weight, layer.bias)  # type: ignore[no-any-return]
     if len(layer.weight) < x.shape[1]:
@@ -121,10 +121,11 @@ class _ScalarQuantizer(Quantizer):
     """Rounds d numbers from a linear layer one by one, and maps them back by another: what `fsq`
     and `lfq` share.
 
-    The gradient passes straight through the rounding, as in the papers, and through the two layers,
-    which learn by it: z gets the part that its d numbers can follow. Passing it on whole, as a
-    codebook does, was worse by 2 dB with `fsq` and 0.5 dB with `lfq` (300 steps on the shapes): z
-    leaves the range of the values. `normalize`, `decay` and `restart` mean nothing here.
+    The gradient passes straight through the rounding, as in the papers, and then through the two
+    layers, which learn by it: z gets the part of the gradient that lies in the d directions. Giving
+    z the whole gradient, as a codebook does, was worse by 2 dB with `fsq` and 0.5 dB with `lfq`
+    (300 steps on the shapes), as z then leaves the range of the values. The settings `normalize`,
+    `decay` and `restart` have no effect here.
     """
 
     levels = 1
@@ -254,12 +255,12 @@ class FSQuantizer(_ScalarQuantizer):
 class LFQuantizer(_ScalarQuantizer):
     """Keeps only the sign of each number (Yu et al. 2023, arXiv 2310.05737, section 3.1).
 
-    Their entropy term makes each vector sure of its code, and all codes equally frequent. Only
-    training asks for it. Their gradient takes the sign for the number itself; here it takes it
-    for tanh, whose slope fades as the numbers grow. Both are as good with one level. With
-    three, theirs lost 0.6 dB on the shapes, and at half the weight of the entropies it
-    diverged: it claims that the vectors follow z by more than signs can, which turns the
-    gradients of the levels before around.
+    The paper's entropy term, used in training only, makes each vector sure of its code and all
+    codes equally frequent. In the backward pass the paper replaces the sign by the identity; here
+    it is replaced by tanh, whose slope fades as the numbers grow. With one level both are equally
+    good. With three levels the identity lost 0.6 dB on the shapes, and at half the weight of the
+    entropies it diverged: it promises larger changes than signs can make, so that the gradients
+    of the levels before point the wrong way.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:

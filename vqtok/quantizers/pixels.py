@@ -11,10 +11,10 @@ class PixelQuantizer(Quantizer):
     """Rounds each channel's gray values to K evenly spaced ones: level l is channel l, and nothing
     is learned.
 
-    With K = 256 an index is the byte itself, with K = 2 it says whether the value is above one
-    half. A value never lies in the middle between two of the K: 2 b (K - 1) is even, 255 (2 k + 1)
-    is odd. What is known of the first few channels alone is shown gray: their mean stands in for
-    the others. A palette is saved, so that models of another K have another fingerprint.
+    With K = 256 an index is the byte itself; with K = 2 it says whether the value is above one
+    half. A byte b never lies halfway between two of the K values: 2 b (K - 1) is even and
+    255 (2 k + 1) odd. Where only the first few channels are given, their mean stands in for the
+    others. The palette is saved, so that models of another K have another fingerprint.
     """
 
     palette: Tensor

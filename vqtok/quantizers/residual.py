@@ -3,7 +3,7 @@ vector of its own.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from vqtok import distributed
 from vqtok.config import TokenizerConfig
 from vqtok.quantizers.base import Quantized, Quantizer
-from vqtok.quantizers.codebook import AveragedCodebook
+from vqtok.quantizers.chain import Chain, Chained
+from vqtok.quantizers.codebook import Assignment, AveragedCodebook, Codebook, Rest, in_chunks
 from vqtok.quantizers.update import update_codebooks
 
 
@@ -136,6 +137,8 @@ class ResidualQuantizer(LevelQuantizer):
     def _quantize(
         self, z: Tensor, depths: Tensor | None
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        if self._is_chain(z):
+            return self._quantize_chain(z, depths)
         residual, total, vectors = z, torch.zeros_like(z), torch.zeros_like(z)
         indices, losses = [], []
         for level in range(self.levels):
@@ -155,6 +158,47 @@ class ResidualQuantizer(LevelQuantizer):
                 # up to this one make of it.
                 losses[-1] = losses[-1] + _pull(z, residual.detach(), self.beta)
         return vectors, indices, losses
+
+    def _is_chain(self, z: Tensor) -> bool:
+        """Whether the levels are codebooks that `Chain` takes, on a device where it is quicker."""
+        return (
+            in_chunks(z.device)
+            and not torch.compiler.is_compiling()
+            and all(isinstance(level, Codebook) for level in self.quantizers)
+        )
+
+    def _quantize_chain(
+        self, z: Tensor, depths: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        levels = [cast("Codebook", level) for level in self.quantizers]
+        (B, D, h, w), first = z.shape, levels[0]
+        flat = z.permute(0, 2, 3, 1).reshape(-1, D)  # (B*h*w, D)
+        made = Chained(
+            *Chain.apply(
+                flat,
+                None if depths is None else depths.repeat_interleave(h * w),
+                first.beta,
+                first.learned_by_gradient,
+                first.dot,
+                *(level.entries() for level in levels),
+            )
+        )  # type: ignore[misc]
+        self._observe(flat.detach().view(B, -1, D), made)
+        vectors = made.vectors.reshape(B, h, w, D).permute(0, 3, 1, 2)
+        indices = [each.reshape(B, 1, h, w) for each in made.indices]
+        return vectors, indices, list(made.losses)
+
+    @torch.no_grad()
+    def _observe(self, vectors: Tensor, made: Chained) -> None:
+        """Gives each level what it would have seen by itself."""
+        taken: tuple[tuple[Tensor, Tensor], ...] = ()
+        for level, which, *sums in zip(
+            self.quantizers, made.indices, made.losses, made.counts, made.sums, strict=True
+        ):
+            assert isinstance(level, Codebook)
+            level.observe(Rest(vectors, taken), Assignment(vectors, which, *sums))
+            if self.training:  # an optimizer's step changes the entries before they are asked for
+                taken += ((level.entries().clone(), which),)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Returns vectors (B, D, h, w) for the indices (B, n, h, w) of the first n levels, n from 1

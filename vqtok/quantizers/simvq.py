@@ -14,10 +14,10 @@ class SimVQuantizer(Codebook):
     """Maps the rows of a frozen Gaussian matrix to entries by one linear layer (Zhu et al. 2024,
     arXiv 2411.02038).
 
-    A step that moves the chosen entries moves the layer, and by it all the others, so that no
-    code is left behind: there is no restart of dead codes, and `decay` and `restart` mean
-    nothing here. The loss is that of `vq`. The matrix is saved with the weights: a seed would
-    tie files to one generator.
+    A step that moves the chosen entries moves the layer, and with it all other entries, so that no
+    code dies: dead codes are not restarted, and the settings `decay` and `restart` have no effect.
+    The loss is that of `vq`. The frozen matrix is saved with the weights: remaking it from a seed
+    would tie files to one random generator.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -29,7 +29,7 @@ class SimVQuantizer(Codebook):
         self.layer = nn.Linear(config.code_dim, config.code_dim)
         self.average = InitFlag()
 
-    def _entries(self) -> Tensor:
+    def entries(self) -> Tensor:
         return self._project(F.linear(self.codebook, self.layer.weight, self.layer.bias))  # (K, D)
 
     def needs_init(self) -> bool:

@@ -20,7 +20,7 @@ class Averaged(Protocol):
     codebook: Tensor  # (K, D)
     average: Any  # its counts (K,) and sums (K, D)
 
-    def seen(self) -> tuple[Tensor, Any]: ...
+    def seen(self) -> tuple[Any, Any]: ...  # a `Rest` and an `Assignment`
 
     def draw_rows(
         self, vectors: int, generator: torch.Generator | None = None
@@ -40,8 +40,7 @@ def update_codebooks(levels: Sequence[Averaged], rows: Tensor | None, ok: Tensor
     """
     first = levels[0]
     seen = [level.seen() for level in levels]
-    vectors = [some.flatten(0, 1) for some, _ in seen]  # (N, D) each
-    block = seen[0][0].shape[1]
+    vectors = [some for some, _ in seen]  # rows of (N, D) each
     total = distributed.world_size() * len(vectors[0])
     new_counts = torch.stack([chosen.counts for _, chosen in seen])  # (L, K)
     new_sums = torch.stack([chosen.sums for _, chosen in seen])  # (L, K, D)
@@ -67,7 +66,7 @@ def update_codebooks(levels: Sequence[Averaged], rows: Tensor | None, ok: Tensor
             which = rows.to(counts.device).gather(1, (number - 1).clamp(0, rows.shape[1] - 1))
             fresh = torch.stack(
                 [
-                    distributed.gather_rows(some, each, block)
+                    distributed.gather_rows(some, each, some.block)
                     for some, each in zip(vectors, which, strict=True)
                 ]
             )

@@ -45,13 +45,15 @@ def sample_categorical_numpy(
     """
     if temperature == 0:
         return logits.argmax(1)
+    if len(logits) == 1:
+        logits, uniform = logits[0], uniform[0]  # a row alone: a third less time
     # the largest is 0: no overflow
-    odds = (logits - logits.max(1, keepdims=True)).astype(np.float64)
+    odds = (logits - logits.max(-1, keepdims=True)).astype(np.float64)
     if temperature != 1:
         with np.errstate(over="ignore"):  # at 1e-320 all but the largest become -inf
             odds /= temperature
-    reached = np.add.accumulate(np.exp(odds, odds), 1)
+    reached = np.add.accumulate(np.exp(odds, odds), -1)
+    if reached.ndim == 1:
+        return np.array([reached.searchsorted(min(uniform, BELOW_ONE) * reached[-1], "right")])
     border = np.minimum(uniform, BELOW_ONE) * reached[:, -1]
-    if len(logits) == 1:
-        return reached[0].searchsorted(border, "right")
     return (reached <= border[:, None]).sum(1)

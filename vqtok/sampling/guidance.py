@@ -8,6 +8,8 @@ the class and u without; W = 1 is no guidance.
 from vqtok.sampling.backends import Backend
 from vqtok.sampling.base import Cursor, Values
 
+GUIDANCE_MAX = 100.0
+
 
 class GuidedCursor:
     """A `Cursor` of n grids over one of 2n: the first half with classes, the second without."""

@@ -12,6 +12,9 @@ four. sigmoid(b) = (1 + tanh(b/2)) / 2: the halves are folded into the weights, 
 are powers of two.
 """
 
+from copy import copy
+from weakref import WeakKeyDictionary
+
 import torch
 from torch import Tensor, nn
 
@@ -20,17 +23,18 @@ from vqtok.sampling.backends import Backend, Calls, pick_backend, run
 from vqtok.sampling.base import Sampler, Values
 
 
-class PreparedLayer:
+class PackedLayer:
     """One layer's weights as matrices (inputs, outputs), halves folded in; v is kept doubled.
 
     vertical ((2r+1)*C, (r+1)*2C) gives what a row of v adds to the same row, the next, and so on;
     horizontal is ((r+1)*C, 2C).
     """
 
-    def __init__(self, layer: GatedLayer, rows: Tensor | None) -> None:
+    def __init__(self, layer: GatedLayer) -> None:
         C = layer.out.in_channels
         # of each output
         scale = layer.out.weight.new_tensor([1, 0.5]).repeat_interleave(C)  # (2C,)
+        self.layer, self.scale = layer, scale
         self.vertical = _matrix(layer.vertical, 0.5 * scale)
         self.link = _matrix(layer.link, scale) / scale[:, None]
         self.horizontal = _matrix(layer.horizontal, scale)
@@ -40,11 +44,48 @@ class PreparedLayer:
         self.bias_v, self.bias_x = (
             _bias(conv)[None] * scale for conv in (layer.vertical, layer.horizontal)
         )  # (1, 2C)
-        if layer.label is not None and rows is not None:
-            for_v, for_x = layer.label(rows).detach().chunk(2, dim=1)  # (n, 2C)
-            self.bias_v, self.bias_x = self.bias_v + for_v * scale, self.bias_x + for_x * scale
         # (C, 4C)
         self.context = None if layer.context is None else _matrix(layer.context, scale.repeat(2))
+
+    def with_labels(self, rows: Tensor | None) -> "PackedLayer":
+        """Returns the layer for grids of these labels' rows (n,): biases (n, 2C)."""
+        if self.layer.label is None or rows is None:
+            return self
+        labeled = copy(self)
+        for_v, for_x = self.layer.label(rows).detach().chunk(2, dim=1)  # (n, 2C)
+        labeled.bias_v = self.bias_v + for_v * self.scale
+        labeled.bias_x = self.bias_x + for_x * self.scale
+        return labeled
+
+
+class PackedWeights:
+    """A prior's weights as matrices, packed once for all that is sampled from them."""
+
+    def __init__(self, prior: PixelCNN) -> None:
+        self.layers = [
+            PackedLayer(layer)  # type: ignore[arg-type]
+            for layer in prior.layers
+        ]
+        self.skip = torch.cat([layer.skip for layer in self.layers])  # (layers*C, C)
+        self.head = _linear(prior.head)
+        self.embedding = prior.embedding.weight.detach().contiguous()  # (L*K, C)
+
+
+_packed: "WeakKeyDictionary[PixelCNN, tuple[object, PackedWeights]]" = WeakKeyDictionary()
+
+
+def packed_weights(prior: PixelCNN) -> PackedWeights:
+    """Returns the prior's weights, packed at the first call and again whenever they have changed:
+    packing takes as long as 100 places of a grid.
+    """
+    weights = list(prior.parameters())
+    if any(weight.is_inference() for weight in weights):
+        return PackedWeights(prior)  # whether these change is not known
+    state = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in weights)
+    known = _packed.get(prior)
+    if known is None or known[0] != state:
+        known = _packed[prior] = state, PackedWeights(prior)
+    return known[1]
 
 
 class PixelCNNSampler(Sampler[PixelCNN]):
@@ -53,13 +94,9 @@ class PixelCNNSampler(Sampler[PixelCNN]):
     def __init__(self, prior: PixelCNN, n: int, h: int, w: int, rows: Tensor | None) -> None:
         super().__init__(prior, n, h, w, rows)
         self.backend = pick_backend(prior)
-        self.layers = [
-            PreparedLayer(layer, rows)  # type: ignore[arg-type]
-            for layer in prior.layers
-        ]
-        self.skip = torch.cat([layer.skip for layer in self.layers])  # (layers*C, C)
-        self.head = _linear(prior.head)
-        self.embedding = prior.embedding.weight.detach().contiguous()  # (L*K, C)
+        packed = packed_weights(prior)
+        self.layers = [layer.with_labels(rows) for layer in packed.layers]
+        self.skip, self.head, self.embedding = packed.skip, packed.head, packed.embedding
 
     def start_level(self, level: int, indices: Tensor) -> "PixelCNNCursor":
         context = self.prior.context_of(indices)

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from vqtok.config.registry import SAMPLERS
 from vqtok.errors import UsageError
-from vqtok.priors.base import Prior, one_thread
-from vqtok.sampling.backends import Backend
-from vqtok.sampling.base import Cursor, Sampler, Values
-from vqtok.sampling.guidance import GuidedCursor
+from vqtok.integer_prior import blas
+from vqtok.priors.base import Prior
+from vqtok.sampling.base import Draws, ParallelSampler, Sampler
+from vqtok.sampling.guidance import GUIDANCE_MAX, GuidedCursor
+from vqtok.threads import one_thread
 
 FEW_GRIDS = 64
+ORDER_SEED = 2**61  # away from the seed of the indices: no candidate or chunk has it
 _Value = TypeVar("_Value", bound=float | None)
 Progress = Callable[[int, int], None]
 
@@ -76,48 +78,70 @@ def sample_grids(
         if known is None
         else _check_known(known.cpu(), (n, L, h, w), K)
     )
+    if isinstance(seed, torch.Generator):
+        seed = int(torch.randint(2**62, (), generator=seed, device=seed.device))
     uniform = _uniform(seed, n, L * h * w).view(n, L, h, w)
     # MPS has no float64
     uniform = uniform.to(device, torch.float32 if device.type == "mps" else torch.float64)
     rows = prior.label_rows(_check_labels(labels, n, len(prior.config.labels)), n, device)
     done = itertools.count(1)
     tick = (lambda: None) if progress is None else (lambda: progress(next(done), L * h))
-    with torch.inference_mode(), _full_precision(device), one_thread(n < FEW_GRIDS):
+    few = n < FEW_GRIDS
+    with (
+        torch.inference_mode(),
+        _full_precision(device),
+        one_thread(few),
+        blas.one_thread() if few else nullcontext(),
+    ):
         indices = known.clamp(min=0).to(device)
         make = SAMPLERS[prior.config.architecture].load()
         if guided and rows is not None:
             rows = torch.cat([rows, torch.zeros_like(rows)])
-        sampler: Sampler = make(prior, 2 * n if guided else n, h, w, rows)
+        sampler: Sampler | ParallelSampler = make(prior, 2 * n if guided else n, h, w, rows)
+        order = (
+            _uniform(seed + ORDER_SEED, n, L * h * w).view(n, L, h, w).to(uniform)
+            if isinstance(sampler, ParallelSampler)
+            else uniform
+        )
         for level in range(L):
-            draw = sampler.backend.categorical(temperatures[level], top_k, top_ps[level])
-            cursor = sampler.start_level(level, indices.repeat(2, 1, 1, 1) if guided else indices)
-            if guided:
-                cursor = GuidedCursor(cursor, sampler.backend, guidance)
-            grid, unknown, chances = indices[:, level], known[:, level] < 0, uniform[:, level]
-            _fill(cursor, sampler.backend, grid, unknown, chances, draw, tick)
+            draws = Draws(
+                draw=sampler.backend.categorical(temperatures[level], top_k, top_ps[level]),
+                chances=uniform[:, level],
+                order=order[:, level],
+                greedy=temperatures[level] == 0 or top_k == 1,
+                guidance=guidance if guided else None,
+            )
+            if isinstance(sampler, ParallelSampler):
+                sampler.fill_level(level, indices, known[:, level] < 0, draws, tick)
+            else:
+                _fill_level(sampler, level, indices, known[:, level] < 0, draws, tick)
     return indices.clone()  # outside inference mode: an ordinary tensor
 
 
-def _fill(
-    cursor: Cursor,
-    backend: Backend,
-    grid: Tensor,
+def _fill_level(
+    sampler: Sampler,
+    level: int,
+    grids: Tensor,
     unknown: Tensor,
-    uniform: Tensor,
-    draw: Callable[[Values, Values], Values],
+    draws: Draws,
     tick: Callable[[], None],
 ) -> None:
-    """Draws the unknown indices of one level, in place; grid, unknown (on the CPU) and uniform are
-    (n, h, w).
+    """Draws the unknown indices (n, h, w), a tensor on the CPU, of one level of `grids` (n, L, h,
+    w) in raster order, in place.
     """
+    backend, guided = sampler.backend, draws.guidance is not None
+    cursor = sampler.start_level(level, grids.repeat(2, 1, 1, 1) if guided else grids)
+    if draws.guidance is not None:
+        cursor = GuidedCursor(cursor, backend, draws.guidance)
+    grid = grids[:, level]
     missing, columns = backend.native(unknown.to(grid.device)), unknown.any(0).tolist()
-    indices, chances = backend.native(grid), backend.native(uniform)
+    indices, chances = backend.native(grid), backend.native(draws.chances)
     for i, wanted in enumerate(columns):
         cursor.next_row(indices[:, i - 1] if i else None)
         for j in range(_last(wanted) + 1):
             cursor.next_column(indices[:, i, j - 1] if j else None)
             if wanted[j]:
-                drawn = draw(cursor.logits(), chances[:, i, j])
+                drawn = draws.draw(cursor.logits(), chances[:, i, j])
                 backend.put(drawn, indices[:, i, j], missing[:, i, j])
         tick()
 
@@ -138,9 +162,10 @@ def by_level(value: _Value | Sequence[_Value], levels: int) -> list[_Value]:
 
 def _is_guided(guidance: float, labels: object) -> bool:
     """Whether there is anything to guide: a label, and a weight that is not 1."""
-    if not 0 <= guidance < math.inf:
+    if not 0 <= guidance <= GUIDANCE_MAX:  # nan neither
         raise UsageError(
-            f"guidance is {guidance}", "choose 1 (none) or more, such as 1.5; 0 forgets the label"
+            f"guidance is {guidance:g}, and must be 0 to {GUIDANCE_MAX:g}",
+            "choose 1 (none) or more, such as 1.5; 0 forgets the label",
         )
     return guidance != 1 and labels is not None
 
@@ -161,10 +186,8 @@ def _full_precision(device: torch.device) -> AbstractContextManager:
     )
 
 
-def _uniform(seed: int | torch.Generator, n: int, count: int) -> Tensor:
+def _uniform(seed: int, n: int, count: int) -> Tensor:
     """Draws (n, count) numbers in [0, 1), on the CPU: row i depends on the seed and i alone."""
-    if isinstance(seed, torch.Generator):
-        seed = int(torch.randint(2**62, (), generator=seed, device=seed.device))
     rows = []
     for i in range(n):
         # Hashed, because the CPU generator looks at 32 bits, and seed + i would give neighboring

@@ -76,6 +76,11 @@ def _lone_member(path: Path, data: bytes) -> bytes:
             f"{path} is damaged or truncated", "copy or download the file again"
         ) from None
     names = ", ".join(info.filename.removesuffix(".npy") for info in infos[:5])
+    if any(info.filename == "meta.npy" for info in infos):
+        raise InputError(
+            f"{path} is a codes file of vqtok, not an array of tokens",
+            "leave --frames, --grid and the tokens' model out",
+        )
     raise InputError(
         f"{path} holds {len(infos)} arrays ({names}), and one is needed",
         "save the tokens alone: numpy.savez('tokens.npz', tokens=...)",

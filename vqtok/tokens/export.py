@@ -1,8 +1,8 @@
 """Writes sequences in a format of `formats`, and meta.json beside them.
 
 All is written into a hidden folder first, and moved into place when it is whole; meta.json goes
-last. A format of one file an export adds to what a folder has: train.bin and val.bin share a
-meta.json, which must tell of one vocabulary.
+last. Formats of one file an export add to what a folder has: train.bin, val.bin and val.jsonl share
+a meta.json, which must tell of one vocabulary.
 """
 
 import json
@@ -86,7 +86,7 @@ def export_tokens(
         new = _entry(writer, request, count, tokens) | facts
         new["files"] = [path.name + ("/" if path.is_dir() else "") for path in made]
         _move(made, folder, request.force, old, new["files"])
-    meta = _meta(sequences, request, writer, old, name, new, kind.single)
+    meta = _meta(sequences, request, old, name, new)
     text = json.dumps(meta, indent=1) + "\n"
     files.write_bytes(folder / META, text.encode(), force=True)
     return ExportReport(folder, folder / META, tuple(new["files"]), count, tokens, size)
@@ -142,13 +142,16 @@ def _read_old(
         raise OutputError(
             f"{path} exists, and is not of an export", "use -f/--force, or another folder with -o"
         ) from None
-    same = old["container"] == request.to and all(
-        old[key] == value for key, value in _common(sequences).items()
-    )
-    if kind.single and same:
-        return old
+    alone = all(_is_single(container_of(old, each)) for each in old["exports"].values())
+    same = all(old[key] == value for key, value in _common(sequences).items())
+    if kind.single and alone and same:
+        names = {f"{name}{suffix}" for suffix in kind.suffixes}
+        gone = {key: each for key, each in old["exports"].items() if names & set(each["files"])}
+        rest = {key: each for key, each in old["exports"].items() if key not in gone}
+        return old | {"exports": rest, "old": gone}
+    replaced = _key(old["exports"], old, name, request.to)
     staying = [
-        file for key, each in old["exports"].items() if key != name for file in each["files"]
+        file for key, each in old["exports"].items() if key != replaced for file in each["files"]
     ]
     if request.force and not (kind.single and staying):
         return old | {"exports": {}, "old": old["exports"]}
@@ -157,10 +160,30 @@ def _read_old(
             f"{path} is also of {staying[0]}, whose sequences are others",
             "remove it, or choose another folder with -o",
         )
-    what = "tells of other sequences" if kind.single else "is of an earlier export"
+    what = "is of an earlier export"
+    if kind.single and alone:
+        what = "is of other sequences: of another model, or with other options"
     raise OutputError(
         f"{path} exists, and {what}", "use -f/--force to replace it, or another folder with -o"
     )
+
+
+def _is_single(container: str) -> bool:
+    """Whether a format writes one file an export, so that a folder holds several exports."""
+    return container in TOKEN_FORMATS and TOKEN_FORMATS[container].load().single
+
+
+def container_of(meta: dict[str, Any], export: dict[str, Any]) -> str:
+    """Returns the format of an export; older files tell one for all."""
+    return export.get("container", meta["container"])
+
+
+def _key(exports: dict[str, Any], meta: dict[str, Any], name: str, to: str) -> str:
+    """Returns the key of an export in meta.json: its name, or name and format where the name is
+    that of an export in another format.
+    """
+    taken = name in exports and container_of(meta, exports[name]) != to
+    return f"{name}.{to}" if taken else name
 
 
 def _common(sequences: Sequences) -> dict[str, Any]:
@@ -179,6 +202,7 @@ def _entry(writer: Writer, request: ExportRequest, count: int, tokens: int) -> d
     sequences = writer.sequences
     grid = sequences.only_grid
     return {
+        "container": request.to,
         "sequences": count,
         "tokens": tokens,
         "length": None if grid is None else sequences.layout.length(*grid),
@@ -193,14 +217,12 @@ def _entry(writer: Writer, request: ExportRequest, count: int, tokens: int) -> d
 def _meta(
     sequences: Sequences,
     request: ExportRequest,
-    writer: Writer,
     old: dict[str, Any],
     name: str,
     new: dict[str, Any],
-    single: bool,
 ) -> dict[str, Any]:
-    exports = dict(old.get("exports", {})) if single else {}
-    exports[name] = new
+    exports = dict(old.get("exports", {}))  # empty where they are replaced
+    exports[_key(exports, old, name, request.to)] = new
     classes = sequences.fields.labels if "fields" in sequences.__dict__ else ()
     return {
         "format": FORMAT,
@@ -275,6 +297,7 @@ def read_meta_file(path: Path) -> dict[str, Any]:
         for export in meta["exports"].values():
             names = export.get("files") if isinstance(export, dict) else None
             require(isinstance(names, list) and all(map(_is_inside, names)), "meta.json is damaged")
+            require(isinstance(container_of(meta, export), str), "meta.json is damaged")
         origin_of(meta)
         return meta
 

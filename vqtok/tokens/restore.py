@@ -35,7 +35,7 @@ class TokenMeta:
 
     layout: Layout
     origin: Origin
-    container: str
+    container: str  # of exports that name none themselves
     exports: dict[str, Any]
 
     def export(self, path: Path) -> dict[str, Any]:
@@ -46,6 +46,10 @@ class TokenMeta:
             if path.name in export["files"]:
                 return export
         return {}
+
+    def container_of(self, export: dict[str, Any]) -> str:
+        """Returns the format of an export."""
+        return export.get("container", self.container)
 
     @property
     def grid(self) -> Grid | None:
@@ -150,10 +154,17 @@ def _read_file(path: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
 
 
 def _read_folder(folder: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
-    if meta.container in ("litdata", "mds"):
+    containers = sorted({meta.container_of(export) for export in meta.exports.values()})
+    for container in {"litdata", "mds"} & set(containers):
         raise UsageError(
-            f"vqtok does not read {meta.container} back itself",
+            f"vqtok does not read {container} back itself",
             "save what its reader gives with numpy.save, and give that .npy",
+        )
+    if len(containers) > 1:
+        first = next(iter(meta.exports.values()))["files"][0]
+        raise UsageError(
+            f"{folder} holds {' and '.join(containers)}, which may be of the same images",
+            f"give one file: {folder / first}",
         )
     for export in meta.exports.values():
         yield from _counted(_read_export(folder, export, meta), export, folder)
@@ -211,7 +222,7 @@ def _read_bin(path: Path, meta: TokenMeta) -> Iterator[np.ndarray]:
     """
     export, v = meta.export(path), meta.layout.vocabulary
     index = path.with_suffix(".idx")
-    if meta.container == "megatron" or index.exists():
+    if meta.container_of(export) == "megatron" or index.exists():
         yield from _read_megatron(path, index)
         return
     data = np.frombuffer(files.read_bytes(path, LIMIT), np.uint8)

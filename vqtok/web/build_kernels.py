@@ -1,4 +1,4 @@
-"""Builds kernels.wasm of kernels.c: python build_kernels.py, with `ziglang` 0.17.1 of PyPI.
+"""Compiles kernels.c to kernels.wasm: python build_kernels.py, with `ziglang` 0.17.1 of PyPI.
 
 Whoever changes kernels.c runs it and commits both files.
 """

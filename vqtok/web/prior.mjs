@@ -92,10 +92,13 @@ export class IntegerPrior {
     this.embedding = tensors.get("embedding").values; // (L, K, E)
     this.inputs = pad(PLACES * E, 8);
     const layer = (name, inputs, level = 0) => this._layer(name, inputs, level);
-    this.first = layer("first", PLACES * E);
+    // level l has number l of these matrices, or the last
+    const matrices = Math.min(this.config.kinds ?? 1, levels);
+    const shared = (name, inputs) => Array.from({ length: matrices }, (_, m) => layer(name, inputs, m));
+    this.first = shared("first", PLACES * E);
     this.blocks = Array.from({ length: blocks }, (_, i) => ({
-      rise: layer(`blocks.${i}.rise`, C),
-      fall: layer(`blocks.${i}.fall`, C),
+      rise: shared(`blocks.${i}.rise`, C),
+      fall: shared(`blocks.${i}.fall`, C),
     }));
     this.features = Array.from({ length: levels }, (_, l) => layer("features", C, l));
     this.readout = Array.from({ length: levels }, (_, l) => layer("readout", R, l));
@@ -187,7 +190,7 @@ export class IntegerPrior {
         counts.push(n - before);
       }
       if (n === 0) continue;
-      this._stream(room, place.level, n);
+      this._stream(room, place.level, counts, n);
       for (let level = 0, start = 0; level < levels; start += counts[level], level++) {
         if (counts[level] === 0) continue;
         this._logits(room, start, counts[level], level);
@@ -206,7 +209,7 @@ export class IntegerPrior {
 
   _room(n) {
     const { arithmetic } = this;
-    const C = this.first.high;
+    const C = this.first[0].high;
     const inner = Math.max(C, pad(this.config.width, 8));
     const { high, wide } = this.readout[0];
     const each = 2 * (this.inputs + inner + wide) + 4 * (inner + this.features[0].high + high);
@@ -224,13 +227,22 @@ export class IntegerPrior {
   }
 
   /** What the residual blocks make of the inputs of n places: room.active, from 0 to 255. */
-  _stream(room, level, n) {
+  _stream(room, level, counts, n) {
     const C = this.config.width;
     const { inner, stream, active, sums } = room;
-    const multiply = (layer, x) =>
-      this.arithmetic.multiply(x, n, layer.wide, layer.weight, layer.high, sums);
+    const multiply = (layers, x) => {
+      const last = layers.length - 1;
+      for (let m = 0, start = 0; m <= last; m++) {
+        const count = m < last ? counts[m] ?? 0 : n - start;
+        const { wide, high, weight } = layers[m];
+        if (count > 0)
+          this.arithmetic.multiply(
+            x.subarray(start * wide), count, wide, weight, high, sums.subarray(start * high));
+        start += count;
+      }
+    };
     multiply(this.first, room.x);
-    const each = (layer, shift, take) => {
+    const each = ([layer], shift, take) => { // the biases are those of all levels
       const halfUp = 1 << (shift - 1);
       for (let row = 0; row < n; row++)
         for (let c = 0, at = row * inner, from = row * layer.high, bias = level[row] * C; c < C; c++)

@@ -41,7 +41,7 @@ _EXPORT = re.compile(r"^export (?=async |function |class |const |let )", re.MULT
 
 @dataclass(frozen=True)
 class Site:
-    """The files of a page, by name."""
+    """Holds the files of a page, by name."""
 
     model: str
     contents: dict[str, bytes]
@@ -51,14 +51,14 @@ class Site:
         return sum(map(len, self.contents.values()))
 
     def write(self, folder: Path, force: bool) -> None:
-        """Writes them into a folder, made if missing; OutputError where one exists, unless
+        """Writes the files into a folder, made if missing; OutputError where one exists, unless
         `force`.
         """
         files.write_all(folder, self.contents, force)
 
 
 def make_site(folder: model_registry.ModelFolder, encoder: bool = False) -> Site:
-    """Makes the page of a model; one with its encoder also makes codes of images.
+    """Makes the page of a model: it decodes codes files, and with the encoder encodes images.
 
     Raises ModelError where no browser decodes it, FormatError.
     """
@@ -84,7 +84,7 @@ def make_site(folder: model_registry.ModelFolder, encoder: bool = False) -> Site
 
 
 def _offline(contents: dict[str, bytes]) -> bytes:
-    """The service worker that keeps these files; its cache is named after what they hold."""
+    """Writes the service worker that keeps these files; its cache is named after their content."""
     total = hashlib.sha256(b"".join(contents.values())).hexdigest()[:16]
     text = (_FOLDER / "offline.js").read_text("utf-8")
     text = text.replace("/*NAME*/", f"vqtok-{total}").replace("/*FILES*/", json.dumps([*contents]))
@@ -92,13 +92,13 @@ def _offline(contents: dict[str, bytes]) -> bytes:
 
 
 def bundle(names: tuple[str, ...]) -> str:
-    """Joins modules to one script; their top-level names are all different."""
+    """Joins modules into one script; no two of them may define the same top-level name."""
     texts = ((_FOLDER / f"{name}.mjs").read_text("utf-8") for name in names)
     return "\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts)
 
 
 def decoder_weights(folder: model_registry.ModelFolder) -> bytes:
-    """What a page decodes with, as safetensors: the decoder as it is stored (int8 with steps, or
+    """Returns what a page decodes with, as safetensors: the decoder as stored (int8 with steps, or
     float16), `codebooks` (L, K, D), `depth` (L, D), and as metadata config, name and fingerprint.
     """
     stored = weights.load_weights(folder.tokenizer, "tokenizer")
@@ -125,7 +125,7 @@ def decoder_weights(folder: model_registry.ModelFolder) -> bytes:
 
 
 def encoder_weights(folder: model_registry.ModelFolder) -> bytes:
-    """What a page encodes with beside `decoder_weights`: the encoder as it is stored, and where
+    """Returns what a page encodes with beside `decoder_weights`: the encoder as stored, and where
     numbers are rounded one by one, the layers (L, d, D) that give them; as metadata `sizes`, how
     many values each takes.
     """
@@ -149,7 +149,7 @@ def encoder_weights(folder: model_registry.ModelFolder) -> bytes:
 
 
 def _stored(tensors: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The tensors of a part, int8 with steps where they were rounded to that."""
+    """Returns the tensors of a part: int8 with steps where they were rounded so."""
     found = {name: value for name, value in tensors.items() if name.startswith(prefix)}
     for name in [name for name in found if name.endswith(".weight")]:
         try:
@@ -175,7 +175,7 @@ def _codebooks(quantizer: Quantizer) -> dict[str, np.ndarray]:
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
-    """float16 where that loses nothing."""
+    """Converts a tensor to float16 where that loses nothing."""
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
     return half if np.array_equal(half.astype(np.float32), values) else values
