@@ -73,8 +73,8 @@ def test_messages_are_those_of_onnx():
     """The bytes that the package onnx 1.23 gives for the same."""
     made = protobuf.node("Clip", ["x"], "y", {"a": -1, "b": [1, 300], "c": 0.5, "d": "s"})
     assert b"".join(made).hex() == (
-        "0a01781201791a01792204436c69702a110a016118ffffffffffffffffff01a001022a0b0a0162400140ac02a001"
-        "072a0b0a0163150000003fa001012a090a0164220173a00103"
+        "0a01781201791a01792204436c69702a110a016118ffffffffffffffffff01a001022a0b0a0162400140ac02a0"
+        "01072a0b0a0163150000003fa001012a090a0164220173a00103"
     )
     tensor = protobuf.tensor("w", np.array([[1, -2]], np.float16))
     assert b"".join(tensor).hex() == "08010802100a4201774a04003c00c0"
