@@ -93,12 +93,13 @@ def no_workers() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Every VQTOK_* variable is unset or points below tmp_path, which is
-    also where relative paths go.
+    """Every VQTOK_* variable is unset or points below tmp_path, which is also where relative paths
+    go; torch runs all models.
     """
     for name in ("VQTOK_MODEL", "VQTOK_DEVICE", "VQTOK_DEBUG", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VQTOK_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("VQTOK_RUNTIME", "torch")  # also where onnxruntime is installed
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -24,6 +24,7 @@ commands, options and names of models, and `--show-completion` prints what it in
 Exit codes: 0 done, 1 failure, 2 usage, 130 interrupted. Data goes to standard output, all else to \
 standard error.
 Environment: `VQTOK_MODEL` (default model), `VQTOK_MODELS` (folders of models), `VQTOK_DEVICE`, \
+`VQTOK_RUNTIME` ([auto, onnxruntime or torch](recipes.md#a-quick-start)), \
 `VQTOK_DEBUG=1` (tracebacks), `NO_COLOR`.
 """
 PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}

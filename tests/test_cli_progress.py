@@ -10,6 +10,7 @@ from bulk_helpers import image_files, make_tar
 from cli_helpers import ok, save
 from conftest import image
 from rich.console import Console
+from rich.progress import Progress
 
 from vqtok import ticks
 from vqtok.cli import output, progress
@@ -22,9 +23,9 @@ pytestmark = pytest.mark.usefixtures("toy")
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Standard error is a terminal of 80 columns, whose content is returned."""
     text = io.StringIO()
+    monkeypatch.setattr(output, "is_plain", lambda: False)
     monkeypatch.setattr(
-        output,
-        "Console",
+        "rich.console.Console",
         lambda **options: Console(
             file=text,
             force_terminal=True,
@@ -96,13 +97,13 @@ def test_shards_are_counted(terminal: io.StringIO):
 def test_one_large_image_tells_its_parts(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(codec_model, "PIXELS_AT_ONCE", 2**10)
     monkeypatch.setattr(progress, "LONG", -1.0)
-    update = progress.Progress.update
+    update = Progress.update
 
     def drawn(self, *arguments, **options):
         update(self, *arguments, **options)
         self.refresh()  # not ten times a second, but each time
 
-    monkeypatch.setattr(progress.Progress, "update", drawn)
+    monkeypatch.setattr(Progress, "update", drawn)
     save("large.png", image(300, 40))
     ok("encode", "large.png")
     parts = {int(n) for n in re.findall(r"encode +(\d+)/75 ", shown(terminal))}

@@ -31,6 +31,7 @@ PACKAGES = (
     "interop",
     "losses",
     "networks",
+    "onnx",
     "pages",
     "plots",
     "priors",

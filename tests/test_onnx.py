@@ -22,7 +22,6 @@ SIZES = ((1, 1), (23, 30), (40, 17))
 
 
 def sessions(path: Path) -> tuple[Any, Any]:
-    pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     contents = export_model(model_registry.find_model(str(path)), "onnx").contents
     options = runtime.SessionOptions()
@@ -117,10 +116,3 @@ def test_the_files_say_whose_they_are(tmp_path: Path, monkeypatch: pytest.Monkey
         assert facts["fingerprint"] == vqtok.load(GOLDEN / "run", "cpu").fingerprint
         assert (facts["downsample"], facts["channels"]) == ("4", "3")
     assert "encoder.onnx exists" in fails("export", GOLDEN / "run", "--to", "onnx", "-o", "out")
-
-
-def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    said = fails("export", GOLDEN / "run", "--to", "onnx", "-o", "out")
-    assert "vqtok[onnx]" in said

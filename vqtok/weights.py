@@ -244,7 +244,7 @@ def check_tensors(
                 f"{origin}: tensor {name} has the shape {found}, its config asks for {wanted}",
                 _COPY_AGAIN,
             )
-        if tensors[name].dtype.kind == "f" and not np.isfinite(tensors[name]).all():
+        if not _is_finite(tensors[name]):
             raise FormatError(
                 f"{origin}: tensor {name} holds NaN or infinity",
                 "use weights saved before training went wrong",
@@ -253,6 +253,15 @@ def check_tensors(
         raise FormatError(
             f"{origin} has the unknown tensor {name}", "it may be of a newer vqtok: upgrade vqtok"
         )
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Whether an array of numbers holds neither NaN nor infinity."""
+    if array.dtype != np.float16:
+        return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+    # by its bits, as all of the exponent's are set in both: NumPy's isfinite takes 8 times as long
+    magnitude = array.view(np.uint16) & 0x7FFF
+    return bool((magnitude < 0x7C00).all())
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

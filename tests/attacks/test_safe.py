@@ -401,6 +401,7 @@ def test_a_progress_line_does_not_obey_the_name_of_its_data(
 ) -> None:
     """Rich strips a few control characters from text, but not the escape that begins all others."""
     page = io.StringIO()
+    monkeypatch.setattr(output, "is_plain", lambda: False)
     monkeypatch.setattr(
         output, "console", lambda: Console(file=page, force_terminal=True, width=200)
     )
@@ -415,6 +416,7 @@ def test_a_progress_line_does_not_obey_the_name_of_its_data(
 
 def test_messages_on_a_terminal_do_not_obey(monkeypatch: pytest.MonkeyPatch) -> None:
     page = io.StringIO()
+    monkeypatch.setattr(output, "is_plain", lambda: False)
     monkeypatch.setattr(
         output,
         "console",

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from vqtok.data import counter_rng
 from vqtok.errors import UsageError
 from vqtok.images.read import DecodedImage, checked
 
@@ -146,6 +145,8 @@ class Crops:
             far = short - side
             places = [(0, 0), (far, 0), (0, far), (far, far), (far / 2, far / 2)]
             return [(left + x, top + y, left + x + side, top + y + side) for x, y in places]
+        from vqtok.data import counter_rng  # here: the package brings all readers of data sets
+
         count = int(self.crop.partition(":")[2])
         at = (np.uint64(zlib.crc32(name.encode("utf-8", "surrogateescape"))) << np.uint64(32)) + (
             np.arange(count, dtype=np.uint64)

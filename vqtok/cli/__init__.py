@@ -4,30 +4,17 @@ Each command parses, calls the library and prints; torch is imported inside comm
 """
 
 import os
+import pkgutil
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from vqtok._version import __version__
-from vqtok.cli import (
-    decode,
-    encode,
-    evaluate,
-    export,
-    info,
-    interop,
-    output,
-    pack,
-    report,
-    sample,
-    study,
-    tokens,
-    train,
-    view,
-    web,
-)
+from vqtok.cli import output
+from vqtok.cli.collector import without_collector
 from vqtok.errors import UsageError
 
 _ParseError: Any = typer.BadParameter.__mro__[2]  # Typer's ClickException, which has no public name
@@ -67,23 +54,12 @@ def _show_parse_error(error: Any) -> int:
     return error.exit_code
 
 
-app = typer.Typer(
-    name="vqtok",
-    cls=_Commands,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode=None,
-)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"vqtok {__version__}")
         raise typer.Exit
 
 
-@app.callback()
 def _vqtok(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
@@ -96,26 +72,41 @@ def _vqtok(
     """
 
 
-for name, command in (
-    ("encode", encode.encode),
-    ("decode", decode.decode),
-    ("truncate", pack.truncate),
-    ("pack", pack.pack),
-    ("unpack", pack.unpack),
-    ("sample", sample.sample),
-    ("train", train.train),
-    ("eval", evaluate.evaluate),
-    ("info", info.info),
-    ("models", info.models),
-    ("import", interop.import_),
-    ("export", export.export),
-    ("import-tokens", tokens.import_tokens),
-    ("report", report.report),
-    ("view", view.view),
-    ("web", web.web),
-    ("study", study.run_study),
-):
-    app.command(name)(command)
+_COMMANDS = {
+    "encode": "vqtok.cli.encode:encode",
+    "decode": "vqtok.cli.decode:decode",
+    "truncate": "vqtok.cli.pack:truncate",
+    "pack": "vqtok.cli.pack:pack",
+    "unpack": "vqtok.cli.pack:unpack",
+    "sample": "vqtok.cli.sample:sample",
+    "train": "vqtok.cli.train:train",
+    "eval": "vqtok.cli.evaluate:evaluate",
+    "info": "vqtok.cli.info:info",
+    "models": "vqtok.cli.info:models",
+    "import": "vqtok.cli.interop:import_",
+    "export": "vqtok.cli.export:export",
+    "import-tokens": "vqtok.cli.tokens:import_tokens",
+    "report": "vqtok.cli.report:report",
+    "view": "vqtok.cli.view:view",
+    "web": "vqtok.cli.web:web",
+    "study": "vqtok.cli.study:run_study",
+}
+
+
+def build_app(names: Iterable[str] = _COMMANDS) -> typer.Typer:
+    """Makes the application with these commands, and imports the modules of no others."""
+    made = typer.Typer(
+        name="vqtok",
+        cls=_Commands,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode=None,
+    )
+    made.callback()(_vqtok)
+    for name in names:
+        made.command(name)(pkgutil.resolve_name(_COMMANDS[name]))
+    return made
 
 
 def main() -> None:
@@ -123,4 +114,20 @@ def main() -> None:
     if "_VQTOK_COMPLETE" in os.environ:  # a shell asks what a word may become
         # Typer breaks help at this width, and fish takes the second line for a word of its own
         os.environ["COLUMNS"] = "1000"
-    app()
+    # the modules of all commands take 1/20 of the import of torch
+    first = sys.argv[1:2] if "_VQTOK_COMPLETE" not in os.environ else []
+    with without_collector():
+        made = build_app(first if first and first[0] in _COMMANDS else _COMMANDS)
+    made()
+
+
+if not TYPE_CHECKING:  # the application with all commands, made when it is asked for
+
+    def __getattr__(name: str) -> Any:
+        if name != "app":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()["app"] = build_app()
+        return globals()["app"]
+
+else:
+    app = build_app()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vqtok.bulk.shards import Manifest
-    from vqtok.codec import Model, Several
+    from vqtok.codec import FastModel, Model, Several
     from vqtok.codes import Codes, Compact
 
 SUFFIX = ".decoded.png"
@@ -72,16 +72,16 @@ class _Models:
 
     def __init__(self, chosen: ModelOptions) -> None:
         self.chosen = chosen
-        self.named: Model | None = None
-        self.loaded: dict[str, Model | VqtokError] = {}
+        self.named: FastModel | Model | None = None
+        self.loaded: dict[str, FastModel | Model | VqtokError] = {}
         self.lock = threading.Lock()
 
     def load_named(self) -> None:
         """Loads the model that --model names, if any: its error is the whole batch's."""
         if self.chosen.name:
-            self.named = self.chosen.load()
+            self.named = self.chosen.load_codec()
 
-    def of(self, codes: "Codes | Compact | Manifest") -> "Model":
+    def of(self, codes: "Codes | Compact | Manifest") -> "FastModel | Model":
         """Gives the model of these codes, to any thread. Raises ModelError, FormatError."""
         if self.named:
             return self.named
@@ -96,10 +96,10 @@ class _Models:
         found = next((one for one in loaded if one and not isinstance(one, VqtokError)), None)
         return codec.several_at_once(found, files, encodes=False) if found else None
 
-    def _load(self, codes: "Codes | Compact | Manifest") -> "Model":
+    def _load(self, codes: "Codes | Compact | Manifest") -> "FastModel | Model":
         if codes.fingerprint not in self.loaded:
             try:
-                self.loaded[codes.fingerprint] = self.chosen.load_for(codes)
+                self.loaded[codes.fingerprint] = self.chosen.load_codec_for(codes)
             except VqtokError as error:
                 self.loaded[codes.fingerprint] = error
         found = self.loaded[codes.fingerprint]

@@ -20,7 +20,7 @@ from vqtok.prefetch import read_ahead, run_in_thread, write_behind
 
 if TYPE_CHECKING:
     from vqtok.bulk.crops import Crops
-    from vqtok.codec import Model, Several
+    from vqtok.codec import FastModel, Model, Several
     from vqtok.codes import Codes, Encoded, RateTarget
     from vqtok.images import Color, DecodedImage, Range
 
@@ -180,7 +180,8 @@ class _Encoder:
             return _read(job, channels, background, self.range, self.crops)
 
         read = read_ahead(read_one, jobs)
-        model = chosen.load()
+        # the search is in torch: its start is then not to be had
+        model = chosen.load() if self.quality.effort else chosen.load_codec()
         if self.compact and model.folder.entropy is None:
             self.say(rate.only_packed(model.name))
         self.hint = len(jobs) == 1 and not self.compact and model.folder.entropy is not None
@@ -196,7 +197,7 @@ class _Encoder:
             for job, future in written:
                 yield job, future.result
 
-    def _several(self, model: "Model", jobs: list[Job]) -> "Several | None":
+    def _several(self, model: "FastModel | Model", jobs: list[Job]) -> "Several | None":
         """Returns what works on several images at a time; None where they come one by one."""
         if self.quality.effort or self.quality.measure is not None:
             return None  # a search takes much memory, and gives all threads enough to do
@@ -206,7 +207,7 @@ class _Encoder:
 
     def _apart(
         self,
-        model: "Model",
+        model: "FastModel | Model",
         jobs: list[Job],
         first: "Future[DecodedImage]",
         read_one: "Callable[[Job], DecodedImage]",
@@ -227,7 +228,9 @@ class _Encoder:
 
         return several.run(work, jobs)
 
-    def _encode(self, model: "Model", job: Job, image: "DecodedImage") -> Callable[[], list[Facts]]:
+    def _encode(
+        self, model: "FastModel | Model", job: Job, image: "DecodedImage"
+    ) -> Callable[[], list[Facts]]:
         """Encodes one image; returns the call that writes its codes and says what they are."""
         begin = time.perf_counter()
         try:
@@ -266,7 +269,7 @@ class _Encoder:
 
         return write
 
-    def _make_file(self, model: "Model", codes: "Codes", job: Job) -> "Encoded":
+    def _make_file(self, model: "FastModel | Model", codes: "Codes", job: Job) -> "Encoded":
         from vqtok.codes import read_any_codes
 
         encoded = rate.encode(codes, self.target, job.source, model if self.compact else None)

@@ -11,34 +11,39 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from vqtok import files
 from vqtok.errors import OutputError, VqtokError
 from vqtok.remote import RemoteError
 
+# Rich is imported where something is drawn: with its parts it takes 1/30 of the import of torch
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 P = ParamSpec("P")
+# with one of these set, Rich may take for a terminal what is none
+_AS_TERMINAL = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+
+_shared: "list[Console]" = []  # the console of a progress line that is being shown
 
 
-_shared: list[Console] = []  # the console of a progress line that is being shown
-
-
-def console() -> Console:
+def console() -> "Console":
     """Returns the console for messages: standard error, plain text where that is no terminal; while
     a progress line is shown, the one that prints above it.
 
     NO_COLOR is heeded by Rich.
     """
+    from rich.console import Console
+
     return _shared[-1] if _shared else Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def shared(target: Console) -> Iterator[None]:
+def shared(target: "Console") -> Iterator[None]:
     """Messages go through this console inside."""
     _shared.append(target)
     try:
@@ -49,13 +54,38 @@ def shared(target: Console) -> Iterator[None]:
 
 def say(text: str, quiet: bool = False, style: str = "") -> None:
     """Prints one line for a person."""
-    if not quiet:
-        # Text: file names may look like markup or :emoji:
-        console().print(Text(printable(text), style))
+    if quiet or (is_plain() and _write_plain(printable(text))):
+        return
+    from rich.text import Text
+
+    # Text: file names may look like markup or :emoji:
+    console().print(Text(printable(text), style))
+
+
+def is_plain() -> bool:
+    """Whether messages go to what is surely no terminal: Rich need not be asked."""
+    if _shared or any(name in os.environ for name in _AS_TERMINAL):
+        return False
+    try:
+        return not sys.stderr.isatty()
+    except (AttributeError, ValueError):  # None, or closed
+        return False
+
+
+def _write_plain(line: str) -> bool:
+    """Writes a line to standard error; whether that was possible."""
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def show_error(error: VqtokError) -> None:
     """Prints the two lines of an error."""
+    from rich.text import Text
+
     target = console()
     target.print(Text.assemble(("vqtok: error:", "bold red"), " ", printable(str(error))))
     target.print(Text.assemble(("  fix:", "green"), " ", printable(error.command_fix)))
@@ -93,11 +123,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_table(table: Table) -> None:
+def print_table(table: "Table") -> None:
     """Prints a Rich table on standard output: it is the command's result.
 
     Without a terminal its lines are not folded.
     """
+    from rich.console import Console
+
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     # Rich itself loses sight of a full disk or closed pipe
     page = io.TextIOWrapper(io.BytesIO(), encoding, errors="replace")

@@ -15,7 +15,7 @@ from vqtok.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from vqtok.codec import Model
+    from vqtok.codec import FastModel, Model
     from vqtok.codes import Codes, RateTarget
 
 Effort = Annotated[
@@ -58,7 +58,7 @@ class Quality:
     compact: bool = False  # the file will be: the search minds its bytes
 
     def encode(
-        self, model: "Model", images: "list[np.ndarray]", target: "RateTarget"
+        self, model: "FastModel | Model", images: "list[np.ndarray]", target: "RateTarget"
     ) -> "tuple[Codes, str]":
         """Encodes images of one size (with a measure, one alone) at the levels that the quality
         asks for; where no level suffices, at all of them, with what to say.
@@ -78,7 +78,9 @@ class Quality:
                 return codes.first_levels(count), ""
         return codes, f"all {model.config.levels} levels do not reach {self.target}"
 
-    def again(self, model: "Model", images: "list[np.ndarray]", codes: "Codes") -> "Codes":
+    def again(
+        self, model: "FastModel | Model", images: "list[np.ndarray]", codes: "Codes"
+    ) -> "Codes":
         """Searches for codes of just the levels that a rate has left."""
         return self._search(model, images, codes.levels)
 
@@ -87,7 +89,7 @@ class Quality:
             images, levels, effort=self.effort, goal=self.goal, compact=self.compact
         )
 
-    def _reached(self, model: "Model", image: "np.ndarray", codes: "Codes") -> bool:
+    def _reached(self, model: "FastModel | Model", image: "np.ndarray", codes: "Codes") -> bool:
         assert self.measure is not None
         return self.measure(model.decode(codes), image) >= self.least
 

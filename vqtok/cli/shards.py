@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vqtok.bulk import CodesDataset
     from vqtok.bulk.rewrite import Change
     from vqtok.bulk.shards import Manifest, Shard
-    from vqtok.codec import Model
+    from vqtok.codec import FastModel, Model
     from vqtok.codes import Codes
 
 
@@ -125,7 +125,7 @@ class Decoding:
 
     options: BatchOptions
     levels: int | None
-    model_of: "Callable[[Manifest], Model]"
+    model_of: "Callable[[Manifest], FastModel | Model]"
     write: "Callable[[Path, np.ndarray, bool], None]"
     suffix: str  # of the results, as in .decoded.png
 
@@ -158,7 +158,7 @@ class Decoding:
 
     def _decode(
         self,
-        model: "Model",
+        model: "FastModel | Model",
         folder: Path,
         name: str,
         one: "Codes",

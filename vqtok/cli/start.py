@@ -1,22 +1,25 @@
 """Finds and loads the model that a command's options name."""
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import sys
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vqtok import model_registry
 from vqtok.cli import output
+from vqtok.cli.collector import without_collector
 from vqtok.errors import UsageError
 
 if TYPE_CHECKING:
     from vqtok.bulk.shards import Manifest
-    from vqtok.codec import Model
+    from vqtok.codec import FastModel, Model
     from vqtok.codes import Codes, Compact
     from vqtok.config import TokenizerConfig
     from vqtok.images import Range
-    from vqtok.model_registry import ModelFolder
+    from vqtok.model_registry import ModelFolder, StoredTokenizer
+
+
+RUNTIMES = ("auto", "onnxruntime", "torch")  # of VQTOK_RUNTIME
 
 
 class ModelOptions:
@@ -79,7 +82,7 @@ class ModelOptions:
         from vqtok import codec
 
         folder = self.folder
-        with _without_collector():
+        with without_collector():
             model = codec.load(folder, self.device, self.precision)
         self._say(model)
         return model
@@ -88,31 +91,95 @@ class ModelOptions:
         """Loads the model that made these codes, whatever --model says."""
         from vqtok import codec
 
-        with _without_collector():
+        with without_collector():
             model = codec.load_for(codes, self.device, self.precision)
+        self._say(model)
+        return model
+
+    def load_codec(self) -> "FastModel | Model":
+        """Loads the model that --model names to encode and decode: with onnxruntime where that is
+        installed and the options allow it, else with torch. Errors as `codec.load`.
+        """
+        if not self.without_torch():
+            return self.load()
+        from vqtok import codec
+
+        folder = self.folder
+        with without_collector():
+            model = codec.load_fast(folder, self._load_stored)
+        self._say_fast(model)
+        return model
+
+    def load_codec_for(self, codes: "Codes | Compact | Manifest") -> "FastModel | Model":
+        """Loads the model that made these codes as `load_codec`, whatever --model says."""
+        if not self.without_torch():
+            return self.load_for(codes)
+        from vqtok import codec
+
+        with without_collector():
+            model = codec.load_fast_for(codes, self._load_stored)
+        self._say_fast(model)
+        return model
+
+    def without_torch(self) -> bool:
+        """Whether to encode and decode by onnxruntime: on the CPU, in fp32, where it is installed
+        and VQTOK_RUNTIME does not say torch. UsageError where that asks for what there is not.
+        """
+        from vqtok.onnx import session
+
+        runtime = os.environ.get("VQTOK_RUNTIME") or "auto"
+        if runtime not in RUNTIMES:
+            raise UsageError(
+                f"VQTOK_RUNTIME is {runtime!r}", f"choose {', '.join(RUNTIMES[:-1])} or torch"
+            )
+        if runtime == "torch":
+            return False
+        if runtime == "onnxruntime" and not session.is_installed():
+            raise UsageError(
+                "VQTOK_RUNTIME asks for onnxruntime, which is not installed",
+                "pip install 'vqtok[fast]', or leave VQTOK_RUNTIME out",
+            )
+        device = self.device or os.environ.get("VQTOK_DEVICE") or "auto"
+        on_cpu = device == "cpu" or (device == "auto" and not may_have_gpu())
+        return on_cpu and self.precision == "fp32" and session.is_installed()
+
+    def _load_stored(self, stored: "StoredTokenizer") -> "Model":
+        from vqtok import codec
+
+        with without_collector():
+            model = codec.load_stored(stored, self.device, self.precision)
         self._say(model)
         return model
 
     def _say(self, model: "Model") -> None:
         if self.verbose:
-            output.say(
-                f"model {model.name} ({model.fingerprint}) from {model.folder.path}, "
-                f"{model.device.type}, {model.precision}"
-            )
+            import torch
+
+            self._say_all(model, model.device.type, model.precision, f"torch {torch.__version__}")
+
+    def _say_fast(self, model: "FastModel | Model") -> None:
+        from vqtok.codec import FastModel
+
+        if self.verbose and isinstance(model, FastModel):
+            self._say_all(model, "cpu", "fp32", model.runtime)
+
+    def _say_all(
+        self, model: "FastModel | Model", device: str, precision: str, runtime: str
+    ) -> None:
+        output.say(
+            f"model {model.name} ({model.fingerprint}) from {model.folder.path}, "
+            f"{device}, {precision}, {runtime}"
+        )
 
 
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Stops the garbage collector while torch is imported, and never looks at those objects again.
-
-    Imports make objects that stay: looking for garbage among them takes 0.1 s of the 0.9 s that
-    torch takes. For the command only: a library must not freeze its user's objects.
+def may_have_gpu() -> bool:
+    """Whether torch may find a GPU here, as far as can be told without it: where there is a device
+    that its driver makes.
     """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if collecting:
-            gc.enable()
+    if sys.platform == "darwin":
+        return os.uname().machine == "arm64"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    system = os.environ.get("SYSTEMROOT", r"C:\Windows")
+    drivers = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", rf"{system}\System32\nvcuda.dll")
+    return any(map(os.path.exists, drivers))

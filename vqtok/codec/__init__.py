@@ -14,11 +14,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vqtok import model_registry
+from vqtok.errors import VqtokError
 from vqtok.model_registry import ModelFolder, StoredTokenizer
+from vqtok.onnx.session import start
 from vqtok.prefetch import run_in_thread
 
 if TYPE_CHECKING:
     from vqtok.codec.entropy_coder import EntropyCoder, find_coder
+    from vqtok.codec.fast import FastModel
     from vqtok.codec.inputs import parse_keep
     from vqtok.codec.loading import (
         Device,
@@ -34,12 +37,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EntropyCoder",
+    "FastModel",
     "Model",
     "Several",
     "build_tokenizer",
     "find_coder",
     "load",
+    "load_fast",
+    "load_fast_for",
     "load_for",
+    "load_stored",
     "load_tokenizer",
     "parse_keep",
     "pick_device",
@@ -50,6 +57,7 @@ __all__ = [
 FEWEST = 4  # images of which several are worked on at a time
 _HOMES = {
     "EntropyCoder": "vqtok.codec.entropy_coder",
+    "FastModel": "vqtok.codec.fast",
     "Model": "vqtok.codec.model",
     "Several": "vqtok.codec.several",
     "build_tokenizer": "vqtok.codec.loading",
@@ -126,6 +134,50 @@ def _load(read: Callable[[], StoredTokenizer], device: "Device", precision: str)
     from vqtok.codec.model import Model
 
     return Model(reading.result(), pick_device(device), precision)
+
+
+def load_fast(
+    folder: ModelFolder, load_model: "Callable[[StoredTokenizer], Model]"
+) -> "FastModel | Model":
+    """Loads a model that encodes and decodes on the CPU by onnxruntime, and starts without torch.
+
+    `load_model` makes the one with torch, once something needs it; at once where onnxruntime cannot
+    be imported, or the network is not one that it can run. Errors as `load`.
+    """
+    return _load_fast(lambda: model_registry.read_tokenizer(folder), load_model)
+
+
+def load_fast_for(
+    codes: "Codes | Compact | MadeBy", load_model: "Callable[[StoredTokenizer], Model]"
+) -> "FastModel | Model":
+    """Loads the model that made these codes as `load_fast` does."""
+    return _load_fast(
+        lambda: model_registry.read_by_fingerprint(codes.model, codes.fingerprint), load_model
+    )
+
+
+def _load_fast(
+    read: Callable[[], StoredTokenizer], load_model: "Callable[[StoredTokenizer], Model]"
+) -> "FastModel | Model":
+    reading = run_in_thread(read, leave=True)
+    from vqtok.codec.fast import FastModel
+
+    try:
+        start()
+    except ImportError:
+        return load_model(reading.result())
+    stored = reading.result()
+    try:
+        return FastModel(stored, load_model)
+    except VqtokError:  # of a damaged file, torch's own checks say what is wrong
+        return load_model(stored)
+
+
+def load_stored(
+    stored: StoredTokenizer, device: "Device" = None, precision: str = "fp32"
+) -> "Model":
+    """Makes a model of a tokenizer that has been read. Errors as `load`."""
+    return _load(lambda: stored, device, precision)
 
 
 if not TYPE_CHECKING:  # type checkers would take every name for one that is here

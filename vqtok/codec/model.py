@@ -1,7 +1,6 @@
 """Holds a model ready to use: images to codes and back, and new images."""
 
 import os
-import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from vqtok import images, losses, model_registry, ticks
 from vqtok.codec import drawing, inputs
+from vqtok.codec.base import CodesModel
 from vqtok.codec.effort import CodeSearch, parse_effort
-from vqtok.codec.entropy_coder import EntropyCoder
 from vqtok.codec.loading import build_tokenizer, fill, has_bf16, load_prior, to_device
 from vqtok.codes import (
     Codes,
@@ -25,10 +24,8 @@ from vqtok.codes import (
     index_dtype,
     levels_fix,
     read_any_codes,
-    to_compact,
-    unpack,
 )
-from vqtok.config import NETWORKS, TokenizerConfig
+from vqtok.config import NETWORKS
 from vqtok.errors import FormatError, ModelError, UsageError
 from vqtok.losses import Likelihood
 from vqtok.networks.streaming import Tiling, stream
@@ -50,7 +47,7 @@ _CODES_FIX = (
 )
 
 
-class Model:
+class Model(CodesModel):
     """Encodes, decodes and samples on one device: a tokenizer, and its prior where it has one.
 
     Each part of the network takes its values when it is first used:
@@ -68,12 +65,9 @@ class Model:
             raise UsageError(f"precision {precision!r} is not known", "choose fp32, bf16 or fast")
         if precision == "fast":
             precision = "bf16" if has_bf16(device) else "fp32"
-        self.folder, self.device, self.precision = tokenizer.folder, device, precision
-        self.name: str = self.folder.name
-        self.fingerprint = tokenizer.fingerprint
-        self.record: dict[str, Any] = tokenizer.stored.meta["record"]
+        super().__init__(tokenizer)
+        self.device, self.precision = device, precision
         self._network = build_tokenizer(tokenizer.stored, self.folder.tokenizer)
-        self.config: TokenizerConfig = self._network.config
         self._waiting = dict(tokenizer.stored.tensors)  # of parts not used yet
         self._lock = threading.Lock()
 
@@ -83,13 +77,6 @@ class Model:
             f"<Model {self.name} ({self.fingerprint}): {self.config.grid}, "
             f"{self.device.type}, {self.precision}>"
         )
-
-    @property
-    def range(self) -> images.Range | None:
-        """Returns the values of deep images that became 0 and 255 in training; None where that is
-        not recorded.
-        """
-        return images.range_of_record(self.record)
 
     @property
     def _family(self) -> Any:
@@ -148,34 +135,6 @@ class Model:
         with torch.inference_mode(False):
             network, record = load_prior(self.folder.prior, self.config, self.fingerprint)
             return network.to(self.device), record
-
-    @cached_property
-    def entropy_coder(self) -> EntropyCoder | None:
-        """Returns what compact files are coded with; None where the model has no entropy prior."""
-        return None if self.folder.entropy is None else EntropyCoder(self.folder, self.fingerprint)
-
-    def pack(self, codes: Codes) -> Compact:
-        """Returns the compact form of codes: `write_codes` makes a small file of it.
-
-        Bit-packed where the model has no entropy prior.
-        """
-        self._check(codes)
-        return to_compact(codes) if self.entropy_coder is None else self.entropy_coder.pack(codes)
-
-    def pack_levels(self, codes: Codes) -> Callable[[int], Compact]:
-        """Codes the levels once; the result gives the compact form of any number of the first
-        levels.
-        """
-        self._check(codes)
-        if self.entropy_coder is None:
-            return lambda count: to_compact(codes.first_levels(count))
-        return self.entropy_coder.pack_levels(codes)
-
-    def unpack(self, codes: Codes | Compact) -> Codes:
-        """Gives codes of either form in the plain one. Raises ModelError, FormatError."""
-        if isinstance(codes, Compact):
-            self._check(codes)
-        return unpack(codes, lambda _: self.entropy_coder)
 
     @property
     def prior(self) -> Prior:
@@ -742,52 +701,6 @@ class Model:
             known = f"choose one of {', '.join(self.labels[:40])}{more}" if self.labels else none
             raise UsageError(f"there is no label {text!r}", known)
         return torch.full((n,), number)
-
-    def _count(self, levels: int | None) -> int:
-        """Returns how many levels are meant: all, unless fewer are asked for.
-
-        UsageError where the model has not so many.
-        """
-        if levels is None or 1 <= levels <= self.config.levels:
-            return levels or self.config.levels
-        raise UsageError(
-            f"the model {self.name} has {count_levels(self.config.levels)}, not {levels}",
-            levels_fix(self.config.levels),
-        )
-
-    def _check(self, codes: Codes | Compact) -> None:
-        if codes.fingerprint != self.fingerprint:
-            raise ModelError(
-                f"the codes were made with model {codes.model} ({codes.fingerprint}), "
-                f"but this is {self.name} ({self.fingerprint})",
-                *self._other_model(codes.model),
-            )
-        mine = (self.config.codebook_size, self.config.downsample, self.config.channels)
-        theirs = (codes.codebook_size, codes.downsample, codes.channels)
-        if mine != theirs or codes.levels > self.config.levels:
-            raise ModelError(
-                f"the codes do not fit the model {self.name}",
-                "the codes file is damaged: make it again",
-            )
-
-    def _other_model(self, name: str) -> tuple[str, str]:
-        """Returns how to get at the model that codes name, in Python and in a command."""
-        if name == self.name:
-            again = "the model was trained again since"
-            return (
-                f"decode them with the model of that fingerprint; {again}",
-                f"leave --model out to look for it; {again}",
-            )
-        if any(name == model.name for model in model_registry.list_models()):
-            return (
-                f"decode them with vqtok.load({name!r})",
-                f"leave --model out to look for it; or give --model {shlex.quote(name)}",
-            )
-        # that name alone would find nothing
-        return (
-            f"decode them with vqtok.load(the path of {name}'s folder)",
-            f"leave --model out to look for it; or give the path of {name}'s folder with --model",
-        )
 
     @property
     def works_in_parts(self) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from vqtok.errors import InputError
 from vqtok.files import RemotePath, read_bytes
@@ -464,7 +464,7 @@ def _decode(
         raise _too_large(name)
     if image.width * image.height == 0:
         raise InputError(f"{name} has no pixels", "give an image of at least 1x1")
-    tags = dict(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    tags = dict(getattr(image, "tag_v2", None) or {})  # a TIFF's alone
     if tags:
         check_layout(name, tags)
     deep_mode = _words_mode(image)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from vqtok.errors import InputError
 
@@ -31,6 +31,8 @@ _METHODS = {
 
 def read_tags(data: bytes) -> dict[int, Any] | None:
     """Reads the tags of a TIFF's first page; None where they cannot be read."""
+    from PIL import TiffImagePlugin  # here: a seventieth of the import of torch
+
     try:
         is_big = data[2:4] in (b"\x2b\0", b"\0\x2b")
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if is_big else 8])
