@@ -329,10 +329,9 @@ def test_a_damaged_split_does_not_pass_as_missing(kind: str):
 
 def test_an_empty_split_is_left_out():
     empty = np.zeros((0, 16, 16), np.uint8)
-    splits = {"train_images": pixels(2)[..., 0], "val_images": empty, "test_images": empty}
-    np.savez("some.npz", **splits)
+    np.savez("some.npz", train_images=pixels(2)[..., 0], val_images=empty, test_images=empty)
     assert column(encode("some.npz"), "split") == ["train"] * 2
-    np.savez("none.npz", **(splits | {"train_images": empty}))
+    np.savez("none.npz", train_images=empty, val_images=empty, test_images=empty)
     assert "the shape (0, 16, 16)" in fails("encode", "none.npz", "-o", "o")
 
 

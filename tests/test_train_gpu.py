@@ -19,7 +19,7 @@ from train_helpers import Interrupt, contents, go, log, recipe_for
 from vqtok.config import Recipe, TokenizerConfig
 from vqtok.data import Shapes, split_indices
 from vqtok.errors import TrainingError
-from vqtok.quantizers import build_quantizer, codebook
+from vqtok.quantizers import build_quantizer, codebook, residual
 from vqtok.train import graph, loop, runtime
 from vqtok.train import state as states
 from vqtok.train.ema import WeightAverage
@@ -60,7 +60,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, bank: bool = False) -> None:
     for module in ("loop", "muon", "adversary", "runtime"):
         monkeypatch.setattr(f"vqtok.train.{module}.sync_free", lambda device: True)
     monkeypatch.setattr("vqtok.train.loop.READ_EVERY", 5)
-    monkeypatch.setattr("vqtok.quantizers.codebook.in_chunks", lambda device: False)
+    for module in ("codebook", "residual"):
+        monkeypatch.setattr(f"vqtok.quantizers.{module}.in_chunks", lambda device: False)
     if bank:
         monkeypatch.setattr("vqtok.train.tokenizer.bank_limit", lambda device: 2**30)
 
@@ -176,7 +177,8 @@ def quantize(
         level_dropout=0.5 * (levels > 1),
         **settings,
     )
-    monkeypatch.setattr(codebook, "in_chunks", lambda device: not whole)
+    for module in (codebook, residual):
+        monkeypatch.setattr(module, "in_chunks", lambda device: not whole)
     torch.manual_seed(0)
     quantizer = build_quantizer(config)
     quantizer.initialize(torch.randn(500, 6))

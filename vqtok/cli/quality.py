@@ -84,7 +84,9 @@ class Quality:
         """Searches for codes of just the levels that a rate has left."""
         return self._search(model, images, codes.levels)
 
-    def _search(self, model: "Model", images: "list[np.ndarray]", levels: int | None) -> "Codes":
+    def _search(
+        self, model: "FastModel | Model", images: "list[np.ndarray]", levels: int | None
+    ) -> "Codes":
         return model.encode_batch(
             images, levels, effort=self.effort, goal=self.goal, compact=self.compact
         )

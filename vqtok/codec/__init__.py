@@ -113,11 +113,13 @@ def load_for(
     )
 
 
-def several_at_once(model: "Model", images: int, encodes: bool) -> "Several | None":
+def several_at_once(model: "FastModel | Model", images: int, encodes: bool) -> "Several | None":
     """Returns what works on several of so many images at a time, where that is quicker and gives
     equal results; else None.
     """
-    if images < FEWEST or not getattr(model, "works_in_parts", False):
+    from vqtok.codec.fast import FastModel
+
+    if images < FEWEST or isinstance(model, FastModel) or not model.works_in_parts:
         return None
     from vqtok.codec.several import Several
 

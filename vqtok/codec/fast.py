@@ -54,13 +54,16 @@ class FastModel(CodesModel):
         *,
         effort: int = 0,
         goal: str = "looks",
+        compact: bool = False,
     ) -> Codes:
         """Encodes images uint8 (H, W, C) of one size, as `Model.encode_batch`."""
         count = self._count(levels)
         sizes = tuple((int(image.shape[0]), int(image.shape[1])) for image in images)
         grids = None if effort or len(set(sizes)) != 1 else self._encode(images, sizes[0])
         if grids is None:
-            return self._torch.encode_batch(images, levels, effort=effort, goal=goal)
+            return self._torch.encode_batch(
+                images, levels, effort=effort, goal=goal, compact=compact
+            )
         K, f, channels = self.config.codebook_size, self.config.downsample, self.config.channels
         kept = np.ascontiguousarray(grids[:, :count].astype(index_dtype(K)))
         return Codes(kept, self.name, self.fingerprint, K, f, channels, sizes)
