@@ -45,7 +45,8 @@ def completions(
     with monkeypatch.context() as patch:
         for name, value in words.items():
             patch.setenv(name, value)
-        patch.setattr(cli, "app", partial(cli.app, prog_name="vqtok"))
+        build = cli.build_app
+        patch.setattr(cli, "build_app", lambda names: partial(build(names), prog_name="vqtok"))
         with pytest.raises(SystemExit) as ended:
             cli.main()
     shown = capsys.readouterr()

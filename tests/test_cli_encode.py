@@ -151,7 +151,9 @@ def test_quiet_and_verbose():
     assert ok("decode", "alpha.npz", "-q").output == ""
     assert ok("sample", "-q").output == ""
     loud = ok("encode", "alpha.png", "-fv").stderr.splitlines()
-    assert re.fullmatch(r"model toy \([0-9a-f]{8}\) from .*models/toy, \w+, fp32", loud[0])
+    assert re.fullmatch(
+        r"model toy \([0-9a-f]{8}\) from .*models/toy, \w+, fp32, torch [\w.+]+", loud[0]
+    )
     assert "vqtok: error" in run("encode", "missing.png", "-q").stderr
 
 
