@@ -473,7 +473,7 @@ def test_a_prior_sees_the_classes_of_the_shards():
     write(cifar("c", [3, 9], [0]))
     encode("c")
     data = CodesData(Path("out"))
-    assert (data.labels, [data.label(i) for i in range(3)]) == (tuple(NAMES), [3, 9, 0])
+    assert (data.labels, [data.label(i) for i in range(2)]) == (tuple(NAMES), [3, 9])  # 0: of test
 
 
 def test_images_and_data_sets_may_be_mixed():
@@ -483,3 +483,29 @@ def test_images_and_data_sets_may_be_mixed():
     found = encode("in", "c")
     assert labels_of("out") == [*NAMES, "eel"]
     assert column(found, "label") == [9, 0, 3, 10]
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_prior_learns_from_the_training_split_alone(compact: bool):
+    write(cifar("d", [3, 5, 3], [5, 0]))
+    encode("d", *["--compact"] * compact)
+    data = CodesData(Path("out"))
+    assert len(data) == 3
+    assert data.notes == ("split: left out 2 of test.",)
+    assert [data.labels[data.label(i)] for i in range(3)] == ["cat", "dog", "cat"]
+    train = [i for i, line in enumerate(lines("out")) if line["split"] == "train"]
+    stored = CodesDataset("out")
+    for mine, theirs in enumerate(train):
+        assert (data.grids[mine] == stored[theirs][0]).all()
+    assert len(data.grids.shapes) == 3
+    write({"alone/test_batch.bin": cifar("x", [3], [5, 0])["x/test_batch.bin"]})  # all there is
+    encode("alone", out="other")
+    assert len(CodesData(Path("other"))) == 2
+
+
+def test_codes_of_folders_leave_out_the_validation_images():
+    for name in ("train/cat/0.png", "train/dog/1.png", "val/cat/2.png"):
+        save(name)
+    encode("train", "val", "--bulk")
+    data = CodesData(Path("out"))
+    assert (len(data), data.labels) == (2, ("cat", "dog"))

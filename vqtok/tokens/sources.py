@@ -111,8 +111,20 @@ class Fields:
     splits: tuple[str, ...]  # those there are, sorted
 
 
-def split_of(item: Item) -> str | None:
-    """Returns the split of an image; None where it has none."""
+class Named(Protocol):
+    """What tells the split of an image: a record of a shard, or an `Item`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def split(self) -> str | None: ...
+
+
+def split_of(item: Named) -> str | None:
+    """Returns the split of an image: its own, or else that of the folder or tar in its name. None
+    where there is none.
+    """
     return item.split or _split_of(item.name)
 
 

@@ -2,6 +2,7 @@
 batch needs them.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from vqtok.config import TokenizerConfig
 from vqtok.data import Dataset, Plain
 from vqtok.data.classes import Classes, of_folders, without_root
 from vqtok.errors import InputError, TrainingError, UsageError
-from vqtok.tokens.sources import read_fields
+from vqtok.tokens.sources import read_fields, split_of
 from vqtok.train.grids import Grids
 
 
@@ -27,7 +28,8 @@ def is_codes(path: Path) -> bool:
 class CodesData(Plain):
     """Stands in for a data set of images with codes shards.
 
-    Labels are those that the shards hold; where they hold none, folders, as with images.
+    Labels are those that the shards hold; where they hold none, folders, as with images. Where some
+    images are of a split `train`, those of other splits are left out.
     """
 
     skipped = 0
@@ -37,23 +39,28 @@ class CodesData(Plain):
         self.codes = CodesDataset(folder)
         self.name = folder.name or str(folder)
         self.channels = self.codes.manifest.channels
-        names, sizes, labelled = [], set(), False
+        names, sizes, splits, labelled = [], [], [], False
         for _, line in self.codes.entries():
             labelled |= line.label is not None
             names.append(PurePosixPath(line.name).parts)
-            sizes.add((line.size[1], line.size[0]))
+            sizes.append((line.size[1], line.size[0]))
+            splits.append(split_of(line))
         if not names:
             raise InputError(f"{folder} holds codes of no image", "encode some")
-        self._sizes = sizes
-        classes = self._stored() if labelled else of_folders(without_root(names))
+        self._kept = _for_training(splits)
+        self._sizes = {sizes[i] for i in self._kept}
+        kept_names = [names[i] for i in self._kept]
+        classes = self._stored() if labelled else of_folders(without_root(kept_names))
         self.labels, self._targets = classes.labels, classes.targets
-        self.notes = (classes.note,) if classes.note else ()
+        left_out = Counter(splits[i] for i in np.setdiff1d(np.arange(len(names)), self._kept))
+        counts = ", ".join(f"{count:,} of {name}" for name, count in sorted(left_out.items()))
+        self.notes = tuple(filter(None, [counts and f"split: left out {counts}.", classes.note]))
 
     def _stored(self) -> Classes:
         """Returns the classes that the shards hold."""
         fields = read_fields(self.codes)
         labels = tuple(name or str(number) for number, name in enumerate(fields.labels))
-        return Classes(labels, np.concatenate(fields.classes).astype(np.int64))
+        return Classes(labels, np.concatenate(fields.classes).astype(np.int64)[self._kept])
 
     @property
     def size(self) -> tuple[int, int]:
@@ -70,7 +77,7 @@ class CodesData(Plain):
         return f"codes of {len(self):,} images{labelled} from {self.name}"
 
     def __len__(self) -> int:
-        return len(self.codes)
+        return len(self._kept)
 
     def image(self, index: int) -> np.ndarray:
         raise InputError(
@@ -88,10 +95,11 @@ class CodesData(Plain):
         labels = np.array([self.label(i) for i in range(len(self))], np.int64)
         if self.codes.manifest.compact:
             dtype = index_dtype(self.codes.manifest.codebook_size)
-            return Grids.of_list([indices.astype(dtype) for indices, _ in self.codes], labels)
-        return ShardGrids(
-            np.empty(0, np.uint8), self.codes.grids, np.arange(len(self)), labels, self.codes
-        )
+            kept = set(self._kept.tolist())
+            grids = (indices for i, (indices, _) in enumerate(self.codes) if i in kept)
+            return Grids.of_list([indices.astype(dtype) for indices in grids], labels)
+        shapes = self.codes.grids[self._kept]
+        return ShardGrids(np.empty(0, np.uint8), shapes, self._kept, labels, self.codes)
 
     def check_tokenizer(self, config: TokenizerConfig, fingerprint: str, folder: Path) -> None:
         """Raises TrainingError where the codes are not all levels of that tokenizer, which lies in
@@ -109,6 +117,12 @@ class CodesData(Plain):
                 f"the codes hold {manifest.levels} of {config.levels} levels",
                 "encode the images without --levels",
             )
+
+
+def _for_training(splits: list[str | None]) -> np.ndarray:
+    """Returns the numbers (int64) of the images to train on, by the split of each."""
+    wanted = {None, "train"} if "train" in splits else set(splits)
+    return np.array([i for i, split in enumerate(splits) if split in wanted], np.int64)
 
 
 @dataclass(frozen=True)
