@@ -6,9 +6,10 @@
 >>> image = model.decode(codes)
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vqtok._version import __version__
+from vqtok.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,13 +59,4 @@ def read_codes(source: "Path | str | bytes", model: str | None = None) -> "Codes
 
 
 if not TYPE_CHECKING:  # type checkers would take every name for one that is here
-
-    def __getattr__(name: str) -> Any:
-        from importlib import import_module
-
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
-
-    def __dir__() -> list[str]:
-        return sorted(__all__)
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)

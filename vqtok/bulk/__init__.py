@@ -23,7 +23,9 @@ Which image goes where depends on the inputs and the number of images a shard al
 Every file is written whole or not at all.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vqtok.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vqtok.bulk.dataset import CodesDataset
@@ -36,13 +38,4 @@ _HOMES = {"CodesDataset": "vqtok.bulk.dataset", "MANIFEST": "vqtok.bulk.shards"}
 
 
 if not TYPE_CHECKING:  # type checkers would take every name for one that is here
-
-    def __getattr__(name: str) -> Any:
-        from importlib import import_module
-
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
-
-    def __dir__() -> list[str]:
-        return sorted(__all__)
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)

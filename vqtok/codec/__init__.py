@@ -11,10 +11,11 @@ Names are imported on first use, so that `load` reads the model's file while tor
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vqtok import model_registry
 from vqtok.errors import VqtokError
+from vqtok.lazy import lazy_names
 from vqtok.model_registry import ModelFolder, StoredTokenizer
 from vqtok.onnx.session import start
 from vqtok.prefetch import run_in_thread
@@ -183,13 +184,4 @@ def load_stored(
 
 
 if not TYPE_CHECKING:  # type checkers would take every name for one that is here
-
-    def __getattr__(name: str) -> Any:
-        from importlib import import_module
-
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
-
-    def __dir__() -> list[str]:
-        return sorted(__all__)
+    __getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)
