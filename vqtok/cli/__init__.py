@@ -14,7 +14,6 @@ from typer.core import TyperGroup
 
 from vqtok._version import __version__
 from vqtok.cli import output
-from vqtok.cli.collector import without_collector
 from vqtok.errors import UsageError
 
 _ParseError: Any = typer.BadParameter.__mro__[2]  # Typer's ClickException, which has no public name
@@ -116,9 +115,7 @@ def main() -> None:
         os.environ["COLUMNS"] = "1000"
     # the modules of all commands take 1/20 of the import of torch
     first = sys.argv[1:2] if "_VQTOK_COMPLETE" not in os.environ else []
-    with without_collector():
-        made = build_app(first if first and first[0] in _COMMANDS else _COMMANDS)
-    made()
+    build_app(first if first and first[0] in _COMMANDS else _COMMANDS)()
 
 
 if not TYPE_CHECKING:  # the application with all commands, made when it is asked for

@@ -1,6 +1,7 @@
 """What a model knows of codes without its network; without PyTorch."""
 
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,18 +15,22 @@ if TYPE_CHECKING:
     from vqtok.codec.entropy_coder import EntropyCoder
 
 
-class CodesModel:
+class CodesModel(ABC):
     """A model by its files: whose codes it makes, and their compact form."""
 
     def __init__(self, tokenizer: model_registry.StoredTokenizer) -> None:
         """Raises FormatError where the config is damaged."""
         self.folder = tokenizer.folder
         self.name: str = self.folder.name
-        self.fingerprint = tokenizer.fingerprint
-        self.record: dict[str, Any] = tokenizer.stored.meta["record"]
+        self.record: dict[str, Any] = tokenizer.packed.meta["record"]
         self.config: TokenizerConfig = config.from_dict(
-            TokenizerConfig, tokenizer.stored.config, str(self.folder.tokenizer)
+            TokenizerConfig, tokenizer.packed.meta["config"], str(self.folder.tokenizer)
         )
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Returns the fingerprint that the model's codes bear."""
 
     @property
     def range(self) -> images.Range | None:
