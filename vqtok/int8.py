@@ -66,6 +66,12 @@ def join(numbers: np.ndarray, steps: np.ndarray) -> np.ndarray:
         return _product(numbers, steps).astype(np.float16)
 
 
+def largest(steps: np.ndarray) -> np.ndarray:
+    """Returns the largest weights that numbers with these steps can be, float16."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _product(np.full(steps.shape, MOST, np.int8), steps).astype(np.float16)
+
+
 def _product(numbers: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """Returns numbers * steps in float32; each copy of new memory takes longer than the product."""
     found = numbers.astype(np.float32)

@@ -155,7 +155,7 @@ def load_fast_for(
 ) -> "FastModel | Model":
     """Loads the model that made these codes as `load_fast` does.
 
-    The decoder of the model that has the right name is made ready while its fingerprint is computed.
+    The decoder of the model of that name is made ready while its fingerprint is computed.
     """
     found = _start_fast(lambda: model_registry.read_named(codes.model), load_model)
     if found is not None:

@@ -1,7 +1,6 @@
 """What a model knows of codes without its network; without PyTorch."""
 
 import shlex
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from vqtok.codec.entropy_coder import EntropyCoder
 
 
-class CodesModel(ABC):
+class CodesModel:
     """A model by its files: whose codes it makes, and their compact form."""
 
     def __init__(self, tokenizer: model_registry.StoredTokenizer) -> None:
@@ -28,9 +27,9 @@ class CodesModel(ABC):
         )
 
     @property
-    @abstractmethod
     def fingerprint(self) -> str:
         """Returns the fingerprint that the model's codes bear."""
+        raise NotImplementedError
 
     @property
     def range(self) -> images.Range | None:
