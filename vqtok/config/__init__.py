@@ -73,37 +73,16 @@ __all__ = [
     "to_toml",
 ]
 
-_HOMES = {
-    "DataConfig": "vqtok.config.recipe",
-    "ENTROPY_CODES_MAX": "vqtok.config.recipe",
-    "EXPORT_FORMATS": "vqtok.config.registry",
-    "EntropyConfig": "vqtok.config.recipe",
-    "GRAY_LEVELS": "vqtok.config.tokenizer",
-    "LEARNED": "vqtok.config.tokenizer",
-    "LEVELS_MAX": "vqtok.config.tokenizer",
-    "LIKELIHOODS": "vqtok.config.registry",
-    "LOSSES": "vqtok.config.registry",
-    "LossConfig": "vqtok.config.recipe",
-    "NETWORKS": "vqtok.config.registry",
-    "OLD_DEFAULTS": "vqtok.config.coerce",
-    "OPTIMIZERS": "vqtok.config.registry",
-    "OUTPUTS": "vqtok.config.registry",
-    "PRESETS": "vqtok.config.presets",
-    "PRIORS": "vqtok.config.registry",
-    "PriorConfig": "vqtok.config.recipe",
-    "PriorStageConfig": "vqtok.config.recipe",
-    "QUANTIZERS": "vqtok.config.registry",
-    "Recipe": "vqtok.config.recipe",
-    "StageConfig": "vqtok.config.recipe",
-    "TOKEN_FORMATS": "vqtok.config.registry",
-    "TokenizerConfig": "vqtok.config.tokenizer",
-    "TokenizerStageConfig": "vqtok.config.recipe",
-    "from_dict": "vqtok.config.coerce",
-    "parse_duration": "vqtok.config.toml",
-    "parse_setting": "vqtok.config.toml",
-    "read_recipe": "vqtok.config.toml",
-    "to_toml": "vqtok.config.toml",
-}
-
-if not TYPE_CHECKING:
-    __getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)
+if not TYPE_CHECKING:  # type checkers would take every name for one that is here
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        __all__,
+        coerce="OLD_DEFAULTS from_dict",
+        presets="PRESETS",
+        recipe="DataConfig ENTROPY_CODES_MAX EntropyConfig LossConfig PriorConfig "
+        "PriorStageConfig Recipe StageConfig TokenizerStageConfig",
+        registry="EXPORT_FORMATS LIKELIHOODS LOSSES NETWORKS OPTIMIZERS OUTPUTS PRIORS "
+        "QUANTIZERS TOKEN_FORMATS",
+        tokenizer="GRAY_LEVELS LEARNED LEVELS_MAX TokenizerConfig",
+        toml="parse_duration parse_setting read_recipe to_toml",
+    )
