@@ -13,6 +13,7 @@ from vqtok.config.recipe import (
     PriorConfig,
     PriorStageConfig,
     Recipe,
+    SamplingConfig,
     StageConfig,
     TokenizerStageConfig,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "PriorConfig",
     "PriorStageConfig",
     "Recipe",
+    "SamplingConfig",
     "StageConfig",
     "TokenizerConfig",
     "TokenizerStageConfig",

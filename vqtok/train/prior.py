@@ -152,7 +152,9 @@ class PriorTask(GridTask):
         return self.network.loss(indices, labels)
 
     def release(self, record: dict[str, Any]) -> weights.Weights:
-        """Returns the weights file, in float16."""
+        """Returns the weights file, in float16, with the recipe's settings of drawing."""
+        if chosen := self.recipe.sampling.changes():
+            record = {**record, "sampling": chosen}
         state = self.network.state_dict().items()
         return self._file(
             {name: value.detach().cpu().half().numpy() for name, value in state}, record

@@ -41,7 +41,7 @@ DERIVED = ("codebook_size", "levels", "labels", "rows", "columns")
 # name covers all that begin with it.
 _FREE = {
     "resume": ("tokenizer_training.steps", "prior_training.steps", "entropy_training.steps"),
-    "prior": ("prior", "entropy", "precision", "data.prior_size"),
+    "prior": ("prior", "entropy", "precision", "data.prior_size", "sampling"),
     "init": tuple(
         f"tokenizer.{name}" for name in ("level_dropout", "beta", "decay", "restart", "likelihood")
     ),
