@@ -56,19 +56,6 @@ __all__ = [
 ]
 
 FEWEST = 4  # images of which several are worked on at a time
-_HOMES = {
-    "EntropyCoder": "vqtok.codec.entropy_coder",
-    "FastModel": "vqtok.codec.fast",
-    "Model": "vqtok.codec.model",
-    "Several": "vqtok.codec.several",
-    "build_tokenizer": "vqtok.codec.loading",
-    "find_coder": "vqtok.codec.entropy_coder",
-    "load_tokenizer": "vqtok.codec.loading",
-    "parse_keep": "vqtok.codec.inputs",
-    "pick_device": "vqtok.codec.loading",
-    "to_device": "vqtok.codec.loading",
-    "tokenizer_from_weights": "vqtok.codec.loading",
-}
 
 
 def load(
@@ -184,4 +171,13 @@ def load_stored(
 
 
 if not TYPE_CHECKING:  # type checkers would take every name for one that is here
-    __getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        __all__,
+        entropy_coder="EntropyCoder find_coder",
+        fast="FastModel",
+        inputs="parse_keep",
+        loading="build_tokenizer load_tokenizer pick_device to_device tokenizer_from_weights",
+        model="Model",
+        several="Several",
+    )

@@ -16,7 +16,9 @@ from vqtok.codec import to_device
 from vqtok.config import EntropyConfig, PriorConfig, Recipe, StageConfig
 from vqtok.data import Dataset
 from vqtok.errors import InputError
-from vqtok.priors import IntegerPrior, Prior, build_prior, largest_sum, start_from_codebooks
+from vqtok.integer_prior import largest_sum
+from vqtok.priors import IntegerPrior, Prior, build_prior
+from vqtok.priors.base import start_from_codebooks
 from vqtok.train.context import RunContext
 from vqtok.train.grids import GridBatches, Grids, window_of
 from vqtok.train.task import Step, Task, Validation
