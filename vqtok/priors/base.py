@@ -238,7 +238,11 @@ def start_from_codebooks(prior: Prior, codebooks: Tensor) -> None:
         return
     codes = codebooks.float().cpu()
     codes = codes / codes.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-12)
-    tables = [module.weight for name, module in prior.named_modules() if name.endswith("embedding")]
+    tables = [
+        module.weight
+        for name, module in prior.named_modules()
+        if isinstance(module, nn.Embedding) and name.endswith("embedding")
+    ]
     for table in tables:  # of all levels, or of all but the last
         levels = len(table) // prior.config.codebook_size
         _add(table, _projected(codes[:levels], table.shape[1]).flatten(0, 1))
