@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         PriorConfig,
         PriorStageConfig,
         Recipe,
+        SamplingConfig,
+        SamplingConfig,
         StageConfig,
         TokenizerStageConfig,
     )
@@ -63,6 +65,7 @@ __all__ = [
     "PriorConfig",
     "PriorStageConfig",
     "Recipe",
+    "SamplingConfig",
     "StageConfig",
     "TokenizerConfig",
     "TokenizerStageConfig",
@@ -80,7 +83,7 @@ if not TYPE_CHECKING:  # type checkers would take every name for one that is her
         coerce="OLD_DEFAULTS from_dict",
         presets="PRESETS",
         recipe="DataConfig ENTROPY_CODES_MAX EntropyConfig LossConfig PriorConfig "
-        "PriorStageConfig Recipe StageConfig TokenizerStageConfig",
+        "PriorStageConfig Recipe SamplingConfig StageConfig TokenizerStageConfig",
         registry="EXPORT_FORMATS LIKELIHOODS LOSSES NETWORKS OPTIMIZERS OUTPUTS PRIORS "
         "QUANTIZERS TOKEN_FORMATS",
         tokenizer="GRAY_LEVELS LEARNED LEVELS_MAX TokenizerConfig",
