@@ -58,6 +58,8 @@ def test_images_that_share_a_stream_come_back(
         value = checksum(plain.indices, plain.sizes)
         first = coder.prior.encode(plain.indices[:sharing], value, sharing)
         assert packed.streams[:1] == tuple(first)
+        with pytest.raises(FormatError, match="streams do not hold 7 images"):
+            coder.unpack(replace(packed, streams=(*packed.streams, packed.streams[0])))
 
 
 def test_small_images_share_streams(coder: EntropyCoder):

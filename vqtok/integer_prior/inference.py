@@ -335,7 +335,7 @@ class IntegerInference:
         FormatError where a stream is damaged.
         """
         B = len(streams) * sharing if images is None else images
-        assert len(streams) == -(-B // sharing)
+        require(len(streams) == -(-B // sharing), f"{len(streams)} streams do not hold {B} images")
         widest = levels * math.prod(sides) // max(sides)  # no step has more places
         size = max(1, min(IMAGES_AT_ONCE, PLACES_AT_ONCE // widest) // sharing)  # streams
         grids, carried = [], []
