@@ -456,7 +456,9 @@ def waiting(folder: Path, name: str, recipe: Recipe, steps: int, forget: bool) -
         # the threads have ended
         alone = statistics.median(seconds(lambda: trainer._step(batch)) for _ in range(8))
         made = processor(lambda turn: task._batches.batch(steps + turn))
-        stepped = processor(lambda _: trainer._step(batch))
+        with closing(task.batches(steps, steps + 1)) as batches:
+            last = next(batches)
+        stepped = processor(lambda _: trainer._step(last))
     epoch = -(-len(parts[0]) // recipe.tokenizer_training.batch)
     cells = [name, f"{len(data)}", f"{recipe.tokenizer_training.batch} x {recipe.data.size}"]
     for part in (slice(1, epoch), slice(epoch, None)):
