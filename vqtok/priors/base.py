@@ -1,8 +1,8 @@
 """Defines what every prior over index grids is: a likelihood of grids, level by level and in raster
 order.
 
-Dropout, of which torch's own took 8 to 17 % of a training step on a CPU:
-it takes one draw from the generator for each feature.
+Dropout is here, too: PyTorch's draws from its generator for each feature, which took 8 to 17 % of a
+training step on a CPU.
 """
 
 import copy
@@ -59,8 +59,8 @@ class Prior(nn.Module, ABC):
     """Defines p(indices) as the product, over levels and then raster order, of p(index | levels
     below, indices before; label).
 
-    An architecture says in `hidden` and `cursor` what a place's features are;
-    `readout` makes a distribution over the K codes of them.
+    An architecture computes the features of each position in `hidden`; `readout` turns them into a
+    distribution over the K codes.
     """
 
     readout: nn.ModuleList  # one Output for each level: each has a codebook of its own
@@ -73,19 +73,19 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def hidden(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Returns features (B, L, h, w, F) for `readout`, of int64 indices (B, L, h, w): all but
-        the last layer.
+        """Runs all layers but the last: int64 indices (B, L, h, w) to features (B, L, h, w, F), the
+        input of `readout`.
         """
 
     def context_of(self, indices: Tensor) -> Tensor | None:
-        """Returns what the levels know of those below them, (B, L, C, h, w); None in a prior of one
+        """Returns features of the levels below each level, (B, L, C, h, w); None in a prior of one
         level.
         """
         context = getattr(self, "context", None)
         return None if context is None else context(indices)
 
     def fits(self, h: int, w: int) -> bool:
-        """Whether it knows grids of that size; most know any."""
+        """Returns whether the prior takes grids of that size; most take any."""
         return True
 
     def forward(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -181,10 +181,10 @@ def cross_entropy(
 
 
 def leaning(prior: Prior, bias: Tensor) -> Prior:
-    """Returns a prior that shares all weights with this one, and whose logits are moved by bias
-    (L, K), for the first L levels.
+    """Returns a prior with the same weights that adds bias (L, K) to the logits of the first L
+    levels.
 
-    Of gray levels with a logistic output there are no such logits: the prior as it is.
+    Gray levels with a logistic output have no such logits: then it returns the prior itself.
     """
     if prior.config.output != "softmax":
         return prior
