@@ -24,7 +24,7 @@ from vqtok.codes.io import to_bytes
 from vqtok.codes.npz import data_offset
 from vqtok.config import EntropyConfig
 from vqtok.errors import FormatError
-from vqtok.priors import IntegerInference
+from vqtok.integer_prior import IntegerInference
 from vqtok.priors.integer import IntegerPrior
 from vqtok.web import site
 from vqtok.weights import Weights

@@ -30,16 +30,6 @@ __all__ = [
     "write_codes",
 ]
 
-# Imported on first use: reading a codes file starts without torch, which takes 2 to 5 s.
-_HOMES = {
-    "Codes": "vqtok.codes",
-    "CodesDataset": "vqtok.bulk",
-    "Model": "vqtok.codec",
-    "VqtokError": "vqtok.errors",
-    "load": "vqtok.codec",
-    "write_codes": "vqtok.codes",
-}
-
 
 def read_codes(source: "Path | str | bytes", model: str | None = None) -> "Codes":
     """Reads the codes in a file of either form, or in the bytes of one.
@@ -58,5 +48,13 @@ def read_codes(source: "Path | str | bytes", model: str | None = None) -> "Codes
     return codes.unpack(found, lambda packed: find_coder(packed, model))
 
 
+# Imported on first use: reading a codes file starts without torch, which takes 2 to 5 s.
 if not TYPE_CHECKING:  # type checkers would take every name for one that is here
-    __getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        __all__,
+        bulk="CodesDataset",
+        codec="Model load",
+        codes="Codes write_codes",
+        errors="VqtokError",
+    )

@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import re
-import secrets
 import shutil
 import stat
 import sys
@@ -425,7 +424,7 @@ def atomic(path: Path, force: bool = False) -> Iterator[Path]:
             yield temporary
         return
     target = Path(os.path.realpath(path)) if os.path.islink(path) else path
-    temporary = target.with_name(f".vqtok-{secrets.token_hex(6)}{target.suffix[:16]}")
+    temporary = target.with_name(f".vqtok-{os.urandom(6).hex()}{target.suffix[:16]}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # around the first call, too: a signal's exception comes when it returns,
@@ -468,7 +467,7 @@ def staging(folder: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="vqtok-") as local:
             yield Path(local)
         return
-    stage = folder / f".vqtok-{secrets.token_hex(6)}"
+    stage = folder / f".vqtok-{os.urandom(6).hex()}"
     try:
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)

@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["MANIFEST", "CodesDataset"]
 
+
 # imported on first use: `vqtok encode` of an image takes `vqtok.bulk.crops` alone
-_HOMES = {"CodesDataset": "vqtok.bulk.dataset", "MANIFEST": "vqtok.bulk.shards"}
-
-
 if not TYPE_CHECKING:  # type checkers would take every name for one that is here
-    __getattr__, __dir__ = lazy_names(__name__, _HOMES, __all__)
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        __all__,
+        dataset="CodesDataset",
+        shards="MANIFEST",
+    )

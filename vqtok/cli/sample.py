@@ -362,9 +362,9 @@ def _write(
         if captions and len(codec.labels) <= 16
         else math.ceil(math.sqrt(len(decoded)))
     )
-    sheet = (
-        decoded[0] if len(decoded) == 1 else plots.sheet(decoded, columns, captions, scale=scale)
-    )
+    sheet = decoded[0]
+    if len(decoded) > 1:
+        sheet = plots.sheet(decoded, columns, captions, scale=scale)
     if target == STDIO:
         output.write_stdout(images.encode_png(sheet))
     else:

@@ -22,11 +22,11 @@ TENSORS = 3  # of the largest layer's size that are alive at once
 
 
 class ResidualBlock(nn.Module):
-    """x + second(relu(first(relu(x)))), (B, C, H, W) -> (B, C, H, W); `first` is a 3x3
+    """Computes x + second(relu(first(relu(x)))), (B, C, H, W) -> (B, C, H, W); `first` is a 3x3
     convolution, `second` one of 1x1 or 3x3.
 
-    Where a program's first ReLU works in place, its block computes relu(x) + ...: a layer "relu"
-    before the block gives the same.
+    In programs whose first ReLU works in place, the block computes relu(x) + ... instead: a layer
+    "relu" before the block gives the same.
     """
 
     def __init__(self, channels: int, hidden: int, kernel: int = 1) -> None:

@@ -66,8 +66,8 @@ class StreamingConv2d:
         self.whole = False
 
     def extend(self, x: Tensor, last: bool, silu: bool = False) -> Tensor:
-        """Returns what `convolve` needs: x or silu(x), the next part, with what the kernel needs
-        before and after it.
+        """Returns the next part, x or silu(x), with the rows that the kernel needs before and after
+        it: the input of `convolve`.
         """
         self.whole = self.buffer is None and last  # a part that is all there is goes in as it is
         if self.whole:
@@ -75,7 +75,7 @@ class StreamingConv2d:
         return self._extended(x, last, silu)
 
     def convolve(self, x: Tensor) -> Tensor | None:
-        """Returns the output that the part makes possible; None as long as there is none."""
+        """Returns the output rows that can be computed so far; None while there is none."""
         layer = self.layer
         # oneDNN sums a 1x1 kernel in an order that depends on the number of threads, and no other:
         # on one thread (0.2 ms a photo) an image has equal indices, alone or beside others
@@ -93,8 +93,8 @@ class StreamingConv2d:
         return F.conv2d(x, layer.weight, layer.bias, layer.stride, padding) if done else None
 
     def _extended(self, x: Tensor, last: bool, silu: bool) -> Tensor:
-        """Returns x or silu(x) behind the rows kept of the part before, or the padding, and before
-        the padding at the end.
+        """Joins the buffered rows (padding before the first part), x or silu(x), and the padding
+        after the last part.
         """
         before = self.edge if self.buffer is None else self.buffer.shape[self.axis]
         shape, count = list(x.shape), x.shape[self.axis]
@@ -148,8 +148,8 @@ class StreamingLayer:
         return self._with_shortcut(y, x) if self.around else y
 
     def _with_shortcut(self, y: Tensor | None, x: Tensor) -> Tensor | None:
-        """Adds to the convolutions' output what goes around them:
-        first what was held of it, then the beginning of x.
+        """Adds the shortcut to the output of the convolutions: the buffered rows first, then the
+        start of x. The rest of x is buffered.
         """
         if y is None:
             self.buffer = self._joined(x)
@@ -189,10 +189,10 @@ def stream(
     """Runs a network on an input that comes in parts along an axis, 2 (rows) or 3 (columns); yields
     its output in parts along the same axis.
 
-    Nothing is computed twice, and put together it is what comes out at once, up to float rounding:
-    each layer keeps the few rows that its next part needs. A part holds `max_length` positions of
-    the input along the axis at the most; later layers, which get the end of the input all at once,
-    cut theirs to the same size. A network that sees the whole image gets it in one part.
+    Nothing is computed twice: each layer buffers the few rows that its next part needs. The joined
+    outputs equal those of one pass, up to float rounding. A part has at most `max_length` positions
+    of the input along the axis; later layers, which get the end of the input all at once, cut
+    theirs to the same size. A network that sees the whole image gets it in one part.
     """
     if not isinstance(network, Encoder | Decoder):
         yield from map(network, parts)
@@ -211,7 +211,7 @@ def stream(
 
 
 def _scale(layer: nn.Module, axis: int) -> float:
-    """Returns how many positions of a layer's input one of its output stands for, along an axis."""
+    """Returns a layer's stride along an axis: input positions for each output position."""
     if isinstance(layer, nn.PixelUnshuffle):
         return layer.downscale_factor
     if isinstance(layer, nn.PixelShuffle):

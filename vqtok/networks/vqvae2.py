@@ -22,14 +22,14 @@ TENSORS = 3  # of the largest layer's size that are alive at once
 
 
 def fold(bottom: Tensor) -> Tensor:
-    """(B, D, 2*h, 2*w) -> (B, 4*D, h, w): the vectors of 2x2 positions one after another."""
+    """Joins the vectors of 2x2 positions: (B, D, 2*h, 2*w) -> (B, 4*D, h, w)."""
     B, D, H, W = bottom.shape
     x = bottom.view(B, D, H // 2, 2, W // 2, 2).permute(0, 3, 5, 1, 2, 4)
     return x.reshape(B, PLACES * D, H // 2, W // 2)
 
 
 def unfold(folded: Tensor) -> Tensor:
-    """The inverse of `fold`: (B, 4*D, h, w) -> (B, D, 2*h, 2*w)."""
+    """Inverts `fold`: (B, 4*D, h, w) -> (B, D, 2*h, 2*w)."""
     B, channels, h, w = folded.shape
     D = channels // PLACES
     return folded.view(B, 2, 2, D, h, w).permute(0, 3, 4, 1, 5, 2).reshape(B, D, 2 * h, 2 * w)

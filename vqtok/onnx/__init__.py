@@ -2,6 +2,20 @@
 package onnx is needed, and a program that runs ONNX needs nothing of vqtok.
 """
 
-from vqtok.onnx.tokenizer import build_decoder, build_encoder, facts, tensor_shapes
+from typing import TYPE_CHECKING
+
+from vqtok.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vqtok.onnx.tokenizer import build_decoder, build_encoder, facts, tensor_shapes
 
 __all__ = ["build_decoder", "build_encoder", "facts", "tensor_shapes"]
+
+
+# Imported on first use: whether onnxruntime is there, `session` says without these.
+if not TYPE_CHECKING:  # type checkers would take every name for one that is here
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        __all__,
+        tokenizer="build_decoder build_encoder facts tensor_shapes",
+    )

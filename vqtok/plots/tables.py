@@ -1,10 +1,10 @@
 """Formats tables: Markdown for files, Rich for the terminal."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -30,11 +30,17 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def rich_table(headers: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> Table:
+def rich_table(
+    headers: Sequence[str], rows: Sequence[Sequence[object]], title: str = ""
+) -> "Table":
     """Formats the same table for the terminal.
 
     Cells are shown as they are: no markup, no control characters.
     """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
     assert all(len(row) == len(headers) for row in rows)
     table = Table(
         title=Text(plain(title), no_wrap=True, overflow="ignore") if title else None,

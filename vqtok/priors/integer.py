@@ -1,16 +1,18 @@
-"""A causal network over index grids whose inference is exact in integers:
-the probabilities that compact files are coded with.
+"""Trains the integer prior: a causal network over index grids that gives compact files their
+probabilities, and gives the same ones on every machine.
 
-Every value is an integer times a power of two, carried in floats: weights of 8 bits, activations of
-8 bits, and sums that stay below 2^24, where float32 holds every integer. So the order of summation,
-the number of threads, the batch, the library and the device make no difference, and what one
-machine coded every other can decode.
+Every value is an integer times a power of two, held in floats: weights and activations of 8 bits,
+and sums below 2^24, up to where float32 holds every integer. So results depend neither on the order
+of summation nor on threads, batch size, library or device, and every machine can decode what
+another has coded.
 
-For place (i, j) of level l the network sees, as sums of embeddings: the levels up to l at CAUSAL
-places before it, and the levels below l at the 3x3 AROUND it. Nothing else: so that all places with
-equal 2i + j + LAG * l can be decoded at once (`integer_prior/neighborhood.py`).
-This module trains it, with rounding in the forward pass and gradients straight through (Jacob et
-al. 2018, arXiv 1712.05877). The package `integer_prior` has the inference, without PyTorch.
+At position (i, j) of level l the network sees two things, as sums of embeddings: levels 0 to l at
+the earlier positions that CAUSAL lists, and levels 0 to l - 1 at the 3x3 positions of AROUND.
+It sees nothing else, so all positions with equal 2i + j + LAG * l can be decoded at once
+(`integer_prior/neighborhood.py`).
+
+The forward pass rounds, and gradients pass straight through the rounding (Jacob et al. 2018, arXiv
+1712.05877). Inference, without PyTorch, is in the package `integer_prior`.
 """
 
 import math
@@ -34,9 +36,9 @@ from vqtok.integer_prior.neighborhood import AROUND, CAUSAL, REACH
 
 
 def grid_round(x: Tensor, step: int, low: float, high: float) -> Tensor:
-    """x rounded to a multiple of 2^-step between low and high of them; halves go up.
+    """Rounds x to multiples of 2^-step, from low * 2^-step to high * 2^-step; halves go up.
 
-    The gradient passes straight through inside.
+    The gradient passes straight through where x is in that range, and is zero elsewhere.
     """
     scaled = x * 2.0**step
     clipped = scaled.clamp(low, high)
@@ -44,8 +46,8 @@ def grid_round(x: Tensor, step: int, low: float, high: float) -> Tensor:
 
 
 class IntegerLinear(nn.Module):
-    """A matrix of 8-bit weights, and biases that are multiples of the product's step;
-    `kinds` have matrices and biases of their own.
+    """Holds `kinds` matrices of 8-bit weights, and `bias_kinds` biases (by default as many), which
+    are multiples of the step of the product.
     """
 
     def __init__(
@@ -66,13 +68,14 @@ class IntegerLinear(nn.Module):
         return self.step + self.input_step
 
     def rounded(self, quantize: bool) -> tuple[Tensor, Tensor]:
-        """Weights (kinds, out, in) and biases (bias kinds, out)."""
+        """Returns weights (kinds, out, in) and biases (bias_kinds, out), rounded if `quantize`."""
         if not quantize:
             return self.weight, self.bias
         bias = grid_round(self.bias, self.product_step, -(2.0**22), 2.0**22)
         return grid_round(self.weight, self.step, -WEIGHT_LIMIT, WEIGHT_LIMIT), bias
 
     def integers(self) -> dict[str, np.ndarray]:
+        """Returns the rounded weights as int8 and the biases as int32, in units of their steps."""
         weight, bias = self.rounded(True)
         return {
             "weight": (weight * 2**self.step).detach().cpu().numpy().astype(np.int8),
@@ -81,7 +84,7 @@ class IntegerLinear(nn.Module):
 
 
 class IntegerBlock(nn.Module):
-    """What a residual block multiplies with; it starts as no change at all."""
+    """Holds the two matrices of a residual block, which starts as the identity."""
 
     def __init__(self, width: int, levels: int, kinds: int = 1) -> None:
         super().__init__()
@@ -91,9 +94,8 @@ class IntegerBlock(nn.Module):
 
 
 class IntegerPrior(nn.Module):
-    """p(indices): the product over levels and places of p(index | what the place sees).
-
-    Trained here; `integer_prior` computes.
+    """Gives each index a probability from the indices that its position sees; the product over
+    positions and levels is the probability of the grid.
     """
 
     def __init__(self, config: EntropyConfig) -> None:
@@ -108,8 +110,8 @@ class IntegerPrior(nn.Module):
         self.readout = IntegerLinear(config.rank, config.codebook_size, READ_STEP, L)
 
     def init_from_codebooks(self, codebooks: Tensor) -> None:
-        """Takes the tokenizer's codebooks (L, K, D) as first embeddings and readout, turned so that
-        the first dimensions hold most.
+        """Starts embeddings and readout from the tokenizer's codebooks (L, K, D), rotated to their
+        principal axes, the one of most variance first.
         """
         L, K, D = codebooks.shape
         _, _, turn = torch.linalg.svd(codebooks.reshape(L * K, D), full_matrices=False)
@@ -122,8 +124,8 @@ class IntegerPrior(nn.Module):
             self.readout.weight[..., :n] = (turned * scale)[..., :n]
 
     def sums(self, indices: Tensor) -> Tensor:
-        """(B, L, h, w) -> (L + 1, B, h, w, E):
-        at l the embeddings of the levels below l, summed.
+        """Returns sums (L + 1, B, h, w, E) for indices (B, L, h, w): entry l is the sum of the
+        embeddings of levels 0 to l - 1.
         """
         table = (
             grid_round(self.embedding, EMBEDDING_STEP, -WEIGHT_LIMIT, WEIGHT_LIMIT)
@@ -136,7 +138,9 @@ class IntegerPrior(nn.Module):
         return F.pad(each.cumsum(0), (0, 0, 0, 0, 0, 0, 0, 0, 1, 0))
 
     def forward(self, indices: Tensor) -> Tensor:
-        """(B, l, h, w) indices of the first l levels -> logits in bits, (l, B, h, w, K)."""
+        """Returns logits in bits, (l, B, h, w, K), for the indices (B, l, h, w) of the first l
+        levels.
+        """
         sums = self.sums(indices)  # (l+1, B, h, w, E)
         levels, B, h, w = sums.shape[0] - 1, *sums.shape[1:4]
         weight, bias = self.first.rounded(self.quantize)
@@ -157,7 +161,7 @@ class IntegerPrior(nn.Module):
         return logits.reshape(levels, B, h, w, -1)
 
     def integers(self) -> dict[str, np.ndarray]:
-        """What inference computes with: int8 embeddings and weights, int32 biases, by name."""
+        """Returns the tensors of inference by name: int8 embeddings and weights, int32 biases."""
         embedding = (
             grid_round(self.embedding, EMBEDDING_STEP, -WEIGHT_LIMIT, WEIGHT_LIMIT)
             * 2**EMBEDDING_STEP
@@ -169,7 +173,7 @@ class IntegerPrior(nn.Module):
         return tensors
 
     def bits(self, indices: Tensor) -> Tensor:
-        """-log2 p of each index, (B, l, h, w)."""
+        """Returns -log2 p of each index, (B, l, h, w)."""
         logits = self(indices) * math.log(2)
         target = indices.transpose(0, 1)
         nats = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view_as(
@@ -178,13 +182,15 @@ class IntegerPrior(nn.Module):
         return nats.transpose(0, 1) / math.log(2)
 
     def _shared(self, levels: int, matrices: int) -> list[tuple[int, slice]]:
-        """Lists the matrices that the first levels use, each with its levels."""
+        """Lists the matrices that the first `levels` levels use, with the levels of each."""
         used = min(levels, matrices)
         stops = [*range(1, used), levels]
         return [(number, slice(number, stop)) for number, stop in enumerate(stops)]
 
     def _look(self, sums: Tensor, weight: Tensor) -> Tensor:
-        """Multiplies what each place sees, of sums (l + 1, B, h, w, E): (l, B * h * w, C)."""
+        """Multiplies the sums (l + 1, B, h, w, E) that each position sees by the first layer's
+        matrix: (l, B * h * w, C).
+        """
         causal, around = self._kernels(weight)
         seen = sums[1:].flatten(0, 1).permute(0, 3, 1, 2)
         below = sums[:-1].flatten(0, 1).permute(0, 3, 1, 2)
@@ -194,8 +200,8 @@ class IntegerPrior(nn.Module):
         return x.permute(0, 2, 3, 1).reshape(len(sums) - 1, -1, len(weight))
 
     def _kernels(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The first layer's matrix (C, places * E) as two convolution
-        kernels (C, E, rows, columns).
+        """Turns the first layer's matrix (C, positions * E) into two convolution kernels
+        (C, E, rows, columns), for CAUSAL and for AROUND.
         """
         parts = weight.view(weight.shape[0], -1, self.config.embedding)
         causal = parts.new_zeros(weight.shape[0], REACH + 1, 2 * REACH + 1, self.config.embedding)
@@ -205,7 +211,7 @@ class IntegerPrior(nn.Module):
         return causal.permute(0, 3, 1, 2), around.permute(0, 3, 1, 2)
 
     def _matmul(self, linear: IntegerLinear, x: Tensor, levels: int) -> Tensor:
-        """(l, n, in) -> (l, n, out)."""
+        """Multiplies x (l, n, in) by the matrix of each level, and adds the biases: (l, n, out)."""
         weight, bias = linear.rounded(self.quantize)
         if len(weight) == 1:
             y = F.linear(x, weight[0])

@@ -1,15 +1,12 @@
 """Defines a PixelRNN with Row LSTM layers over index grids (van den Oord et al. 2016, arXiv
 1601.06759, sections 3.1, 3.3 and 3.4).
 
-A row's states follow from those of the row above it, through a convolution along the row: all of
-its columns are computed at once, and a row knows all rows above, in a triangle that widens by
-kernel//2 columns a row. Outside of the triangle the network is blind.
+The recurrence runs down the rows: the states of a row follow from those of the row above, through a
+convolution along the row. So all columns of all images take a step together. A position sees the
+rows above it in a triangle that widens by kernel // 2 columns a row, and nothing outside.
 
-The recurrence of a Row LSTM over the rows of a grid, written out:
-all columns of all images take a step together.
-
-Autograd would keep each step's intermediate results, and add up the weights' gradient from as many
-small pieces as there are rows.
+The recurrence has a backward pass of its own: autograd would store the intermediate results of each
+step, and sum the gradient of the weights over one small product for each row.
 """
 
 from typing import Any
@@ -28,19 +25,20 @@ FIRST_REACH = 3  # of the first layer: 7 columns, three rows up (table 1 of the 
 
 
 def scan(gates: Tensor, weight: Tensor, w: int) -> Tensor:
-    """Computes hidden states (h, w*N, C), stored column by column, from what the input tells the
-    gates, (h, w*N, 4C); eq. 3 of the paper.
+    """Computes hidden states (h, w*N, C) from the input's part of the gates (h, w*N, 4C); eq. 3 of
+    the paper. In both, the N images of a column lie together.
 
-    The gates are input, forget, output and content; they are overwritten. weight (k*C, 4C) takes
-    the states of the row above from k columns, the leftmost first; at the sides and at the top they
-    are zero. Cells and gates are computed in float32 at least.
+    The gates are input, forget, output and content, and are overwritten. weight (k*C, 4C)
+    multiplies the states of k columns of the row above, the leftmost first; outside the grid they
+    are zero.
+    Cells and gates are computed in float32, or in float64 where they are given so.
     """
     return _Scan.apply(gates, weight, w)  # type: ignore[no-any-return]
 
 
 def gather(states: Tensor, out: Tensor, n: int) -> Tensor:
-    """Copies states (..., w*n, C) next to those of the columns beside them:
-    `out` (..., w*n, k, C), still zero where there is no column.
+    """Copies the states (..., w*n, C) of k neighboring columns into `out` (..., w*n, k, C), which
+    must be zero: it stays so where there is no column.
     """
     size, k = out.shape[-3:-1]
     for tap, here, there in _taps(size, k, n):
@@ -49,15 +47,15 @@ def gather(states: Tensor, out: Tensor, n: int) -> Tensor:
 
 
 def scatter(gathered: Tensor, out: Tensor, n: int) -> None:
-    """Adds the copies (w*n, k, C) of each state to `out` (w*n, C): the transpose of `gather`."""
+    """Adds all copies (w*n, k, C) of a state up into `out` (w*n, C): the transpose of `gather`."""
     size, k, _ = gathered.shape
     for tap, here, there in _taps(size, k, n):
         out[there] += gathered[here, tap]
 
 
 def _taps(size: int, k: int, n: int) -> list[tuple[int, slice, slice]]:
-    """Lists for each of k columns side by side its number, the positions that have a neighbor
-    there, and those neighbors.
+    """Lists, for each of k neighboring columns, its number, the positions that have this neighbor,
+    and the positions of the neighbors.
     """
     shifts = [(tap, (tap - k // 2) * n) for tap in range(k)]
     return [
@@ -72,8 +70,8 @@ def _taps(size: int, k: int, n: int) -> list[tuple[int, slice, slice]]:
 
 
 class _Scan(torch.autograd.Function):
-    """Runs the recurrence and its gradient. Between the products all is float32, in buffers of one
-    row, for bfloat16 gates too: their own tanh takes six times as long.
+    """Runs the recurrence and its gradient. Between the matrix products it computes in float32, in
+    buffers of one row, for bfloat16 gates too: tanh in bfloat16 takes six times as long.
     """
 
     @staticmethod
@@ -121,7 +119,9 @@ class _Scan(torch.autograd.Function):
 
 
 class _StepBack:
-    """Computes the gradient of one row, from the last to the first, in buffers made once."""
+    """Computes the gradient of one row at a time, from the last to the first, in buffers that are
+    made once.
+    """
 
     def __init__(self, like: Tensor) -> None:
         size, C = like.shape
@@ -131,8 +131,8 @@ class _StepBack:
         self.C = C
 
     def __call__(self, gates: Tensor, cells: Tensor, before: Tensor | None) -> None:
-        """Turns `gates` (w*N, 4C) into their own gradient, and that of `cells` into that of
-        `before`, the cells of the row above.
+        """Overwrites `gates` (w*N, 4C) with their gradient, and turns `for_cell`, the gradient of
+        `cells`, into that of `before`, the cells of the row above.
         """
         sigmoids, bounded, for_hidden, for_cell = (
             3 * self.C,
@@ -158,16 +158,16 @@ class _StepBack:
 
 
 class MaskedConv2d(nn.Conv2d):
-    """Convolves over the rows above, and its own row to the left: mask A of the paper's section
-    3.4, without the rows below.
+    """Convolves over the rows above, and over the same row to the left: mask A of the paper's
+    section 3.4, in a kernel without the rows below.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, (FIRST_REACH + 1, 2 * FIRST_REACH + 1))
 
     def masked(self) -> Tensor:
-        """Returns the weights (outputs, inputs, rows, columns), zero where they would see their own
-        position or beyond.
+        """Returns the weights (outputs, inputs, rows, columns), with zeros at the position itself
+        and right of it.
         """
         seen = torch.ones_like(self.weight[0, 0])
         seen[-1, FIRST_REACH:] = 0
@@ -193,15 +193,17 @@ class RowLSTM(nn.Module):
         self.out = nn.Linear(C, 2 * C, bias=False)
         assert self.input.bias is not None
         nn.init.zeros_(self.input.bias)
-        # the forget gates: cells keep what they hold until they learn better
+        # the forget gates: at first, cells keep what they hold
         nn.init.ones_(self.input.bias[C : 2 * C])
 
     def state_matrix(self) -> Tensor:
-        """Returns a matrix (k*C, 4C) from the states of k columns of the row above to the gates."""
+        """Returns the matrix (k*C, 4C) that takes the states of k columns of the row above to the
+        gates.
+        """
         return self.state.weight.permute(2, 1, 0).flatten(0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the next x, of x (h, w, N, 2C): rows, columns, images, features."""
+        """Maps features (h, w, N, 2C) of rows, columns and images to as many."""
         h, w, N, _ = x.shape
         # (h, 2C, w + reach, N), channels last
         padded = F.pad(x, (0, 0, 0, 0, self.reach, 0)).permute(0, 3, 1, 2)
@@ -213,12 +215,14 @@ class RowLSTM(nn.Module):
 
 
 class PixelRNN(Prior):
-    """Predicts each index from a recurrence over the rows above and its own row to the left."""
+    """Predicts each index from the rows above it, by a recurrence, and from its own row to the
+    left.
+    """
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
         C, L = config.width, config.levels
-        # the first layer sees 28 places: as many more channels take 13 % of a step
+        # C / 2, as the first layer sees 28 positions: with C channels a step takes 13 % longer
         self.embedding = code_embedding(config, C // 2, L)
         self.first = MaskedConv2d(C // 2, 2 * C)
         self.label = nn.Embedding(len(config.labels) + 1, 2 * C) if config.labels else None
@@ -247,8 +251,8 @@ class PixelRNN(Prior):
         return features.view(h, w, B, L, -1).permute(2, 3, 0, 1, 4)
 
     def constant(self, rows: Tensor | None, context: Tensor | None) -> Tensor | None:
-        """Returns what the positions know beside their own level, (B, L or 1, h or 1, w or 1, 2C),
-        from the labels' rows and (B, L, C, h, w).
+        """Returns the features of label and lower levels, (B, L or 1, h or 1, w or 1, 2C), from the
+        rows of the labels (B,) and the context (B, L, C, h, w); None where there is neither.
         """
         parts = []
         if self.label is not None and rows is not None:

@@ -1,5 +1,5 @@
-"""Quantizes by codebooks one after another, each of what those before it have left, in the memory
-of one: nothing that is left is kept, but computed again from the indices.
+"""Runs a chain of residual codebooks in the memory of one: the backward pass does not store the
+residuals, but computes them again from the indices.
 """
 
 from typing import Any, NamedTuple
@@ -18,16 +18,16 @@ class Chained(NamedTuple):
     indices: Tensor  # (L, N)
     losses: Tensor  # (L,)
     counts: Tensor  # (L, K), how many vectors chose each entry
-    sums: Tensor  # (L, K, D), of what was left for the level
+    sums: Tensor  # (L, K, D), of the residuals that chose each entry
 
 
 class Chain(torch.autograd.Function):
     """Maps vectors (N, D) to the sums of the entries that L codebooks choose for them.
 
-    With r_l what is left after level l, the loss of a level is beta || r_l ||^2 and, where its
-    entries learn by it, || r_l ||^2 once more. At the vectors, which are passed straight through,
-    each level's commitment has the gradient of beta || z - sg[z - r_l] ||^2: they should lie near
-    what all levels up to this one make of them.
+    Let r_l be the residual after level l. The loss of a level is beta || r_l ||^2, and
+    || r_l ||^2 more where its entries learn by gradient. The sums pass their gradient straight
+    through to the vectors z, and each level adds the gradient of its commitment,
+    beta || z - sg[z - r_l] ||^2, which pulls z toward the sum of the levels up to this one.
     """
 
     @staticmethod
@@ -40,7 +40,9 @@ class Chain(torch.autograd.Function):
         dot: bool,
         *entries: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Returns a `Chained`; depths (N,) say how many levels are summed, None means all."""
+        """Returns the fields of a `Chained`. depths (N,) says how many levels are summed for each
+        vector; None means all.
+        """
         (N, D), L = vectors.shape, len(entries)
         made = torch.empty_like(vectors)
         indices = torch.empty(L, N, dtype=torch.int64, device=vectors.device)

@@ -57,13 +57,13 @@ class NearestSearch:
             _largest(self._by_onednn(part) if self.onednn else self._by_mm(part), out)
 
     def _by_onednn(self, part: Tensor) -> Tensor:
-        """The scores (n, K) of vectors (n, D)."""
+        """Computes the scores (n, K) of vectors (n, D)."""
         # it sums a single row in another order than several, and that could move a near tie
         rows = part.expand(2, -1) if len(part) == 1 else part
         return onednn_linear(rows.contiguous(), self.weights, self.offset)[: len(part)]
 
     def _by_mm(self, part: Tensor) -> Tensor:
-        """The same, in a buffer that the next call overwrites."""
+        """Computes the same in a buffer that the next call overwrites."""
         n, D = part.shape
         if n != len(self.scores):
             self.extended, self.scores = (
@@ -87,12 +87,12 @@ def _largest(scores: Tensor, out: Tensor) -> None:
 
 
 class Rest:
-    """What levels have left of vectors (B, h*w, D), as rows of (N, D) that are computed when they
-    are asked for.
+    """Computes rows of the residual (N, D) that levels leave of vectors (B, h*w, D), when they are
+    asked for.
     """
 
     def __init__(self, vectors: Tensor, taken: tuple[tuple[Tensor, Tensor], ...] = ()) -> None:
-        """`taken` are the entries (K, D) and indices (N,) of each level before."""
+        """Takes, in `taken`, the entries (K, D) and indices (N,) of each level before."""
         self.vectors, self.taken = vectors, taken
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class Rest:
 
     @property
     def block(self) -> int:
-        """Returns how many vectors an image has."""
+        """Returns h*w, the number of vectors of an image."""
         return self.vectors.shape[1]
 
     def __getitem__(self, rows: Tensor) -> Tensor:
@@ -381,13 +381,15 @@ class AveragedCodebook(Codebook):
         return update_codebooks([self], rows, ok)
 
     def seen(self) -> tuple[Rest, Assignment]:
-        """Returns what the last forward in training mode saw, once."""
+        """Returns the vectors of the last forward in training mode and their assignment, once."""
         assert self._last_batch is not None, "update_codebook() follows a forward in training mode"
         seen, self._last_batch = self._last_batch, None
         return seen
 
     def follow(self, codebooks: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
-        """Codebooks (L, K, D) of this kind after a step, from the averages (L, K) and (L, K, D)."""
+        """Returns the codebooks (L, K, D) after a step, given the averages of counts (L, K) and of
+        sums (L, K, D).
+        """
         return codebooks
 
 

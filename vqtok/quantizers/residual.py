@@ -1,5 +1,5 @@
-"""Quantizes at several levels: each takes what the levels before it have left, or a part of the
-vector of its own.
+"""Quantizes at several levels. Each level codes the residual that the levels before it leave, or,
+in a product quantizer, its own slice of the vector.
 """
 
 import math
@@ -18,7 +18,9 @@ from vqtok.quantizers.update import update_codebooks
 
 
 class _Pull(torch.autograd.Function):
-    """Zero, with the gradient at z of beta * mse_loss(z, z - rest): keeps nothing but `rest`."""
+    """Returns zero; its gradient at z is that of beta * mse_loss(z, z - rest). For the backward
+    pass it stores `rest` alone.
+    """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, rest: Tensor, beta: float) -> Tensor:
@@ -40,11 +42,11 @@ def _pull(z: Tensor, rest: Tensor, beta: float) -> Tensor:
 
 
 class LevelQuantizer(Quantizer):
-    """Joins L quantizers of one kind; the sum of the first n of their vectors is an image at n
-    levels, for any n.
+    """Joins L quantizers of one kind. For any n, the sum of the vectors of the first n can be
+    decoded: it gives the image at n levels.
 
-    With level dropout (Zeghidour et al. 2021, arXiv 2107.03312, section III-C), part of the images
-    is decoded from fewer levels in training: that makes the decoder good at every n.
+    With level dropout (Zeghidour et al. 2021, arXiv 2107.03312, section III-C), training decodes
+    some images from fewer levels, so that the decoder learns every n.
     """
 
     def __init__(self, config: TokenizerConfig, levels: list[Quantizer]) -> None:
@@ -52,15 +54,15 @@ class LevelQuantizer(Quantizer):
         self.codebook_size, self.levels = config.codebook_size, len(levels)
         self.beta, self.dropout = config.beta, config.level_dropout
         self.quantizers = nn.ModuleList(levels)
-        # How many levels there are is worth knowing to the decoder:
-        # a few tell less about fine detail than their vectors claim.
+        # Added to the sum of n levels, row n - 1 tells the decoder n: the fewer levels, the less
+        # the vectors can be trusted in fine detail.
         self.depth = nn.Parameter(torch.zeros(self.levels, config.code_dim))
 
     def forward(self, z: Tensor, depths: Tensor | None = None) -> Quantized:
-        """Quantizes as Quantizer.forward does.
+        """Quantizes vectors (B, D, h, w), as `Quantizer.forward` does.
 
-        `depths` are `draw_depths`' (B,); without them, training draws them by
-        torch's global generator.
+        `depths` (B,) says how many levels each image is decoded from. Without it, training calls
+        `draw_depths`, which then uses PyTorch's global generator.
         """
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
@@ -68,15 +70,16 @@ class LevelQuantizer(Quantizer):
                 depths = self.draw_depths(len(z))
             depths = depths if depths is None else depths.to(z.device)
             vectors, indices, losses = self._quantize(z, depths)
-            # The mark of the depth that each image is decoded from.
-            depth = self.depth[-1:] if depths is None else self._marks(depths)  # (B, D)
+            depth = self.depth[-1:] if depths is None else self._marks(depths)  # (1 or B, D)
             vectors = vectors + depth[:, :, None, None]
         return Quantized(vectors, torch.cat(indices, 1), torch.stack(losses).mean())
 
     def _quantize(
         self, z: Tensor, depths: Tensor | None
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Returns the sum of the levels (B, D, h, w), and the indices and losses of each."""
+        """Returns the sum of the levels (B, D, h, w), and the indices (B, 1, h, w) and the loss of
+        each level.
+        """
         raise NotImplementedError
 
     def _level(self, level: int) -> Quantizer:
@@ -85,17 +88,21 @@ class LevelQuantizer(Quantizer):
         return quantizer
 
     def _marks(self, depths: Tensor) -> Tensor:
-        """Returns marks (B, D) of depths (B,): a product, as the gradient of a look-up is a sum in
-        no fixed order on a GPU.
+        """Looks up the rows of `self.depth` for depths (B,): (B, D).
+
+        It multiplies by a one-hot matrix, because on a GPU the gradient of indexing is summed in
+        no fixed order.
         """
         chosen = depths[:, None] == torch.arange(1, self.levels + 1, device=depths.device)
         return chosen.to(self.depth.dtype) @ self.depth
 
     def draw_depths(self, images: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Draws how many levels each image is decoded from, int64 (images,); None for all.
+        """Draws how many levels each image is decoded from, int64 (images,); None means all of
+        them.
 
-        Drawn so that log n is uniform: the first levels matter at every rate, the last one at one
-        rate only. Each process draws for the whole batch, of which it has every n-th image.
+        Where an image is decoded from fewer, log n is uniform: the first levels serve every rate,
+        the last one serves one. Of P processes each draws for the whole batch and takes every P-th
+        draw.
         """
         if self.dropout == 0:
             return None
@@ -128,10 +135,10 @@ class LevelQuantizer(Quantizer):
 
 
 class ResidualQuantizer(LevelQuantizer):
-    """Chains quantizers, each of what the levels before it have left.
+    """Quantizes the residual of the levels before, level by level.
 
-    Residual vector quantization as in Zeghidour et al. 2021 (SoundStream, arXiv 2107.03312, section
-    III-C), for any quantizer.
+    This is the residual vector quantization of Zeghidour et al. 2021 (SoundStream, arXiv
+    2107.03312, section III-C), with any quantizer in place of the codebook.
     """
 
     def _quantize(
@@ -152,15 +159,16 @@ class ResidualQuantizer(LevelQuantizer):
             indices.append(part.indices)
             losses.append(part.loss)
             if level:
-                # The gradient that reaches z through `residual` is zero after a level that
-                # passes it straight through, so the commitment of a later level, whose value
-                # is in its loss, gets its gradient here: z should lie near what all levels
-                # up to this one make of it.
+                # A straight-through level passes no gradient to z through `residual`. The
+                # commitment of a later level is in its loss as a value, and gets its gradient
+                # here: it pulls z toward the sum of all levels up to this one.
                 losses[-1] = losses[-1] + _pull(z, residual.detach(), self.beta)
         return vectors, indices, losses
 
     def _is_chain(self, z: Tensor) -> bool:
-        """Whether the levels are codebooks that `Chain` takes, on a device where it is quicker."""
+        """Returns whether all levels are codebooks, as `Chain` needs, and the device is one where
+        `Chain` is faster.
+        """
         return (
             in_chunks(z.device)
             and not torch.compiler.is_compiling()
@@ -190,19 +198,21 @@ class ResidualQuantizer(LevelQuantizer):
 
     @torch.no_grad()
     def _observe(self, vectors: Tensor, made: Chained) -> None:
-        """Gives each level what it would have seen by itself."""
+        """Reports to each level the residual and the choices that it would have seen in a loop
+        over levels.
+        """
         taken: tuple[tuple[Tensor, Tensor], ...] = ()
         for level, which, *sums in zip(
             self.quantizers, made.indices, made.losses, made.counts, made.sums, strict=True
         ):
             assert isinstance(level, Codebook)
             level.observe(Rest(vectors, taken), Assignment(vectors, which, *sums))
-            if self.training:  # an optimizer's step changes the entries before they are asked for
+            if self.training:  # a copy: the optimizer changes the entries before `Rest` reads them
                 taken += ((level.entries().clone(), which),)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Returns vectors (B, D, h, w) for the indices (B, n, h, w) of the first n levels, n from 1
-        to L.
+        """Returns vectors (B, D, h, w) for the indices (B, n, h, w) of the first n levels, where
+        1 <= n <= L.
         """
         count = indices.shape[1]
         parts = [self._level(level).lookup(indices[:, level : level + 1]) for level in range(count)]
@@ -225,11 +235,11 @@ class ResidualQuantizer(LevelQuantizer):
 
 
 class ProductQuantizer(LevelQuantizer):
-    """Cuts a vector into L equal parts, and quantizes each by itself (Jegou et al. 2011, product
-    quantization).
+    """Cuts a vector into L slices of equal length and quantizes each by itself: product
+    quantization (Jegou et al. 2011).
 
-    An entry of level l is the vector that has the code in part l and zeros elsewhere: sums of
-    entries, and of the mark of their number, are vectors as with residual levels.
+    An entry of level l is a vector of D numbers: the code in slice l, zeros elsewhere. So entries
+    of several levels add up to a vector, as in a residual quantizer.
     """
 
     def _quantize(
@@ -245,8 +255,8 @@ class ProductQuantizer(LevelQuantizer):
         return torch.cat(vectors, 1), [part.indices for part in parts], [p.loss for p in parts]
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Returns vectors (B, D, h, w) for the indices (B, n, h, w) of the first n levels, n from 1
-        to L; the parts of the others are the mark's.
+        """Returns vectors (B, D, h, w) for the indices (B, n, h, w) of the first n levels, where
+        1 <= n <= L. The other slices are those of row n - 1 of `self.depth`.
         """
         B, count, h, w = indices.shape
         parts = [self._level(level).lookup(indices[:, level : level + 1]) for level in range(count)]

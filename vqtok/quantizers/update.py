@@ -31,12 +31,12 @@ class Averaged(Protocol):
 
 @torch.no_grad()
 def update_codebooks(levels: Sequence[Averaged], rows: Tensor | None, ok: Tensor | None) -> Tensor:
-    """Moves averages and codebooks by what each level's last forward saw, and dead codes onto
-    vectors of that batch; how many, a scalar.
+    """Updates averages and codebooks from the last forward of each level, and moves dead codes onto
+    vectors of that batch. Returns how many it moved, a scalar.
 
-    Counts are kept in units of the mean use N/K, so that the threshold holds for any
-    batch size and K. The batch is that of all processes, and so are the vectors. The levels are of
-    one kind, with the same settings. rows and ok as in `Quantizer.update_codebook`.
+    Counts are in units of the mean use N/K, so that one threshold serves any batch size and K. The
+    batch is that of all processes. All levels are of one kind, with the same settings. `rows` and
+    `ok` are as in `Quantizer.update_codebook`.
     """
     first = levels[0]
     seen = [level.seen() for level in levels]

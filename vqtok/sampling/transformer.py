@@ -17,8 +17,8 @@ TOGETHER = 1024  # tokens at most in one pass, whose mask has as many rows
 
 
 class BlockState:
-    """A block with the keys and values of the tokens so far, for several tokens at once
-    or, in fewer calls, for one.
+    """Runs a block with the keys and values of the tokens so far: on several tokens at once, or on
+    one in fewer calls.
     """
 
     def __init__(self, block: Block, n: int, T: int) -> None:

@@ -32,7 +32,7 @@ DECAY = 0.99  # of the moving averages (LeCam's own)
 class _StepRecord:
     """Holds what the discriminator's own step needs of the tokenizer's step.
 
-    Nothing of it lasts before `update`: a step may turn out to be skipped.
+    Nothing is kept of it unless `update` is called, as the step may be skipped.
     """
 
     reconstruction: Tensor  # (B, C, H, W) in [-1, 1], without gradient
@@ -48,9 +48,9 @@ class Adversary(nn.Module):
     """Holds a patch discriminator, its optimizer and moving averages: its state_dict and the
     optimizer's are all its state.
 
-    At each step, after `schedule`, the tokenizer minimizes `generator_terms`; `compute_gradients`
-    says whether the discriminator can learn from the same batch, and `update` lets it. A step that
-    is skipped has no `update`, or one that is not ok, and leaves no trace.
+    A step calls `schedule`; then `generator_terms`, which the tokenizer minimizes; then
+    `compute_gradients` on the same batch; and at last `update`. A skipped step leaves `update` out,
+    or calls it with `ok` false, and changes nothing.
     """
 
     scores: Tensor
@@ -195,7 +195,7 @@ class Adversary(nn.Module):
         return {"discriminator": seen.loss}
 
     def _clear(self) -> None:
-        """Leaves no trace of the batch just seen."""
+        """Forgets the last batch and its gradients."""
         self._last_step = None
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -11,7 +11,7 @@ from vqtok.train.runtime import DeviceScalar, foreach
 
 
 class WeightAverage:
-    """Averages of all float tensors of a network but for the training state of its quantizer."""
+    """Averages all float tensors of a network except the training state of its quantizer."""
 
     def __init__(self, network: nn.Module, decay: float, frozen: tuple[str, ...] = ()) -> None:
         """Starts the average. Tensors whose names begin with one of `frozen` never change, and are
@@ -33,18 +33,18 @@ class WeightAverage:
         return {f"ema.{name}": value for name, value in self._mean.items()}
 
     def reset(self) -> None:
-        """Takes the weights as they are for their average."""
+        """Sets the averages to the present weights."""
         for name, value in self._live.items():
             self._mean[name].copy_(value)
 
     def schedule(self, step: int) -> None:
-        """Sets how fast the next update follows, the one after `step` steps:
-        at first faster than `decay` says, or the start would be felt for long.
+        """Sets the rate of the update after `step` steps. At first it is above 1 - `decay`, or the
+        first weights would stay in the average for long.
         """
         self._rate.set(1 - min(self.decay, (1 + step) / (10 + step)))
 
     def update(self, ok: Tensor | None = None) -> None:
-        """Follows the weights; `ok` false leaves the averages as they are."""
+        """Moves the averages toward the weights; `ok` false leaves them as they are."""
         means, live, rate = list(self._mean.values()), list(self._live.values()), self._rate.value
         if not isinstance(rate, Tensor):
             foreach._foreach_lerp_(means, live, rate)

@@ -10,13 +10,13 @@ WARM = 3  # steps before the capture: they make what lasts (moments, plans of cu
 
 
 class GraphedStep:
-    """Runs a step on batches of one shape: the first few as they are, then by replaying what one of
-    them launched.
+    """Runs a step on batches of one shape: WARM times as usual, then from a captured CUDA graph.
 
-    A step must not look at a number on its way, and all that changes from one to the next lies in
-    tensors: the batch, and what the caller fills before. `phase` is what the step's Python code
-    depends on: a new one is captured anew. Where a step cannot be captured, `note` gets the reason,
-    `forget` drops what the attempt has left in Python's hands, and it goes on kernel by kernel.
+    The step must not read a number back from the device. All that changes between steps must be in
+    tensors: the batch, and those that the caller fills beforehand. `phase` is what the Python code
+    of the step depends on; when it changes, the step is captured again. Where the capture fails,
+    `note` gets the reason, `forget` drops what the attempt left in Python objects, and the step
+    runs kernel by kernel from then on.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class GraphedStep:
 
     def __call__(self, batch: Any, phase: Hashable) -> None:
         """Runs one step on a batch: a named tuple of tensors on the host, and of numbers that the
-        step does not look at.
+        step does not use.
         """
         if self._batch is None or phase != self._phase:
             self._phase, self._graph, self._warm = phase, None, 0
@@ -74,7 +74,7 @@ class GraphedStep:
 
 
 def _fill(held: Any, batch: Any, device: torch.device) -> Any:
-    """Copies the batch to the device, into the tensors of the batch before where there is one."""
+    """Copies the batch to the device, into the tensors of the previous batch where there is one."""
     if held is None:
         return to_device(batch, device)
     fields = []

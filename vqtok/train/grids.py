@@ -166,7 +166,7 @@ def _images(dataset: Dataset, numbers: range, channels: int) -> Iterator[np.ndar
 
 
 def _same_shape(images: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Runs of neighboring images that share a shape and fit in PIXELS_AT_ONCE."""
+    """Yields lists of successive images of one shape, at most PIXELS_AT_ONCE pixels each."""
     group: list[np.ndarray] = []
     for image in images:
         full = (len(group) + 1) * image.shape[0] * image.shape[1] > PIXELS_AT_ONCE
@@ -220,7 +220,7 @@ def load_grids(path: Path, tokenizer: str, count: int) -> Grids | None:
 
 
 class GridBatches:
-    """Windows of index grids; each batch is a pure function of the step.
+    """Cuts windows of index grids into batches; each batch is a pure function of the step.
 
     `share` is as in `Batches`.
     """

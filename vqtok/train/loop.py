@@ -167,7 +167,7 @@ class _Trainer:
             self._seen_step(batch)
 
     def _seen_step(self, batch: Any) -> None:
-        """Takes a step whose figures are looked at before anything changes."""
+        """Runs a step that reads its loss and gradients from the device before anything changes."""
         progress = self.progress
         result, shown, checked = self._gradients(batch)
         # one wait for the device
@@ -182,8 +182,8 @@ class _Trainer:
             progress.window[name] = progress.window.get(name, 0) + value
 
     def _unseen_step(self, batch: Any, phase: Hashable) -> None:
-        """Takes a step that nobody waits for: the device itself decides whether it may change
-        anything.
+        """Runs a step without waiting for the device, which itself decides whether anything may
+        change.
         """
         if phase != self.phase:
             self._look()  # other figures follow
@@ -221,7 +221,7 @@ class _Trainer:
         return result, list(shown), shown | {"gradient norm": norm} | self.task.auxiliary_step()
 
     def _update(self, result: Step, ok: Tensor | None) -> dict[str, Tensor]:
-        """Changes weights and all that follows them, unless `ok` is false; further figures."""
+        """Updates weights, averages and codebooks unless `ok` is false; returns more figures."""
         step_if(self.optimizer, ok)
         self.optimizer.zero_grad(set_to_none=True)
         figures = self.task.after_step(ok)
@@ -239,8 +239,8 @@ class _Trainer:
             learner.optimizer.zero_grad(set_to_none=True)
 
     def _look(self) -> None:
-        """Adds what the steps since the last look have given to the window;
-        raises where too many of them have been skipped.
+        """Reads the figures of the steps since the last look into the window; raises TrainingError
+        where too many of these steps were skipped.
         """
         if not self.free:
             return
@@ -257,11 +257,10 @@ class _Trainer:
             )
 
     def _all_reduce(self, result: Step) -> Step:
-        """Loss and metrics of the whole batch in place of those of this process's
-        part; the gradients, too.
+        """Averages gradients, loss and metrics over all processes.
 
-        Not by DistributedDataParallel: its hooks would need exceptions for the discriminator's
-        passes, and of what a step leaves out.
+        DistributedDataParallel is not used: its hooks would need exceptions for the passes of the
+        discriminator, and for parameters that a step does not use.
         """
         if distributed.world_size() == 1:
             return result
@@ -276,9 +275,7 @@ class _Trainer:
         return replace(result, loss=means.pop("loss"), metrics=means)
 
     def _sync_weights(self) -> None:
-        """Gives all processes the weights of the first:
-        no machine may round its own way for long.
-        """
+        """Gives all processes the weights of the first, as machines may round differently."""
         for learner in self.learners:
             distributed.broadcast(learner.weights().values())
 
