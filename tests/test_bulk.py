@@ -138,17 +138,6 @@ def test_batches_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch)
     assert contents("out") == contents("small") == contents("pending")
 
 
-def test_few_kinds_of_products_are_kept_compiled(monkeypatch: pytest.MonkeyPatch):
-    """Of many sizes of images, each cache of 1,024 kinds of products grows by some 60 MB."""
-    names = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
-    for name in names:
-        monkeypatch.setenv(name, "1")
-        monkeypatch.delenv(name)
-    make_tar("a.tar", image_files(1, SIZES))
-    encode("a.tar", "-o", "out")
-    assert [os.environ[name] for name in names] == ["16", "16"]
-
-
 @pytest.mark.slow
 def test_bad_images_are_recorded_and_counted():
     members = image_files(4)
