@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 # Kinds of products that oneDNN, and PyTorch above it, each keep compiled, in place of 1,024. Images
-# of many sizes make some 10 new kinds each: `encode` of 1,000 sizes held 573 MB, with 64 kinds 327, and
-# took the same time. `photo` has 23 at one size, and up to 48 where it decodes tile by tile.
+# of many sizes make some 10 new kinds each: `encode` of 1,000 sizes held 573 MB, with 64 kinds 327,
+# and took the same time. `photo` has 23 at one size, and up to 48 where it decodes tile by tile.
 _PRODUCTS_KEPT = 64
 RUNTIMES = ("auto", "onnxruntime", "torch")  # of VQTOK_RUNTIME
 
