@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         PriorStageConfig,
         Recipe,
         SamplingConfig,
-        SamplingConfig,
         StageConfig,
         TokenizerStageConfig,
     )
