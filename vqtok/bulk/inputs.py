@@ -18,7 +18,7 @@ from vqtok.bulk.facts import Facts, NameFacts, SomeNames, Text
 from vqtok.data import samples, splits
 from vqtok.data.foreign import COMPRESSED, refuse_compressed, refuse_words
 from vqtok.data.listing import TEXTS
-from vqtok.data.tar import TarMember, has_end, index_tar, is_hidden, is_image_member
+from vqtok.data.tar import TarMember, has_end, index_tar, is_hidden, is_image_member, plain_name
 from vqtok.errors import InputError, UsageError
 from vqtok.images import IMAGE_SUFFIXES, Range, Recognizer
 
@@ -376,7 +376,7 @@ def _wanted(path: Path, recognizer: Recognizer) -> Iterator[TarMember | _Damage]
     """Yields the images in a tar, and the texts that may belong to them."""
     try:
         for member in index_tar(path):
-            name = member.name.removeprefix("./")
+            name = plain_name(member.name)
             is_text = bool(facts.text_suffix(name)) and not is_hidden(name)
             if is_text or is_image_member(path, member, recognizer):
                 yield member._replace(name=name)
