@@ -195,8 +195,10 @@ def test_a_prior_validates_on_images_of_which_it_sees_no_copy():
     )
     data, stored = CodesData(Path("out")), CodesDataset("out")
     assert data.notes == (
-        "32 copies of 8 images: validation takes the first copy of an image, training none then.",
+        "32 copies of 8 images: of an image set aside for validation, the first copy is used, and "
+        "none is trained on.",
     )
+    assert data.mirrored
     for seed in range(5):
         train, aside = split_indices(data, 0.4, 256, seed)
         names = [{stored[i][1] for i in part} for part in (train, aside)]

@@ -60,9 +60,9 @@ class CodesData(Plain):
         left_out = Counter(splits[i] for i in np.setdiff1d(np.arange(len(names)), self._kept))
         counts = ", ".join(f"{count:,} of {name}" for name, count in sorted(left_out.items()))
         different = int(self.sources.max()) + 1
-        copied = different < len(self) and (
-            f"{len(self):,} copies of {different:,} images: validation takes the first copy of an "
-            "image, training none then."
+        copied = 1 < different < len(self) and (
+            f"{len(self):,} copies of {different:,} images: of an image set aside for validation, "
+            "the first copy is used, and none is trained on."
         )
         told = [counts and f"split: left out {counts}.", copied, classes.note]
         self.notes = tuple(filter(None, told))
@@ -72,6 +72,12 @@ class CodesData(Plain):
         fields = read_fields(self.codes)
         labels = tuple(name or str(number) for number, name in enumerate(fields.labels))
         return Classes(labels, np.concatenate(fields.classes).astype(np.int64)[self._kept])
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the codes are also of mirror images."""
+        crops = self.codes.manifest.crops
+        return "flip" in crops or "ten" in crops
 
     @property
     def size(self) -> tuple[int, int]:
