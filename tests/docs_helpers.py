@@ -81,8 +81,11 @@ def _short(words: list[str]) -> list[str]:
     A tokenizer that is there already keeps its network.
     """
     if words[0] == "study":
-        return ["--budget", "1s"]
+        return ["--budget", "1s", "--test-pictures", "10", "--samples", "4"]
     if words[0] != "train" or "--resume" in words:
         return []
-    there = "--init" in words or "--stage" in words
-    return shlex.split(FEW if there else f"{FEW} {SMALL}")
+    if "--init" in words or "--stage" in words:
+        return shlex.split(FEW)
+    # k-means of the codebook takes as many vectors as four times its size
+    codes = "" if "--codebook-size" in words else "--codebook-size 64"
+    return shlex.split(f"{FEW} {SMALL} {codes}")

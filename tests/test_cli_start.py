@@ -64,7 +64,8 @@ import sys
 from vqtok.cli import main
 unused = ("rich.table", "vqtok.plots.curves", "vqtok.losses.lpips", "vqtok.priors.pixelrnn",
           "vqtok.integer_prior.inference", "vqtok.onnx.tokenizer")
-for words in ("sample -n 1 -o one.png", "encode a.png", "decode a.npz", "encode a.png --compact -o b.npz", "decode b.npz", \
+for words in ("sample -n 1 -o one.png", "encode a.png", "decode a.npz", \
+"encode a.png --compact -o b.npz", "decode b.npz", \
 "pack a.npz", "sample"):
     sys.argv = ["vqtok", *words.split()]
     try:
