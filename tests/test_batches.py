@@ -47,7 +47,7 @@ def test_shapes_are_the_same_everywhere() -> None:
         shapes.image(20000)
 
 
-SHAPE_ROW = [68, 170, 77, 65]
+SHAPE_ROW = [80, 162, 90, 162]
 
 
 @pytest.mark.slow
@@ -63,6 +63,12 @@ def test_shapes_vary_and_show_their_label() -> None:
         block[np.array(targets(shapes)) == shapes.labels.index(k)] for k in ("ring", "circle")
     )
     assert rings.std((1, 2)).mean() < circles.std((1, 2)).mean(), "a ring covers less than a disk"
+    # a small codebook has room for the colors of shapes, or of grounds, not for all pairs of both
+    corner = block[:, 0, 0].astype(int)
+    assert (corner.max(1) - corner.min(1)).mean() < 40, "grounds are tinted"
+    middle = block[(block.max(3).astype(int) - block.min(3)).reshape(600, -1).max(1) > 100]
+    assert len(middle) > 500, "shapes have strong colors"
+    assert 0.3 < (corner.mean(1) < 110).mean() < 0.7, "half the grounds are dark"
 
 
 @pytest.mark.slow

@@ -52,6 +52,35 @@ __main__.main()
     assert done.stdout.split() == [given or "passive", "False"]
 
 
+def test_values_that_need_no_check_are_passed_on(toy: Path, monkeypatch: pytest.MonkeyPatch):
+    """Typer 0.29 imports Pydantic to check even what was not given."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("pydantic", "typer")]:
+        if name.startswith("pydantic") or name == "typer._adapters":
+            monkeypatch.setitem(sys.modules, name, None)  # whose import then fails
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    save("a.png")
+    ok("encode", "a.png", "-o", "b.npz", "-m", "toy", "--background", "black", "-f", "-q")
+    ok("info", "b.npz", "--json")
+    ok("decode", "b.npz", "-o", "b.png")
+    assert Path("b.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["encode"], "missing argument 'IN"),
+        (["encode", "a.png", "--levels", "x"], "--levels"),
+        (["encode", "a.png", "--levels", "0"], "--levels"),
+        (["encode", "a.png", "--effort", "12"], "--effort"),
+        (["encode", "a.png", "--goal", "no"], "--goal"),
+        (["sample", "--top-p", "no"], "--top-p"),
+    ],
+)
+def test_values_that_need_a_check_get_it(words: list[str], said: str, toy: Path):
+    save("a.png")
+    assert said in fails(*words, code=2)
+
+
 @pytest.mark.slow
 def test_commands_import_no_compiler(toy: Path):
     """torch._dynamo and sympy take as long to import as half of torch,
@@ -64,9 +93,8 @@ import sys
 from vqtok.cli import main
 unused = ("rich.table", "vqtok.plots.curves", "vqtok.losses.lpips", "vqtok.priors.pixelrnn",
           "vqtok.integer_prior.inference", "vqtok.onnx.tokenizer")
-for words in ("sample -n 1 -o one.png", "encode a.png", "decode a.npz", \
-"encode a.png --compact -o b.npz", "decode b.npz", \
-"pack a.npz", "sample"):
+for words in ("sample -n 1 -o one.png", "encode a.png", "decode a.npz",
+              "encode a.png --compact -o b.npz", "decode b.npz", "pack a.npz", "sample"):
     sys.argv = ["vqtok", *words.split()]
     try:
         main()

@@ -15,6 +15,7 @@ from vqtok.config import (
     PriorConfig,
     PriorStageConfig,
     Recipe,
+    SamplingConfig,
     StageConfig,
     TokenizerConfig,
     TokenizerStageConfig,
@@ -97,6 +98,9 @@ RANGES: list[tuple[type, str, tuple[Any, ...], tuple[Any, ...]]] = [
     (StageConfig, "ema", (0.0, 0.99999), (-0.1, 1.0, math.nan)),
     (StageConfig, "validate_every", (1,), (0,)),
     (PriorStageConfig, "label_dropout", (0.0, 1.0), (-0.1, 1.1, math.nan)),
+    (SamplingConfig, "temperature", (0.0, 100.0), (-0.1, 101.0, math.nan)),
+    (SamplingConfig, "top_p", (1e-9, 1.0), (0.0, 1.1, math.nan)),
+    (SamplingConfig, "guidance", (0.0, 100.0), (-0.1, 101.0, math.nan)),
     *((LossConfig, name, (0.0, 100.0), (-0.1, 101.0, math.nan)) for name in LOSS_WEIGHTS),
     (LossConfig, "perceptual_part", (0.01, 1.0), (0.0, 1.1, math.nan)),
     (LossConfig, "adversarial_start", (0.0, 1.0), (-0.1, 1.1, math.nan)),
@@ -263,6 +267,7 @@ def test_everything_that_a_recipe_can_hold_survives_toml(tmp_path: Path):
         "bf16",
         EntropyConfig(7, 3, 8, 16, 1, 9, 2),
         StageConfig(8, 3, 1e-4, "muon", 1, "constant", 0.1, 2.0, 0.5, 6),
+        SamplingConfig(0.5, 0.9, 3.0),
     )
     for part in fields(Recipe):
         assert getattr(recipe, part.name) != getattr(Recipe(), part.name)

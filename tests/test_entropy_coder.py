@@ -55,8 +55,8 @@ def wrong_last_index(monkeypatch: pytest.MonkeyPatch, coder: EntropyCoder) -> No
 def wrong_sum(monkeypatch: pytest.MonkeyPatch, coder: EntropyCoder) -> None:
     """One product is off by one step, as rounded ones are."""
     weights = coder.prior.readout.copy()
-    weights[-1, -1] += 1
-    monkeypatch.setattr(coder.prior, "readout", weights * np.linspace(1, 1.01, weights.shape[2]))
+    weights[-1, :, -1] += 1
+    monkeypatch.setattr(coder.prior, "readout", weights * np.linspace(1, 1.01, weights.shape[-1]))
 
 
 @pytest.mark.parametrize("fault", [wrong_last_index, wrong_sum])

@@ -7,6 +7,7 @@ runtime itself is left out.
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_helpers import fails, ok, save
-from conftest import TOKENIZER, image, make_levels
+from conftest import TOKENIZER, image, make_levels, make_model
 from test_cli_pack import add_entropy
 from test_onnx import GOLDEN, KINDS
 
@@ -82,6 +83,23 @@ def test_messages_are_those_of_onnx():
     assert b"".join(info).hex() == "0a0178120f0a0d080212090a031201420a020803"
 
 
+def test_weights_stay_beside_a_graph_that_is_not_for_a_file():
+    folder = model_registry.find_model(str(GOLDEN / "run"))
+    stored = weights.load_weights(folder.tokenizer, "tokenizer")
+    settings = weights.tokenizer_config(folder.tokenizer)
+    for build in (onnx.build_encoder, onnx.build_decoder):
+        inside, graph = build(stored.tensors, settings), build(stored.tensors, settings, apart=True)
+        data = graph.model("g", {})
+        size = len(inside.model("g", {}))
+        assert len(data) < size - 0.8 * sum(array.nbytes for array in graph.arrays.values()) / 2
+        assert graph.arrays
+        assert all(array.flags.c_contiguous for array in graph.arrays.values())
+        held = {id(tensor) for tensor in stored.tensors.values()}
+        kept = [id(array) in held for array in graph.arrays.values()]
+        assert any(kept), "float16 weights are copied nowhere"
+        assert all(array.tobytes()[:64] not in data for array in graph.arrays.values())
+
+
 # Which runtime
 
 
@@ -143,8 +161,9 @@ class Standin:
 
     runs = 0
 
-    def __init__(self, graph: bytes) -> None:
+    def __init__(self, graph: bytes, arrays: Mapping[str, np.ndarray]) -> None:
         assert b"Conv" in graph
+        assert all(name.encode() in graph for name in arrays)
 
     def run(self, name: str, value: np.ndarray) -> np.ndarray:
         Standin.runs += 1
@@ -192,6 +211,20 @@ def test_files_are_those_of_torch(toy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("VQTOK_RUNTIME", "torch")
     ok("decode", "a.npz", "-o", "torch.png")
     assert Path("fast.png").read_bytes() == Path("torch.png").read_bytes()
+
+
+@pytest.mark.usefixtures("fast")
+def test_codes_find_their_model_behind_another_of_its_name(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ok("encode", save("a.png"), "-o", "a.npz")
+    make_model(tmp_path / "first" / "toy", seed=1)
+    there = f"{tmp_path / 'first'}{os.pathsep}{toy.parent}"
+    monkeypatch.setenv("VQTOK_MODELS", there)
+    said = ok("decode", "a.npz", "-o", "again.png", "--verbose").stderr
+    assert str(toy) in said
+    monkeypatch.setenv("VQTOK_MODELS", str(tmp_path / "first"))
+    assert "the model toy here is" in fails("decode", "a.npz", "-o", "none.png")
 
 
 @pytest.mark.usefixtures("fast")

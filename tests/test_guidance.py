@@ -9,8 +9,10 @@ from cli_helpers import fails, ok
 from conftest import make_model
 from test_priors import tiny
 from test_priors_architectures import causal, made
+from train_helpers import go, recipe_for
 
 from vqtok import codec, codes, weights
+from vqtok.data import Shapes
 from vqtok.errors import FormatError, UsageError
 from vqtok.sampling import sample_grids
 from vqtok.sampling.guidance import GuidedCursor
@@ -126,6 +128,20 @@ def test_defaults_that_are_none(tmp_path: Path, sampling: object):
     model = with_sampling(make_model(tmp_path / "m"), sampling)
     with pytest.raises(FormatError, match="settings of sampling"):
         model.sample_codes(1)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"guidance": 3.0}, {"temperature": 0.5, "top_p": 0.75}])
+def test_a_recipe_chooses_them(tmp_path: Path, chosen: dict[str, float]):
+    data = Shapes(24)
+    steps = {f"{name}_training": {"steps": 2} for name in ("tokenizer", "prior")}
+    assert go(tmp_path, recipe_for(data, sampling=chosen, **steps), data, stage="tokenizer")
+    assert go(tmp_path, recipe_for(data, sampling=chosen, **steps), data, stage="prior")
+    stored = weights.load_weights(tmp_path / "prior.safetensors", "prior")
+    # nothing is written that need not be: files of recipes without it stay as they were
+    assert stored.record.get("sampling") == (chosen or None)
+    model, settings = codec.load(tmp_path), {"temperature": 1.0, "top_p": 1.0, "guidance": 1.0}
+    asked = model.sample_codes(3, seed=1, **{**settings, **chosen})
+    assert np.array_equal(model.sample_codes(3, seed=1).indices, asked.indices)
 
 
 @pytest.mark.usefixtures("toy")

@@ -7,7 +7,14 @@ import pytest
 
 from vqtok import int8
 from vqtok.errors import FormatError
-from vqtok.weights import Weights, fingerprint, load_weights, save_weights
+from vqtok.weights import (
+    Packed,
+    Weights,
+    fingerprint,
+    load_packed,
+    load_weights,
+    save_weights,
+)
 
 
 def weight(shape: tuple[int, ...], scale: float = 0.05) -> np.ndarray:
@@ -73,3 +80,42 @@ def test_a_step_that_is_no_size_gives_no_warning(step: float) -> None:
     numbers, steps = int8.split(int8.round_to_int8(weight((4, 8, 3, 3))))
     steps[1] = step
     assert not np.isfinite(int8.join(numbers, steps)).all()
+
+
+def packed(tmp_path: Path, steps: float = 1.0) -> Packed:
+    tensors = {"a.weight": int8.round_to_int8(weight((8, 4, 3, 3))), "b": weight((5,))}
+    save_weights(tmp_path / "p.safetensors", weights_of(tensors, ["a.weight"]))
+    found = load_packed(tmp_path / "p.safetensors", "tokenizer")
+    found.tensors["a.weight.step"] *= np.float16(steps)
+    return found
+
+
+def test_a_file_as_it_lies_on_the_disk_gives_the_same_values_one_by_one(tmp_path: Path) -> None:
+    found = packed(tmp_path)
+    plain, widened = found.unpack().tensors, found.widened()
+    assert list(widened) == list(plain) == ["a.weight", "b"]
+    assert len(widened) == 2
+    assert [widened[name].dtype for name in widened] == [np.float32, np.float16]
+    assert all(np.array_equal(widened[name], plain[name]) for name in plain)
+
+
+def test_a_file_as_it_lies_on_the_disk_is_checked_like_its_tensors(tmp_path: Path) -> None:
+    shapes = {"a.weight": (8, 4, 3, 3), "b": (5,)}
+    packed(tmp_path).check(shapes)
+    with pytest.raises(FormatError, match="lacks the tensor c"):
+        packed(tmp_path).check({**shapes, "c": (1,)})
+    with pytest.raises(FormatError, match=r"a.weight has the shape \(8, 4, 3, 3\)"):
+        packed(tmp_path).check({**shapes, "a.weight": (8, 4, 1, 1)})
+    for steps in (np.nan, np.inf, 1e9):  # the last as infinity, too
+        with np.errstate(over="ignore"), pytest.raises(FormatError, match="holds NaN or infinity"):
+            packed(tmp_path, steps).check(shapes)
+    found = packed(tmp_path)
+    found.tensors["a.weight.step"][:] = 600  # finite, but 127 of them are no float16
+    with pytest.raises(FormatError, match="holds NaN or infinity"):
+        found.check(shapes)
+
+
+def test_a_name_given_twice_is_unpacked_once(tmp_path: Path) -> None:
+    found = packed(tmp_path)
+    twice = int8.unpack(found.tensors, ["a.weight", "a.weight"], "x")
+    assert np.array_equal(twice["a.weight"], found.unpack().tensors["a.weight"])

@@ -2,6 +2,7 @@
 causal, honest about levels and labels, equal by sampler and full pass, learns, samples.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -246,3 +247,41 @@ def test_dropout_follows_the_seed_and_rests_in_evaluation(architecture: str) -> 
     assert loss(1) == loss(2)
     prior.train()
     assert loss(1) == loss(1) != loss(2)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("architecture", sorted(set(PRIORS) - {"fvsbn"}))
+def test_a_prior_starts_from_the_codebooks(architecture: str, levels: int):
+    """Codes with near vectors start with near embeddings, and are about as likely next."""
+    torch.manual_seed(0)
+    codebooks = torch.randn(levels, K, 4)
+    codebooks[:, 1] = codebooks[:, 0] + 0.01
+    config = PriorConfig(
+        K, levels, width=64, layers=1, architecture=architecture, heads=2, labels=NAMES
+    )
+    prior = build_prior(config.for_grid(2, 2))
+    before = [float(weight.std()) for weight in _tables(prior)]
+    base.start_from_codebooks(prior, codebooks)
+    for table, old in zip(_tables(prior), before, strict=True):
+        assert float(table.std()) == pytest.approx(old, rel=0.3)
+        for level in table.split(K):  # half is random still
+            assert torch.cosine_similarity(level[0], level[1], dim=0) > 0.25
+    indices = torch.randint(K, (64, levels, 2, 2))
+    assert float(prior.loss(indices).detach()) == pytest.approx(math.log(K), abs=0.5)
+    assert torch.equal(codebooks[:, 1], codebooks[:, 0] + 0.01)
+
+
+def _tables(prior: Prior) -> list[Tensor]:
+    """The embeddings of codes, and the last layers."""
+    found = [m.weight for name, m in prior.named_modules() if name.endswith("embedding")]
+    return [
+        weight.detach()
+        for weight in [*found, *(prior.output(i).weight for i in range(prior.config.levels))]
+    ]
+
+
+def test_gray_values_keep_their_order():
+    prior = build_prior(PriorConfig(K, width=8, layers=1, output="logistic"))
+    before = {name: value.clone() for name, value in prior.state_dict().items()}
+    base.start_from_codebooks(prior, torch.randn(1, K, 4))
+    assert all(torch.equal(value, before[name]) for name, value in prior.state_dict().items())

@@ -1,6 +1,7 @@
 """Samples measured: by a classifier, against what is known of toy sets, and as typed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from vqtok.data.dataset import ArrayData
 from vqtok.errors import UsageError
 from vqtok.evaluate import classifier, measure_samples, train_judge
 from vqtok.evaluate.classes import class_numbers
-from vqtok.evaluate.samples import copied, precision_recall, score_samples
+from vqtok.evaluate.samples import SampleScores, copied, precision_recall, score_samples
 
 NAMES = ("cat", "dog", "eel")
 
@@ -80,9 +81,11 @@ def test_samples_of_the_class_asked_for_are_seen(known: Known):
         for part in (train, test)
     ]
     known.off = 0
-    by_number = score_samples(train_judge(known, *numbered), known, 30)[0]
+    by_number, by_number_shown = score_samples(train_judge(known, *numbered), known, 30, show=3)
     assert by_number.accuracy == 1
     assert "0 = cat" in by_number.notes[0]
+    # the sheet names them as the prior does
+    assert [one.seen for one in by_number_shown] == ["cat", "dog", "eel"]
     assert not scores.notes
 
 
@@ -108,6 +111,27 @@ def test_bits_and_ceiling_of_test_images(model: Path):
     decoded = [toy.decode(toy.encode(test.image(i))) for i in range(12)]
     seen, _ = judge.classifier.judge(np.stack(decoded))
     assert scores.accuracy_decoded == pytest.approx(np.mean(seen == np.arange(12) % 3))
+
+
+def test_what_is_said_of_samples(capsys: pytest.CaptureFixture[str]):
+    """How sure a figure is, how they were drawn, and whether the judge is any good."""
+    from vqtok.cli import samples
+
+    figures = dict.fromkeys(("precision", "recall", "precision_real", "recall_real"), 0.5)
+    found = SampleScores(100, 0.75, 0.9, None, **figures, copies=0.5, bits=None, by_class={})
+    plain = {"temperature": [1.0], "top_p": [None], "top_k": None, "guidance": 1.0}
+    samples._print(found, "toy", "data", plain)
+    said = capsys.readouterr()
+    lines = {line.strip().split("  ")[0]: line for line in said.out.splitlines()}
+    assert "90.0% ± 5.9%" in lines["samples seen as the class asked for"]
+    assert "50.0% ± 9.8%" in lines["precision: samples that look like test images"]
+    assert lines["recall of training images"].strip().endswith("50.0%")
+    assert "as learned" in lines["drawn with"]
+    assert "names 75% of the test images right" in said.err
+    samples._print(replace(found, classifier=0.8), "toy", "data", {**plain, "top_k": 5})
+    said = capsys.readouterr()
+    assert "top-k 5" in said.out
+    assert not said.err
 
 
 def test_precision_and_recall():
@@ -186,6 +210,8 @@ def test_as_typed():
         for i in range(count):
             save(f"data/{part}/{NAMES[data.label(i)]}/{i}.png", data.image(i))
     done = ok("eval", "data", "--samples", "12", "--sheet", "s.png", "--json", "--seed", "3")
+    assert "Training a classifier on the images of data" in done.stderr
+    assert "12 samples, each above the training image nearest to it -> s.png" in done.stderr
     found = json.loads(done.stdout)
     assert found["samples"] == 12
     assert set(found["by_class"]) == set(NAMES)
@@ -198,8 +224,17 @@ def test_as_typed():
     # how they are drawn changes what is found
     cold = json.loads(ok("eval", "data", "--samples", "12", "--json", "--temperature", "0").stdout)
     assert cold["recall"] <= found["recall"]
-    shown = ok("eval", "data", "--samples", "12").stdout
-    for words in ("seen as the class asked for", "precision", "bits a token", "by class"):
+    assert (cold["drawn"]["temperature"], cold["drawn"]["guidance"]) == ([0], 1)
+    shown = ok("eval", "data", "--samples", "12", "--top-p", "0.5", "--guidance", "2").stdout
+    for words in (
+        "seen as the class asked for",
+        "recall of training images",
+        "token of test images",
+        "by class",
+        "drawn with",
+        "top-p 0.5, guidance 2",
+        "±",
+    ):
         assert words in shown
 
 

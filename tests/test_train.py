@@ -203,6 +203,22 @@ def run_in(out: Path, stop: training.Stop | None = None) -> training.RunContext:
     )
 
 
+@pytest.mark.parametrize(("architecture", "starts"), [("pixelcnn", True), ("fvsbn", False)])
+def test_a_prior_starts_from_the_codebook_of_its_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, starts: bool
+) -> None:
+    data, given = Shapes(8), []
+    monkeypatch.setattr("vqtok.train.prior.start_from_codebooks", lambda *both: given.append(both))
+    short = {f"{stage}_training": {"steps": 2} for stage in ("tokenizer", "prior", "entropy")}
+    recipe = recipe_for(data, prior={"architecture": architecture}, **short)
+    assert go(tmp_path, recipe, data)
+    assert len(given) == starts
+    for _, codebooks in given:
+        assert torch.equal(codebooks, codec.load(tmp_path).codebook)
+    assert go(tmp_path, recipe, data, resume=True)
+    assert len(given) == starts, "a resumed prior has its weights already"
+
+
 def test_learning_rate_rises_and_falls_to_zero() -> None:
     stage = StageConfig(steps=1000, learning_rate=2.0e-3, warmup=10)
     rates = [loop.learning_rate(stage, step) for step in range(1000)]

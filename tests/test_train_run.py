@@ -11,7 +11,7 @@ import pytest
 from conftest import make_model
 from train_helpers import SMALL, Interrupt, go, recipe_for, truncate, write_images
 
-from vqtok import codec, weights
+from vqtok import codec, config, weights
 from vqtok import train as training
 from vqtok.data import DataOptions, Shapes
 from vqtok.errors import InputError, OutputError, TrainingError, UsageError
@@ -296,6 +296,30 @@ def test_a_decoder_that_is_asked_for_stays() -> None:
 
 
 # The data of a run
+
+
+def test_shapes_have_a_recipe_of_five_minutes() -> None:
+    """What a bare `vqtok train` does, measured by benchmarks/shapes.py."""
+    recipe = train_run.preset_for(Shapes(24))
+    assert recipe == config.PRESETS["tiny"]
+    tokenizer, stage = recipe.tokenizer, recipe.tokenizer_training
+    assert (tokenizer.downsample, tokenizer.codebook_size, tokenizer.code_dim) == (4, 256, 8)
+    # ends at 1/2 of the resolution: at 1/4 shapes were blurs
+    assert tokenizer.decoder_stages == [(32, 2), (64, 1)]
+    assert (stage.optimizer, stage.steps, stage.batch) == ("muon", 1500, 32)
+    assert (recipe.prior_training.steps, recipe.prior_training.batch) == (2600, 32)
+    assert recipe.sampling.changes() == {"guidance": 2.0}
+
+
+@pytest.mark.parametrize("name", ["tiny", "cifar", "photo"])
+def test_presets_take_bf16_where_the_machine_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for there, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(train_run, "has_bf16", lambda device, there=there: there)
+        assert train_run.preset_for(Shapes(24), name).precision == precision
+        request = training.RunSpec(preset=name, values={"precision": "bf16"})
+        assert training.new_run(request)[0].recipe.precision == "bf16"  # what is asked for counts
 
 
 def test_resume_on_other_images_of_equal_number_is_refused(tmp_path: Path) -> None:

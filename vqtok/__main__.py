@@ -1,6 +1,7 @@
 """`python -m vqtok` and the `vqtok` command."""
 
 import atexit
+import gc
 import os
 import sys
 import threading
@@ -10,11 +11,14 @@ from typing import Any
 def main() -> None:
     """Runs the command. It is imported here, so that ctrl-C meanwhile ends as quietly as later.
 
-    Torch's threads sleep while they wait for each other. By default they spin, and beside other
-    work that keeps the cores from the one that is waited for: 0.5 s for 4.0 to encode a photo of
-    768x512 on two busy cores, with equal results.
+    Torch's threads and NumPy's sleep while they wait for each other. By default they spin, and
+    beside other work that keeps the cores from the one that is waited for: 0.5 s for 4.0 to encode
+    a photo of 768x512 on two busy cores, with equal results. The garbage collector rests until the
+    command begins.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # of 2: cycles, 16; by default 2^26
+    gc.disable()
     code: Any = 130
     try:
         from vqtok.cli import main as run

@@ -21,7 +21,7 @@ from vqtok.errors import FormatError
 
 BITS = 16
 TOTAL = 1 << BITS  # frequencies of all symbols together
-BLOCK, HALF = 16, 8  # symbols whose beginnings are computed when one of them is decoded
+BLOCK = 16  # symbols whose beginnings are computed when one of them is decoded
 _LOW = 1 << 32  # the state is never below
 _MASK = TOTAL - 1
 _STATE_WORDS = 3  # 48 bits
@@ -159,38 +159,30 @@ class Decoder:
         blocks = frequencies.starts.shape[1]
         starts = memoryview(frequencies.starts.reshape(-1))  # type: ignore[arg-type]
         weights = memoryview(frequencies.weights.reshape(-1))  # type: ignore[arg-type]
-        size, shared = BLOCK * blocks, TOTAL - frequencies.K
-        part = slice(rows.start, rows.stop)
-        totals = frequencies.totals[part].tolist()
         before = memoryview(frequencies.before.reshape(-1))  # type: ignore[arg-type]
+        size, shared = BLOCK * blocks, TOTAL - frequencies.K
+        totals = frequencies.totals[rows.start : rows.stop].tolist()
+        first, end = rows.start * blocks, rows.start * size  # of a row
         try:
-            for row, total in zip(rows, totals, strict=True):
-                slot = state & _MASK
-                first = row * blocks
-                at = bisect_right(starts, slot, first, first + blocks) - 1
-                begin, below = BLOCK * (at - first), before[at]
-                # The symbol c is the first with floor(P(c + 1) shared / total) >= slot - c. All
-                # are integers below 2^41, carried in floats.
-                left = (slot - begin + 1) * total - below * shared
-                run = weights[at + row * (size - blocks) : (row + 1) * size : blocks].tolist()
-                symbol, weight = begin - 1, 0.0
-                half = sum(run[:HALF])
-                past = left - half * shared - HALF * total
-                if past > 0:  # it is in the second half
-                    symbol, below, left, run = symbol + HALF, below + half, past, run[HALF:]
-                for weight in run:
-                    symbol += 1
-                    left -= weight * shared + total
-                    if left <= 0:
+            for total in totals:
+                slot, next_first, end = state & _MASK, first + blocks, end + size
+                at = bisect_right(starts, slot, first, next_first) - 1
+                symbol = BLOCK * (at - first)
+                # The symbol c is the first with floor(P(c + 1) shared / total) >= slot - c: the
+                # first that leaves less than 0 here. All are integers below 2^41, held in floats.
+                past = left = (slot - symbol + 1) * total - before[at] * shared - 1
+                for weight in weights[end - size + at - first : end : blocks].tolist():
+                    past, left = left, left - weight * shared - total
+                    if left < 0:
                         break
-                    below += weight
-                start = int(below * shared // total) + symbol
-                end = int((below + weight) * shared // total) + symbol + 1
-                state = (end - start) * (state >> BITS) + slot - start
+                    symbol += 1
+                inside = int(past / total)  # places of the symbol's interval before the slot
+                state = (int((-1 - left) / total) + inside + 1) * (state >> BITS) + inside
                 if state < _LOW:
                     state = state << BITS | words[used]
                     used += 1
                 found.append(symbol)
+                first = next_first
         except IndexError:
             raise _truncated() from None
         self._states[b], self._used[b] = state, used

@@ -6,7 +6,7 @@ multiplies them: nothing is lost, so that fingerprints and results are those of 
 tensors. What loses something, once, is rounding weights to such numbers: `round_to_int8`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -63,7 +63,20 @@ def join(numbers: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """Joins what `split` took apart, to float16."""
     # A damaged step may be infinite: the caller checks that tensors are finite.
     with np.errstate(over="ignore", invalid="ignore"):
-        return (numbers.astype(np.float32) * steps.astype(np.float32)).astype(np.float16)
+        return _product(numbers, steps).astype(np.float16)
+
+
+def largest(steps: np.ndarray) -> np.ndarray:
+    """Returns the largest weights that numbers with these steps can be, float16."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _product(np.full(steps.shape, MOST, np.int8), steps).astype(np.float16)
+
+
+def _product(numbers: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Returns numbers * steps in float32; each copy of new memory takes longer than the product."""
+    found = numbers.astype(np.float32)
+    found *= steps.astype(np.float32)
+    return found
 
 
 def pack(tensors: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
@@ -78,9 +91,41 @@ def unpack(
     tensors: Mapping[str, np.ndarray], names: list[str], origin: object
 ) -> dict[str, np.ndarray]:
     """Undoes `pack`. FormatError where a tensor is missing or of another type or shape."""
+    check(tensors, names, origin)
     plain = dict(tensors)
+    for name in dict.fromkeys(names):
+        plain[name] = join(plain[name], plain.pop(name + STEP))
+    return plain
+
+
+class Widened(Mapping[str, np.ndarray]):
+    """What `unpack` gives, each tensor made when it is asked for, and float32 in place of float16:
+    that takes a third of the time, and the values are the same.
+    """
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], names: list[str]) -> None:
+        """tensors are what `check` has passed."""
+        self.tensors, self.packed = tensors, frozenset(names)
+        self.names = dict.fromkeys(tensors)
+        for name in self.packed:
+            del self.names[name + STEP]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.packed:
+            return self.tensors[name]
+        return _product(self.tensors[name], self.tensors[name + STEP])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def check(tensors: Mapping[str, np.ndarray], names: list[str], origin: object) -> None:
+    """Passes where `unpack` can undo `pack`; else FormatError."""
     for name in names:
-        numbers, steps = plain.get(name), plain.pop(name + STEP, None)
+        numbers, steps = tensors.get(name), tensors.get(name + STEP)
         if (
             numbers is None
             or steps is None
@@ -94,5 +139,3 @@ def unpack(
             raise FormatError(
                 f"{origin}: {name} has steps of {steps.shape}", "copy or download the file again"
             )
-        plain[name] = join(numbers, steps)
-    return plain

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqtok.errors import ModelError, VqtokError
-from vqtok.weights import SUFFIX, Weights, codes_fingerprint, load_weights
+from vqtok.prefetch import run_in_thread
+from vqtok.weights import SUFFIX, Packed, Weights, codes_fingerprint, load_packed
 
 DEFAULT_MODEL = "photo"
 # of `vqtok sample`: of the bundled models the one whose samples are recognized best
@@ -87,21 +88,45 @@ def find_model(name_or_path: str | None = None, default: str = DEFAULT_MODEL) ->
     return model
 
 
-@dataclass(frozen=True)
 class StoredTokenizer:
-    """The content of a model's tokenizer file, read once: its fingerprint is known only when all of
-    it is read.
+    """The content of a model's tokenizer file, read once.
+
+    A thread unpacks and hashes it: who needs no fingerprint yet can go on with what is `packed`.
     """
 
-    folder: ModelFolder
-    stored: Weights
-    fingerprint: str
+    def __init__(self, folder: ModelFolder, packed: Packed) -> None:
+        self.folder, self.packed = folder, packed
+        self._unpacked = run_in_thread(lambda: _unpack(packed), leave=True)
+
+    @property
+    def stored(self) -> Weights:
+        return self._unpacked.result()[0]
+
+    @property
+    def fingerprint(self) -> str:
+        return self._unpacked.result()[1]
+
+
+def _unpack(packed: Packed) -> tuple[Weights, str]:
+    stored = packed.unpack()
+    return stored, codes_fingerprint(stored)
 
 
 def read_tokenizer(folder: ModelFolder) -> StoredTokenizer:
     """Reads the tokenizer of a model. Raises the errors of `load_weights`."""
-    stored = load_weights(folder.tokenizer, "tokenizer")
-    return StoredTokenizer(folder, stored, codes_fingerprint(stored))
+    return StoredTokenizer(folder, load_packed(folder.tokenizer, "tokenizer"))
+
+
+def read_named(name: str) -> StoredTokenizer | None:
+    """Reads the tokenizer of the first model of that name, where that can be read; None elsewhere.
+
+    The name is compared with names, never used as a path.
+    """
+    folder = next((model for model in _all_models() if model.name == name), None)
+    try:
+        return None if folder is None else read_tokenizer(folder)
+    except VqtokError:
+        return None
 
 
 def find_by_fingerprint(name: str, fingerprint: str) -> ModelFolder:

@@ -97,6 +97,39 @@ def to_safetensors(
     return safetensors.numpy.save(plain, metadata)
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A weights file as it lies on the disk: tensors held in one byte a number still are."""
+
+    path: Path
+    tensors: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+    def unpack(self) -> Weights:
+        return Weights(int8.unpack(self.tensors, self._names, self.path), self.meta)
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Passes when the tensors are those of these shapes, as `check_tensors`."""
+        steps = {name + int8.STEP for name in self._names}
+        plain = {name: tensor for name, tensor in self.tensors.items() if name not in steps}
+        check_tensors(plain, shapes, self.path)
+        for name in steps:
+            # times the largest number, which some channel of all tensors that vqtok writes has
+            check_tensors(
+                {name: int8.largest(self.tensors[name])},
+                {name: self.tensors[name].shape},
+                self.path,
+            )
+
+    def widened(self) -> Mapping[str, np.ndarray]:
+        """Returns the tensors, each made when it is asked for."""
+        return int8.Widened(self.tensors, self._names)
+
+    @property
+    def _names(self) -> list[str]:
+        return self.meta.get("int8", [])
+
+
 def load_weights(path: Path, kind: str) -> Weights:
     """Reads a weights file of one kind.
 
@@ -105,12 +138,18 @@ def load_weights(path: Path, kind: str) -> Weights:
     InputError: not readable. FormatError: damaged, truncated, a pickle, not vqtok's, of a newer
     format, or of another kind.
     """
+    return load_packed(path, kind).unpack()
+
+
+def load_packed(path: Path, kind: str) -> Packed:
+    """Reads a weights file as `load_weights`, and leaves its tensors as they are stored."""
     with files.open_input(path) as file:
         header = _header(file, path)
         meta = _parse_header(header, path)
         _check_kind(meta, kind, path)
-        tensors = _tensors(file, header, path)
-        return Weights(int8.unpack(tensors, meta.get("int8", []), path), meta)
+        found = Packed(path, _tensors(file, header, path), meta)
+    int8.check(found.tensors, meta.get("int8", []), path)
+    return found
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

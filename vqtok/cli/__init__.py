@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from vqtok._version import __version__
 from vqtok.cli import output
-from vqtok.cli.collector import without_collector
+from vqtok.cli.quick import QuickCommand, spared
 from vqtok.errors import UsageError
 
 _ParseError: Any = typer.BadParameter.__mro__[2]  # Typer's ClickException, which has no public name
@@ -24,6 +24,9 @@ class _Commands(TyperGroup):
     """The commands. Errors that Typer finds on the command line are printed in two lines, like all
     others.
     """
+
+    def get_params(self, ctx: Any) -> Any:
+        return spared(super().get_params(ctx), self.callback)
 
     def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
         try:
@@ -105,7 +108,7 @@ def build_app(names: Iterable[str] = _COMMANDS) -> typer.Typer:
     )
     made.callback()(_vqtok)
     for name in names:
-        made.command(name)(pkgutil.resolve_name(_COMMANDS[name]))
+        made.command(name, cls=QuickCommand)(pkgutil.resolve_name(_COMMANDS[name]))
     return made
 
 
@@ -116,9 +119,7 @@ def main() -> None:
         os.environ["COLUMNS"] = "1000"
     # the modules of all commands take 1/20 of the import of torch
     first = sys.argv[1:2] if "_VQTOK_COMPLETE" not in os.environ else []
-    with without_collector():
-        made = build_app(first if first and first[0] in _COMMANDS else _COMMANDS)
-    made()
+    build_app(first if first and first[0] in _COMMANDS else _COMMANDS)()
 
 
 if not TYPE_CHECKING:  # the application with all commands, made when it is asked for

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 import typer
 
 from vqtok import files
+from vqtok.cli import collector
 from vqtok.errors import OutputError, VqtokError
 from vqtok.remote import RemoteError
 
@@ -207,6 +208,7 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        collector.resume()
         try:
             with memory_errors(), _terminable():
                 command(*args, **kwargs)

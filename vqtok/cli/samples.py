@@ -91,6 +91,10 @@ def evaluate_samples(
     train, test = (open_data(data, part, chosen) for part in ("train", "test"))
     for note in dict.fromkeys((*train.notes, *test.notes)):
         output.say(note, quiet)
+    output.say(
+        f"Training a classifier on the images of {train.name}, to judge samples by: some minutes.",
+        quiet,
+    )
     with output.memory_errors(train.name):
         with bar("classifier", quiet) as progress:
             judge = train_judge(codec, train, test, seed=asked.seed, limit=limit, progress=progress)
@@ -110,11 +114,17 @@ def evaluate_samples(
         output.say(note, quiet)
     if sheet is not None:
         _write_sheet(sheet, shown, force)
+        output.say(
+            f"the first {len(shown)} samples, each above the training image nearest to it "
+            f"-> {sheet}",
+            quiet,
+        )
+    drawn = codec.draw_defaults.fill(options, codec.config.levels)
     if running.json:
         facts = {"model": codec.name, "fingerprint": codec.fingerprint, "data": train.name}
-        output.print_json({**facts, "seed": asked.seed, **scores.to_json()})
+        output.print_json({**facts, "seed": asked.seed, "drawn": drawn, **scores.to_json()})
     else:
-        _print(scores, codec.name, train.name)
+        _print(scores, codec.name, train.name, drawn)
 
 
 def _write_sheet(path: Path, shown: Sequence["Shown"], force: bool) -> None:
@@ -130,7 +140,7 @@ def _write_sheet(path: Path, shown: Sequence["Shown"], force: bool) -> None:
         cells += [_resized(one.sample, one.nearest) for one in row] + blank * missing
         cells += [one.nearest for one in row] + blank * missing
         wrong = [f"{one.asked} ({one.seen}?)" for one in row]
-        same = [one.asked == one.seen or not one.seen or one.seen.isdecimal() for one in row]
+        same = [one.asked in ("", one.seen) or not one.seen for one in row]
         texts += [
             a if s else w for a, s, w in zip((o.asked for o in row), same, wrong, strict=True)
         ]
@@ -146,30 +156,64 @@ def _resized(image: Any, like: Any) -> Any:
 
 
 _NAMES = {
-    "classifier": "classifier, on test images",
-    "accuracy_decoded": "the same, test images as decoded",
+    "classifier": "test images that the classifier names right",
+    "accuracy_decoded": "the same, encoded and decoded",
     "accuracy": "samples seen as the class asked for",
-    "precision": "precision (training images: {precision_real:.1%})",
-    "recall": "recall (training images: {recall_real:.1%})",
-    "copies": "nearer to a training than to a test image",
+    "precision": "precision: samples that look like test images",
+    "precision_real": "precision of training images",
+    "recall": "recall: test images that samples look like",
+    "recall_real": "recall of training images",
+    "copies": "nearer to a training than to a test image (50%: no copies)",
 }
+# means over samples
+_OF_SAMPLES = ("accuracy", "precision", "copies")
+WEAK = 0.8  # a classifier that names fewer test images right is a poor judge
 
 
-def _print(scores: "SampleScores", model: str, data: str) -> None:
+def _print(scores: "SampleScores", model: str, data: str, drawn: dict[str, Any]) -> None:
     from vqtok import plots
 
     figures = scores.to_json()
-    rows = [["samples", str(scores.samples)]]
+    rows = [["samples", str(scores.samples)], ["drawn with", _settings(drawn)]]
     rows += [
-        [name.format(**figures), f"{figures[key]:.1%}"]
+        [name, f"{figures[key]:.1%}{_margin(figures[key], scores.samples, key)}"]
         for key, name in _NAMES.items()
         if figures[key] is not None
     ]
     if scores.bits is not None:
-        rows.append(["bits a token of test images", f"{scores.bits:.3f}"])
+        rows.append(["bits that a token of test images takes", f"{scores.bits:.3f}"])
     output.print_table(
         plots.rich_table(["figure", "value"], rows, f"samples of {model}, by images of {data}")
     )
     if scores.by_class:
         lines = [[name, f"{part:.1%}"] for name, part in scores.by_class.items()]
-        output.print_table(plots.rich_table(["asked for", "seen"], lines, "by class"))
+        output.print_table(
+            plots.rich_table(["class asked for", "samples in which it is seen"], lines, "by class")
+        )
+    if scores.accuracy is not None and scores.classifier < WEAK:
+        output.say(
+            f"The classifier names {scores.classifier:.0%} of the test images right: what it sees "
+            "in samples says little."
+        )
+
+
+def _margin(part: float, count: int, key: str) -> str:
+    """Returns the half width of a 95 % interval, where a figure counts that many samples."""
+    if key not in _OF_SAMPLES:
+        return ""
+    return f" ± {1.96 * (part * (1 - part) / count) ** 0.5:.1%}"
+
+
+def _settings(drawn: dict[str, Any]) -> str:
+    """Describes how samples were drawn: what differs from the prior's own distribution."""
+    named = {name.replace("_", "-"): value for name, value in drawn.items() if value is not None}
+    texts = [f"{name} {_short(value)}" for name, value in named.items() if _short(value) != "1"]
+    return ", ".join(texts) or "no setting: as learned"
+
+
+def _short(value: Any) -> str:
+    """Writes one number, or those of levels; equal ones once."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    numbers = [1 if number is None else number for number in numbers]
+    texts = [f"{number:g}" for number in numbers]
+    return texts[0] if len(set(texts)) == 1 else ",".join(texts)

@@ -140,7 +140,15 @@ def load_fast(
 def load_fast_for(
     codes: "Codes | Compact | MadeBy", load_model: "Callable[[StoredTokenizer], Model]"
 ) -> "FastModel | Model":
-    """Loads the model that made these codes as `load_fast` does."""
+    """Loads the model that made these codes as `load_fast` does.
+
+    The decoder of the model of that name is made ready while its fingerprint is computed.
+    """
+    found = _start_fast(lambda: model_registry.read_named(codes.model), load_model)
+    if found is not None:
+        found.prepare_decoder()
+        if found.fingerprint == codes.fingerprint:
+            return found
     return _load_fast(
         lambda: model_registry.read_by_fingerprint(codes.model, codes.fingerprint), load_model
     )
@@ -150,17 +158,25 @@ def _load_fast(
     read: Callable[[], StoredTokenizer], load_model: "Callable[[StoredTokenizer], Model]"
 ) -> "FastModel | Model":
     reading = run_in_thread(read, leave=True)
+    # of a damaged file, torch's own checks say what is wrong
+    return _start_fast(reading.result, load_model) or load_model(reading.result())
+
+
+def _start_fast(
+    read: Callable[[], StoredTokenizer | None], load_model: "Callable[[StoredTokenizer], Model]"
+) -> "FastModel | None":
+    """Makes a model of what `read` gives, on a thread beside the import of onnxruntime; None where
+    that cannot be imported, where there is nothing, and where the model is damaged.
+    """
+    reading = run_in_thread(read, leave=True)
     from vqtok.codec.fast import FastModel
 
     try:
         start()
-    except ImportError:
-        return load_model(reading.result())
-    stored = reading.result()
-    try:
-        return FastModel(stored, load_model)
-    except VqtokError:  # of a damaged file, torch's own checks say what is wrong
-        return load_model(stored)
+        stored = reading.result()
+        return None if stored is None else FastModel(stored, load_model)
+    except (ImportError, VqtokError):
+        return None
 
 
 def load_stored(

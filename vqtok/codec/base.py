@@ -21,11 +21,15 @@ class CodesModel:
         """Raises FormatError where the config is damaged."""
         self.folder = tokenizer.folder
         self.name: str = self.folder.name
-        self.fingerprint = tokenizer.fingerprint
-        self.record: dict[str, Any] = tokenizer.stored.meta["record"]
+        self.record: dict[str, Any] = tokenizer.packed.meta["record"]
         self.config: TokenizerConfig = config.from_dict(
-            TokenizerConfig, tokenizer.stored.config, str(self.folder.tokenizer)
+            TokenizerConfig, tokenizer.packed.meta["config"], str(self.folder.tokenizer)
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns the fingerprint that the model's codes bear."""
+        raise NotImplementedError
 
     @property
     def range(self) -> images.Range | None:

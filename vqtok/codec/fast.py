@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vqtok import onnx, weights
+from vqtok import onnx
 from vqtok.codec.base import CodesModel
 from vqtok.codes import Codes, index_dtype
 from vqtok.config import TokenizerConfig
@@ -42,10 +42,18 @@ class FastModel(CodesModel):
         no graph is known of the network. ImportError where onnxruntime cannot be imported.
         """
         super().__init__(tokenizer)
-        shapes = onnx.tensor_shapes(self.config)
-        weights.check_tensors(tokenizer.stored.tensors, shapes, self.folder.tokenizer)
+        tokenizer.packed.check(onnx.tensor_shapes(self.config))
         self.runtime = f"onnxruntime {session.start()}"
         self._stored, self._load = tokenizer, load
+
+    @property
+    def fingerprint(self) -> str:
+        """Waits until the tensors are hashed."""
+        return self._stored.fingerprint
+
+    def prepare_decoder(self) -> None:
+        """Makes ready what `decode` needs; otherwise the first image does."""
+        _ = self._decoder
 
     def encode_batch(
         self,
@@ -132,8 +140,8 @@ class FastModel(CodesModel):
             return None
         build = onnx.build_encoder if part == "encoder" else onnx.build_decoder
         try:
-            graph = build(self._stored.stored.tensors, self.config, halves=False)
-            return session.Session(graph.model(part, {}))
+            graph = build(self._stored.packed.widened(), self.config, apart=True)
+            return session.Session(graph.model(part, {}), graph.arrays)
         except (VqtokError, RuntimeError):
             return None
 

@@ -66,10 +66,14 @@ class Model(CodesModel):
         if precision == "fast":
             precision = "bf16" if has_bf16(device) else "fp32"
         super().__init__(tokenizer)
-        self.device, self.precision = device, precision
+        self.device, self.precision, self._fingerprint = device, precision, tokenizer.fingerprint
         self._network = build_tokenizer(tokenizer.stored, self.folder.tokenizer)
         self._waiting = dict(tokenizer.stored.tensors)  # of parts not used yet
         self._lock = threading.Lock()
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
 
     def __repr__(self) -> str:
         """Shows name, fingerprint, grid, device and precision in one line."""

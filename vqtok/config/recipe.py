@@ -217,6 +217,24 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """Configures how images are drawn where the user does not say; the prior's file keeps it."""
+
+    temperature: float = 1.0  # at all levels
+    top_p: float = 1.0
+    guidance: float = 1.0  # of images of a class; 1: none
+
+    def __post_init__(self) -> None:
+        check_range("temperature", self.temperature, 0.0, 100.0)
+        check_range("top p", self.top_p, 1e-9, 1.0)
+        check_range("guidance", self.guidance, 0.0, 100.0)
+
+    def changes(self) -> dict[str, float]:
+        """Returns what differs from drawing what was learned, by its name."""
+        return {name: value for name, value in asdict(self).items() if value != 1.0}
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Holds all settings of a training run, apart from its data: same recipe, same seed, same
     machine, same weights.
@@ -232,6 +250,7 @@ class Recipe:
     precision: str = "fp32"
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
     entropy_training: StageConfig = field(default_factory=lambda: StageConfig(learning_rate=5e-3))
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, 0, 2**31 - 1)

@@ -97,12 +97,11 @@ def _colors(u: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     along = np.clip(0.5 + 0.4 * (np.cos(turn) * x + np.sin(turn) * y), 0, 1)[..., None]
     dark = u[2] < 0.5  # dark ground and bright shape, or the reverse
     value = np.where(dark, 0.18 + 0.22 * u[3], 0.80 + 0.18 * u[3])
-    first = _hsv(hue, np.where(dark, 0.45, 0.22) + 0.25 * u[4], value)
-    second = _hsv(
-        hue + 0.12, np.where(dark, 0.35, 0.17) + 0.25 * u[4], value + np.where(dark, 0.2, -0.18)
-    )
-    shape_hue = hue + 0.3 + 0.4 * u[5]
-    shape = _hsv(shape_hue, 0.6 + 0.35 * u[6], np.where(dark, 0.95, 0.55).astype(np.float32))
+    # a tint: with a color as strong as the shape's a small codebook knows each pair of both badly
+    tint = np.where(dark, 0.15, 0.05) + np.where(dark, 0.15, 0.10) * u[4]
+    first = _hsv(hue, tint, value)
+    second = _hsv(hue + 0.12, tint, value + np.where(dark, 0.2, -0.18))
+    shape = _hsv(u[5], 0.65 + 0.3 * u[6], np.where(dark, 0.95, 0.60).astype(np.float32))
     light = 0.06 * (-y)[None, :, :, None]  # the shape's upper part is a little brighter
     return first + (second - first) * along, np.clip(shape + light, 0, 1)
 
@@ -112,7 +111,7 @@ def _coverage(kinds: np.ndarray, u: np.ndarray, size: int) -> tuple[np.ndarray, 
     1): antialiased by signed distance.
     """
     y, x = _grid(size)
-    radius = 0.42 + 0.28 * u[0]
+    radius = 0.5 + 0.28 * u[0]
     center_x, center_y = (u[1] * 2 - 1) * (0.92 - radius), (u[2] * 2 - 1) * (0.92 - radius)
     tilt = (u[3] * 2 - 1) * 0.45
     shape, shadow = np.empty((2, len(kinds), size, size), np.float32)

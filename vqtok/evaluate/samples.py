@@ -173,7 +173,7 @@ def score_samples(
             samples[i],
             judge.train.pixels[of],
             model.labels[asked[i]] if asked[i] >= 0 else "",
-            "" if judge.turned else judge.train.names[seen[i]],
+            "" if judge.turned else _name(judge.train.names, classes, model.labels, seen[i]),
         )
         for i, of in enumerate(nearest)
     ]
@@ -263,6 +263,13 @@ def _wanted(classes: list[int] | None, asked: np.ndarray) -> np.ndarray:
         return np.full(len(asked), -1)
     back = {label: number for number, label in enumerate(classes)}
     return np.array([back.get(label, -1) for label in asked.tolist()], np.int64)
+
+
+def _name(
+    names: tuple[str, ...], classes: list[int] | None, labels: tuple[str, ...], number: int
+) -> str:
+    """Returns the prior's name of a class, or the data's own where the prior knows none."""
+    return names[number] if classes is None else labels[classes[number]]
 
 
 def precision_recall(real: np.ndarray, samples: np.ndarray) -> tuple[float, float]:

@@ -18,6 +18,11 @@ _THREADS = (
     ("openblas_set_num_threads", "openblas_get_num_threads"),
     ("MKL_Set_Num_Threads", "MKL_Get_Max_Threads"),
 )
+# So many products of numbers OpenBLAS sums, on processors with AVX-512, without first copying both
+# factors, which for the few rows of a step takes as long as the product.
+AT_ONCE = 1_000_000
+COLUMNS, COLUMNS_STEP = 32, 16  # of a part of a product: at least, and a multiple of
+PANEL, PANEL_ROWS = 256, 16  # columns, and at least so many rows at a time
 _lock = threading.Lock()
 _inside = 0  # how many threads of this process are in `one_thread`
 _before = 0
@@ -64,6 +69,36 @@ def one_thread() -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 set_threads(_before)
+
+
+def multiply(x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
+    """Multiplies matrices (n, i) and (i, o) into out, (n, o); by columns where AT_ONCE allows."""
+    columns, most = weight.shape[1], AT_ONCE // max(1, x.size)
+    if most >= columns or most < COLUMNS:
+        np.matmul(x, weight, out=out)
+        return
+    parts = -(-columns // (most // COLUMNS_STEP * COLUMNS_STEP))
+    size = -(-columns // (parts * COLUMNS_STEP)) * COLUMNS_STEP
+    for start in range(0, columns, size):
+        part = slice(start, start + size)
+        np.matmul(x, weight[:, part], out=out[:, part])
+
+
+def panels(weight: np.ndarray) -> np.ndarray:
+    """Cuts a matrix (i, o) into panels (p, i, o / p) of at most PANEL columns, if o allows."""
+    inputs, columns = weight.shape
+    count = columns // PANEL if columns % PANEL == 0 else 1
+    return np.ascontiguousarray(weight.reshape(inputs, count, -1).swapaxes(0, 1))
+
+
+def multiply_panels(x: np.ndarray, weight: np.ndarray, out: np.ndarray) -> None:
+    """Multiplies a matrix (n, i) by panels (p, i, c) into out, (n, p * c)."""
+    count, inputs, columns = weight.shape
+    rows = max(PANEL_ROWS, AT_ONCE // (inputs * columns))
+    found = out.reshape(len(x), count, columns).swapaxes(0, 1)
+    for start in range(0, len(x), rows):
+        part = slice(start, start + rows)
+        np.matmul(x[part], weight, out=found[:, part])
 
 
 @cache

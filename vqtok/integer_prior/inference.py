@@ -37,9 +37,10 @@ from vqtok.integer_prior.arithmetic import (
 from vqtok.integer_prior.neighborhood import IMAGE, Neighborhood
 
 PLACES_AT_ONCE = 1024  # through the network
-ROWS_AT_ONCE = 128  # of weights of all K indices: 0.5 MiB at K = 1024, which caches hold
+ROWS_AT_ONCE = 192  # of weights of all K indices: 0.75 MiB at K = 1024
 IMAGES_AT_ONCE = 256  # decoded in lockstep, at most
 Runs = Sequence[tuple[int, int]]  # (level, rows), levels rising, rows above 0
+Parts = Sequence[tuple[int, slice]]  # (matrix, its rows)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class IntegerInference:
         shifts |= {"features": features}
         self.layers = {name: self._layer(tensors, name, shift) for name, shift in shifts.items()}
         self.fine = 2.0 ** -(weight_step(R) + READ_STEP - LOGIT_STEP)  # the step of a readout
-        self.readout = self._read_layer(tensors)
+        self.readout = self._read_layer(tensors)  # (L, panels, R + 1, columns of a panel)
+        self.columns = self.readout.shape[1] * self.readout.shape[3]
         self.powers = np.array(power_table(config.codebook_size), dtype)
 
     def _layer(
@@ -173,66 +175,48 @@ class IntegerInference:
         whole[:, -1] += 0.5
         L, rows, columns = whole.shape
         turned = whole.reshape(L, rows, columns // BLOCK, BLOCK).swapaxes(2, 3)
-        return np.ascontiguousarray(turned.reshape(L, rows, columns), self.dtype)
+        turned = turned.reshape(L, rows, columns).astype(self.dtype)
+        return np.stack([blas.panels(weight) for weight in turned])
 
     def features(self, inputs: np.ndarray, runs: Runs) -> np.ndarray:
         """Computes what the readout multiplies: integers, and a 1 in the last column, (n, R + 1).
 
         inputs are (n, places * E), sorted by level; runs tell the levels.
         """
+        n, R = len(inputs), self.config.rank
         level = np.array([number for number, _ in runs]).repeat([count for _, count in runs])
-        parts = self._parts(runs)
+        parts, each = (_parts(runs, count) for count in (self.config.matrices, self.config.levels))
 
-        def multiply(name: str, x: np.ndarray) -> np.ndarray:
+        def multiply(name: str, x: np.ndarray, parts: Parts, out: np.ndarray) -> np.ndarray:
             weight, bias = self.layers[name]
-            if len(parts) == 1:
-                y = x @ weight[parts[0][0]]
-            else:
-                y = np.empty((len(x), weight.shape[2]), self.dtype)
-                for matrix, part in parts:
-                    np.matmul(x[part], weight[matrix], out=y[part])
-            y += bias.take(level, axis=0)
-            return np.floor(y, out=y)
+            for matrix, part in parts:
+                blas.multiply(x[part], weight[matrix], out[part])
+            out += bias.take(level, axis=0)
+            return np.floor(out, out=out)
 
-        x = multiply("first", inputs)
-        np.clip(x, -STREAM_LIMIT, STREAM_LIMIT, out=x)
+        x, y, active = np.empty((3, n, self.config.width), self.dtype)
+        multiply("first", inputs, parts, x).clip(-STREAM_LIMIT, STREAM_LIMIT, out=x)
         for i in range(self.config.blocks):
-            hidden = multiply(f"blocks.{i}.rise", np.clip(x, 0, ACTIVATION_LIMIT))
-            x += multiply(f"blocks.{i}.fall", np.clip(hidden, 0, ACTIVATION_LIMIT, out=hidden))
-            np.clip(x, -STREAM_LIMIT, STREAM_LIMIT, out=x)
-        np.clip(x, 0, ACTIVATION_LIMIT, out=x)
-        weight, bias = self.layers["features"]
-        result = np.ones((len(x), self.config.rank + 1), self.dtype)
-        inner, start = result[:, :-1], 0
-        for number, count in runs:
-            part = slice(start, start + count)
-            np.matmul(x[part], weight[number], out=inner[part])
-            start += count
-        inner += bias.take(level, axis=0)
-        np.floor(inner, out=inner)
-        np.clip(inner, -WEIGHT_LIMIT, WEIGHT_LIMIT, out=inner)
+            x.clip(0, ACTIVATION_LIMIT, out=active)
+            hidden = multiply(f"blocks.{i}.rise", active, parts, y)
+            hidden.clip(0, ACTIVATION_LIMIT, out=active)
+            x += multiply(f"blocks.{i}.fall", active, parts, y)
+            x.clip(-STREAM_LIMIT, STREAM_LIMIT, out=x)
+        x.clip(0, ACTIVATION_LIMIT, out=active)
+        result = np.ones((n, R + 1), self.dtype)
+        read = multiply("features", active, each, result[:, :R])
+        read.clip(-WEIGHT_LIMIT, WEIGHT_LIMIT, out=read)
         return result
-
-    def _parts(self, runs: Runs) -> list[tuple[int, slice]]:
-        """Lists the matrices of runs, each with its rows: the last one is that of all levels from
-        there on.
-        """
-        last, start, parts = self.config.matrices - 1, 0, []
-        for matrix, same in groupby(runs, lambda run: min(run[0], last)):
-            stop = start + sum(count for _, count in same)
-            parts.append((matrix, slice(start, stop)))
-            start = stop
-        return parts
 
     def logits(self, features: np.ndarray, runs: Runs) -> np.ndarray:
         """Computes logits (n, columns) in 2^-LOGIT_STEP bits, not yet rounded down: see
         `_read_layer`.
         """
-        found = np.empty((len(features), self.readout.shape[2]), self.dtype)
+        found = np.empty((len(features), self.columns), self.dtype)
         start = 0
         for level, count in runs:
             part = slice(start, start + count)
-            np.matmul(features[part], self.readout[level], out=found[part])
+            blas.multiply_panels(features[part], self.readout[level], found[part])
             start += count
         return found
 
@@ -384,6 +368,18 @@ class _Rows:
         which = np.concatenate([np.tile(span, B) for span in spans])
         images = np.concatenate([np.arange(B).repeat(len(span)) for span in spans])
         return cls(step[:, which], images, which, runs)
+
+
+def _parts(runs: Runs, matrices: int) -> Parts:
+    """Lists the matrices of runs, each with its rows: the last one is that of all levels from there
+    on.
+    """
+    last, start, parts = matrices - 1, 0, []
+    for matrix, same in groupby(runs, lambda run: min(run[0], last)):
+        stop = start + sum(count for _, count in same)
+        parts.append((matrix, slice(start, stop)))
+        start = stop
+    return parts
 
 
 def _split(runs: Runs, most: int) -> Iterator[Runs]:

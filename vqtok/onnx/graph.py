@@ -12,16 +12,18 @@ from vqtok.onnx import protobuf
 OPSET, IR_VERSION = 18, 10  # onnxruntime reads them since 1.18
 Made = Callable[[], np.ndarray]  # makes an array when it is needed
 _LIMIT = 2**31 - 2**20  # bytes: no file in this format is larger
+_INLINE = 128  # numbers: smaller constants are in the graph in any case
 
 
 class Graph:
     """Nodes one after another; values go by name."""
 
-    def __init__(self, halves: bool = True) -> None:
-        """`halves`: weights are float16 where that loses nothing, for a file that is half as large;
-        else all are float32, which a program has ready sooner.
+    def __init__(self, apart: bool = False) -> None:
+        """`apart`: weights stay arrays beside the graph, in `arrays`, and are copied nowhere. Else
+        they are in the file, as float16 where that loses nothing, so that it is half as large.
         """
-        self.halves = halves
+        self.apart = apart
+        self.arrays: dict[str, np.ndarray] = {}
         self.inputs: list[protobuf.Message] = []
         self.outputs: list[protobuf.Message] = []
         self.nodes: list[protobuf.Message] = []
@@ -55,18 +57,23 @@ class Graph:
     def floats(self, values: np.ndarray | Made) -> str:
         """A constant of float32, of any shape, or what makes one."""
         values = values if isinstance(values, np.ndarray) else values()
-        if not self.halves or values.size < 2:
-            return self._constant(values.astype(np.float32, copy=False))
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16, copy=False)
-        if half is not values and not np.array_equal(half.astype(np.float32), values):
+        half = None
+        if self.apart:
+            half = values if values.dtype == np.float16 else None
+        elif values.size > 1:
+            half = _halved(values)
+        if half is None:
             return self._constant(values.astype(np.float32, copy=False))
         return self.op("Cast", self._constant(half), to=protobuf.FLOAT)
 
     def _constant(self, values: np.ndarray) -> str:
         name = f"constant_{len(self.weights)}"
-        self._bytes += values.nbytes
-        self.weights.append(protobuf.tensor(name, values))
+        if self.apart and values.size >= _INLINE:
+            self.arrays[name] = np.ascontiguousarray(values)
+            self.weights.append(protobuf.tensor_apart(name, values))
+        else:
+            self._bytes += values.nbytes
+            self.weights.append(protobuf.tensor(name, values))
         return name
 
     def model(self, name: str, facts: Mapping[str, Any]) -> bytes:
@@ -91,6 +98,14 @@ class Graph:
             for key, value in facts.items()
         }
         return protobuf.model(graph, OPSET, IR_VERSION, words)
+
+
+def _halved(values: np.ndarray) -> np.ndarray | None:
+    """Returns values as float16, or None where that would lose something."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16, copy=False)
+    lossless = half is values or np.array_equal(half.astype(np.float32), values)
+    return half if lossless else None
 
 
 class NoGraph(Graph):

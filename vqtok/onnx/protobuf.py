@@ -69,12 +69,24 @@ def _attribute(name: str, value: Value) -> Message:
 
 def tensor(name: str, values: np.ndarray) -> Message:
     """A TensorProto of float32, float16, uint8 or int64."""
+    made = _head(name, values)
+    little = np.asarray(values, dtype=values.dtype.newbyteorder("<"), order="C")
+    return made + message(9, [little.reshape(-1).view(np.uint8).data])
+
+
+def tensor_apart(name: str, values: np.ndarray) -> Message:
+    """A TensorProto, as `tensor`, whose values are given to the program that runs the graph."""
+    made = _head(name, values)
+    for key, value in (("location", name), ("offset", "0"), ("length", str(values.nbytes))):
+        made += message(13, text(1, key) + text(2, value))
+    return made + number(14, 1)  # DataLocation.EXTERNAL
+
+
+def _head(name: str, values: np.ndarray) -> Message:
     made: Message = []
     for side in values.shape:
         made += number(1, side)
-    made += number(2, _TYPES[values.dtype.name]) + text(8, name)
-    little = np.asarray(values, dtype=values.dtype.newbyteorder("<"), order="C")
-    return made + message(9, [little.reshape(-1).view(np.uint8).data])
+    return made + number(2, _TYPES[values.dtype.name]) + text(8, name)
 
 
 def value_info(name: str, kind: int, shape: Sequence[str | int]) -> Message:

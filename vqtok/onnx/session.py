@@ -1,7 +1,7 @@
 """Runs ONNX graphs on the CPU by onnxruntime, where that is installed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -25,8 +25,11 @@ def start() -> str:
 class Session:
     """A graph that is ready to run."""
 
-    def __init__(self, graph: bytes) -> None:
-        """Prepares the graph of a file's bytes. RuntimeError where onnxruntime refuses it."""
+    def __init__(self, graph: bytes, arrays: Mapping[str, np.ndarray]) -> None:
+        """Prepares the graph of a file's bytes, and of the weights that it names as being apart.
+
+        RuntimeError where onnxruntime refuses it.
+        """
         runtime: Any = import_module(_NAME)
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors alone
@@ -34,6 +37,13 @@ class Session:
         options.inter_op_num_threads = 1
         # threads sleep while they wait for each other: see `vqtok.__main__`
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # it takes memory for features as it needs it: its own store of memory is new, and filled
+        # with zeros, at each start
+        options.enable_cpu_mem_arena = False
+        self._arrays = arrays  # onnxruntime keeps no copy
+        if arrays:
+            values = map(runtime.OrtValue.ortvalue_from_numpy, arrays.values())
+            options.add_external_initializers(list(arrays), list(values))
         self._session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def run(self, name: str, value: np.ndarray) -> np.ndarray:

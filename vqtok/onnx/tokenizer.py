@@ -36,22 +36,23 @@ LIKELIHOODS = {
 
 
 def build_encoder(
-    tensors: Mapping[str, np.ndarray], config: TokenizerConfig, halves: bool = True
+    tensors: Mapping[str, np.ndarray], config: TokenizerConfig, apart: bool = False
 ) -> Graph:
     """Builds the graph of `image`, uint8 (B, C, H, W) of any size, to `indices`, int64 (B, L, h,
-    w); it pads as vqtok does. ModelError where the config has a part that no graph is known of.
+    w); it pads as vqtok does. `apart` as in `Graph`. ModelError where the config has a part that no
+    graph is known of.
     """
     _check(config)
-    g = Graph(halves)
+    g = Graph(apart)
     _add_encoder(g, Tensors(tensors), config)
     return g
 
 
 def build_decoder(
-    tensors: Mapping[str, np.ndarray], config: TokenizerConfig, halves: bool = True
+    tensors: Mapping[str, np.ndarray], config: TokenizerConfig, apart: bool = False
 ) -> Graph:
     """Builds the graph of `indices`, int64 (B, n, h, w) of the first n levels, to `image`, uint8
-    (B, C, h*f, w*f). Errors as `build_encoder`.
+    (B, C, h*f, w*f). Else as `build_encoder`.
     """
     _check(config)
     if config.levels * config.codebook_size * config.code_dim > ENTRIES_MAX:
@@ -59,7 +60,7 @@ def build_decoder(
             "the codebooks are too large for an ONNX graph: more than 1 GiB",
             "use the model with PyTorch",
         )
-    g = Graph(halves)
+    g = Graph(apart)
     _add_decoder(g, Tensors(tensors), config)
     return g
 

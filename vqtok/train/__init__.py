@@ -149,8 +149,9 @@ def _train_priors(dataset: Dataset, parts: Parts, run: RunContext) -> bool:
     split_grids = _split_grids(
         grids, parts, recipe.data.flip and not isinstance(dataset, CodesData)
     )
+    codebooks = network.quantizer.codebooks().detach().float()
     if stage != "entropy" and not loop.train(
-        PriorTask(recipe, dataset, fingerprint, split_grids, run),
+        PriorTask(recipe, dataset, fingerprint, split_grids, run, codebooks),
         recipe.prior_training,
         run,
         resume,
@@ -170,7 +171,7 @@ def _train_priors(dataset: Dataset, parts: Parts, run: RunContext) -> bool:
         fingerprint,
         split_grids,
         run,
-        network.quantizer.codebooks().detach().float(),
+        codebooks,
     )
     return loop.train(task, recipe.entropy_training, run, resume)
 

@@ -18,6 +18,7 @@ from vqtok.data import Dataset
 from vqtok.errors import InputError
 from vqtok.integer_prior import largest_sum
 from vqtok.priors import IntegerPrior, Prior, build_prior
+from vqtok.priors.base import start_from_codebooks
 from vqtok.train.context import RunContext
 from vqtok.train.grids import GridBatches, Grids, window_of
 from vqtok.train.task import Step, Task, Validation
@@ -133,10 +134,30 @@ class GridTask(Task):
 
 
 class PriorTask(GridTask):
-    """Trains the network that `vqtok sample` draws from."""
+    """Trains the network that `vqtok sample` draws from; it starts from the tokenizer's codebooks
+    (L, K, D), where they are given.
+    """
 
     name = "prior"
     network: Prior
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        tokenizer: str,
+        parts: tuple[Grids, Grids],
+        run: RunContext,
+        codebooks: Tensor | None = None,
+    ) -> None:
+        super().__init__(recipe, dataset, tokenizer, parts, run)
+        self.codebooks = codebooks
+
+    def on_start(self) -> None:
+        # gray values are not learned, and fvsbn places its first vectors by the code's number
+        fits = not self.recipe.tokenizer.is_pixels and self.config.architecture != "fvsbn"
+        if self.codebooks is not None and fits:
+            start_from_codebooks(self.network, self.codebooks)
 
     @property
     def stage(self) -> StageConfig:
@@ -153,7 +174,9 @@ class PriorTask(GridTask):
         return self.network.loss(indices, labels)
 
     def release(self, record: dict[str, Any]) -> weights.Weights:
-        """Returns the weights file, in float16."""
+        """Returns the weights file, in float16, with the recipe's settings of drawing."""
+        if chosen := self.recipe.sampling.changes():
+            record = {**record, "sampling": chosen}
         state = self.network.state_dict().items()
         return self._file(
             {name: value.detach().cpu().half().numpy() for name, value in state}, record

@@ -15,6 +15,7 @@ from typing import Any
 import PIL
 
 from vqtok import config, distributed, files, losses, model_registry, quantizers, weights
+from vqtok.codec.loading import has_bf16, pick_device
 from vqtok.config import Recipe, TokenizerConfig
 from vqtok.data import ArrayData, DataOptions, Dataset, ImageFiles, Shapes, open_data
 from vqtok.errors import InputError, OutputError, TrainingError, UsageError, VqtokError
@@ -41,7 +42,7 @@ DERIVED = ("codebook_size", "levels", "labels", "rows", "columns")
 # name covers all that begin with it.
 _FREE = {
     "resume": ("tokenizer_training.steps", "prior_training.steps", "entropy_training.steps"),
-    "prior": ("prior", "entropy", "precision", "data.prior_size"),
+    "prior": ("prior", "entropy", "precision", "data.prior_size", "sampling"),
     "init": tuple(
         f"tokenizer.{name}" for name in ("level_dropout", "beta", "decay", "restart", "likelihood")
     ),
@@ -451,7 +452,7 @@ def broadcast_spec(begin: Callable[[], tuple[RunSpec, Dataset]]) -> tuple[RunSpe
 
 def preset_for(dataset: Dataset, name: str | None = None) -> Recipe:
     """Returns the named preset, or the one for the data; for small images of one size, with crops
-    of that size.
+    of that size, and in fp32 where this machine does not compute in bf16 itself.
     """
     size = getattr(dataset, "size", None)
     small = size is not None and size[0] == size[1] <= 64
@@ -464,6 +465,9 @@ def preset_for(dataset: Dataset, name: str | None = None) -> Recipe:
     recipe = config.PRESETS[name]
     if small and size is not None and size[0] % recipe.tokenizer.downsample == 0:
         recipe = replace(recipe, data=replace(recipe.data, size=size[0], prior_size=size[0]))
+    if recipe.precision == "bf16" and not has_bf16(pick_device()):
+        # by a processor that has no instructions for it a step takes 4 to 8 times as long
+        recipe = replace(recipe, precision="fp32")
     return recipe
 
 
