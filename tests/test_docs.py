@@ -16,6 +16,7 @@ from docs_helpers import ROOT, lines, make_checkpoints, make_images, run_line
 from vqtok import codes, weights
 from vqtok.cli import app
 from vqtok.codes import Codes
+from vqtok.data import Shapes
 from vqtok.errors import FormatError
 
 PAGES = sorted(
@@ -52,6 +53,7 @@ def test_every_command_of_a_page_runs_in_order(
     # what a full training step takes, which --dry-run measures: test_cli_train_recipe.py
     module = importlib.import_module("vqtok.train.plan")  # vqtok.train.plan is the function
     monkeypatch.setattr(module, "_seconds", lambda *_: 0.1)
+    monkeypatch.setattr("vqtok.study.image_set.open_data", lambda *_: Shapes(200))
     make_images(tmp_path)
     make_checkpoints(tmp_path)
     for line in lines((ROOT / "docs" / name).read_text(encoding="utf-8")):
