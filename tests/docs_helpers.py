@@ -7,10 +7,11 @@ import shlex
 from pathlib import Path
 
 import interop_helpers
+import pytest
 from cli_helpers import runner
 from conftest import image
 
-from vqtok import images
+from vqtok import images, model_registry, weights
 from vqtok.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +55,29 @@ def make_checkpoints(folder: Path) -> None:
     ):
         _, path = interop_helpers.save(program, folder / program)
         path.rename(folder / name)
+
+
+_read: dict[Path, tuple[weights.Packed, tuple[weights.Weights, str]]] = {}
+
+
+def read_models_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled models are read and hashed once, not for each line of a page."""
+    load, unpack = model_registry.load_packed, model_registry._unpack
+
+    def load_once(path: Path, kind: str) -> weights.Packed:
+        if not path.is_relative_to(ROOT / "models"):
+            return load(path, kind)
+        if path not in _read:
+            packed = load(path, kind)
+            _read[path] = packed, unpack(packed)
+        return _read[path][0]
+
+    def unpack_once(packed: weights.Packed) -> tuple[weights.Weights, str]:
+        known = (done for kept, done in _read.values() if kept is packed)
+        return next(known, None) or unpack(packed)
+
+    monkeypatch.setattr(model_registry, "load_packed", load_once)
+    monkeypatch.setattr(model_registry, "_unpack", unpack_once)
 
 
 def run_line(line: str) -> None:
