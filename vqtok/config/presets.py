@@ -38,7 +38,7 @@ PRESETS: dict[str, Recipe] = {
             validate_every=250,
         ),
         prior_training=PriorStageConfig(
-            steps=4000, batch=32, learning_rate=2e-3, validate_every=200
+            steps=2600, batch=32, learning_rate=2e-3, validate_every=200
         ),
         entropy=EntropyConfig(codebook_size=256, width=96, blocks=1),
         entropy_training=StageConfig(steps=1000, batch=16, learning_rate=5e-3, validate_every=250),
