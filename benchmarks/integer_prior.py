@@ -24,8 +24,7 @@ from torch import Tensor
 from vqtok import config, weights
 from vqtok._version import __version__
 from vqtok.config import EntropyConfig
-from vqtok.data import counter_rng
-from vqtok.data.batches import _SPLIT
+from vqtok.data.batches import split_indices
 from vqtok.integer_prior import largest_sum
 from vqtok.integer_prior.arithmetic import (
     ACTIVATION_LIMIT,
@@ -62,9 +61,9 @@ def load_grids(run: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     ends = stored["shapes"].astype(np.int64).prod(1).cumsum()
     parts = np.split(stored["indices"], ends[:-1])
     grids = [part.reshape(shape) for part, shape in zip(parts, stored["shapes"], strict=True)]
-    order = counter_rng.permutation(0, _SPLIT, len(grids) // 2)
-    training = [2 * i + mirrored for mirrored in (0, 1) for i in np.sort(order[64:])]
-    return [grids[i] for i in training], [grids[2 * i] for i in np.sort(order[:64])]
+    training, held_out = split_indices(grids[::2], 1.0, 64, 0)
+    both = [2 * i + mirrored for mirrored in (0, 1) for i in training]
+    return [grids[i] for i in both], [grids[2 * i] for i in held_out]
 
 
 def windows(grids: list[np.ndarray], draw: np.random.Generator) -> Tensor:

@@ -17,6 +17,7 @@ from conftest import TOKENIZER, image
 from test_cli_pack import add_entropy
 
 from vqtok import codec
+from vqtok.cli import start
 from vqtok.config import EntropyConfig, TokenizerConfig
 from vqtok.meta_init import init_empty_weights
 from vqtok.networks.vqvae import VQVAE
@@ -311,3 +312,16 @@ def test_a_reader_that_hangs_does_not_keep_the_process():
     hang = "from vqtok.prefetch import read_ahead; read_ahead(lambda item: time.sleep(100), [1])"
     done = python(LEAVING.format(more=hang, code=130))
     assert (done.returncode, done.stdout) == (130, "first third\n")
+
+
+def test_few_kinds_of_products_are_kept_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1,000 sizes of images, two caches of 1,024 kinds of products hold some 270 MB."""
+    names = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
+    for name in names:
+        monkeypatch.setenv(name, "1")
+        monkeypatch.delenv(name)
+    start.ModelOptions(None, None)
+    assert [os.environ[name] for name in names] == ["64", "64"]
+    monkeypatch.setenv(names[1], "7")
+    start.ModelOptions(None, None)
+    assert os.environ[names[1]] == "7"
