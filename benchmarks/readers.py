@@ -179,7 +179,7 @@ def read_mds(folder: Path) -> Iterator[Row]:
 
 
 def _stand_in_for_torchvision() -> None:
-    """streaming imports torchvision for its image data sets; the one on PyPI does not load beside a
+    """streaming imports torchvision for its image data sets; the published one does not load beside a
     CPU build of torch.
     """
     try:

@@ -160,10 +160,10 @@ def test_numbers_that_do_not_fit_four_bits_come_back(K: int, f: int, levels: int
     indices = np.ones((2, levels, 1, 2), codes.index_dtype(K))
     plain = Codes(indices, name, "0123abcd", K, f, 1, ((f, 2 * f),) * 2)
     assert codes.read_plain_codes(codes.to_bytes(codes.to_compact(plain))) == plain
-    streams = (b"\0\1\2" * levels, b"")
     about = (name, "0123abcd", K, f, 1, plain.sizes, (-1.5, 1e300), levels)
-    packed = Compact(*about, None, "fedcba98", streams)
-    assert vars(from_stream(to_stream(packed))) == vars(packed) | {"prior": "fedc"}
+    for streams in ((b"\0\1\2" * levels, b""), (b"\0\1\2" * levels,)):
+        packed = Compact(*about, None, "fedcba98", streams, 3 - len(streams))
+        assert vars(from_stream(to_stream(packed))) == vars(packed) | {"prior": "fedc"}
 
 
 def test_overhead_is_small_and_numpy_opens_it():
@@ -226,7 +226,21 @@ def test_metadata_is_read_without_the_prior():
 VAST = b"\xff\xff\xff\xff\x0f"
 MARK, CODED_MARK = bytes.fromhex("0123abcd010203"), bytes.fromhex("0123abcd0102")
 DAMAGED = {
-    "newer": (b"\x64" + GOLDEN[1:], "newer than this"),
+    "newer": (b"\x84" + GOLDEN[1:], "newer than this"),
+    "sharing of one": (b"\x6d\x43\x31\2\1" + CODED_MARK + b"toy\x11\x19" + bytes(9), "damaged"),
+    "sharing of more than there are": (
+        b"\x6d\x43\x31\2\3" + CODED_MARK + b"toy\x11\x19" + bytes(9),
+        "3 images are claimed to share",
+    ),
+    "sharing of too many": (
+        b"\x6d\x43\x31" + b"\xd8\x04" * 2 + CODED_MARK + b"toy\x11\x29" + bytes(999),
+        "600 images are claimed to share",
+    ),
+    "sharing, bit-packed": (
+        b"\x6c\x43\x31\2\2" + MARK + b"toy\x11\x19" + bytes(9),
+        "2 images are claimed to share",
+    ),
+    "sharing, one image": (b"\x65\x43\x31\2" + CODED_MARK + b"toy\x11\x19" + bytes(9), "2 images"),
     "older": (b"\x24" + GOLDEN[1:], "damaged"),
     "empty": (b"", "truncated"),
     "cut in the head": (GOLDEN[:9], "truncated"),
@@ -343,9 +357,10 @@ def test_every_header_is_codes_or_a_clear_error():
     """
     packed = codes.to_compact(make(sizes=((31, 77), (32, 75)), levels=2))
     by_prior = coded(make(sizes=((31, 77), (32, 75)), levels=2), (20, 7))
+    shared = replace(by_prior, streams=(b"1" * 27,), sharing=2)
     draw, accepted = np.random.default_rng(0), 0
     for i in range(2000):
-        stream = mutate(to_stream(by_prior if i % 2 else packed)[:60], draw)
+        stream = mutate(to_stream((packed, by_prior, packed, shared)[i % 4])[:60], draw)
         stream += to_stream(packed)[60:] if i % 2 == 0 else b""
         try:
             found = from_stream(stream)

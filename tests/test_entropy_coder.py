@@ -26,11 +26,11 @@ def coder() -> EntropyCoder:
     return tiny_coder()
 
 
-def coded(coder: EntropyCoder, plain: Codes) -> Compact:
+def coded(coder: EntropyCoder, plain: Codes, sharing: int = 1) -> Compact:
     """Coded even where bit-packing is smaller."""
-    streams = coder.prior.encode(plain.indices, checksum(plain.indices, plain.sizes))
+    streams = coder.prior.encode(plain.indices, checksum(plain.indices, plain.sizes), sharing)
     whole = replace(codes.to_compact(plain), checksum=None, prior=coder.fingerprint)
-    return from_stream(to_stream(replace(whole, streams=tuple(streams))))
+    return from_stream(to_stream(replace(whole, streams=tuple(streams), sharing=sharing)))
 
 
 def some(n: int = 2) -> Codes:
@@ -39,7 +39,47 @@ def some(n: int = 2) -> Codes:
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_coded_files_come_back(coder: EntropyCoder, n: int):
-    assert coder.unpack(coded(coder, some(n))) == some(n)
+    for sharing in range(1, n + 1):
+        packed = coded(coder, some(n), sharing)
+        assert (packed.sharing, len(packed.streams)) == (sharing, -(-n // sharing))
+        assert coder.unpack(packed) == some(n)
+
+
+@pytest.mark.parametrize("places", [1, 5, 1024])
+def test_images_that_share_a_stream_come_back(
+    coder: EntropyCoder, places: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever goes through the network at once; each stream is coded as if it were alone."""
+    plain = grid(random.Random(1), 16, 2, 8, ((17, 20),) * 7)
+    monkeypatch.setattr("vqtok.integer_prior.inference.PLACES_AT_ONCE", places)
+    for sharing in (2, 3, 7):
+        packed = coded(coder, plain, sharing)
+        assert coder.unpack(packed) == plain
+        value = checksum(plain.indices, plain.sizes)
+        first = coder.prior.encode(plain.indices[:sharing], value, sharing)
+        assert packed.streams[:1] == tuple(first)
+        with pytest.raises(FormatError, match="streams do not hold 7 images"):
+            coder.unpack(replace(packed, streams=(*packed.streams, packed.streams[0])))
+
+
+def test_small_images_share_streams(coder: EntropyCoder):
+    """Of 4,096 indices each; large ones do not, and files of them are as they were."""
+    for shape, sharing in (
+        ((9, 1, 8, 8), 9),
+        ((90, 1, 8, 8), 64),
+        ((9, 2, 32, 32), 2),
+        ((1, 1, 1, 1), 1),
+    ):
+        assert codes.images_sharing(shape) == sharing
+    assert codes.images_sharing((3, 8, 32, 48)) == 1
+    size = (2 * 8, 3 * 8)
+    indices = np.full((100, 2, 2, 3), 3, np.uint8)
+    plain = Codes(indices, "toy", coder.tokenizer, 16, 8, 3, (size,) * 100)
+    packed = coder.pack(plain)
+    assert (packed.prior, packed.sharing, len(packed.streams)) == (coder.fingerprint, 100, 1)
+    assert to_stream(packed)[0] >> 5 == 3
+    assert coder.unpack(from_stream(to_stream(packed))) == plain
+    assert coder.pack(plain.first_levels(1)).sharing == 100
 
 
 def wrong_last_index(monkeypatch: pytest.MonkeyPatch, coder: EntropyCoder) -> None:
@@ -127,7 +167,7 @@ def test_coding_runs_where_torch_cannot_be_imported(tmp_path: Path):
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "c.npz").exists()
-    golden = codes.read_any_codes(GOLDEN / "compact2" / "one-size.npz")
+    golden = codes.read_any_codes(GOLDEN / "compact3" / "one-size.npz")
     packed = codes.read_any_codes(tmp_path / "a.npz")
     assert isinstance(golden, Compact)
     assert isinstance(packed, Compact)

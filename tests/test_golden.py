@@ -19,10 +19,11 @@ from safetensors import safe_open
 
 import vqtok
 from vqtok.codes import Compact, read_any_codes
-from vqtok.codes.compact import to_stream
+from vqtok.codes.compact import checksum, to_stream
 
 GOLDEN = Path(__file__).parent / "golden" / "format1"
 FORMS = GOLDEN / "compact2"  # compact files of the second form, of what `codes` holds in the first
+SHARED = GOLDEN / "compact3"  # and of the third, whose images share streams
 CODED = ("two-sizes", "one-size", "first-level", "deep-coded")
 CODES = (*CODED, "bit-packed", "deep-packed")
 TOKENIZERS = sorted(path.stem for path in (GOLDEN / "tokenizers").iterdir())
@@ -91,16 +92,21 @@ def test_packing_gives_the_bytes_that_it_always_gave(name: str, tmp_path: Path):
     owner = vqtok.load(GOLDEN / ("run" if name in CODED else "stopped"), "cpu")
     plain = vqtok.read_codes(GOLDEN / "codes" / f"{name}.plain.npz")
     vqtok.write_codes(tmp_path / "a.npz", owner.pack(plain))
-    paths = (tmp_path / "a.npz", FORMS / f"{name}.npz", GOLDEN / "codes" / f"{name}.npz")
-    made, golden, first = (read_any_codes(path) for path in paths)
+    forms = (SHARED, FORMS) if (SHARED / f"{name}.npz").exists() else (FORMS, FORMS)
+    paths = [tmp_path / "a.npz", *(form / f"{name}.npz" for form in forms)]
+    made, golden, second = (read_any_codes(path) for path in paths)
+    first = read_any_codes(GOLDEN / "codes" / f"{name}.npz")
     assert isinstance(made, Compact)
     assert isinstance(golden, Compact)
+    assert isinstance(second, Compact)
     assert isinstance(first, Compact)
     assert to_stream(made) == to_stream(golden)
     assert (made.prior is not None) == (name in CODED)
     if name in CODED:  # in the first form streams carry no checksum
         assert owner.entropy_coder is not None
-        assert tuple(owner.entropy_coder.prior.encode(plain.indices)) == first.streams
+        encode, value = owner.entropy_coder.prior.encode, checksum(plain.indices, plain.sizes)
+        assert tuple(encode(plain.indices, value)) == second.streams
+        assert tuple(encode(plain.indices)) == first.streams
     else:
         assert made.streams == first.streams
 
@@ -113,6 +119,21 @@ def test_the_second_compact_form_holds_the_codes_of_the_first(name: str):
         assert file.files == ["c"]
     assert vqtok.read_codes(path, owner) == vqtok.read_codes(first, owner)
     assert first.stat().st_size - path.stat().st_size > 80
+
+
+@pytest.mark.parametrize("path", sorted(SHARED.iterdir()), ids=lambda path: path.stem)
+def test_images_that_share_streams_are_what_they_always_were(path: Path):
+    name = "one-size" if path.stem == "in-fives" else path.stem
+    plain, run = vqtok.read_codes(GOLDEN / "codes" / f"{name}.plain.npz"), str(GOLDEN / "run")
+    packed = read_any_codes(path)
+    assert isinstance(packed, Compact)
+    assert packed.sharing == (5 if path.stem == "in-fives" else len(plain))
+    assert len(packed.streams) == -(-len(plain) // packed.sharing)
+    assert vqtok.read_codes(path, run) == plain
+    with np.load(path, allow_pickle=False) as file:
+        assert file.files == ["c"]
+        assert file["c"] == to_stream(packed)
+    assert path.stat().st_size < (FORMS / f"{name}.npz").stat().st_size
 
 
 # Models

@@ -53,8 +53,8 @@ def assert_equal(found: dict[str, Any], codes: Codes) -> None:
 @needs_node
 def test_golden_files_have_the_same_indices():
     paths = [*(GOLDEN / "codes").glob("*-*.npz"), GOLDEN / "small.npz", GOLDEN / "large.npz"]
-    paths += (GOLDEN / "compact2").glob("*.npz")
-    assert len(paths) == 20
+    paths += [path for form in (2, 3) for path in (GOLDEN / f"compact{form}").glob("*.npz")]
+    assert len(paths) == 24
     for plain in (False, True):
         jobs = [{"file": str(path), "prior": str(RUN), "plain": plain} for path in paths]
         for path, found in zip(paths, node(jobs), strict=True):
@@ -101,9 +101,10 @@ def random_file(
         write_codes(path, to_compact(codes))
         return codes, False
     # not `to_compact`: it takes the streams of a prior only where they are smaller
-    streams = tuple(prior.encode(codes.indices, checksum(codes.indices, codes.sizes)))
+    value, sharing = checksum(codes.indices, codes.sizes), int(rng.integers(1, n + 1))
+    streams = tuple(prior.encode(codes.indices, value, sharing))
     about = codes.description
-    compact = Compact(*about, codes.levels, None, name, streams)  # type: ignore[arg-type]
+    compact = Compact(*about, codes.levels, None, name, streams, sharing)  # type: ignore[arg-type]
     write_codes(path, compact)
     return codes, True
 
@@ -145,6 +146,7 @@ def test_damaged_files_are_refused_or_read_as_python_does(tmp_path: Path):
     names = ("codes/two-sizes", "codes/bit-packed", "codes/one-size.plain", "small", "large")
     names += ("compact2/two-sizes", "compact2/bit-packed", "compact2/first-level")
     names += ("codes/deep-coded", "compact2/deep-coded", "compact2/deep-packed")
+    names += ("compact3/two-sizes", "compact3/in-fives")
     for name in names:
         whole = (GOLDEN / f"{name}.npz").read_bytes()
         stream = np.load(GOLDEN / f"{name}.npz").get("stream")
@@ -209,7 +211,8 @@ def python_reads(path: Path) -> Codes | None:
         prior = IntegerInference(config, stored.tensors)
         if packed.codebook_size != config.codebook_size or packed.levels > config.levels:
             return None
-        indices, carried = prior.decode_all(packed.streams, *packed.shape[1:])
+        n, *grid = packed.shape
+        indices, carried = prior.decode_all(packed.streams, *grid, sharing=packed.sharing, images=n)
         return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)), carried)
     except FormatError:
         return None

@@ -111,12 +111,13 @@ class CodesFiles:
             grid(draw, 65537, 1, 4, ((9, 9),) * 2),
             grid(draw, 16, 1, 8, ((40, 40), (33, 39))),
             grid(draw, 2, 1, 2, ((1, 9),), "F\u00fc\u00dfe"),
+            grid(draw, 16, 2, 8, ((17, 20),) * 5),
         ]
         small = [
             one for one in self.originals if one.codebook_size == self.coder.config.codebook_size
         ]
         self.compacts = [codes.to_compact(one) for one in self.originals] + [
-            self._coded(one) for one in small
+            self._coded(one, sharing) for one in small for sharing in range(1, 1 + len(one))
         ]
         self.streams = [to_stream(one) for one in self.compacts]
         self.first_forms = [
@@ -130,12 +131,12 @@ class CodesFiles:
         for data in self.files:
             self.run(Case(data, "whole", 0, "damaged"))
 
-    def _coded(self, one: Codes) -> Compact:
+    def _coded(self, one: Codes, sharing: int) -> Compact:
         """Coded even where bit-packing is smaller."""
-        streams = self.coder.prior.encode(one.indices, checksum(one.indices, one.sizes))
-        found = codes.to_compact(one)
-        name = self.coder.fingerprint
-        return replace(found, checksum=None, prior=name, streams=tuple(streams))
+        value, coder = checksum(one.indices, one.sizes), self.coder
+        streams = tuple(coder.prior.encode(one.indices, value, sharing))
+        name, found = coder.fingerprint, codes.to_compact(one)
+        return replace(found, checksum=None, prior=name, streams=streams, sharing=sharing)
 
     def _first_form(self, one: Codes, coded: bool) -> bytes:
         """What the member of the first form holds."""

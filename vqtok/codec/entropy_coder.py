@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from vqtok import config, model_registry, weights
-from vqtok.codes import Codes, Compact, index_dtype, to_compact
+from vqtok.codes import Codes, Compact, images_sharing, index_dtype, to_compact
 from vqtok.config import ENTROPY_CODES_MAX, EntropyConfig
 from vqtok.errors import FormatError, ModelError
 from vqtok.integer_prior import IntegerInference, integer_tensor_shapes
@@ -54,9 +54,14 @@ class EntropyCoder:
         """
         self._check(codes)
         coded = self.prior.code(codes.indices)
-        return lambda count: to_compact(
-            codes.first_levels(count), self.fingerprint, partial(coded.streams, count)
-        )
+
+        def pack(count: int) -> Compact:
+            kept = codes.first_levels(count)
+            sharing = images_sharing(kept.shape)
+            streams = partial(coded.streams, count, sharing=sharing)
+            return to_compact(kept, self.fingerprint, streams, sharing)
+
+        return pack
 
     def unpack(self, packed: Compact) -> Codes:
         """Decodes codes that this prior coded.
@@ -71,7 +76,10 @@ class EntropyCoder:
                 "give the model they were packed with: --model",
             )
         self._check(packed)
-        indices, carried = self.prior.decode_all(packed.streams, *packed.shape[1:])
+        n, *grid = packed.shape
+        indices, carried = self.prior.decode_all(
+            packed.streams, *grid, sharing=packed.sharing, images=n
+        )
         return packed.with_indices(indices.astype(index_dtype(packed.codebook_size)), carried)
 
     def _check(self, codes: Codes | Compact) -> None:

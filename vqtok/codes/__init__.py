@@ -18,7 +18,7 @@ A reader ignores keys and members that it does not know. It trusts nothing: see 
 """
 
 from vqtok.codes.checks import FORMAT, name_in_errors, parse_meta
-from vqtok.codes.compact import Compact, to_compact, unpack
+from vqtok.codes.compact import Compact, images_sharing, to_compact, unpack
 from vqtok.codes.grids import Codes, count_levels, index_dtype, levels_fix
 from vqtok.codes.io import (
     FILE_LIMIT,
@@ -45,6 +45,7 @@ __all__ = [
     "encode_at_rate",
     "fit_to_size",
     "form",
+    "images_sharing",
     "index_dtype",
     "indices_to_bytes",
     "levels_fix",

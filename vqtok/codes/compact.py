@@ -1,23 +1,28 @@
 """The compact form: one member, `c`, whose bytes say everything.
 
-    1 byte    form, 2, in the high three bits; flags: 1 coded by a prior (else bit-packed), 2 images
-              of one channel (else three), 4 one size for all images, 8 several images, 16 a range
+    1 byte    form in the high three bits: 2, or 3 where images share streams; flags: 1 coded by a
+              prior (else bit-packed), 2 images of one channel (else three), 4 one size for all
+              images, 8 several images, 16 a range
     1 byte    log2 K in the low four bits, 1 + log2 f in the high ones
     1 byte    L in the low four bits, bytes of the model's name in the high ones
-    varints   of K, f, L and that length: each whose four bits are 0; then n where several
+    varints   of K, f, L and that length: each whose four bits are 0; then n where several; then, in
+              form 3, how many images share a stream
     4 bytes   fingerprint of the tokenizer
     bytes     coded: 2, the first of the prior's fingerprint; bit-packed: 3, the lowest of the
               checksum, the lowest first
     bytes     the model's name, UTF-8
     16 bytes  with a range: the values that became 0 and 255, float64
     varints   height and width of each image, or of all
-    varints   bytes of each image's stream but the last, where coded
+    varints   bytes of each stream but the last, where coded
     the rest  the streams (see `entropy`), each carrying the checksum; or ceil(log2 K) bits an
               index, highest bit first, zeros at the end
 
 A varint has seven bits in each byte, lowest first, and the high bit in all but its last byte. The
 member is the bytes themselves, no .npy array, whose header takes 64 bytes or more. The checksum,
 of the indices and sizes, costs a coded file nothing: a stream's state has 32 bits to spare.
+
+A stream costs 6 bytes and its length 1 or 2: a tenth of a small image's codes. So small images
+share streams, of SHARED indices at most; one image is read together with those of its stream.
 
 The first form had the member `stream`, an .npy array of bytes; vqtok reads it still:
 
@@ -44,7 +49,8 @@ from vqtok.codes.checks import COPY_AGAIN, require
 from vqtok.codes.grids import Codes, GridDescription, check_sizes, index_dtype
 from vqtok.errors import FormatError, ModelError
 
-FORM = 2  # of the compact form; in the high three bits of the first byte
+FORM, SHARING = 2, 3  # in the high three bits of the first byte
+SHARED, _SHARED_MAX = 1 << 12, 1 << 13  # indices in a stream of several images: as written, as read
 _CODED, _GRAY, _ONE_SIZE, _SEVERAL, _RANGE = 1, 2, 4, 8, 16
 _FIRST_FORM_RANGE = 8
 _IMAGES_MAX = 1 << 24
@@ -69,7 +75,8 @@ class Compact(GridDescription):
     depth: int  # `levels`
     checksum: bytes | None  # as many as the file has, the lowest first; None: the streams carry it
     prior: str | None  # its fingerprint, or the first digits of it; None: bit-packed
-    streams: tuple[bytes, ...]  # one an image; bit-packed: one for all
+    streams: tuple[bytes, ...]  # bit-packed: one for all
+    sharing: int = 1  # images that share a stream; the last stream may have fewer
 
     def __post_init__(self) -> None:
         self._check_description()
@@ -83,6 +90,12 @@ class Compact(GridDescription):
         )
         check_sizes(self.sizes, self.shape, self.downsample)
         count, size = math.prod(self.shape), sum(map(len, self.streams))
+        if self.sharing > 1:
+            most = _SHARED_MAX // math.prod(self.shape[1:])
+            require(
+                self.prior is not None and self.sharing <= min(len(self), most),
+                f"{self.sharing} images are claimed to share a stream, more than do",
+            )
         if self.prior is None:
             require(
                 size == -(-count * self.width // 8),
@@ -99,7 +112,7 @@ class Compact(GridDescription):
                 f"{count} indices are claimed, more than {size} bytes can hold",
             )
             # a word an index, and three for the state: the decoder makes lists of all words
-            most = 2 * count + 6 * len(self.sizes)
+            most = 2 * count + 6 * len(self.streams)
             require(size <= most, f"the streams take {size} bytes, {count} indices at most {most}")
 
     @property
@@ -134,7 +147,7 @@ class Compact(GridDescription):
 
     def _agrees(self, value: int, carried: Sequence[int]) -> bool:
         if self.checksum is None:
-            return [*carried] == [value] * len(self)
+            return [*carried] == [value] * len(self.streams)
         return value.to_bytes(4, "little").startswith(self.checksum) and not any(carried)
 
 
@@ -178,14 +191,22 @@ def checksum(indices: np.ndarray, sizes: Sequence[tuple[int, int]]) -> int:
     return zlib.crc32(_varints([side for size in written for side in size]), start)
 
 
+def images_sharing(shape: tuple[int, ...]) -> int:
+    """Returns how many of the images of indices (n, L, h, w) are written into one stream."""
+    return max(1, min(shape[0], SHARED // math.prod(shape[1:])))
+
+
 def to_compact(
-    codes: Codes, prior: str | None = None, code: Callable[[int], Sequence[bytes]] | None = None
+    codes: Codes,
+    prior: str | None = None,
+    code: Callable[[int], Sequence[bytes]] | None = None,
+    sharing: int = 1,
 ) -> Compact:
     """Gives the compact form of codes: the streams that the prior of that fingerprint makes, or
     bit-packed where these are not smaller.
 
-    `code` makes the streams, one an image, of the checksum that they are to carry. The file
-    deflates what is bit-packed: a few bytes of an image of one color.
+    `code` makes the streams, each of `sharing` images, of the checksum that they are to carry. The
+    file deflates what is bit-packed: a few bytes of an image of one color.
     """
     described = (*codes.description, codes.levels)
     check_value = checksum(codes.indices, codes.sizes)
@@ -194,7 +215,7 @@ def to_compact(
     if prior is not None and code is not None:
         streams = tuple(code(check_value))
         if sum(map(len, streams)) < smallest:
-            return Compact(*described, None, prior, streams)  # type: ignore[arg-type]
+            return Compact(*described, None, prior, streams, sharing)  # type: ignore[arg-type]
     check_bytes = check_value.to_bytes(4, "little")[:_CHECK_BYTES]
     return Compact(*described, check_bytes, None, (packed,))  # type: ignore[arg-type]
 
@@ -220,9 +241,12 @@ def to_stream(codes: Compact) -> bytes:
     full = [K, f, codes.levels, len(name)]
     numbers = [number for number, bits in zip(full, short, strict=True) if bits == 0]
     sizes = [side for size in (codes.sizes[:1] if one else codes.sizes) for side in size]
+    if several:
+        numbers += [len(codes), codes.sharing] if codes.sharing > 1 else [len(codes)]
+    form = FORM if codes.sharing == 1 else SHARING
     parts = [
-        bytes([FORM << 5 | flags, short[0] | short[1] << 4, short[2] | short[3] << 4]),
-        _varints([*numbers, len(codes)] if several else numbers),
+        bytes([form << 5 | flags, short[0] | short[1] << 4, short[2] | short[3] << 4]),
+        _varints(numbers),
         bytes.fromhex(codes.fingerprint),
         bytes.fromhex(codes.prior or "")[:_PRIOR_BYTES],
         (codes.checksum or b"")[:_CHECK_BYTES],
@@ -243,18 +267,20 @@ def from_stream(data: bytes) -> Compact:
     """Reads what `to_stream` wrote. FormatError where damaged, truncated, or of a newer form."""
     reader = _Reader(data)
     (start,) = reader.read(1)
-    _check_form(start >> 5, FORM)
-    flags = start & 31
+    form, flags = start >> 5, start & 31
+    _check_form(form, FORM, SHARING)
     first, second = reader.read(2)
     K, f = 1 << (first & 15), 1 << max(0, (first >> 4) - 1)
     K = K if K > 1 else reader.varint()
     f = f if first >> 4 else reader.varint()
     L, length = (bits or reader.varint() for bits in (second & 15, second >> 4))
     n = reader.varint() if flags & _SEVERAL else 1
+    sharing = reader.varint() if form == SHARING else 1
+    require(form == FORM or sharing > 1, "the stream is damaged")
     fingerprint = reader.read(4).hex()
     prior = reader.read(_PRIOR_BYTES).hex() if flags & _CODED else None
     check_value = None if flags & _CODED else reader.read(_CHECK_BYTES)
-    head = _Head(flags, K, f, L, n, length, fingerprint, check_value, prior)
+    head = _Head(flags, K, f, L, n, length, fingerprint, check_value, prior, sharing)
     return _described(reader, head)
 
 
@@ -262,7 +288,7 @@ def from_first_form(data: bytes) -> Compact:
     """Reads the member `stream` of the first form. Errors as `from_stream`."""
     reader = _Reader(data)
     form, flags = reader.read(2)
-    _check_form(form, 1)
+    _check_form(form, 1, 1)
     require(flags < 16, "the stream is damaged")
     if flags & _FIRST_FORM_RANGE:
         flags ^= _FIRST_FORM_RANGE | _RANGE
@@ -272,12 +298,12 @@ def from_first_form(data: bytes) -> Compact:
     return _described(reader, _Head(flags, K, f, L, n, length, fingerprint, check_value, prior))
 
 
-def _check_form(form: int, known: int) -> None:
-    if form > known:
+def _check_form(form: int, first: int, last: int) -> None:
+    if form > last:
         raise FormatError(
             f"the compact form is of version {form}, newer than this vqtok reads", "upgrade vqtok"
         )
-    require(form == known, "the stream is damaged")
+    require(form >= first, "the stream is damaged")
 
 
 @dataclass(frozen=True)
@@ -293,6 +319,7 @@ class _Head:
     fingerprint: str
     checksum: bytes | None
     prior: str | None
+    sharing: int = 1
 
 
 def _described(reader: "_Reader", head: _Head) -> Compact:
@@ -308,7 +335,8 @@ def _described(reader: "_Reader", head: _Head) -> Compact:
         raise FormatError("the model's name is not a line of text", COPY_AGAIN) from None
     value_range = struct.unpack("<2d", reader.read(16)) if flags & _RANGE else None
     sizes = tuple((reader.varint(), reader.varint()) for _ in range(1 if flags & _ONE_SIZE else n))
-    lengths = [reader.varint() for _ in range(n - 1)] if head.prior is not None else []
+    count = -(-n // head.sharing) if head.prior is not None else 1  # streams
+    lengths = [reader.varint() for _ in range(count - 1)]
     streams = (*(reader.read(size) for size in lengths), reader.rest())
     return Compact(
         name,
@@ -322,6 +350,7 @@ def _described(reader: "_Reader", head: _Head) -> Compact:
         head.checksum,
         head.prior,
         streams,
+        head.sharing,
     )
 
 

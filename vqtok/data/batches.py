@@ -4,7 +4,7 @@ resuming needs the step and nothing else.
 
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -49,7 +49,7 @@ class Copies(Protocol):
 
 
 def split_indices(
-    dataset: Dataset, part: float, maximum: int, seed: int
+    dataset: Sized, part: float, maximum: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (training, validation) indices, each int64 and sorted; the same for the same data,
     part, maximum and seed.

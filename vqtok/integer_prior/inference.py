@@ -53,14 +53,20 @@ class CodedGrids:
     intervals: np.ndarray  # int64 (B, L, h, w, 2): first frequency, and one past the last
     neighborhood: Neighborhood = IMAGE
 
-    def streams(self, levels: int, carried: int = 0) -> list[bytes]:
-        """Returns the stream of the first levels of each grid; each carries that number, below
-        2^32.
+    def streams(self, levels: int, carried: int = 0, sharing: int = 1) -> list[bytes]:
+        """Returns the streams of the first levels, each of `sharing` grids, the last of fewer;
+        each carries that number, below 2^32.
         """
-        sides = self.intervals.shape[2:-1]
-        order = np.concatenate(list(self.neighborhood.steps(levels, sides)), axis=1)
-        found = self.intervals[:, *order]  # (B, n, 2)
-        return [entropy.encode(one[:, 0], one[:, 1] - one[:, 0], carried) for one in found]
+        steps = list(self.neighborhood.steps(levels, self.intervals.shape[2:-1]))
+        result, rows, images = [], np.empty((0, 0), np.int64), 0
+        for start in range(0, len(self.intervals), sharing):
+            part = self.intervals[start : start + sharing]
+            if len(part) != images:  # of the first, and perhaps of the last
+                images = len(part)
+                rows = np.concatenate([_Rows.of(step, images).numbers for step in steps], axis=1)
+            found = part[*rows]
+            result.append(entropy.encode(found[:, 0], found[:, 1] - found[:, 0], carried))
+        return result
 
 
 class ContextSums:
@@ -260,9 +266,9 @@ class IntegerInference:
         bits -= bits.min(1, keepdims=True)
         return bits + np.log2(np.exp2(-bits).sum(1, keepdims=True))
 
-    def encode(self, indices: np.ndarray, carried: int = 0) -> list[bytes]:
-        """Encodes grids (B, l, h, w) of the first l levels, a stream for each."""
-        return self.code(indices).streams(indices.shape[1], carried)
+    def encode(self, indices: np.ndarray, carried: int = 0, sharing: int = 1) -> list[bytes]:
+        """Encodes grids (B, l, h, w) of the first l levels into streams of `sharing` grids each."""
+        return self.code(indices).streams(indices.shape[1], carried, sharing)
 
     def code(self, indices: np.ndarray) -> CodedGrids:
         """Computes the interval that codes each index of the grids (B, L, h, w): streams of any
@@ -316,35 +322,48 @@ class IntegerInference:
         return indices
 
     def decode_all(
-        self, streams: Sequence[bytes], levels: int, *sides: int
+        self,
+        streams: Sequence[bytes],
+        levels: int,
+        *sides: int,
+        sharing: int = 1,
+        images: int | None = None,
     ) -> tuple[np.ndarray, list[int]]:
-        """Decodes B streams to grids (B, l, h, w) int64, and the number that each carries. Raises
+        """Decodes streams to grids (B, l, h, w) int64, and the number that each stream carries.
+
+        A stream has `sharing` grids, the last one those that are left of `images`. Raises
         FormatError where a stream is damaged.
         """
+        B = len(streams) * sharing if images is None else images
+        require(len(streams) == -(-B // sharing), f"{len(streams)} streams do not hold {B} images")
         widest = levels * math.prod(sides) // max(sides)  # no step has more places
-        size = min(IMAGES_AT_ONCE, max(1, PLACES_AT_ONCE // widest))
+        size = max(1, min(IMAGES_AT_ONCE, PLACES_AT_ONCE // widest) // sharing)  # streams
+        grids, carried = [], []
         with blas.one_thread():
-            parts = [
-                self._decode(streams[b : b + size], levels, sides)
-                for b in range(0, len(streams), size)
-            ]
-        return np.concatenate([grids for grids, _ in parts]), [n for _, each in parts for n in each]
+            for first in range(0, len(streams), size):
+                decoder = entropy.Decoder(streams[first : first + size])
+                count = min(size * sharing, B - first * sharing)
+                grids.append(self._decode(decoder, count, levels, sides, sharing))
+                carried += decoder.carried()
+        return np.concatenate(grids), carried
 
     def _decode(
-        self, streams: Sequence[bytes], levels: int, sides: tuple[int, ...]
-    ) -> tuple[np.ndarray, list[int]]:
-        decoder = entropy.Decoder(streams)
-        sums = ContextSums(self, len(streams), levels, sides)
+        self, decoder: entropy.Decoder, B: int, levels: int, sides: tuple[int, ...], sharing: int
+    ) -> np.ndarray:
+        sums = ContextSums(self, B, levels, sides)
         times = self.neighborhood.last_time(levels, sides) + 1
         for number, step in enumerate(self.neighborhood.steps(levels, sides)):
             ticks.tell(number, times)
-            rows = _Rows.of(step, len(streams))
-            centers, found = sums.centers(rows), []
-            for frequencies in self.frequencies(sums.inputs(centers), rows.runs):
-                owners = rows.images[len(found) : len(found) + len(frequencies)]
-                found += decoder.decode(frequencies, owners)
+            rows = _Rows.of(step, B)
+            centers, owners, found, start = sums.centers(rows), rows.images // sharing, [], 0
+            for runs in _split(rows.runs, PLACES_AT_ONCE):
+                part = slice(start, start + sum(count for _, count in runs))
+                for frequencies in self.frequencies(sums.inputs(centers[part]), runs):
+                    done = len(found)
+                    found += decoder.decode(frequencies, owners[done : done + len(frequencies)])
+                start = part.stop
             sums.add(rows, centers, np.array(found))
-        return np.ascontiguousarray(np.moveaxis(sums.indices, 0, 1)), decoder.carried()
+        return np.moveaxis(sums.indices, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -355,6 +374,11 @@ class _Rows:
     images: np.ndarray  # (n,)
     which: np.ndarray  # (n,), the number of the place
     runs: list[tuple[int, int]]  # (level, rows)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Image and place of each row: (2 + axes, n)."""
+        return np.concatenate([self.images[None], self.places])
 
     @classmethod
     def of(cls, step: np.ndarray, B: int) -> "_Rows":

@@ -7,6 +7,7 @@ import { crc32, members, unpack } from "./zip.mjs";
 const PIXELS_MAX = 200e6;
 const LOWEST_FIRST = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1;
 export const CODED_TOTAL = 65536; // frequencies of all indices together
+const SHARED_MAX = 8192; // indices in a stream of several images
 
 const isInteger = (value, low, high) => Number.isInteger(value) && low <= value && value <= high;
 
@@ -51,8 +52,8 @@ export const indexType = (K) => (K <= 256 ? Uint8Array : K <= 65536 ? Uint16Arra
 /**
  * What a codes file holds: { model, fingerprint, codebookSize, downsample, channels, sizes, range,
  * shape: [n, L, h, w] } and either `indices`, a typed array in C order, or, where a prior coded
- * them, `prior` (its fingerprint, or the first digits of it), `streams` (one an image) and
- * `checksum` (the bytes of it that the file has; null: each stream carries it).
+ * them, `prior` (its fingerprint, or the first digits of it), `streams`, `sharing` (how many images
+ * share a stream) and `checksum` (the bytes of it that the file has; null: each stream carries it).
  */
 export async function readCodes(bytes) {
   const all = members(bytes);
@@ -181,7 +182,7 @@ const bitsOf = (K) => Math.max(1, Math.ceil(Math.log2(K))); // exact up to 2^32 
 export function fromStream(bytes) {
   const reader = new Reader(bytes);
   const [start] = reader.read(1);
-  checkForm(start >> 5, 2);
+  checkForm(start >> 5, 2, 3);
   const flags = start & 31;
   const [first, second] = reader.read(2);
   const codebookSize = first & 15 ? 2 ** (first & 15) : reader.varint();
@@ -189,34 +190,40 @@ export function fromStream(bytes) {
   const levels = second & 15 || reader.varint();
   const length = second >> 4 || reader.varint();
   const n = flags & 8 ? reader.varint() : 1;
+  const shared = start >> 5 === 3;
+  const sharing = shared ? reader.varint() : 1;
+  require(!shared || sharing > 1, "the stream is damaged");
   const fingerprint = hex(reader.read(4));
   const prior = flags & 1 ? hex(reader.read(2)) : null;
   const checksum = flags & 1 ? null : reader.read(3);
-  return described(reader, flags, { codebookSize, downsample, levels, n, length, fingerprint, prior, checksum });
+  return described(reader, flags,
+    { codebookSize, downsample, levels, n, sharing, length, fingerprint, prior, checksum });
 }
 
 /** The same, from the member `stream` of the first form. */
 export function fromFirstForm(bytes) {
   const reader = new Reader(bytes);
   const [form, flags] = reader.read(2);
-  checkForm(form, 1);
+  checkForm(form, 1, 1);
   require(flags < 16, "the stream is damaged");
   const fingerprint = hex(reader.read(4));
   const checksum = reader.read(4);
   const prior = flags & 1 ? hex(reader.read(4)) : null;
   const [codebookSize, downsample, levels, n, length] = [1, 2, 3, 4, 5].map(() => reader.varint());
   const same = (flags & 7) | ((flags & 8) << 1); // where the second form has them
-  return described(reader, same, { codebookSize, downsample, levels, n, length, fingerprint, prior, checksum });
+  return described(reader, same,
+    { codebookSize, downsample, levels, n, sharing: 1, length, fingerprint, prior, checksum });
 }
 
-function checkForm(form, known) {
-  require(form <= known, `the compact form is of version ${form}, newer than this page reads`,
+function checkForm(form, first, last) {
+  require(form <= last, `the compact form is of version ${form}, newer than this page reads`,
     "make the page again with a newer vqtok");
-  require(form === known, "the stream is damaged");
+  require(form >= first, "the stream is damaged");
 }
 
 /** The codes of which the rest is still to be read: name, sizes and streams. */
-function described(reader, flags, { codebookSize, downsample, levels, n, length, fingerprint, prior, checksum }) {
+function described(reader, flags, head) {
+  const { codebookSize, downsample, levels, n, sharing, length, fingerprint, prior, checksum } = head;
   const { bytes } = reader;
   require(0 < n && n <= Math.min(2 ** 24, 8 * bytes.length),
     `${n} images are claimed, which the file cannot hold`);
@@ -232,7 +239,8 @@ function described(reader, flags, { codebookSize, downsample, levels, n, length,
   let sizes = flags & 4 ? [size()] : Array.from({ length: n }, size);
   const written = sizes.flat();
   if (flags & 4) sizes = Array(n).fill(sizes[0]);
-  const lengths = prior === null ? [] : Array.from({ length: n - 1 }, () => reader.varint());
+  const others = prior === null ? 0 : Math.ceil(n / sharing) - 1;
+  const lengths = Array.from({ length: others }, () => reader.varint());
   const streams = lengths.map((count) => reader.read(count));
   streams.push(reader.read(bytes.length - reader.at));
   require(isInteger(levels, 1, 65536), "the codes have no levels or no images");
@@ -240,7 +248,7 @@ function described(reader, flags, { codebookSize, downsample, levels, n, length,
   const shape = [n, levels, ...sizes[0].map((side) => Math.ceil(side / downsample))];
   const codes = {
     model, fingerprint, codebookSize, downsample, channels: flags & 2 ? 1 : 3, sizes, range, shape,
-    prior, checksum, written: varints(written),
+    prior, sharing, checksum, written: varints(written),
   };
   check(codes);
   checkStreams(codes, streams);
@@ -251,8 +259,11 @@ function described(reader, flags, { codebookSize, downsample, levels, n, length,
 
 const count = (shape) => shape.reduce((a, b) => a * b, 1);
 
-function checkStreams({ prior, codebookSize, shape }, streams) {
+function checkStreams({ prior, codebookSize, shape, sharing }, streams) {
   const total = count(shape);
+  const each = Math.floor(SHARED_MAX / count(shape.slice(1)));
+  require(sharing === 1 || (prior !== null && sharing <= Math.min(shape[0], each)),
+    `${sharing} images are claimed to share a stream, more than do`);
   const size = streams.reduce((sum, stream) => sum + stream.length, 0);
   if (prior === null) {
     const bits = bitsOf(codebookSize);
@@ -263,7 +274,7 @@ function checkStreams({ prior, codebookSize, shape }, streams) {
   require(codebookSize <= CODED_TOTAL / 2, "the codebook is too large for a prior");
   const least = Math.log2(CODED_TOTAL / (CODED_TOTAL - codebookSize + 1)); // bits of an index
   require(total * least <= 8 * size, `${total} indices are claimed, more than ${size} bytes can hold`);
-  const most = 2 * total + 6 * shape[0];
+  const most = 2 * total + 6 * streams.length;
   require(size <= most, `the streams take ${size} bytes, ${total} indices at most ${most}`);
 }
 
@@ -284,11 +295,11 @@ export function withIndices(codes, indices, carried = []) {
   }
   const sum = crc32(codes.written, crc32(bytes));
   const agrees = codes.checksum === null
-    ? carried.length === codes.shape[0] && carried.every((number) => number === sum)
+    ? carried.length === codes.streams.length && carried.every((number) => number === sum)
     : codes.checksum.every((byte, i) => byte === ((sum >>> (8 * i)) & 255))
       && carried.every((number) => number === 0);
   require(agrees, "the codes do not match their checksum");
-  const { prior, streams, written, checksum, ...rest } = codes;
+  const { prior, streams, sharing, written, checksum, ...rest } = codes;
   const done = { ...rest, indices };
   checkIndices(done);
   return done;

@@ -16,6 +16,7 @@ const ACTIVATION_LIMIT = 255;
 const STREAM_LIMIT = 4095;
 const EXACT = 2 ** 24;
 const LOW = 2 ** 32; // the coder's state is never below
+const ROWS = 256; // places whose logits are in memory
 
 /** [row, column] offsets: places before one that it sees, and the 3x3 around it. */
 export const CAUSAL = [];
@@ -154,27 +155,28 @@ export class IntegerPrior {
   }
 
   /**
-   * The indices of one image, (L, h, w) in C order, from its stream, and the number that it
+   * The indices of the n images of a stream, (n, L, h, w) in C order, and the number that it
    * carries; `progress` gets the part done, from 0 to 1. CodesError where the stream is damaged.
    */
-  decode(stream, levels, h, w, progress = () => {}) {
+  decode(stream, n, levels, h, w, progress = () => {}) {
     require(levels <= this.config.levels, `the codes have ${levels} levels, the prior ${this.config.levels}`);
     const mark = this.arithmetic.mark();
     try {
-      return this._decode(new RangeDecoder(stream), levels, h, w, progress);
+      return this._decode(new RangeDecoder(stream), n, levels, h, w, progress);
     } finally {
       this.arithmetic.release(mark);
     }
   }
 
-  _decode(coder, levels, h, w, progress) {
+  _decode(coder, images, levels, h, w, progress) {
     const { K } = this;
     const E = this.config.embedding;
-    const context = new Context(levels, h, w, E);
-    const most = Math.min(h, Math.ceil(w / 2)) * levels;
+    const contexts = Array.from({ length: images }, () => new Context(levels, h, w, E));
+    const most = images * Math.min(h, Math.ceil(w / 2)) * levels;
     const room = this._room(most);
-    const indices = allocate(Uint16Array, levels * h * w); // K is at most 32,768
-    const place = { level: new Int32Array(most), row: new Int32Array(most), column: new Int32Array(most) };
+    const indices = allocate(Uint16Array, images * levels * h * w); // K is at most 32,768
+    const numbers = () => new Int32Array(most);
+    const place = { image: numbers(), level: numbers(), row: numbers(), column: numbers() };
     const times = 2 * (h - 1) + w + LAG * (levels - 1);
     for (let time = 0; time < times; time++) {
       const counts = [];
@@ -182,24 +184,30 @@ export class IntegerPrior {
       for (let level = 0; level < levels; level++) {
         const first = time - LAG * level;
         const before = n;
-        for (let row = Math.max(0, Math.floor((first - w + 2) / 2)); row <= Math.min(h - 1, Math.floor(first / 2)); row++) {
-          [place.level[n], place.row[n], place.column[n]] = [level, row, first - 2 * row];
-          context.gather(level, row, first - 2 * row, room.x, n * this.inputs);
-          n++;
-        }
+        const top = Math.max(0, Math.floor((first - w + 2) / 2));
+        const bottom = Math.min(h - 1, Math.floor(first / 2));
+        for (let image = 0; image < images; image++)
+          for (let row = top; row <= bottom; row++) {
+            [place.image[n], place.level[n]] = [image, level];
+            [place.row[n], place.column[n]] = [row, first - 2 * row];
+            contexts[image].gather(level, row, first - 2 * row, room.x, n * this.inputs);
+            n++;
+          }
         counts.push(n - before);
       }
       if (n === 0) continue;
       this._stream(room, place.level, counts, n);
       for (let level = 0, start = 0; level < levels; start += counts[level], level++) {
         if (counts[level] === 0) continue;
-        this._logits(room, start, counts[level], level);
         for (let i = 0; i < counts[level]; i++) {
           const at = start + i;
-          const index = this._next(coder, room.logits, i * this.readout[level].high);
-          indices[(level * h + place.row[at]) * w + place.column[at]] = index;
+          const row = i % ROWS;
+          if (row === 0) this._logits(room, at, Math.min(ROWS, counts[level] - i), level);
+          const index = this._next(coder, room.logits, row * this.readout[level].high);
+          const image = place.image[at];
+          indices[((image * levels + level) * h + place.row[at]) * w + place.column[at]] = index;
           const from = (level * K + index) * E;
-          context.add(level, place.row[at], place.column[at], this.embedding, from);
+          contexts[image].add(level, place.row[at], place.column[at], this.embedding, from);
         }
       }
       progress((time + 1) / times);
@@ -212,16 +220,18 @@ export class IntegerPrior {
     const C = this.first[0].high;
     const inner = Math.max(C, pad(this.config.width, 8));
     const { high, wide } = this.readout[0];
-    const each = 2 * (this.inputs + inner + wide) + 4 * (inner + this.features[0].high + high);
-    arithmetic.reserve(n * each + 4096); // views of it must not die while others are made
+    const each = 2 * (this.inputs + inner) + 4 * Math.max(inner, this.features[0].high);
+    const rows = Math.min(n, ROWS);
+    // views of memory must not die while others are made
+    arithmetic.reserve(n * each + rows * (2 * wide + 4 * high) + 4096);
     const numbers = (Type, length) => arithmetic.numbers(Type, length).fill(0);
     return {
       x: numbers(Int16Array, n * this.inputs),
       stream: new Int32Array(n * inner),
       active: numbers(Int16Array, n * inner),
       sums: numbers(Int32Array, n * Math.max(inner, this.features[0].high)),
-      read: numbers(Int16Array, n * this.readout[0].wide),
-      logits: numbers(Int32Array, n * this.readout[0].high),
+      read: numbers(Int16Array, rows * wide),
+      logits: numbers(Int32Array, rows * high),
       inner,
     };
   }
@@ -395,10 +405,13 @@ function fromStreams(codes, prior, progress) {
   require(prior.K === codes.codebookSize, "the prior has another number of codes");
   const Type = codes.codebookSize <= 256 ? Uint8Array : Uint16Array;
   const indices = allocate(Type, n * levels * h * w);
-  const carried = codes.streams.map((stream, i) => {
-    const one = prior.decode(stream, levels, h, w, (part) => progress((i + part) / n));
-    indices.set(one.indices, i * levels * h * w);
-    return one.carried;
+  const { streams, sharing } = codes;
+  const carried = streams.map((stream, i) => {
+    const images = Math.min(sharing, n - i * sharing);
+    const tell = (part) => progress((i + part) / streams.length);
+    const some = prior.decode(stream, images, levels, h, w, tell);
+    indices.set(some.indices, i * sharing * levels * h * w);
+    return some.carried;
   });
   return withIndices(codes, indices, carried);
 }
