@@ -100,7 +100,7 @@ def test_figures_against_independent_computations(toy: codec.Model):
 @pytest.mark.parametrize("count", [2, 9, 300])
 def test_bounds_are_those_of_draws_one_by_one(count: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(comparator, "DRAWS_AT_ONCE", 7 * count)  # 1,000 is no multiple of 7
-    found = [comparator.Quality(psnr, 0.5, 0.5) for psnr in np.linspace(20, 40, count) ** 2]
+    found = [comparator.Quality(psnr, 0.5, 0.5, None) for psnr in np.linspace(20, 40, count) ** 2]
     values, rng = np.array([quality.psnr for quality in found]), np.random.default_rng(0)
     means = [rng.choice(values, count).mean() for _ in range(1000)]
     assert comparator.intervals(found)["psnr"] == tuple(np.percentile(means, (2.5, 97.5)))
