@@ -138,6 +138,14 @@ def test_batches_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch)
     assert contents("out") == contents("small") == contents("pending")
 
 
+def test_images_outside_of_tars_have_no_input_to_name():
+    save("in/a.png")
+    Path("in/b.png").write_bytes(b"no image")
+    told = run("encode", "in", "--bulk", "-o", "out", "--workers", 0).stderr
+    assert told.startswith("vqtok: error: b.png: ")
+    assert "\nimages -> out/00000-00000.npz  1 image, 1 failed" in told
+
+
 @pytest.mark.slow
 def test_bad_images_are_recorded_and_counted():
     members = image_files(4)
