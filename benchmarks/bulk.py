@@ -15,6 +15,7 @@ import argparse
 import io
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -41,7 +42,6 @@ from vqtok.networks.vqvae import VQVAE
 TINY = TokenizerConfig(
     downsample=8, width=8, encoder_blocks=1, decoder_blocks=1, codebook_size=256, code_dim=4
 )
-PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def tiny_model(folder: Path) -> Path:
@@ -98,14 +98,17 @@ def start(words: list[object]) -> "subprocess.Popen[bytes]":
 
 
 def resident(group: int) -> int:
-    """Bytes that the processes of a group hold, pages that they share counted for each."""
+    """Bytes that the processes of a group hold. A page that several share is counted once: a
+    starting worker shares all of its parent's.
+    """
     total = 0
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 if os.getpgid(int(entry.name)) == group:
-                    total += int((entry / "statm").read_text().split()[1]) * PAGE
-            except (OSError, IndexError):
+                    shares = (entry / "smaps_rollup").read_text()
+                    total += int(re.search(r"^Pss: +(\d+)", shares, re.M)[1]) * 1024  # type: ignore
+            except (OSError, TypeError):
                 pass  # it has ended
     return total
 

@@ -70,11 +70,11 @@ def products(model: str) -> float:
                 shared = np.bincount(np.minimum(step[0], config.matrices - 1))
                 for matrices in whole:
                     for weight, count in zip(matrices, shared, strict=False):
-                        np.ones((count, len(weight)), np.float32) @ weight
+                        np.matmul(np.ones((count, len(weight)), np.float32), weight)
                 for level, count in enumerate(np.bincount(step[0])):
                     for weights_of in each:
                         weight = weights_of[level]
-                        np.ones((count, len(weight)), np.float32) @ weight
+                        np.matmul(np.ones((count, len(weight)), np.float32), weight)
             taken.append(time.process_time() - begin)
     return min(taken)
 

@@ -428,7 +428,8 @@ def show_profile(stage: str, name: str) -> None:
 
 def waiting(folder: Path, name: str, recipe: Recipe, steps: int, forget: bool) -> list[str]:
     """How long steps take on a folder of images, what part of that they wait for the next batch,
-    and steps on one batch again and again.
+    steps on one batch again and again, and what part of the processor's time the data take, which
+    other work on the machine disturbs less.
 
     The wait alone would flatter: threads that decode take the step's processors, so a step is
     longer where it does not wait, too.
@@ -454,6 +455,10 @@ def waiting(folder: Path, name: str, recipe: Recipe, steps: int, forget: bool) -
                 whole.append(time.perf_counter() - begin)
         # the threads have ended
         alone = statistics.median(seconds(lambda: trainer._step(batch)) for _ in range(8))
+        made = processor(lambda turn: task._batches.batch(steps + turn))
+        with closing(task.batches(steps, steps + 1)) as batches:
+            last = next(batches)
+        stepped = processor(lambda _: trainer._step(last))
     epoch = -(-len(parts[0]) // recipe.tokenizer_training.batch)
     cells = [name, f"{len(data)}", f"{recipe.tokenizer_training.batch} x {recipe.data.size}"]
     for part in (slice(1, epoch), slice(epoch, None)):
@@ -463,7 +468,17 @@ def waiting(folder: Path, name: str, recipe: Recipe, steps: int, forget: bool) -
             if count
             else ["", ""]
         )
-    return [*cells, f"{1e3 * alone:.0f}"]
+    return [*cells, f"{1e3 * alone:.0f}", f"{made / (made + stepped):.0%}"]
+
+
+def processor(work: Callable[[int], object]) -> float:
+    """The processor's seconds, of all threads, that `work` takes: the median of four turns."""
+    taken = []
+    for turn in range(4):
+        begin = time.process_time()
+        work(turn)
+        taken.append(time.process_time() - begin)
+    return statistics.median(taken)
 
 
 def show_waiting(folder: Path, steps: int, forget: bool) -> None:
@@ -478,6 +493,7 @@ def show_waiting(folder: Path, steps: int, forget: bool) -> None:
         "ms a step, later",
         "waiting",
         "without data work",
+        "the data's share of the processor's time",
     ]
     print(table(head, rows), flush=True)
 

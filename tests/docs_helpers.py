@@ -7,10 +7,11 @@ import shlex
 from pathlib import Path
 
 import interop_helpers
+import pytest
 from cli_helpers import runner
 from conftest import image
 
-from vqtok import images
+from vqtok import images, model_registry, weights
 from vqtok.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +57,29 @@ def make_checkpoints(folder: Path) -> None:
         path.rename(folder / name)
 
 
+_read: dict[Path, tuple[weights.Packed, tuple[weights.Weights, str]]] = {}
+
+
+def read_models_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled models are read and hashed once, not for each line of a page."""
+    load, unpack = model_registry.load_packed, model_registry._unpack
+
+    def load_once(path: Path, kind: str) -> weights.Packed:
+        if not path.is_relative_to(ROOT / "models"):
+            return load(path, kind)
+        if path not in _read:
+            packed = load(path, kind)
+            _read[path] = packed, unpack(packed)
+        return _read[path][0]
+
+    def unpack_once(packed: weights.Packed) -> tuple[weights.Weights, str]:
+        known = (done for kept, done in _read.values() if kept is packed)
+        return next(known, None) or unpack(packed)
+
+    monkeypatch.setattr(model_registry, "load_packed", load_once)
+    monkeypatch.setattr(model_registry, "_unpack", unpack_once)
+
+
 def run_line(line: str) -> None:
     """Runs a line as a shell would, as far as pages need it:
     `cat FILE |`, pipes between commands, and `> FILE`.
@@ -81,8 +105,13 @@ def _short(words: list[str]) -> list[str]:
     A tokenizer that is there already keeps its network.
     """
     if words[0] == "study":
-        return ["--budget", "1s"]
+        return ["--budget", "1s", "--test-pictures", "10", "--samples", "4"]
+    if words[0] == "encode" and "--effort" in words:
+        return ["--effort", "3"]  # 4 takes ten times as long: test_effort.py
     if words[0] != "train" or "--resume" in words:
         return []
-    there = "--init" in words or "--stage" in words
-    return shlex.split(FEW if there else f"{FEW} {SMALL}")
+    if "--init" in words or "--stage" in words:
+        return shlex.split(FEW)
+    # k-means of the codebook takes as many vectors as four times its size
+    codes = "" if "--codebook-size" in words else "--codebook-size 64"
+    return shlex.split(f"{FEW} {SMALL} {codes}")

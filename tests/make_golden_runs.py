@@ -48,6 +48,12 @@ TINY = {
     "entropy.width": 8,
     "entropy.blocks": 1,
     "entropy.rank": 4,
+    # as the preset was when the files were made
+    "tokenizer.shortcut": "false",
+    "tokenizer_training.optimizer": "adamw",
+    "tokenizer_training.ema": 0.0,
+    "precision": "fp32",
+    "sampling.guidance": 1.0,
 }
 FAST = {"batch": 4, "warmup": 2, "validate_every": 4, "learning_rate": 0.01}
 TINY |= {

@@ -100,6 +100,38 @@ def test_split() -> None:
     assert [len(part) for part in split_indices(numbered(1), 0.02, 256, 0)] == [1, 1]
 
 
+class Copied(ArrayData):
+    """`sources` says which image each is a copy of."""
+
+    sources = np.zeros(0, np.int64)
+
+
+def split_copies(sources: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
+    data = Copied("copied", np.zeros((len(sources), 4, 4, 1), np.uint8))
+    data.sources = sources
+    return split_indices(data, part, 256, seed=4)
+
+
+def test_copies_of_an_image_lie_on_one_side_of_the_split() -> None:
+    sources = np.random.default_rng(0).permutation(np.repeat(np.arange(30), 4))
+    train, validation = split_copies(sources, 0.2)
+    aside = sources[validation].tolist()
+    assert len(aside) == len(set(aside)) == 6  # a fifth of the images
+    assert [sources.tolist().index(each) for each in aside] == validation.tolist()  # first copies
+    assert sorted(validation) == validation.tolist()
+    assert len(train) == 24 * 4
+    assert {*sources[train].tolist()} == {*range(30)} - {*aside}
+    assert [part.tolist() for part in split_copies(np.zeros(4, np.int64), 0.5)] == [
+        [0, 1, 2, 3],
+        [0],
+    ]
+    assert len(split_copies(np.repeat([0, 1], 4), 0.0)[1]) == 0
+    for mine, theirs in zip(
+        split_copies(np.arange(50), 0.1), split_indices(numbered(50), 0.1, 256, 4), strict=True
+    ):
+        assert (mine == theirs).all()
+
+
 def test_each_epoch_shows_each_image_once() -> None:
     indices = np.arange(0, 100, 2)
     batches = Batches(numbered(100), indices, batch=8, size=4, channels=1)

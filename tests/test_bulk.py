@@ -138,15 +138,12 @@ def test_batches_are_bounded_and_change_nothing(monkeypatch: pytest.MonkeyPatch)
     assert contents("out") == contents("small") == contents("pending")
 
 
-def test_few_kinds_of_products_are_kept_compiled(monkeypatch: pytest.MonkeyPatch):
-    """Of many sizes of images, each cache of 1,024 kinds of products grows by some 60 MB."""
-    names = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
-    for name in names:
-        monkeypatch.setenv(name, "1")
-        monkeypatch.delenv(name)
-    make_tar("a.tar", image_files(1, SIZES))
-    encode("a.tar", "-o", "out")
-    assert [os.environ[name] for name in names] == ["16", "16"]
+def test_images_outside_of_tars_have_no_input_to_name():
+    save("in/a.png")
+    Path("in/b.png").write_bytes(b"no image")
+    told = run("encode", "in", "--bulk", "-o", "out", "--workers", 0).stderr
+    assert told.startswith("vqtok: error: b.png: ")
+    assert "\nimages -> out/00000-00000.npz  1 image, 1 failed" in told
 
 
 @pytest.mark.slow
@@ -206,8 +203,8 @@ def test_hostile_names_go_nowhere():
     done = run("encode", "a.tar", "-o", "out", "--workers", 0)
     assert set(os.listdir()) == before | {"out"}
     assert sorted(contents("out")) == ["00000-00000.jsonl", "00000-00000.npz", "manifest.json"]
-    # .. counts as hidden
-    assert [name for _, name in CodesDataset("out")] == [f"a.tar/{name}" for name in names[1:]]
+    names[:2] = "up.png", "/etc/passwd.png"
+    assert [name for _, name in CodesDataset("out")] == [f"a.tar/{name}" for name in names]
     assert Path("out/00000-00000.jsonl").read_bytes().isascii()
     assert "\x1b" not in done.stderr
     assert "\x07" not in done.stderr

@@ -14,7 +14,9 @@ from PIL import Image
 from vqtok import codec, codes
 from vqtok.bulk import CodesDataset
 from vqtok.bulk.crops import Crops
+from vqtok.data import split_indices
 from vqtok.errors import UsageError
+from vqtok.train.shards import CodesData
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -171,6 +173,38 @@ def test_a_file_holds_all_copies_of_its_image():
     assert codes.read_plain_codes("a.npz") == model.encode_batch(copies)
     ok("encode", "a.png", "--max-size", 20, "-o", "small.npz")
     assert codes.read_plain_codes("small.npz").sizes == ((12, 20),)
+
+
+def test_a_prior_validates_on_images_of_which_it_sees_no_copy():
+    """Of images in two tars, which share names, and of which each has four copies."""
+    for name, seed in (("a.tar", 0), ("b.tar", 9)):
+        make_tar(name, {f"{i}.png": png(image(16, 24, seed=seed + i)) for i in range(4)})
+    ok(
+        "encode",
+        "a.tar",
+        "b.tar",
+        "-o",
+        "out",
+        "--size",
+        16,
+        "--crop",
+        "random:2",
+        "--flip",
+        "--workers",
+        0,
+    )
+    data, stored = CodesData(Path("out")), CodesDataset("out")
+    assert data.notes == (
+        "32 copies of 8 images: of an image set aside for validation, the first copy is used, and "
+        "none is trained on.",
+    )
+    assert data.mirrored
+    for seed in range(5):
+        train, aside = split_indices(data, 0.4, 256, seed)
+        names = [{stored[i][1] for i in part} for part in (train, aside)]
+        assert len(names[1]) == len(aside) == 3
+        assert len(names[0]) == 5
+        assert not names[0] & names[1]
 
 
 def test_llamagen_has_the_copies_of_an_image_in_one_file():

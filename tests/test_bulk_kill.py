@@ -7,12 +7,11 @@ benchmarks/bulk.py does the same a hundred times.
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 from bulk_helpers import contents, image_files, make_tar
 from cli_helpers import ok
 
@@ -23,17 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("toy")]
 ROOT = Path(vqtok.__file__).parents[1]
 
 
-def start(*words: object) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "vqtok", "encode", *map(str, words)]
-    return subprocess.Popen(
-        command, start_new_session=True, env=environment, stderr=subprocess.PIPE
-    )
-
-
-def ended(process: "subprocess.Popen[bytes]") -> int:
-    process.communicate(timeout=120)
-    return process.returncode
+def start(*words: object) -> warm.Warm:
+    return warm.Warm(warm.COMMAND, ["encode", *words], {"PYTHONPATH": str(ROOT)})
 
 
 def finished(folder: str) -> int:
@@ -56,7 +46,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes():
     while finished("out") < wanted and process.poll() is None:
         time.sleep(draw.uniform(0, 0.01))
     os.killpg(process.pid, signal.SIGKILL)
-    assert ended(process) == -signal.SIGKILL
+    assert process.wait(120) == -signal.SIGKILL
     there = {name: data for name, data in contents("out").items() if not name.startswith(".")}
     assert there.items() <= whole.items()
     ok("encode", *words, "--workers", 0, "-o", "out", "--resume")
@@ -71,7 +61,7 @@ def test_workers_end_with_their_parent():
         time.sleep(0.02)
     group = process.pid
     process.kill()
-    process.communicate(timeout=60)
+    process.wait(60)
     for _ in range(200):
         if not alive(group):
             break
@@ -96,5 +86,5 @@ def test_ctrl_c_ends_it_quietly():
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert (process.returncode, said.decode()) == (130, "vqtok: interrupted\n")
+    assert (process.returncode, said) == (130, "vqtok: interrupted\n")
     assert not alive(process.pid)

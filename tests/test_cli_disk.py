@@ -5,14 +5,13 @@ two lines, nothing half-written, and the same command goes on once there is room
 import errno
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import warm
 from bulk_helpers import image_files, make_tar
 from cli_helpers import fails, fingerprints, ok, run, save, small, snapshot, train
 
@@ -182,30 +181,14 @@ def test_a_command_in_a_thread_leaves_signals_alone() -> None:
 @pytest.mark.slow
 def test_sigterm_to_a_bulk_encode_leaves_no_temporary_file_and_no_worker(toy: Path) -> None:
     make_tar("a.tar", image_files(2000))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "vqtok",
-        "encode",
-        "a.tar",
-        "-o",
-        "out",
-        "--shard-size",
-        "5",
-        "--workers",
-        "1",
-        "-q",
-    ]
-    process = subprocess.Popen(
-        command, start_new_session=True, env=environment, stderr=subprocess.PIPE
-    )
+    words = "encode a.tar -o out --shard-size 5 --workers 1 -q"
+    process = warm.Warm(warm.COMMAND, words.split(), {"PYTHONPATH": str(ROOT)})
     while not any(Path("out").glob("*.npz")):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
-    assert (process.returncode, said.decode()) == (130, "vqtok: interrupted\n")
+    assert (process.returncode, said) == (130, "vqtok: interrupted\n")
     assert not list(Path("out").glob(".vqtok*"))
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

@@ -1,5 +1,6 @@
 """How commands start, work beside their network, and end."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from conftest import TOKENIZER, image
 from test_cli_pack import add_entropy
 
 from vqtok import codec
+from vqtok.cli import start
 from vqtok.config import EntropyConfig, TokenizerConfig
 from vqtok.meta_init import init_empty_weights
 from vqtok.networks.vqvae import VQVAE
@@ -37,19 +39,35 @@ def python(script: str) -> subprocess.CompletedProcess[str]:
 def test_threads_sleep_while_they_wait_unless_told_otherwise(
     given: str | None,
 ):
-    """Set before torch loads its OpenMP, which reads it once."""
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    """Set before torch loads its OpenMP, and NumPy its OpenBLAS, which read it once."""
+    names = ("OMP_WAIT_POLICY", "OPENBLAS_THREAD_TIMEOUT")
+    environment = {k: v for k, v in os.environ.items() if k not in names}
+    environment |= {} if given is None else dict.fromkeys(names, given)
     script = """
 import os, sys
-from vqtok import cli, __main__
-cli.main = lambda: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+from vqtok import __main__
+early = "numpy" in sys.modules
+from vqtok import cli
+cli.main = lambda: print(*map(os.environ.get, %r), early, "torch" in sys.modules)
 __main__.main()
-"""
+""" % (names,)  # noqa: UP031 - braces
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60
     )
-    assert done.stdout.split() == [given or "passive", "False"]
+    assert done.stdout.split() == [given or "passive", given or "4", "False", "False"]
+
+
+def test_the_collector_rests_until_the_command_begins(toy: Path):
+    ok("encode", save("a.png"), "-o", "a.npz")
+    frozen = gc.get_freeze_count()
+    gc.disable()
+    try:
+        ok("info", "a.npz")
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
+        gc.enable()
 
 
 def test_values_that_need_no_check_are_passed_on(toy: Path, monkeypatch: pytest.MonkeyPatch):
@@ -294,3 +312,16 @@ def test_a_reader_that_hangs_does_not_keep_the_process():
     hang = "from vqtok.prefetch import read_ahead; read_ahead(lambda item: time.sleep(100), [1])"
     done = python(LEAVING.format(more=hang, code=130))
     assert (done.returncode, done.stdout) == (130, "first third\n")
+
+
+def test_few_kinds_of_products_are_kept_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1,000 sizes of images, two caches of 1,024 kinds of products hold some 270 MB."""
+    names = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
+    for name in names:
+        monkeypatch.setenv(name, "1")
+        monkeypatch.delenv(name)
+    start.ModelOptions(None, None)
+    assert [os.environ[name] for name in names] == ["64", "64"]
+    monkeypatch.setenv(names[1], "7")
+    start.ModelOptions(None, None)
+    assert os.environ[names[1]] == "7"

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from cli_helpers import fingerprints, small, train
 from conftest import make_model
 from typer.testing import Result
+from warm import TRAIN, Warm
 
 from vqtok import images, weights
 from vqtok import train as training
@@ -351,30 +351,15 @@ def test_compile_without_a_compiler(data: Path, monkeypatch: pytest.MonkeyPatch)
 # Real processes
 
 
-# `vqtok` from few vectors, as in this process
-COMMAND = """
-from vqtok.train import tokenizer
-tokenizer.INITIAL_VECTORS = 256
-from vqtok.__main__ import main
-main()
-"""
+def spawn(*arguments: object) -> Warm:
+    return Warm(TRAIN, ["train", *arguments])
 
 
-def spawn(*arguments: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-c", COMMAND, "train", *map(str, arguments)]
-    return subprocess.Popen(
-        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for(stage: str, out: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(stage: str, out: Path, process: Warm) -> None:
     """Returns when the log has a line of that stage."""
     for _ in range(6000):
         if process.poll() is not None:
-            raise AssertionError(
-                f"it ended too early: {process.stderr.read() if process.stderr else ''}"
-            )
+            raise AssertionError(f"it ended too early: {process.communicate()}")
         log = out / "log.jsonl"
         if log.exists() and f'"stage": "{stage}"' in log.read_text():
             return
@@ -387,7 +372,7 @@ LONG = (
     "--recipe",
     "small.toml",
     "--steps",
-    120,
+    80,
     "--prior-steps",
     20,
     "--entropy-steps",
@@ -417,7 +402,7 @@ def test_killed_run_goes_on_to_the_same_model(data: Path, tmp_path: Path) -> Non
         for line in map(json.loads, (tmp_path / "m" / "log.jsonl").read_text().splitlines())
     ]
     assert steps == [
-        *(("tokenizer", step) for step in range(20, 121, 20)),
+        *(("tokenizer", step) for step in range(20, 81, 20)),
         ("prior", 20),
         ("entropy", 2),
     ]

@@ -131,6 +131,20 @@ def test_archive(tmp_path: Path, kind: str) -> None:
     assert sorted(zip(red(data), targets(data), strict=True)) == [(1, 1), (2, 0)]
 
 
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])
+def test_archives_of_a_folder_above_begin_with_two_dots(tmp_path: Path, kind: str) -> None:
+    """As `tar.add("../images")` in Python packs them. Dots inside a name are hidden, as before."""
+    members = {"../../in/b/2.png": png(2), "./../in/a/1.png": png(1), "../a/../0.png": png(0)}
+    path = tmp_path / f"x.{kind}"
+    if kind == "zip":
+        write_zip(path, members)
+    else:
+        write_tar(path, members, "w:gz" if kind == "tar.gz" else "w")
+    data = open_data(path)
+    assert data.labels == ("a", "b")
+    assert sorted(zip(red(data), targets(data), strict=True)) == [(1, 0), (2, 1)]
+
+
 def test_shards_by_split(tmp_path: Path) -> None:
     for n, name in enumerate(["train-000", "train-001", "val-000"]):
         write_tar(tmp_path / f"{name}.tar", {"0.png": png(10 * n), "1.png": png(10 * n + 1)})

@@ -74,6 +74,23 @@ def test_classes_with_such_words_are_no_split(tmp_path: Path, names: tuple[str, 
     assert data.split is None
 
 
+WORDS = {
+    "train": "train training trains trainset trainval trn TRAIN trainA train2017 train-00001",
+    "val": "val valid validation valset dev eval Validation val_256",
+    "test": "test testing testset tst heldout holdout testB test_images",
+}
+
+
+@pytest.mark.parametrize(("split", "word"), [(s, w) for s in WORDS for w in WORDS[s].split()])
+def test_a_folder_or_tar_called_so_is_a_split(split: str, word: str) -> None:
+    """One rule for `encode`, `export` and `train`; the list of words is that of training."""
+    for name in (f"{word}/cat/1.png", f"images/{word}/1.png", f"imagenet-{word}-7.tar/cat/1.png"):
+        assert splits.split_of_name(name) == split, name
+    assert splits.split_of_name(f"a.tar/{word}/1.png") == split
+    for name in (f"{word}.png", f"cat/{word}/1.png", f"cat/{word}.png", f"{word}_station/1.png"):
+        assert splits.split_of_name(name) is None, name
+
+
 def test_single_files_with_such_words_are_no_split(tmp_path: Path) -> None:
     write_tree(tmp_path, {"train_station.png": 1, "test_print.png": 2, "cat.png": 3})
     assert len(open_data(tmp_path)) == 3

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import distributed_worker as worker
 import numpy as np
 import pytest
 import torch
+import warm
 from cli_helpers import run
 from train_helpers import recipe_for
 
@@ -46,37 +45,27 @@ def _no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def start(arguments: list[str], where: Path, count: int = 2) -> list[subprocess.Popen[str]]:
-    """`python ARGUMENTS` in `count` processes of one run, on the loopback interface."""
+def start(source: str, words: list[str], where: Path, count: int = 2) -> list[warm.Warm]:
+    """`python -c SOURCE WORDS` in `count` processes of one run, on the loopback interface."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     root = Path(weights.__file__).parents[1]
     common = {
-        **{name: value for name, value in os.environ.items() if name not in VARIABLES},
-        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": f"{root}{os.pathsep}{Path(__file__).parent}",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(count),
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     places = [{"RANK": str(i), "LOCAL_RANK": str(i)} for i in range(count)]
-    return [
-        subprocess.Popen([sys.executable, *arguments], env=common | place, cwd=where, **pipes)
-        for place in places
-    ]
+    return [warm.Warm(source, words, common | place, where) for place in places]
 
 
-def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def finish(processes: list[warm.Warm]) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of each."""
     try:
-        return [
-            (process.returncode, *process.communicate(timeout=PATIENCE))
-            for process in processes
-            if process.wait(PATIENCE) is not None
-        ]
+        return [(process.wait(PATIENCE), *process.communicate(PATIENCE)) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -86,7 +75,8 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of all of the worker's cases: trained by two processes, and by this one."""
     two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
-    processes = start([worker.__file__, str(two)], two)
+    run_worker = f"import runpy; runpy.run_path({worker.__file__!r}, run_name='__main__')"
+    processes = start(run_worker, [str(two)], two)
     try:
         for case in worker.CASES:
             worker.train(one, case)
@@ -155,15 +145,6 @@ def test_what_two_processes_tell_each_other(both: tuple[Path, Path]) -> None:
     )
 
 
-# `vqtok` from few vectors, as in this process
-COMMAND = """
-from vqtok.train import tokenizer
-tokenizer.INITIAL_VECTORS = 256
-from vqtok.__main__ import main
-main()
-"""
-
-
 @pytest.mark.slow
 def test_a_lost_process_ends_the_run_and_any_number_of_them_goes_on(
     data: Path, tmp_path: Path
@@ -171,7 +152,7 @@ def test_a_lost_process_ends_the_run_and_any_number_of_them_goes_on(
     """Two train, of which only the first speaks, and one goes on."""
     command = ["train", str(data), "--stage", "tokenizer", "--device", "cpu"]
     new = ["--recipe", "small.toml", "--steps", "30"]
-    first, second = start(["-c", COMMAND, *command, *new, "-o", "lost", "--json"], tmp_path)
+    first, second = start(warm.TRAIN, [*command, *new, "-o", "lost", "--json"], tmp_path)
     state, deadline = tmp_path / "lost" / "tokenizer.state.safetensors", time.monotonic() + PATIENCE
     while not state.exists() and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -357,21 +338,11 @@ def log(out: Path) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 def test_one_process_tells_an_error_of_all(data: Path, tmp_path: Path) -> None:
-    command = [
-        "-m",
-        "vqtok",
-        "train",
-        str(data),
-        "--recipe",
-        "small.toml",
-        "--batch",
-        "3",
-        "--device",
-        "cpu",
-    ]
-    first, second = start(command, tmp_path)
-    code, _, errors = finish([first])[0] if first.wait(PATIENCE) else (0, "", "")
-    second.terminate()  # as torchrun does when it sees that the first has failed
+    command = ["train", str(data), "--recipe", "small.toml", "--batch", "3", "--device", "cpu"]
+    first, second = start(warm.COMMAND, command, tmp_path)
+    code, _, errors = finish([first])[0]
+    # as torchrun does when it sees that the first has failed
+    second.send_signal(signal.SIGTERM)
     assert code == 2
     assert errors.startswith(
         "vqtok: error: the tokenizer's batch of 3 cannot be shared equally by 2 processes\n  fix: "

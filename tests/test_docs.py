@@ -11,11 +11,12 @@ import make_commands_doc
 import numpy as np
 import pytest
 from cli_helpers import ok
-from docs_helpers import ROOT, lines, make_checkpoints, make_images, run_line
+from docs_helpers import ROOT, lines, make_checkpoints, make_images, read_models_once, run_line
 
 from vqtok import codes, weights
 from vqtok.cli import app
 from vqtok.codes import Codes
+from vqtok.data import Shapes
 from vqtok.errors import FormatError
 
 PAGES = sorted(
@@ -52,6 +53,8 @@ def test_every_command_of_a_page_runs_in_order(
     # what a full training step takes, which --dry-run measures: test_cli_train_recipe.py
     module = importlib.import_module("vqtok.train.plan")  # vqtok.train.plan is the function
     monkeypatch.setattr(module, "_seconds", lambda *_: 0.1)
+    monkeypatch.setattr("vqtok.study.image_set.open_data", lambda *_: Shapes(200))
+    read_models_once(monkeypatch)
     make_images(tmp_path)
     make_checkpoints(tmp_path)
     for line in lines((ROOT / "docs" / name).read_text(encoding="utf-8")):
@@ -60,10 +63,11 @@ def test_every_command_of_a_page_runs_in_order(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.name)
-def test_snippets_run(page: Path, tmp_path: Path):
+def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Those that begin with an import of ours or of NumPy;
     examples, which begin with a docstring, have tests of their own.
     """
+    read_models_once(monkeypatch)
     make_images(tmp_path)
     for line in ("vqtok encode photo.jpg", "vqtok encode holiday/ --bulk -o codes/ --workers 0"):
         run_line(line)

@@ -15,7 +15,7 @@ from vqtok import codec, codes, metrics
 from vqtok.data import open_data
 from vqtok.data.dataset import ArrayData
 from vqtok.errors import InputError, ModelError
-from vqtok.evaluate import Evaluation, evaluate
+from vqtok.evaluate import Evaluation, comparator, evaluate
 
 LABELS = ("cat", "dog", "eel")
 PIXELS = np.stack([image(10, 14, seed=seed) for seed in range(7)])
@@ -97,6 +97,15 @@ def test_figures_against_independent_computations(toy: codec.Model):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 9, 300])
+def test_bounds_are_those_of_draws_one_by_one(count: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comparator, "DRAWS_AT_ONCE", 7 * count)  # 1,000 is no multiple of 7
+    found = [comparator.Quality(psnr, 0.5, 0.5, None) for psnr in np.linspace(20, 40, count) ** 2]
+    values, rng = np.array([quality.psnr for quality in found]), np.random.default_rng(0)
+    means = [rng.choice(values, count).mean() for _ in range(1000)]
+    assert comparator.intervals(found)["psnr"] == tuple(np.percentile(means, (2.5, 97.5)))
+
+
 def test_classes_are_known_by_their_names(toy: codec.Model):
     names = ("eel", "dog", "cat")
     grids = [toy.encode(p) for p in PIXELS]

@@ -12,6 +12,7 @@ from test_priors_architectures import causal, made
 from train_helpers import go, recipe_for
 
 from vqtok import codec, codes, weights
+from vqtok.config import SamplingConfig
 from vqtok.data import Shapes
 from vqtok.errors import FormatError, UsageError
 from vqtok.sampling import sample_grids
@@ -139,8 +140,14 @@ def test_a_recipe_chooses_them(tmp_path: Path, chosen: dict[str, float]):
     stored = weights.load_weights(tmp_path / "prior.safetensors", "prior")
     # nothing is written that need not be: files of recipes without it stay as they were
     assert stored.record.get("sampling") == (chosen or None)
-    model, settings = codec.load(tmp_path), {"temperature": 1.0, "top_p": 1.0, "guidance": 1.0}
-    asked = model.sample_codes(3, seed=1, **{**settings, **chosen})
+    model, asked_for = codec.load(tmp_path), SamplingConfig(**chosen)
+    asked = model.sample_codes(
+        3,
+        seed=1,
+        temperature=asked_for.temperature,
+        top_p=asked_for.top_p,
+        guidance=asked_for.guidance,
+    )
     assert np.array_equal(model.sample_codes(3, seed=1).indices, asked.indices)
 
 

@@ -337,7 +337,8 @@ def test_the_command_asks_tries_and_says():
 @pytest.mark.slow
 @pytest.mark.usefixtures("toy", "data")
 def test_the_papers_network_is_trained():
-    small = ["--steps", "3", "--batch", "2", "--size", "16", "--set", "tokenizer.width=8"]
+    small = ["--steps", "3", "--batch", "2", "--size", "16", "--codebook-size", "16"]
+    small += ["--set", "tokenizer.width=8"]
     ok("train", "data", "--stage", "tokenizer", "--network", "paper", "-o", "p", *small)
     facts = weights.read_meta(Path("p/tokenizer.safetensors"))["config"]
     assert facts["network"] == "paper"

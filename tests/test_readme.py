@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from docs_helpers import ROOT, lines, make_checkpoints, make_images, run_line
+from docs_helpers import ROOT, lines, make_checkpoints, make_images, read_models_once, run_line
 
 from vqtok import codes
 
@@ -16,6 +16,7 @@ def test_every_command_of_the_readme_runs_in_order(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("VQTOK_MODELS")
+    read_models_once(monkeypatch)
     make_images(tmp_path)
     make_checkpoints(tmp_path)
     assert len(lines(README)) >= 12

@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 import vqtok
 from vqtok.config import registry
@@ -139,15 +138,11 @@ def test_one_file_and_one_line_add_each_of_them(tmp_path: Path) -> None:
         text = text.replace(start, f'{start}    "toy": {line},\n')
     table.write_text(text, encoding="utf-8")
     (tmp_path / "work").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, TINY],
-        cwd=tmp_path / "work",
-        env={"PYTHONPATH": str(copy.parent), "PATH": "", "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    environment = {"PYTHONPATH": str(copy.parent), "PATH": "", "COLUMNS": "200"}
+    process = Warm(SCRIPT, [TINY], environment, tmp_path / "work")
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    found = json.loads(output.splitlines()[-1])
     assert found["train"] == [0, found["train"][1]], found["train"]
     assert found["image"] == [16, 16, 3]
     assert found["setting"] == 2.0

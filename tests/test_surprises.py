@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from bulk_helpers import make_tar, png
 from cli_helpers import ok
 from conftest import TOKENIZER, image, make_model
+from PIL import Image
 from torch import Tensor
 
 import vqtok
@@ -263,3 +264,20 @@ def test_ms_ssim_is_that_of_piq_but_for_the_sum_of_its_weights():
     found = metrics.ms_ssim(*pair(192, 256))
     assert found**1.0001 == pytest.approx(PIQ_MS_SSIM, rel=1e-11)
     assert found == pytest.approx(PIQ_MS_SSIM, abs=1e-6)
+
+
+# datasets and a codec of Pillow go back to the file of an image that was edited after it was opened
+
+
+def test_an_edited_image_is_encoded_as_it_is_in_memory(tmp_path: Path, toy: Path):
+    model = codec.load()
+    path = tmp_path / "a.jpg"
+    Image.fromarray(image(24, 32)).save(path)
+    edited = Image.open(path)
+    edited.paste((250, 0, 0), (0, 0, 12, 12))
+    pixels = np.asarray(edited)
+    assert (model.encode(edited).indices == model.encode(pixels).indices).all()
+    assert (model.encode(edited).indices != model.encode(path).indices).any()
+    small = Image.open(path)
+    small.thumbnail((16, 16))
+    assert model.encode_batch([small]).sizes == ((12, 16),)

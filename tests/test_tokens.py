@@ -191,6 +191,16 @@ def test_folders_are_labels_and_splits_where_none_are_stored():
         CodesDataset("flat").sequences(class_tokens=True)
 
 
+def test_folders_are_splits_by_the_words_of_training():
+    names = ["data/trainA/cat/0.png", "data/trainB/dog/1.png", "data/heldout/cat/2.png"]
+    make_shards("codes", [(2, 2)] * 3, names=names)
+    data = CodesDataset("codes").sequences(class_tokens=True)
+    assert (data.class_names, data.labels.tolist()) == (("cat", "dog"), [0, 1, 0])
+    assert data.splits == ["train", "train", "test"]
+    make_shards("classes", [(2, 2)] * 2, names=["train_station/0.png", "test_tube/1.png"])
+    assert CodesDataset("classes").sequences().splits == [None, None]
+
+
 def test_codes_files_are_a_source_too():
     draw = np.random.default_rng(0)
     for name, n in (("cat/a", 1), ("cat/b", 3), ("dog/c", 1)):

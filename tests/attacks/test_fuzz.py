@@ -42,7 +42,7 @@ def check(name: str, folder: Path, count: int, seed: int) -> harness.Report:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "count"), [("codes", 250), ("weights", 50), ("pictures", 25), ("archives", 20)]
+    ("name", "count"), [("codes", 250), ("weights", 50), ("pictures", 25), ("archives", 10)]
 )
 def test_a_few_hostile_files(name: str, count: int, tmp_path: Path) -> None:
     check(name, tmp_path, count, seed=1)
@@ -51,7 +51,7 @@ def test_a_few_hostile_files(name: str, count: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("codes", 1000), ("bombs", 6), ("weights", 200), ("pictures", 120), ("archives", 40)],
+    [("codes", 600), ("bombs", 4), ("weights", 100), ("pictures", 60), ("archives", 20)],
 )
 def test_many_hostile_files(name: str, count: int, tmp_path: Path) -> None:
     check(name, tmp_path, count, seed=2)

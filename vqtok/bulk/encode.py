@@ -71,11 +71,6 @@ def encode(
             "remove the folder, and leave -f out",
         )
     wanted = make_manifest(model, inputs, settings)
-    # Before the first product: oneDNN, and PyTorch above it, each keep compiled code for the last
-    # 1,024 kinds of products, and images of many sizes make a new kind with nearly every batch
-    # (120 MB more after 20,000 images). With 16 kinds a batch takes the same time.
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, "16")
     inputs.number_labels(prepare_folder(out, wanted, work_slice, resume, force).labels)
     distributed.local_device(model.device)
     color = images.parse_color(settings.background)

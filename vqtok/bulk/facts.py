@@ -165,19 +165,13 @@ class NameFacts:
         return part[: level.depth] + part[level.depth + 1 :]
 
 
-def split_of_folder(name: str) -> str | None:
-    """Returns the split that the first folder of a name stands for, where the folder is called that
-    alone.
-    """
-    first, slash, _ = name.partition("/")
-    mark = splits.split_word(first) if slash else None
-    return splits.part_of(mark[0], first) if mark and len(mark[1]) == 1 else None
-
-
 def splits_of_tars(names: Sequence[str]) -> list[str | None]:
     """Returns the split that the name of each tar tells."""
     kinds = splits.shard_kinds([PurePosixPath(name).parts for name in names])
-    return [splits.part_of(kind, name) for kind, name in zip(kinds, names, strict=True)]
+    return [
+        splits.part_of(kind, name) if kind else None
+        for kind, name in zip(kinds, names, strict=True)
+    ]
 
 
 def key_of(name: str) -> str:

@@ -15,10 +15,10 @@ from vqtok import files
 from vqtok.bulk import facts
 from vqtok.bulk.datasets import Reader, find_data_sets, open_reader
 from vqtok.bulk.facts import Facts, NameFacts, SomeNames, Text
-from vqtok.data import samples
+from vqtok.data import samples, splits
 from vqtok.data.foreign import COMPRESSED, refuse_compressed, refuse_words
 from vqtok.data.listing import TEXTS
-from vqtok.data.tar import TarMember, has_end, index_tar, is_hidden, is_image_member
+from vqtok.data.tar import TarMember, has_end, index_tar, is_hidden, is_image_member, plain_name
 from vqtok.errors import InputError, UsageError
 from vqtok.images import IMAGE_SUFFIXES, Range, Recognizer
 
@@ -171,7 +171,7 @@ class Inputs:
             return Facts(self._number(reader.label(at)), reader.caption(at), reader.split(at))
         label, caption, notes = facts.read_texts(entry.texts) if entry.texts else (None, None, ())
         if source is not None:
-            split = self._tar_splits[source.number] or facts.split_of_folder(entry.name)
+            split = self._tar_splits[source.number] or splits.split_of_name(entry.name)
         else:
             label = label if self._has_cls else self._names.label(entry.name)
             split = self._names.split(entry.name)
@@ -376,7 +376,7 @@ def _wanted(path: Path, recognizer: Recognizer) -> Iterator[TarMember | _Damage]
     """Yields the images in a tar, and the texts that may belong to them."""
     try:
         for member in index_tar(path):
-            name = member.name.removeprefix("./")
+            name = plain_name(member.name)
             is_text = bool(facts.text_suffix(name)) and not is_hidden(name)
             if is_text or is_image_member(path, member, recognizer):
                 yield member._replace(name=name)

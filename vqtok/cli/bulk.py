@@ -279,6 +279,8 @@ class Reporter:
 
     def add(self, report: "ShardReport", source: str | None = None) -> None:
         """Reports a shard, made of the input that its manifest names or of another `source`."""
+        from vqtok.bulk.inputs import LOOSE
+
         head = report.shard.head
         cut = _count_cut(report)
         self.images, self.failed, self.shards = (
@@ -292,7 +294,8 @@ class Reporter:
         self.narrow += [] if report.narrow is None else [report.narrow]
         self.bytes += head.bytes
         for line in report.failed:
-            name = head.input if _is_rest(line, head) else f"{head.input}: {line.name}"
+            place = f"{head.input}: " if head.input != LOOSE else ""
+            name = head.input if _is_rest(line, head) else f"{place}{line.name}"
             output.show_error(
                 VqtokError(f"{name}: {line.error}", "see the shard's .jsonl; the rest goes on")
             )
@@ -358,12 +361,15 @@ def _summary(report: "ShardReport", source: str | None, cut: int) -> str:
     """Returns a line like "train-000.tar -> codes/00000-00000.npz  1,000 images, 8.9 MB, 25 a
     second".
     """
+    from vqtok.bulk.inputs import LOOSE
+
     head = report.shard.head
+    shown = "images" if head.input == LOOSE else head.input
     failed = f", {head.failed - cut} failed" if head.failed > cut else ""
     failed += ", the rest cannot be read" if cut else ""
     target = report.shard.path if head.bytes else report.shard.records_path
     pace = f"{head.pictures / report.seconds:.0f} a second"
     return (
-        f"{source or head.input} -> {target}  {human_count(head.pictures, 'image')}{failed}, "
+        f"{source or shown} -> {target}  {human_count(head.pictures, 'image')}{failed}, "
         f"{human_bytes(head.bytes)}, {pace}"
     )

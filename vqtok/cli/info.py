@@ -160,7 +160,7 @@ def _rows(facts: dict[str, Any], indent: str = "") -> Iterator[list[str]]:
     from vqtok.files import human_bytes
 
     for key, value in facts.items():
-        name = indent + key.replace("_", " ")
+        name = indent + ("images" if key == "pictures" else key.replace("_", " "))
         if isinstance(value, dict):
             yield [name, ""]
             yield from _rows(value, indent + "  ")

@@ -268,7 +268,8 @@ def _read_codes(what: str, model: str | None) -> _CodesFile:
         held, found = shards.facts(Path(what)), shards.open_shards(Path(what), model)
         some = shards.first_images(found, SHEET_MAX)
         text = f"{len(some)} of the {len(found)} images in these codes shards, with one grid"
-        rows = [(f"all shards: {key}", held[key]) for key in ("pictures", "failed", "bytes", "bpp")]
+        names = {"pictures": "images", "failed": "failed", "bytes": "bytes", "bpp": "bpp"}
+        rows = [(f"all shards: {name}", held[key]) for key, name in names.items()]
         return _CodesFile(codes.to_bytes(some), some, rows, [text])
     data = (
         files.read_stdin(codes.FILE_LIMIT)

@@ -20,6 +20,7 @@ from vqtok.data.tar import (
     is_hidden,
     is_image,
     is_image_member,
+    plain_name,
 )
 from vqtok.errors import InputError
 from vqtok.gzipped import MARKS, Gzipped, is_gzip
@@ -53,7 +54,7 @@ def zip_files(path: Path) -> Files:
             except arrays.BROKEN as error:
                 raise ValueError(str(error)) from None
 
-        name = member.filename
+        name = plain_name(member.filename)
         if name.endswith("/") or is_hidden(name):
             return False
         return is_text(name) or recognizer.is_image(name, start)
@@ -76,7 +77,7 @@ def zip_files(path: Path) -> Files:
                 f"{member.filename} in {path} is damaged: {error}", "pack the zip again"
             ) from None
 
-    names = [member.filename for member in members]
+    names = [plain_name(member.filename) for member in members]
     notes = tuple(filter(None, [recognizer.note()]))
     return Files(path.name, names, fetch, lambda i: members[i].file_size, notes=notes)
 
@@ -154,7 +155,7 @@ def _index(
     length, found = path.stat().st_size if gzipped is None else 1 << 62, list[TarMember]()
     try:
         for member in index_tar(path) if gzipped is None else index_gzipped(gzipped):
-            name = member.name.removeprefix("./")
+            name = plain_name(member.name)
             fits = member.size <= MEMBER_LIMIT and member.offset + member.size <= length
             wanted = is_text(name) and not is_hidden(name)
             if fits and (wanted or is_image_member(path, member, recognizer)):

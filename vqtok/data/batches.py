@@ -38,6 +38,16 @@ class OneSize(Protocol):
     def images(self, indices: np.ndarray) -> np.ndarray: ...
 
 
+@runtime_checkable
+class Copies(Protocol):
+    """A data set that may hold several copies of an image: crops, mirror images."""
+
+    @property
+    def sources(self) -> np.ndarray:
+        """Returns int64 (N,): the number of the image that each entry was made of, from 0."""
+        ...
+
+
 def split_indices(
     dataset: Sized, part: float, maximum: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -46,13 +56,33 @@ def split_indices(
 
     Validation gets `part` of the images, at most `maximum`, at least one when part > 0.
     A data set of one image is both: there is nothing to set aside.
+    Where there are several copies of images (`Copies`), images are split, not copies: validation
+    gets the first copy of each of its images, and training none of theirs.
     """
     n = len(dataset)
+    if isinstance(dataset, Copies) and (different := int(dataset.sources.max()) + 1) < n:
+        aside = _draw_aside(different, part, maximum, seed)
+        return _split_by_source(dataset.sources, aside)
+    aside = _draw_aside(n, part, maximum, seed)
     if n == 1:
-        return np.zeros(1, np.int64), np.zeros(1, np.int64)
+        return np.zeros(1, np.int64), aside
+    return np.setdiff1d(np.arange(n), aside), aside
+
+
+def _draw_aside(n: int, part: float, maximum: int, seed: int) -> np.ndarray:
+    """Returns which of n images are for validation, int64, sorted; image 0 where it is alone."""
+    if n == 1:
+        return np.zeros(1, np.int64)
     wanted = min(max(round(n * part), 1), maximum, n - 1) if part > 0 else 0
-    order = counter_rng.permutation(seed, _SPLIT, n)
-    return np.sort(order[wanted:]), np.sort(order[:wanted])
+    return np.sort(counter_rng.permutation(seed, _SPLIT, n)[:wanted])
+
+
+def _split_by_source(sources: np.ndarray, aside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (training, validation) indices where the source images `aside` are for validation."""
+    firsts = np.unique(sources, return_index=True)[1]
+    if len(firsts) == 1:
+        return np.arange(len(sources)), firsts
+    return np.flatnonzero(~np.isin(sources, aside)), np.sort(firsts[aside])
 
 
 class Batches:

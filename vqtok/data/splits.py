@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
@@ -72,7 +73,7 @@ def split_word(name: str) -> tuple[Split, tuple[str, ...]] | None:
     return _WORDS[tokens[first]], (*rest[:first], _OTHER, *rest[first:])
 
 
-def part_of(kind: Split | None, text: str) -> str | None:
+def part_of(kind: Split, text: str) -> str:
     """Returns the split by its usual name, from the `text` that gave it: train, val or test."""
     if kind == "test" and any(token in _VAL for token in _tokens(text)):
         return "val"
@@ -168,6 +169,42 @@ def _file_level(parts: Sequence[Parts]) -> SplitLevel | None:
     if {kind for kind, _ in seen} != {"train", "test"} or len({t for _, t in seen}) != 1:
         return None
     return SplitLevel(-1, kinds, is_folder=False)
+
+
+def split_of_name(name: str) -> str | None:
+    """Returns the split that an image's name tells by itself: train, val or test.
+
+    A tar that the name begins with tells it by any split word, as `shard_kinds`. Else a folder
+    does that is called so, perhaps beside words like images and numbers: train2017/cat/1.png,
+    images/val/2.png. Folders below a class tell nothing, nor does the name of the file.
+    `find_level` looks at all names together, and knows a class called train from a split.
+    """
+    folders, slash, _ = name.rpartition("/")
+    return _split_of_folders(folders) if slash else None
+
+
+@lru_cache(1024)
+def _split_of_folders(folders: str) -> str | None:
+    first, _, rest = folders.partition("/")
+    if (stem := _stem(first)) != first:
+        mark = split_word(stem)
+        return part_of(mark[0], stem) if mark else _split_of_folders(rest)
+    found = split_folder(PurePosixPath(folders).parts)
+    return found[1] if found else None
+
+
+def split_folder(folders: Sequence[str]) -> tuple[int, str] | None:
+    """Returns the position of the folder that names a split, and that split: train, val or test.
+
+    Only folders called images, data and the like may lie above it.
+    """
+    for depth, folder in enumerate(folders):
+        mark = split_word(folder)
+        if not _is_generic(mark[1] if mark else _tokens(folder)):
+            return None
+        if mark:
+            return depth, part_of(mark[0], folder)
+    return None
 
 
 def shard_kinds(names: Sequence[Parts]) -> list[Split | None]:

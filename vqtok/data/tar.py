@@ -191,6 +191,15 @@ def _damaged(path: Path, why: str) -> InputError:
     return InputError(f"{path} is no whole tar: {why}", "copy or download it again")
 
 
+def plain_name(name: str) -> str:
+    """Returns a member's name without the ./ and ../ that it begins with, as tar unpacks it: of
+    `tar.add("../images")` in Python all names begin so.
+    """
+    while name.startswith(("./", "../")):
+        name = name.partition("/")[2].lstrip("/")
+    return name
+
+
 def is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
@@ -205,5 +214,5 @@ def is_image_member(path: Path, member: TarMember, recognizer: Recognizer) -> bo
     def start() -> bytes:
         return read_part(path, member.offset, min(START, member.size))
 
-    name = member.name.removeprefix("./")
+    name = plain_name(member.name)
     return not is_hidden(name) and recognizer.is_image(name, start)

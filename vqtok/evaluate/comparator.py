@@ -18,6 +18,7 @@ from vqtok.networks.vqvae import to_float
 # DISTS, too, was learned on larger images
 SMALLEST = 64
 RESAMPLES = 1000  # of the images, for an interval
+DRAWS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,17 @@ def intervals(found: Sequence[Quality]) -> dict[str, tuple[float, float]]:
     bounds = {}
     for name, values in _columns(found).items():
         if len(values) > 1:
-            rng = np.random.default_rng(0)
-            draws = (rng.choice(values, len(values)).mean() for _ in range(RESAMPLES))
-            low, high = np.percentile(np.fromiter(draws, float), (2.5, 97.5))
+            low, high = np.percentile(_resampled_means(values), (2.5, 97.5))
             bounds[name] = float(low), float(high)
     return bounds
+
+
+def _resampled_means(values: np.ndarray) -> np.ndarray:
+    """Draws RESAMPLES means of as many values with replacement, some MiB of draws at a time."""
+    rng, n = np.random.default_rng(0), len(values)
+    at_once = max(1, DRAWS_AT_ONCE // n)
+    counts = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    return np.concatenate([values[rng.integers(0, n, (rows, n))].mean(1) for rows in counts])
 
 
 def _columns(found: Sequence[Quality]) -> dict[str, np.ndarray]:

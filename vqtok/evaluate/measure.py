@@ -344,9 +344,10 @@ def _notes(sums: RunningTotals, plan: _MeasurePlan, comparator: Comparator) -> t
                 f"it needs {SMALLEST} pixels a side"
             )
     notes += _fid_notes(sums.fid)
-    for (codec, n, _), totals in sums.codecs.items():
+    for (codec, n, times), totals in sums.codecs.items():
         if totals.over:
-            at = f"{CODEC_TITLES[codec]} at the bytes of {count_levels(n)}"
+            multiple = "" if times == 1 else f"{times:g} times "
+            at = f"{CODEC_TITLES[codec]} at {multiple}the bytes of {count_levels(n)}"
             notes.append(
                 f"{at}: for {totals.over} of {len(totals.qualities)} images its smallest file "
                 "is larger, and was taken"

@@ -3,10 +3,8 @@
 `CodesDataset` is a source of shards, `CodesFiles` one of codes files.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -15,15 +13,11 @@ import numpy as np
 from vqtok import codes, files
 from vqtok.codes import Codes, count_levels
 from vqtok.codes.checks import require
-from vqtok.data import classes
+from vqtok.data import classes, splits
 from vqtok.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from vqtok.codec import EntropyCoder
-
-_SPLITS = {"training": "train", "valid": "val", "validation": "val"} | {
-    name: name for name in ("train", "val", "test")
-}
 
 _CLASSES_MAX = 1 << 24  # each has a place in a list
 
@@ -123,9 +117,9 @@ class Named(Protocol):
 
 def split_of(item: Named) -> str | None:
     """Returns the split of an image: its own, or else that of the folder or tar in its name. None
-    where there is none.
+    where neither tells.
     """
-    return item.split or _split_of(item.name)
+    return item.split or splits.split_of_name(item.name)
 
 
 # a label as an image has it, or else its folder
@@ -137,21 +131,21 @@ def read_fields(source: GridSource) -> Fields:
 
     Labels are those that the images carry: numbers as they are, names in the order of the source's
     own list, or else sorted. Where no image carries one, the top folders are the labels, as in
-    training. Splits are those that the images carry, or else a first folder or tar called train,
-    val or test. Raises FormatError.
+    training. Splits are those that the images carry, or else those that folders or tars name.
+    Raises FormatError.
     """
-    keys, splits, captions = dict[_Key, int](), set[str | None](), False
+    keys, parts, captions = dict[_Key, int](), set[str | None](), False
     chunks = list[np.ndarray]()  # the number of the key of each image: 4 bytes an image
     for chunk in source.chunks:
         found = list[int]()
         for item in chunk.items():
             found.append(keys.setdefault(_key(item), len(keys)))
             captions |= item.caption is not None
-            splits.add(split_of(item))
+            parts.add(split_of(item))
         chunks.append(np.array(found, np.int32))
     labels, numbers = _number(list(keys), source.label_names)
     classes = [np.array(numbers, np.int32)[each] for each in chunks]
-    return Fields(labels, classes, captions, tuple(sorted(filter(None, splits))))
+    return Fields(labels, classes, captions, tuple(sorted(filter(None, parts))))
 
 
 def _key(item: Item) -> _Key:
@@ -188,20 +182,11 @@ def _number_folders(folders: set[str]) -> tuple[tuple[str, ...], dict[str, int]]
     if not folders:
         return (), {}
     parts = {folder: PurePosixPath(folder).parts for folder in folders}
-    if all(each and each[0].lower() in _SPLITS for each in parts.values()):
-        parts = {folder: each[1:] for folder, each in parts.items()}
+    places = {folder: splits.split_folder(each) for folder, each in parts.items()}
+    if all(places.values()):
+        parts = {folder: parts[folder][place[0] + 1 :] for folder, place in places.items() if place}
     found = classes.of_folders(classes.without_root([(*each, "image") for each in parts.values()]))
     return found.labels, dict(zip(parts, found.targets, strict=True)) if found.labels else {}
-
-
-def _split_of(name: str) -> str | None:
-    first, slash, _ = name.partition("/")
-    return _split_named(first) if slash else None
-
-
-@lru_cache(1024)
-def _split_named(folder: str) -> str | None:
-    return _SPLITS.get(re.split(r"[-_.\d]", folder.lower())[0])
 
 
 class CodesFiles:

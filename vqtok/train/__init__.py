@@ -184,10 +184,8 @@ def _all_grids(
     """
     if isinstance(dataset, CodesData):
         dataset.check_tokenizer(network.config, fingerprint, run.folder)
-        if recipe.data.flip:
-            run.listener.note(
-                "Codes have no mirror images: the prior learns the images as they are."
-            )
+        if recipe.data.flip and not dataset.mirrored:
+            run.listener.note("These codes have no mirror images (vqtok encode --flip makes them).")
         return dataset.grids
     path, mirror = run.folder / "indices.state.safetensors", recipe.data.flip
     grids = load_grids(path, fingerprint, len(dataset) * (2 if mirror else 1))

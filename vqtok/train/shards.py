@@ -15,8 +15,9 @@ from vqtok.codes import index_dtype
 from vqtok.config import TokenizerConfig
 from vqtok.data import Dataset, Plain
 from vqtok.data.classes import Classes, of_folders, without_root
+from vqtok.data.splits import split_of_name
 from vqtok.errors import InputError, TrainingError, UsageError
-from vqtok.tokens.sources import read_fields, split_of
+from vqtok.tokens.sources import read_fields
 from vqtok.train.grids import Grids
 
 
@@ -40,27 +41,43 @@ class CodesData(Plain):
         self.name = folder.name or str(folder)
         self.channels = self.codes.manifest.channels
         names, sizes, splits, labelled = [], [], [], False
-        for _, line in self.codes.entries():
+        numbers, sources = dict[str, int](), list[int]()
+        for name, line in self.codes.entries():
             labelled |= line.label is not None
             names.append(PurePosixPath(line.name).parts)
             sizes.append((line.size[1], line.size[0]))
-            splits.append(split_of(line))
+            splits.append(line.split or split_of_name(name))
+            sources.append(numbers.setdefault(name, len(numbers)))
         if not names:
             raise InputError(f"{folder} holds codes of no image", "encode some")
         self._kept = _for_training(splits)
         self._sizes = {sizes[i] for i in self._kept}
+        # for `Copies`: crops and mirror images have the name of their image
+        self.sources = np.unique(np.array(sources, np.int64)[self._kept], return_inverse=True)[1]
         kept_names = [names[i] for i in self._kept]
         classes = self._stored() if labelled else of_folders(without_root(kept_names))
         self.labels, self._targets = classes.labels, classes.targets
         left_out = Counter(splits[i] for i in np.setdiff1d(np.arange(len(names)), self._kept))
         counts = ", ".join(f"{count:,} of {name}" for name, count in sorted(left_out.items()))
-        self.notes = tuple(filter(None, [counts and f"split: left out {counts}.", classes.note]))
+        different = int(self.sources.max()) + 1
+        copied = 1 < different < len(self) and (
+            f"{len(self):,} copies of {different:,} images: of an image set aside for validation, "
+            "the first copy is used, and none is trained on."
+        )
+        told = [counts and f"split: left out {counts}.", copied, classes.note]
+        self.notes = tuple(filter(None, told))
 
     def _stored(self) -> Classes:
         """Returns the classes that the shards hold."""
         fields = read_fields(self.codes)
         labels = tuple(name or str(number) for number, name in enumerate(fields.labels))
         return Classes(labels, np.concatenate(fields.classes).astype(np.int64)[self._kept])
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the codes are also of mirror images."""
+        crops = self.codes.manifest.crops
+        return "flip" in crops or "ten" in crops
 
     @property
     def size(self) -> tuple[int, int]:
