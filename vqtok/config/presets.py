@@ -43,7 +43,7 @@ PRESETS: dict[str, Recipe] = {
         entropy=EntropyConfig(codebook_size=256, width=96, blocks=1),
         entropy_training=StageConfig(steps=1000, batch=16, learning_rate=5e-3, validate_every=250),
         precision="bf16",
-        sampling=SamplingConfig(guidance=2.0),
+        sampling=SamplingConfig(guidance=3.0, temperature=0.8, top_p=0.9),
     ),
     # CIFAR-10 and other 32x32 images: 8x8 grid of 512 codes.
     "cifar": Recipe(
