@@ -42,6 +42,7 @@ def figures_table(figures: dict[str, Any]) -> str:
         "ssim": "SSIM",
         "ms_ssim": "MS-SSIM",
         "lpips": "LPIPS (v0.1)",
+        "dists": "DISTS",
         "normalized_error": "error / variance",
         "usage": "codes used",
         "perplexity": "perplexity",
@@ -71,9 +72,11 @@ def levels_table(figures: dict[str, Any]) -> str:
         "ssim": ("SSIM", ".4f"),
         "ms_ssim": ("MS-SSIM", ".4f"),
         "lpips": ("LPIPS", ".4f"),
+        "dists": ("DISTS", ".4f"),
         "usage": ("used", ".1%"),
         "perplexity": ("perplexity", ".0f"),
     }
+    columns = {key: column for key, column in columns.items() if _measured(figures["levels"], key)}
     rows = [
         [
             None if row[key] is None else format(row[key], style)
@@ -87,20 +90,32 @@ def levels_table(figures: dict[str, Any]) -> str:
 
 def codecs_table(figures: dict[str, Any]) -> str:
     """The other codecs at the bytes of our files."""
-    columns = {"bpp": ".4f", "psnr": ".2f", "ms_ssim": ".4f", "lpips": ".4f"}
+    columns = {
+        "bpp": ("bpp", ".4f"),
+        "psnr": ("PSNR, dB", ".2f"),
+        "ms_ssim": ("MS-SSIM", ".4f"),
+        "lpips": ("LPIPS", ".4f"),
+        "dists": ("DISTS", ".4f"),
+    }
+    columns = {key: column for key, column in columns.items() if _measured(figures["codecs"], key)}
     rows = [
         [
             row["codec"],
             row["levels"],
             *(
                 None if row[key] is None else format(row[key], style)
-                for key, style in columns.items()
+                for key, (_, style) in columns.items()
             ),
         ]
         for row in figures["codecs"]
         if row["times"] == 1
     ]
-    return markdown(["codec", "at the bytes of", "bpp", "PSNR, dB", "MS-SSIM", "LPIPS"], rows)
+    return markdown(["codec", "at the bytes of", *(name for name, _ in columns.values())], rows)
+
+
+def _measured(rows: list[dict[str, Any]], key: str) -> bool:
+    """Whether any row has that figure: DISTS and LPIPS need weights."""
+    return any(row.get(key) is not None for row in rows)
 
 
 def training_table(folder: Path) -> str:
