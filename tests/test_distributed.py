@@ -104,10 +104,11 @@ def close(two: Path, one: Path, tolerance: float = 2e-4) -> None:
 def test_two_processes_train_the_network_that_one_does(both: tuple[Path, Path], case: str) -> None:
     """They stop in the middle of one case, and go on."""
     two, one = (place / case for place in both)
-    tolerance = 2e-3 if case == "muon" else 2e-4  # Muon makes its matrices orthogonal in bfloat16
+    # Muon makes its matrices orthogonal in bfloat16, whose numbers have steps of 2^-8
+    tolerance, of_figures = (2**-8, 0.02) if case == "muon" else (2e-4, 2e-3)
     close(two / "tokenizer.state.safetensors", one / "tokenizer.state.safetensors", tolerance)
     for found, expected in zip(log(two), log(one), strict=True):
-        assert found == pytest.approx(expected, rel=2e-3, abs=1e-3)
+        assert found == pytest.approx(expected, rel=of_figures, abs=1e-3)
 
 
 @pytest.mark.slow
