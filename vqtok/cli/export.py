@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from vqtok import files
 from vqtok.cli import options as o
 from vqtok.cli import output, progress
+from vqtok.config import EXPORT_FORMATS, TOKEN_FORMATS
 from vqtok.errors import InputError, UsageError
 from vqtok.files import human_bytes, human_count
 
@@ -19,9 +21,12 @@ if TYPE_CHECKING:
     from vqtok.tokens.export import ExportReport
 
 
-def _complete_format(incomplete: str) -> list[str]:
-    from vqtok.config import EXPORT_FORMATS, TOKEN_FORMATS
+def _one_of(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
 
+
+def _complete_format(incomplete: str) -> list[str]:
     return [word for word in (*EXPORT_FORMATS, *TOKEN_FORMATS) if word.startswith(incomplete)]
 
 
@@ -115,10 +120,7 @@ def export(
         str,
         typer.Option(
             "--to",
-            help=(
-                "Of codes: bin, webdataset, jsonl, llamagen, megatron, litdata, mds or parquet. "
-                "Of a model: diffusers, safetensors-taming or onnx."
-            ),
+            help=f"Of codes: {_one_of(TOKEN_FORMATS)}. Of a model: {_one_of(EXPORT_FORMATS)}.",
             metavar="FORMAT",
             autocompletion=_complete_format,
         ),
@@ -135,8 +137,6 @@ def export(
     `vqtok import-tokens` brings sequences back. Of models, diffusers takes those with the classic
     network only: those that `vqtok import` made, or that were trained with it.
     """
-    from vqtok.config import EXPORT_FORMATS, TOKEN_FORMATS
-
     if to in EXPORT_FORMATS:
         given = [*tokenized.given, *(["--model"] if model is not None else [])]
         _refuse_token_options(source, to, given)
@@ -174,8 +174,6 @@ def _refuse_token_options(source: str, to: str, given: list[str]) -> None:
     """Raises UsageError where a model is to be exported with the options of codes, or codes as a
     model.
     """
-    from vqtok.config import TOKEN_FORMATS
-
     fix = f"choose one with --to: {', '.join(TOKEN_FORMATS)}"
     if given:
         raise UsageError(f"{given[0]} is for codes, and {to} is a format of models", fix)
@@ -240,13 +238,10 @@ def _report(
     )
 
 
-_TELL_GRIDS = ("webdataset", "jsonl", "mds", "parquet")  # h and w stand beside the tokens
-
-
 def _notes(sequences: "Sequences", to: str) -> list[str]:
     v, notes = sequences.vocabulary, []
     ends = v.eol is not None and (v.eos is not None or v.bos is not None)
-    if sequences.only_grid is None and not ends and to not in _TELL_GRIDS:
+    if sequences.only_grid is None and not ends and not TOKEN_FORMATS[to].load().tells_grids:
         notes.append("grids differ, and nothing in the sequences tells which: --eol and --eos do")
     if sequences.source.origin.levels > 1 and not v.offset:
         notes.append(

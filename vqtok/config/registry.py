@@ -182,8 +182,8 @@ DATA_SOURCES: Table = {
 # What `vqtok export --to` writes; each function is called as `interop.export.Exporter` says.
 EXPORT_FORMATS = {
     "diffusers": "vqtok.interop.diffusers:to_vqmodel",
-    "onnx": "vqtok.interop.onnx:to_onnx",
     "safetensors-taming": "vqtok.interop.taming_export:to_taming",
+    "onnx": "vqtok.interop.onnx:to_onnx",
 }
 
 # What `vqtok export --to` writes of codes; each class is a `tokens.formats.base.Writer`.

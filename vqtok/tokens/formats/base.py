@@ -48,6 +48,7 @@ class Writer:
     suffixes: ClassVar[tuple[str, ...]] = ()  # of the files that carry the job's name
     # whether the format holds a file for each export, so that a folder may take several
     single: ClassVar[bool] = False
+    tells_grids: ClassVar[bool] = False  # whether h and w stand beside the tokens
 
     def __init__(self, job: Job) -> None:
         self.job, self.sequences = job, job.sequences

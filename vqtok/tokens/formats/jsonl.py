@@ -14,6 +14,7 @@ class JsonLinesWriter(Writer):
 
     suffixes = (".jsonl",)
     single = True
+    tells_grids = True
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)

@@ -21,6 +21,8 @@ class MdsWriter(Writer):
     there are some label and caption.
     """
 
+    tells_grids = True
+
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         fields = self.sequences.fields

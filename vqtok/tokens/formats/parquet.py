@@ -17,6 +17,7 @@ class ParquetWriter(Writer):
 
     suffixes = (".parquet",)
     single = True
+    tells_grids = True
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)

@@ -18,6 +18,8 @@ from vqtok.tokens.reader import Batch
 class WebDatasetWriter(Writer):
     """NAME-000000.tar and so on, of 64 MiB each."""
 
+    tells_grids = True
+
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.archive: tarfile.TarFile | None = None
