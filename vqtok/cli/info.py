@@ -72,15 +72,22 @@ def _facts(file: str) -> dict[str, Any]:
     return _model_facts(model_registry.find_model(file))
 
 
-def _home(model: str, fingerprint: str) -> tuple[str | None, int | None]:
+def _home(model: str, fingerprint: str, prior: str | None = None) -> tuple[str | None, int | None]:
     """Returns the folder and the levels of the model that decodes codes; None where it is not
-    here.
+    here, or not with the entropy prior that coded them.
     """
     from vqtok import model_registry, weights
 
     try:
         folder = model_registry.find_by_fingerprint(model, fingerprint)
-        return str(folder.path), weights.tokenizer_config(folder.tokenizer).levels
+        levels = weights.tokenizer_config(folder.tokenizer).levels
+        if prior is not None:
+            if folder.entropy is None:
+                return None, levels
+            stored = weights.load_weights(folder.entropy, "entropy")
+            if not weights.fingerprint(stored.tensors).startswith(prior):
+                return None, levels
+        return str(folder.path), levels
     except (ModelError, FormatError):
         # FormatError: the tensors are there, but their config is damaged
         return None, None
@@ -89,7 +96,8 @@ def _home(model: str, fingerprint: str) -> tuple[str | None, int | None]:
 def _codes_facts(codes: "Codes | Compact", size: int) -> dict[str, Any]:
     from vqtok.codes import Codes, form
 
-    home, levels = _home(codes.model, codes.fingerprint)
+    prior = None if isinstance(codes, Codes) else codes.prior
+    home, levels = _home(codes.model, codes.fingerprint, prior)
     return {
         "kind": "codes",
         "model": codes.model,
@@ -167,7 +175,8 @@ def _rows(facts: dict[str, Any], indent: str = "") -> Iterator[list[str]]:
         elif key == "model_path":
             yield [
                 "decodes with",
-                value or "no model here: give its folder to vqtok decode --model",
+                value
+                or f"no model here{_with_prior(facts)}: give its folder to vqtok decode --model",
             ]
         elif key == "levels" and facts.get("model_levels"):
             yield [name, f"{value} of {facts['model_levels']}"]
@@ -177,6 +186,10 @@ def _rows(facts: dict[str, Any], indent: str = "") -> Iterator[list[str]]:
             yield [name, ", ".join(map(str, value))]
         else:
             yield [name, human_bytes(value) if key == "bytes" else _shown(value)]
+
+
+def _with_prior(facts: dict[str, Any]) -> str:
+    return f" with the entropy prior {facts['prior']}" if facts.get("prior") else ""
 
 
 def _shown(value: Any) -> str:

@@ -69,9 +69,10 @@ class EntropyCoder:
         ModelError: another prior coded them. FormatError: damaged.
         """
         if packed.prior is None or not self.fingerprint.startswith(packed.prior):
+            here = self.fingerprint[: len(packed.prior or self.fingerprint)]
             raise ModelError(
                 f"the codes need the entropy prior {packed.prior} of model {packed.model}, "
-                f"but the one here is {self.fingerprint}",
+                f"but the one here is {here}",
                 "unpack them with the model that packed them",
                 "give the model they were packed with: --model",
             )
