@@ -187,6 +187,7 @@ def test_what_is_no_measurement_does_not_count(hole: float) -> None:
     image = read_image(tiff(values), 1)
     assert image.range == (300, 350)
     assert image.pixels[3, 4, 0] == (255 if hole > 0 else 0)
+    assert ("1 of 1,000 values are NaN and become black" in said(image)) == np.isnan(hole)
     image.pixels[3, 4] = whole.pixels[3, 4]
     assert np.array_equal(image.pixels, whole.pixels)
 

@@ -102,6 +102,8 @@ def to_8_bits(
         chosen, notes, made = _choose(values.dtype, used, bits, values)
     if gap:
         notes = [*notes, gap]
+    if values.dtype.kind == "f" and (count := int(np.isnan(values).sum())):
+        notes = [*notes, f"{count:,} of {values.size:,} values are NaN and become black"]
     pixels = _scale(values, chosen, nodata)
     share = (used[1] - used[0]) / (chosen[1] - chosen[0]) if chosen[1] > chosen[0] else 1.0
     narrow = used if used[1] > used[0] and (share < NARROW or made) else None
