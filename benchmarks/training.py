@@ -262,7 +262,9 @@ def task_of(stage: str, recipe: Recipe, run: loop.RunContext, compiled: bool) ->
             run,
             compiled,
         )
-    return PriorTask(recipe, data, "", (grids(), grids()), run)
+    t = recipe.tokenizer
+    codebooks = torch.randn(t.levels, t.codebook_size, t.code_dim)
+    return PriorTask(recipe, data, "", (grids(), grids()), run, codebooks)
 
 
 def ours(stage: str, precision: str, compiled: bool, folder: Path) -> Callable[[], object]:

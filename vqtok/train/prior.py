@@ -26,7 +26,7 @@ from vqtok.train.task import Step, Task, Validation
 
 class GridTask(Task):
     """Trains a network on the likelihood of index grids: windows of the training grids, and of the
-    validation grids.
+    validation grids. It may start from the tokenizer's codebooks (L, K, D).
     """
 
     def __init__(
@@ -36,8 +36,10 @@ class GridTask(Task):
         tokenizer: str,
         parts: tuple[Grids, Grids],
         run: RunContext,
+        codebooks: Tensor,
     ) -> None:
         self.recipe, self.dataset, self.tokenizer, self.run = recipe, dataset, tokenizer, run
+        self.codebooks = codebooks.to(run.device)
         if len(parts[0]) == 0:
             raise InputError(
                 f"no image of {dataset.name} can be read to train the {self.name} on",
@@ -134,29 +136,16 @@ class GridTask(Task):
 
 
 class PriorTask(GridTask):
-    """Trains the network that `vqtok sample` draws from; it starts from the tokenizer's codebooks
-    (L, K, D), where they are given.
+    """Trains the network that `vqtok sample` draws from; it starts from the tokenizer's
+    codebooks.
     """
 
     name = "prior"
     network: Prior
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        dataset: Dataset,
-        tokenizer: str,
-        parts: tuple[Grids, Grids],
-        run: RunContext,
-        codebooks: Tensor | None = None,
-    ) -> None:
-        super().__init__(recipe, dataset, tokenizer, parts, run)
-        self.codebooks = codebooks
-
     def on_start(self) -> None:
         # gray values are not learned, and fvsbn places its first vectors by the code's number
-        fits = not self.recipe.tokenizer.is_pixels and self.config.architecture != "fvsbn"
-        if self.codebooks is not None and fits:
+        if not self.recipe.tokenizer.is_pixels and self.config.architecture != "fvsbn":
             start_from_codebooks(self.network, self.codebooks)
 
     @property
@@ -190,18 +179,6 @@ class EntropyTask(GridTask):
 
     name = "entropy"
     network: IntegerPrior
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        dataset: Dataset,
-        tokenizer: str,
-        parts: tuple[Grids, Grids],
-        run: RunContext,
-        codebooks: Tensor,
-    ) -> None:
-        super().__init__(recipe, dataset, tokenizer, parts, run)
-        self.codebooks = codebooks.to(run.device)  # (L, K, D)
 
     @property
     def stage(self) -> StageConfig:
