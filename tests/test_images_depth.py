@@ -313,6 +313,40 @@ def test_arrays_of_every_kind() -> None:
         from_any(np.full((2, 2), np.nan))
 
 
+@pytest.mark.parametrize(
+    ("opaque", "dtype"),
+    [(1.004, "f4"), (1.5, "f8"), (1.0, ">f4"), (255.0, "f4"), (np.inf, "f4"), (255, "i4")]
+    + [(65535, "i4"), (65535, ">i8"), (65535, "u2"), (127, "i1"), (2**31 - 1, "u4")],
+)
+def test_alpha_of_any_type_and_range_is_not_taken_for_transparency(
+    opaque: float, dtype: str
+) -> None:
+    """A little above 1, it was taken as 1 of 255: the image came out white."""
+    colors = np.zeros((2, 2, 3), dtype)  # black
+    alpha = np.full((2, 2, 1), opaque, np.dtype(dtype))
+    if np.isinf(opaque):
+        alpha[1] = 1
+    found = from_any(np.concatenate([colors, alpha], 2), value_range=(0, 1))
+    assert found.pixels.max() <= 128 if opaque == 2**31 - 1 else not found.pixels.any()
+
+
+def test_nan_of_an_alpha_channel_is_transparent_and_said() -> None:
+    pixels = np.zeros((2, 2, 4), np.float32)
+    pixels[..., 3] = [[1, 1], [1, np.nan]]
+    found = from_any(pixels)
+    assert found.pixels[..., 0].tolist() == [[0, 0], [0, 255]]
+    assert "1 value of the alpha channel is NaN: transparent" in said(found)
+
+
+@pytest.mark.parametrize(("photometric", "rest"), [(1, [0, 255]), (0, [255, 0])])
+def test_nan_and_no_data_become_black_where_zero_is_white(
+    photometric: int, rest: list[int]
+) -> None:
+    values = np.array([[np.nan, 0, 1, -7]], np.float32)
+    found = read_image(tiff(values, photometric, nodata="-7"), 1)
+    assert found.pixels[0, :, 0].tolist() == [0, *rest, 0]
+
+
 def test_a_range_as_typed() -> None:
     assert parse_range(None) is parse_range("auto") is None
     assert parse_range("-1000:3000") == (-1000, 3000)

@@ -110,11 +110,13 @@ class ScaledPixels:
 
 def _range_of(values: np.ndarray, given: images.Range | None) -> tuple[images.Range, list[str]]:
     """Returns the one range of a whole array, and what to say of it."""
-    lows, highs = list[float](), list[float]()
+    lows, highs, nan = list[float](), list[float](), 0
     step = max(1, _AT_ONCE_BYTES // max(1, values[0].nbytes))
     for i in range(0, len(values), step):
+        part = np.asarray(values[i : i + step])
+        nan += images.count_nan(part)
         with suppress(InputError):  # no finite number
-            low, high = images.used_range(np.asarray(values[i : i + step]))
+            low, high = images.used_range(part)
             lows.append(low)
             highs.append(high)
     if not lows:
@@ -124,7 +126,8 @@ def _range_of(values: np.ndarray, given: images.Range | None) -> tuple[images.Ra
     scaled = images.to_8_bits(
         ends if whole else np.append(ends, ends[:1] + ends.dtype.type(1e-3)), given
     )
-    return scaled.range, [f"{note}." for note in scaled.notes]
+    notes = [*scaled.notes, *([images.nan_note(nan, values.size)] if nan else [])]
+    return scaled.range, [f"{note}." for note in notes]
 
 
 def _are_whole(values: np.ndarray, step: int) -> bool:

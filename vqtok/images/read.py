@@ -111,6 +111,7 @@ class DecodedImage:
     reduced: int = 1  # how many pixels of the file, along each axis, became one
     range: Range | None = None  # values that became 0 and 255; None: it had 8 bits
     narrow: Range | None = None  # values in use, where another range would serve them better
+    nan: int = 0  # how many values are NaN, and became black
 
 
 def read_image(
@@ -237,7 +238,7 @@ def from_any(
         found = _decode(array, "the image", channels, background, value_range)
     if scaled is not None:
         notes += scaled.notes
-        found = replace(found, range=scaled.range, narrow=scaled.narrow)
+        found = replace(found, range=scaled.range, narrow=scaled.narrow, nan=scaled.nan)
     return replace(found, notes=notes + found.notes, source_bytes=size)
 
 
@@ -254,10 +255,25 @@ def _scaled_array(array: np.ndarray, value_range: Range | None) -> tuple[Scaled 
     scaled = to_8_bits(colors, value_range)
     if array.shape[2:] != (4,):
         return scaled, scaled.pixels
-    alpha = array[..., 3:]
-    full = (0.0, 1.0) if array.dtype.kind == "f" else (0.0, float(np.iinfo(array.dtype).max))
-    top = full if array.dtype.kind != "f" or float(alpha.max()) <= 1 else (0.0, 255.0)
-    return scaled, np.concatenate([scaled.pixels, to_8_bits(alpha, top).pixels], axis=2)
+    alpha = _scaled_alpha(array[..., 3:])
+    if alpha.nan:
+        count = "1 value" if alpha.nan == 1 else f"{alpha.nan:,} values"
+        note = f"{count} of the alpha channel {'is' if alpha.nan == 1 else 'are'} NaN: transparent"
+        scaled = replace(scaled, notes=(*scaled.notes, note))
+    return scaled, np.concatenate([scaled.pixels, alpha.pixels], axis=2)
+
+
+def _scaled_alpha(alpha: np.ndarray) -> Scaled:
+    """Converts an alpha channel (H, W, 1) to uint8: integers up to 16 bits by the range of their
+    type, larger ones by 0 to 255 or 0 to 65535, floats by 0 to 1 or 0 to 255.
+    """
+    if alpha.dtype.kind == "f":  # up to 2, 0 to 1 with some overshoot
+        highest = float(alpha.max(initial=0, where=np.isfinite(alpha)))
+        return to_8_bits(alpha, (0.0, 1.0 if highest <= 2 else 255.0))
+    full, highest = int(np.iinfo(alpha.dtype).max), int(alpha.max())
+    if alpha.dtype.itemsize > 2:
+        full = next((top for top in (255, 65535) if highest <= top), full)
+    return to_8_bits(alpha, (0.0, float(full)))
 
 
 def checked(array: np.ndarray) -> np.ndarray:
@@ -491,7 +507,8 @@ def _decode(
     pixels = np.ascontiguousarray(pixels).reshape(*pixels.shape[:2], channels)
     if scaled is None:
         return DecodedImage(pixels, tuple(notes))
-    return DecodedImage(pixels, tuple(notes), range=scaled.range, narrow=scaled.narrow)
+    found = DecodedImage(pixels, tuple(notes), range=scaled.range, narrow=scaled.narrow)
+    return replace(found, nan=scaled.nan)
 
 
 def _gray_to_8_bits(
@@ -516,7 +533,11 @@ def _gray_to_8_bits(
     except InputError as error:
         raise InputError(str(error).replace("the image", name), error.fix) from None
     is_negative = "zero is white" in image.info or (tags and is_inverted(tags))
-    pixels = 255 - scaled.pixels if is_negative else scaled.pixels
+    pixels = scaled.pixels
+    if is_negative:  # what counts as no value is black here, too
+        none = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+        none |= False if nodata is None else values == nodata
+        pixels = np.where(none, np.uint8(0), 255 - pixels)
     gray, key = Image.fromarray(pixels), image.info.get("transparency")
     if isinstance(key, int):  # of a PNG
         alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
