@@ -315,8 +315,10 @@ def test_arrays_of_every_kind() -> None:
 
 @pytest.mark.parametrize(
     ("opaque", "dtype"),
-    [(1.004, "f4"), (1.5, "f8"), (1.0, ">f4"), (255.0, "f4"), (np.inf, "f4"), (255, "i4")]
-    + [(65535, "i4"), (65535, ">i8"), (65535, "u2"), (127, "i1"), (2**31 - 1, "u4")],
+    [
+        *((1.004, "f4"), (1.5, "f8"), (1.0, ">f4"), (255.0, "f4"), (np.inf, "f4"), (255, "i4")),
+        *((65535, "i4"), (65535, ">i8"), (65535, "u2"), (127, "i1"), (2**31 - 1, "u4")),
+    ],
 )
 def test_alpha_of_any_type_and_range_is_not_taken_for_transparency(
     opaque: float, dtype: str

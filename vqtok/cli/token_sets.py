@@ -107,8 +107,10 @@ def _kind(path: Path) -> str:
         return "array"
     if isinstance(path, files.RemotePath):
         return "packed" if name.endswith(PACKED) else "codes"
+    from vqtok.codes.io import TOKENS_MEMBER
+
     members = _members(path)
-    if "vqtok_tokens.npy" in members:
+    if f"{TOKENS_MEMBER}.npy" in members:
         return "packed"
     if not members:
         return "other"

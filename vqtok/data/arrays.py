@@ -19,6 +19,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from vqtok import images
+from vqtok.codes.io import TOKENS_MEMBER
 from vqtok.data.classes import Classes, of_integers, of_values
 from vqtok.data.dataset import ArrayData, DataOptions
 from vqtok.data.place import Place
@@ -270,6 +271,8 @@ def open_npz(
             compact = "c" in archive.namelist() or list(members) == ["stream"]
             if ("meta" in members and "indices" in members) or compact:
                 raise InputError(f"{path} holds codes, not images", "decode it: vqtok decode")
+            if TOKENS_MEMBER in members:
+                raise InputError(f"{path} holds packed tokens, not images", "give images")
             words = words or (("train",) if split == "train" else ("test", "val"))
             own, name = _pick(members, _IMAGES, words)
             name = name or _first_images(archive, members, path)
