@@ -90,9 +90,12 @@ def read_plain_codes(source: Path | str | bytes) -> Codes:
         return unpack(found)
 
 
-def read_any_codes(source: Path | str | bytes) -> Codes | Compact:
-    """Reads what is in a file of either form. Errors as `read_plain_codes`."""
-    data, origin = _load(source)
+def read_any_codes(source: Path | str | bytes, origin: object = None) -> Codes | Compact:
+    """Reads what is in a file of either form. Errors as `read_plain_codes`; they name `origin`, by
+    default the file, and bytes "codes".
+    """
+    data, name = _load(source)
+    origin = name if origin is None else origin
     with name_in_errors(origin), open_archive(data) as archive:
         if _is_compact(archive):
             return _read_compact(archive)
