@@ -3,7 +3,7 @@
 #
 # Assigned to a uint16 data set, -1 becomes 0 and 70,000 becomes 65,535, where NumPy and zarr wrap: 65,535 and 4,464. So
 # the -1 of a masked token is stored as token 0, which exists. Read with `astype("i1")`, uint8 200 becomes 127, where
-# `data[...].astype("i1")` gives -56. Nothing is raised and there is no warning (h5py/h5py, issue 2773, asks for one).
+# `data[...].astype("i1")` gives -56. Nothing is raised and there is no warning (see h5py/h5py, issue 2773).
 # vqtok writes no HDF5; it refuses indices that no code has (tests/test_codec_inputs.py).
 #
 # Output seen, 2026-11, Python 3.11; source: own runs:
