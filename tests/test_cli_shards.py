@@ -126,6 +126,20 @@ def test_rewritten_shards_are_those_that_encode_makes(
     CodesDataset("cut").verify()
 
 
+def test_info_names_the_prior_that_coded_shards(two: Path):
+    pixels = np.full((80, 120, 3), 90, np.uint8)  # 3, and some that zip cannot pack
+    spots = np.random.default_rng(0).random((80, 120)) < 0.002
+    pixels[spots] = image(80, 120)[spots]
+    save("loose/x.png", pixels)
+    add_entropy(two, bias=100_000, levels=2)
+    ok("encode", "loose", "--bulk", "--compact", "--levels", 1, "-o", "packed")
+    found = json.loads(ok("info", "packed", "--json").stdout)
+    assert len(found["prior"]) == 4
+    assert found["model_path"] == str(two)
+    add_entropy(two, levels=2, seed=1)  # another one, which does not decode them
+    assert f"no model here with the entropy prior {found['prior']}" in ok("info", "packed").stdout
+
+
 @pytest.mark.slow
 def test_rewriting_goes_on_and_refuses(sources: dict[str, np.ndarray]):
     encode("codes")

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import PIL
+import PIL.Image
 import pytest
 from bulk_helpers import contents, make_tar
 from cli_helpers import fails, ok, save, train
@@ -120,6 +120,23 @@ def test_train_and_eval_say_what_auto_leaves_unused(data: Path):
     assert "range" not in weights.read_meta(Path("m/tokenizer.safetensors"))["record"]
     (found,) = facts("eval", "in", "-m", "m", "--codecs", "none")
     assert any("--range 0:4095 would use it all" in note for note in found["notes"])
+
+
+def test_ranges_of_floats_are_their_own_and_all_used():
+    Path("in").mkdir()
+    values = np.linspace(-3, 5, 64, dtype=np.float32).reshape(8, 8)
+    PIL.Image.fromarray(values).save("in/0.tif")
+    assert open_data(Path("in")).notes == ("images deeper than 8 bits: values -3:5 become 8 bits.",)
+    PIL.Image.fromarray(values * 2).save("in/1.tif")
+    assert open_data(Path("in")).notes == (
+        "images deeper than 8 bits: values -6:10 or -3:5 become 8 bits. Each image has a range of "
+        "its own, from its lowest to its highest value. --range -6:10 would be one for all.",
+    )
+    wide = open_data(Path("in"), options=DataOptions.of(range="-6:100"))
+    assert wide.notes == (
+        "images deeper than 8 bits: values -6:100 become 8 bits. Of 2 images looked at, 2 use "
+        "little of that, such as -3:5. --range -6:10 would use it all.",
+    )
 
 
 @pytest.mark.parametrize("form", ["npy", "npz"])

@@ -65,7 +65,7 @@ def _facts(file: str) -> dict[str, Any]:
         return _codes_facts(codes.read_any_codes(path), os.path.getsize(file))
     if shards.is_shards(file):
         found = shards.facts(path)
-        home, levels = _home(found["model"], found["fingerprint"])
+        home, levels = _home(found["model"], found["fingerprint"], found.get("prior"))
         return {**found, "model_path": home, "model_levels": levels}
     if path.suffix in (".npz", ".safetensors") and not os.path.exists(file):
         raise InputError(f"{file} does not exist", "check the name")

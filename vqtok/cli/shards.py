@@ -113,10 +113,22 @@ def facts(folder: Path) -> dict[str, Any]:
         "levels": m.levels,
         "grids": [list(grid) for grid in sorted(grids)],
         "form": "compact" if m.compact else "plain",
+        **({"prior": _prior(data)} if m.compact else {}),
         "bytes": size,
         "bpp": round(8 * size / pixels, 4) if pixels else None,
         "raw_bpp": round(indices * math.log2(m.codebook_size) / pixels, 4) if pixels else None,
     }
+
+
+def _prior(data: "CodesDataset") -> str | None:
+    """Returns the first digits of the entropy prior of compact shards' first coded file; None where
+    all are bit-packed.
+    """
+    from vqtok.codes import Codes
+
+    stacks = ((shard, stack) for shard in data.shards for stack in shard.head.stacks)
+    found = (data.stack(shard, stack) for shard, stack in stacks)
+    return next((each.prior for each in found if not isinstance(each, Codes) and each.prior), None)
 
 
 @dataclass(frozen=True)

@@ -315,28 +315,34 @@ class ImageFiles(Plain):
         that their values are taken from: one line for the set.
         """
         places = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(np.int64))
-        narrow, ranges = list[images.Range](), set[images.Range]()
+        little, own, ranges = list[images.Range](), list[images.Range](), set[images.Range]()
         for place in map(int, places):
             with suppress(VqtokError, OSError):
                 source = self._fetch(place)
                 if not images.is_deep(source):
                     continue
                 found = images.read_image(source, self.channels, value_range=self.range)
-                narrow += [found.narrow] if found.narrow else []
+                if found.narrow:  # the range itself: it was made of the image's values
+                    (own if found.narrow == found.range else little).append(found.narrow)
                 ranges |= {found.range} if found.range else set()
         if not ranges:
             return
         shown = " or ".join(images.show_range(each) for each in sorted(ranges)[:3])
-        lines = [f"images deeper than 8 bits: values {shown} become 8 bits."]
-        if narrow:
-            wanted = images.show_range(images.suggest(narrow))
-            each = "" if len(ranges) == 1 else " Each image has a range of its own."
-            lines = [
-                f"{lines[0]} Of {len(places)} images looked at, {len(narrow)} use little of that, "
-                f"such as {images.show_range(narrow[0])}.{each} "
+        line = f"images deeper than 8 bits: values {shown} become 8 bits."
+        wanted = images.show_range(images.suggest(little + own)) if little or own else ""
+        if little:
+            uses = "uses" if len(little) == 1 else "use"
+            line += (
+                f" Of {human_count(len(places), 'image')} looked at, {len(little)} {uses} little "
+                f"of that, such as {images.show_range(little[0])}. "
                 f"--range {wanted} would use it all."
-            ]
-        self.notes = (*self.notes, *lines)
+            )
+        elif len(ranges) > 1:
+            line += (
+                " Each image has a range of its own, from its lowest to its highest value. "
+                f"--range {wanted} would be one for all."
+            )
+        self.notes = (*self.notes, line)
 
     def _error(self, index: int) -> InputError:
         reason = self._bad[index]
