@@ -2,8 +2,8 @@
 # onnxruntime 1.32.0, CPU: `Resize` makes uint8 images darker by half a level, and brighter with antialias.
 #
 # With mode `linear` each pixel is the whole part of what the same values give as float32, not the nearest level: 0.47
-# too low on average. With `antialias=1` most pixels are right and the others too high. PyTorch rounds. So a graph that
-# takes bytes and resizes them has another input than the model that it was exported from. Nothing is raised.
+# too low on average. With `antialias=1` most pixels are right and the others too high. PyTorch rounds, so a graph
+# that takes bytes and resizes them has another input than the model that it was exported from. Nothing is raised.
 # vqtok's graphs take float32, and no image is resized in them but by nearest pixels.
 #
 # Output seen, 2026-11, Python 3.11; source: own runs:

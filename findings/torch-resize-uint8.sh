@@ -3,7 +3,7 @@
 #
 # uint8 is rounded and clamped to 0 to 255 between the two directions: what overshoots at an edge is lost before the
 # other direction can bring it back. Two calls with floats, clamped in between, give the same levels. So text and
-# drawings have other pixels, and other tokens, than if they had been floats; photos differ by one level.
+# drawings have other pixels, and other tokens, than if they had been floats; smooth images differ by one.
 # The documentation of `interpolate` does not say so. `bilinear` cannot overshoot.
 # vqtok resizes 8 bits by Pillow, in training as in encoding (`images.resize_to`).
 #
