@@ -85,6 +85,32 @@ def test_flip_and_max_size():
     assert (mirrored[3:] == mirrored[:3, :, ::-1]).all()
 
 
+def test_moved_copies_follow_and_mirror_what_is_missing():
+    pixels = gradient(48, 80)
+    found = Crops.of(moved=60, seed=1).apply(pixels, "a")
+    assert found.shape == (61, 48, 80, 3)
+    assert (found[0] == pixels).all()
+    wide = np.pad(pixels, ((3, 3), (3, 3), (0, 0)), "symmetric")  # 3: a sixteenth of 48
+    places = set()
+    for copy in found[1:]:
+        x, y = (int(value) - 20 for value in copy[20, 20, :2])
+        assert (copy == wide[3 + y : 51 + y, 3 + x : 83 + x]).all()
+        places.add((x, y))
+    assert (0, 0) not in places
+    assert {x for x, _ in places} == {y for _, y in places} == set(range(-3, 4))
+    assert (Crops.of(moved=9, seed=1).apply(pixels, "a") == found[:10]).all()
+    assert (Crops.of(moved=60, seed=1).apply(pixels, "b") != found).any()
+    both = Crops.of(16, "random:2", flip=True, moved=2)
+    drawn = both.apply(pixels, "a")
+    assert len(drawn) == both.copies == 12
+    assert (drawn[:2] == Crops.of(16, "random:2").apply(pixels, "a")).all()
+    assert (drawn[6:] == drawn[:6, :, ::-1]).all()
+    assert Crops.of(16, "ten", moved=1).copies == len(
+        Crops.of(16, "ten", moved=1).apply(pixels, "")
+    )
+    assert Crops.of(moved=2).apply(image(1, 2), "a").shape == (3, 1, 2, 3)
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
@@ -94,7 +120,8 @@ def test_flip_and_max_size():
         (("--size", 16, "--crop", "random:1001"), "with N from 1 to 1000"),
         (("--size", 16, "--crop", "ten", "--flip"), "leave --flip out"),
         (("--size", 16, "--max-size", 20), "--max-size does not go with --size"),
-        (("--size", 16, "--seed", 1), "--seed is for random crops"),
+        (("--size", 16, "--seed", 1), "--seed is for random crops and moved"),
+        (("--moved", 1001), "give 0 to 1000 copies"),
         (("--size", 1 << 20), "give 1 to 65536 pixels"),
     ],
 )

@@ -94,6 +94,7 @@ CASES = [
     Case("encode", "--size", "8", "large.png", "--json"),
     Case("encode", "--max-size", "8", "large.png", "--json"),
     Case("encode", "--crop", "ten", "large.png", "--size", "8", "--json"),
+    Case("encode", "--moved", "1", "large.png", "--json"),
     Case("encode", "--flip", None, "large.png", "--json"),
     Case("encode", "--seed", "9", "large.png", "--size", "64", "--crop", "random:2", "--json"),
     Case("encode", "--range", "0:1000", "deep.png"),

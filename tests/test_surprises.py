@@ -21,6 +21,7 @@ import vqtok
 from vqtok import CodesDataset, codec, distributed, metrics, weights
 from vqtok.config import EntropyConfig, PriorConfig, TokenizerConfig
 from vqtok.config.registry import PRIORS
+from vqtok.images import from_any
 from vqtok.interop.diffusers import to_vqmodel
 from vqtok.model_registry import ModelFolder
 from vqtok.networks.vqvae import VQVAE
@@ -281,3 +282,46 @@ def test_an_edited_image_is_encoded_as_it_is_in_memory(tmp_path: Path, toy: Path
     small = Image.open(path)
     small.thumbnail((16, 16))
     assert model.encode_batch([small]).sizes == ((12, 16),)
+
+
+# libvips reads YCbCr as RGB, and Pillow's arrays of LAB have a* and b* turned by 128
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "LAB"])
+def test_colors_of_other_modes_become_rgb_before_they_are_an_array(mode: str, tmp_path: Path):
+    """A light gray that is slightly yellow, from a file and from memory."""
+    other = Image.new(mode, (8, 6), {"YCbCr": (200, 120, 130), "LAB": (204, 127, 136)}[mode])
+    path = tmp_path / "a.tif"
+    other.save(path)
+    for given in (path, other):
+        pixels = from_any(given).pixels
+        assert pixels.shape == (6, 8, 3)
+        assert np.abs(pixels.astype(int) - (202, 201, 185)).max() <= 2
+
+
+# Under one block of torch.autocast a weight that is changed in place goes on with its old values
+
+
+def changes_in_blocks(source: str) -> list[str]:
+    """Calls that change weights inside of a block that casts them."""
+    return [
+        ast.unparse(call.func)
+        for block in ast.walk(ast.parse(source))
+        if isinstance(block, ast.With)
+        and any("autocast(" in ast.unparse(item) for item in block.items)
+        for statement in block.body
+        for call in ast.walk(statement)
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func).split(".")[-1]
+        in ("backward", "step", "step_if", "after_step", "load_state_dict", "update", "copy_")
+    ]
+
+
+def test_no_weight_changes_while_autocast_keeps_its_copy():
+    package = Path(vqtok.__file__).parent
+    sources = [path.read_text() for path in package.glob("*/*.py")]
+    sources = [source for source in sources if "autocast(" in source]
+    assert len(sources) >= 5
+    assert [found for source in sources for found in changes_in_blocks(source)] == []
+    wrong = "with torch.autocast('cpu'):\n    loss.backward()\n    self.optimizer.step()"
+    assert changes_in_blocks(wrong) == ["loss.backward", "self.optimizer.step"]

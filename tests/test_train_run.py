@@ -307,7 +307,7 @@ def test_shapes_have_a_recipe_of_five_minutes() -> None:
     # ends at 1/2 of the resolution: at 1/4 shapes were blurs
     assert tokenizer.decoder_stages == [(32, 2), (64, 1)]
     assert (stage.optimizer, stage.steps, stage.batch) == ("muon", 1500, 32)
-    assert (recipe.prior_training.steps, recipe.prior_training.batch) == (2600, 32)
+    assert (recipe.prior_training.steps, recipe.prior_training.batch) == (3600, 32)
     assert recipe.sampling.changes() == {"guidance": 3.0, "temperature": 0.8, "top_p": 0.9}
 
 

@@ -1,4 +1,4 @@
-"""Resizes, crops and mirrors images before they are encoded.
+"""Resizes, crops, moves and mirrors images before they are encoded.
 
 One rule resizes everything: Lanczos over all pixels that a new pixel stands for (antialiased), in
 one step from the file's pixels, as in training.
@@ -16,9 +16,10 @@ from vqtok.images.read import DecodedImage, checked
 
 TEN_MARGIN = 1.1  # of `ten`: short side of what the five crops are taken from, in crops
 RANDOM_LEAST = 0.8  # of `random`: side of the smallest square, in short sides of the image
+MOVE_MOST = 16  # of `moved`: the part of the short side by which a copy is moved at most
 _COPIES_MAX = 1000
 _SIDE_MAX = 1 << 16
-_SCALE, _TOP, _LEFT = range(101, 104)  # streams of random numbers
+_SCALE, _TOP, _LEFT, _MOVE = range(101, 105)  # streams of random numbers
 _CROP = re.compile(r"center|ten|random:(\d{1,6})")
 # a box in an image: left, top, right, bottom, in pixels
 Box = tuple[float, float, float, float]
@@ -26,13 +27,16 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Crops:
-    """Settings for resizing, cropping and mirroring; the default leaves an image as it is.
+    """Settings for resizing, cropping, moving and mirroring; the default leaves an image as it is.
 
     - `size`: squares of that side, of which `crop` says where they lie and how many there are:
       `center`, the largest square in the middle; `ten`, the corners and the middle of a square of
       1.1 sides, and the same mirrored; `random:N`, squares of 0.8 to 1 times the image's short
       side, anywhere, by `seed` and the image's name
     - `max_size`: the long side is shrunk to that, where it is longer
+    - `moved`: each of these is followed, after all others, by that many copies, moved by up to a
+      sixteenth of the short side along each axis, by `seed` and the image's name. What is missing
+      at an edge is the mirror image of what is there
     - `flip`: each copy is followed, after all others, by its mirror image
     """
 
@@ -41,6 +45,7 @@ class Crops:
     flip: bool = False
     max_size: int | None = None
     seed: int = 0
+    moved: int = 0
 
     @classmethod
     def of(
@@ -50,6 +55,7 @@ class Crops:
         flip: bool = False,
         max_size: int | None = None,
         seed: int | None = None,
+        moved: int = 0,
     ) -> "Crops":
         """Makes settings of what the command takes. Raises UsageError."""
         for name, side in (("--size", size), ("--max-size", max_size)):
@@ -72,9 +78,14 @@ class Crops:
             raise UsageError(
                 "--crop ten holds the mirrored crops already", "leave --flip out: it adds them"
             )
-        if seed is not None and not chosen.startswith("random"):
-            raise UsageError("--seed is for random crops", "give --crop random:N, or leave it out")
-        return cls(size, chosen, flip, max_size, seed or 0)
+        if not 0 <= moved <= _COPIES_MAX:
+            raise UsageError(f"--moved is {moved}", f"give 0 to {_COPIES_MAX} copies")
+        if seed is not None and not (moved or chosen.startswith("random")):
+            raise UsageError(
+                "--seed is for random crops and moved copies",
+                "give --crop random:N or --moved N, or leave it out",
+            )
+        return cls(size, chosen, flip, max_size, seed or 0, moved)
 
     @property
     def is_none(self) -> bool:
@@ -84,15 +95,20 @@ class Crops:
     @property
     def copies(self) -> int:
         """Returns how many images are made of each."""
-        if self.crop == "ten":
-            return 10
-        return (int(self.crop.partition(":")[2] or 1)) * (1 + self.flip)
+        crops = 5 if self.crop == "ten" else int(self.crop.partition(":")[2] or 1)
+        return crops * (1 + self.moved) * (1 + self.mirrored)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether mirror images are among the copies."""
+        return self.flip or self.crop == "ten"
 
     def describe(self) -> str:
         """Returns all settings in a few words, '' for none; equal settings give equal words."""
         words = [
             f"size {self.size}, {self.crop}" if self.size is not None else "",
-            f"seed {self.seed}" if self.crop.startswith("random") else "",
+            f"{self.moved} moved" if self.moved else "",
+            f"seed {self.seed}" if self.moved or self.crop.startswith("random") else "",
             "flip" if self.flip else "",
             f"at most {self.max_size}" if self.max_size is not None else "",
         ]
@@ -112,7 +128,9 @@ class Crops:
             found = _resize(pixels, [(0, 0, W, H)], small)
         else:
             found = pixels[None]
-        if self.flip or self.crop == "ten":
+        if self.moved:
+            found = np.concatenate([found, self._move(found, name)])
+        if self.mirrored:
             return np.concatenate([found, found[:, :, ::-1]])
         return found
 
@@ -145,18 +163,31 @@ class Crops:
             far = short - side
             places = [(0, 0), (far, 0), (0, far), (far, far), (far / 2, far / 2)]
             return [(left + x, top + y, left + x + side, top + y + side) for x, y in places]
-        from vqtok.data import counter_rng  # here: the package brings all readers of data sets
-
         count = int(self.crop.partition(":")[2])
-        at = (np.uint64(zlib.crc32(name.encode("utf-8", "surrogateescape"))) << np.uint64(32)) + (
-            np.arange(count, dtype=np.uint64)
-        )
-        scale, down, across = (
-            counter_rng.uniform(self.seed, stream, at) for stream in (_SCALE, _TOP, _LEFT)
-        )
+        scale, down, across = (self._draw(stream, name, count) for stream in (_SCALE, _TOP, _LEFT))
         sides = short * (RANDOM_LEAST + (1 - RANDOM_LEAST) * scale)
         boxes = zip(sides, across * (W - sides), down * (H - sides), strict=True)
         return [(float(x), float(y), float(x + s), float(y + s)) for s, x, y in boxes]
+
+    def _move(self, found: np.ndarray, name: str) -> np.ndarray:
+        """Returns copies of images uint8 (n, H, W, C), moved: uint8 (n * moved, H, W, C)."""
+        n, H, W, _ = found.shape
+        most = max(1, min(H, W) // MOVE_MOST)
+        steps = 2 * most + 1
+        # every place in a square but its middle, which moves nothing
+        place = (self._draw(_MOVE, name, n * self.moved) * (steps * steps - 1)).astype(np.int64)
+        place += place >= steps * steps // 2
+        wide = np.pad(found, ((0, 0), (most, most), (most, most), (0, 0)), "symmetric")
+        windows = np.lib.stride_tricks.sliding_window_view(wide, (H, W), (1, 2))  # n, y, x, C, H, W
+        moved = windows[np.arange(n).repeat(self.moved), place // steps, place % steps]
+        return np.ascontiguousarray(moved.transpose(0, 2, 3, 1))
+
+    def _draw(self, stream: int, name: str, count: int) -> np.ndarray:
+        """Draws numbers from 0 to 1, float64 (count,), by seed and name."""
+        from vqtok.data import counter_rng  # here: the package brings all readers of data sets
+
+        first = np.uint64(zlib.crc32(name.encode("utf-8", "surrogateescape"))) << np.uint64(32)
+        return counter_rng.uniform(self.seed, stream, first + np.arange(count, dtype=np.uint64))
 
 
 def _resize(pixels: np.ndarray, boxes: list[Box], size: tuple[int, int]) -> np.ndarray:

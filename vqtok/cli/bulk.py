@@ -81,6 +81,15 @@ Crop = Annotated[
         autocompletion=o.complete_choice("center", "ten", "random:"),
     ),
 ]
+Moved = Annotated[
+    int,
+    typer.Option(
+        "--moved",
+        metavar="N",
+        help="Encode N copies more of each, moved by up to 1/16 of the side.",
+        min=0,
+    ),
+]
 Flip = Annotated[
     bool, typer.Option("--flip", help="Encode each image, or crop, and its mirror image.")
 ]
@@ -91,7 +100,8 @@ MaxSize = Annotated[
     ),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", metavar="N", help="Of --crop random:N. Default: 0.", min=0)
+    int | None,
+    typer.Option("--seed", metavar="N", help="Of --crop random:N, --moved. Default: 0.", min=0),
 ]
 
 
@@ -104,12 +114,13 @@ class CropOptions:
     flip: Flip = False
     max_size: MaxSize = None
     seed: Seed = None
+    moved: Moved = 0
 
     def parse(self) -> "Crops":
         """Raises UsageError."""
         from vqtok.bulk.crops import Crops
 
-        return Crops.of(self.size, self.crop, self.flip, self.max_size, self.seed)
+        return Crops.of(self.size, self.crop, self.flip, self.max_size, self.seed, self.moved)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ PRESETS: dict[str, Recipe] = {
             decoder_depths=(2, 1),
             codebook_size=256,
         ),
-        prior=PriorConfig(codebook_size=256, width=64, layers=6, dropout=0.0),
+        prior=PriorConfig(codebook_size=256, width=64, layers=6, dropout=0.05),
         data=DataConfig(size=32, prior_size=32),
         tokenizer_training=TokenizerStageConfig(
             steps=1500,
@@ -38,7 +38,7 @@ PRESETS: dict[str, Recipe] = {
             validate_every=250,
         ),
         prior_training=PriorStageConfig(
-            steps=2600, batch=32, learning_rate=2e-3, validate_every=200
+            steps=3600, batch=32, learning_rate=2e-3, ema=0.995, validate_every=200
         ),
         entropy=EntropyConfig(codebook_size=256, width=96, blocks=1),
         entropy_training=StageConfig(steps=1000, batch=16, learning_rate=5e-3, validate_every=250),
