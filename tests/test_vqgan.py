@@ -67,8 +67,9 @@ def test_the_fix_for_missing_stages_names_all_that_is_needed(network: str, downs
         TokenizerConfig(**values)
     words = shlex.split(caught.value.command_fix)
     settings = [word.removeprefix("tokenizer.") for word in words if "=" in word]
-    more = tomllib.loads("\n".join(settings))
-    TokenizerConfig(**values, **more | {"stages": tuple(more["stages"])})  # raises nothing
+    more: dict[str, Any] = tomllib.loads("\n".join(settings))
+    values |= more | {"stages": tuple(more["stages"])}
+    TokenizerConfig(**values)  # raises nothing
     assert caught.value.fix == f"set for example {', '.join(settings)}"
 
 

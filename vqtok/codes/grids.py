@@ -160,7 +160,7 @@ def count_levels(levels: int) -> str:
 
 def has_levels(count: object, levels: int) -> bool:
     """Whether a number of first levels is an integer, of Python or NumPy, from 1 to `levels`."""
-    return isinstance(count, int | np.integer) and 1 <= count <= levels
+    return isinstance(count, int | np.integer) and 1 <= int(count) <= levels
 
 
 def levels_fix(levels: int) -> str:
