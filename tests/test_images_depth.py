@@ -90,18 +90,24 @@ def white_zero_big_endian(values: np.ndarray) -> bytes:
     return head + body + struct.pack(">H", len(numbers)) + tags + bytes(4)
 
 
-def png16(pixels: np.ndarray, key: int | None = None) -> bytes:
-    """A 16-bit PNG of (H, W) or (H, W, 2|3|4); `key` is a gray level that is transparent."""
+def png16(pixels: np.ndarray, key: int | tuple[int, ...] | None = None, bits: int = 16) -> bytes:
+    """A 16-bit PNG of (H, W) or (H, W, 2|3|4), or one of fewer bits of gray (H, 8); `key` is a gray
+    level or color that is transparent.
+    """
     H, W = pixels.shape[:2]
     color = {1: 0, 2: 4, 3: 2, 4: 6}[1 if pixels.ndim == 2 else pixels.shape[2]]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    if bits < 16:
+        texts = ("".join(f"{value:0{bits}b}" for value in row) for row in pixels)
+        rows = b"".join(b"\0" + int(text, 2).to_bytes(bits, "big") for text in texts)
 
     def chunk(name: bytes, data: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(name + data))
         return struct.pack(">I", len(data)) + name + data + check
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, 16, color, 0, 0, 0))
-    transparent = b"" if key is None else chunk(b"tRNS", struct.pack(">H", key))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, bits, color, 0, 0, 0))
+    keys = key if isinstance(key, tuple) else () if key is None else (key,)
+    transparent = chunk(b"tRNS", struct.pack(f">{len(keys)}H", *keys)) if keys else b""
     body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + head + transparent + body
 
@@ -299,6 +305,32 @@ def test_transparent_level_of_sixteen_bit_gray() -> None:
     image = read_image(png16(np.array([[0, 700, 65535]], np.uint16), key=700), 1)
     assert image.pixels[0, :, 0].tolist() == [0, 255, 255]
     assert "transparency laid over white" in image.notes
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_transparent_level_of_few_bits(bits: int) -> None:
+    """Pillow 13.0.0 scales the pixels of 2 and 4 bits to bytes, and their key not: nothing was
+    transparent.
+    """
+    top = 2**bits - 1
+    values = np.arange(8).reshape(1, 8) % (top + 1)
+    for key in range(top + 1):
+        found = read_image(png16(values, key, bits), 1).pixels[0, :, 0].tolist()
+        assert found == [255 if v == key else v * 255 // top for v in values[0].tolist()]
+
+
+@pytest.mark.parametrize("value_range", [None, (0, 65535), (0, 8191)])
+def test_transparent_color_of_sixteen_bits(value_range: tuple[float, float] | None) -> None:
+    """Pillow 13.0.0 compares the low bytes of the key with the high bytes of the pixels; a range
+    forgot the key.
+    """
+    key = (0x1234, 0x0102, 0x0304)
+    near, low = (0x1235, 0x0102, 0x0304), (0x34FF, 0x02FF, 0x04FF)
+    image = read_image(png16(np.array([[key, near, low]]), key), value_range=value_range)
+    assert "transparency laid over white" in image.notes
+    assert image.pixels[0, 0].tolist() == [255] * 3
+    assert image.pixels[0, 1].max() < 200
+    assert image.pixels[0, 2].min() < 200
 
 
 def test_arrays_of_every_kind() -> None:

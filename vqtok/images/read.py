@@ -71,6 +71,7 @@ _COUNTED_BYTES = 32 << 20  # of an animation whose frames are counted, which tak
 # A pattern that begins with one byte is found 20 times as fast as \xff+
 _MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])")
 _AT_ONCE = 2**22  # pixels that are taken from PIL in one piece
+_FEW_BITS = {"L;2": 3, "L;4": 15}  # raw modes that PIL scales to 8 bits, and their highest value
 
 # A fixed list: Pillow would otherwise hand EPS to Ghostscript, and take noise for
 # formats without a signature.
@@ -483,8 +484,10 @@ def _decode(
     tags = dict(getattr(image, "tag_v2", None) or {})  # a TIFF's alone
     if tags:
         check_layout(name, tags)
-    deep_mode = _words_mode(image)
+    deep_mode, raw = _words_mode(image), _raw_mode(image)
     image.load()
+    if raw in _FEW_BITS:
+        _scale_key(image, raw)
     # after load: for some formats PIL applies it then, and drops the tag
     orientation = _orientation(image)
     profile = image.info.get("icc_profile")
@@ -549,11 +552,28 @@ def _words_mode(image: Image.Image) -> str:
     """Returns PIL's raw mode of colors that have 16 bits in the file, of which it keeps the high 8;
     else nothing.
     """
+    raw = _raw_mode(image)
+    found = re.fullmatch(r"(RGB|RGBA|RGBX|RGBa|LA);16[LBN]", raw)
+    return raw if found and image.format in ("PNG", "TIFF") else ""
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Returns PIL's name for the values as they are in the file, before it loads them; nothing
+    where it has none.
+    """
     tiles = getattr(image, "tile", None) or ()
     args = tiles[0].args if len(tiles) > 0 else ""
     raw = args[0] if isinstance(args, tuple) and args else args
-    found = isinstance(raw, str) and re.fullmatch(r"(RGB|RGBA|RGBX|RGBa|LA);16[LBN]", raw)
-    return str(raw) if found and image.format in ("PNG", "TIFF") else ""
+    return raw if isinstance(raw, str) else ""
+
+
+def _scale_key(image: Image.Image, raw: str) -> None:
+    """Scales the gray level that is transparent as PIL scales the pixels of 2 or 4 bits, where it
+    did not.
+    """
+    key, top = image.info.get("transparency"), _FEW_BITS[raw]
+    if image.format == "PNG" and image.mode == "L" and isinstance(key, int) and key <= top:
+        image.info["transparency"] = key * 255 // top
 
 
 def _colors_to_8_bits(
@@ -563,6 +583,11 @@ def _colors_to_8_bits(
     whole values.
     """
     high = np.asarray(image)  # (H, W, 3|4)
+    key = image.info.get("transparency")  # of a PNG: PIL compares bytes with its 16 bits
+    if isinstance(key, tuple) and data is not None and high.shape[2] == 3:
+        clear = (_words(data, image.mode, raw, name, high) == np.array(key)).all(axis=2)
+        high = np.concatenate([high, np.where(clear, 0, 255)[..., None].astype(np.uint8)], axis=2)
+        image = Image.fromarray(high)
     if value_range is None or value_range == (0.0, 65535.0) or data is None:
         used = narrow_of_bytes(high[..., :3])
         notes = () if used is None else (words_note(used),)
