@@ -321,3 +321,14 @@ def test_hostile_text_runs_nothing_in_a_real_browser(toy: Path):
         chrome.open(Path("broken.html"))
         assert chrome.run("document.title") == "Training run run"
         assert len(chrome.complaints()) >= 2
+
+
+def test_codes_that_are_damaged_are_named_once(toy: Path):
+    """Here `bad.npz: codes: damaged` was said, and of standard input `codes: damaged`."""
+    bad = Path("bad.npz")
+    bad.write_bytes(b"PK junk")
+    assert "error: bad.npz: damaged" in fails("report", bad)
+    assert "--samples are those of a model" in fails("report", bad, "--samples", 3, code=2)
+    for words in (("report",), ("info",), ("decode", "-o", "n.png"), ("pack", "-o", "n.npz")):
+        told = fails(words[0], "-", *words[1:], stdin=bad.read_bytes())
+        assert "error: standard input: damaged" in told

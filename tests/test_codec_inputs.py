@@ -143,6 +143,8 @@ NO_TENSORS: dict[str, tuple[str, Any]] = {
     "minus one": ("goes from -1", torch.linspace(-1, 1, 3 * 64).view(1, 3, 8, 8)),
     "bytes as floats": ("to 255", torch.full((1, 3, 8, 8), 255.0)),
     "NaN": ("nan", torch.full((1, 3, 8, 8), torch.nan)),
+    "sparse": ("sparse", torch.zeros(1, 3, 8, 8).to_sparse()),
+    "meta": ("without values", torch.zeros(1, 3, 8, 8, device="meta")),
     "infinity": ("inf", torch.full((1, 3, 8, 8), torch.inf)),
     "int64": ("int64", torch.zeros(1, 3, 8, 8, dtype=torch.int64)),
     "bool": ("bool", torch.zeros(1, 3, 8, 8, dtype=torch.bool)),
@@ -353,10 +355,39 @@ def test_decode_takes_files_bytes_and_arrays(deep: codec.Model, tmp_path: Path):
     vqtok.write_codes(packed, deep.pack(codes))
     given = [path, str(path), path.read_bytes(), packed, deep.pack(codes), codes.indices]
     given += [codes.indices[0], codes.indices.astype(np.int64), np.asfortranarray(codes.indices)]
+    given += [codes.indices.astype(order) for order in (">u2", "<u2", ">i8")]
     for one in given:
         assert (deep.decode(one) == wanted).all()
         assert (deep.decode_all(one)[0] == wanted).all()
         assert (deep.vectors(one) == deep.vectors(codes)).all()
+
+
+@pytest.mark.parametrize("levels", [2.0, 1.5, "2", 0, 4, (1,)])
+def test_a_number_of_levels_is_a_whole_number(deep: codec.Model, levels: Any):
+    """2.0 and "2" gave a TypeError of torch's or NumPy's."""
+    codes = deep.encode(image(20, 32))
+    tensor = torch.from_numpy(codes.indices.astype(np.int64))
+    for call in (
+        lambda: deep.encode(image(20, 32), levels=levels),
+        lambda: deep.decode(codes, levels),
+        lambda: deep.decode(tensor, levels),
+        lambda: codes.first_levels(levels),
+        lambda: deep.sample(1, 12, levels=levels),
+    ):
+        with pytest.raises(UsageError, match=f"not {re.escape(str(levels))}"):
+            call()
+    assert deep.decode(codes, np.int64(2)).shape == (20, 32, 3)  # type: ignore[arg-type]
+
+
+def test_sizes_are_pairs_of_any_integers(toy: codec.Model):
+    indices = toy.encode_batch([image(18, 32)] * 2).indices
+    wanted = toy.codes(indices, ((18, 32), (18, 32)))
+    for sizes in ([[18, 32]] * 2, np.array([[18, 32]] * 2), [(np.int64(18), np.uint16(32))] * 2):
+        assert toy.codes(indices, sizes) == wanted
+    for bad in ((18, 32), [(18, 32)], [(18.0, 32)] * 2, [(18, 32, 3)] * 2, [(18, 33)] * 2, "ab"):
+        with pytest.raises(UsageError) as caught:
+            toy.codes(indices, bad)
+        assert "give the (H, W) of each image" in caught.value.fix
 
 
 def test_complete_takes_what_decode_takes(toy: codec.Model, tmp_path: Path):

@@ -212,6 +212,7 @@ def test_a_target_takes_as_few_levels_as_reach_it(photo: codec.Model, pixels: np
         (("--target", "psnr:30", "--levels", "2"), "leave one of them out"),
         (("--lpips", "x.safetensors"), "--target lpips:X"),
         (("--goal", "size"), "choose looks or psnr"),
+        (("--goal", "psnr"), "add --effort 3"),  # it did nothing
         (("--effort", "3", "--bulk", "-o", "out"), "--effort does not go with codes shards"),
     ],
 )

@@ -90,18 +90,24 @@ def white_zero_big_endian(values: np.ndarray) -> bytes:
     return head + body + struct.pack(">H", len(numbers)) + tags + bytes(4)
 
 
-def png16(pixels: np.ndarray, key: int | None = None) -> bytes:
-    """A 16-bit PNG of (H, W) or (H, W, 2|3|4); `key` is a gray level that is transparent."""
+def png16(pixels: np.ndarray, key: int | tuple[int, ...] | None = None, bits: int = 16) -> bytes:
+    """A 16-bit PNG of (H, W) or (H, W, 2|3|4), or one of fewer bits of gray (H, 8); `key` is a gray
+    level or color that is transparent.
+    """
     H, W = pixels.shape[:2]
     color = {1: 0, 2: 4, 3: 2, 4: 6}[1 if pixels.ndim == 2 else pixels.shape[2]]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    if bits < 16:
+        texts = ("".join(f"{value:0{bits}b}" for value in row) for row in pixels)
+        rows = b"".join(b"\0" + int(text, 2).to_bytes(bits, "big") for text in texts)
 
     def chunk(name: bytes, data: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(name + data))
         return struct.pack(">I", len(data)) + name + data + check
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, 16, color, 0, 0, 0))
-    transparent = b"" if key is None else chunk(b"tRNS", struct.pack(">H", key))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, bits, color, 0, 0, 0))
+    keys = key if isinstance(key, tuple) else () if key is None else (key,)
+    transparent = chunk(b"tRNS", struct.pack(f">{len(keys)}H", *keys)) if keys else b""
     body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + head + transparent + body
 
@@ -301,6 +307,32 @@ def test_transparent_level_of_sixteen_bit_gray() -> None:
     assert "transparency laid over white" in image.notes
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_transparent_level_of_few_bits(bits: int) -> None:
+    """Pillow 13.0.0 scales the pixels of 2 and 4 bits to bytes, and their key not: nothing was
+    transparent.
+    """
+    top = 2**bits - 1
+    values = np.arange(8).reshape(1, 8) % (top + 1)
+    for key in range(top + 1):
+        found = read_image(png16(values, key, bits), 1).pixels[0, :, 0].tolist()
+        assert found == [255 if v == key else v * 255 // top for v in values[0].tolist()]
+
+
+@pytest.mark.parametrize("value_range", [None, (0, 65535), (0, 8191)])
+def test_transparent_color_of_sixteen_bits(value_range: tuple[float, float] | None) -> None:
+    """Pillow 13.0.0 compares the low bytes of the key with the high bytes of the pixels; a range
+    forgot the key.
+    """
+    key = (0x1234, 0x0102, 0x0304)
+    near, low = (0x1235, 0x0102, 0x0304), (0x34FF, 0x02FF, 0x04FF)
+    image = read_image(png16(np.array([[key, near, low]]), key), value_range=value_range)
+    assert "transparency laid over white" in image.notes
+    assert image.pixels[0, 0].tolist() == [255] * 3
+    assert image.pixels[0, 1].max() < 200
+    assert image.pixels[0, 2].min() < 200
+
+
 def test_arrays_of_every_kind() -> None:
     gray = np.array([[0, 1]])
     assert from_any(gray.astype(bool), 1).pixels[0, :, 0].tolist() == [0, 255]
@@ -311,6 +343,42 @@ def test_arrays_of_every_kind() -> None:
     assert cut.pixels.tolist() == [[[255, 255, 255], [255, 0, 0]]]
     with pytest.raises(InputError, match="no value"):
         from_any(np.full((2, 2), np.nan))
+
+
+@pytest.mark.parametrize(
+    ("opaque", "dtype"),
+    [
+        *((1.004, "f4"), (1.5, "f8"), (1.0, ">f4"), (255.0, "f4"), (np.inf, "f4"), (255, "i4")),
+        *((65535, "i4"), (65535, ">i8"), (65535, "u2"), (127, "i1"), (2**31 - 1, "u4")),
+    ],
+)
+def test_alpha_of_any_type_and_range_is_not_taken_for_transparency(
+    opaque: float, dtype: str
+) -> None:
+    """A little above 1, it was taken as 1 of 255: the image came out white."""
+    colors = np.zeros((2, 2, 3), dtype)  # black
+    alpha = np.full((2, 2, 1), opaque, np.dtype(dtype))
+    if np.isinf(opaque):
+        alpha[1] = 1
+    found = from_any(np.concatenate([colors, alpha], 2), value_range=(0, 1))
+    assert found.pixels.max() <= 128 if opaque == 2**31 - 1 else not found.pixels.any()
+
+
+def test_nan_of_an_alpha_channel_is_transparent_and_said() -> None:
+    pixels = np.zeros((2, 2, 4), np.float32)
+    pixels[..., 3] = [[1, 1], [1, np.nan]]
+    found = from_any(pixels)
+    assert found.pixels[..., 0].tolist() == [[0, 0], [0, 255]]
+    assert "1 value of the alpha channel is NaN: transparent" in said(found)
+
+
+@pytest.mark.parametrize(("photometric", "rest"), [(1, [0, 255]), (0, [255, 0])])
+def test_nan_and_no_data_become_black_where_zero_is_white(
+    photometric: int, rest: list[int]
+) -> None:
+    values = np.array([[np.nan, 0, 1, -7]], np.float32)
+    found = read_image(tiff(values, photometric, nodata="-7"), 1)
+    assert found.pixels[0, :, 0].tolist() == [0, *rest, 0]
 
 
 def test_a_range_as_typed() -> None:

@@ -106,6 +106,7 @@ def test_what_is_drawn_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
         (("-n", "1"), "fashion"),
         (("-n", "1", "--size", "32"), "photo"),
         (("-n", "1", "--size", "32", "--levels", "1"), "photo"),
+        (("-n", "1", "--size", "32", "--label", "bag"), "fashion"),  # photo has no labels
         (("-n", "1", "--levels", "1", "--complete", str(image_file)), "photo"),
         (("-n", "1", "--model", "cifar10"), "cifar10"),
     ):

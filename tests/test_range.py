@@ -249,3 +249,21 @@ def test_a_range_of_integers_in_python():
     for bad in ((5, 5), (9, 1), (0, float("inf"))):
         with pytest.raises(UsageError, match="is no range of values"):
             model.encode(wide, value_range=bad)
+
+
+def test_nan_is_said_of_sets_too():
+    """Of a file `encode` said it; arrays, training, `eval` and the last lines of --bulk did not."""
+    Path("in").mkdir()
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    values[0, :3] = np.nan
+    for i in range(2):
+        PIL.Image.fromarray(values).save(f"in/{i}.tif")
+    np.save("array.npy", np.stack([values] * 2))
+    np.savez("array.npz", images=np.stack([values] * 2))
+    (note,) = open_data(Path("in")).notes
+    assert note.endswith("Of 2 images looked at, 2 have NaN, which become black.")
+    for array in ("array.npy", "array.npz"):
+        assert "6 of 128 values are NaN and become black." in open_data(Path(array)).notes
+    done = ok("encode", "in", "--bulk", "--workers", 0, "-o", "bulk", "--json")
+    assert json.loads(done.stdout.splitlines()[0])["nan_pictures"] == 2
+    assert "2 images with NaN, which became black" in done.stderr

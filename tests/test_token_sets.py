@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cli_helpers import fails, ok, run
 
-from vqtok import weights
+from vqtok import codes, weights
 from vqtok.cli import token_sets
 from vqtok.codes import npz
 from vqtok.errors import FormatError
@@ -275,3 +275,26 @@ def test_a_folder_of_both_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "one kind at a time" in fails("pack", "in/a.npy", "in/codes.npz", code=2)
     assert "codes file of vqtok" in fails("pack", "in/codes.npz", "--frames")
     assert token_sets.arrays_of(["in"], None, False) is False
+
+
+def test_packed_tokens_are_not_said_to_be_of_a_newer_vqtok(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their member `stream` was taken for the compact form of codes, of some version."""
+    monkeypatch.chdir(tmp_path)
+    np.save("t.npy", video(2))
+    ok("pack", "t.npy")
+    for words in (
+        ("info", "t.vqtok.npz"),
+        ("decode", "t.vqtok.npz"),
+        ("truncate", "t.vqtok.npz", "--levels", 1),
+        ("view", "t.vqtok.npz", "--always"),
+        ("report", "t.vqtok.npz", "-o", "r.html"),
+        ("export", "t.vqtok.npz", "--to", "bin", "-o", "x"),
+    ):
+        said = fails(*words)
+        assert "these are packed tokens, not codes of images" in said
+        assert "fix: vqtok unpack" in said
+    assert "packed tokens, not images" in fails("eval", "t.vqtok.npz")
+    with pytest.raises(FormatError, match="these are packed tokens"):
+        codes.read_codes_meta("t.vqtok.npz")

@@ -538,6 +538,11 @@ def test_options_that_do_not_go_together(made: list[np.ndarray]):
     assert "there is no order 'spiral'" in told("codes", "--to", "bin", "--order", "spiral")
     assert "--bos is for codes, and diffusers is a format of models" in told("codes", "--bos")
     assert "codes holds codes" in told("codes")
+    made_by_encode = Path("files/a")
+    made_by_encode.mkdir(parents=True)
+    ok("unpack", "codes/00000-00000.npz", "-o", made_by_encode / "1.npz")
+    for to in ((), ("--to", "onnx")):  # a folder of codes files was taken for a model's
+        assert "files holds codes" in told("files", *to)
     assert "cannot export to 'x'" in told("codes", "--to", "x")
     assert "nowhere does not exist" in told("nowhere", "--to", "bin", code=1)
     Path("file").write_text("")

@@ -98,7 +98,16 @@ def test_validation_images_that_are_all_unreadable_are_replaced(tmp_path: Path) 
     (place / f"{aside[0]}.png").write_bytes(b"")
     listener = Interrupt()
     assert go(tmp_path / "run", recipe, open_data(place), listener)
-    assert any("validation looks at training images" in note for note in listener.notes)
+    said = "3 images to train on, none set aside: validation looks at training images."
+    assert said in listener.notes
+
+
+def test_one_image_is_not_said_to_be_set_aside(tmp_path: Path) -> None:
+    data = open_data(write_images(tmp_path / "data", {"0.png": 0}))
+    listener = Interrupt("tokenizer", 1)
+    go(tmp_path / "run", recipe_for(data), data, listener)
+    said = "1 image to train on, none set aside: validation looks at training images."
+    assert said in listener.notes
 
 
 def test_images_that_all_become_unreadable(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The classic network: its settings, whole images, bounded memory, gradients."""
 
+import shlex
+import tomllib
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +56,21 @@ CLASSIC = TokenizerConfig(
 def test_settings_that_make_no_classic_network_are_usage_errors(changes: dict[str, Any]):
     with pytest.raises(UsageError):
         replace(CLASSIC, **changes)
+
+
+@pytest.mark.parametrize("network", ["classic", "magvit2"])
+@pytest.mark.parametrize("downsample", [4, 16])
+def test_the_fix_for_missing_stages_names_all_that_is_needed(network: str, downsample: int):
+    """`train --network classic` alone said: 0 stages do not make downsample 16."""
+    values: dict[str, Any] = {"downsample": downsample, "network": network}
+    with pytest.raises(UsageError, match="needs the channels of its stages") as caught:
+        TokenizerConfig(**values)
+    words = shlex.split(caught.value.command_fix)
+    settings = [word.removeprefix("tokenizer.") for word in words if "=" in word]
+    more: dict[str, Any] = tomllib.loads("\n".join(settings))
+    values |= more | {"stages": tuple(more["stages"])}
+    TokenizerConfig(**values)  # raises nothing
+    assert caught.value.fix == f"set for example {', '.join(settings)}"
 
 
 def network(seed: int = 0) -> VQVAE:

@@ -248,6 +248,7 @@ class _ShardWriter:
         self.waiting: dict[tuple[int, int], _Bucket] = {}  # by (w, h)
         self.ranges: list[images.Range | None] = []  # of each line
         self.narrow: list[images.Range] = []
+        self.nan_images = 0
         # positions of the images of each grid, in order
         self.rows: dict[tuple[int, int], list[int]] = {}
 
@@ -275,6 +276,7 @@ class _ShardWriter:
             split=found.split,
         )
         self.narrow += [] if image.narrow is None else [image.narrow]
+        self.nan_images += image.nan > 0
         for pixels in copies:
             self._add_one(record, pixels, image.range)
 
@@ -317,7 +319,7 @@ class _ShardWriter:
         failed = tuple(line for line in self.lines if line.error is not None)
         narrow = images.suggest(self.narrow) if self.narrow else None
         seconds = time.perf_counter() - self.began
-        return ShardReport(found, seconds, failed, narrow, len(self.narrow))
+        return ShardReport(found, seconds, failed, narrow, len(self.narrow), self.nan_images)
 
     def _stack(self, positions: list[int]) -> Codes | Compact:
         """Joins the codes of the images at these positions, all of one grid."""

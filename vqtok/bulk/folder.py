@@ -21,6 +21,7 @@ class ShardReport:
     failed: tuple[ShardRecord, ...] = ()  # images, where they were found to be bad just now
     narrow: Range | None = None  # values in use of images that use little of their range
     narrow_images: int = 0  # how many those are
+    nan_images: int = 0  # how many have NaN, which became black
 
     @property
     def new(self) -> bool:

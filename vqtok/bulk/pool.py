@@ -243,6 +243,7 @@ class _Worker:
                 tuple(answer["notes"]),
                 range=_pair(answer["range"]),
                 narrow=_pair(answer["narrow"]),
+                nan=answer["nan"],
             )
         except (OSError, EOFError, ValueError):  # ValueError: the pipe was closed here
             raise self._died(entry) from None

@@ -128,6 +128,7 @@ def serve(
                     "notes": image.notes,
                     "range": image.range,
                     "narrow": image.narrow,
+                    "nan": image.nan,
                 },
             )
         except files.ServerError as error:

@@ -119,7 +119,9 @@ def read_codes(source: "Source") -> "Codes | Compact":
             f"{path} is a tar, and a codes file is a .npz",
             f"give the folder where it is one of codes shards: {path.parent}",
         )
-    return codes.read_any_codes(path or files.read_stdin(codes.FILE_LIMIT))
+    if path is not None:
+        return codes.read_any_codes(path)
+    return codes.read_any_codes(files.read_stdin(codes.FILE_LIMIT), "standard input")
 
 
 def check_codes_targets(jobs: Sequence[Job], out: Path | None) -> None:

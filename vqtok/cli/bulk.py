@@ -255,6 +255,8 @@ def encode(
         wanted = images.show_range(images.suggest(reporter.narrow))
         note = f"{reporter.narrow_images:,} images use little of their range: --range {wanted} fits"
         output.say(note, options.quiet)
+    if count := reporter.nan_images:
+        output.say(f"{human_count(count, 'image')} with NaN, which became black", options.quiet)
     if passed := found.recognizer.note():
         output.say(passed, options.quiet)
     if compact and model.folder.entropy is None:
@@ -285,7 +287,7 @@ class Reporter:
 
     def __init__(self, json: bool, quiet: bool) -> None:
         self.json, self.quiet = json, quiet
-        self.narrow, self.narrow_images = list[tuple[float, float]](), 0
+        self.narrow, self.narrow_images, self.nan_images = list[tuple[float, float]](), 0, 0
         self.images = self.failed = self.cut = self.shards = self.old = self.bytes = 0
 
     def add(self, report: "ShardReport", source: str | None = None) -> None:
@@ -302,6 +304,7 @@ class Reporter:
         self.cut += cut
         self.old += not report.new
         self.narrow_images += report.narrow_images
+        self.nan_images += report.nan_images
         self.narrow += [] if report.narrow is None else [report.narrow]
         self.bytes += head.bytes
         for line in report.failed:
@@ -357,6 +360,7 @@ def _facts(report: "ShardReport", source: str | None) -> dict[str, Any]:
     return {
         "range_used": None if report.narrow is None else list(report.narrow),
         "range_narrow": report.narrow_images,
+        "nan_pictures": report.nan_images,
         "output": str(report.shard.path) if head.bytes else None,
         "manifest": str(report.shard.records_path),
         "input": source or head.input,

@@ -177,8 +177,17 @@ def _refuse_token_options(source: str, to: str, given: list[str]) -> None:
     fix = f"choose one with --to: {', '.join(TOKEN_FORMATS)}"
     if given:
         raise UsageError(f"{given[0]} is for codes, and {to} is a format of models", fix)
-    if source.endswith(".npz") or os.path.isfile(os.path.join(source, "manifest.json")):
+    if source.endswith(".npz") or _holds_codes(source):
         raise UsageError(f"{source} holds codes, and {to} is a format of models", fix)
+
+
+def _holds_codes(folder: str) -> bool:
+    """Whether it is a folder of codes shards or of codes files, and no model."""
+    if os.path.isfile(os.path.join(folder, "manifest.json")):
+        return True
+    if os.path.isfile(os.path.join(folder, "tokenizer.safetensors")):
+        return False
+    return any(name.endswith(".npz") for _, _, names in os.walk(folder) for name in names)
 
 
 def open_codes(source: str, model: str | None) -> Any:

@@ -50,7 +50,7 @@ def _facts(file: str) -> dict[str, Any]:
 
     if file == "-":
         data = files.read_stdin(codes.FILE_LIMIT)
-        return _codes_facts(codes.read_any_codes(data), len(data))
+        return _codes_facts(codes.read_any_codes(data, "standard input"), len(data))
     path = Path(file)
     if os.path.isfile(file) and path.name != "tokenizer.safetensors":
         with open(file, "rb") as opened:

@@ -105,6 +105,10 @@ def parse(
 
         if goal not in GOALS:
             raise UsageError(f"--goal is {goal!r}", f"choose {' or '.join(GOALS)}")
+        if not effort:
+            raise UsageError(
+                "--goal is for a search, and none is asked for", "add --effort 3, or leave it out"
+            )
     if target is None:
         if lpips is not None:
             raise UsageError("--lpips is for --target lpips:X", "give both, or leave it out")

@@ -43,15 +43,15 @@ def report(
     ] = DEFAULT_OUTPUT,
     model: o.FileModel = None,
     samples: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--samples",
-            help="How many samples to draw at each temperature; 0 for none.",
+            help=f"How many samples to draw at each temperature; 0 for none. Default: {SAMPLES}.",
             metavar="N",
             min=0,
             max=256,
         ),
-    ] = SAMPLES,
+    ] = None,
     figures: Annotated[
         Path | None,
         typer.Option(
@@ -80,6 +80,9 @@ def report(
         )
     if figures is not None and kind != "model":
         raise UsageError("--figures are those of a model, and this is none", "leave --figures out")
+    if samples is not None and kind == "codes":
+        raise UsageError("--samples are those of a model, and these are codes", "leave it out")
+    drawn = SAMPLES if samples is None else samples
     if out.suffix.lower() not in ("", ".html", ".htm"):
         raise UsageError(f"cannot write the page to {out}: it is HTML", "name a .html file")
     output.check_target(out, force)
@@ -87,9 +90,9 @@ def report(
     if kind == "codes":
         page = _of_codes(what, model, device, verbose)
     elif kind == "run":
-        page = _of_run(Path(what), samples, device, quiet, verbose)
+        page = _of_run(Path(what), drawn, device, quiet, verbose)
     else:
-        page = _of_model(what, figures, samples, device, quiet, verbose)
+        page = _of_model(what, figures, drawn, device, quiet, verbose)
     output.write(out, page, force)
     from vqtok.files import human_bytes
 
@@ -276,8 +279,8 @@ def _read_codes(what: str, model: str | None) -> _CodesFile:
         if what == "-"
         else files.read_bytes(Path(what), codes.FILE_LIMIT)
     )
-    with codes.name_in_errors("standard input" if what == "-" else what):
-        return _CodesFile(data, codes.read_any_codes(data), [], [])
+    found = codes.read_any_codes(data, "standard input" if what == "-" else what)
+    return _CodesFile(data, found, [], [])
 
 
 def _of_codes(what: str, model: str | None, device: str | None, verbose: bool) -> bytes:

@@ -174,7 +174,8 @@ def sample(
             autocompletion=o.complete_model,
             help=(
                 "Name, folder or tokenizer file. Default: VQTOK_MODEL, else fashion, whose samples "
-                "are recognized best; with --complete, --size or --levels photo."
+                "are recognized best; photo with --complete, and with --size or --levels where "
+                "no --label is given."
             ),
         ),
     ] = None,
@@ -204,8 +205,9 @@ def sample(
     wanted = _parse_size(size)
     target = _target(out, n, json, force)
     default = DEFAULT_SAMPLED
-    if complete is not None or size is not None or drawn.levels is not None:
-        default = DEFAULT_MODEL  # fashion has one level, and knows one size
+    other = size is not None or drawn.levels is not None
+    if complete is not None or (other and drawn.label is None):
+        default = DEFAULT_MODEL  # fashion has one level, and knows one size; photo has no labels
     chosen = ModelOptions(model, device, verbose=verbose, default=default)
     chosen.check_levels(drawn.levels)
     codec = chosen.load()

@@ -107,8 +107,10 @@ def _kind(path: Path) -> str:
         return "array"
     if isinstance(path, files.RemotePath):
         return "packed" if name.endswith(PACKED) else "codes"
+    from vqtok.codes.io import TOKENS_MEMBER
+
     members = _members(path)
-    if "vqtok_tokens.npy" in members:
+    if f"{TOKENS_MEMBER}.npy" in members:
         return "packed"
     if not members:
         return "other"
@@ -301,7 +303,9 @@ def _run(
 
 
 def _describe(job: Job, facts: Facts) -> list[str]:
-    ratio = f", {facts['packed_ratio']:.2f} times packed" if "packed_ratio" in facts else ""
+    ratio = ""
+    if facts.get("packed_ratio"):  # rounded to 0 where a file of few tokens is all header
+        ratio = f", {1 / facts['packed_ratio']:.0%} of bit-packed"
     return [
         f"{job.source} -> {output.display_name(job.target)}  {facts['tokens']:,} tokens, "
         f"{files.human_bytes(facts['bytes'])}{ratio}, {facts['seconds']:.2f} s"

@@ -6,7 +6,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vqtok import config, images, model_registry
-from vqtok.codes import Codes, Compact, count_levels, levels_fix, to_compact, unpack
+from vqtok.codes import (
+    Codes,
+    Compact,
+    count_levels,
+    has_levels,
+    levels_fix,
+    to_compact,
+    unpack,
+)
 from vqtok.config import TokenizerConfig
 from vqtok.errors import ModelError, UsageError
 
@@ -75,8 +83,10 @@ class CodesModel:
 
         UsageError where the model has not so many.
         """
-        if levels is None or 1 <= levels <= self.config.levels:
-            return levels or self.config.levels
+        if levels is None:
+            return self.config.levels
+        if has_levels(levels, self.config.levels):
+            return int(levels)
         raise UsageError(
             f"the model {self.name} has {count_levels(self.config.levels)}, not {levels}",
             levels_fix(self.config.levels),

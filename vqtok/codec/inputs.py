@@ -36,6 +36,8 @@ def checked_images(given: Tensor, channels: int) -> Tensor:
     x = given[None] if given.ndim == 3 else given
     if x.ndim != 4 or x.numel() == 0:
         raise UsageError(f"{shown} is no batch of images", _FIX)
+    if x.layout != torch.strided or x.is_meta:
+        raise UsageError(f"{shown} is sparse, or without values", "give a dense tensor")
     if x.shape[1] != channels:
         place = " (channels come first)" if x.shape[3] == channels else ""
         raise UsageError(f"{shown} has {x.shape[1]} channels, the model {channels}{place}", _FIX)
@@ -179,7 +181,10 @@ def floats(batch: Batch, rows: slice, columns: slice, f: int, device: torch.devi
 
 def check_indices(indices: np.ndarray | Tensor, codebook_size: int, model: str) -> None:
     """Raises UsageError unless these are integers (n, L, h, w) from 0 to K - 1."""
-    dtype, shape = str(indices.dtype).removeprefix("torch."), tuple(indices.shape)
+    named, shape = indices.dtype, tuple(indices.shape)
+    if isinstance(named, np.dtype):
+        named = named.newbyteorder("=")  # any byte order
+    dtype = str(named).removeprefix("torch.")
     if len(shape) != 4 or 0 in shape or not re.fullmatch(r"u?int\d+", dtype):
         raise UsageError(
             f"indices of {dtype} in the shape {shape} are no index grids",
@@ -193,6 +198,19 @@ def check_indices(indices: np.ndarray | Tensor, codebook_size: int, model: str) 
             f"these indices go from {low} to {high}",
             f"the model {model} has 0 to {codebook_size - 1}",
         )
+
+
+def as_sizes(sizes: Iterable[Any]) -> tuple[Any, ...]:
+    """Returns pairs (H, W) of any integers, or the rows of an array, as tuples of ints; what is no
+    integer stays as it is.
+    """
+    pairs = [tuple(size) if isinstance(size, Iterable) else size for size in sizes]
+    return tuple(
+        tuple(int(side) if is_integer(side) else side for side in pair)
+        if isinstance(pair, tuple)
+        else pair
+        for pair in pairs
+    )
 
 
 def as_size(size: Any) -> tuple[int, int]:

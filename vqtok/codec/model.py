@@ -21,6 +21,7 @@ from vqtok.codes import (
     Codes,
     Compact,
     count_levels,
+    has_levels,
     index_dtype,
     levels_fix,
     read_any_codes,
@@ -284,14 +285,13 @@ class Model(CodesModel):
                 self._search(batch[i : i + group], indices[i : i + group], search)
         return indices
 
-    def codes(
-        self, indices: np.ndarray | Tensor, sizes: tuple[tuple[int, int], ...] | None = None
-    ) -> Codes:
+    def codes(self, indices: np.ndarray | Tensor, sizes: Iterable[Any] | None = None) -> Codes:
         """Makes Codes of index grids (n, L, h, w) from elsewhere, a transformer of your own for
         one: to decode, or to write to a file.
 
         indices are integers of any dtype, of the model's first L levels. sizes are the (H, W) of
-        each image, by default all that the grid spans: h*f x w*f. Raises UsageError.
+        each image, pairs or an array (n, 2), by default all that the grid spans: h*f x w*f. Raises
+        UsageError.
         """
         array = (
             indices.detach().cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
@@ -299,7 +299,7 @@ class Model(CodesModel):
         K, f = self.config.codebook_size, self.config.downsample
         self._check_indices(array)
         n, _, h, w = array.shape
-        shown = ((h * f, w * f),) * n if sizes is None else sizes
+        shown = ((h * f, w * f),) * n if sizes is None else inputs.as_sizes(sizes)
         try:
             return Codes(
                 array.astype(index_dtype(K)),
@@ -458,7 +458,7 @@ class Model(CodesModel):
         """
         indices = given[None] if given.ndim == 3 else given
         self._check_indices(indices)
-        if levels is not None and not 1 <= levels <= indices.shape[1]:
+        if levels is not None and not has_levels(levels, indices.shape[1]):
             raise UsageError(
                 f"these codes hold {count_levels(indices.shape[1])}, not {levels}",
                 levels_fix(indices.shape[1]),

@@ -19,7 +19,7 @@ A reader ignores keys and members that it does not know. It trusts nothing: see 
 
 from vqtok.codes.checks import FORMAT, name_in_errors, parse_meta
 from vqtok.codes.compact import Compact, images_sharing, to_compact, unpack
-from vqtok.codes.grids import Codes, count_levels, index_dtype, levels_fix
+from vqtok.codes.grids import Codes, count_levels, has_levels, index_dtype, levels_fix
 from vqtok.codes.io import (
     FILE_LIMIT,
     form,
@@ -45,6 +45,7 @@ __all__ = [
     "encode_at_rate",
     "fit_to_size",
     "form",
+    "has_levels",
     "images_sharing",
     "index_dtype",
     "indices_to_bytes",

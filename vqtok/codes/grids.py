@@ -125,7 +125,7 @@ class Codes(GridDescription):
 
         UsageError where so many are not here.
         """
-        if not 1 <= count <= self.levels:
+        if not has_levels(count, self.levels):
             raise UsageError(
                 f"these codes hold {count_levels(self.levels)}, not {count}",
                 levels_fix(self.levels),
@@ -156,6 +156,11 @@ def index_dtype(codebook_size: int) -> np.dtype:
 def count_levels(levels: int) -> str:
     """Writes '1 level' or '8 levels'."""
     return "1 level" if levels == 1 else f"{levels} levels"
+
+
+def has_levels(count: object, levels: int) -> bool:
+    """Whether a number of first levels is an integer, of Python or NumPy, from 1 to `levels`."""
+    return isinstance(count, int | np.integer) and 1 <= int(count) <= levels
 
 
 def levels_fix(levels: int) -> str:

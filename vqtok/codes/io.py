@@ -26,6 +26,7 @@ from vqtok.errors import FormatError
 
 FILE_LIMIT = 4 << 30  # bytes; the file is held in memory while it is read
 COMPACT_MEMBER = "c"  # short: a zip holds each name twice
+TOKENS_MEMBER = "vqtok_tokens"  # of a packed token set, see `token_sets.packed`
 # the most the meta member may take without the sizes, 4 bytes a character ...
 _META_BYTES = 1 << 16
 _META_BYTES_EACH = 96  # ... and for each image: "[1234567890,1234567890],"
@@ -89,9 +90,12 @@ def read_plain_codes(source: Path | str | bytes) -> Codes:
         return unpack(found)
 
 
-def read_any_codes(source: Path | str | bytes) -> Codes | Compact:
-    """Reads what is in a file of either form. Errors as `read_plain_codes`."""
-    data, origin = _load(source)
+def read_any_codes(source: Path | str | bytes, origin: object = None) -> Codes | Compact:
+    """Reads what is in a file of either form. Errors as `read_plain_codes`; they name `origin`, by
+    default the file, and bytes "codes".
+    """
+    data, name = _load(source)
+    origin = name if origin is None else origin
     with name_in_errors(origin), open_archive(data) as archive:
         if _is_compact(archive):
             return _read_compact(archive)
@@ -137,6 +141,11 @@ def form(codes: Codes | Compact) -> str:
 
 def _is_compact(archive: zipfile.ZipFile) -> bool:
     names = archive.namelist()
+    require(
+        f"{TOKENS_MEMBER}.npy" not in names,
+        "these are packed tokens, not codes of images",
+        "vqtok unpack makes the array again that they were packed from",
+    )
     return (COMPACT_MEMBER in names or "stream.npy" in names) and "indices.npy" not in names
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from vqtok.config.coerce import check_added, check_choice, check_range, require
 from vqtok.config.paper import check_paper
 from vqtok.config.registry import LIKELIHOODS, NETWORKS, QUANTIZERS, with_settings
+from vqtok.errors import UsageError
 
 # Quantizers of what an encoder gives; `pixels` are the image's own, and nothing is learned.
 LEARNED = tuple(name for name in QUANTIZERS if name != "pixels")
@@ -150,6 +151,8 @@ class TokenizerConfig:
 
     def _check_classic(self) -> None:
         count = len(self.stages)
+        if not count:
+            raise self._without_stages()
         made = f"{count} stages do not make downsample {self.downsample}"
         require(2 ** (count - 1) == self.downsample, made, "there is a halving between two stages")
         require(
@@ -190,6 +193,18 @@ class TokenizerConfig:
             fits,
             f"attention {list(self.attention)} does not fit {count} stages",
             f"choose from 0 to {count}, each once",
+        )
+
+    def _without_stages(self) -> UsageError:
+        """Names all settings that these networks need, by values that go together."""
+        halvings = self.downsample.bit_length() - 1
+        stages = ",".join(str(min(32 << i, 256)) for i in range(halvings + 1))
+        settings = [f"stages=[{stages}]", "width=32", "fold=1", "shortcut=false", "groups=8"]
+        settings += [] if self.network == "magvit2" else ["z_channels=64"]
+        return UsageError(
+            f"the {self.network} network needs the channels of its stages, finest first",
+            f"set for example {', '.join(settings)}",
+            "for example " + " ".join(f"--set 'tokenizer.{setting}'" for setting in settings),
         )
 
     def _check_decoder(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from vqtok import images
+from vqtok.codes.io import TOKENS_MEMBER
 from vqtok.data.classes import Classes, of_integers, of_values
 from vqtok.data.dataset import ArrayData, DataOptions
 from vqtok.data.place import Place
@@ -110,11 +111,13 @@ class ScaledPixels:
 
 def _range_of(values: np.ndarray, given: images.Range | None) -> tuple[images.Range, list[str]]:
     """Returns the one range of a whole array, and what to say of it."""
-    lows, highs = list[float](), list[float]()
+    lows, highs, nan = list[float](), list[float](), 0
     step = max(1, _AT_ONCE_BYTES // max(1, values[0].nbytes))
     for i in range(0, len(values), step):
+        part = np.asarray(values[i : i + step])
+        nan += images.count_nan(part)
         with suppress(InputError):  # no finite number
-            low, high = images.used_range(np.asarray(values[i : i + step]))
+            low, high = images.used_range(part)
             lows.append(low)
             highs.append(high)
     if not lows:
@@ -124,7 +127,8 @@ def _range_of(values: np.ndarray, given: images.Range | None) -> tuple[images.Ra
     scaled = images.to_8_bits(
         ends if whole else np.append(ends, ends[:1] + ends.dtype.type(1e-3)), given
     )
-    return scaled.range, [f"{note}." for note in scaled.notes]
+    notes = [*scaled.notes, *([images.nan_note(nan, values.size)] if nan else [])]
+    return scaled.range, [f"{note}." for note in notes]
 
 
 def _are_whole(values: np.ndarray, step: int) -> bool:
@@ -267,6 +271,8 @@ def open_npz(
             compact = "c" in archive.namelist() or list(members) == ["stream"]
             if ("meta" in members and "indices" in members) or compact:
                 raise InputError(f"{path} holds codes, not images", "decode it: vqtok decode")
+            if TOKENS_MEMBER in members:
+                raise InputError(f"{path} holds packed tokens, not images", "give images")
             words = words or (("train",) if split == "train" else ("test", "val"))
             own, name = _pick(members, _IMAGES, words)
             name = name or _first_images(archive, members, path)

@@ -316,6 +316,7 @@ class ImageFiles(Plain):
         """
         places = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(np.int64))
         little, own, ranges = list[images.Range](), list[images.Range](), set[images.Range]()
+        with_nan = 0
         for place in map(int, places):
             with suppress(VqtokError, OSError):
                 source = self._fetch(place)
@@ -325,6 +326,7 @@ class ImageFiles(Plain):
                 if found.narrow:  # the range itself: it was made of the image's values
                     (own if found.narrow == found.range else little).append(found.narrow)
                 ranges |= {found.range} if found.range else set()
+                with_nan += found.nan > 0
         if not ranges:
             return
         shown = " or ".join(images.show_range(each) for each in sorted(ranges)[:3])
@@ -341,6 +343,11 @@ class ImageFiles(Plain):
             line += (
                 " Each image has a range of its own, from its lowest to its highest value. "
                 f"--range {wanted} would be one for all."
+            )
+        if with_nan:
+            line += (
+                f" Of {human_count(len(places), 'image')} looked at, {with_nan} "
+                f"{'has' if with_nan == 1 else 'have'} NaN, which become black."
             )
         self.notes = (*self.notes, line)
 

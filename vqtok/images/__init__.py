@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from vqtok.images.color import WHITE, Color, parse_color
     from vqtok.images.depth import (
         Range,
+        count_nan,
+        nan_note,
         parse_range,
         range_of_record,
         show_range,
@@ -41,6 +43,7 @@ __all__ = [
     "Range",
     "Recognizer",
     "check_suffix",
+    "count_nan",
     "count_pixels",
     "crop",
     "encode_as",
@@ -48,6 +51,7 @@ __all__ = [
     "from_any",
     "is_deep",
     "may_be_image",
+    "nan_note",
     "pad",
     "parse_color",
     "parse_range",
@@ -68,7 +72,8 @@ if not TYPE_CHECKING:  # type checkers would take every name for one that is her
         __name__,
         __all__,
         color="WHITE Color parse_color",
-        depth="Range parse_range range_of_record show_range suggest to_8_bits used_range",
+        depth="Range count_nan nan_note parse_range range_of_record show_range suggest to_8_bits "
+        "used_range",
         read="IMAGE_SUFFIXES MAX_BYTES MAX_PIXELS DecodedImage count_pixels from_any is_deep "
         "may_be_image read_image",
         recognize="START Recognizer",

@@ -31,6 +31,7 @@ class Scaled:
     range: Range  # the values that became 0 and 255
     narrow: Range | None  # the values in use, where they are a small part of the range, or made it
     notes: tuple[str, ...]
+    nan: int = 0  # how many values are NaN, and became black
 
 
 def parse_range(text: str | None) -> Range | None:
@@ -102,8 +103,9 @@ def to_8_bits(
         chosen, notes, made = _choose(values.dtype, used, bits, values)
     if gap:
         notes = [*notes, gap]
-    if values.dtype.kind == "f" and (count := int(np.isnan(values).sum())):
-        notes = [*notes, f"{count:,} of {values.size:,} values are NaN and become black"]
+    nan = count_nan(values)
+    if nan:
+        notes = [*notes, nan_note(nan, values.size)]
     pixels = _scale(values, chosen, nodata)
     share = (used[1] - used[0]) / (chosen[1] - chosen[0]) if chosen[1] > chosen[0] else 1.0
     narrow = used if used[1] > used[0] and (share < NARROW or made) else None
@@ -112,7 +114,17 @@ def to_8_bits(
     elif narrow is not None:
         # made of the values themselves, it is another for each image
         notes = [*notes, f"for a set give one range, like --range {show_range(narrow)}"]
-    return Scaled(pixels, chosen, narrow, tuple(notes))
+    return Scaled(pixels, chosen, narrow, tuple(notes), nan)
+
+
+def count_nan(values: np.ndarray) -> int:
+    """Counts the values that are NaN: 0 of integers."""
+    return int(np.isnan(values).sum()) if values.dtype.kind == "f" else 0
+
+
+def nan_note(nan: int, count: int) -> str:
+    """Says how many of an image's values, or of a set's, are NaN."""
+    return f"{nan:,} of {count:,} values are NaN and become black"
 
 
 def _narrow_note(share: float, chosen: Range, used: Range) -> str:

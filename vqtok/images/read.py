@@ -71,6 +71,7 @@ _COUNTED_BYTES = 32 << 20  # of an animation whose frames are counted, which tak
 # A pattern that begins with one byte is found 20 times as fast as \xff+
 _MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])")
 _AT_ONCE = 2**22  # pixels that are taken from PIL in one piece
+_FEW_BITS = {"L;2": 3, "L;4": 15}  # raw modes that PIL scales to 8 bits, and their highest value
 
 # A fixed list: Pillow would otherwise hand EPS to Ghostscript, and take noise for
 # formats without a signature.
@@ -111,6 +112,7 @@ class DecodedImage:
     reduced: int = 1  # how many pixels of the file, along each axis, became one
     range: Range | None = None  # values that became 0 and 255; None: it had 8 bits
     narrow: Range | None = None  # values in use, where another range would serve them better
+    nan: int = 0  # how many values are NaN, and became black
 
 
 def read_image(
@@ -237,7 +239,7 @@ def from_any(
         found = _decode(array, "the image", channels, background, value_range)
     if scaled is not None:
         notes += scaled.notes
-        found = replace(found, range=scaled.range, narrow=scaled.narrow)
+        found = replace(found, range=scaled.range, narrow=scaled.narrow, nan=scaled.nan)
     return replace(found, notes=notes + found.notes, source_bytes=size)
 
 
@@ -254,10 +256,25 @@ def _scaled_array(array: np.ndarray, value_range: Range | None) -> tuple[Scaled 
     scaled = to_8_bits(colors, value_range)
     if array.shape[2:] != (4,):
         return scaled, scaled.pixels
-    alpha = array[..., 3:]
-    full = (0.0, 1.0) if array.dtype.kind == "f" else (0.0, float(np.iinfo(array.dtype).max))
-    top = full if array.dtype.kind != "f" or float(alpha.max()) <= 1 else (0.0, 255.0)
-    return scaled, np.concatenate([scaled.pixels, to_8_bits(alpha, top).pixels], axis=2)
+    alpha = _scaled_alpha(array[..., 3:])
+    if alpha.nan:
+        count = "1 value" if alpha.nan == 1 else f"{alpha.nan:,} values"
+        note = f"{count} of the alpha channel {'is' if alpha.nan == 1 else 'are'} NaN: transparent"
+        scaled = replace(scaled, notes=(*scaled.notes, note))
+    return scaled, np.concatenate([scaled.pixels, alpha.pixels], axis=2)
+
+
+def _scaled_alpha(alpha: np.ndarray) -> Scaled:
+    """Converts an alpha channel (H, W, 1) to uint8: integers up to 16 bits by the range of their
+    type, larger ones by 0 to 255 or 0 to 65535, floats by 0 to 1 or 0 to 255.
+    """
+    if alpha.dtype.kind == "f":  # up to 2, 0 to 1 with some overshoot
+        highest = float(alpha.max(initial=0, where=np.isfinite(alpha)))
+        return to_8_bits(alpha, (0.0, 1.0 if highest <= 2 else 255.0))
+    full, highest = int(np.iinfo(alpha.dtype).max), int(alpha.max())
+    if alpha.dtype.itemsize > 2:
+        full = next((top for top in (255, 65535) if highest <= top), full)
+    return to_8_bits(alpha, (0.0, float(full)))
 
 
 def checked(array: np.ndarray) -> np.ndarray:
@@ -467,8 +484,10 @@ def _decode(
     tags = dict(getattr(image, "tag_v2", None) or {})  # a TIFF's alone
     if tags:
         check_layout(name, tags)
-    deep_mode = _words_mode(image)
+    deep_mode, raw = _words_mode(image), _raw_mode(image)
     image.load()
+    if raw in _FEW_BITS:
+        _scale_key(image, raw)
     # after load: for some formats PIL applies it then, and drops the tag
     orientation = _orientation(image)
     profile = image.info.get("icc_profile")
@@ -491,7 +510,8 @@ def _decode(
     pixels = np.ascontiguousarray(pixels).reshape(*pixels.shape[:2], channels)
     if scaled is None:
         return DecodedImage(pixels, tuple(notes))
-    return DecodedImage(pixels, tuple(notes), range=scaled.range, narrow=scaled.narrow)
+    found = DecodedImage(pixels, tuple(notes), range=scaled.range, narrow=scaled.narrow)
+    return replace(found, nan=scaled.nan)
 
 
 def _gray_to_8_bits(
@@ -516,7 +536,11 @@ def _gray_to_8_bits(
     except InputError as error:
         raise InputError(str(error).replace("the image", name), error.fix) from None
     is_negative = "zero is white" in image.info or (tags and is_inverted(tags))
-    pixels = 255 - scaled.pixels if is_negative else scaled.pixels
+    pixels = scaled.pixels
+    if is_negative:  # what counts as no value is black here, too
+        none = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
+        none |= False if nodata is None else values == nodata
+        pixels = np.where(none, np.uint8(0), 255 - pixels)
     gray, key = Image.fromarray(pixels), image.info.get("transparency")
     if isinstance(key, int):  # of a PNG
         alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
@@ -528,11 +552,28 @@ def _words_mode(image: Image.Image) -> str:
     """Returns PIL's raw mode of colors that have 16 bits in the file, of which it keeps the high 8;
     else nothing.
     """
+    raw = _raw_mode(image)
+    found = re.fullmatch(r"(RGB|RGBA|RGBX|RGBa|LA);16[LBN]", raw)
+    return raw if found and image.format in ("PNG", "TIFF") else ""
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Returns PIL's name for the values as they are in the file, before it loads them; nothing
+    where it has none.
+    """
     tiles = getattr(image, "tile", None) or ()
     args = tiles[0].args if len(tiles) > 0 else ""
     raw = args[0] if isinstance(args, tuple) and args else args
-    found = isinstance(raw, str) and re.fullmatch(r"(RGB|RGBA|RGBX|RGBa|LA);16[LBN]", raw)
-    return str(raw) if found and image.format in ("PNG", "TIFF") else ""
+    return raw if isinstance(raw, str) else ""
+
+
+def _scale_key(image: Image.Image, raw: str) -> None:
+    """Scales the gray level that is transparent as PIL scales the pixels of 2 or 4 bits, where it
+    did not.
+    """
+    key, top = image.info.get("transparency"), _FEW_BITS[raw]
+    if image.format == "PNG" and image.mode == "L" and isinstance(key, int) and key <= top:
+        image.info["transparency"] = key * 255 // top
 
 
 def _colors_to_8_bits(
@@ -542,6 +583,11 @@ def _colors_to_8_bits(
     whole values.
     """
     high = np.asarray(image)  # (H, W, 3|4)
+    key = image.info.get("transparency")  # of a PNG: PIL compares bytes with its 16 bits
+    if isinstance(key, tuple) and data is not None and high.shape[2] == 3:
+        clear = (_words(data, image.mode, raw, name, high) == np.array(key)).all(axis=2)
+        high = np.concatenate([high, np.where(clear, 0, 255)[..., None].astype(np.uint8)], axis=2)
+        image = Image.fromarray(high)
     if value_range is None or value_range == (0.0, 65535.0) or data is None:
         used = narrow_of_bytes(high[..., :3])
         notes = () if used is None else (words_note(used),)

@@ -17,13 +17,14 @@ import numpy as np
 
 from vqtok import entropy, weights
 from vqtok.codes import npz
+from vqtok.codes.io import TOKENS_MEMBER
 from vqtok.errors import FormatError, InputError, ModelError
 from vqtok.token_sets import arrays, counts
 from vqtok.token_sets.arrays import Tokens
 from vqtok.token_sets.counts import Counts, Layout
 
 FILE = f"tokens{weights.SUFFIX}"
-HEADER = "vqtok_tokens"
+HEADER = TOKENS_MEMBER
 _AGAIN = "copy or download the file again"
 
 

@@ -12,6 +12,7 @@ from vqtok.codec import to_device, tokenizer_from_weights
 from vqtok.config import ENTROPY_CODES_MAX, Recipe
 from vqtok.data import Dataset, split_indices
 from vqtok.errors import InputError, TrainingError
+from vqtok.files import human_count
 from vqtok.networks.vqvae import VQVAE
 from vqtok.train import loop
 from vqtok.train.context import Listener, RunContext, Status, Stop
@@ -88,9 +89,10 @@ def train(run: RunContext, dataset: Dataset) -> bool:
     if distributed.is_main_process():
         copy_tokenizer(run.folder, dataset)
     parts = _parts(dataset, run)
-    run.listener.note(
-        f"{len(parts[0]):,} images to train on, {len(parts[1]):,} set aside for validation."
-    )
+    aside = len(np.setdiff1d(parts[1], parts[0]))
+    kept = f"{aside:,} set aside for validation."
+    kept = kept if aside else "none set aside: validation looks at training images."
+    run.listener.note(f"{human_count(len(parts[0]), 'image')} to train on, {kept}")
     if stage in ("tokenizer", "all") and not _train_tokenizer(dataset, parts, run):
         return False
     return stage == "tokenizer" or _train_priors(dataset, parts, run)
@@ -105,7 +107,6 @@ def _parts(dataset: Dataset, run: RunContext) -> Parts:
     training, aside = split_indices(dataset, data.validation, data.validation_max, run.seed)
     validation = [i for i in aside if _readable(dataset, i)]
     if not validation:
-        run.listener.note("No image is set aside: validation looks at training images.")
         readable = (i for i in training if _readable(dataset, i))
         validation = list(islice(readable, data.validation_max))
     if not validation:

@@ -59,6 +59,8 @@ export async function readCodes(bytes) {
   const all = members(bytes);
   const has = (name) => all.some((member) => member.name === name);
   if (!has("indices.npy") && has("c")) return fromStream(await whole(all, "c", "c"));
+  require(!has("vqtok_tokens.npy"), "these are packed tokens, not codes of images",
+    "vqtok unpack makes the array again that they were packed from");
   if (!has("indices.npy") && has("stream.npy")) {
     const stream = await array(all, "stream");
     require(stream.type === "|u1" && stream.shape.length === 1, "the stream is no row of bytes");
