@@ -1,15 +1,20 @@
 """The gate of the prior with its dropout, written out:
-the same values and gradients as autograd's, and honest draws.
+the same values and gradients as autograd's, and honest draws. On how many threads priors train.
 """
+
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqtok import config, threads
 from vqtok.config import PriorConfig
 from vqtok.priors import PixelCNN, pixelcnn
 from vqtok.priors.pixelcnn import gate, gate_and_drop
+from vqtok.train import loop
 
 
 def values(B: int = 2, C: int = 3, h: int = 4, w: int = 5) -> Tensor:
@@ -80,3 +85,24 @@ def test_dropout_follows_the_seed_and_rests_in_evaluation() -> None:
     prior.eval()
     assert torch.equal(loss(1), loss(2))
     assert F.softmax(prior(indices), -1).sum(-1).allclose(torch.ones(2, 1, 4, 4))
+
+
+@pytest.mark.parametrize(("preset", "small"), [("tiny", True), ("cifar", False)])
+def test_small_priors_train_on_one_thread(
+    preset: str, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, used = config.PRESETS[preset], list[int]()
+    with torch.device("meta"):
+        network = PixelCNN(recipe.prior)
+    assert threads.is_small(network, recipe.prior_training.batch * 8 * 8) == small
+
+    def run(*_: object) -> Any:
+        return SimpleNamespace(train=lambda resume: used.append(torch.get_num_threads()))
+
+    monkeypatch.setattr(loop, "_Trainer", run)
+    task: Any = SimpleNamespace(one_thread=small)
+    where: Any = SimpleNamespace(device=torch.device("cpu"))
+    with threads.threads(2):
+        loop.train(task, recipe.prior_training, where, False)
+        assert torch.get_num_threads() == 2
+    assert used == [1 if small else 2]

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+from torch import nn
+
+_SMALL_STEP = 2e9  # parameters times places
 
 
 @contextmanager
@@ -26,3 +29,12 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def is_small(network: nn.Module, places: int) -> bool:
+    """Whether a training step of a prior, over that many places of grids, is too small to share.
+
+    Of a PixelCNN and grids of 8x8 in batches of 32, on two idle cores: .079 s a step by one thread
+    and .105 by two for 0.6 M parameters, .166 and .152 for 1.3 M.
+    """
+    return sum(parameter.numel() for parameter in network.parameters()) * places < _SMALL_STEP

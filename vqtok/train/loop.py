@@ -15,6 +15,7 @@ from torch import Tensor
 from vqtok import distributed, images
 from vqtok.config import OPTIMIZERS, StageConfig
 from vqtok.errors import TrainingError
+from vqtok.threads import one_thread
 from vqtok.train import state
 from vqtok.train.context import RunContext, Status
 from vqtok.train.draws import mixed_seed
@@ -67,7 +68,8 @@ def train(task: Task, config: StageConfig, run: RunContext, resume: bool) -> boo
     # shapes never change: the fastest algorithm is looked for once
     keep_memory()
     torch.backends.cudnn.benchmark = run.device.type == "cuda"
-    return _Trainer(task, config, run).train(resume)
+    with one_thread(task.one_thread and run.device.type == "cpu"):
+        return _Trainer(task, config, run).train(resume)
 
 
 class _Trainer:

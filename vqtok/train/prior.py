@@ -19,6 +19,7 @@ from vqtok.errors import InputError
 from vqtok.integer_prior import largest_sum
 from vqtok.priors import IntegerPrior, Prior, build_prior
 from vqtok.priors.base import start_from_codebooks
+from vqtok.threads import is_small
 from vqtok.train.context import RunContext
 from vqtok.train.grids import GridBatches, Grids, window_of
 from vqtok.train.task import Step, Task, Validation
@@ -50,6 +51,7 @@ class GridTask(Task):
         self.network = to_device(self.make(), run.device)
         dropout = recipe.prior_training.label_dropout if recipe.prior.labels else 0.0
         batch = self.stage.batch
+        self.one_thread = is_small(self.network, batch * self.window[0] * self.window[1])
         share = distributed.rank(), distributed.world_size()
         self._batches = GridBatches(parts[0], batch, self.window, recipe.seed, dropout, share)
         held_out = Grids.of_list(

@@ -40,6 +40,7 @@ class Task(ABC):
     name: str
     network: nn.Module
     frozen: tuple[str, ...] = ()  # how the names of its tensors begin that never change
+    one_thread: bool = False  # whether a step on a CPU is too small for several threads
     codes: int = 1  # K: size of the histogram of chosen codes
 
     def learners(self) -> list[state.Learner]:
