@@ -15,7 +15,7 @@ from vqtok.config.tokenizer import TokenizerConfig
 
 PRESETS: dict[str, Recipe] = {
     # Small enough for a laptop's CPU: a working model of 32x32 images, like the built-in shapes, in
-    # six or seven minutes. A decoder that ended at 1/4 of the resolution blurred the shapes so much
+    # seven minutes. A decoder that ended at 1/4 of the resolution blurred the shapes so much
     # that they could not be told apart.
     "tiny": Recipe(
         tokenizer=TokenizerConfig(
