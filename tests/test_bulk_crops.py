@@ -15,7 +15,7 @@ from vqtok import codec, codes
 from vqtok.bulk import CodesDataset
 from vqtok.bulk.crops import Crops
 from vqtok.data import split_indices
-from vqtok.errors import UsageError
+from vqtok.errors import InputError, UsageError
 from vqtok.train.shards import CodesData
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -109,6 +109,8 @@ def test_moved_copies_follow_and_mirror_what_is_missing():
         Crops.of(16, "ten", moved=1).apply(pixels, "")
     )
     assert Crops.of(moved=2).apply(image(1, 2), "a").shape == (3, 1, 2, 3)
+    with pytest.raises(InputError, match="1,000 moved copies of 600x400 hold more than"):
+        Crops.of(moved=1000).apply(np.broadcast_to(np.uint8(0), (400, 600, 3)), "a")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from vqtok.errors import UsageError
-from vqtok.images.read import DecodedImage, checked
+from vqtok.errors import InputError, UsageError
+from vqtok.images.read import MAX_PIXELS, DecodedImage, checked
 
 TEN_MARGIN = 1.1  # of `ten`: short side of what the five crops are taken from, in crops
 RANDOM_LEAST = 0.8  # of `random`: side of the smallest square, in short sides of the image
@@ -170,8 +170,16 @@ class Crops:
         return [(float(x), float(y), float(x + s), float(y + s)) for s, x, y in boxes]
 
     def _move(self, found: np.ndarray, name: str) -> np.ndarray:
-        """Returns copies of images uint8 (n, H, W, C), moved: uint8 (n * moved, H, W, C)."""
+        """Returns copies of images uint8 (n, H, W, C), moved: uint8 (n * moved, H, W, C).
+
+        Raises InputError where they would hold more pixels than an image may have.
+        """
         n, H, W, _ = found.shape
+        if n * self.moved * H * W > MAX_PIXELS:
+            raise InputError(
+                f"{n * self.moved:,} moved copies of {W}x{H} hold more than {MAX_PIXELS:,} pixels",
+                "give fewer with --moved, or --size or --max-size",
+            )
         most = max(1, min(H, W) // MOVE_MOST)
         steps = 2 * most + 1
         # every place in a square but its middle, which moves nothing
